@@ -1,0 +1,1 @@
+"""A live rbkit profiler on a WebSocket: Tornado handlers with threaded ZMQ."""
