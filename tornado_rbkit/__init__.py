@@ -1,1 +1,31 @@
 """A live rbkit profiler on a WebSocket: Tornado handlers with threaded ZMQ."""
+
+from tornado_rbkit.access import Access
+from tornado_rbkit.bridge import Bridge, BridgeFullError
+from tornado_rbkit.client import ConnectionLost, Gap, RbkitClient
+from tornado_rbkit.iothread import IOLoopThread
+from tornado_rbkit.link import EndpointError
+from tornado_rbkit.pages import IndexHandler, StatusHandler, TargetsHandler
+from tornado_rbkit.protocol import CommandError, DecodeError, RbkitError
+from tornado_rbkit.routes import rbkit_routes
+from tornado_rbkit.websocket import RbkitWebSocketHandler, SubprotocolMatches
+
+__all__ = [
+    "Access",
+    "Bridge",
+    "BridgeFullError",
+    "CommandError",
+    "ConnectionLost",
+    "DecodeError",
+    "EndpointError",
+    "Gap",
+    "IOLoopThread",
+    "IndexHandler",
+    "RbkitClient",
+    "RbkitError",
+    "RbkitWebSocketHandler",
+    "StatusHandler",
+    "SubprotocolMatches",
+    "TargetsHandler",
+    "rbkit_routes",
+]

@@ -215,7 +215,7 @@ class GCStats(NamedTuple):
 
 
 class HeapObject(NamedTuple):
-    """One object of a snapshot; `file` and `line` are known only for objects made while tracing, `size` is in bytes."""
+    """One object of a snapshot; `file` and `line` are of objects made while tracing, `size` is in bytes."""
 
     object_id: int
     class_name: str | None
@@ -262,15 +262,7 @@ class UnknownEvent(NamedTuple):
 
 
 Event: TypeAlias = (
-    ObjCreated
-    | ObjDestroyed
-    | GCStart
-    | GCEndMark
-    | GCEndSweep
-    | GCStats
-    | ObjectSpaceDump
-    | CPUSample
-    | UnknownEvent
+    ObjCreated | ObjDestroyed | GCStart | GCEndMark | GCEndSweep | GCStats | ObjectSpaceDump | CPUSample | UnknownEvent
 )
 """What an `EventCollection` holds. Every `timestamp` is in milliseconds since the Unix epoch."""
 

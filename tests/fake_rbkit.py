@@ -1,0 +1,232 @@
+"""An rbkit that behaves as the real one was seen to: for tests, in a thread or as a process of its own.
+
+One loop polls the REP socket, runs one command, and sends what is queued. It answers ``ok`` to whatever it does not
+know, and its command channel is dead for everybody after an empty request or one that begins with NUL.
+"""
+
+from __future__ import annotations
+
+import argparse
+import contextlib
+import os
+import signal
+import subprocess
+import sys
+import threading
+import time
+from collections import deque
+from collections.abc import Iterator
+from pathlib import Path
+from types import TracebackType
+from typing import Any
+
+import msgpack
+import zmq
+
+DATA = Path(__file__).parent / "data"
+
+
+def recorded(name: str) -> list[tuple[float, int, str | None, bytes]]:
+    """Return records of real traffic: seconds, channel (0 reply, 1 publish), command, bytes."""
+    with (DATA / f"{name}.msgpack").open("rb") as file:
+        return [tuple(record) for record in msgpack.Unpacker(file, max_buffer_size=0)]
+
+
+def collection(counter: int, events: list[Any] | None = None, padding: int = 0) -> bytes:
+    """Return an event_collection as rbkit writes one."""
+    events = [{0: 4, 1: 1.0}] if events is None else events
+    if padding:
+        events = [*events, {0: 0, 1: 1.0, 2: {3: 1, 4: os.urandom(padding // 2).hex()}}]
+    packed: bytes = msgpack.packb({0: 7, 1: 1795388438444.0, 9: counter, 2: events})
+    return packed
+
+
+class FakeRbkit:
+    """The server, in a thread between entering and leaving the context."""
+
+    def __init__(self, pub: str = "tcp://127.0.0.1:*", req: str = "tcp://127.0.0.1:*") -> None:
+        self.received: list[bytes] = []
+        self.enabled: set[str] = set()
+        self.snapshot: bytes = collection(0, [{0: 5, 1: 1.0, 10: 1, 11: 0, 2: []}])
+        self.reply: dict[bytes, bytes] = {}
+        self.answering = threading.Event()
+        self.answering.set()
+        self.dead = False
+        self.counter = 0
+        self.hwm = 1000
+        self._queue: deque[list[bytes]] = deque()
+        self._pub, self._req = pub, req
+        self._stopped = threading.Event()
+        self._bound = threading.Event()
+        self._thread = threading.Thread(target=self._run, daemon=True)
+
+    def __enter__(self) -> FakeRbkit:
+        self._thread.start()
+        self._bound.wait()
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
+    ) -> None:
+        self.stop()
+
+    def stop(self) -> None:
+        self._stopped.set()
+        self.answering.set()
+        self._thread.join()
+
+    @property
+    def endpoints(self) -> dict[str, str]:
+        return {"pub": self.pub, "req": self.req}
+
+    def publish(self, *parts: bytes) -> None:
+        """Queue a message, as it is."""
+        self._queue.append(list(parts))
+
+    def publish_collection(self, padding: int = 0) -> bytes:
+        """Queue the next event_collection, and return it."""
+        message = collection(self.counter, padding=padding)
+        self.counter += 1
+        self.publish(message)
+        return message
+
+    def handshake(self) -> bytes:
+        facts = {
+            "rbkit_server_version": "0.1.10",
+            "rbkit_protocol_version": "2.1",
+            "process_name": "fake",
+            "pwd": "/srv",
+            "pid": os.getpid(),
+            "object_trace_enabled": int("memory_profile" in self.enabled),
+            "cpu_profiling_enabled": int("cpu_profiling" in self.enabled),
+            "clock_type": "wall",
+            "cpu_profiling_mode": "sampling",
+        }
+        packed: bytes = msgpack.packb({0: 8, 1: 1795388434784.0, 2: facts})
+        return packed
+
+    def _run(self) -> None:
+        with zmq.Context() as context, context.socket(zmq.PUB) as pub, context.socket(zmq.REP) as rep:
+            pub.linger = rep.linger = 0
+            pub.sndhwm = self.hwm
+            pub.bind(self._pub)
+            rep.bind(self._req)
+            self.pub = pub.getsockopt_string(zmq.LAST_ENDPOINT)
+            self.req = rep.getsockopt_string(zmq.LAST_ENDPOINT)
+            self._bound.set()
+            while not self._stopped.is_set():
+                if rep.poll(2):
+                    self._command(rep)
+                while self._queue:
+                    pub.send_multipart(self._queue.popleft())
+
+    def _command(self, rep: zmq.Socket[bytes]) -> None:
+        for request in rep.recv_multipart():
+            self.received.append(request)
+            if self.dead:
+                return
+            if not request or request.startswith(b"\0"):
+                self.dead = True  # and the REP socket waits for a send that never comes
+                rep.poll = lambda timeout=None, flags=zmq.POLLIN: time.sleep(0.002)  # type: ignore[assignment,method-assign]
+                return
+            self.answering.wait()
+            if self._stopped.is_set():
+                return
+            reply = self._run_command(request.partition(b"\0")[0])
+        rep.send(reply)
+
+    def _run_command(self, command: bytes) -> bytes:
+        verb, _, what = command.decode(errors="replace").partition("_")
+        if command == b"handshake":
+            return self.handshake()
+        if verb == "start":
+            self.enabled.add(what)
+        elif verb == "stop":
+            self.enabled.discard(what)
+        elif command == b"objectspace_snapshot":
+            self.publish(self.snapshot)
+        return self.reply.get(command, b"ok")
+
+
+class FakeRbkitProcess:
+    """The same as a process, which can be killed and stopped; it publishes while memory profiling is on."""
+
+    def __init__(self, pub: str, req: str) -> None:
+        self.pub, self.req = pub, req
+        self._process: subprocess.Popen[str] | None = None
+
+    @property
+    def endpoints(self) -> dict[str, str]:
+        return {"pub": self.pub, "req": self.req}
+
+    @property
+    def pid(self) -> int:
+        assert self._process is not None
+        return self._process.pid
+
+    def start(self) -> None:
+        self._process = subprocess.Popen(
+            [sys.executable, __file__, self.pub, self.req], stdout=subprocess.PIPE, text=True
+        )
+        assert self._process.stdout is not None
+        assert self._process.stdout.readline() == "ready\n"
+
+    def send_signal(self, number: int) -> None:
+        assert self._process is not None
+        self._process.send_signal(number)
+
+    def kill(self) -> None:
+        if self._process is not None:
+            self._process.kill()
+            self._process.wait()
+            assert self._process.stdout is not None
+            self._process.stdout.close()
+            self._process = None
+
+
+@contextlib.contextmanager
+def rbkit_process(*, started: bool = True) -> Iterator[FakeRbkitProcess]:
+    """A process on ports that were free a moment ago; killed at the end."""
+    process = FakeRbkitProcess(f"tcp://127.0.0.1:{free_port()}", f"tcp://127.0.0.1:{free_port()}")
+    try:
+        if started:
+            process.start()
+        yield process
+    finally:
+        process.kill()
+
+
+_given: set[int] = set()
+
+
+def free_port() -> int:
+    """Return a port that nothing listens on, below those that connections are given."""
+    import random
+    import socket
+
+    while True:
+        port = random.randrange(10_000, 32_000)
+        if port in _given:
+            continue
+        with socket.socket() as probe, contextlib.suppress(OSError):
+            probe.bind(("127.0.0.1", port))
+            _given.add(port)
+            return port
+
+
+def _main() -> None:
+    parser = argparse.ArgumentParser()
+    parser.add_argument("pub")
+    parser.add_argument("req")
+    arguments = parser.parse_args()
+    signal.signal(signal.SIGTERM, signal.SIG_DFL)
+    with FakeRbkit(arguments.pub, arguments.req) as server:
+        print("ready", flush=True)
+        while True:
+            if "memory_profile" in server.enabled:
+                server.publish_collection()
+            time.sleep(0.01)
+
+
+if __name__ == "__main__":
+    _main()

@@ -1,0 +1,375 @@
+"""One profiler and its viewers: fan-out one way, commands the other, and the life of the connection between."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import logging
+import os
+import time
+from collections import Counter
+from collections.abc import Callable, Mapping
+from typing import Any, Final, Literal
+
+from tornado.ioloop import IOLoop
+from tornado.iostream import IOStream
+from tornado.web import RequestHandler
+
+from tornado_rbkit.access import Access
+from tornado_rbkit.commands import CommandQueue
+from tornado_rbkit.connection import Connection
+from tornado_rbkit.frames import Form
+from tornado_rbkit.iothread import IOLoopThread
+from tornado_rbkit.link import check_endpoint
+from tornado_rbkit.protocol import DEFAULT_PUB_PORT, DEFAULT_REQ_PORT, Notice, RbkitError
+from tornado_rbkit.requester import Outcome
+from tornado_rbkit.session import CLOSE_GOING_AWAY, CLOSE_TRY_AGAIN, Session
+from tornado_rbkit.subscriber import Batch
+from tornado_rbkit.target import Target
+from tornado_rbkit.upstream import State
+
+_log = logging.getLogger(__name__)
+
+_MIB: Final = 1024 * 1024
+_CLOSE_GRACE: Final = 1.0  # seconds that clients have to answer a close frame, and the profiler a last command
+
+
+class BridgeFullError(RbkitError):
+    """There are as many clients as `max_clients` allows, or the bridge is closed."""
+
+
+class Bridge:
+    """One profiler's data to many WebSockets, and their commands to it.
+
+    Everything but the constructor and `stats` is for the web server's loop. With `threaded`, the ZMQ sockets live on
+    an `IOLoopThread`: they are emptied while the web loop is busy, and compression does not hold it up. No socket is
+    opened and no thread started before the first client comes, so a bridge may be made before the server forks.
+    """
+
+    def __init__(
+        self,
+        pub: str | None = None,
+        req: str | None = None,
+        *,
+        threaded: bool | IOLoopThread = True,
+        default_encoding: Literal["binary", "escaped"] = "binary",
+        connect_timeout: float = 2.0,
+        command_timeouts: Mapping[str, float] | None = None,
+        max_clients: int = 1024,
+        max_backlog_bytes: int = 64 * _MIB,
+        stall_timeout: float = 60.0,
+        ping_interval: float = 15.0,
+        ping_timeout: float | None = None,
+        idle_grace: float = 30.0,
+        stop_when_idle: bool = True,
+        flush_interval: float = 0.005,
+        max_pending_bytes: int = 32 * _MIB,
+        rcvhwm: int = 1000,
+        max_message_bytes: int = 512 * _MIB,
+        compression_level: int = 0,
+    ) -> None:
+        """Describe a bridge; nothing is opened yet.
+
+        Args:
+            pub: the endpoint where rbkit publishes, by default port 5555 or ``RBKIT_PUB_PORT`` on 127.0.0.1.
+            req: the endpoint where it takes commands, by default port 5556 or ``RBKIT_REQ_PORT`` on 127.0.0.1.
+            threaded: True, the ZMQ sockets get a thread of their own; an `IOLoopThread`, they live on that one, which
+                its owner starts before the first client and stops after `close`; False, on the web server's loop.
+            default_encoding: of clients that do not say ``?encoding=``; ``escaped`` is the Ruby middleware's.
+            connect_timeout: seconds from a client's opening in which the profiler has to be reached.
+            command_timeouts: seconds by command, over 5 for each and 300 for ``objectspace_snapshot``.
+            max_clients: WebSockets at a time.
+            max_backlog_bytes: profiling data that may wait for one client.
+            stall_timeout: seconds in which a client has to take what was sent to it, a mebibyte at a time.
+            ping_interval: seconds between pings; 0 for none.
+            ping_timeout: seconds in which the pong has to come, by default the interval, and never more than it.
+            idle_grace: seconds the connection is kept after the last client left.
+            stop_when_idle: stop the profiling that was started through this bridge before the connection is closed.
+            flush_interval: seconds of rest after all that the profiler sent was handed on.
+            max_pending_bytes: profiling data that may wait between the profiler and the web loop.
+            rcvhwm: messages that may wait in the SUB socket (ZMQ_RCVHWM).
+            max_message_bytes: a longer message from the profiler ends its connection (ZMQ_MAXMSGSIZE).
+            compression_level: 1 to 9 to offer permessage-deflate, each message compressed once for all; 0 for none.
+
+        Raises:
+            EndpointError: `pub` or `req` cannot be connected to.
+            ValueError: another argument is out of its range.
+        """
+        self.pub = check_endpoint(pub or _default_endpoint("RBKIT_PUB_PORT", DEFAULT_PUB_PORT), "pub")
+        self.req = check_endpoint(req or _default_endpoint("RBKIT_REQ_PORT", DEFAULT_REQ_PORT), "req")
+        _check(0, connect_timeout=connect_timeout, idle_grace=idle_grace, flush_interval=flush_interval)
+        _check(0, ping_interval=ping_interval, ping_timeout=ping_timeout or 0, stall_timeout=stall_timeout)
+        _check(1, max_clients=max_clients, max_backlog_bytes=max_backlog_bytes, max_pending_bytes=max_pending_bytes)
+        _check(1, rcvhwm=rcvhwm, max_message_bytes=max_message_bytes)
+        if compression_level not in range(10):
+            raise ValueError(f"compression_level={compression_level!r} is out of range; allowed: 0 (off) to 9")
+        if default_encoding not in ("binary", "escaped"):
+            raise ValueError(f"default_encoding={default_encoding!r} is unknown; allowed: binary, escaped")
+        self.default_encoding = default_encoding
+        self.compression_level = compression_level
+        self.ping_interval = ping_interval
+        self.ping_timeout = min(ping_timeout or ping_interval, ping_interval)
+        self._threaded = threaded
+        self._connect_timeout = connect_timeout
+        self._max_clients = max_clients
+        self._idle_grace = idle_grace
+        self._stop_when_idle = stop_when_idle
+        self._max_backlog_bytes = max_backlog_bytes
+        self._stall_timeout = stall_timeout
+        self._upstream_options = {
+            "rcvhwm": rcvhwm,
+            "max_message_bytes": max_message_bytes,
+            "flush_interval": flush_interval,
+            "max_pending_bytes": max_pending_bytes,
+            "compression_level": compression_level,
+        }
+        self._state = State.IDLE
+        self._target = Target()
+        self._commands = CommandQueue(self._send, command_timeouts or {}, self._on_settled)
+        self._sessions: dict[Session, object | None] = {}  # with the timer of its connect_timeout
+        self._forms: Counter[Form] = Counter()
+        self._connection: Connection | None = None
+        self._idle_timer: object | None = None
+        self._restart_told = False
+        self._empty = asyncio.Event()
+        self._guard: asyncio.Task[None] | None = None
+        self._closing: asyncio.Task[None] | None = None
+        self._totals = Counter(messages_in=0, bytes_in=0, messages_missed=0)
+        self._departed = Counter(messages_sent=0, messages_dropped=0, bytes_sent=0)
+
+    @property
+    def state(self) -> State:
+        """Of the connection to the profiler."""
+        return self._state
+
+    def join(
+        self,
+        handler: RequestHandler,
+        close: Callable[[int, str], None],
+        stream: IOStream,
+        form: Form,
+        access: Access,
+    ) -> Session:
+        """Add a client; the arguments are those of `Session`. Call `leave` when its WebSocket is closed.
+
+        Raises:
+            BridgeFullError: there are `max_clients` already, or the bridge is closed.
+        """
+        if self._closing is not None:
+            raise BridgeFullError("the server is shutting down")
+        if len(self._sessions) >= self._max_clients:
+            raise BridgeFullError(f"client limit reached (max_clients={self._max_clients})")
+        session = Session(
+            handler,
+            close,
+            stream,
+            form,
+            access,
+            self._commands.submit,
+            max_backlog_bytes=self._max_backlog_bytes,
+            stall_timeout=self._stall_timeout,
+        )
+        self._notify(Notice("client_count", str(len(self._sessions) + 1)))
+        self._open()
+        waiting = self._state is not State.CONNECTED
+        self._sessions[session] = self._later(self._connect_timeout, self._give_up, session) if waiting else None
+        self._forms[form] += 1
+        self._empty.clear()
+        self._tell_audience()
+        return session
+
+    def leave(self, session: Session) -> None:
+        """Remove a client whose WebSocket is closed. May be called twice."""
+        if session not in self._sessions:
+            return
+        self._cancel(self._sessions.pop(session))
+        session.leave()
+        self._commands.forget(session)
+        self._departed.update({name: getattr(session.outbox, name) for name in self._departed})
+        self._forms -= Counter([session.form])
+        self._tell_audience()
+        if not self._sessions:
+            self._empty.set()
+            if self._closing is None:
+                self._idle_timer = self._later(self._idle_grace, self._go_idle)
+
+    async def close(self) -> None:
+        """Close all clients with 1001, stop what was started here, close the connection. May be called twice.
+
+        It takes two seconds at the most, of which a client that does not answer costs one.
+        """
+        if self._closing is None:
+            self._closing = asyncio.create_task(self._close())
+        await asyncio.shield(self._closing)
+
+    def stats(self) -> dict[str, Any]:
+        """Return what an operator would ask for, as JSON takes it; sizes are in bytes, times in seconds."""
+        sent = Counter(self._departed)
+        for session in self._sessions:
+            sent.update({name: getattr(session.outbox, name) for name in self._departed})
+        return {
+            "pub": self.pub,
+            "req": self.req,
+            "state": self._state.value,
+            **self._target.stats(),
+            "commands_waiting": len(self._commands),
+            **self._totals,
+            **sent,
+            "clients": [session.stats() for session in self._sessions],
+        }
+
+    # Called by the connection, on the web loop.
+
+    def on_batch(self, batch: Batch) -> None:
+        """Give a batch to everybody, and a receipt when the loop has written it."""
+        started = time.perf_counter()
+        try:
+            self._totals.update(messages_in=batch.messages, bytes_in=batch.size, messages_missed=batch.missed)
+            if batch.restarted:
+                self._on_restarted()
+                self._learn()
+            if batch.missed:
+                self._notify(Notice("dropped", str(batch.missed)))
+            for session in list(self._sessions):
+                session.outbox.send_data(batch.chunks.get(session.form, ()))
+        finally:
+            work = time.perf_counter() - started
+            self._loop.add_callback(setattr, batch, "work", work)  # behind the writes that were put off
+
+    def on_outcome(self, outcome: Outcome) -> None:
+        """A command has come to its end."""
+        self._commands.on_outcome(outcome)
+
+    def on_state(self, state: State) -> None:
+        """The profiler came, or went."""
+        before, self._state = self._state, state
+        if state is State.CONNECTED:
+            _log.info("connected to the rbkit server at %s", self.req)
+            self._restart_told = False
+            for session, timer in self._sessions.items():
+                self._cancel(timer)
+                self._sessions[session] = None
+            if before is State.DISCONNECTED:
+                self._notify(Notice("server", "connected"))
+            self._learn()
+            self._commands.open()
+        else:
+            _log.warning("the rbkit server at %s went away", self.req)
+            self._notify(Notice("server", "disconnected"))
+            self._commands.close(f"the rbkit server at {self.req} is not connected")
+
+    # Commands
+
+    def _send(self, command: str, timeout: float) -> None:
+        assert self._connection is not None
+        self._connection.request(command, timeout)
+
+    def _learn(self) -> None:
+        """Ask for a handshake of our own, before whatever waits."""
+        self._commands.submit("handshake", lambda outcome: None, self, first=True)
+
+    def _on_settled(self, command: str, outcome: Outcome) -> None:
+        if self._target.note(command, outcome):
+            self._on_restarted()
+
+    def _on_restarted(self) -> None:
+        """The process is another one: its pid changed, or its message_counter began again. Said once a connection."""
+        if not self._restart_told:
+            self._restart_told = True
+            _log.info("the process at %s is another one than before", self.req)
+            self._target.restarted()
+            self._notify(Notice("server", "restarted"))
+
+    async def _stop_profiling(self, timeout: float | None = None) -> None:
+        """Stop what was started through this bridge; the profiler answers each command, or its time-out does."""
+        if not self._stop_when_idle or self._state is not State.CONNECTED:
+            return
+        stopped: list[asyncio.Future[Outcome]] = []
+        for command in self._target.to_stop():
+            stopped.append(asyncio.get_running_loop().create_future())
+            self._commands.submit(command, stopped[-1].set_result, self, first=True)
+        if stopped:
+            await asyncio.wait(stopped, timeout=timeout)
+
+    # Clients
+
+    def _notify(self, notice: Notice) -> None:
+        for session in list(self._sessions):
+            session.notify(notice)
+
+    def _give_up(self, session: Session) -> None:
+        """The profiler could not be reached in time for a client."""
+        self._sessions[session] = None
+        session.close(CLOSE_TRY_AGAIN, f"rbkit server is not running at {self.req}")
+
+    def _tell_audience(self) -> None:
+        if self._connection is not None:
+            self._connection.set_audience(frozenset(self._forms), len(self._sessions))
+
+    # Life
+
+    def _open(self) -> None:
+        self._cancel(self._idle_timer)
+        self._idle_timer = None
+        if self._connection is not None:
+            return
+        self._loop = IOLoop.current()
+        self._state = State.CONNECTING
+        self._commands.hold()
+        self._connection = Connection(self._threaded, self._loop, self, self.pub, self.req, **self._upstream_options)
+        self._guard = asyncio.create_task(self._close_when_cancelled())
+
+    async def _go_idle(self) -> None:
+        self._idle_timer = None
+        await self._stop_profiling()
+        if not self._sessions and self._idle_timer is None and self._closing is None:
+            await self._disconnect()
+
+    async def _disconnect(self) -> None:
+        connection, self._connection = self._connection, None
+        guard, self._guard = self._guard, None
+        self._state = State.IDLE
+        if guard is not None:
+            guard.cancel()
+        if connection is not None:
+            await connection.close()
+
+    async def _close(self) -> None:
+        self._cancel(self._idle_timer)
+        for session in list(self._sessions):
+            session.close(CLOSE_GOING_AWAY, "server shutting down")
+        await asyncio.gather(self._stop_profiling(_CLOSE_GRACE), self._wait_until_empty(_CLOSE_GRACE))
+        for session in list(self._sessions):
+            session.abort()
+            self.leave(session)
+        await self._disconnect()
+
+    async def _wait_until_empty(self, timeout: float) -> None:
+        if self._sessions:
+            with contextlib.suppress(asyncio.TimeoutError):
+                await asyncio.wait_for(self._empty.wait(), timeout)
+
+    async def _close_when_cancelled(self) -> None:
+        """Close with the event loop: asyncio.run() cancels all tasks when it ends, and waits for them."""
+        try:
+            await asyncio.get_running_loop().create_future()
+        finally:
+            if self._guard is not None:
+                await self.close()
+
+    def _later(self, seconds: float, function: Callable[..., Any], *args: object) -> object:
+        return self._loop.call_later(seconds, function, *args)
+
+    def _cancel(self, timer: object | None) -> None:
+        if timer is not None:
+            self._loop.remove_timeout(timer)
+
+
+def _default_endpoint(variable: str, port: int) -> str:
+    return f"tcp://127.0.0.1:{os.environ.get(variable) or port}"
+
+
+def _check(least: int, **arguments: float) -> None:
+    for name, value in arguments.items():
+        if not value >= least:
+            raise ValueError(f"{name}={value!r} is out of range; allowed: {least} or more")

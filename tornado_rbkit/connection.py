@@ -1,0 +1,78 @@
+"""An Upstream as the web loop sees it: the one place where calls cross from thread to thread."""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+from collections.abc import Callable
+from typing import Any
+
+from tornado.ioloop import IOLoop
+
+from tornado_rbkit.frames import Form
+from tornado_rbkit.iothread import IOLoopThread
+from tornado_rbkit.upstream import Upstream, UpstreamListener
+
+_log = logging.getLogger(__name__)
+
+
+class Connection:
+    """An open Upstream and the loop it lives on: a thread's, or the web server's own. Web loop only.
+
+    Calls go over as callbacks, in order; what comes back does the same, and never after `close` has returned.
+    """
+
+    def __init__(
+        self,
+        threaded: bool | IOLoopThread,
+        web_loop: IOLoop,
+        listener: UpstreamListener,
+        pub: str,
+        req: str,
+        **options: Any,
+    ) -> None:
+        """Begin to connect; `threaded`, `pub`, `req` and the options are those of `Bridge`.
+
+        Raises:
+            RuntimeError: the thread given is not running.
+        """
+        self._own_thread: IOLoopThread | None = None
+        self._web_loop = web_loop
+        if threaded is True:
+            self._own_thread = IOLoopThread()
+            self._own_thread.start()
+            self._io_loop = self._own_thread.io_loop
+        else:
+            self._io_loop = threaded.io_loop if threaded else web_loop
+        self._closed = False
+        self._upstream = Upstream(self._io_loop, pub, req, listener, self._post, **options)
+        self._io_loop.add_callback(self._upstream.open)
+
+    def set_audience(self, forms: frozenset[Form], clients: int) -> None:
+        """See `Upstream.set_audience`."""
+        self._io_loop.add_callback(self._upstream.set_audience, forms, clients)
+
+    def request(self, command: str, timeout: float) -> None:
+        """See `Upstream.request`."""
+        self._io_loop.add_callback(self._upstream.request, command, timeout)
+
+    async def close(self) -> None:
+        """Close the sockets, on their loop, and join the thread if it is this connection's own."""
+        closed: asyncio.Future[None] = asyncio.get_running_loop().create_future()
+
+        def close() -> None:
+            self._upstream.close()
+            self._web_loop.add_callback(closed.set_result, None)
+
+        self._io_loop.add_callback(close)
+        await closed
+        self._closed = True
+        if self._own_thread is not None:
+            self._own_thread.stop()
+
+    def _post(self, method: Callable[[Any], None], argument: Any) -> None:
+        self._web_loop.add_callback(self._deliver, method, argument)
+
+    def _deliver(self, method: Callable[[Any], None], argument: Any) -> None:
+        if not self._closed:
+            method(argument)

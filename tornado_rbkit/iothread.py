@@ -1,0 +1,84 @@
+"""A thread with an IOLoop of its own, for sockets that must not wait for the web server's loop."""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import threading
+from collections.abc import Callable
+from concurrent.futures import Future
+from typing import TypeVar
+
+from tornado.ioloop import IOLoop
+
+_T = TypeVar("_T")
+_log = logging.getLogger(__name__)
+
+
+class IOLoopThread:
+    """A daemon thread that runs an IOLoop from `start` to `stop`.
+
+    The loop is asyncio's selector loop on every system: ZMQStream needs a loop that watches file descriptors,
+    which Windows' default loop does not. All methods may be called on any thread but `stop`, which must not be
+    called on the thread itself.
+    """
+
+    def __init__(self, name: str = "rbkit-io") -> None:
+        self._thread = threading.Thread(target=self._run, name=name, daemon=True)
+        self._ready = threading.Event()
+        self._io_loop: IOLoop | None = None
+
+    @property
+    def io_loop(self) -> IOLoop:
+        """The thread's loop; what is registered on it must be registered on the thread.
+
+        Raises:
+            RuntimeError: the thread has not been started, or has ended.
+        """
+        if self._io_loop is None:
+            raise RuntimeError(f"the thread {self._thread.name} is not running")
+        return self._io_loop
+
+    def is_alive(self) -> bool:
+        """Return True between `start` and `stop`."""
+        return self._thread.is_alive()
+
+    def start(self) -> None:
+        """Start the thread and return once its loop runs.
+
+        Raises:
+            RuntimeError: the thread was started before.
+        """
+        self._thread.start()
+        self._ready.wait()
+
+    def run(self, function: Callable[[], _T]) -> Future[_T]:
+        """Call `function` on the thread; the future has what it returned or raised."""
+        future: Future[_T] = Future()
+
+        def call() -> None:
+            try:
+                future.set_result(function())
+            except BaseException as error:  # noqa: BLE001 - it is the caller's, on the other thread
+                future.set_exception(error)
+
+        self.io_loop.add_callback(call)
+        return future
+
+    def stop(self) -> None:
+        """End the loop after the callbacks already handed to it, and join the thread. May be called twice."""
+        if self._io_loop is not None:
+            self._io_loop.add_callback(self._io_loop.stop)
+        if self._thread.ident is not None:
+            self._thread.join()
+
+    def _run(self) -> None:
+        asyncio_loop = asyncio.SelectorEventLoop()
+        asyncio.set_event_loop(asyncio_loop)
+        self._io_loop = IOLoop(asyncio_loop=asyncio_loop, make_current=False)
+        asyncio_loop.call_soon(self._ready.set)
+        try:
+            self._io_loop.start()
+        finally:
+            io_loop, self._io_loop = self._io_loop, None
+            io_loop.close()

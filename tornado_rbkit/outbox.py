@@ -1,0 +1,240 @@
+"""What one client is owed, bounded, and its way onto the client's IOStream."""
+
+from __future__ import annotations
+
+import contextlib
+from collections import deque
+from collections.abc import Callable, Iterable, Iterator
+from typing import Final
+
+from tornado.concurrent import Future
+from tornado.iostream import IOStream, StreamClosedError
+
+from tornado_rbkit.frames import JOIN_LIMIT, Buffer, Chunk, Run
+
+WRITE_SIZE: Final = 1024 * 1024
+"""Bytes handed to a stream at a time, so that a reply never waits behind more than that."""
+
+
+class Outbox:
+    """One client's queue. On its stream's loop only.
+
+    Replies and notices go first and are never dropped. Profiling data is bounded; past the bound the oldest is
+    dropped and counted. A message that has begun is finished, so a client never sees half of one.
+
+    Attributes:
+        data_bytes: profiling data that waits or is under way.
+        reply_bytes: replies and notices that wait.
+        bytes_sent: what the client's connection has taken.
+        messages_sent: profiling messages whose last byte was handed over.
+        messages_dropped: profiling messages that this client did not get: it was too slow, or it left.
+    """
+
+    def __init__(
+        self,
+        stream: IOStream,
+        *,
+        max_backlog_bytes: int,
+        stall_timeout: float,
+        on_stalled: Callable[[], None],
+        on_caught_up: Callable[[int], None],
+    ) -> None:
+        """Begin with nothing to send.
+
+        Args:
+            stream: the client's. Others may write whole frames to it between two writes of this outbox.
+            max_backlog_bytes: bound of `data_bytes`. A message larger than that passes when nothing else waits.
+            stall_timeout: seconds in which the client has to take what was handed over, `WRITE_SIZE` at most.
+            on_stalled: called when it did not.
+            on_caught_up: called with the number of messages dropped since the last time, when nothing waits any more.
+        """
+        self.data_bytes = self.reply_bytes = self.bytes_sent = 0
+        self.messages_sent = self.messages_dropped = 0
+        self._stream = stream
+        self._max_backlog = max_backlog_bytes
+        self._stall_timeout = stall_timeout
+        self._on_stalled = on_stalled
+        self._on_caught_up = on_caught_up
+        self._replies: deque[Chunk] = deque()
+        self._data: deque[Chunk] = deque()
+        self._begun: Chunk | None = None
+        self._begun_is_data = False
+        self._runs: deque[Run] = deque()  # what is left of the chunk that has begun
+        self._in_write = 0  # bytes handed over and not taken
+        self._data_in_write = 0  # those of them that count in data_bytes
+        self._dropped_untold = 0
+        self._flush_is_due = False
+        self._stall_timer: object | None = None
+        self._closed = False
+        self._replies_gone: Future[None] | None = None
+
+    @property
+    def blocked(self) -> bool:
+        """True while the client's connection does not take what was handed to it."""
+        return self._stall_timer is not None
+
+    @property
+    def messages_waiting(self) -> int:
+        """Profiling messages that wait, one that has begun included."""
+        begun = self._begun.messages if self._begun and self._begun_is_data and self._runs else 0
+        return begun + sum(chunk.messages for chunk in self._data)
+
+    def send_reply(self, chunk: Chunk) -> None:
+        """Queue a reply or a notice, ahead of all profiling data that waits."""
+        if self._closed:
+            return
+        self._replies.append(chunk)
+        self.reply_bytes += chunk.size
+        self._flush_unless_due()
+
+    def send_data(self, chunks: Iterable[Chunk]) -> None:
+        """Queue profiling data, dropping the oldest that waits where the bound would be passed."""
+        if self._closed:
+            return
+        for chunk in chunks:
+            self._data.append(chunk)
+            self.data_bytes += chunk.size
+            while self.data_bytes > self._max_backlog and (len(self._data) > 1 or self._runs):
+                self._drop(self._data.popleft())
+        self._flush_unless_due()
+
+    async def replies_gone(self) -> None:
+        """Return once no reply waits, or the outbox is closed."""
+        while self.reply_bytes:
+            if self._replies_gone is None:
+                self._replies_gone = Future()
+            await self._replies_gone
+
+    def close(self) -> None:
+        """Let go of all that waits and write nothing more. May be called twice."""
+        self._closed = True
+        self.messages_dropped += self.messages_waiting
+        self._replies.clear()
+        self._data.clear()
+        self._runs.clear()
+        self.data_bytes = self.reply_bytes = 0
+        self._cancel_stall_timer()
+        self._wake_waiters()
+
+    def _drop(self, chunk: Chunk) -> None:
+        self.data_bytes -= chunk.size
+        self.messages_dropped += chunk.messages
+        self._dropped_untold += chunk.messages
+
+    def _flush_unless_due(self) -> None:
+        if not self._flush_is_due:
+            self._flush()
+
+    def _flush(self) -> None:
+        """Hand over what is next and arrange for the rest to follow."""
+        self._flush_is_due = False
+        if self._closed:
+            return
+        try:
+            blocked_on = self._write(self._next_buffers())
+        except StreamClosedError:
+            self.close()  # the handler learns of it from Tornado
+            return
+        if blocked_on is not None:
+            self._flush_is_due = True
+            self._stall_timer = self._stream.io_loop.call_later(self._stall_timeout, self._on_stalled)
+            self._stream.io_loop.add_future(blocked_on, self._on_unblocked)
+            return
+        self._account_taken()
+        if not self._flush_is_due and (self._replies or self._data or self._runs):
+            self._flush_is_due = True
+            self._stream.io_loop.add_callback(self._flush)  # everybody else has a turn first
+
+    def _on_unblocked(self, future: Future[None]) -> None:
+        self._cancel_stall_timer()
+        if future.exception() is not None:
+            self.close()
+        if not self._closed:
+            self._account_taken()
+            self._flush()
+
+    def _account_taken(self) -> None:
+        self.bytes_sent += self._in_write
+        self.data_bytes -= self._data_in_write
+        self._in_write = self._data_in_write = 0
+        if not self.reply_bytes:
+            self._wake_waiters()
+        if self._dropped_untold and not self._data and not self._runs:
+            dropped, self._dropped_untold = self._dropped_untold, 0
+            self._on_caught_up(dropped)
+
+    def _next_buffers(self) -> list[Buffer]:
+        """Take off the queues what is written in one go: up to `WRITE_SIZE`, or one run of a large message."""
+        buffers: list[Buffer] = []
+        while self._in_write < WRITE_SIZE and self._begin():
+            if buffers and len(self._runs) > 1:
+                break  # a large message has its writes to itself
+            run = self._runs.popleft()
+            buffers += run
+            self._account_written(sum(map(len, run)))
+            if self._runs:
+                break
+        return buffers
+
+    def _begin(self) -> bool:
+        """Make sure that a chunk has begun, if one waits."""
+        if not self._runs:
+            queue = self._replies or self._data
+            if not queue:
+                return False
+            self._begun = queue.popleft()
+            self._begun_is_data = queue is self._data
+            self._runs.extend(self._begun.runs)
+        return True
+
+    def _account_written(self, size: int) -> None:
+        assert self._begun is not None
+        self._in_write += size
+        if not self._begun_is_data:
+            self.reply_bytes -= size
+            return
+        self._data_in_write += size
+        if not self._runs:
+            self.messages_sent += self._begun.messages
+
+    def _write(self, buffers: list[Buffer]) -> Future[None] | None:
+        """Hand whole frames over; return what completes when they are taken, None if that is so already.
+
+        `IOStream.write` makes a Future and a queue entry for each call, so the socket is tried first.
+        """
+        stream = self._stream
+        blocked_on: Future[None] | None = None
+        for buffer in _join_small(buffers):
+            if stream.closed():
+                raise StreamClosedError
+            rest = memoryview(buffer)
+            if blocked_on is None and not stream.writing():
+                with contextlib.suppress(OSError):  # would block; or an error that write() meets too, and handles
+                    rest = rest[stream.write_to_fd(rest) :]
+            if rest:
+                blocked_on = stream.write(rest)
+        return blocked_on
+
+    def _cancel_stall_timer(self) -> None:
+        if self._stall_timer is not None:
+            self._stream.io_loop.remove_timeout(self._stall_timer)
+            self._stall_timer = None
+
+    def _wake_waiters(self) -> None:
+        if self._replies_gone is not None:
+            self._replies_gone.set_result(None)
+            self._replies_gone = None
+
+
+def _join_small(buffers: list[Buffer]) -> Iterator[Buffer]:
+    """Join neighbours up to `JOIN_LIMIT`: below it a system call costs more than a copy."""
+    small: list[Buffer] = []
+    size = 0
+    for buffer in buffers:
+        if size + len(buffer) > JOIN_LIMIT and small:
+            yield small[0] if len(small) == 1 else b"".join(small)
+            small, size = [], 0
+        small.append(buffer)
+        size += len(buffer)
+    if small:
+        yield small[0] if len(small) == 1 else b"".join(small)

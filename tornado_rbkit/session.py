@@ -1,0 +1,212 @@
+"""One viewer: its commands in order, its replies in the same order, its outbox."""
+
+from __future__ import annotations
+
+import asyncio
+from collections import deque
+from collections.abc import Awaitable, Callable
+from dataclasses import dataclass
+from functools import partial
+from typing import Any, Final, Protocol
+
+from tornado.iostream import IOStream
+from tornado.web import RequestHandler
+
+from tornado_rbkit.access import WATCH, Access
+from tornado_rbkit.frames import Form, encode_notice, encode_reply
+from tornado_rbkit.outbox import Outbox
+from tornado_rbkit.protocol import CommandError, Notice
+from tornado_rbkit.requester import Outcome
+
+MAX_WAITING: Final = 32
+"""Commands of one client."""
+
+MAX_OWED: Final = 16384
+"""Replies. A client that is owed more, because it asks faster than it is answered or reads, is not read further."""
+
+MAX_OWED_BYTES: Final = 1024 * 1024
+"""The same, of replies that are ready."""
+
+CLOSE_GOING_AWAY: Final = 1001
+CLOSE_POLICY: Final = 1008
+CLOSE_TOO_BIG: Final = 1009
+CLOSE_TRY_AGAIN: Final = 1013
+
+
+class Submit(Protocol):
+    """How a session hands a command on."""
+
+    def __call__(self, name: str, answer: Callable[[Outcome], None], owner: object) -> None: ...
+
+
+@dataclass(slots=True, eq=False)
+class _Owed:
+    """The place of one reply in the order of asking."""
+
+    reply: bytes | None = None
+
+
+class Session:
+    """What a bridge and a WebSocket have to do with each other. Web loop only.
+
+    Attributes:
+        form: how this client takes its messages.
+        outbox: what it is owed.
+        waiting: its commands that have no reply yet.
+    """
+
+    def __init__(
+        self,
+        handler: RequestHandler,
+        close: Callable[[int, str], None],
+        stream: IOStream,
+        form: Form,
+        access: Access,
+        submit: Submit,
+        *,
+        max_backlog_bytes: int,
+        stall_timeout: float,
+    ) -> None:
+        """Begin a session on an open WebSocket.
+
+        Args:
+            handler: for `Access.authorize`.
+            close: closes the WebSocket with a code and a reason; harmless when it is closed.
+            stream: the WebSocket's.
+            form: as the client wishes.
+            access: the rules of the mount it came by.
+            submit: hands a command on; the outcome comes back once.
+            max_backlog_bytes: see `Outbox`.
+            stall_timeout: see `Outbox`.
+        """
+        self.form = form
+        self.outbox = Outbox(
+            stream,
+            max_backlog_bytes=max_backlog_bytes,
+            stall_timeout=stall_timeout,
+            on_stalled=partial(self.close, CLOSE_POLICY, f"too slow for {stall_timeout:g} s (stall_timeout)"),
+            on_caught_up=lambda count: self.notify(Notice("dropped", str(count))),
+        )
+        self.waiting = 0
+        self._handler = handler
+        self._close = close
+        self._stream = stream
+        self._access = access
+        self._submit = submit
+        self._owed: deque[_Owed] = deque()
+        self._room: asyncio.Event = asyncio.Event()
+        self._unauthorized: deque[tuple[_Owed, str]] = deque()
+        self._authorizing: asyncio.Task[None] | None = None
+        self._left = False
+
+    @property
+    def remote(self) -> str | None:
+        """The client's address."""
+        return self._handler.request.remote_ip
+
+    def ask(self, message: str | bytes) -> Awaitable[None] | None:
+        """Take a command from the client; its reply, or the error in its place, comes by the outbox.
+
+        Returns:
+            None; or, where the client is owed too much, what to await before its next message is read.
+        """
+        owed = _Owed()
+        self._owed.append(owed)
+        try:
+            command = self._access.parse(message)
+            if self.waiting >= MAX_WAITING:
+                raise CommandError("busy", f"{command}: {MAX_WAITING} commands are waiting, the most for one client")
+        except CommandError as error:
+            self._answer(owed, error.to_reply())
+        else:
+            self.waiting += 1
+            self._authorize(owed, command)
+        if len(self._owed) >= MAX_OWED or self.outbox.reply_bytes >= MAX_OWED_BYTES:
+            return self._until_there_is_room()
+        return None
+
+    def notify(self, notice: Notice) -> None:
+        """Tell the client something unasked. In the escaped form only what the Ruby middleware tells."""
+        if not self.form.escaped or notice.name == "client_count":
+            self.outbox.send_reply(encode_notice(notice.to_bytes(), self.form))
+
+    def close(self, code: int, reason: str) -> None:
+        """Write nothing more, and close the WebSocket; half a message that was under way stays half."""
+        self.leave()
+        self._close(code, reason)
+
+    def abort(self) -> None:
+        """Close the connection without waiting for the other end."""
+        self.leave()
+        self._stream.close()
+
+    def leave(self) -> None:
+        """The WebSocket is closed, or about to be. May be called twice."""
+        self._left = True
+        self._owed.clear()
+        self._unauthorized.clear()
+        self._room.set()
+        self.outbox.close()
+        if self._authorizing is not None:
+            self._authorizing.cancel()
+
+    def stats(self) -> dict[str, Any]:
+        """Return figures about this client, as JSON takes them."""
+        outbox = self.outbox
+        return {
+            "remote": self.remote,
+            "encoding": "escaped" if self.form.escaped else "binary",
+            "compressed": self.form.deflate,
+            "messages_sent": outbox.messages_sent,
+            "messages_waiting": outbox.messages_waiting,
+            "messages_dropped": outbox.messages_dropped,
+            "bytes_sent": outbox.bytes_sent,
+            "bytes_waiting": outbox.data_bytes + outbox.reply_bytes,
+            "blocked": outbox.blocked,
+            "commands_waiting": self.waiting,
+        }
+
+    def _authorize(self, owed: _Owed, command: str) -> None:
+        """Submit a command once it is allowed, after those that were asked before it."""
+        if self._access.authorize is None:
+            self._submit_for(owed, command)
+            return
+        self._unauthorized.append((owed, command))
+        if self._authorizing is None:
+            self._authorizing = asyncio.create_task(self._authorize_in_turn())
+
+    async def _authorize_in_turn(self) -> None:
+        while self._unauthorized:
+            owed, command = self._unauthorized[0]
+            refusal = await self._access.refusal(self._handler, command)
+            if self._left:
+                return
+            self._unauthorized.popleft()
+            if refusal is None:
+                self._submit_for(owed, command)
+                continue
+            self._settle(owed, refusal.to_reply())
+            if command == WATCH:
+                self.close(CLOSE_POLICY, "not authorized any more (authorize)")
+        self._authorizing = None
+
+    def _submit_for(self, owed: _Owed, command: str) -> None:
+        self._submit(command, lambda outcome: self._settle(owed, outcome.reply), self)
+
+    def _settle(self, owed: _Owed, reply: bytes) -> None:
+        self.waiting -= 1
+        self._answer(owed, reply)
+
+    def _answer(self, owed: _Owed, reply: bytes) -> None:
+        owed.reply = reply
+        while self._owed and (ready := self._owed[0].reply) is not None:
+            self._owed.popleft()
+            self.outbox.send_reply(encode_reply(ready, self.form))
+        if len(self._owed) < MAX_OWED:
+            self._room.set()
+
+    async def _until_there_is_room(self) -> None:
+        if len(self._owed) >= MAX_OWED:
+            self._room.clear()
+            await self._room.wait()
+        await self.outbox.replies_gone()

@@ -1,0 +1,185 @@
+"""Profiling data off the SUB socket: drained, encoded and handed over in paced batches."""
+
+from __future__ import annotations
+
+from collections import deque
+from collections.abc import Callable, Iterable
+from dataclasses import dataclass, field
+from typing import Final
+
+import zmq
+from tornado.ioloop import IOLoop
+from zmq.eventloop.zmqstream import ZMQStream
+
+from tornado_rbkit.frames import Buffer, Chunk, Form, encode_data
+from tornado_rbkit.protocol import message_counter
+
+_MIN_BATCH: Final = 64 * 1024  # bytes
+_MAX_DELIVERED: Final = 4 * 1024 * 1024  # bytes, batch × clients: about a millisecond of the web loop
+_MAX_MESSAGES: Final = 512
+_RECEIPT_POLL: Final = 0.001  # seconds: the resolution of epoll
+
+
+@dataclass(slots=True)
+class Batch:
+    """What one hand-over carries. All of it is fixed before it crosses, but for `work`.
+
+    Attributes:
+        chunks: the messages, for each form that a client has.
+        messages: how many there are, before any client's bound.
+        size: their payload, bytes.
+        missed: how many the profiler's counter says were lost on the way here.
+        restarted: the counter began again.
+        work: the receipt, None until the receiver has written it: the seconds it was busy with the batch. A plain
+            store that is read at the next turn; a callback would wake the thread once more for each batch.
+    """
+
+    chunks: dict[Form, list[Chunk]]
+    messages: int
+    size: int
+    missed: int
+    restarted: bool
+    work: float | None = field(default=None)
+
+
+class Subscriber:
+    """The pacing of one SUB socket. On its loop's thread only.
+
+    A wake-up costs more than the messages behind it, so all that is ready is taken at once and the socket is then
+    left alone for `flush_interval`. After a batch that was full, it rests for as long as the web loop was busy with
+    it, so that the loop's other work gets every second turn. While the web loop is busy elsewhere, messages are
+    taken off the socket into a hold, which is bounded; past the bound the profiler's high-water mark applies.
+    """
+
+    def __init__(
+        self,
+        stream: ZMQStream,
+        io_loop: IOLoop,
+        deliver: Callable[[Batch], None],
+        *,
+        flush_interval: float,
+        max_pending_bytes: int,
+        compression_level: int,
+    ) -> None:
+        """Begin to receive.
+
+        Args:
+            stream: a SUB socket's, already connected.
+            io_loop: its loop.
+            deliver: takes a batch to the clients, on whatever thread they are; must not block or raise.
+            flush_interval: seconds of rest after the socket was emptied.
+            max_pending_bytes: payload that may wait here.
+            compression_level: 1 to 9, for clients whose form says compressed.
+        """
+        self._stream = stream
+        self._io_loop = io_loop
+        self._deliver = deliver
+        self._flush_interval = flush_interval
+        self._max_pending = max_pending_bytes
+        self._compression_level = compression_level
+        self._forms: frozenset[Form] = frozenset()
+        self._batch_bytes = _MAX_DELIVERED
+        self._pending: deque[Buffer] = deque()
+        self._pending_bytes = 0
+        self._missed = 0
+        self._restarted = False
+        self._next_counter: int | None = None
+        self._connection_counter: int | None = None
+        self._sent: Batch | None = None
+        self._timer: object | None = None
+        self._listen()
+
+    def set_audience(self, forms: Iterable[Form], clients: int) -> None:
+        """Say in which forms batches are wanted, and for how many clients; with no form, data is let go by."""
+        self._forms = frozenset(forms)
+        self._batch_bytes = max(_MIN_BATCH, _MAX_DELIVERED // max(1, clients))
+
+    def reset_counter(self) -> None:
+        """Begin to count anew: the connection was lost, and what was published meanwhile nobody can know."""
+        if self._next_counter is not None:
+            self._connection_counter, self._next_counter = self._next_counter, None
+
+    def close(self) -> None:
+        """Stop receiving; the stream is the owner's to close."""
+        if self._timer is not None:
+            self._io_loop.remove_timeout(self._timer)
+            self._timer = None
+        self._pending.clear()
+
+    def _listen(self) -> None:
+        self._stream.on_recv(self._on_readable, copy=False)
+
+    def _on_readable(self, parts: list[zmq.Frame]) -> None:
+        self._stream.stop_on_recv()
+        self._accept(parts)
+        self._turn()
+
+    def _turn(self) -> None:
+        """Take what is ready, hand over what may be, and arrange for the next turn."""
+        self._timer = None
+        received, emptied = self._drain()
+        acknowledged = self._sent is None or self._sent.work is not None
+        if self._pending and acknowledged:
+            self._hand_over()
+        elif not received and not self._pending:
+            self._listen()
+            return
+        rest = self._flush_interval
+        if self._pending or not emptied:
+            work = self._sent.work if self._sent else None
+            rest = max(_RECEIPT_POLL, work or 0.0)
+        self._timer = self._io_loop.call_later(rest, self._turn)
+
+    def _drain(self) -> tuple[bool, bool]:
+        """Receive up to a batch; return whether anything came and whether the socket is now empty."""
+        budget = self._batch_bytes
+        socket = self._stream.socket
+        for count in range(_MAX_MESSAGES):
+            if budget <= 0 or self._pending_bytes >= self._max_pending:
+                return count > 0, False
+            try:
+                parts = [socket.recv(zmq.NOBLOCK, copy=False)]
+            except zmq.Again:
+                return count > 0, True
+            while parts[-1].more:
+                parts.append(socket.recv(copy=False))  # a message arrives whole, so this does not wait
+            budget -= self._accept(parts)
+        return True, False
+
+    def _accept(self, parts: list[zmq.Frame]) -> int:
+        """Keep one message and return its size; what rbkit does not do, several parts, is joined."""
+        payload: Buffer = parts[0].buffer if len(parts) == 1 else b"".join(part.buffer for part in parts)
+        self._count(payload)
+        if self._forms:
+            self._pending.append(payload)
+            self._pending_bytes += len(payload)
+        else:
+            self._missed, self._restarted = 0, False  # nobody was there to miss it
+        return len(payload)
+
+    def _count(self, payload: Buffer) -> None:
+        counter = message_counter(payload)
+        if counter is None:
+            return
+        expected = self._next_counter
+        if expected is None:
+            self._restarted |= self._connection_counter is not None and counter < self._connection_counter
+            self._connection_counter = None
+        elif counter > expected:
+            self._missed += counter - expected
+        elif counter < expected:
+            self._restarted = True
+        self._next_counter = counter + 1
+
+    def _hand_over(self) -> None:
+        payloads: list[Buffer] = []
+        size = 0
+        while self._pending and size < self._batch_bytes and len(payloads) < _MAX_MESSAGES:
+            payload = self._pending.popleft()
+            payloads.append(payload)
+            size += len(payload)
+        self._pending_bytes -= size
+        chunks = {form: encode_data(payloads, form, compression_level=self._compression_level) for form in self._forms}
+        self._sent = Batch(chunks, len(payloads), size, self._missed, self._restarted)
+        self._missed, self._restarted = 0, False
+        self._deliver(self._sent)

@@ -1,0 +1,91 @@
+"""What is known of the profiled process, from the replies that passed by."""
+
+from __future__ import annotations
+
+from collections import deque
+from typing import Any, Final
+
+from tornado_rbkit.protocol import DecodeError, Handshake, decode
+from tornado_rbkit.requester import Outcome
+
+_STOPS: Final = {"start_memory_profile": "stop_memory_profile", "start_cpu_profiling": "stop_cpu_profiling"}
+_REMEMBERED: Final = 32
+
+
+class Target:
+    """The facts of the last handshake, the last commands, and which profiling was started from here. Web loop only.
+
+    Attributes:
+        handshake: the last one, None before the first.
+        answers: whether the last command was answered, None before the first.
+    """
+
+    def __init__(self) -> None:
+        self.handshake: Handshake | None = None
+        self.answers: bool | None = None
+        self._recording: set[str] = set()  # by the command that stops it
+        self._started_here: set[str] = set()
+        self._last: deque[tuple[str, Outcome]] = deque(maxlen=_REMEMBERED)
+
+    def note(self, command: str, outcome: Outcome) -> bool:
+        """Take in what became of a command; return whether it tells that the process is another one than before."""
+        self._last.append((command, outcome))
+        reason = outcome.error.reason if outcome.error else None
+        self.answers = reason is None
+        if command in _STOPS and reason in (None, "timeout"):  # after a time-out it may have been carried out
+            stop = _STOPS[command]
+            if stop not in self._recording:
+                self._started_here.add(stop)
+            self._recording.add(stop)
+        elif command in _STOPS.values() and reason is None:
+            self._recording.discard(command)
+            self._started_here.discard(command)
+        elif command == "handshake" and reason is None:
+            return self._learn(outcome.reply)
+        return False
+
+    def restarted(self) -> None:
+        """The process is another one, in which nobody has started anything."""
+        self._recording.clear()
+        self._started_here.clear()
+
+    def to_stop(self) -> list[str]:
+        """Return the commands that stop what was started from here."""
+        return sorted(self._started_here)
+
+    def stats(self) -> dict[str, Any]:
+        """Return the facts, as JSON takes them; latencies are in seconds."""
+        return {
+            "handshake": self.handshake._asdict() if self.handshake else None,
+            "answers": self.answers,
+            "last_commands": [
+                {
+                    "command": command,
+                    "outcome": outcome.error.reason if outcome.error else "ok",
+                    "seconds": round(outcome.seconds, 6),
+                }
+                for command, outcome in self._last
+            ],
+        }
+
+    def _learn(self, reply: bytes) -> bool:
+        try:
+            message = decode(reply)
+        except DecodeError:
+            return False  # whatever answers there is not rbkit, which is for its clients to find out
+        if not isinstance(message, Handshake):
+            return False
+        other = self.handshake is not None and self.handshake.pid != message.pid
+        if other:
+            self.restarted()
+        self.handshake = message
+        self._recording = {
+            stop
+            for stop, enabled in (
+                ("stop_memory_profile", message.object_trace_enabled),
+                ("stop_cpu_profiling", message.cpu_profiling_enabled),
+            )
+            if enabled
+        }
+        self._started_here &= self._recording
+        return other

@@ -1,0 +1,134 @@
+"""The connection to one profiler: a SUB and a REQ socket, and whether both have their peer."""
+
+from __future__ import annotations
+
+import enum
+from collections.abc import Callable, Mapping
+from functools import partial
+from typing import Any, Protocol
+
+import zmq
+from tornado.ioloop import IOLoop
+
+from tornado_rbkit.frames import Form
+from tornado_rbkit.link import Link
+from tornado_rbkit.requester import Outcome, Requester
+from tornado_rbkit.subscriber import Batch, Subscriber
+
+
+class State(enum.Enum):
+    """Of a bridge's connection to its profiler."""
+
+    IDLE = "idle"  # nobody is watching, so there are no sockets
+    CONNECTING = "connecting"
+    CONNECTED = "connected"
+    DISCONNECTED = "disconnected"  # it was there, and is gone
+
+
+class UpstreamListener(Protocol):
+    """Who hears of it, on the web server's loop."""
+
+    def on_batch(self, batch: Batch) -> None: ...
+
+    def on_outcome(self, outcome: Outcome) -> None: ...
+
+    def on_state(self, state: State) -> None: ...
+
+
+class Upstream:
+    """The sockets of one profiler, from `open` to `close`.
+
+    It is given an IOLoop and does not care whose it is. It may be constructed anywhere; all else happens on that
+    loop's thread, and `post` is the only way by which anything leaves it.
+    """
+
+    def __init__(
+        self,
+        io_loop: IOLoop,
+        pub: str,
+        req: str,
+        listener: UpstreamListener,
+        post: Callable[[Callable[[Any], None], Any], None],
+        *,
+        rcvhwm: int,
+        max_message_bytes: int,
+        flush_interval: float,
+        max_pending_bytes: int,
+        compression_level: int,
+    ) -> None:
+        """Describe a connection.
+
+        Args:
+            io_loop: where it will live.
+            pub: where the profiler publishes.
+            req: where it takes commands.
+            listener: who is told.
+            post: calls a method of the listener, with its argument, on the listener's own loop.
+            rcvhwm: messages that may wait in the SUB socket (ZMQ_RCVHWM).
+            max_message_bytes: a longer message ends the connection (ZMQ_MAXMSGSIZE).
+            flush_interval: see `Subscriber`.
+            max_pending_bytes: see `Subscriber`.
+            compression_level: see `Subscriber`.
+        """
+        self._io_loop = io_loop
+        self._pub = pub
+        self._req = req
+        self._listener = listener
+        self._post = post
+        self._sub_options: dict[int, Any] = {zmq.RCVHWM: rcvhwm, zmq.MAXMSGSIZE: max_message_bytes, zmq.SUBSCRIBE: b""}
+        self._req_options: dict[int, Any] = {zmq.MAXMSGSIZE: max_message_bytes, **Requester.OPTIONS}
+        self._flush_interval = flush_interval
+        self._max_pending_bytes = max_pending_bytes
+        self._compression_level = compression_level
+        self._state = State.CONNECTING
+
+    def open(self) -> None:
+        """Make the sockets and begin to connect."""
+        self._context: zmq.Context[zmq.Socket[bytes]] = zmq.Context()
+        self._sub = self._link(zmq.SUB, self._pub, self._sub_options)
+        self._requests = self._link(zmq.REQ, self._req, self._req_options)
+        self._subscriber = Subscriber(
+            self._sub.stream,
+            self._io_loop,
+            partial(self._post, self._listener.on_batch),
+            flush_interval=self._flush_interval,
+            max_pending_bytes=self._max_pending_bytes,
+            compression_level=self._compression_level,
+        )
+        self._requester = Requester(
+            self._requests.stream, self._io_loop, partial(self._post, self._listener.on_outcome)
+        )
+
+    def set_audience(self, forms: frozenset[Form], clients: int) -> None:
+        """See `Subscriber.set_audience`."""
+        self._subscriber.set_audience(forms, clients)
+
+    def request(self, command: str, timeout: float) -> None:
+        """See `Requester.request`."""
+        self._requester.request(command, timeout)
+
+    def close(self) -> None:
+        """Close the sockets and end their context."""
+        self._subscriber.close()
+        self._requester.close()
+        self._sub.close()
+        self._requests.close()
+        self._context.term()
+
+    def _link(self, kind: int, endpoint: str, options: Mapping[int, Any]) -> Link:
+        return Link(self._context, kind, endpoint, self._io_loop, options, self._on_change)
+
+    def _on_change(self) -> None:
+        if not self._sub.up:
+            self._subscriber.reset_counter()
+        if not self._requests.up:
+            self._requester.fail("the rbkit server went away before it replied; it may have been carried out")
+        if self._sub.up and self._requests.up:
+            state = State.CONNECTED
+        elif self._state is State.CONNECTED:
+            state = State.DISCONNECTED
+        else:
+            return
+        if state is not self._state:
+            self._state = state
+            self._post(self._listener.on_state, state)

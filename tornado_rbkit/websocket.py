@@ -1,0 +1,173 @@
+"""The WebSocket handler, and the matcher that mounts it at every path."""
+
+from __future__ import annotations
+
+from collections.abc import Awaitable
+from typing import Any, Final
+
+from tornado.httputil import HTTPServerRequest
+from tornado.ioloop import IOLoop
+from tornado.routing import Matcher
+from tornado.websocket import WebSocketClosedError, WebSocketHandler
+
+from tornado_rbkit.access import Access, AccessHandler, Refusal
+from tornado_rbkit.bridge import Bridge, BridgeFullError
+from tornado_rbkit.frames import Form
+from tornado_rbkit.protocol import SUBPROTOCOL
+from tornado_rbkit.session import CLOSE_POLICY, CLOSE_TOO_BIG, CLOSE_TRY_AGAIN, Session
+
+MAX_MESSAGE_SIZE: Final = 64 * 1024
+"""Bytes from a client; a longer message closes with 1009. One over `MAX_COMMAND_LENGTH` is answered with an error."""
+
+_READ_LIMIT: Final = 1024 * 1024  # where Tornado cuts the connection in the middle of a message
+_MAX_REASON: Final = 123  # bytes, RFC 6455 section 5.5
+
+
+class SubprotocolMatches(Matcher):
+    """Matches the WebSocket upgrades that offer a subprotocol, at whatever path.
+
+    As the first rule of an application, it takes those and leaves every other request to the rules after it.
+    """
+
+    def __init__(self, subprotocol: str) -> None:
+        self.subprotocol = subprotocol
+
+    def match(self, request: HTTPServerRequest) -> dict[str, Any] | None:
+        """Return an empty dict for a match, None for none; see `tornado.routing.Matcher`."""
+        if request.headers.get("Upgrade", "").lower() == "websocket" and self.subprotocol in offered(request):
+            return {}
+        return None
+
+
+def offered(request: HTTPServerRequest) -> list[str]:
+    """Return the subprotocols that a request offers."""
+    return [item.strip() for item in request.headers.get("Sec-WebSocket-Protocol", "").split(",")]
+
+
+class RbkitWebSocketHandler(AccessHandler, WebSocketHandler):
+    """One viewer's WebSocket; what it shows is the bridge's, which outlives it.
+
+    Mount it as ``(r"/profiler", RbkitWebSocketHandler, {"bridge": bridge})``.
+    """
+
+    def initialize(self, bridge: Bridge, access: Access | None = None) -> None:
+        """Take what the route gives: whose data, and who may see it."""
+        self.bridge = bridge
+        self.access = access or Access()
+        self._session: Session | None = None
+        self._ping_timer: object | None = None
+        self._pong_is_due = False
+
+    async def get(self, *args: Any, **kwargs: Any) -> None:
+        """Upgrade a request that is allowed to and speaks rbkit."""
+        await self.check_request()
+        if SUBPROTOCOL not in offered(self.request):
+            raise Refusal(400, f"this WebSocket speaks the subprotocol {SUBPROTOCOL!r}; offer it to connect")
+        encoding = self.get_query_argument("encoding", self.bridge.default_encoding)
+        if encoding not in ("binary", "escaped"):
+            raise Refusal(400, f"encoding={encoding[:40]!r} is unknown; allowed: binary, escaped")
+        self._form = Form(escaped=encoding == "escaped", deflate=self._negotiate_deflate())
+        await super().get(*args, **kwargs)
+
+    def check_origin(self, origin: str) -> bool:
+        """Allow the server's own origin and those of `Access.allowed_origins`."""
+        if self.access.allows_origin(origin) or super().check_origin(origin):
+            return True
+        raise Refusal(403, f"the origin {origin[:200]!r} is not allowed; add it to the setting `allowed_origins`")
+
+    def select_subprotocol(self, subprotocols: list[str]) -> str | None:
+        """Choose ``rbkit``, which `get` has found among them."""
+        return SUBPROTOCOL
+
+    def get_compression_options(self) -> dict[str, Any] | None:
+        """Let Tornado take part in what `_negotiate_deflate` agreed to."""
+        return {"compression_level": self.bridge.compression_level} if self._form.deflate else None
+
+    @property
+    def ping_interval(self) -> float:
+        """Zero: Tornado would take a client for dead that is only slow; `_ping` knows which it is."""
+        return 0
+
+    @property
+    def max_message_size(self) -> int:
+        """Bytes; see `tornado.websocket.WebSocketHandler.max_message_size`."""
+        return _READ_LIMIT
+
+    def open(self, *args: str, **kwargs: str) -> None:
+        """Join the bridge."""
+        assert self.ws_connection is not None
+        self.set_nodelay(True)
+        stream = self.ws_connection.stream  # not documented, and the only way to bound what a client is owed
+        assert stream is not None
+        try:
+            self._session = self.bridge.join(self, self._close_with, stream, self._form, self.access)
+        except BridgeFullError as error:
+            self._close_with(CLOSE_TRY_AGAIN, str(error))
+            return
+        self._ping_later(self.bridge.ping_interval)
+
+    def on_message(self, message: str | bytes) -> Awaitable[None] | None:
+        """Take one command."""
+        if len(message) > MAX_MESSAGE_SIZE:
+            self._close_with(CLOSE_TOO_BIG, f"message too big: allowed are {MAX_MESSAGE_SIZE} bytes")
+            return None
+        return self._session.ask(message) if self._session is not None else None
+
+    def on_pong(self, data: bytes) -> None:
+        """The client is alive."""
+        self._pong_is_due = False
+
+    def on_close(self) -> None:
+        """Leave the bridge."""
+        self._cancel_ping()
+        if self._session is not None:
+            self.bridge.leave(self._session)
+
+    def _ping(self) -> None:
+        """Ask for a sign of life. A client with data in its way is the outbox's to judge, by `stall_timeout`."""
+        assert self._session is not None
+        if not self._session.outbox.blocked:
+            try:
+                self.ping()
+            except WebSocketClosedError:
+                return  # on_close follows
+            self._pong_is_due = True
+        self._ping_timer = IOLoop.current().call_later(self.bridge.ping_timeout, self._check_pong)
+
+    def _check_pong(self) -> None:
+        assert self._session is not None
+        if self._pong_is_due and not self._session.outbox.blocked:
+            self._session.close(CLOSE_POLICY, f"no pong within {self.bridge.ping_timeout:g} s (ping_timeout)")
+        else:
+            self._ping_later(self.bridge.ping_interval - self.bridge.ping_timeout)
+
+    def _ping_later(self, seconds: float) -> None:
+        if self.bridge.ping_interval:
+            self._ping_timer = IOLoop.current().call_later(seconds, self._ping)
+
+    def _cancel_ping(self) -> None:
+        if self._ping_timer is not None:
+            IOLoop.current().remove_timeout(self._ping_timer)
+            self._ping_timer = None
+
+    def _close_with(self, code: int, reason: str) -> None:
+        self._cancel_ping()
+        self.close(code, reason.encode()[:_MAX_REASON].decode(errors="ignore"))
+
+    def _negotiate_deflate(self) -> bool:
+        """Agree to permessage-deflate without context takeover, so that one compressed message serves all.
+
+        A server may answer so to any offer (RFC 7692 section 7.1.1.1). Tornado echoes what the client offered, so
+        the offer is put into its mouth; one for a window smaller than zlib's cannot be shared and is passed over.
+        """
+        offers = self.request.headers.get("Sec-WebSocket-Extensions", "")
+        for offer in offers.split(",") if self.bridge.compression_level else ():
+            name, *parameters = (item.strip() for item in offer.split(";"))
+            windows = [item for item in parameters if item.startswith("server_max_window_bits")]
+            if name != "permessage-deflate" or any(item.partition("=")[2] != "15" for item in windows):
+                continue
+            if "server_no_context_takeover" not in parameters:
+                parameters.append("server_no_context_takeover")
+            self.request.headers["Sec-WebSocket-Extensions"] = "; ".join([name, *parameters])
+            return True
+        return False
