@@ -115,7 +115,9 @@ class FakeRbkit:
             self.req = rep.getsockopt_string(zmq.LAST_ENDPOINT)
             self._bound.set()
             while not self._stopped.is_set():
-                if rep.poll(2):
+                if self.dead:
+                    self._stopped.wait(0.002)
+                elif rep.poll(2):
                     self._command(rep)
                 while self._queue:
                     pub.send_multipart(self._queue.popleft())
@@ -123,11 +125,8 @@ class FakeRbkit:
     def _command(self, rep: zmq.Socket[bytes]) -> None:
         for request in rep.recv_multipart():
             self.received.append(request)
-            if self.dead:
-                return
             if not request or request.startswith(b"\0"):
-                self.dead = True  # and the REP socket waits for a send that never comes
-                rep.poll = lambda timeout=None, flags=zmq.POLLIN: time.sleep(0.002)  # type: ignore[assignment,method-assign]
+                self.dead = True  # the REP socket waits for a send that never comes
                 return
             self.answering.wait()
             if self._stopped.is_set():

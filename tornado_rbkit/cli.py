@@ -29,7 +29,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
     options = _parser().parse_args(arguments)
     logging.basicConfig(level=logging.INFO if options.verbose else logging.WARNING, format="%(levelname)s %(message)s")
     try:
-        return asyncio.run(options.run(options))
+        status: int = asyncio.run(options.run(options))
+        return status
     except (RbkitError, ValueError, OSError) as error:
         print(f"tornado-rbkit: {error}", file=sys.stderr)
         return 1 if isinstance(error, RbkitError) and not isinstance(error, ValueError) else 2
