@@ -8,12 +8,16 @@ from collections.abc import AsyncIterator, Awaitable, Callable, Iterator
 from typing import Any
 
 import pytest
+from tornado.httpclient import HTTPRequest
 from tornado.httpserver import HTTPServer
 from tornado.netutil import bind_sockets
 from tornado.web import Application
+from tornado.websocket import WebSocketClientConnection, websocket_connect
 
 from tests.fake_rbkit import FakeRbkit
 from tornado_rbkit import Bridge, RbkitClient, rbkit_routes
+from tornado_rbkit.protocol import parse_notice
+from tornado_rbkit.upstream import State
 
 
 class Server:
@@ -25,14 +29,39 @@ class Server:
         self.port = port
         self.url = f"http://127.0.0.1:{port}"
         self.ws = f"ws://127.0.0.1:{port}/rbkit/ws"
+        self._connections: list[WebSocketClientConnection] = []
 
     def client(self, **options: Any) -> RbkitClient:
         return RbkitClient(self.ws, **options)
 
+    async def connect(
+        self, query: str = "", *, path: str = "/rbkit/ws", subprotocols: list[str] | None = None, **headers: str
+    ) -> WebSocketClientConnection:
+        """Open a WebSocket that shows what is on the wire; it is closed with the server."""
+        connection = await websocket_connect(
+            HTTPRequest(
+                f"ws://127.0.0.1:{self.port}{path}{query}",
+                headers={name.replace("_", "-"): value for name, value in headers.items()},
+            ),
+            subprotocols=["rbkit"] if subprotocols is None else subprotocols,
+            max_message_size=1 << 29,
+        )
+        self._connections.append(connection)
+        return connection
+
+    async def connected(self, query: str = "", **headers: str) -> WebSocketClientConnection:
+        """The same, once the bridge has its profiler."""
+        connection = await self.connect(query, subprotocols=None, **headers)
+        await until(lambda: self.bridge.state is State.CONNECTED, "the bridge is connected")
+        return connection
+
     async def close(self) -> None:
         self.http.stop()
+        ends = [asyncio.create_task(closing(connection)) for connection in self._connections]
         await self.bridge.close()
         await self.http.close_all_connections()
+        for end in ends:
+            await end
 
 
 Serve = Callable[..., Awaitable[Server]]
@@ -57,8 +86,10 @@ async def serve() -> AsyncIterator[Serve]:
     servers: list[Server] = []
     threads = set(threading.enumerate())
 
-    async def start(bridge: Bridge, *, routes_after: list[Any] | None = None, **access: Any) -> Server:
-        routes = rbkit_routes(bridge, **access)
+    async def start(
+        bridge: Bridge, *, prefix: str = "/rbkit", routes_after: list[Any] | None = None, **access: Any
+    ) -> Server:
+        routes = rbkit_routes(bridge, prefix, **access)
         http = HTTPServer(Application([*routes, *(routes_after or [])]))
         sockets = bind_sockets(0, "127.0.0.1")
         http.add_sockets(sockets)
@@ -80,3 +111,37 @@ async def until(condition: Callable[[], object], what: str, timeout: float = 10.
         if loop.time() > deadline:
             pytest.fail(f"not within {timeout:g} s: {what}")
         await asyncio.sleep(0.005)
+
+
+async def receive(connection: WebSocketClientConnection, timeout: float = 10.0) -> str | bytes:
+    """Return the next message; fail when none comes."""
+    message = await asyncio.wait_for(connection.read_message(), timeout)
+    assert message is not None, f"closed with {connection.close_code} {connection.close_reason!r}"
+    return message
+
+
+async def receive_data(connection: WebSocketClientConnection) -> bytes:
+    """Return the next published message, past replies and notices."""
+    while True:
+        message = await receive(connection)
+        assert isinstance(message, bytes)
+        if message.startswith(b"1"):
+            return message[1:]
+
+
+async def closing(connection: WebSocketClientConnection, timeout: float = 10.0) -> tuple[int | None, str | None]:
+    """Read on to the end, and return how the server closed."""
+    while connection.protocol is not None and await asyncio.wait_for(connection.read_message(), timeout) is not None:
+        pass
+    connection.close()
+    return connection.close_code, connection.close_reason
+
+
+async def ask(connection: WebSocketClientConnection, command: str | bytes) -> bytes:
+    """Send a command and return the next message of the reply channel that is no notice."""
+    await connection.write_message(command, binary=isinstance(command, bytes))
+    while True:
+        message = await receive(connection)
+        assert isinstance(message, bytes)
+        if message.startswith(b"0") and parse_notice(message[1:]) is None:
+            return message

@@ -76,7 +76,7 @@ class FakeRbkit:
         self._thread.join()
 
     @property
-    def endpoints(self) -> dict[str, str]:
+    def endpoints(self) -> dict[str, Any]:
         return {"pub": self.pub, "req": self.req}
 
     def publish(self, *parts: bytes) -> None:
@@ -155,7 +155,7 @@ class FakeRbkitProcess:
         self._process: subprocess.Popen[str] | None = None
 
     @property
-    def endpoints(self) -> dict[str, str]:
+    def endpoints(self) -> dict[str, Any]:
         return {"pub": self.pub, "req": self.req}
 
     @property

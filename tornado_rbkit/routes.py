@@ -42,11 +42,14 @@ def rbkit_routes(
         EndpointError: ``RBKIT_PUB_PORT`` or ``RBKIT_REQ_PORT`` is not a port.
     """
     rules = Access(**access)
-    named = bridges if isinstance(bridges, Mapping) else {}
-    for name in named:
-        check_name(name)
-    first = next(iter(named.values())) if named else bridges or Bridge()
-    assert isinstance(first, Bridge)
+    named: Mapping[str, Bridge] = {}
+    if isinstance(bridges, Mapping):
+        named = {check_name(name): bridge for name, bridge in bridges.items()}
+        if not named:
+            raise ValueError("bridges={} is empty; allowed: at least one bridge, or None for the default ports")
+        first = next(iter(named.values()))
+    else:
+        first = bridges or Bridge()
     base = re.escape(prefix.rstrip("/"))
     one = {"bridge": first, "access": rules}
     everything = {"bridges": named or {"": first}, "access": rules}

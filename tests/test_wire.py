@@ -1,0 +1,232 @@
+"""What a WebSocket client sees: prefixes, payloads, replies in order, errors in their place, notices."""
+
+from __future__ import annotations
+
+import asyncio
+from pathlib import Path
+from typing import Literal
+from urllib.parse import unquote_to_bytes
+
+import msgpack
+import pytest
+from tornado.httpclient import HTTPClientError
+from websockets.asyncio.client import connect as websockets_connect
+from websockets.typing import Subprotocol
+
+from tests.conftest import Serve, ask, receive, receive_data
+from tests.fake_rbkit import FakeRbkit, collection
+from tornado_rbkit import Bridge
+
+
+def published(path: Path) -> list[bytes]:
+    with path.open("rb") as file:
+        records = msgpack.Unpacker(file, max_buffer_size=0)
+        return [record[3] for record in records if record[1] == 1]
+
+
+RECORDED = {path.stem: published(path) for path in sorted((Path(__file__).parent / "data").glob("*.msgpack"))}
+
+
+async def test_rbkit_is_chosen_from_a_list_of_subprotocols(serve: Serve, rbkit: FakeRbkit) -> None:
+    server = await serve(Bridge(**rbkit.endpoints))
+    connection = await server.connect(subprotocols=["foo", "rbkit", "bar"])
+    assert connection.selected_subprotocol == "rbkit"
+
+
+@pytest.mark.parametrize("subprotocols", [[], ["foo"], ["rbkit2"]])
+async def test_a_mounted_path_without_the_subprotocol_says_what_to_offer(
+    serve: Serve, rbkit: FakeRbkit, subprotocols: list[str]
+) -> None:
+    server = await serve(Bridge(**rbkit.endpoints))
+    with pytest.raises(HTTPClientError) as refused:
+        await server.connect(subprotocols=subprotocols)
+    assert refused.value.code == 400
+    assert refused.value.response is not None
+    assert b"subprotocol 'rbkit'" in refused.value.response.body
+
+
+@pytest.mark.parametrize("name", [name for name, messages in RECORDED.items() if messages])
+async def test_recorded_traffic_arrives_byte_for_byte_and_in_order(
+    serve: Serve, rbkit: FakeRbkit, threaded: bool, name: str
+) -> None:
+    server = await serve(Bridge(**rbkit.endpoints, threaded=threaded))
+    connection = await server.connected()
+    for message in RECORDED[name]:
+        rbkit.publish(message)
+    for message in RECORDED[name]:  # some were left out of the recording, of which the bridge tells
+        assert await receive_data(connection) == message
+
+
+@pytest.mark.parametrize("padding", [0, 60, 65_000, 130_000, 262_000, 524_288, 3_000_000])
+async def test_every_size_arrives_byte_for_byte(serve: Serve, rbkit: FakeRbkit, threaded: bool, padding: int) -> None:
+    server = await serve(Bridge(**rbkit.endpoints, threaded=threaded))
+    connection = await server.connected()
+    expected = [rbkit.publish_collection(padding + more) for more in range(-20 if padding else 0, 20, 2)]
+    for message in expected:
+        assert await receive(connection) == b"1" + message
+
+
+async def test_a_reply_is_the_bytes_of_rbkit_behind_a_zero(serve: Serve, rbkit: FakeRbkit, threaded: bool) -> None:
+    server = await serve(Bridge(**rbkit.endpoints, threaded=threaded))
+    connection = await server.connected()
+    assert await ask(connection, "handshake") == b"0" + rbkit.handshake()
+    assert await ask(connection, "trigger_gc") == b"0ok"
+    rbkit.reply[b"trigger_gc"] = b"\xff\x00 not text"
+    assert await ask(connection, "trigger_gc") == b"0\xff\x00 not text"
+
+
+async def test_a_command_may_be_text_or_binary(serve: Serve, rbkit: FakeRbkit) -> None:
+    server = await serve(Bridge(**rbkit.endpoints))
+    connection = await server.connected()
+    assert await ask(connection, "trigger_gc") == b"0ok"
+    assert await ask(connection, b"trigger_gc") == b"0ok"
+    assert rbkit.received.count(b"trigger_gc") == 2
+
+
+async def test_a_message_of_several_frames_is_passed_on_joined(serve: Serve, rbkit: FakeRbkit, threaded: bool) -> None:
+    server = await serve(Bridge(**rbkit.endpoints, threaded=threaded))
+    connection = await server.connected()
+    rbkit.publish(b"one", b"", b"two")
+    assert await receive(connection) == b"1onetwo"
+
+
+async def test_what_is_not_rbkit_s_is_passed_on_all_the_same(serve: Serve, rbkit: FakeRbkit, threaded: bool) -> None:
+    server = await serve(Bridge(**rbkit.endpoints, threaded=threaded))
+    connection = await server.connected()
+    for payload in (b"", b"\x00", b"\x84\x00\x07\x01\xcb", b"plain text", bytes(range(256))):
+        rbkit.publish(payload)
+        assert await receive(connection) == b"1" + payload
+
+
+class TestEscapedForm:
+    @pytest.mark.parametrize("by", ["query", "setting"])
+    async def test_is_text_with_the_payload_percent_escaped(
+        self, serve: Serve, rbkit: FakeRbkit, threaded: bool, by: str
+    ) -> None:
+        default: Literal["binary", "escaped"] = "escaped" if by == "setting" else "binary"
+        server = await serve(Bridge(**rbkit.endpoints, threaded=threaded, default_encoding=default))
+        connection = await server.connect("?encoding=escaped" if by == "query" else "")
+        await connection.write_message("handshake")
+        reply = await receive(connection)
+        assert isinstance(reply, str)
+        assert reply[0] == "0"
+        assert unquote_to_bytes(reply[1:]) == rbkit.handshake()
+        everything = bytes(range(256)) * 2000
+        rbkit.publish(everything)
+        data = await receive(connection)
+        assert isinstance(data, str)
+        assert data[0] == "1"
+        assert "+" not in data
+        assert unquote_to_bytes(data[1:]) == everything
+
+    async def test_has_errors_escaped_and_client_count_plain_and_no_other_notice(
+        self, serve: Serve, rbkit: FakeRbkit
+    ) -> None:
+        server = await serve(Bridge(**rbkit.endpoints))
+        connection = await server.connect("?encoding=escaped")
+        await connection.write_message("nonsense")
+        reply = await receive(connection)
+        assert isinstance(reply, str)
+        assert unquote_to_bytes(reply[1:]).startswith(b"error:unknown-command ")
+        other = await server.connect()
+        assert await receive(connection) == "0client_count:2"
+        rbkit.publish(collection(0))
+        rbkit.publish(collection(10))  # nine are missing, which the binary form is told
+        assert b"0dropped:9" in [await receive(other) for _ in range(3)]
+        assert [str(await receive(connection))[0] for _ in range(2)] == ["1", "1"]
+        await connection.write_message("trigger_gc")
+        assert await receive(connection) == "0ok"
+
+    async def test_binary_can_be_asked_for_where_escaped_is_the_default(self, serve: Serve, rbkit: FakeRbkit) -> None:
+        server = await serve(Bridge(**rbkit.endpoints, default_encoding="escaped"))
+        connection = await server.connect("?encoding=binary")
+        assert await ask(connection, "trigger_gc") == b"0ok"
+
+    async def test_another_encoding_is_refused_with_those_that_are_allowed(
+        self, serve: Serve, rbkit: FakeRbkit
+    ) -> None:
+        server = await serve(Bridge(**rbkit.endpoints))
+        with pytest.raises(HTTPClientError) as refused:
+            await server.connect("?encoding=base64")
+        assert refused.value.code == 400
+        assert refused.value.response is not None
+        assert b"binary, escaped" in refused.value.response.body
+
+
+class TestReplies:
+    async def test_go_only_to_the_client_that_asked(self, serve: Serve, rbkit: FakeRbkit, threaded: bool) -> None:
+        server = await serve(Bridge(**rbkit.endpoints, threaded=threaded, command_timeouts={}), commands="any")
+        clients = [await server.connected() for _ in range(5)]
+        names = [f"command_of_{number}" for number in range(len(clients))]
+        for name in names:
+            rbkit.reply[name.encode()] = name.encode()
+        for client, name in zip(clients * 4, names * 4, strict=True):
+            await client.write_message(name)
+        for client, name in zip(clients, names, strict=True):
+            replies: list[bytes] = []
+            while len(replies) < 4:
+                message = await receive(client)
+                assert isinstance(message, bytes)
+                if not message.startswith(b"0client_count"):
+                    replies.append(message)
+            assert replies == [b"0" + name.encode()] * 4
+
+    async def test_come_in_the_order_of_asking_errors_in_their_place(
+        self, serve: Serve, rbkit: FakeRbkit, threaded: bool
+    ) -> None:
+        server = await serve(Bridge(**rbkit.endpoints, threaded=threaded))
+        connection = await server.connected()
+        rbkit.reply[b"use_cpu_time"] = b"cpu"
+        rbkit.reply[b"use_wall_time"] = b"wall"
+        expected = {
+            "use_cpu_time": b"0cpu",
+            "nonsense": b"0error:unknown-command",
+            "use_wall_time": b"0wall",
+            "": b"0error:invalid-command",
+        }
+        asked = list(expected) * 5
+        for command in asked:
+            await connection.write_message(command)
+        for command in asked:
+            reply = await receive(connection)
+            assert isinstance(reply, bytes)
+            assert reply.split(b" ")[0] == expected[command]
+
+    async def test_overtake_nobody_and_wait_for_nobody_else_s_error(self, serve: Serve, rbkit: FakeRbkit) -> None:
+        server = await serve(Bridge(**rbkit.endpoints))
+        patient, hasty = await server.connected(), await server.connected()
+        assert await receive(patient) == b"0client_count:2"
+        rbkit.answering.clear()
+        await patient.write_message("trigger_gc")
+        assert (await ask(hasty, "nonsense")).startswith(b"0error:unknown-command")
+        rbkit.answering.set()
+        assert await receive(patient) == b"0ok"
+
+    async def test_pings_are_answered_while_a_command_runs(self, serve: Serve, rbkit: FakeRbkit) -> None:
+        server = await serve(Bridge(**rbkit.endpoints))
+        await (await server.connected()).write_message("handshake")
+        async with websockets_connect(server.ws, subprotocols=[Subprotocol("rbkit")]) as connection:
+            rbkit.answering.clear()
+            await connection.send("objectspace_snapshot")
+            for _ in range(3):
+                await asyncio.wait_for(await connection.ping(), 5)
+            rbkit.answering.set()
+            assert await connection.recv() == b"0ok"
+
+
+class TestClientCount:
+    async def test_is_told_to_the_older_clients_when_one_connects_and_not_when_one_leaves(
+        self, serve: Serve, rbkit: FakeRbkit
+    ) -> None:
+        server = await serve(Bridge(**rbkit.endpoints))
+        first = await server.connected()
+        second = await server.connect()
+        assert await receive(first) == b"0client_count:2"
+        third = await server.connect()
+        assert await receive(first) == b"0client_count:3"
+        assert await receive(second) == b"0client_count:3"
+        third.close()
+        assert await ask(first, "trigger_gc") == b"0ok"
+        await server.connect()
+        message = await receive(first)
+        assert message in (b"0client_count:3", b"0client_count:4")  # by whether the third's goodbye has come
