@@ -60,6 +60,8 @@ class Server:
         ends = [asyncio.create_task(closing(connection)) for connection in self._connections]
         await self.bridge.close()
         await self.http.close_all_connections()
+        for connection in self._connections:
+            connection.close()  # one that was the application's
         for end in ends:
             await end
 

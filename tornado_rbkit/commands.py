@@ -20,6 +20,8 @@ COMMAND_TIMEOUTS: Final[Mapping[str, float]] = {"objectspace_snapshot": 300.0}
 DEFAULT_COMMAND_TIMEOUT: Final = 5.0
 """Seconds. rbkit answers within 135 ms under hard load."""
 
+_WORTH_SENDING: Final = 0.1  # of the time-out has to be left
+
 
 @dataclass(slots=True)
 class Command:
@@ -35,9 +37,9 @@ class Command:
 class CommandQueue:
     """Holds commands back until the profiler can take them. Web loop only.
 
-    Each submitted command is answered exactly once and never sent twice. It waits only for those before it: its own
-    time-out runs from the moment it is sent. When that passes for one, those behind it that waited as long are given
-    up too, so that nobody sits through the time-outs of others at a profiler that has stopped.
+    Each submitted command is answered exactly once and never sent twice. It waits only for those before it: its
+    time-out runs from the moment it is sent. But when that passes for one, the profiler has stopped, and the clocks
+    of those behind it count from when they were asked, so that nobody sits through the time-outs of others.
     """
 
     def __init__(
@@ -109,7 +111,7 @@ class CommandQueue:
         self._on_settled(command.name, outcome)
         command.answer(outcome)
         if outcome.error is not None and outcome.error.reason == "timeout":
-            self._give_up_on_the_patient()
+            self._shorten_the_wait()
         self._next()
 
     def _next(self) -> None:
@@ -117,14 +119,16 @@ class CommandQueue:
             self._in_flight = self._waiting.popleft()
             self._send(self._in_flight.name, self._in_flight.timeout)
 
-    def _give_up_on_the_patient(self) -> None:
+    def _shorten_the_wait(self) -> None:
         now = time.monotonic()
         waiting, self._waiting = self._waiting, deque()
         for command in waiting:
-            if now - command.since < command.timeout:
+            remaining = command.since + command.timeout - now
+            if remaining > command.timeout * _WORTH_SENDING:
+                command.timeout = remaining
                 self._waiting.append(command)
             else:
-                _refuse(command, "timeout", f"the rbkit server does not reply; not sent within {command.timeout:g} s")
+                _refuse(command, "timeout", "the rbkit server does not reply; it was not sent (`command_timeouts`)")
 
 
 def _refuse(command: Command, reason: str, text: str) -> None:

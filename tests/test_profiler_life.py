@@ -1,0 +1,227 @@
+"""The profiler comes, goes, hangs and comes back: what its viewers are told, and that no command is repeated."""
+
+from __future__ import annotations
+
+import asyncio
+import signal
+import time
+
+import pytest
+import zmq
+from tornado.websocket import WebSocketClientConnection
+
+from tests.conftest import Serve, ask, closing, receive, receive_data, until
+from tests.fake_rbkit import FakeRbkit, free_port, rbkit_process
+from tornado_rbkit import Bridge
+from tornado_rbkit.protocol import message_counter
+from tornado_rbkit.upstream import State
+
+
+async def next_notice(connection: WebSocketClientConnection, prefix: bytes) -> bytes:
+    """Return the next message that begins so, past all others."""
+    while True:
+        message = await receive(connection)
+        assert isinstance(message, bytes)
+        if message.startswith(prefix):
+            return message
+
+
+class TestNeverThere:
+    async def test_closes_with_1013_within_connect_timeout_and_names_the_endpoint(
+        self, serve: Serve, threaded: bool
+    ) -> None:
+        req = f"tcp://127.0.0.1:{free_port()}"
+        bridge = Bridge(f"tcp://127.0.0.1:{free_port()}", req, threaded=threaded, connect_timeout=0.3)
+        server = await serve(bridge)
+        started = time.monotonic()
+        connection = await server.connect()
+        assert await closing(connection) == (1013, f"rbkit server is not running at {req}")
+        assert 0.25 < time.monotonic() - started < 2.5
+
+    async def test_lets_commands_wait_no_longer_than_their_client(self, serve: Serve) -> None:
+        pub, req = (f"tcp://127.0.0.1:{free_port()}" for _ in range(2))
+        server = await serve(Bridge(pub, req, connect_timeout=1.5))  # more than ZMQ waits to connect again
+        connection = await server.connect()
+        await connection.write_message("start_cpu_profiling")
+        await closing(connection)
+        with FakeRbkit(pub, req) as rbkit:
+            other = await server.connected()
+            assert await ask(other, "trigger_gc") == b"0ok"
+            assert rbkit.received == [b"handshake", b"trigger_gc"]
+
+    async def test_tries_again_for_the_next_client(self, serve: Serve, threaded: bool) -> None:
+        pub, req = (f"tcp://127.0.0.1:{free_port()}" for _ in range(2))
+        server = await serve(Bridge(pub, req, threaded=threaded, connect_timeout=1.5))
+        assert (await closing(await server.connect()))[0] == 1013
+        with FakeRbkit(pub, req):
+            assert await ask(await server.connected(), "trigger_gc") == b"0ok"
+
+    async def test_only_one_of_its_sockets_is_not_enough(self, serve: Serve, rbkit: FakeRbkit) -> None:
+        server = await serve(Bridge(f"tcp://127.0.0.1:{free_port()}", rbkit.req, connect_timeout=0.5))
+        assert (await closing(await server.connect()))[0] == 1013
+
+
+async def test_started_after_the_bridge_is_found_within_connect_timeout(serve: Serve, threaded: bool) -> None:
+    pub, req = (f"tcp://127.0.0.1:{free_port()}" for _ in range(2))
+    server = await serve(Bridge(pub, req, threaded=threaded, connect_timeout=10))
+    connection = await server.connect()
+    await connection.write_message("trigger_gc")
+    with FakeRbkit(pub, req) as rbkit:
+        assert await receive(connection) == b"0ok"
+        message = rbkit.publish_collection()
+        assert await receive(connection) == b"1" + message
+
+
+async def test_killed_with_a_command_in_flight_answers_unavailable_and_never_repeats_it(
+    serve: Serve, threaded: bool
+) -> None:
+    with rbkit_process() as process:
+        server = await serve(Bridge(**process.endpoints, threaded=threaded))
+        connection = await server.connected()
+        await ask(connection, "start_memory_profile")
+        process.send_signal(signal.SIGSTOP)  # so that the command is in flight for certain
+        await connection.write_message("trigger_gc")
+        await connection.write_message("use_cpu_time")
+        await until(lambda: server.bridge.stats()["commands_waiting"] == 2, "the commands are under way")
+        started = time.monotonic()
+        process.kill()
+        assert (await next_notice(connection, b"0error:")).startswith(b"0error:unavailable trigger_gc: ")
+        assert (await next_notice(connection, b"0error:")).startswith(b"0error:unavailable use_cpu_time: ")
+        assert time.monotonic() - started < 4.5, "told by the connection's end, not by the time-out"
+        with FakeRbkit(process.pub, process.req) as successor:
+            await next_notice(connection, b"0server:connected")
+            await next_notice(connection, b"0server:restarted")
+            assert await ask(connection, "use_wall_time") == b"0ok"
+            assert successor.received == [b"handshake", b"use_wall_time"]
+
+
+async def test_restarted_on_the_same_ports_is_told_and_goes_on_without_reconnecting(
+    serve: Serve, threaded: bool
+) -> None:
+    with rbkit_process() as process:
+        server = await serve(Bridge(**process.endpoints, threaded=threaded))
+        connection = await server.connected()
+        await ask(connection, "start_memory_profile")
+        await receive_data(connection)
+        first = process.pid
+        process.kill()
+        assert await next_notice(connection, b"0server") == b"0server:disconnected"
+        assert (await ask(connection, "handshake")).startswith(b"0error:unavailable")
+        process.start()
+        assert await next_notice(connection, b"0server") == b"0server:connected"
+        assert await next_notice(connection, b"0server") == b"0server:restarted"
+        facts = server.bridge.stats()["handshake"]
+        assert facts["pid"] == process.pid != first
+        assert not facts["object_trace_enabled"]
+        assert await ask(connection, "start_memory_profile") == b"0ok"
+        assert message_counter(await receive_data(connection)) == 0, "the new process counts from 0"
+
+
+async def test_a_counter_that_begins_again_tells_a_restart_under_the_same_pid(serve: Serve, threaded: bool) -> None:
+    pub, req = (f"tcp://127.0.0.1:{free_port()}" for _ in range(2))
+    server = await serve(Bridge(pub, req, threaded=threaded))
+    with FakeRbkit(pub, req) as rbkit:
+        connection = await server.connected()
+        rbkit.counter = 50
+        rbkit.publish_collection()
+        await receive_data(connection)
+    await next_notice(connection, b"0server:disconnected")
+    with FakeRbkit(pub, req) as rbkit:
+        await next_notice(connection, b"0server:connected")
+        await until(lambda: len(rbkit.received) == 1, "the bridge asks who is there")
+        rbkit.publish_collection()
+        assert await next_notice(connection, b"0server") == b"0server:restarted"
+        assert message_counter(await receive_data(connection)) == 0
+
+
+async def test_a_lost_connection_to_the_same_process_is_no_restart(serve: Serve, rbkit: FakeRbkit) -> None:
+    server = await serve(Bridge(**rbkit.endpoints))
+    connection = await server.connected()
+    await until(lambda: server.bridge.stats()["handshake"], "the handshake is known")
+    server.bridge.on_state(State.DISCONNECTED)
+    server.bridge.on_state(State.CONNECTED)
+    assert await next_notice(connection, b"0server") == b"0server:disconnected"
+    assert await next_notice(connection, b"0server") == b"0server:connected"
+    rbkit.publish_collection()
+    await until(lambda: rbkit.received.count(b"handshake") == 2, "the bridge asks again")
+    assert await ask(connection, "trigger_gc") == b"0ok"
+
+
+class TestStopped:
+    async def test_every_waiting_command_gets_a_timeout_at_the_time_of_the_first(
+        self, serve: Serve, threaded: bool
+    ) -> None:
+        with rbkit_process() as process:
+            timeouts = {"trigger_gc": 0.5, "use_cpu_time": 0.5}
+            server = await serve(Bridge(**process.endpoints, threaded=threaded, command_timeouts=timeouts))
+            connection = await server.connected()
+            await ask(connection, "handshake")
+            process.send_signal(signal.SIGSTOP)
+            started = time.monotonic()
+            for command in ("trigger_gc", "use_cpu_time", "use_cpu_time", "use_cpu_time"):
+                await connection.write_message(command)
+            assert (await next_notice(connection, b"0error")).startswith(b"0error:timeout no reply to trigger_gc")
+            for _ in range(3):
+                assert (await next_notice(connection, b"0error")).startswith(b"0error:timeout use_cpu_time: ")
+            assert 0.4 < time.monotonic() - started < 2.0, "nobody sits through the time-outs of the others"
+            process.send_signal(signal.SIGCONT)
+            assert await ask(connection, "handshake") != b"0ok"
+
+    async def test_a_late_reply_goes_to_nobody(self, serve: Serve, rbkit: FakeRbkit, threaded: bool) -> None:
+        bridge = Bridge(**rbkit.endpoints, threaded=threaded, command_timeouts={"trigger_gc": 0.2})
+        server = await serve(bridge)
+        connection = await server.connected()
+        rbkit.reply[b"trigger_gc"] = b"late"
+        assert await ask(connection, "handshake") == b"0" + rbkit.handshake()
+        rbkit.answering.clear()
+        assert (await ask(connection, "trigger_gc")).startswith(b"0error:timeout")
+        rbkit.answering.set()
+        assert await ask(connection, "use_cpu_time") == b"0ok"
+        assert await ask(connection, "handshake") == b"0" + rbkit.handshake()
+        assert rbkit.received.count(b"trigger_gc") == 1
+
+    async def test_a_client_that_opens_meanwhile_stays(self, serve: Serve, threaded: bool) -> None:
+        with rbkit_process() as process:
+            server = await serve(Bridge(**process.endpoints, threaded=threaded, connect_timeout=0.3))
+            await ask(await server.connected(), "handshake")
+            process.send_signal(signal.SIGSTOP)
+            newcomer = await server.connect()
+            with pytest.raises(asyncio.TimeoutError):
+                await receive(newcomer, timeout=0.6)
+            process.send_signal(signal.SIGCONT)
+            assert await ask(newcomer, "trigger_gc") == b"0ok"
+
+
+async def test_a_command_channel_killed_by_somebody_else_times_out_and_data_goes_on(
+    serve: Serve, rbkit: FakeRbkit, threaded: bool
+) -> None:
+    timeouts = {"trigger_gc": 0.3}
+    server = await serve(Bridge(**rbkit.endpoints, threaded=threaded, command_timeouts=timeouts))
+    connection = await server.connected()
+    await ask(connection, "handshake")
+    kill_command_channel(rbkit)
+    assert (await ask(connection, "trigger_gc")).startswith(b"0error:timeout")
+    assert server.bridge.stats()["answers"] is False
+    message = rbkit.publish_collection()
+    assert await receive_data(connection) == message
+
+
+async def test_what_was_lost_on_the_way_is_counted_and_told(serve: Serve, rbkit: FakeRbkit, threaded: bool) -> None:
+    server = await serve(Bridge(**rbkit.endpoints, threaded=threaded))
+    connection = await server.connected()
+    rbkit.publish_collection()
+    await receive_data(connection)
+    rbkit.counter += 7
+    rbkit.publish_collection()
+    assert await next_notice(connection, b"0dropped") == b"0dropped:7"
+    assert server.bridge.stats()["messages_missed"] == 7
+
+
+def kill_command_channel(rbkit: FakeRbkit) -> None:
+    """Do what anybody can do to rbkit: send an empty request, which is never answered."""
+    with zmq.Context() as context, context.socket(zmq.REQ) as req:
+        req.linger = 0
+        req.connect(rbkit.req)
+        req.send(b"")
+        assert not req.poll(100)
+    assert rbkit.dead
