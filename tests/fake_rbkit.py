@@ -44,7 +44,7 @@ def collection(counter: int, events: list[Any] | None = None, padding: int = 0) 
 class FakeRbkit:
     """The server, in a thread between entering and leaving the context."""
 
-    def __init__(self, pub: str = "tcp://127.0.0.1:*", req: str = "tcp://127.0.0.1:*") -> None:
+    def __init__(self, pub: str = "tcp://127.0.0.1:*", req: str = "tcp://127.0.0.1:*", *, hwm: int = 1000) -> None:
         self.received: list[bytes] = []
         self.enabled: set[str] = set()
         self.snapshot: bytes = collection(0, [{0: 5, 1: 1.0, 10: 1, 11: 0, 2: []}])
@@ -53,7 +53,7 @@ class FakeRbkit:
         self.answering.set()
         self.dead = False
         self.counter = 0
-        self.hwm = 1000
+        self.hwm = hwm
         self._queue: deque[list[bytes]] = deque()
         self._pub, self._req = pub, req
         self._stopped = threading.Event()

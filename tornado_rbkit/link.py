@@ -16,7 +16,7 @@ from tornado_rbkit.protocol import RbkitError
 
 _log = logging.getLogger(__name__)
 
-_TCP: Final = re.compile(r"tcp://(\[[0-9A-Fa-f:.%\w]+\]|[^\s:/\[\]]+):(\d{1,5})")
+_TCP: Final = re.compile(r"tcp://(\[[0-9A-Fa-f:.%\w]+\]|[^\s:/\[\]*]+):(\d{1,5})")
 _UP: Final = zmq.EVENT_HANDSHAKE_SUCCEEDED  # a TCP connect alone also succeeds to a process that is stopped
 _DOWN: Final = zmq.EVENT_DISCONNECTED
 _REFUSED: Final = (

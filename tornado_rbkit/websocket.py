@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Awaitable
 from typing import Any, Final
 
+from tornado.concurrent import Future
 from tornado.httputil import HTTPServerRequest
 from tornado.ioloop import IOLoop
 from tornado.routing import Matcher
@@ -57,6 +58,7 @@ class RbkitWebSocketHandler(AccessHandler, WebSocketHandler):
         self._session: Session | None = None
         self._ping_timer: object | None = None
         self._pong_is_due = False
+        self._extension: str | None = None
 
     async def get(self, *args: Any, **kwargs: Any) -> None:
         """Upgrade a request that is allowed to and speaks rbkit."""
@@ -66,7 +68,8 @@ class RbkitWebSocketHandler(AccessHandler, WebSocketHandler):
         encoding = self.get_query_argument("encoding", self.bridge.default_encoding)
         if encoding not in ("binary", "escaped"):
             raise Refusal(400, f"encoding={encoding[:40]!r} is unknown; allowed: binary, escaped")
-        self._form = Form(escaped=encoding == "escaped", deflate=self._negotiate_deflate())
+        self._negotiate_deflate()
+        self._form = Form(escaped=encoding == "escaped", deflate=self._extension is not None)
         await super().get(*args, **kwargs)
 
     def check_origin(self, origin: str) -> bool:
@@ -154,20 +157,25 @@ class RbkitWebSocketHandler(AccessHandler, WebSocketHandler):
         self._cancel_ping()
         self.close(code, reason.encode()[:_MAX_REASON].decode(errors="ignore"))
 
-    def _negotiate_deflate(self) -> bool:
+    def finish(self, chunk: str | bytes | dict[str, Any] | None = None) -> Future[None]:
+        """Finish the response; that to an upgrade says what `_negotiate_deflate` agreed to, which Tornado cannot."""
+        if self.get_status() == 101 and self._extension:
+            self.set_header("Sec-WebSocket-Extensions", self._extension)
+        return super().finish(chunk)
+
+    def _negotiate_deflate(self) -> None:
         """Agree to permessage-deflate without context takeover, so that one compressed message serves all.
 
-        A server may answer so to any offer (RFC 7692 section 7.1.1.1). Tornado echoes what the client offered, so
-        the offer is put into its mouth; one for a window smaller than zlib's cannot be shared and is passed over.
+        A server may promise that to any offer (RFC 7692 section 7.1.1.1), but one for a window smaller than zlib's
+        could not be shared. Tornado is left the offer that was chosen, for the messages of the client.
         """
         offers = self.request.headers.get("Sec-WebSocket-Extensions", "")
         for offer in offers.split(",") if self.bridge.compression_level else ():
             name, *parameters = (item.strip() for item in offer.split(";"))
-            windows = [item for item in parameters if item.startswith("server_max_window_bits")]
-            if name != "permessage-deflate" or any(item.partition("=")[2] != "15" for item in windows):
-                continue
-            if "server_no_context_takeover" not in parameters:
-                parameters.append("server_no_context_takeover")
-            self.request.headers["Sec-WebSocket-Extensions"] = "; ".join([name, *parameters])
-            return True
-        return False
+            agreed = [item for item in parameters if "=" in item]  # the others are hints to us
+            if name == "permessage-deflate" and all(
+                item == "server_max_window_bits=15" for item in agreed if item.startswith("server_max_window_bits")
+            ):
+                self.request.headers["Sec-WebSocket-Extensions"] = offer
+                self._extension = "; ".join([name, *agreed, "server_no_context_takeover"])
+                return

@@ -1,0 +1,366 @@
+"""Many viewers, large messages, slow and dead ones: each gets what it is owed, and nobody waits for another."""
+
+from __future__ import annotations
+
+import asyncio
+import socket
+import threading
+import time
+from collections.abc import AsyncIterator, Iterator
+
+import pytest
+from tornado.websocket import WebSocketClientConnection
+from websockets.asyncio.client import connect as websockets_connect
+from websockets.typing import Subprotocol
+
+from tests.conftest import Serve, Server, ask, receive, receive_data, until
+from tests.fake_rbkit import FakeRbkit, collection
+from tornado_rbkit import Bridge
+from tornado_rbkit.protocol import message_counter
+
+MIB = 1024 * 1024
+
+
+class StalledClient:
+    """A viewer whose connection is open and who reads when told to, on a plain socket."""
+
+    def __init__(self, port: int, query: str = "") -> None:
+        self.socket = socket.socket()
+        self.socket.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, 64 * 1024)
+        self.socket.connect(("127.0.0.1", port))
+        self.socket.sendall(
+            f"GET /rbkit/ws{query} HTTP/1.1\r\nHost: 127.0.0.1:{port}\r\nUpgrade: websocket\r\nConnection: Upgrade\r\n"
+            "Sec-WebSocket-Key: dGhlIHNhbXBsZSBub25jZQ==\r\nSec-WebSocket-Version: 13\r\n"
+            "Sec-WebSocket-Protocol: rbkit\r\n\r\n".encode()
+        )
+        self.socket.setblocking(False)
+
+    async def open(self) -> None:
+        loop = asyncio.get_running_loop()
+        head = b""
+        while not head.endswith(b"\r\n\r\n"):
+            head += await loop.sock_recv(self.socket, 1)
+        assert head.startswith(b"HTTP/1.1 101"), head
+
+    async def read_frame(self) -> tuple[int, bytes]:
+        """Return the first byte and the payload of the next frame."""
+        first, length = await self._read(2)
+        if length == 126:
+            length = int.from_bytes(await self._read(2), "big")
+        elif length == 127:
+            length = int.from_bytes(await self._read(8), "big")
+        return first, await self._read(length)
+
+    async def read_message(self) -> bytes:
+        """Return the next data message, joined."""
+        payload = b""
+        while True:
+            first, piece = await asyncio.wait_for(self.read_frame(), 10)
+            if first & 0x0F == 8:
+                raise EOFError(piece)
+            if first & 0x0F < 8:
+                payload += piece
+                if first & 0x80:
+                    return payload
+
+    async def read_to_the_end(self) -> None:
+        """Raise EOFError with the payload of the close frame."""
+        while True:
+            await self.read_message()
+
+    async def _read(self, count: int) -> bytes:
+        data = bytearray()
+        while len(data) < count:
+            piece = await asyncio.get_running_loop().sock_recv(self.socket, count - len(data))
+            if not piece:
+                raise EOFError
+            data += piece
+        return bytes(data)
+
+
+@pytest.fixture
+def stall() -> Iterator[list[StalledClient]]:
+    clients: list[StalledClient] = []
+    yield clients
+    for client in clients:
+        client.socket.close()
+
+
+async def stalled(server: Server, clients: list[StalledClient], query: str = "") -> StalledClient:
+    clients.append(StalledClient(server.port, query))
+    await clients[-1].open()
+    return clients[-1]
+
+
+async def test_every_client_gets_every_message_in_order(serve: Serve, rbkit: FakeRbkit, threaded: bool) -> None:
+    server = await serve(Bridge(**rbkit.endpoints, threaded=threaded))
+    clients = [await server.connected("?encoding=escaped" if n % 4 == 3 else "") for n in range(8)]
+    sent = [rbkit.publish_collection(padding) for padding in (10, 3000, 70_000, 10, 400_000, 10) * 20]
+
+    async def watch(connection: WebSocketClientConnection) -> int:
+        count = 0
+        while count < len(sent):
+            message = await receive(connection)
+            if message[0] in (ord("1"), "1"):
+                if isinstance(message, bytes):
+                    assert message[1:] == sent[count]
+                count += 1
+        return count
+
+    assert await asyncio.gather(*map(watch, clients)) == [len(sent)] * len(clients)
+    stats = server.bridge.stats()
+    assert stats["messages_in"] == len(sent)
+    assert stats["bytes_in"] == sum(map(len, sent))
+    assert stats["messages_sent"] == len(sent) * len(clients)
+    assert stats["messages_dropped"] == stats["messages_missed"] == 0
+
+
+async def test_a_client_that_vanishes_in_the_middle_disturbs_nobody(
+    serve: Serve, rbkit: FakeRbkit, threaded: bool, stall: list[StalledClient]
+) -> None:
+    server = await serve(Bridge(**rbkit.endpoints, threaded=threaded))
+    healthy = await server.connected()
+    doomed = await stalled(server, stall)
+    sent = [rbkit.publish_collection(2 * MIB) for _ in range(5)]
+    await doomed.read_frame()
+    doomed.socket.close()
+    for message in sent:
+        assert await receive_data(healthy) == message
+    await until(lambda: len(server.bridge.stats()["clients"]) == 1, "the vanished client is forgotten")
+
+
+class TestLargeMessage:
+    async def test_is_sent_in_fragments_and_pings_pass_between(
+        self, serve: Serve, rbkit: FakeRbkit, threaded: bool, stall: list[StalledClient]
+    ) -> None:
+        server = await serve(Bridge(**rbkit.endpoints, threaded=threaded))
+        client = await stalled(server, stall)
+        await until(lambda: server.bridge.stats()["state"] == "connected", "the bridge is connected")
+        message = rbkit.publish_collection(20 * MIB)
+        fragments = [await client.read_frame()]
+        client.socket.send(b"\x89\x80\0\0\0\0")  # a ping, now that the message is under way
+        while fragments[-1][0] != 0x80:
+            fragments.append(await client.read_frame())
+        opcodes = [first for first, _ in fragments]
+        assert opcodes[0] == 0x02
+        assert opcodes[-1] == 0x80
+        assert 0x8A in opcodes[1:-1], "the pong came before the message was through"
+        assert set(opcodes[1:-1]) == {0x00, 0x8A}
+        assert b"".join(piece for first, piece in fragments if first != 0x8A) == b"1" + message
+
+    async def test_lets_the_loop_turn(self, serve: Serve, rbkit: FakeRbkit, threaded: bool) -> None:
+        server = await serve(Bridge(**rbkit.endpoints, threaded=threaded))
+        message = collection(0, padding=50 * MIB)
+
+        async def watch() -> bytes:
+            async with websockets_connect(
+                server.ws, subprotocols=[Subprotocol("rbkit")], max_size=None, compression=None
+            ) as connection:
+                while True:
+                    received = await connection.recv()
+                    assert isinstance(received, bytes)
+                    if received.startswith(b"1"):
+                        return received
+
+        watching = asyncio.create_task(watch())
+        await until(lambda: server.bridge.stats()["state"] == "connected", "the bridge is connected")
+        rbkit.publish(message)
+        turns = 0
+        while not server.bridge.stats()["messages_sent"]:
+            turns += 1
+            await asyncio.sleep(0)
+        assert await watching == b"1" + message
+        assert turns > 50 * MIB // (256 * 1024), "the loop had at least a turn for each fragment"
+
+
+class TestSlowClient:
+    async def test_is_bounded_and_delays_nobody_and_is_told_what_it_lost(
+        self, serve: Serve, rbkit: FakeRbkit, threaded: bool, stall: list[StalledClient]
+    ) -> None:
+        bound = 4 * MIB
+        server = await serve(Bridge(**rbkit.endpoints, threaded=threaded, max_backlog_bytes=bound))
+        slow = await stalled(server, stall)
+        fast = await server.connected()
+        count = 600
+        for number in range(count):
+            message = rbkit.publish_collection(60_000)
+            assert await receive_data(fast) == message
+            waiting = max(client["bytes_waiting"] for client in server.bridge.stats()["clients"])
+            assert waiting <= bound * 1.1, f"after {number} messages"
+        figures = max(server.bridge.stats()["clients"], key=lambda client: client["messages_dropped"])
+        assert figures["blocked"]
+        assert figures["messages_dropped"] > 100
+        received: list[int | None] = []
+        told = 0
+        while len(received) + told < count:
+            payload = await slow.read_message()
+            if payload.startswith(b"1"):
+                received.append(message_counter(payload[1:]))
+            elif payload.startswith(b"0dropped:"):
+                told += int(payload.removeprefix(b"0dropped:"))
+        assert received == sorted(received, key=lambda counter: counter or 0)
+        assert told == figures["messages_dropped"]
+        assert len(received) + told == count, "what was sent and what was dropped add up"
+        assert received[-1] == count - 1, "the oldest were dropped, not the newest"
+
+    async def test_gets_its_replies_before_the_data_that_waits(
+        self, serve: Serve, rbkit: FakeRbkit, threaded: bool, stall: list[StalledClient]
+    ) -> None:
+        server = await serve(Bridge(**rbkit.endpoints, threaded=threaded))
+        slow = await stalled(server, stall)
+        await server.connected()
+        for _ in range(400):
+            rbkit.publish_collection(60_000)
+        await until(lambda: server.bridge.stats()["messages_in"] == 400, "all is in the backlog")
+        slow.socket.send(b"\x81\x8a\0\0\0\0trigger_gc")
+        await until(lambda: b"trigger_gc" in rbkit.received, "the command is carried out")
+        await until(lambda: server.bridge.stats()["commands_waiting"] == 0, "it is answered")
+        before = 0
+        while not (await slow.read_message()).startswith(b"0ok"):
+            before += 1
+        assert before < 300, "it overtook what waited"
+
+    async def test_that_takes_nothing_for_stall_timeout_is_closed_with_1008(
+        self, serve: Serve, rbkit: FakeRbkit, threaded: bool, stall: list[StalledClient]
+    ) -> None:
+        server = await serve(Bridge(**rbkit.endpoints, threaded=threaded, stall_timeout=0.5, ping_interval=0.2))
+        slow = await stalled(server, stall)
+        fast = await server.connected()
+        started = time.monotonic()
+        for _ in range(20):
+            message = rbkit.publish_collection(MIB)
+            assert await receive_data(fast) == message
+        await until(lambda: len(server.bridge.stats()["clients"]) == 2, "both are there")
+        await until(lambda: server.bridge.stats()["messages_dropped"] > 0, "it is given up")
+        with pytest.raises(EOFError) as closed:
+            await slow.read_to_the_end()
+        assert time.monotonic() - started > 0.5
+        assert closed.value.args[0][:2] == (1008).to_bytes(2, "big")
+        assert b"stall_timeout" in closed.value.args[0]
+        assert await ask(fast, "trigger_gc") == b"0ok"
+
+    async def test_that_reads_slowly_but_reads_is_kept(
+        self, serve: Serve, rbkit: FakeRbkit, threaded: bool, stall: list[StalledClient]
+    ) -> None:
+        server = await serve(Bridge(**rbkit.endpoints, threaded=threaded, stall_timeout=0.6, ping_interval=0.3))
+        slow = await stalled(server, stall)
+        await server.connected()
+        sent = [rbkit.publish_collection(MIB) for _ in range(12)]
+        started = time.monotonic()
+        received: list[bytes] = []
+        while len(received) < len(sent):
+            await asyncio.sleep(0.1)  # this is how slow it is
+            payload = await slow.read_message()
+            if payload.startswith(b"1"):
+                received.append(payload[1:])
+        assert received == sent
+        assert time.monotonic() - started > 1.2, "it took longer than stall_timeout and two pings"
+
+
+async def test_a_client_that_does_not_answer_pings_is_closed(
+    serve: Serve, rbkit: FakeRbkit, stall: list[StalledClient]
+) -> None:
+    server = await serve(Bridge(**rbkit.endpoints, ping_interval=0.3, ping_timeout=0.2))
+    mute = await stalled(server, stall)
+    healthy = await server.connected()
+    assert await mute.read_frame() == (0x82, b"0client_count:2")
+    with pytest.raises(EOFError) as closed:
+        await mute.read_to_the_end()
+    assert closed.value.args[0][:2] == (1008).to_bytes(2, "big")
+    assert b"ping_timeout" in closed.value.args[0]
+    for _ in range(3):
+        assert await ask(healthy, "trigger_gc") == b"0ok"
+
+
+async def test_nothing_is_lost_while_the_web_loop_is_blocked(serve: Serve) -> None:
+    sent: list[bytes] = []
+
+    def publish() -> None:
+        while len(sent) < 1200:
+            sent.append(rbkit.publish_collection(20_000))
+            if len(sent) % 3 == 0:
+                pause.wait(0.001)
+
+    pause = threading.Event()
+    with FakeRbkit(hwm=50) as rbkit:
+        server = await serve(Bridge(**rbkit.endpoints, rcvhwm=50))  # little would fit into the sockets
+        connection = await server.connected()
+        publisher = threading.Thread(target=publish)
+        publisher.start()
+        publisher.join()  # this is the web loop, blocked
+        for message in sent:
+            assert await receive_data(connection) == message
+        assert server.bridge.stats()["messages_missed"] == 0
+
+
+class TestCompression:
+    @pytest.mark.parametrize("compression", ["deflate", None])
+    async def test_is_shared_by_all_that_negotiated_it(
+        self, serve: Serve, rbkit: FakeRbkit, threaded: bool, compression: str | None
+    ) -> None:
+        server = await serve(Bridge(**rbkit.endpoints, threaded=threaded, compression_level=1))
+        options = {"subprotocols": [Subprotocol("rbkit")], "compression": compression, "max_size": None}
+        plain = await server.connected()
+        async with (
+            websockets_connect(server.ws, **options) as one,  # type: ignore[arg-type]
+            websockets_connect(server.ws + "?encoding=escaped", **options) as two,  # type: ignore[arg-type]
+        ):
+            sent = [rbkit.publish_collection(padding) for padding in (0, 500, 100_000, 2_000_000, 0) * 3]
+            for message in sent:
+                assert await receive_data(plain) == message
+            for connection in (one, two):
+                received = [message async for message in take(connection, len(sent))]
+                if connection is one:
+                    assert received == [b"1" + message for message in sent]
+            await one.send("handshake")
+            assert await one.recv() == b"0" + rbkit.handshake()
+            forms = {client["compressed"] for client in server.bridge.stats()["clients"]}
+            assert forms == ({True, False} if compression else {False})
+
+    async def test_is_not_offered_by_default(self, serve: Serve, rbkit: FakeRbkit) -> None:
+        server = await serve(Bridge(**rbkit.endpoints))
+        async with websockets_connect(server.ws, subprotocols=[Subprotocol("rbkit")]) as connection:
+            assert connection.response is not None
+            assert "Sec-WebSocket-Extensions" not in connection.response.headers
+
+    @pytest.mark.parametrize(
+        ("offer", "answer"),
+        [
+            ("permessage-deflate", "permessage-deflate; server_no_context_takeover"),
+            (
+                "permessage-deflate; client_max_window_bits; server_max_window_bits=15",
+                "permessage-deflate; server_max_window_bits=15; server_no_context_takeover",
+            ),
+            ("permessage-deflate; server_max_window_bits=10", None),
+            (
+                "permessage-deflate; server_max_window_bits=10, permessage-deflate",
+                "permessage-deflate; server_no_context_takeover",
+            ),
+            ("x-unknown", None),
+        ],
+    )
+    async def test_is_agreed_to_only_where_it_can_be_shared(
+        self, serve: Serve, rbkit: FakeRbkit, offer: str, answer: str | None
+    ) -> None:
+        server = await serve(Bridge(**rbkit.endpoints, compression_level=6))
+        reader, writer = await asyncio.open_connection("127.0.0.1", server.port)
+        writer.write(
+            f"GET /rbkit/ws HTTP/1.1\r\nHost: 127.0.0.1\r\nUpgrade: websocket\r\nConnection: Upgrade\r\n"
+            "Sec-WebSocket-Key: dGhlIHNhbXBsZSBub25jZQ==\r\nSec-WebSocket-Version: 13\r\n"
+            f"Sec-WebSocket-Protocol: rbkit\r\nSec-WebSocket-Extensions: {offer}\r\n\r\n".encode()
+        )
+        head = (await reader.readuntil(b"\r\n\r\n")).decode()
+        line = next((line for line in head.split("\r\n") if line.startswith("Sec-Websocket-Extensions")), None)
+        given = line.partition(": ")[2] if line else None
+        assert (given and set(given.split("; "))) == (answer and set(answer.split("; ")))
+        writer.close()
+        await writer.wait_closed()
+
+
+async def take(connection: object, count: int) -> AsyncIterator[str | bytes]:
+    """Yield that many published messages."""
+    while count:
+        message = await asyncio.wait_for(connection.recv(), 10)  # type: ignore[attr-defined]
+        if message[0] in (ord("1"), "1"):
+            count -= 1
+            yield message

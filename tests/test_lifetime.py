@@ -1,0 +1,229 @@
+"""The connection lasts while somebody watches, and what a bridge opened it closes."""
+
+from __future__ import annotations
+
+import asyncio
+import gc
+import os
+import subprocess
+import sys
+import textwrap
+import threading
+import time
+
+import pytest
+
+from tests.conftest import Serve, Server, ask, closing, until
+from tests.fake_rbkit import FakeRbkit
+from tornado_rbkit import Bridge, BridgeFullError
+from tornado_rbkit.upstream import State
+
+
+def threads() -> int:
+    return sum(thread.name.startswith("rbkit") for thread in threading.enumerate())
+
+
+def descriptors() -> int:
+    return len(os.listdir("/proc/self/fd"))
+
+
+class TestIdle:
+    async def test_the_connection_closes_idle_grace_after_the_last_viewer(
+        self, serve: Serve, rbkit: FakeRbkit, threaded: bool
+    ) -> None:
+        server = await serve(Bridge(**rbkit.endpoints, threaded=threaded, idle_grace=0.3))
+        connection = await server.connected()
+        assert threads() == int(threaded)
+        connection.close()
+        left = time.monotonic()
+        await until(lambda: not server.bridge.stats()["clients"], "the viewer is gone")
+        assert server.bridge.state is State.CONNECTED, "it is kept for a while"
+        await until(lambda: server.bridge.state is State.IDLE, "it is closed")
+        assert time.monotonic() - left >= 0.3
+        await until(lambda: threads() == 0, "the thread has ended")
+        again = await server.connected()
+        assert await ask(again, "trigger_gc") == b"0ok"
+
+    async def test_a_viewer_who_comes_back_in_time_finds_it_open(self, serve: Serve, rbkit: FakeRbkit) -> None:
+        server = await serve(Bridge(**rbkit.endpoints, idle_grace=0.3))
+        for _ in range(3):
+            (await server.connected()).close()
+            await until(lambda: not server.bridge.stats()["clients"], "the viewer is gone")
+        await server.connected()
+        assert rbkit.received == [b"handshake"], "it was connected once"
+
+    async def test_profiling_that_was_started_here_is_stopped(
+        self, serve: Serve, rbkit: FakeRbkit, threaded: bool
+    ) -> None:
+        server = await serve(Bridge(**rbkit.endpoints, threaded=threaded, idle_grace=0.1))
+        connection = await server.connected()
+        await ask(connection, "start_memory_profile")
+        await ask(connection, "start_cpu_profiling")
+        await ask(connection, "stop_cpu_profiling")
+        connection.close()
+        await until(lambda: server.bridge.state is State.IDLE, "it is closed")
+        assert rbkit.received[-1] == b"stop_memory_profile"
+        assert rbkit.received.count(b"stop_cpu_profiling") == 1
+        assert not rbkit.enabled
+
+    async def test_what_others_started_is_left_alone(self, serve: Serve, rbkit: FakeRbkit) -> None:
+        rbkit.enabled.add("memory_profile")
+        server = await serve(Bridge(**rbkit.endpoints, idle_grace=0.1))
+        connection = await server.connected()
+        await ask(connection, "start_memory_profile")
+        connection.close()
+        await until(lambda: server.bridge.state is State.IDLE, "it is closed")
+        assert rbkit.enabled == {"memory_profile"}
+
+    async def test_stop_when_idle_false_leaves_all_alone(self, serve: Serve, rbkit: FakeRbkit) -> None:
+        server = await serve(Bridge(**rbkit.endpoints, idle_grace=0.1, stop_when_idle=False))
+        connection = await server.connected()
+        await ask(connection, "start_memory_profile")
+        connection.close()
+        await until(lambda: server.bridge.state is State.IDLE, "it is closed")
+        assert rbkit.enabled == {"memory_profile"}
+
+    async def test_a_command_whose_client_left_before_it_was_sent_is_not_sent(
+        self, serve: Serve, rbkit: FakeRbkit
+    ) -> None:
+        server = await serve(Bridge(**rbkit.endpoints))
+        stays, leaves = await server.connected(), await server.connected()
+        await ask(stays, "handshake")
+        rbkit.answering.clear()
+        await stays.write_message("trigger_gc")
+        await until(lambda: b"trigger_gc" in rbkit.received, "it is in flight")
+        await leaves.write_message("start_cpu_profiling")
+        await until(lambda: server.bridge.stats()["commands_waiting"] == 2, "it waits")
+        leaves.close()
+        await until(lambda: len(server.bridge.stats()["clients"]) == 1, "it has left")
+        rbkit.answering.set()
+        assert await ask(stays, "use_cpu_time") == b"0ok"
+        assert b"start_cpu_profiling" not in rbkit.received
+
+
+class TestClose:
+    async def test_gives_clients_1001_and_stops_what_was_started_here(
+        self, serve: Serve, rbkit: FakeRbkit, threaded: bool
+    ) -> None:
+        server = await serve(Bridge(**rbkit.endpoints, threaded=threaded))
+        connections = [await server.connected() for _ in range(3)]
+        await ask(connections[0], "start_cpu_profiling")
+        ends = asyncio.gather(*map(closing, connections))
+        await server.bridge.close()
+        assert await ends == [(1001, "server shutting down")] * 3
+        assert not rbkit.enabled
+        assert threads() == 0
+        assert server.bridge.state is State.IDLE
+        await server.bridge.close()  # twice does no harm
+
+    async def test_refuses_who_comes_after(self, serve: Serve, rbkit: FakeRbkit) -> None:
+        server = await serve(Bridge(**rbkit.endpoints))
+        await server.bridge.close()
+        assert await closing(await server.connect()) == (1013, "the server is shutting down")
+
+    async def test_does_not_wait_for_a_profiler_that_has_stopped(self, serve: Serve, rbkit: FakeRbkit) -> None:
+        server = await serve(Bridge(**rbkit.endpoints))
+        connection = await server.connected()
+        await ask(connection, "start_cpu_profiling")
+        rbkit.answering.clear()
+        started = time.monotonic()
+        await asyncio.gather(closing(connection), server.bridge.close())
+        assert time.monotonic() - started < 2
+
+    @pytest.mark.parametrize("kind", [True, False], ids=["threaded", "unthreaded"])
+    def test_happens_by_itself_when_the_event_loop_ends(self, rbkit: FakeRbkit, kind: bool) -> None:
+        program = f"""
+            import asyncio, threading
+            from tornado.httpserver import HTTPServer
+            from tornado.netutil import bind_sockets
+            from tornado.web import Application
+            from tornado_rbkit import Bridge, RbkitClient, rbkit_routes
+
+            async def main():
+                bridge = Bridge({rbkit.pub!r}, {rbkit.req!r}, threaded={kind})
+                server = HTTPServer(Application(rbkit_routes(bridge)))
+                sockets = bind_sockets(0, "127.0.0.1")
+                server.add_sockets(sockets)
+                async with RbkitClient(f"ws://127.0.0.1:{{sockets[0].getsockname()[1]}}/rbkit/ws") as client:
+                    print(await client.command("start_cpu_profiling"))
+                server.stop()
+
+            asyncio.run(main())
+            print([thread.name for thread in threading.enumerate() if thread.name.startswith("rbkit")])
+        """
+        finished = subprocess.run(
+            [sys.executable, "-X", "dev", "-W", "error", "-c", textwrap.dedent(program)],
+            capture_output=True,
+            text=True,
+            timeout=30,
+        )
+        assert finished.stdout == "ok\n[]\n"
+        assert finished.stderr == ""
+        assert finished.returncode == 0
+        assert not rbkit.enabled
+
+
+async def test_max_clients_is_a_limit_that_the_refusal_names(serve: Serve, rbkit: FakeRbkit) -> None:
+    server = await serve(Bridge(**rbkit.endpoints, max_clients=2))
+    first, _second = await server.connected(), await server.connected()
+    assert await closing(await server.connect()) == (1013, "client limit reached (max_clients=2)")
+    first.close()
+    await until(lambda: len(server.bridge.stats()["clients"]) == 1, "there is room again")
+    assert await ask(await server.connected(), "trigger_gc") == b"0ok"
+
+
+async def test_a_thousand_viewers_come_and_go_and_leave_nothing(
+    serve: Serve, rbkit: FakeRbkit, threaded: bool
+) -> None:
+    server = await serve(Bridge(**rbkit.endpoints, threaded=threaded, idle_grace=0))
+
+    async def visit(server: Server) -> None:
+        async with server.client() as client:
+            assert await client.command("trigger_gc") == "ok"
+
+    async def settle() -> tuple[int, int, int]:
+        await until(lambda: server.bridge.state is State.IDLE and threads() == 0, "the bridge is idle")
+        gc.collect()
+        return threads(), descriptors(), len(gc.get_objects())
+
+    for _ in range(50):
+        await visit(server)
+    threads_before, descriptors_before, objects_before = await settle()
+    for _ in range(1000):
+        await visit(server)
+    threads_after, descriptors_after, objects_after = await settle()
+    assert threads_after == threads_before == 0
+    assert descriptors_after <= descriptors_before
+    assert objects_after - objects_before < 1000, "fewer than one object is left of each visit"
+
+
+class TestOptions:
+    @pytest.mark.parametrize(
+        ("options", "text"),
+        [
+            ({"pub": "http://127.0.0.1:1"}, "pub='http://127.0.0.1:1' is not an endpoint; allowed: tcp://HOST:PORT"),
+            ({"req": "tcp://127.0.0.1"}, "req='tcp://127.0.0.1' is not an endpoint"),
+            ({"req": "tcp://127.0.0.1:70000"}, "is not an endpoint"),
+            ({"pub": "tcp://*:5555"}, "is not an endpoint"),
+            ({"pub": "ipc://"}, "is not an endpoint"),
+            ({"connect_timeout": -1}, "connect_timeout=-1 is out of range; allowed: 0 or more"),
+            ({"max_backlog_bytes": 0}, "max_backlog_bytes=0 is out of range; allowed: 1 or more"),
+            ({"max_clients": -3}, "max_clients=-3 is out of range"),
+            ({"idle_grace": float("nan")}, "idle_grace=nan is out of range"),
+            ({"compression_level": 10}, "compression_level=10 is out of range; allowed: 0 (off) to 9"),
+            ({"default_encoding": "base64"}, "default_encoding='base64' is unknown; allowed: binary, escaped"),
+        ],
+    )
+    def test_out_of_range_are_refused_with_what_is_allowed(self, options: dict[str, object], text: str) -> None:
+        with pytest.raises(ValueError) as refused:
+            Bridge(**options)  # type: ignore[arg-type]
+        assert text in str(refused.value)
+
+    @pytest.mark.parametrize(
+        "pub", ["tcp://127.0.0.1:5555", "tcp://[::1]:5555", "tcp://host.example:1", "ipc:///tmp/x"]
+    )
+    def test_endpoints_may_be_tcp_or_ipc(self, pub: str) -> None:
+        assert Bridge(pub=pub).pub == pub
+
+    def test_a_full_bridge_is_an_error_of_ours(self) -> None:
+        assert issubclass(BridgeFullError, Exception)

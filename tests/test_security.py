@@ -1,0 +1,212 @@
+"""Every door, and what knocks on it: origin, Host, token, authorize, read_only. The refusal names the setting."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Callable
+from typing import Any
+
+import pytest
+from tornado.httpclient import AsyncHTTPClient, HTTPClientError
+from tornado.web import RequestHandler
+
+from tests.conftest import Serve, Server, ask, closing, receive, until
+from tests.fake_rbkit import FakeRbkit
+from tornado_rbkit import Bridge
+
+DOORS = ["/rbkit/ws", "/any/where", "/rbkit/", "/rbkit/status", "/rbkit/targets", "/rbkit/metrics"]
+
+
+async def knock(server: Server, path: str, query: str = "", **headers: str) -> tuple[int, str]:
+    """Return the status and the text with which a door answers: 101 and nothing for an open WebSocket."""
+    try:
+        if path.endswith(("ws", "where")):
+            await server.connect(query, path=path, subprotocols=["rbkit"], **headers)
+            return 101, ""
+        url = server.url + path + query
+        response = await AsyncHTTPClient().fetch(url, headers={k.replace("_", "-"): v for k, v in headers.items()})
+        return response.code, ""
+    except HTTPClientError as error:
+        return error.code, error.response.body.decode() if error.response else ""
+
+
+async def is_open(server: Server, path: str, query: str = "", **headers: str) -> bool:
+    status, text = await knock(server, path, query, **headers)
+    assert status in (101, 200, 401, 403), text
+    return status in (101, 200)
+
+
+class TestOrigin:
+    @pytest.mark.parametrize("path", ["/rbkit/ws", "/any/where"])
+    @pytest.mark.parametrize("origin", ["http://evil.example", "null", "http://127.0.0.1:1", "file://"])
+    async def test_a_foreign_one_is_refused(self, serve: Serve, rbkit: FakeRbkit, path: str, origin: str) -> None:
+        server = await serve(Bridge(**rbkit.endpoints))
+        status, text = await knock(server, path, Origin=origin)
+        assert status == 403
+        assert "`allowed_origins`" in text
+        assert origin in text
+
+    async def test_the_server_s_own_and_none_are_let_in(self, serve: Serve, rbkit: FakeRbkit) -> None:
+        server = await serve(Bridge(**rbkit.endpoints))
+        assert await is_open(server, "/rbkit/ws", Origin=server.url)
+        assert await is_open(server, "/rbkit/ws")
+
+    async def test_those_of_the_setting_are_let_in(self, serve: Serve, rbkit: FakeRbkit) -> None:
+        server = await serve(Bridge(**rbkit.endpoints), allowed_origins=["https://Tools.example"])
+        assert await is_open(server, "/rbkit/ws", Origin="https://tools.example")
+        for origin in ("http://tools.example", "https://tools.example.evil", "https://tools.example:444"):
+            assert not await is_open(server, "/rbkit/ws", Origin=origin)
+
+    async def test_a_star_lets_all_in(self, serve: Serve, rbkit: FakeRbkit) -> None:
+        server = await serve(Bridge(**rbkit.endpoints), allowed_origins=["*"])
+        assert await is_open(server, "/rbkit/ws", Origin="http://any.example")
+
+
+class TestHost:
+    @pytest.mark.parametrize("path", DOORS)
+    async def test_a_name_that_is_not_listed_is_refused(self, serve: Serve, rbkit: FakeRbkit, path: str) -> None:
+        server = await serve(Bridge(**rbkit.endpoints), allowed_hosts=["tools.example"])
+        status, text = await knock(server, path, Host="rebound.example")
+        assert status == 403
+        assert "`allowed_hosts`" in text
+        assert "--allow-host" in text
+        for host in (f"127.0.0.1:{server.port}", "localhost", "[::1]:80", "TOOLS.example:8765", "tools.example."):
+            assert await is_open(server, path, Host=host), host
+
+    async def test_none_is_refused_where_nothing_is_listed(self, serve: Serve, rbkit: FakeRbkit) -> None:
+        server = await serve(Bridge(**rbkit.endpoints))
+        assert await is_open(server, "/rbkit/ws", Host="whatever.example")
+
+
+class TestToken:
+    @pytest.mark.parametrize("path", DOORS)
+    async def test_is_demanded_at_every_door(self, serve: Serve, rbkit: FakeRbkit, path: str) -> None:
+        server = await serve(Bridge(**rbkit.endpoints), token="s3cret")
+        status, text = await knock(server, path)
+        assert status == 401
+        assert "--token" in text
+        for query, headers in [
+            ("?token=wrong", {}),
+            ("?token=", {}),
+            ("?token=s3cre", {}),
+            ("?TOKEN=s3cret", {}),
+            ("", {"Authorization": "Bearer wrong"}),
+            ("", {"Authorization": "Basic s3cret"}),
+            ("", {"Cookie": "token=s3cret"}),
+        ]:
+            assert not await is_open(server, path, query, **headers), (query, headers)
+        assert await is_open(server, path, "?token=s3cret")
+        assert await is_open(server, path, Authorization="Bearer s3cret")
+        assert await is_open(server, path, Authorization="bearer s3cret")
+
+
+class TestAuthorize:
+    @pytest.mark.parametrize("path", DOORS)
+    async def test_is_asked_at_every_door(self, serve: Serve, rbkit: FakeRbkit, path: str) -> None:
+        def authorize(handler: RequestHandler, command: str) -> bool:
+            return handler.request.headers.get("X-User") == "ann"
+
+        server = await serve(Bridge(**rbkit.endpoints), authorize=authorize)
+        status, text = await knock(server, path)
+        assert status == 403
+        assert "`authorize`" in text
+        assert await is_open(server, path, X_User="ann")
+
+    @pytest.mark.parametrize("kind", ["sync", "async"])
+    async def test_is_asked_before_each_command_and_replies_keep_their_order(
+        self, serve: Serve, rbkit: FakeRbkit, kind: str
+    ) -> None:
+        asked: list[str] = []
+
+        def authorize(handler: RequestHandler, command: str) -> bool:
+            asked.append(command)
+            return command != "trigger_gc"
+
+        async def authorize_later(handler: RequestHandler, command: str) -> bool:
+            await asyncio.sleep(0.03 / len(asked or "x"))  # each answer comes faster than the one before
+            return authorize(handler, command)
+
+        rule: Callable[..., Any] = authorize if kind == "sync" else authorize_later
+        server = await serve(Bridge(**rbkit.endpoints), authorize=rule)
+        connection = await server.connected()
+        rbkit.reply[b"use_cpu_time"] = b"cpu"
+        for command in ("use_cpu_time", "trigger_gc", "nonsense", "use_wall_time"):
+            await connection.write_message(command)
+        assert await receive(connection) == b"0cpu"
+        refusal = await receive(connection)
+        assert isinstance(refusal, bytes)
+        assert refusal.startswith(b"0error:forbidden trigger_gc")
+        assert b"`authorize`" in refusal
+        assert str(await receive(connection)).startswith('b"0error:unknown-command')
+        assert await receive(connection) == b"0ok"
+        assert asked == ["handshake", "use_cpu_time", "trigger_gc", "use_wall_time"]
+        assert b"trigger_gc" not in rbkit.received
+
+    async def test_that_raises_refuses_and_is_logged(
+        self, serve: Serve, rbkit: FakeRbkit, caplog: pytest.LogCaptureFixture
+    ) -> None:
+        def authorize(handler: RequestHandler, command: str) -> bool:
+            if command != "handshake":
+                raise LookupError("no such user")
+            return True
+
+        server = await serve(Bridge(**rbkit.endpoints), authorize=authorize)
+        connection = await server.connected()
+        assert (await ask(connection, "trigger_gc")).startswith(b"0error:forbidden")
+        assert "no such user" in caplog.text
+        assert b"trigger_gc" not in rbkit.received
+        assert (await ask(connection, "handshake")) == b"0" + rbkit.handshake()
+
+    async def test_that_hangs_stops_only_its_own_client(
+        self, serve: Serve, rbkit: FakeRbkit, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        monkeypatch.setattr("tornado_rbkit.access.AUTHORIZE_TIMEOUT", 0.3)
+
+        async def authorize(handler: RequestHandler, command: str) -> bool:
+            if command == "trigger_gc":
+                await asyncio.Event().wait()
+            return True
+
+        server = await serve(Bridge(**rbkit.endpoints), authorize=authorize)
+        stuck, other = await server.connected(), await server.connected()
+        await stuck.write_message("trigger_gc")
+        await stuck.write_message("use_cpu_time")
+        assert await ask(other, "use_wall_time") == b"0ok"
+        assert b"use_cpu_time" not in rbkit.received
+        assert (await ask(stuck, "handshake")).startswith(b"0error:forbidden trigger_gc")
+
+    async def test_that_takes_watching_away_closes_with_1008(self, serve: Serve, rbkit: FakeRbkit) -> None:
+        allowed = {"handshake"}
+
+        def authorize(handler: RequestHandler, command: str) -> bool:
+            return command in allowed
+
+        server = await serve(Bridge(**rbkit.endpoints), authorize=authorize)
+        connection = await server.connected()
+        allowed.clear()
+        assert (await ask(connection, "handshake")).startswith(b"0error:forbidden")
+        assert await closing(connection) == (1008, "not authorized any more (authorize)")
+        await until(lambda: not server.bridge.stats()["clients"], "it is gone")
+
+
+async def test_read_only_refuses_all_but_handshake(serve: Serve, rbkit: FakeRbkit) -> None:
+    server = await serve(Bridge(**rbkit.endpoints), read_only=True)
+    connection = await server.connected()
+    for command in ("start_cpu_profiling", "trigger_gc", "objectspace_snapshot"):
+        reply = await ask(connection, command)
+        assert reply.startswith(b"0error:forbidden " + command.encode())
+        assert b"`read_only`" in reply
+    assert await ask(connection, "handshake") == b"0" + rbkit.handshake()
+    assert set(rbkit.received) == {b"handshake"}
+    message = rbkit.publish_collection()
+    assert await receive(connection) == b"1" + message
+
+
+async def test_what_a_client_sends_does_not_forge_log_lines(
+    serve: Serve, rbkit: FakeRbkit, caplog: pytest.LogCaptureFixture
+) -> None:
+    server = await serve(Bridge(**rbkit.endpoints), allowed_hosts=[])
+    connection = await server.connected()
+    await ask(connection, "x\nERROR forged")
+    await knock(server, "/rbkit/ws", Origin="http://evil\x85ERROR forged")
+    assert "\nERROR forged" not in caplog.text
