@@ -3,8 +3,13 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
+from collections.abc import AsyncIterator
 
 import pytest
+from websockets.asyncio.client import ClientConnection
+from websockets.asyncio.client import connect as websockets_connect
+from websockets.typing import Subprotocol
 
 from tests.conftest import Serve, ask, closing, receive, until
 from tests.fake_rbkit import FakeRbkit
@@ -97,23 +102,33 @@ async def test_a_flood_of_commands_is_answered_one_by_one_and_disturbs_nobody(
 
 async def test_all_clients_together_may_have_256_commands_waiting(serve: Serve, rbkit: FakeRbkit) -> None:
     server = await serve(Bridge(**rbkit.endpoints))
-    clients = [await server.connected() for _ in range(9)]
-    await ask(clients[0], "handshake")
-    rbkit.answering.clear()
-    for client in clients:
-        for _ in range(32):
-            await client.write_message("trigger_gc")
-    await until(lambda: server.bridge.stats()["commands_waiting"] == 257, "256 wait behind the one in flight")
-    rbkit.answering.set()
-    busy = 0
-    for client in clients:
-        count = 0
-        while count < 32:
-            message = await receive(client)
-            assert isinstance(message, bytes)
-            count += not message.startswith(b"0client_count")
-            busy += message.startswith(b"0error:busy")
-    assert busy == 9 * 32 - 257
+    await ask(await server.connected(), "handshake")
+    async with contextlib.AsyncExitStack() as stack:
+        clients = [
+            await stack.enter_async_context(websockets_connect(server.ws, subprotocols=[Subprotocol("rbkit")]))
+            for _ in range(9)
+        ]
+        rbkit.answering.clear()
+        for client in clients:
+            for _ in range(32):
+                await client.send("trigger_gc")
+            await (await client.ping())  # so all have been taken
+        assert server.bridge.stats()["commands_waiting"] == 257, "256 wait behind the one in flight"
+        rbkit.answering.set()
+        replies = [message for client in clients async for message in take_replies(client, 32)]
+    busy = [reply for reply in replies if reply != b"0ok"]
+    assert len(busy) == 9 * 32 - 257
+    assert all(reply.startswith(b"0error:busy trigger_gc: 256 commands are waiting") for reply in busy)
+
+
+async def take_replies(client: ClientConnection, count: int) -> AsyncIterator[bytes]:
+    """Yield that many replies, past notices."""
+    while count:
+        message = await asyncio.wait_for(client.recv(), 10)
+        assert isinstance(message, bytes)
+        if not message.startswith(b"0client_count"):
+            count -= 1
+            yield message
 
 
 async def test_a_client_that_floods_and_does_not_read_is_not_read_further(serve: Serve, rbkit: FakeRbkit) -> None:

@@ -355,6 +355,7 @@ class Bridge:
             await asyncio.get_running_loop().create_future()
         finally:
             if self._guard is not None:
+                self._guard = None  # so that closing does not cancel what waits for it here
                 await self.close()
 
     def _later(self, seconds: float, function: Callable[..., Any], *args: object) -> object:
