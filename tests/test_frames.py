@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import random
 import urllib.parse
 from collections.abc import AsyncIterator, Iterable
@@ -51,6 +52,7 @@ SIZES = sorted(
 )
 
 
+@functools.cache
 def noise(size: int) -> bytes:
     """Return bytes that do not compress, the same for each size."""
     return random.Random(size).randbytes(size)
