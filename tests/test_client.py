@@ -199,7 +199,9 @@ async def test_of_data_that_waits_too_long_the_oldest_is_let_go_and_told_as_a_ga
     async with server.client(max_pending_bytes=100_000) as client:
         await soon(client.command("handshake"))
         items = client.messages()
-        assert await take(items, 1) == [rbkit.publish_collection()]
+        await until(lambda: server.bridge.state.value == "connected", "the bridge is connected")
+        first = rbkit.publish_collection()
+        assert await take(items, 1) == [first]
         published = [rbkit.publish_collection(padding=10_000) for _ in range(50)]
         await until(lambda: server.bridge.stats()["messages_sent"] == 51, "all are on their way")
         await soon(client.command("handshake"))
