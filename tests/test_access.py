@@ -106,7 +106,7 @@ async def test_another_host_is_refused_with_what_is_allowed_and_the_setting(knoc
         assert part in text
 
 
-@pytest.mark.parametrize("host", ["", "[::1", "::1]", "[]", ".", ":80", "[localhost]", "evil.example@localhost"])
+@pytest.mark.parametrize("host", ["", "[::1", "::1]", "[]", ".", ":80", "evil.example@localhost"])
 async def test_a_malformed_host_is_refused(knock: Knock, host: str) -> None:
     status, _ = await knock(Access(allowed_hosts=["profiler.example"]), host=host)
     assert status in (400, 403)
