@@ -155,16 +155,17 @@ class AccessHandler(RequestHandler):
 def _host_name(header: str) -> str | None:
     """Return the name or address in a Host header, in one spelling; None if there is none."""
     try:
-        host = urlsplit("//" + header).hostname
+        return str(ipaddress.ip_address(header))  # a bare IPv6 address, as a setting may have it
+    except ValueError:
+        pass
+    try:
+        host = (urlsplit("//" + header).hostname or "").rstrip(".")
     except ValueError:
         return None
-    if not host:
-        return None
-    host = host.rstrip(".")
     try:
         return str(ipaddress.ip_address(host))
     except ValueError:
-        return host
+        return host or None
 
 
 def _is_loopback(host: str) -> bool:

@@ -80,7 +80,7 @@ class Bridge:
             command_timeouts: seconds by command, over 5 for each and 300 for ``objectspace_snapshot``.
             max_clients: WebSockets at a time.
             max_backlog_bytes: profiling data that may wait for one client.
-            stall_timeout: seconds in which a client has to take what was sent to it, a mebibyte at a time.
+            stall_timeout: seconds in which a client has to take something of what was sent to it, 64 KiB at the most.
             ping_interval: seconds between pings; 0 for none.
             ping_timeout: seconds in which the pong has to come, by default the interval, and never more than it.
             idle_grace: seconds the connection is kept after the last client left.

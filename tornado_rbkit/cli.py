@@ -46,7 +46,7 @@ def _parser() -> argparse.ArgumentParser:
     serve.add_argument("--pub", metavar="URL", help="where rbkit publishes (tcp://127.0.0.1:5555, RBKIT_PUB_PORT)")
     serve.add_argument("--req", metavar="URL", help="where it takes commands (tcp://127.0.0.1:5556, RBKIT_REQ_PORT)")
     serve.add_argument("--host", default="127.0.0.1", help="address to listen on (%(default)s)")
-    serve.add_argument("--port", type=int, default=DEFAULT_PORT, help="port, 0 picks a free one (%(default)s)")
+    serve.add_argument("--port", type=_port, default=DEFAULT_PORT, help="port, 0 picks a free one (%(default)s)")
     serve.add_argument("--prefix", default="/rbkit", help="path of the page and the WebSocket (%(default)s)")
     serve.add_argument("--token", help="demand this token; made up and printed on an address that is not loopback")
     serve.add_argument("--allow-host", action="append", default=[], metavar="NAME", help="a Host to answer to")
@@ -65,6 +65,13 @@ def _parser() -> argparse.ArgumentParser:
     send.add_argument("--url", default=f"ws://127.0.0.1:{DEFAULT_PORT}/rbkit/ws", help="(%(default)s)")
     send.add_argument("--token", help="for a server that demands one")
     return parser
+
+
+def _port(text: str) -> int:
+    port = int(text)
+    if not 0 <= port < 65536:
+        raise argparse.ArgumentTypeError(f"{text} is out of range; allowed: 0 to 65535")
+    return port
 
 
 async def _serve(options: argparse.Namespace) -> int:

@@ -178,13 +178,13 @@ class RbkitClient:
             while not self._pending:
                 if self._closed:
                     return
-                if self._lost is not None:
+                if self._lost is not None and not self._reconnect:
                     raise self._lost
                 self._arrived.clear()
                 await self._arrived.wait()
             item = self._pending.popleft()
-            self._pending_bytes -= _size(item)
             if isinstance(item, bytes):
+                self._pending_bytes -= len(item)
                 missing = self._missing(item)
                 if missing:
                     yield Gap(missing)
@@ -251,10 +251,20 @@ class RbkitClient:
 
     def _put(self, item: bytes | Gap | Notice) -> None:
         self._pending.append(item)
-        self._pending_bytes += _size(item)
+        self._pending_bytes += len(item) if isinstance(item, bytes) else 0
         while self._pending_bytes > self._max_pending_bytes and len(self._pending) > 1:
-            self._pending_bytes -= _size(self._pending.popleft())
+            self._let_go_of_the_oldest()
         self._arrived.set()
+
+    def _let_go_of_the_oldest(self) -> None:
+        """Drop a message, never a notice; the next one's counter tells that it is missing."""
+        for at, item in enumerate(self._pending):
+            if isinstance(item, bytes):
+                del self._pending[at]
+                self._pending_bytes -= len(item)
+                if self._counter is None:
+                    self._counter = message_counter(item)
+                return
 
     def _fail_asked(self, reason: str) -> None:
         asked, self._asked = self._asked, deque()
@@ -262,10 +272,6 @@ class RbkitClient:
             if not reply.done():
                 code = self._lost.code if self._lost else None
                 reply.set_exception(ConnectionLost(self._url, code, reason))
-
-
-def _size(item: bytes | Gap | Notice) -> int:
-    return len(item) if isinstance(item, bytes) else 64
 
 
 def _handshake(reply: bytes) -> Handshake:

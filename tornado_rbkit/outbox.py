@@ -26,7 +26,7 @@ class Outbox:
         data_bytes: profiling data that waits or is under way.
         reply_bytes: replies and notices that wait.
         bytes_sent: what the client's connection has taken.
-        messages_sent: profiling messages whose last byte was handed over.
+        messages_sent: profiling messages that it has taken whole.
         messages_dropped: profiling messages that this client did not get: it was too slow, or it left.
     """
 
@@ -44,7 +44,7 @@ class Outbox:
         Args:
             stream: the client's. Others may write whole frames to it between two writes of this outbox.
             max_backlog_bytes: bound of `data_bytes`. A message larger than that passes when nothing else waits.
-            stall_timeout: seconds in which the client has to take what was handed over, `WRITE_SIZE` at most.
+            stall_timeout: seconds in which the client has to take something, `JOIN_LIMIT` bytes at the most.
             on_stalled: called when it did not.
             on_caught_up: called with the number of messages dropped since the last time, when nothing waits any more.
         """
@@ -62,9 +62,11 @@ class Outbox:
         self._runs: deque[Run] = deque()  # what is left of the chunk that has begun
         self._in_write = 0  # bytes handed over and not taken
         self._data_in_write = 0  # those of them that count in data_bytes
+        self._messages_in_write = 0
         self._dropped_untold = 0
         self._flush_is_due = False
         self._stall_timer: object | None = None
+        self._progress_at = 0.0
         self._closed = False
         self._replies_gone: Future[None] | None = None
 
@@ -77,7 +79,7 @@ class Outbox:
     def messages_waiting(self) -> int:
         """Profiling messages that wait, one that has begun included."""
         begun = self._begun.messages if self._begun and self._begun_is_data and self._runs else 0
-        return begun + sum(chunk.messages for chunk in self._data)
+        return self._messages_in_write + begun + sum(chunk.messages for chunk in self._data)
 
     def send_reply(self, chunk: Chunk) -> None:
         """Queue a reply or a notice, ahead of all profiling data that waits."""
@@ -94,7 +96,7 @@ class Outbox:
         for chunk in chunks:
             self._data.append(chunk)
             self.data_bytes += chunk.size
-            while self.data_bytes > self._max_backlog and (len(self._data) > 1 or self._runs):
+            while self._data and self.data_bytes > self._max_backlog and (len(self._data) > 1 or self._runs):
                 self._drop(self._data.popleft())
         self._flush_unless_due()
 
@@ -112,7 +114,7 @@ class Outbox:
         self._replies.clear()
         self._data.clear()
         self._runs.clear()
-        self.data_bytes = self.reply_bytes = 0
+        self.data_bytes = self.reply_bytes = self._messages_in_write = 0
         self._cancel_stall_timer()
         self._wake_waiters()
 
@@ -137,7 +139,8 @@ class Outbox:
             return
         if blocked_on is not None:
             self._flush_is_due = True
-            self._stall_timer = self._stream.io_loop.call_later(self._stall_timeout, self._on_stalled)
+            self._progress_at = self._stream.io_loop.time()
+            self._watch_progress(self._stall_timeout)
             self._stream.io_loop.add_future(blocked_on, self._on_unblocked)
             return
         self._account_taken()
@@ -156,7 +159,8 @@ class Outbox:
     def _account_taken(self) -> None:
         self.bytes_sent += self._in_write
         self.data_bytes -= self._data_in_write
-        self._in_write = self._data_in_write = 0
+        self.messages_sent += self._messages_in_write
+        self._in_write = self._data_in_write = self._messages_in_write = 0
         if not self.reply_bytes:
             self._wake_waiters()
         if self._dropped_untold and not self._data and not self._runs:
@@ -195,7 +199,7 @@ class Outbox:
             return
         self._data_in_write += size
         if not self._runs:
-            self.messages_sent += self._begun.messages
+            self._messages_in_write += self._begun.messages
 
     def _write(self, buffers: list[Buffer]) -> Future[None] | None:
         """Hand whole frames over; return what completes when they are taken, None if that is so already.
@@ -211,9 +215,23 @@ class Outbox:
             if blocked_on is None and not stream.writing():
                 with contextlib.suppress(OSError):  # would block; or an error that write() meets too, and handles
                     rest = rest[stream.write_to_fd(rest) :]
-            if rest:
-                blocked_on = stream.write(rest)
+            for at in range(0, len(rest), JOIN_LIMIT):
+                blocked_on = stream.write(rest[at : at + JOIN_LIMIT])
+                blocked_on.add_done_callback(self._on_progress)
         return blocked_on
+
+    def _on_progress(self, future: Future[None]) -> None:
+        self._progress_at = self._stream.io_loop.time()
+
+    def _watch_progress(self, seconds: float) -> None:
+        self._stall_timer = self._stream.io_loop.call_later(seconds, self._check_progress)
+
+    def _check_progress(self) -> None:
+        remaining = self._progress_at + self._stall_timeout - self._stream.io_loop.time()
+        if remaining > 0:
+            self._watch_progress(remaining)
+        else:
+            self._on_stalled()
 
     def _cancel_stall_timer(self) -> None:
         if self._stall_timer is not None:

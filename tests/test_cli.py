@@ -1,0 +1,301 @@
+"""The command line, as the programs that people start."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import os
+import re
+import signal
+import socket
+import subprocess
+import sys
+import time
+from collections.abc import Iterator
+from typing import Any
+
+import pytest
+
+from tests.fake_rbkit import FakeRbkit, free_port
+from tornado_rbkit import ConnectionLost, RbkitClient
+from tornado_rbkit.protocol import Handshake
+
+COMMAND = [sys.executable, "-m", "tornado_rbkit"]
+STRICT = [sys.executable, "-X", "dev", "-W", "error", "-m", "tornado_rbkit"]
+ENVIRONMENT = {name: value for name, value in os.environ.items() if not name.startswith("RBKIT_")}
+
+
+def run(*arguments: str) -> subprocess.CompletedProcess[str]:
+    return subprocess.run([*COMMAND, *arguments], capture_output=True, text=True, timeout=15, env=ENVIRONMENT)
+
+
+class Serving:
+    """`tornado-rbkit serve`, running."""
+
+    def __init__(self, process: subprocess.Popen[str]) -> None:
+        self.process = process
+        assert process.stdout is not None
+        self.lines: list[str] = []
+        for line in process.stdout:
+            self.lines.append(line.rstrip("\n"))
+            if line.startswith("ready "):
+                break
+        else:
+            assert process.stderr is not None
+            pytest.fail(f"it never said ready: {process.stderr.read()}")
+        self.url = self.lines[-1].removeprefix("ready ")
+        found = re.search(r":(\d+)/", self.url)
+        assert found
+        self.port = int(found[1])
+        self.ws = f"ws://127.0.0.1:{self.port}/rbkit/ws"
+
+    def end(self) -> tuple[int, str]:
+        """Wait for its end; return the exit status and what it wrote to stderr."""
+        _, errors = self.process.communicate(timeout=10)
+        return self.process.returncode, errors
+
+
+@pytest.fixture
+def serving(rbkit: FakeRbkit) -> Iterator[Any]:
+    """Return what starts `serve` before the fake rbkit, on a free port."""
+    with contextlib.ExitStack() as stack:
+
+        def start(*options: str) -> Serving:
+            arguments = ["serve", "--pub", rbkit.pub, "--req", rbkit.req, "--port", "0", *options]
+            process = stack.enter_context(
+                subprocess.Popen(
+                    [*STRICT, *arguments],
+                    stdout=subprocess.PIPE,
+                    stderr=subprocess.PIPE,
+                    text=True,
+                    env=ENVIRONMENT,
+                )
+            )
+            stack.callback(process.kill)
+            return Serving(process)
+
+        yield start
+
+
+def assert_one_line(completed: subprocess.CompletedProcess[str], status: int, *parts: str) -> None:
+    """Fail unless a command ended with a status and one line that has these parts."""
+    assert completed.returncode == status, completed.stderr
+    assert "Traceback" not in completed.stderr
+    lines = [line for line in completed.stderr.splitlines() if not line.startswith(("usage:", " "))]
+    assert len(lines) == 1, f"one line was expected: {completed.stderr}"
+    for part in parts:
+        assert part in lines[0]
+
+
+# serve
+
+
+def test_serve_says_where_it_listens_and_answers_there(serving: Any) -> None:
+    server = serving()
+    assert server.lines == [f"ready http://127.0.0.1:{server.port}/rbkit/"]
+    assert server.port != 0
+    completed = run("send", "trigger_gc", "--url", server.ws)
+    assert (completed.returncode, completed.stdout, completed.stderr) == (0, "ok\n", "")
+
+
+def test_serve_has_the_prefix_it_is_given(serving: Any) -> None:
+    server = serving("--prefix", "/tools/profiler/")
+    assert server.lines == [f"ready http://127.0.0.1:{server.port}/tools/profiler/"]
+    completed = run("send", "trigger_gc", "--url", f"ws://127.0.0.1:{server.port}/tools/profiler/ws")
+    assert completed.stdout == "ok\n"
+
+
+@pytest.mark.skipif(sys.platform == "win32", reason="Windows has no signals to other processes")
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
+async def test_a_signal_closes_the_clients_with_1001_and_ends_it_within_2_s(serving: Any, number: int) -> None:
+    server = serving()
+    async with RbkitClient(server.ws) as first, RbkitClient(server.ws) as second:
+        for client in (first, second):
+            assert isinstance(await asyncio.wait_for(client.command("handshake"), 10), Handshake)
+        began = time.monotonic()
+        server.process.send_signal(number)
+        for client in (first, second):
+            with pytest.raises(ConnectionLost) as caught:
+                async for _ in client.events():
+                    pass
+            assert caught.value.code == 1001
+        status, errors = await asyncio.to_thread(server.end)
+    assert (status, errors) == (0, "")
+    assert time.monotonic() - began < 2.0
+
+
+@pytest.mark.skipif(sys.platform == "win32", reason="Windows has no signals to other processes")
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
+def test_a_signal_ends_it_within_2_s_while_a_client_does_not_read(serving: Any, rbkit: FakeRbkit, number: int) -> None:
+    server = serving()
+    with socket.create_connection(("127.0.0.1", server.port)) as client:
+        client.settimeout(10)
+        client.sendall(
+            b"GET /rbkit/ws HTTP/1.1\r\nHost: localhost\r\nUpgrade: websocket\r\nConnection: Upgrade\r\n"
+            b"Sec-WebSocket-Key: AAAAAAAAAAAAAAAAAAAAAA==\r\nSec-WebSocket-Version: 13\r\n"
+            b"Sec-WebSocket-Protocol: rbkit\r\n\r\n"
+        )
+        assert client.recv(4096).startswith(b"HTTP/1.1 101 ")
+        assert run("send", "handshake", "--url", server.ws).returncode == 0, "the bridge is connected"
+        for _ in range(4):
+            rbkit.publish_collection(padding=8_000_000)
+        assert client.recv(1), "the data has begun to come"
+        began = time.monotonic()
+        server.process.send_signal(number)
+        assert server.end() == (0, "")
+        assert time.monotonic() - began < 2.0
+
+
+@pytest.mark.skipif(sys.platform == "win32", reason="Windows has no signals to other processes")
+def test_a_signal_ends_it_when_nobody_came(serving: Any) -> None:
+    server = serving()
+    server.process.send_signal(signal.SIGTERM)
+    assert server.end() == (0, "")
+
+
+def test_an_address_that_is_not_loopback_makes_up_a_token_and_demands_it(serving: Any) -> None:
+    server = serving("--host", "0.0.0.0")
+    assert server.lines[-1] == f"ready http://0.0.0.0:{server.port}/rbkit/"
+    (token,) = [line.removeprefix("token ") for line in server.lines if line.startswith("token ")]
+    assert len(token) >= 20
+    assert_one_line(run("send", "trigger_gc", "--url", server.ws), 1, "token", "401")
+    completed = run("send", "trigger_gc", "--url", server.ws, "--token", token)
+    assert (completed.returncode, completed.stdout) == (0, "ok\n")
+    completed = run("send", "trigger_gc", "--url", f"{server.ws}?token={token}")
+    assert (completed.returncode, completed.stdout) == (0, "ok\n")
+
+
+def test_a_token_that_is_given_is_demanded_and_not_printed(serving: Any) -> None:
+    server = serving("--token", "s3cret")
+    assert "s3cret" not in "".join(server.lines)
+    assert_one_line(run("send", "trigger_gc", "--url", server.ws, "--token", "wrong"), 1, "token")
+    assert run("send", "trigger_gc", "--url", server.ws, "--token", "s3cret").stdout == "ok\n"
+
+
+def test_two_servers_get_two_made_up_tokens(serving: Any) -> None:
+    assert serving("--host", "0.0.0.0").lines[0] != serving("--host", "0.0.0.0").lines[0]
+
+
+@pytest.mark.parametrize(
+    ("options", "parts"),
+    [
+        (["--pub", "nonsense"], ["nonsense", "tcp://"]),
+        (["--req", "http://127.0.0.1:5556"], ["http://127.0.0.1:5556", "tcp://"]),
+        (["--pub", "tcp://127.0.0.1:0"], ["tcp://127.0.0.1:0"]),
+        (["--req", "tcp://127.0.0.1"], ["tcp://127.0.0.1"]),
+        (["--req", "tcp://127.0.0.1:99999"], ["99999"]),
+        (["--port", "-1"], ["port"]),
+        (["--port", "70000"], ["port"]),
+        (["--port", "x"], ["--port"]),
+        (["--host", "no.such.host.invalid"], ["no.such.host.invalid", "--host"]),
+        (["--max-clients", "-1"], ["max_clients", "-1"]),
+        (["--max-clients", "0"], ["max_clients"]),
+        (["--idle-grace", "-3"], ["idle_grace", "-3"]),
+        (["--idle-grace", "nan"], ["idle_grace"]),
+        (["--compression-level", "10"], ["compression_level", "9"]),
+        (["--compression-level", "-1"], ["compression_level", "9"]),
+        (["--encoding", "base64"], ["--encoding", "escaped"]),
+        (["--token", ""], ["token"]),
+        (["--bogus"], ["--bogus"]),
+    ],
+    ids=" ".join,
+)
+def test_a_wrong_option_gives_one_line_that_says_what_to_do_and_status_2(options: list[str], parts: list[str]) -> None:
+    assert_one_line(run("serve", "--port", "0", *options), 2, *parts)
+
+
+def test_a_port_in_use_gives_one_line_with_the_port_and_the_option() -> None:
+    with socket.socket() as other:
+        other.bind(("127.0.0.1", 0))
+        other.listen()
+        port = other.getsockname()[1]
+        assert_one_line(run("serve", "--port", str(port)), 2, str(port), "in use", "--port")
+
+
+def test_ports_from_the_environment_that_are_no_ports_give_one_line() -> None:
+    completed = subprocess.run(
+        [*COMMAND, "serve", "--port", "0"],
+        capture_output=True,
+        text=True,
+        timeout=15,
+        env={**ENVIRONMENT, "RBKIT_PUB_PORT": "many"},
+    )
+    assert_one_line(completed, 2, "many")
+
+
+# send
+
+
+def test_send_prints_a_handshake_line_by_line(serving: Any) -> None:
+    completed = run("send", "handshake", "--url", serving().ws)
+    assert completed.returncode == 0
+    assert "process_name: fake\n" in completed.stdout
+    assert "rbkit_protocol_version: 2.1\n" in completed.stdout
+
+
+@pytest.mark.parametrize(
+    ("options", "command", "parts"),
+    [
+        ([], "bogus", ["unknown-command", "start_memory_profile"]),
+        ([], "", ["invalid-command"]),
+        (["--read-only"], "trigger_gc", ["forbidden", "read_only"]),
+    ],
+)
+def test_send_of_a_command_that_is_refused_gives_one_line_and_status_1(
+    serving: Any, options: list[str], command: str, parts: list[str]
+) -> None:
+    completed = run("send", command, "--url", serving(*options).ws)
+    assert_one_line(completed, 1, *parts)
+    assert completed.stdout == ""
+
+
+def test_any_command_passes_on_what_the_protocol_does_not_have(serving: Any, rbkit: FakeRbkit) -> None:
+    assert run("send", "bogus", "--url", serving("--any-command").ws).stdout == "ok\n"
+    assert b"bogus" in rbkit.received
+
+
+def test_send_to_a_server_that_is_not_there_gives_one_line_and_status_1() -> None:
+    url = f"ws://127.0.0.1:{free_port()}/rbkit/ws"
+    assert_one_line(run("send", "handshake", "--url", url), 1, url, "refused")
+
+
+def test_send_to_a_profiler_that_is_not_there_gives_one_line_and_status_1(serving: Any, rbkit: FakeRbkit) -> None:
+    server = serving("--req", f"tcp://127.0.0.1:{free_port()}")
+    assert_one_line(run("send", "handshake", "--url", server.ws), 1, "rbkit server is not running at", "1013")
+
+
+@pytest.mark.parametrize("url", ["http://127.0.0.1:8765/", "nonsense", "", "ws://", "ws://127.0.0.1:99999/"])
+def test_send_to_a_wrong_url_gives_one_line_and_an_error_status(url: str) -> None:
+    completed = run("send", "handshake", "--url", url)
+    assert completed.returncode in (1, 2)
+    assert_one_line(completed, completed.returncode)
+
+
+# Help
+
+
+@pytest.mark.parametrize(
+    ("arguments", "options"),
+    [
+        ([], ["serve", "send", "--verbose"]),
+        (
+            ["serve"],
+            [
+                *("--pub", "--req", "--host", "--port", "--prefix", "--token", "--allow-host", "--allow-origin"),
+                *("--read-only", "--any-command", "--encoding", "--max-clients", "--idle-grace", "--keep-profiling"),
+                "--compression-level",
+            ],
+        ),
+        (["send"], ["COMMAND", "--url", "--token"]),
+    ],
+    ids=["tornado-rbkit", "serve", "send"],
+)
+def test_help_mentions_every_option(arguments: list[str], options: list[str]) -> None:
+    completed = run(*arguments, "--help")
+    assert (completed.returncode, completed.stderr) == (0, "")
+    for option in options:
+        assert re.search(rf"{option}\b", completed.stdout), f"{option} is not mentioned"
+
+
+def test_no_command_gives_one_line_and_status_2() -> None:
+    assert_one_line(run(), 2, "COMMAND")

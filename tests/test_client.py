@@ -1,0 +1,421 @@
+"""The asyncio client, through a real server to a fake rbkit."""
+
+from __future__ import annotations
+
+import asyncio
+import gc
+import warnings
+from collections.abc import AsyncIterator
+from typing import Any
+
+import pytest
+from tornado.httpserver import HTTPServer
+from tornado.netutil import bind_sockets
+from tornado.web import Application
+from tornado.websocket import WebSocketHandler
+
+from tests.conftest import Serve, Server, until
+from tests.fake_rbkit import FakeRbkit, collection, free_port
+from tornado_rbkit import Bridge, ConnectionLost, Gap, RbkitClient, RbkitError, rbkit_routes
+from tornado_rbkit.protocol import COMMANDS, CommandError, GCEndSweep, Handshake, Notice
+
+
+@pytest.fixture
+async def server(rbkit: FakeRbkit, serve: Serve) -> Server:
+    return await serve(Bridge(pub=rbkit.pub, req=rbkit.req))
+
+
+async def soon(awaitable: Any) -> Any:
+    return await asyncio.wait_for(awaitable, 10)
+
+
+async def take(messages: AsyncIterator[Any], count: int) -> list[Any]:
+    return [await soon(anext(messages)) for _ in range(count)]
+
+
+class Scripted(WebSocketHandler):
+    """A server that says what a test tells it to."""
+
+    def initialize(self, said: list[bytes]) -> None:
+        self.said = said
+
+    def select_subprotocol(self, subprotocols: list[str]) -> str | None:
+        return "rbkit" if "rbkit" in subprotocols else None
+
+    async def open(self) -> None:
+        for message in self.said:
+            await self.write_message(message, binary=True)
+
+    def on_message(self, message: str | bytes) -> None:
+        if message == "close":
+            self.close(4000, "as you wish")
+
+
+@pytest.fixture
+async def scripted() -> AsyncIterator[Any]:
+    """Return what starts such a server and gives its URL."""
+    servers: list[HTTPServer] = []
+
+    def start(*said: bytes) -> str:
+        server = HTTPServer(Application([("/", Scripted, {"said": said})]))
+        sockets = bind_sockets(0, "127.0.0.1")
+        server.add_sockets(sockets)
+        servers.append(server)
+        return f"ws://127.0.0.1:{sockets[0].getsockname()[1]}/"
+
+    yield start
+    for server in servers:
+        server.stop()
+        await server.close_all_connections()
+
+
+# Commands
+
+
+@pytest.mark.parametrize("command", sorted(COMMANDS - {"handshake"}))
+async def test_the_reply_to_a_command_is_its_text(server: Server, rbkit: FakeRbkit, command: str) -> None:
+    async with server.client() as client:
+        assert await soon(client.command(command)) == "ok"
+    assert command.encode() in rbkit.received
+
+
+async def test_the_reply_to_handshake_is_decoded(server: Server) -> None:
+    async with server.client() as client:
+        reply = await soon(client.command("handshake"))
+    assert isinstance(reply, Handshake)
+    assert (reply.process_name, reply.rbkit_protocol_version) == ("fake", "2.1")
+
+
+async def test_replies_come_in_the_order_of_asking(server: Server, rbkit: FakeRbkit) -> None:
+    rbkit.reply = {b"trigger_gc": b"first", b"use_cpu_time": b"second", b"use_wall_time": b"third"}
+    async with server.client() as client:
+        replies = await soon(asyncio.gather(*(client.command(command.decode()) for command in rbkit.reply)))
+    assert replies == ["first", "second", "third"]
+
+
+async def test_request_gives_the_bytes_as_they_came(server: Server, rbkit: FakeRbkit) -> None:
+    rbkit.reply = {b"trigger_gc": b"\xff\x00raw"}
+    async with server.client() as client:
+        assert await soon(client.request("trigger_gc")) == b"\xff\x00raw"
+        assert await soon(client.request(b"use_cpu_time")) == b"ok"
+        assert (await soon(client.request("bogus"))).startswith(b"error:unknown-command ")
+
+
+@pytest.mark.parametrize(
+    ("access", "command", "reason", "text"),
+    [
+        ({}, "bogus", "unknown-command", "start_memory_profile"),
+        ({}, "", "invalid-command", "empty"),
+        ({}, "handshake\n", "invalid-command", "ASCII"),
+        ({"read_only": True}, "trigger_gc", "forbidden", "`read_only`"),
+        (
+            {"authorize": lambda handler, command: command == "handshake"},
+            "trigger_gc",
+            "forbidden",
+            "`authorize`",
+        ),
+    ],
+)
+async def test_a_command_that_is_not_carried_out_raises_the_reason_and_the_text(
+    rbkit: FakeRbkit, serve: Serve, access: dict[str, Any], command: str, reason: str, text: str
+) -> None:
+    server = await serve(Bridge(pub=rbkit.pub, req=rbkit.req), **access)
+    async with server.client() as client:
+        with pytest.raises(CommandError) as caught:
+            await soon(client.command(command))
+        assert caught.value.reason == reason
+        assert text in caught.value.text
+        assert isinstance(await soon(client.command("handshake")), Handshake), "the connection goes on"
+
+
+async def test_a_command_without_a_reply_raises_timeout(rbkit: FakeRbkit, serve: Serve) -> None:
+    server = await serve(Bridge(pub=rbkit.pub, req=rbkit.req, command_timeouts={"trigger_gc": 0.1}))
+    async with server.client() as client:
+        await soon(client.command("handshake"))
+        rbkit.answering.clear()
+        with pytest.raises(CommandError) as caught:
+            await soon(client.command("trigger_gc"))
+        assert caught.value.reason == "timeout"
+        rbkit.answering.set()
+
+
+# Events
+
+
+async def test_events_are_decoded_and_a_gap_stands_where_messages_are_missing(scripted: Any) -> None:
+    def sweep(counter: int) -> bytes:
+        return b"1" + collection(counter, [{0: 4, 1: float(counter)}])
+
+    url = scripted(*(sweep(counter) for counter in (5, 6, 9, 10, 0, 1, 3)))
+    async with RbkitClient(url) as client:
+        assert await take(client.events(), 9) == [
+            GCEndSweep(5.0),
+            GCEndSweep(6.0),
+            Gap(2),
+            GCEndSweep(9.0),
+            GCEndSweep(10.0),
+            GCEndSweep(0.0),
+            GCEndSweep(1.0),
+            Gap(1),
+            GCEndSweep(3.0),
+        ]
+
+
+async def test_messages_are_the_bytes_that_rbkit_published(server: Server, rbkit: FakeRbkit) -> None:
+    async with server.client() as client:
+        await soon(client.command("handshake"))
+        await until(lambda: server.bridge.state.value == "connected", "the bridge is connected")
+        messages = client.messages()
+        published = [rbkit.publish_collection(padding=padding) for padding in (0, 1000, 1_000_000)]
+        assert await take(messages, 3) == published
+
+
+async def test_notices_stand_among_the_events(scripted: Any) -> None:
+    url = scripted(b"0client_count:2", b"1" + collection(0), b"0dropped:3", b"1" + collection(4))
+    async with RbkitClient(url) as client:
+        assert await take(client.events(), 5) == [
+            Notice("client_count", "2"),
+            GCEndSweep(1.0),
+            Notice("dropped", "3"),
+            Gap(3),
+            GCEndSweep(1.0),
+        ]
+
+
+async def test_a_restarted_profiler_is_no_gap(scripted: Any) -> None:
+    url = scripted(b"1" + collection(3), b"0server:restarted", b"1" + collection(7))
+    async with RbkitClient(url) as client:
+        assert await take(client.events(), 3) == [GCEndSweep(1.0), Notice("server", "restarted"), GCEndSweep(1.0)]
+
+
+async def test_a_new_client_is_told_to_those_already_there(server: Server) -> None:
+    async with server.client() as first, server.client():
+        assert await soon(anext(first.events())) == Notice("client_count", "2")
+
+
+async def test_of_data_that_waits_too_long_the_oldest_is_let_go_and_told_as_a_gap(
+    server: Server, rbkit: FakeRbkit
+) -> None:
+    async with server.client(max_pending_bytes=100_000) as client:
+        await soon(client.command("handshake"))
+        items = client.messages()
+        await until(lambda: server.bridge.state.value == "connected", "the bridge is connected")
+        first = rbkit.publish_collection()
+        assert await take(items, 1) == [first]
+        published = [rbkit.publish_collection(padding=10_000) for _ in range(50)]
+        await until(lambda: server.bridge.stats()["messages_sent"] == 51, "all are on their way")
+        await soon(client.command("handshake"))
+        assert await take(items, 10) == [Gap(41), *published[-9:]]
+
+
+async def test_data_let_go_before_the_first_was_read_is_told_as_a_gap(scripted: Any) -> None:
+    messages = [collection(counter, padding=10_000) for counter in range(50)]
+    url = scripted(*(b"1" + message for message in messages), b"0ok")
+    async with RbkitClient(url, max_pending_bytes=100_000) as client:
+        await soon(client.request("wait until all has come"))
+        first = await soon(anext(client.messages()))
+        assert first == Gap(41), f"{len(first)} bytes came instead of the gap" if isinstance(first, bytes) else first
+
+
+async def test_a_message_larger_than_the_bound_is_kept_when_it_is_the_newest(scripted: Any) -> None:
+    message = collection(0, padding=500_000)
+    async with RbkitClient(scripted(b"1" + message), max_pending_bytes=1000) as client:
+        assert await soon(anext(client.messages())) == message
+
+
+async def test_what_is_not_rbkits_raises_decode_error_and_says_so(scripted: Any) -> None:
+    async with RbkitClient(scripted(b"1not MessagePack")) as client:
+        with pytest.raises(RbkitError, match="not an rbkit message"):
+            await soon(anext(client.events()))
+
+
+# Connections that are lost
+
+
+async def test_a_close_raises_its_code_and_reason(scripted: Any) -> None:
+    async with RbkitClient(scripted()) as client:
+        with pytest.raises(ConnectionLost, match="as you wish") as caught:
+            await soon(client.command("close"))
+        assert (caught.value.code, caught.value.reason) == (4000, "as you wish")
+        with pytest.raises(ConnectionLost, match="as you wish"):
+            await soon(anext(client.events()))
+        with pytest.raises(ConnectionLost, match="as you wish"):
+            await soon(client.command("handshake"))
+
+
+async def test_a_profiler_that_is_not_there_is_1013_with_its_endpoint(serve: Serve) -> None:
+    endpoints: dict[str, Any] = {name: f"tcp://127.0.0.1:{free_port()}" for name in ("pub", "req")}
+    server = await serve(Bridge(**endpoints, connect_timeout=0.2))
+    async with server.client() as client:
+        with pytest.raises(ConnectionLost) as caught:
+            await soon(client.command("handshake"))
+    assert caught.value.code == 1013
+    assert caught.value.reason == f"rbkit server is not running at {endpoints['req']}"
+    assert endpoints["req"] in str(caught.value)
+
+
+async def test_a_server_that_shuts_down_is_1001(rbkit: FakeRbkit, serve: Serve) -> None:
+    server = await serve(Bridge(pub=rbkit.pub, req=rbkit.req))
+    async with server.client() as client:
+        await soon(client.command("handshake"))
+        await soon(server.bridge.close())
+        with pytest.raises(ConnectionLost) as caught:
+            await soon(anext(client.events()))
+    assert caught.value.code == 1001
+
+
+async def test_a_server_that_is_not_there_is_said_with_its_url() -> None:
+    url = f"ws://127.0.0.1:{free_port()}/rbkit/ws"
+    with pytest.raises(ConnectionLost, match="refused") as caught:
+        async with RbkitClient(url):
+            pass
+    assert caught.value.code is None
+    assert url in str(caught.value)
+
+
+@pytest.mark.parametrize(
+    ("access", "status", "text"),
+    [
+        ({"token": "s3cret"}, 401, "Authorization: Bearer"),
+        ({"authorize": lambda handler, command: False}, 403, "`authorize`"),
+    ],
+)
+async def test_a_refusal_is_raised_with_its_status_and_text(
+    rbkit: FakeRbkit, serve: Serve, access: dict[str, Any], status: int, text: str
+) -> None:
+    server = await serve(Bridge(pub=rbkit.pub, req=rbkit.req), **access)
+    with pytest.raises(ConnectionLost) as caught:
+        async with server.client():
+            pass
+    assert caught.value.code == status
+    assert text in caught.value.reason
+    assert text in str(caught.value)
+
+
+async def test_the_token_opens(rbkit: FakeRbkit, serve: Serve) -> None:
+    server = await serve(Bridge(pub=rbkit.pub, req=rbkit.req), token="s3cret")
+    async with server.client(token="s3cret") as client:
+        assert await soon(client.command("trigger_gc")) == "ok"
+
+
+@pytest.mark.parametrize("url", ["", "http://127.0.0.1/", "127.0.0.1:8765", "tcp://127.0.0.1:5555", "ws:/x"])
+def test_a_url_that_is_no_websockets_is_a_value_error_that_says_what_is_allowed(url: str) -> None:
+    with pytest.raises(ValueError, match="ws://") as caught:
+        RbkitClient(url)
+    assert repr(url) in str(caught.value)
+
+
+@pytest.mark.parametrize("url", ["ws://", "ws:///path", "ws://127.0.0.1:99999/", "ws://[::1/", "ws://host name/"])
+async def test_a_url_that_leads_nowhere_is_a_value_error_or_a_lost_connection(url: str) -> None:
+    with pytest.raises((ValueError, ConnectionLost)):
+        async with RbkitClient(url):
+            pass
+
+
+# Closing
+
+
+async def test_a_command_that_waits_when_the_client_is_closed_raises(server: Server, rbkit: FakeRbkit) -> None:
+    async with server.client() as client:
+        await soon(client.command("handshake"))
+        rbkit.answering.clear()
+        waiting = [asyncio.ensure_future(client.command("trigger_gc")) for _ in range(3)]
+        await asyncio.sleep(0)
+    try:
+        results = await soon(asyncio.gather(*waiting, return_exceptions=True))
+    finally:
+        rbkit.answering.set()
+    assert [type(result) for result in results] == [ConnectionLost] * 3
+
+
+async def test_events_end_when_the_client_is_closed(server: Server) -> None:
+    client = server.client()
+    async with client:
+        await soon(client.command("handshake"))
+        reader = asyncio.ensure_future(anext(client.events(), "the end"))
+        await asyncio.sleep(0)
+        await soon(client.close())
+        await soon(client.close())
+        assert await soon(reader) == "the end"
+    with pytest.raises(ConnectionLost):
+        await client.command("handshake")
+
+
+async def test_nothing_is_left_of_clients_that_were_closed(server: Server) -> None:
+    for _ in range(3):
+        async with server.client() as client:
+            await soon(client.command("handshake"))
+        with pytest.raises(ConnectionLost):
+            async with RbkitClient(f"ws://127.0.0.1:{free_port()}/"):
+                pass
+    with warnings.catch_warnings():
+        warnings.simplefilter("error", ResourceWarning)
+        gc.collect()
+    others = asyncio.all_tasks() - {asyncio.current_task()}
+    assert not [task for task in others if "RbkitClient" in repr(task.get_coro())]
+
+
+# Reconnection
+
+
+class Comeback:
+    """A server that can go and come back on its port."""
+
+    def __init__(self, rbkit: FakeRbkit) -> None:
+        self.port = free_port()
+        self.url = f"ws://127.0.0.1:{self.port}/rbkit/ws"
+        self._rbkit = rbkit
+
+    def start(self) -> None:
+        self.bridge = Bridge(pub=self._rbkit.pub, req=self._rbkit.req)
+        self._http = HTTPServer(Application(rbkit_routes(self.bridge)))
+        self._http.listen(self.port, "127.0.0.1")
+
+    async def stop(self) -> None:
+        """May be called twice."""
+        self._http.stop()
+        await self.bridge.close()
+        await self._http.close_all_connections()
+
+
+@pytest.fixture
+async def place(rbkit: FakeRbkit) -> AsyncIterator[Comeback]:
+    place = Comeback(rbkit)
+    place.start()
+    yield place
+    await place.stop()
+
+
+@pytest.mark.parametrize("waits", [True, False], ids=["while-waiting", "while-busy"])
+async def test_with_reconnect_a_server_that_comes_back_is_found_and_the_gap_is_told(
+    rbkit: FakeRbkit, place: Comeback, waits: bool
+) -> None:
+    async with RbkitClient(place.url, reconnect=True) as client:
+        events = client.events()
+        await soon(client.command("handshake"))
+        following = asyncio.ensure_future(anext(events)) if waits else None
+        await asyncio.sleep(0)
+        await place.stop()
+        place.start()
+        assert await soon(following or anext(events)) == Gap(None)
+        assert await soon(client.command("trigger_gc")) == "ok"
+        await until(lambda: place.bridge.state.value == "connected", "the bridge is connected")
+        rbkit.publish_collection()
+        assert await soon(anext(events)) == GCEndSweep(1.0)
+
+
+async def test_with_reconnect_a_command_in_the_meantime_raises_and_the_client_can_be_closed(
+    rbkit: FakeRbkit, place: Comeback
+) -> None:
+    async with RbkitClient(place.url, reconnect=True) as client:
+        await soon(client.command("handshake"))
+        rbkit.answering.clear()
+        waiting = asyncio.ensure_future(client.command("trigger_gc"))
+        await asyncio.sleep(0)
+        await place.stop()
+        rbkit.answering.set()
+        with pytest.raises(ConnectionLost):
+            await soon(waiting)
+        with pytest.raises(ConnectionLost):
+            await soon(client.command("handshake"))
+        await soon(client.close())
