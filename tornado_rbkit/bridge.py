@@ -129,6 +129,7 @@ class Bridge:
         self._sessions: dict[Session, object | None] = {}  # with the timer of its connect_timeout
         self._forms: Counter[Form] = Counter()
         self._connection: Connection | None = None
+        self._parting: Connection | None = None  # the one before, perhaps not closed yet
         self._idle_timer: object | None = None
         self._restart_told = False
         self._empty = asyncio.Event()
@@ -317,7 +318,7 @@ class Bridge:
         self._state = State.CONNECTING
         self._commands.hold()
         self._connection = Connection(self._threaded, self._loop, self, self.pub, self.req, **self._upstream_options)
-        self._guard = asyncio.create_task(self._close_when_cancelled())
+        self._guard = asyncio.create_task(self._close_when_cancelled(self._connection))
 
     async def _go_idle(self) -> None:
         self._idle_timer = None
@@ -326,13 +327,11 @@ class Bridge:
             await self._disconnect()
 
     async def _disconnect(self) -> None:
-        connection, self._connection = self._connection, None
-        guard, self._guard = self._guard, None
         self._state = State.IDLE
-        if guard is not None:
-            guard.cancel()
-        if connection is not None:
-            await connection.close()
+        if self._connection is not None:
+            self._parting, self._connection = self._connection, None
+        if self._parting is not None:
+            await self._parting.close()
 
     async def _close(self) -> None:
         self._cancel(self._idle_timer)
@@ -349,14 +348,13 @@ class Bridge:
             with contextlib.suppress(asyncio.TimeoutError):
                 await asyncio.wait_for(self._empty.wait(), timeout)
 
-    async def _close_when_cancelled(self) -> None:
+    async def _close_when_cancelled(self, connection: Connection) -> None:
         """Close with the event loop: asyncio.run() cancels all tasks when it ends, and waits for them."""
         try:
-            await asyncio.get_running_loop().create_future()
-        finally:
-            if self._guard is not None:
-                self._guard = None  # so that closing does not cancel what waits for it here
-                await self.close()
+            await connection.wait_closed()
+        except asyncio.CancelledError:
+            await self.close()
+            raise
 
     def _later(self, seconds: float, function: Callable[..., Any], *args: object) -> object:
         return self._loop.call_later(seconds, function, *args)

@@ -44,7 +44,8 @@ class Connection:
             self._io_loop = self._own_thread.io_loop
         else:
             self._io_loop = threaded.io_loop if threaded else web_loop
-        self._closed = False
+        self._closing = False
+        self._closed: asyncio.Future[None] = asyncio.get_running_loop().create_future()
         self._upstream = Upstream(self._io_loop, pub, req, listener, self._post, **options)
         self._io_loop.add_callback(self._upstream.open)
 
@@ -57,22 +58,31 @@ class Connection:
         self._io_loop.add_callback(self._upstream.request, command, timeout)
 
     async def close(self) -> None:
-        """Close the sockets, on their loop, and join the thread if it is this connection's own."""
-        closed: asyncio.Future[None] = asyncio.get_running_loop().create_future()
+        """Close the sockets on their loop, and end the thread if it is this connection's own. May be called twice."""
+        if not self._closing:
+            self._closing = True
+            self._io_loop.add_callback(self._close_upstream)
+        await self.wait_closed()
 
-        def close() -> None:
+    async def wait_closed(self) -> None:
+        """Return when `close` has done its work; being cancelled does not keep it from doing so."""
+        await asyncio.shield(self._closed)
+
+    def _close_upstream(self) -> None:
+        """On the upstream's loop."""
+        try:
             self._upstream.close()
-            self._web_loop.add_callback(closed.set_result, None)
+        finally:
+            self._web_loop.add_callback(self._finish)
 
-        self._io_loop.add_callback(close)
-        await closed
-        self._closed = True
+    def _finish(self) -> None:
         if self._own_thread is not None:
             self._own_thread.stop()
+        self._closed.set_result(None)
 
     def _post(self, method: Callable[[Any], None], argument: Any) -> None:
         self._web_loop.add_callback(self._deliver, method, argument)
 
     def _deliver(self, method: Callable[[Any], None], argument: Any) -> None:
-        if not self._closed:
+        if not self._closed.done():
             method(argument)
