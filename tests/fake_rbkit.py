@@ -174,6 +174,11 @@ class FakeRbkitProcess:
         assert self._process is not None
         self._process.send_signal(number)
 
+    def freeze(self) -> None:
+        """Stop the process without ending it, and return once it has stopped."""
+        self.send_signal(signal.SIGSTOP)
+        os.waitid(os.P_PID, self.pid, os.WSTOPPED | os.WNOWAIT)
+
     def kill(self) -> None:
         if self._process is not None:
             self._process.kill()

@@ -79,7 +79,7 @@ async def test_killed_with_a_command_in_flight_answers_unavailable_and_never_rep
         server = await serve(Bridge(**process.endpoints, threaded=threaded))
         connection = await server.connected()
         await ask(connection, "start_memory_profile")
-        process.send_signal(signal.SIGSTOP)  # so that the command is in flight for certain
+        process.freeze()  # so that the command is in flight for certain
         await connection.write_message("trigger_gc")
         await connection.write_message("use_cpu_time")
         await until(lambda: server.bridge.stats()["commands_waiting"] == 2, "the commands are under way")
@@ -156,7 +156,7 @@ class TestStopped:
             server = await serve(Bridge(**process.endpoints, threaded=threaded, command_timeouts=timeouts))
             connection = await server.connected()
             await ask(connection, "handshake")
-            process.send_signal(signal.SIGSTOP)
+            process.freeze()
             started = time.monotonic()
             for command in ("trigger_gc", "use_cpu_time", "use_cpu_time", "use_cpu_time"):
                 await connection.write_message(command)
@@ -184,7 +184,7 @@ class TestStopped:
         with rbkit_process() as process:
             server = await serve(Bridge(**process.endpoints, threaded=threaded, connect_timeout=0.3))
             await ask(await server.connected(), "handshake")
-            process.send_signal(signal.SIGSTOP)
+            process.freeze()
             newcomer = await server.connect()
             with pytest.raises(asyncio.TimeoutError):
                 await receive(newcomer, timeout=0.6)
