@@ -1,0 +1,100 @@
+"""The package as its users meet it: the exported names, and a README that tells the truth."""
+
+from __future__ import annotations
+
+import dataclasses
+import inspect
+import re
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+import tornado_rbkit
+from tornado_rbkit import Access, Bridge, RbkitClient
+from tornado_rbkit.protocol import COMMANDS
+
+ROOT = Path(__file__).parent.parent
+README = (ROOT / "README.md").read_text()
+
+
+def test_the_exported_names_are_these() -> None:
+    assert set(tornado_rbkit.__all__) == {
+        "Access",
+        "Bridge",
+        "BridgeFullError",
+        "CommandError",
+        "ConnectionLost",
+        "DecodeError",
+        "EndpointError",
+        "Gap",
+        "IOLoopThread",
+        "IndexHandler",
+        "RbkitClient",
+        "RbkitError",
+        "RbkitWebSocketHandler",
+        "StatusHandler",
+        "SubprotocolMatches",
+        "TargetsHandler",
+        "rbkit_routes",
+    }
+    for name in tornado_rbkit.__all__:
+        assert getattr(tornado_rbkit, name).__doc__, f"{name} has a docstring"
+
+
+def documented(option: str) -> list[str]:
+    """Return the defaults that the tables of options give for a name."""
+    defaults = re.findall(rf"^\| `{option}` \| (.*?) \|", README, re.MULTILINE)
+    assert defaults, f"the README has a row for {option}"
+    return defaults
+
+
+def shown(default: object) -> str:
+    """Return a default as the README writes it."""
+    if isinstance(default, int) and not isinstance(default, bool) and default >= 1024 * 1024:
+        return f"{default // 1024 // 1024} MiB"
+    if isinstance(default, float):
+        return f"{default:g}"
+    return repr(default).replace("'", '"')
+
+
+@pytest.mark.parametrize("target", [Bridge, RbkitClient])
+def test_every_option_is_in_the_readme_with_its_default(target: type) -> None:
+    for name, parameter in inspect.signature(target).parameters.items():
+        if name in ("pub", "req", "command_timeouts", "ping_timeout", "token", "url"):
+            assert name in README
+        else:
+            assert shown(parameter.default) in [cell.strip("`") for cell in documented(name)], name
+
+
+def test_every_setting_of_access_is_in_the_readme() -> None:
+    for field in dataclasses.fields(Access):
+        documented(field.name)
+
+
+@pytest.mark.parametrize("command", [["serve"], ["send"], []])
+def test_every_option_of_the_command_line_is_in_the_readme(command: list[str]) -> None:
+    text = subprocess.run(
+        [sys.executable, "-m", "tornado_rbkit", *command, "--help"], capture_output=True, text=True, check=True
+    ).stdout
+    options = set(re.findall(r"--[a-z-]+", text)) - {"--help", "--verbose"}
+    assert [option for option in sorted(options) if f"`{option}" not in README and f"[{option}" not in README] == []
+
+
+def test_every_command_and_every_error_is_in_the_readme() -> None:
+    for command in COMMANDS:
+        assert f"`{command}`" in README
+    for reason in ("unknown-command", "invalid-command", "forbidden", "busy", "timeout", "unavailable"):
+        assert f"| `{reason}` |" in README
+
+
+def test_importing_it_starts_nothing_and_needs_no_extra() -> None:
+    program = """
+import sys, threading
+sys.modules["prometheus_client"] = None
+import tornado_rbkit
+assert threading.active_count() == 1
+assert tornado_rbkit.rbkit_routes()
+"""
+    subprocess.run([sys.executable, "-X", "dev", "-W", "error", "-c", program], check=True)
