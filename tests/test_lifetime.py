@@ -125,6 +125,7 @@ class TestClose:
         server = await serve(Bridge(**rbkit.endpoints))
         connection = await server.connected()
         await ask(connection, "start_cpu_profiling")
+        await ask(connection, "start_memory_profile")
         rbkit.answering.clear()
         started = time.monotonic()
         await asyncio.gather(closing(connection), server.bridge.close())
@@ -208,6 +209,7 @@ class TestOptions:
             ({"pub": "ipc://"}, "is not an endpoint"),
             ({"connect_timeout": -1}, "connect_timeout=-1 is out of range; allowed: 0 or more"),
             ({"max_backlog_bytes": 0}, "max_backlog_bytes=0 is out of range; allowed: 1 or more"),
+            ({"stall_timeout": 0}, "stall_timeout=0 is out of range; allowed: more than 0"),
             ({"max_clients": -3}, "max_clients=-3 is out of range"),
             ({"idle_grace": float("nan")}, "idle_grace=nan is out of range"),
             ({"compression_level": 10}, "compression_level=10 is out of range; allowed: 0 (off) to 9"),

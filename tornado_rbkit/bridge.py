@@ -98,9 +98,11 @@ class Bridge:
         self.pub = check_endpoint(pub or _default_endpoint("RBKIT_PUB_PORT", DEFAULT_PUB_PORT), "pub")
         self.req = check_endpoint(req or _default_endpoint("RBKIT_REQ_PORT", DEFAULT_REQ_PORT), "req")
         _check(0, connect_timeout=connect_timeout, idle_grace=idle_grace, flush_interval=flush_interval)
-        _check(0, ping_interval=ping_interval, ping_timeout=ping_timeout or 0, stall_timeout=stall_timeout)
+        _check(0, ping_interval=ping_interval, ping_timeout=ping_timeout or 0)
         _check(1, max_clients=max_clients, max_backlog_bytes=max_backlog_bytes, max_pending_bytes=max_pending_bytes)
         _check(1, rcvhwm=rcvhwm, max_message_bytes=max_message_bytes)
+        if not stall_timeout > 0:
+            raise ValueError(f"stall_timeout={stall_timeout!r} is out of range; allowed: more than 0")
         if compression_level not in range(10):
             raise ValueError(f"compression_level={compression_level!r} is out of range; allowed: 0 (off) to 9")
         if default_encoding not in ("binary", "escaped"):
@@ -234,8 +236,8 @@ class Bridge:
             for session in list(self._sessions):
                 session.outbox.send_data(batch.chunks.get(session.form, ()))
         finally:
-            work = time.perf_counter() - started
-            self._loop.add_callback(setattr, batch, "work", work)  # behind the writes that were put off
+            seconds = time.perf_counter() - started
+            self._loop.add_callback(batch.acknowledge, seconds)  # behind the writes that were put off
 
     def on_outcome(self, outcome: Outcome) -> None:
         """A command has come to its end."""
@@ -328,6 +330,7 @@ class Bridge:
 
     async def _disconnect(self) -> None:
         self._state = State.IDLE
+        self._commands.close("the bridge has closed the connection")
         if self._connection is not None:
             self._parting, self._connection = self._connection, None
         if self._parting is not None:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections import deque
 from collections.abc import Callable, Iterable
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from typing import Final
 
 import zmq
@@ -39,7 +39,11 @@ class Batch:
     size: int
     missed: int
     restarted: bool
-    work: float | None = field(default=None)
+    work: float | None = None
+
+    def acknowledge(self, seconds: float) -> None:
+        """Write the receipt; for the receiver, on its own thread."""
+        self.work = seconds
 
 
 class Subscriber:
