@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import logging
 import threading
 from collections.abc import AsyncIterator, Awaitable, Callable, Iterator
 from typing import Any
@@ -67,6 +68,15 @@ class Server:
 
 
 Serve = Callable[..., Awaitable[Server]]
+
+
+@pytest.fixture(autouse=True)
+def nothing_goes_wrong_unseen(request: pytest.FixtureRequest, caplog: pytest.LogCaptureFixture) -> Iterator[None]:
+    """Fail a test in which an error was logged: an exception in a callback is seen nowhere else."""
+    yield
+    if "logs_errors" not in request.keywords:
+        records = [record for when in ("setup", "call", "teardown") for record in caplog.get_records(when)]
+        assert [record.getMessage() for record in records if record.levelno >= logging.ERROR] == []
 
 
 @pytest.fixture(params=[True, False], ids=["threaded", "unthreaded"])

@@ -334,6 +334,7 @@ async def test_authorize_is_not_asked_without_the_token(knock: Knock) -> None:
     assert asked == []
 
 
+@pytest.mark.logs_errors
 @pytest.mark.parametrize("authorize", [fail, fail_later], ids=["sync", "async"])
 async def test_an_authorize_that_raises_refuses_and_only_the_log_says_why(
     knock: Knock, authorize: access_module.Authorize, caplog: pytest.LogCaptureFixture

@@ -142,6 +142,7 @@ class TestAuthorize:
         assert asked == ["handshake", "use_cpu_time", "trigger_gc", "use_wall_time"]
         assert b"trigger_gc" not in rbkit.received
 
+    @pytest.mark.logs_errors
     async def test_that_raises_refuses_and_is_logged(
         self, serve: Serve, rbkit: FakeRbkit, caplog: pytest.LogCaptureFixture
     ) -> None:
