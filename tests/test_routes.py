@@ -141,9 +141,21 @@ class TestSeveralProfilers:
         with pytest.raises(ValueError, match="cannot name a target; allowed: letters"):
             rbkit_routes({name: Bridge()})
 
-    def test_without_one_are_refused(self) -> None:
-        with pytest.raises(ValueError, match="at least one bridge"):
-            rbkit_routes({})
+    async def test_may_come_and_go_while_the_server_runs(self, rbkit: FakeRbkit) -> None:
+        bridges: dict[str, Bridge] = {}
+        http = HTTPServer(Application(rbkit_routes(bridges)))
+        sockets = bind_sockets(0, "127.0.0.1")
+        http.add_sockets(sockets)
+        server = Server(Bridge(**rbkit.endpoints), http, sockets[0].getsockname()[1])
+        for path in ("/rbkit/late/ws", "/rbkit/ws", "/anywhere", "/rbkit/late/status"):
+            assert (await fetch(server, path)).code == 404
+        assert (await fetch(server, "/rbkit/")).code == 200
+        bridges["late"] = server.bridge
+        assert await ask(await server.connect(path="/rbkit/late/ws"), "trigger_gc") == b"0ok"
+        assert await ask(await server.connect(path="/anywhere"), "trigger_gc") == b"0ok"
+        del bridges["late"]
+        assert (await fetch(server, "/rbkit/late/status")).code == 404
+        await server.close()
 
 
 async def test_each_part_can_be_mounted_by_itself(rbkit: FakeRbkit) -> None:
@@ -152,7 +164,7 @@ async def test_each_part_can_be_mounted_by_itself(rbkit: FakeRbkit) -> None:
         [
             (r"/profiler", RbkitWebSocketHandler, {"bridge": bridge}),
             (r"/watch", RbkitWebSocketHandler, {"bridge": bridge, "access": Access(read_only=True)}),
-            (r"/figures", StatusHandler, {"bridges": {"": bridge}}),
+            (r"/figures", StatusHandler, {"bridge": bridge}),
             (SubprotocolMatches("other"), Page),
         ]
     )

@@ -15,9 +15,11 @@ from tornado_rbkit.bridge import Bridge
 class PageHandler(AccessHandler):
     """The base of the handlers here: checked like a WebSocket that opens, and never cached."""
 
-    def initialize(self, bridges: Mapping[str, Bridge], access: Access | None = None) -> None:
-        """Take what the route gives: the bridges by name, a single one by ``""``, and who may see them."""
-        self.bridges = bridges
+    def initialize(
+        self, bridge: Bridge | None = None, bridges: Mapping[str, Bridge] | None = None, access: Access | None = None
+    ) -> None:
+        """Take what the route gives: one bridge, or several by name, and who may see them."""
+        self.bridges = {"": bridge} if bridge is not None else bridges or {}
         self.access = access or Access()
 
     async def prepare_page(self, content_type: str) -> None:
@@ -64,7 +66,8 @@ class IndexHandler(PageHandler):
         await self.prepare_page("text/html; charset=UTF-8")
         self.set_header("Content-Security-Policy", "default-src 'none'; style-src 'unsafe-inline'; base-uri 'none'")
         targets = [(name, bridge.stats()) for name, bridge in self.bridges.items()]
-        await self.finish(_PAGE.generate(targets=targets))
+        query = "?" + self.request.query if self.request.query else ""  # with the token, if there is one
+        await self.finish(_PAGE.generate(targets=targets, query=query))
 
 
 _PAGE: Final = Template(
@@ -96,7 +99,7 @@ td { font-variant-numeric: tabular-nums; overflow-wrap: anywhere }
 <tr><th>WebSocket<td>{{ name + "/" if name else "" }}ws, subprotocol rbkit
 </table>
 {% end %}
-<p>The same as <a href="status">JSON</a>.
+<p>The same as <a href="status{{ query }}">JSON</a>.
 </html>
 """
 )

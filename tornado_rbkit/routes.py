@@ -7,7 +7,9 @@ import re
 from collections.abc import Mapping
 from typing import Any, Final
 
-from tornado.routing import Rule, URLSpec
+from tornado.httputil import HTTPServerRequest
+from tornado.routing import Matcher, PathMatches, Rule
+from tornado.web import RequestHandler
 
 from tornado_rbkit.access import Access
 from tornado_rbkit.bridge import Bridge
@@ -16,7 +18,7 @@ from tornado_rbkit.protocol import SUBPROTOCOL
 from tornado_rbkit.websocket import RbkitWebSocketHandler, SubprotocolMatches
 
 RESERVED_NAMES: Final = frozenset({"ws", "status", "targets", "metrics", "static"})
-_NAME: Final = re.compile(r"[A-Za-z0-9][A-Za-z0-9._~-]*")
+_NAME: Final = r"[A-Za-z0-9][A-Za-z0-9._~-]*"
 
 
 def rbkit_routes(
@@ -32,8 +34,8 @@ def rbkit_routes(
     subprotocol rbkit, and all other paths, are left to the routes after these.
 
     Args:
-        bridges: one; several by name, at least one; or none, for one at rbkit's default ports. It is the caller's
-            to close.
+        bridges: one; or several by name, in a mapping that may change while the server runs; or none, for one at
+            rbkit's default ports. They are the caller's to close.
         prefix: where the pages and the WebSockets are.
         access: the settings of `Access`, for all of them.
 
@@ -42,33 +44,22 @@ def rbkit_routes(
         EndpointError: ``RBKIT_PUB_PORT`` or ``RBKIT_REQ_PORT`` is not a port.
     """
     rules = Access(**access)
-    named: Mapping[str, Bridge] = {}
-    if isinstance(bridges, Mapping):
-        named = {check_name(name): bridge for name, bridge in bridges.items()}
-        if not named:
-            raise ValueError("bridges={} is empty; allowed: at least one bridge, or None for the default ports")
-        first = next(iter(named.values()))
-    else:
-        first = bridges or Bridge()
+    named = bridges if isinstance(bridges, Mapping) else {"": bridges or Bridge()}
+    for name in named if isinstance(bridges, Mapping) else ():
+        check_name(name)
     base = re.escape(prefix.rstrip("/"))
-    one = {"bridge": first, "access": rules}
-    everything = {"bridges": named or {"": first}, "access": rules}
-
-    routes: list[Rule] = []
-    for name, bridge in named.items():
-        below = f"{base}/{re.escape(name)}"
-        routes.append(URLSpec(rf"{below}/ws", RbkitWebSocketHandler, {"bridge": bridge, "access": rules}))
-        routes.append(URLSpec(rf"{below}/status", StatusHandler, {"bridges": {"": bridge}, "access": rules}))
-    routes.append(Rule(SubprotocolMatches(SUBPROTOCOL), RbkitWebSocketHandler, one))
-    routes.append(URLSpec(rf"{base}/ws", RbkitWebSocketHandler, one))
-    routes.append(URLSpec(rf"{base}/status", StatusHandler, everything))
-    routes.append(URLSpec(rf"{base}/targets", TargetsHandler, everything))
-    routes.append(URLSpec(rf"{base}/?", IndexHandler, everything))
+    pages: dict[str, type[RequestHandler]] = {"/status": StatusHandler, "/targets": TargetsHandler, "/?": IndexHandler}
     if importlib.util.find_spec("prometheus_client"):
         from tornado_rbkit.metrics import MetricsHandler
 
-        routes.append(URLSpec(rf"{base}/metrics", MetricsHandler, everything))
-    return routes
+        pages["/metrics"] = MetricsHandler
+    return [
+        Rule(_OneBridge(PathMatches(f"{base}/({_NAME})/ws"), named, rules), RbkitWebSocketHandler),
+        Rule(_OneBridge(SubprotocolMatches(SUBPROTOCOL), named, rules), RbkitWebSocketHandler),
+        Rule(_OneBridge(PathMatches(f"{base}/ws"), named, rules), RbkitWebSocketHandler),
+        Rule(_OneBridge(PathMatches(f"{base}/({_NAME})/status"), named, rules), StatusHandler),
+        *(Rule(PathMatches(base + path), page, {"bridges": named, "access": rules}) for path, page in pages.items()),
+    ]
 
 
 def check_name(name: str) -> str:
@@ -77,7 +68,25 @@ def check_name(name: str) -> str:
     Raises:
         ValueError: it cannot.
     """
-    if not _NAME.fullmatch(name) or name in RESERVED_NAMES:
+    if not re.fullmatch(_NAME, name) or name in RESERVED_NAMES:
         reserved = ", ".join(sorted(RESERVED_NAMES))
         raise ValueError(f"{name!r} cannot name a target; allowed: letters, digits and ._~-, but not {reserved}")
     return name
+
+
+class _OneBridge(Matcher):
+    """Matches what another matcher does while there is a bridge for it: that of the name in the path, or the first."""
+
+    def __init__(self, matcher: Matcher, bridges: Mapping[str, Bridge], access: Access) -> None:
+        self._matcher = matcher
+        self._bridges = bridges
+        self._access = access
+
+    def match(self, request: HTTPServerRequest) -> dict[str, Any] | None:
+        """Return what the handler is made with, None for no match."""
+        matched = self._matcher.match(request)
+        if matched is None:
+            return None
+        names = [name.decode() for name in matched.get("path_args", ())] or list(self._bridges)[:1]
+        bridge = self._bridges.get(names[0]) if names else None
+        return None if bridge is None else {"target_kwargs": {"bridge": bridge, "access": self._access}}
