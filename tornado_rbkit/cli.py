@@ -4,13 +4,14 @@ from __future__ import annotations
 
 import argparse
 import asyncio
+import contextlib
 import ipaddress
 import logging
 import secrets
 import signal
 import sys
 from collections.abc import Sequence
-from typing import Final
+from typing import Final, TextIO
 
 from tornado.httpserver import HTTPServer
 from tornado.netutil import bind_sockets
@@ -18,10 +19,15 @@ from tornado.web import Application
 
 from tornado_rbkit.bridge import Bridge
 from tornado_rbkit.client import RbkitClient
-from tornado_rbkit.protocol import Handshake, RbkitError
+from tornado_rbkit.export import collapsed, json_lines, speedscope
+from tornado_rbkit.protocol import COMMANDS, CommandError, Handshake, RbkitError
+from tornado_rbkit.recording import Recorder, events, read
+from tornado_rbkit.replay import ReplayServer
 from tornado_rbkit.routes import rbkit_routes
 
 DEFAULT_PORT: Final = 8765
+
+_FORMATS: Final = {"speedscope": speedscope, "collapsed": collapsed, "json": json_lines}
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -45,26 +51,55 @@ def _parser() -> argparse.ArgumentParser:
     serve.set_defaults(run=_serve)
     serve.add_argument("--pub", metavar="URL", help="where rbkit publishes (tcp://127.0.0.1:5555, RBKIT_PUB_PORT)")
     serve.add_argument("--req", metavar="URL", help="where it takes commands (tcp://127.0.0.1:5556, RBKIT_REQ_PORT)")
-    serve.add_argument("--host", default="127.0.0.1", help="address to listen on (%(default)s)")
-    serve.add_argument("--port", type=_port, default=DEFAULT_PORT, help="port, 0 picks a free one (%(default)s)")
-    serve.add_argument("--prefix", default="/rbkit", help="path of the page and the WebSocket (%(default)s)")
-    serve.add_argument("--token", help="demand this token; made up and printed on an address that is not loopback")
-    serve.add_argument("--allow-host", action="append", default=[], metavar="NAME", help="a Host to answer to")
-    serve.add_argument("--allow-origin", action="append", default=[], metavar="URL", help="an origin to let in")
-    serve.add_argument("--read-only", action="store_true", help="refuse all commands but handshake")
-    serve.add_argument("--any-command", action="store_true", help="pass on commands that protocol 2.1 does not have")
-    serve.add_argument("--encoding", choices=["binary", "escaped"], default="binary", help="where a client says none")
-    serve.add_argument("--max-clients", type=int, default=1024, metavar="N", help="at a time (%(default)s)")
     serve.add_argument("--idle-grace", type=float, default=30.0, metavar="S", help="see the README (%(default)s)")
     serve.add_argument("--keep-profiling", action="store_true", help="do not stop profiling when nobody watches")
-    serve.add_argument("--compression-level", type=int, default=0, metavar="1-9", help="0, the default, is off")
+    _add_server_options(serve)
 
     send = commands.add_parser("send", help="send one command and print the reply")
     send.set_defaults(run=_send)
     send.add_argument("command", metavar="COMMAND", help="handshake, start_memory_profile, objectspace_snapshot, ...")
-    send.add_argument("--url", default=f"ws://127.0.0.1:{DEFAULT_PORT}/rbkit/ws", help="(%(default)s)")
-    send.add_argument("--token", help="for a server that demands one")
+    _add_client_options(send)
+
+    record = commands.add_parser("record", help="write what a profiler sends to a file, until Ctrl-C")
+    record.set_defaults(run=_record)
+    record.add_argument("-o", "--output", required=True, metavar="FILE", help="file to write")
+    record.add_argument("--memory", action="store_true", help="profile memory meanwhile")
+    record.add_argument("--cpu", action="store_true", help="profile CPU use meanwhile")
+    record.add_argument("--snapshot", action="store_true", help="take a heap snapshot, at the beginning")
+    record.add_argument("--seconds", type=float, metavar="S", help="stop after that time")
+    _add_client_options(record)
+
+    replay = commands.add_parser("replay", help="serve a recorded file as if it were live")
+    replay.set_defaults(run=_replay)
+    replay.add_argument("file", metavar="FILE", help="written by record")
+    replay.add_argument("--speed", type=float, default=1.0, help="2 is twice as fast as it was (%(default)s)")
+    _add_server_options(replay)
+
+    export = commands.add_parser("export", help="convert a recorded file for other tools")
+    export.set_defaults(run=_export)
+    export.add_argument("file", metavar="FILE", help="written by record")
+    export.add_argument("--format", choices=sorted(_FORMATS), default="speedscope", help="(%(default)s)")
+    export.add_argument("-o", "--output", metavar="FILE", help="file to write instead of standard output")
     return parser
+
+
+def _add_server_options(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("--host", default="127.0.0.1", help="address to listen on (%(default)s)")
+    parser.add_argument("--port", type=_port, default=DEFAULT_PORT, help="port, 0 picks a free one (%(default)s)")
+    parser.add_argument("--prefix", default="/rbkit", help="path of the page and the WebSocket (%(default)s)")
+    parser.add_argument("--token", help="demand this token; made up and printed on an address that is not loopback")
+    parser.add_argument("--allow-host", action="append", default=[], metavar="NAME", help="a Host to answer to")
+    parser.add_argument("--allow-origin", action="append", default=[], metavar="URL", help="an origin to let in")
+    parser.add_argument("--read-only", action="store_true", help="refuse all commands but handshake")
+    parser.add_argument("--any-command", action="store_true", help="pass on commands that protocol 2.1 does not have")
+    parser.add_argument("--encoding", choices=["binary", "escaped"], default="binary", help="where a client says none")
+    parser.add_argument("--max-clients", type=int, default=1024, metavar="N", help="at a time (%(default)s)")
+    parser.add_argument("--compression-level", type=int, default=0, metavar="1-9", help="0, the default, is off")
+
+
+def _add_client_options(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("--url", default=f"ws://127.0.0.1:{DEFAULT_PORT}/rbkit/ws", help="(%(default)s)")
+    parser.add_argument("--token", help="for a server that demands one")
 
 
 def _port(text: str) -> int:
@@ -75,15 +110,29 @@ def _port(text: str) -> int:
 
 
 async def _serve(options: argparse.Namespace) -> int:
-    bridge = Bridge(
-        options.pub,
-        options.req,
+    bridge = _bridge(options, options.pub, options.req)
+    return await _serve_until_stopped(options, bridge)
+
+
+async def _replay(options: argparse.Namespace) -> int:
+    # The file is read on the replay's thread.
+    with open(options.file, "rb") as file, ReplayServer(read(file), speed=options.speed) as server:  # noqa: ASYNC230
+        return await _serve_until_stopped(options, _bridge(options, server.pub, server.req))
+
+
+def _bridge(options: argparse.Namespace, pub: str | None, req: str | None) -> Bridge:
+    return Bridge(
+        pub,
+        req,
         default_encoding=options.encoding,
         max_clients=options.max_clients,
-        idle_grace=options.idle_grace,
-        stop_when_idle=not options.keep_profiling,
+        idle_grace=getattr(options, "idle_grace", 30.0),
+        stop_when_idle=not getattr(options, "keep_profiling", True),
         compression_level=options.compression_level,
     )
+
+
+async def _serve_until_stopped(options: argparse.Namespace, bridge: Bridge) -> int:
     token = options.token
     if token is None and not _is_loopback(options.host):
         token = secrets.token_urlsafe(24)
@@ -95,14 +144,13 @@ async def _serve(options: argparse.Namespace) -> int:
         token=token,
         allowed_hosts=[options.host, *options.allow_host],
         allowed_origins=options.allow_origin,
-        **({"commands": "any"} if options.any_command else {}),
+        commands="any" if options.any_command else COMMANDS,
     )
     try:
         sockets = bind_sockets(options.port, options.host)
     except OSError as error:
-        raise OSError(
-            f"cannot listen on {options.host} port {options.port}: {error.strerror} (--host, --port)"
-        ) from error
+        address = f"{options.host} port {options.port}"
+        raise OSError(f"cannot listen on {address}: {error.strerror or error} (--host, --port)") from error
     server = HTTPServer(Application(routes))
     server.add_sockets(sockets)
     stopped = _stop_signal()
@@ -112,6 +160,59 @@ async def _serve(options: argparse.Namespace) -> int:
     server.stop()
     await bridge.close()
     await server.close_all_connections()
+    return 0
+
+
+async def _record(options: argparse.Namespace) -> int:
+    started = [
+        command
+        for command, wanted in (("start_memory_profile", options.memory), ("start_cpu_profiling", options.cpu))
+        if wanted
+    ]
+    stopped = _stop_signal()
+    with open(options.output, "wb") as file:  # noqa: ASYNC230 - a record is a few kilobytes
+        recorder = Recorder(file)
+        async with RbkitClient(options.url, token=options.token) as rbkit:
+            following = asyncio.create_task(recorder.follow(rbkit))
+            try:
+                for command in ["handshake", *started, *(["objectspace_snapshot"] if options.snapshot else [])]:
+                    error = CommandError.from_reply(await recorder.ask(rbkit, command))
+                    if error is not None:
+                        raise error
+                await _show_progress(recorder, following, stopped, options.seconds)
+                for command in reversed(started):
+                    await recorder.ask(rbkit, command.replace("start", "stop"))
+            finally:
+                await rbkit.close()
+                await asyncio.wait([following])
+        following.result()
+    print(f"{recorder.messages} messages, {recorder.size} bytes")
+    return 0
+
+
+async def _show_progress(
+    recorder: Recorder, following: asyncio.Task[None], stopped: asyncio.Event, seconds: float | None
+) -> None:
+    """Return when it is time to stop, or the connection is lost; show how far it is each second, on a terminal."""
+    loop = asyncio.get_running_loop()
+    end = loop.time() + (seconds if seconds is not None else float("inf"))
+    stopping = asyncio.create_task(stopped.wait())
+    while not stopping.done() and not following.done() and (left := end - loop.time()) > 0:
+        await asyncio.wait([stopping, following], timeout=min(1.0, left), return_when=asyncio.FIRST_COMPLETED)
+        if sys.stderr.isatty():
+            print(f"\r{recorder.messages} messages, {recorder.size} bytes", end="", file=sys.stderr, flush=True)
+    stopping.cancel()
+    if sys.stderr.isatty():
+        print(file=sys.stderr)
+
+
+async def _export(options: argparse.Namespace) -> int:
+    with open(options.file, "rb") as file, contextlib.ExitStack() as stack:  # noqa: ASYNC230 - nothing else runs
+        output: TextIO = sys.stdout
+        if options.output is not None:
+            output = stack.enter_context(open(options.output, "w", encoding="utf-8"))  # noqa: ASYNC230
+        for line in _FORMATS[options.format](events(read(file)), options.file):
+            print(line, file=output)
     return 0
 
 

@@ -1,0 +1,247 @@
+"""A session saved, served again with its timing, and converted for other tools."""
+
+from __future__ import annotations
+
+import io
+import json
+import re
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import msgpack
+import pytest
+
+from tests.conftest import Serve
+from tests.fake_rbkit import DATA as RECORDINGS
+from tests.fake_rbkit import FakeRbkit, collection
+from tornado_rbkit import Bridge, RbkitClient
+from tornado_rbkit.export import collapsed, json_lines, speedscope
+from tornado_rbkit.protocol import Handshake
+from tornado_rbkit.recording import DATA, REPLY, Record, Recorder, RecordingError, events, read
+from tornado_rbkit.replay import ReplayServer
+
+
+def packed(*records: object) -> bytes:
+    return b"".join(msgpack.packb(record) for record in records)
+
+
+def frame(label: str, line: int, thread: int = 1) -> dict[int, object]:
+    return {12: label.rpartition("#")[2], 13: label, 6: "/srv/shop.rb", 7: line, 14: 0, 15: thread}
+
+
+def sample(*labels: str, thread: int = 1) -> dict[int, object]:
+    """Return a cpu_sample of frames given from the inside out."""
+    return {0: 9, 1: 1.0, 2: [frame(label, 10 + len(label), thread) for label in labels]}
+
+
+SAMPLES = packed(
+    [0.0, DATA, None, collection(0, [sample("a;b", "main"), sample("c", "main"), sample("a;b", "main")])],
+    [0.5, DATA, None, collection(1, [sample("idle", thread=2), {0: 9, 1: 1.0, 2: []}, {0: 2, 1: 1.0}])],
+)
+
+
+def recording(name: str) -> list[Record]:
+    with (RECORDINGS / f"{name}.msgpack").open("rb") as file:
+        return list(read(file))
+
+
+class TestReading:
+    @pytest.mark.parametrize("name", ["commands", "cpu", "memory", "snapshot"])
+    def test_real_recordings_are_read_whole(self, name: str) -> None:
+        records = recording(name)
+        assert len(records) > 1
+        assert name == "commands" or list(events(records))
+
+    @pytest.mark.parametrize(
+        "content",
+        [b"GIF89a", packed(1), packed([1.0, 0, None]), packed([0.0, 7, None, b""]), packed([0.0, 1, None, "text"])],
+    )
+    def test_another_file_is_refused(self, content: bytes) -> None:
+        with pytest.raises(RecordingError):
+            list(read(io.BytesIO(content)))
+
+    def test_a_file_that_was_cut_off_gives_what_is_whole_and_then_says_so(self) -> None:
+        records = read(io.BytesIO(SAMPLES[:-5]))
+        assert next(records).seconds == 0.0
+        with pytest.raises(RecordingError, match="in the middle of a record"):
+            next(records)
+
+    def test_an_empty_file_is_an_empty_recording(self) -> None:
+        assert list(read(io.BytesIO(b""))) == []
+
+
+class TestExport:
+    def test_speedscope_has_a_profile_for_each_thread_from_the_outside_in(self) -> None:
+        (text,) = speedscope(events(read(io.BytesIO(SAMPLES))), "session")
+        document = json.loads(text)
+        names = [frame["name"] for frame in document["shared"]["frames"]]
+        first, second = document["profiles"]
+        assert [[names[index] for index in stack] for stack in first["samples"]] == [
+            ["main", "a;b"],
+            ["main", "c"],
+            ["main", "a;b"],
+        ]
+        assert first["weights"] == [1, 1, 1]
+        assert (first["startValue"], first["endValue"]) == (0, 3)
+        assert second["name"] == "thread 2"
+        assert document["shared"]["frames"][0] == {"name": "main", "file": "/srv/shop.rb", "line": 14}
+
+    def test_collapsed_counts_equal_stacks_and_escapes_the_separator(self) -> None:
+        assert sorted(collapsed(events(read(io.BytesIO(SAMPLES))), "session")) == [
+            "thread 1;main;a:b 2",
+            "thread 1;main;c 1",
+            "thread 2;idle 1",
+        ]
+
+    def test_json_has_every_event_with_its_fields_by_name(self) -> None:
+        lines = [json.loads(line) for line in json_lines(events(read(io.BytesIO(SAMPLES))), "session")]
+        assert [line["event"] for line in lines] == ["CPUSample"] * 5 + ["GCStart"]
+        assert lines[0]["frames"][0]["label"] == "a;b"
+
+    @pytest.mark.parametrize("name", ["commands", "cpu", "memory", "snapshot"])
+    def test_real_recordings_convert(self, name: str) -> None:
+        for convert in (speedscope, collapsed, json_lines):
+            output = "\n".join(convert(events(recording(name)), name))
+            output.encode()
+            assert bool(output.strip()) or name != "cpu"
+
+
+async def test_what_is_recorded_is_what_was_sent(serve: Serve, rbkit: FakeRbkit) -> None:
+    server = await serve(Bridge(**rbkit.endpoints))
+    file = io.BytesIO()
+    recorder = Recorder(file)
+    async with server.client() as client:
+        await recorder.ask(client, "handshake")
+        sent = [rbkit.publish_collection(padding) for padding in (0, 1000, 300_000)]
+        await recorder.ask(client, "nonsense")
+        following = recorder.follow(client)
+        async for item in client.messages():
+            assert isinstance(item, bytes)
+            recorder.write(DATA, None, item)
+            if recorder.messages == len(sent):
+                break
+    await following
+    file.seek(0)
+    records = list(read(file))
+    assert [record.payload for record in records if record.channel == DATA] == sent
+    assert records[0][1:] == (REPLY, "handshake", rbkit.handshake())
+    assert [record.command for record in records if record.channel == REPLY] == ["handshake", "nonsense"]
+    times = [record.seconds for record in records]
+    assert times == sorted(times)
+    assert recorder.size == sum(map(len, sent))
+
+
+class TestReplay:
+    async def test_says_again_what_was_said_from_the_first_subscriber_on(self, serve: Serve) -> None:
+        records = [*recording("commands"), *recording("cpu")]
+        with ReplayServer(records, speed=1000) as replay:
+            server = await serve(Bridge(replay.pub, replay.req))
+            async with server.client() as client:
+                handshake = await client.command("handshake")
+                assert isinstance(handshake, Handshake)
+                assert handshake.rbkit_server_version == "0.1.10"
+                assert await client.command("trigger_gc") == "ok"
+                expected = [record.payload for record in records if record.channel == DATA]
+                received: list[bytes] = []
+                async for item in client.messages():
+                    if isinstance(item, bytes):
+                        received.append(item)
+                        if len(received) == len(expected):
+                            break
+                assert received == expected
+
+    async def test_keeps_the_time_between_messages(self, serve: Serve) -> None:
+        records = [Record(5.0, DATA, None, collection(0)), Record(5.8, DATA, None, collection(1))]
+        with ReplayServer(records, speed=2) as replay:
+            server = await serve(Bridge(replay.pub, replay.req))
+            async with server.client() as client:
+                messages = client.messages()
+                await messages.__anext__()
+                first = time.monotonic()
+                await messages.__anext__()
+                assert 0.3 < time.monotonic() - first < 2
+
+    @pytest.mark.logs_errors
+    async def test_a_recording_that_is_cut_off_is_said_and_served_up_to_there(self, serve: Serve) -> None:
+        replay = ReplayServer(read(io.BytesIO(SAMPLES[:-5])))
+        with pytest.raises(RecordingError), replay:  # noqa: PT012 - it is raised on leaving
+            server = await serve(Bridge(replay.pub, replay.req))
+            async with server.client() as client:
+                assert isinstance(await client.messages().__anext__(), bytes)
+
+    def test_a_speed_of_nothing_is_refused(self) -> None:
+        with pytest.raises(ValueError, match="more than 0"):
+            ReplayServer([], speed=0)
+
+
+class TestCommandLine:
+    async def test_record_replay_and_export_go_together(self, serve: Serve, rbkit: FakeRbkit, tmp_path: Path) -> None:
+        server = await serve(Bridge(**rbkit.endpoints))
+        await server.connected()
+        rbkit.snapshot = collection(0, [sample("work", "main")])
+        path = tmp_path / "session.rbkit"
+        command = [
+            "record",
+            "--url",
+            server.ws,
+            "-o",
+            str(path),
+            "--cpu",
+            "--memory",
+            "--snapshot",
+            "--seconds",
+            "0.3",
+        ]
+        assert re.fullmatch(r"1 messages, \d+ bytes\n", await run(*command))
+        assert rbkit.received[-1] == b"stop_memory_profile"
+        assert not rbkit.enabled
+        assert "thread 1;main;work 1" in await run("export", str(path), "--format", "collapsed")
+        output = tmp_path / "session.json"
+        assert await run("export", str(path), "-o", str(output)) == ""
+        assert json.loads(output.read_text())["profiles"][0]["samples"] == [[0, 1]]
+
+        process = subprocess.Popen(
+            [sys.executable, "-m", "tornado_rbkit", "replay", str(path), "--port", "0"],
+            stdout=subprocess.PIPE,
+            text=True,
+        )
+        assert process.stdout is not None
+        port = process.stdout.readline().removeprefix("ready http://127.0.0.1:").partition("/")[0]
+        async with RbkitClient(f"ws://127.0.0.1:{port}/rbkit/ws") as client:
+            assert await client.messages().__anext__() == rbkit.snapshot
+        process.send_signal(signal.SIGINT)
+        assert process.wait(5) == 0
+        process.stdout.close()
+
+    @pytest.mark.parametrize(
+        ("command", "text"),
+        [
+            (["export", "missing.rbkit"], "No such file"),
+            (["export", __file__], "not a recording"),
+            (["replay", "missing.rbkit"], "No such file"),
+            (["replay", __file__, "--speed", "0"], "more than 0"),
+            (["record", "--url", "http://127.0.0.1/", "-o", "/dev/null"], "ws://"),
+        ],
+    )
+    def test_what_cannot_be_done_is_said_in_one_line(self, command: list[str], text: str) -> None:
+        finished = subprocess.run(
+            [sys.executable, "-m", "tornado_rbkit", *command], capture_output=True, text=True, timeout=20
+        )
+        assert finished.returncode == 2
+        assert text in finished.stderr
+        assert finished.stderr.count("\n") == 1
+
+
+async def run(*command: str) -> str:
+    """Run a command line beside this loop, and return what it printed."""
+    import asyncio
+
+    process = await asyncio.create_subprocess_exec(
+        sys.executable, "-m", "tornado_rbkit", *command, stdout=subprocess.PIPE, stderr=subprocess.PIPE
+    )
+    output, errors = await asyncio.wait_for(process.communicate(), 20)
+    assert (process.returncode, errors) == (0, b"")
+    return output.decode()

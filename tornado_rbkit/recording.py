@@ -1,0 +1,109 @@
+"""A session in a file: what a profiler sent, when, and what was asked of it.
+
+The file is a stream of MessagePack records ``[seconds, channel, command, bytes]``: the time since the recording
+began; channel 0 for replies, with their command, and for notices, with nil; channel 1 for published messages. The
+bytes are rbkit's own, so what can be done with a live session can be done with a recorded one. No I/O but on the
+file given; any thread.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Iterable, Iterator
+from typing import BinaryIO, NamedTuple
+
+import msgpack
+
+from tornado_rbkit.client import Gap, RbkitClient
+from tornado_rbkit.protocol import Event, Handshake, Notice, RbkitError, decode
+
+REPLY, DATA = 0, 1
+
+
+class RecordingError(RbkitError, ValueError):
+    """A file that is not a recording, or ends in the middle of a record."""
+
+
+class Record(NamedTuple):
+    """One message; `seconds` since the recording began, `command` of a reply."""
+
+    seconds: float
+    channel: int
+    command: str | None
+    payload: bytes
+
+
+class Recorder:
+    """Writes a session as it happens.
+
+    Attributes:
+        messages: published messages written.
+        size: their bytes.
+    """
+
+    def __init__(self, file: BinaryIO) -> None:
+        """Begin now; `file` is the caller's to close."""
+        self.messages = self.size = 0
+        self._file = file
+        self._started = time.monotonic()
+
+    def write(self, channel: int, command: str | None, payload: bytes) -> None:
+        """Write one record with the time of this moment."""
+        self._file.write(msgpack.packb([time.monotonic() - self._started, channel, command, payload]))
+        if channel == DATA:
+            self.messages += 1
+            self.size += len(payload)
+
+    async def ask(self, rbkit: RbkitClient, command: str) -> bytes:
+        """Send a command, write its reply, an error's too, and return it."""
+        reply = await rbkit.request(command)
+        self.write(REPLY, command, reply)
+        return reply
+
+    async def follow(self, rbkit: RbkitClient) -> None:
+        """Write what is published, and the notices, until the client is closed.
+
+        Raises:
+            ConnectionLost: as `RbkitClient.messages`.
+        """
+        async for item in rbkit.messages():
+            if isinstance(item, bytes):
+                self.write(DATA, None, item)
+            elif isinstance(item, Notice):
+                self.write(REPLY, None, item.to_bytes())
+            else:
+                assert isinstance(item, Gap)  # message_counter tells it again
+
+
+def read(file: BinaryIO) -> Iterator[Record]:
+    """Yield the records of a file.
+
+    Raises:
+        RecordingError: it is not a recording, or was cut off.
+    """
+    unpacker = msgpack.Unpacker(file, max_buffer_size=0)
+    try:
+        for item in unpacker:
+            seconds, channel, command, payload = item
+            if channel not in (REPLY, DATA) or not isinstance(payload, bytes):
+                raise RecordingError(f"a record on channel {channel!r}; expected {REPLY} or {DATA}")
+            yield Record(float(seconds), channel, command, payload)
+    except (TypeError, ValueError, msgpack.UnpackException) as error:
+        if isinstance(error, RecordingError):
+            raise
+        raise RecordingError(f"not a recording of tornado-rbkit: {error}") from error
+    if unpacker.tell() != file.tell():
+        raise RecordingError(f"it ends in the middle of a record, at byte {unpacker.tell()}")
+
+
+def events(records: Iterable[Record]) -> Iterator[Event]:
+    """Yield the events of a recording, decoded.
+
+    Raises:
+        DecodeError: a message is not rbkit's.
+    """
+    for record in records:
+        if record.channel == DATA:
+            collection = decode(record.payload)
+            if not isinstance(collection, Handshake):
+                yield from collection.events
