@@ -99,13 +99,13 @@ class Access:
         return command
 
     async def refusal(self, handler: RequestHandler, command: str) -> CommandError | None:
-        """Ask `authorize`; return why not, None if it may be. Never raises."""
+        """Ask `authorize`; return why not, None if it may be. Raises nothing but its own cancellation."""
         if self.authorize is None:
             return None
         try:
             answer = self.authorize(handler, command)
             if inspect.isawaitable(answer):
-                answer = await asyncio.wait_for(answer, AUTHORIZE_TIMEOUT)
+                answer = await _within(AUTHORIZE_TIMEOUT, answer)
         except asyncio.TimeoutError:
             return CommandError("forbidden", f"{command}: `authorize` took longer than {AUTHORIZE_TIMEOUT:g} s")
         except Exception:  # noqa: BLE001 - the application's code; that it fails must let nobody in
@@ -117,7 +117,7 @@ class Access:
         if self.allowed_hosts is None:
             return
         host = _host_name(header)
-        if host is None or not (_is_loopback(host) or host in {_host_name(item) for item in self.allowed_hosts}):
+        if host is None or not (is_loopback(host) or host in {_host_name(item) for item in self.allowed_hosts}):
             allowed = ", ".join(["localhost", *self.allowed_hosts])
             setting = "(the setting `allowed_hosts`, --allow-host)"
             raise Refusal(403, f"the host {header[:100]!r} is not allowed; allowed: {allowed} {setting}")
@@ -152,6 +152,20 @@ class AccessHandler(RequestHandler):
             super().write_error(status_code, **kwargs)
 
 
+async def _within(timeout: float, answer: Awaitable[bool]) -> bool:
+    """Return an answer. That it was cancelled, by whom ever, is an error like others; that this was is not."""
+    asked = asyncio.ensure_future(answer)
+    try:
+        done, _ = await asyncio.wait([asked], timeout=timeout)
+    finally:
+        asked.cancel()
+    if not done:
+        raise asyncio.TimeoutError
+    if asked.cancelled():
+        raise RuntimeError("`authorize` was cancelled")
+    return asked.result()
+
+
 def _host_name(header: str) -> str | None:
     """Return the name or address in a Host header, in one spelling; None if there is none."""
     try:
@@ -168,7 +182,8 @@ def _host_name(header: str) -> str | None:
         return host or None
 
 
-def _is_loopback(host: str) -> bool:
+def is_loopback(host: str) -> bool:
+    """Return whether a name or an address is this machine's own."""
     try:
         return ipaddress.ip_address(host).is_loopback
     except ValueError:

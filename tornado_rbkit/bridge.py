@@ -41,7 +41,7 @@ class BridgeFullError(RbkitError):
 class Bridge:
     """One profiler's data to many WebSockets, and their commands to it.
 
-    Everything but the constructor and `stats` is for the web server's loop. With `threaded`, the ZMQ sockets live on
+    Everything but the constructor is for the web server's loop. With `threaded`, the ZMQ sockets live on
     an `IOLoopThread`: they are emptied while the web loop is busy, and compression does not hold it up. No socket is
     opened and no thread started before the first client comes, so a bridge may be made before the server forks.
     """
@@ -74,7 +74,8 @@ class Bridge:
             pub: the endpoint where rbkit publishes, by default port 5555 or ``RBKIT_PUB_PORT`` on 127.0.0.1.
             req: the endpoint where it takes commands, by default port 5556 or ``RBKIT_REQ_PORT`` on 127.0.0.1.
             threaded: True, the ZMQ sockets get a thread of their own; an `IOLoopThread`, they live on that one, which
-                its owner starts before the first client and stops after `close`; False, on the web server's loop.
+                its owner starts before the first client and stops after `close`; False, on the web server's loop,
+                which then waits while large messages are escaped or compressed.
             default_encoding: of clients that do not say ``?encoding=``; ``escaped`` is the Ruby middleware's.
             connect_timeout: seconds from a client's opening in which the profiler has to be reached.
             command_timeouts: seconds by command, over 5 for each and 300 for ``objectspace_snapshot``.
@@ -117,7 +118,7 @@ class Bridge:
         self._idle_grace = idle_grace
         self._stop_when_idle = stop_when_idle
         self._max_backlog_bytes = max_backlog_bytes
-        self._stall_timeout = stall_timeout
+        self.stall_timeout = stall_timeout
         self._upstream_options = {
             "rcvhwm": rcvhwm,
             "max_message_bytes": max_message_bytes,
@@ -131,9 +132,11 @@ class Bridge:
         self._sessions: dict[Session, object | None] = {}  # with the timer of its connect_timeout
         self._forms: Counter[Form] = Counter()
         self._connection: Connection | None = None
-        self._parting: Connection | None = None  # the one before, perhaps not closed yet
+        self._parting: set[Connection] = set()  # those that are being closed
+        self._reached: frozenset[str] = frozenset()  # endpoints
         self._idle_timer: object | None = None
         self._restart_told = False
+        self._pending = 0
         self._empty = asyncio.Event()
         self._guard: asyncio.Task[None] | None = None
         self._closing: asyncio.Task[None] | None = None
@@ -157,6 +160,7 @@ class Bridge:
 
         Raises:
             BridgeFullError: there are `max_clients` already, or the bridge is closed.
+            OSError: the connection needs more file descriptors than there are.
         """
         if self._closing is not None:
             raise BridgeFullError("the server is shutting down")
@@ -170,10 +174,10 @@ class Bridge:
             access,
             self._commands.submit,
             max_backlog_bytes=self._max_backlog_bytes,
-            stall_timeout=self._stall_timeout,
+            stall_timeout=self.stall_timeout,
         )
-        self._notify(Notice("client_count", str(len(self._sessions) + 1)))
         self._open()
+        self._notify(Notice("client_count", str(len(self._sessions) + 1)))
         waiting = self._state is not State.CONNECTED
         self._sessions[session] = self._later(self._connect_timeout, self._give_up, session) if waiting else None
         self._forms[form] += 1
@@ -216,6 +220,7 @@ class Bridge:
             "state": self._state.value,
             **self._target.stats(),
             "commands_waiting": len(self._commands),
+            "bytes_pending": self._pending,
             **self._totals,
             **sent,
             "clients": [session.stats() for session in self._sessions],
@@ -227,6 +232,7 @@ class Bridge:
         """Give a batch to everybody, and a receipt when the loop has written it."""
         started = time.perf_counter()
         try:
+            self._pending = batch.pending
             self._totals.update(messages_in=batch.messages, bytes_in=batch.size, messages_missed=batch.missed)
             if batch.restarted:
                 self._on_restarted()
@@ -242,6 +248,17 @@ class Bridge:
     def on_outcome(self, outcome: Outcome) -> None:
         """A command has come to its end."""
         self._commands.on_outcome(outcome)
+
+    def on_reached(self, endpoints: frozenset[str]) -> None:
+        """These are connected now."""
+        self._reached = endpoints
+
+    def on_failure(self, reason: str) -> None:
+        """The sockets could not be made; the next client tries again."""
+        _log.error("cannot connect to the rbkit server at %s: %s", self.req, reason)
+        for session in list(self._sessions):
+            session.close(CLOSE_TRY_AGAIN, f"cannot connect to the rbkit server: {reason}")
+        self._loop.add_callback(self._disconnect)
 
     def on_state(self, state: State) -> None:
         """The profiler came, or went."""
@@ -303,7 +320,8 @@ class Bridge:
     def _give_up(self, session: Session) -> None:
         """The profiler could not be reached in time for a client."""
         self._sessions[session] = None
-        session.close(CLOSE_TRY_AGAIN, f"rbkit server is not running at {self.req}")
+        missing = self.pub if self.req in self._reached else self.req
+        session.close(CLOSE_TRY_AGAIN, f"rbkit server is not running at {missing}")
 
     def _tell_audience(self) -> None:
         if self._connection is not None:
@@ -329,12 +347,17 @@ class Bridge:
             await self._disconnect()
 
     async def _disconnect(self) -> None:
+        connection, self._connection = self._connection, None
         self._state = State.IDLE
+        self._pending = 0
+        self._reached = frozenset()
         self._commands.close("the bridge has closed the connection")
-        if self._connection is not None:
-            self._parting, self._connection = self._connection, None
-        if self._parting is not None:
-            await self._parting.close()
+        if connection is not None:
+            self._parting.add(connection)
+            try:
+                await connection.close()
+            finally:
+                self._parting.discard(connection)
 
     async def _close(self) -> None:
         self._cancel(self._idle_timer)
@@ -344,7 +367,7 @@ class Bridge:
         for session in list(self._sessions):
             session.abort()
             self.leave(session)
-        await self._disconnect()
+        await asyncio.gather(self._disconnect(), *(connection.close() for connection in self._parting))
 
     async def _wait_until_empty(self, timeout: float) -> None:
         if self._sessions:

@@ -5,7 +5,6 @@ from __future__ import annotations
 import argparse
 import asyncio
 import contextlib
-import ipaddress
 import logging
 import secrets
 import signal
@@ -17,6 +16,7 @@ from tornado.httpserver import HTTPServer
 from tornado.netutil import bind_sockets
 from tornado.web import Application
 
+from tornado_rbkit.access import is_loopback
 from tornado_rbkit.bridge import Bridge
 from tornado_rbkit.client import RbkitClient
 from tornado_rbkit.export import collapsed, json_lines, speedscope
@@ -134,7 +134,7 @@ def _bridge(options: argparse.Namespace, pub: str | None, req: str | None) -> Br
 
 async def _serve_until_stopped(options: argparse.Namespace, bridge: Bridge) -> int:
     token = options.token
-    if token is None and not _is_loopback(options.host):
+    if token is None and not is_loopback(options.host):
         token = secrets.token_urlsafe(24)
         print(f"token {token}")
     routes = rbkit_routes(
@@ -155,7 +155,8 @@ async def _serve_until_stopped(options: argparse.Namespace, bridge: Bridge) -> i
     server.add_sockets(sockets)
     stopped = _stop_signal()
     host = f"[{options.host}]" if ":" in options.host else options.host
-    print(f"ready http://{host}:{sockets[0].getsockname()[1]}{options.prefix.rstrip('/')}/", flush=True)
+    path = f"/{options.prefix.strip('/')}/".replace("//", "/")
+    print(f"ready http://{host}:{sockets[0].getsockname()[1]}{path}", flush=True)
     await stopped.wait()
     server.stop()
     await bridge.close()
@@ -235,10 +236,3 @@ def _stop_signal() -> asyncio.Event:
         # Not loop.add_signal_handler, which Windows does not have.
         signal.signal(number, lambda *_: loop.call_soon_threadsafe(stopped.set))
     return stopped
-
-
-def _is_loopback(host: str) -> bool:
-    try:
-        return ipaddress.ip_address(host).is_loopback
-    except ValueError:
-        return host == "localhost"

@@ -28,6 +28,7 @@ from tornado_rbkit.protocol import (
 
 _FIRST_BACKOFF: Final = 0.1  # seconds, doubled with each failure
 _LAST_BACKOFF: Final = 10.0
+_PING_INTERVAL: Final = 30.0  # seconds; a server that vanished is noticed within two of them
 
 
 class ConnectionLost(RbkitError, ConnectionError):
@@ -77,7 +78,8 @@ class RbkitClient:
             token: sent as ``Authorization: Bearer``, for a server that asks for one.
             reconnect: connect again, with backoff, whenever the connection is lost, and say so by a `Gap`.
             max_message_size: bytes; a heap snapshot is one message, of 50 MB per million objects.
-            max_pending_bytes: published data that waits for `events`; the oldest is let go, and told as a `Gap`.
+            max_pending_bytes: published data that waits for `events`, behind the next message; past that the oldest is
+                let go, and told as a `Gap`.
 
         Raises:
             ValueError: `url` is not a WebSocket's.
@@ -124,6 +126,7 @@ class RbkitClient:
                 self._reader.cancel()  # it waits to connect again
             await asyncio.wait([self._reader])
         self._fail_asked("the client was closed")
+        self._arrived.set()
 
     async def command(self, name: str) -> Handshake | str:
         """Send a command and return its reply: a `Handshake`, or the text, which is ``ok`` for all others.
@@ -206,6 +209,7 @@ class RbkitClient:
                 HTTPRequest(self._url, headers=self._headers),
                 subprotocols=[SUBPROTOCOL],
                 max_message_size=self._max_message_size,
+                ping_interval=_PING_INTERVAL,
             )
         except HTTPClientError as error:
             body = error.response.body.decode(errors="replace").strip() if error.response else ""
@@ -252,19 +256,28 @@ class RbkitClient:
     def _put(self, item: bytes | Gap | Notice) -> None:
         self._pending.append(item)
         self._pending_bytes += len(item) if isinstance(item, bytes) else 0
-        while self._pending_bytes > self._max_pending_bytes and len(self._pending) > 1:
+        if self._pending_bytes > self._max_pending_bytes:
             self._let_go_of_the_oldest()
         self._arrived.set()
 
     def _let_go_of_the_oldest(self) -> None:
-        """Drop a message, never a notice; the next one's counter tells that it is missing."""
-        for at, item in enumerate(self._pending):
+        """Drop messages, never a notice, until few enough bytes wait behind the next one, however large that is.
+
+        The counter of the next one tells what is missing.
+        """
+        kept: deque[bytes | Gap | Notice] = deque()
+        while self._pending:
+            item = self._pending.popleft()
             if isinstance(item, bytes):
-                del self._pending[at]
+                if self._pending_bytes - len(item) <= self._max_pending_bytes:
+                    kept.append(item)
+                    break
                 self._pending_bytes -= len(item)
                 if self._counter is None:
                     self._counter = message_counter(item)
-                return
+            else:
+                kept.append(item)
+        self._pending.extendleft(reversed(kept))
 
     def _fail_asked(self, reason: str) -> None:
         asked, self._asked = self._asked, deque()

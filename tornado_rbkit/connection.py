@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import asyncio
-import logging
 from collections.abc import Callable
 from typing import Any
 
@@ -12,8 +11,6 @@ from tornado.ioloop import IOLoop
 from tornado_rbkit.frames import Form
 from tornado_rbkit.iothread import IOLoopThread
 from tornado_rbkit.upstream import Upstream, UpstreamListener
-
-_log = logging.getLogger(__name__)
 
 
 class Connection:
@@ -35,15 +32,15 @@ class Connection:
 
         Raises:
             RuntimeError: the thread given is not running.
+            OSError: a thread cannot be started, for want of file descriptors.
         """
-        self._own_thread: IOLoopThread | None = None
+        self._listener = listener
         self._web_loop = web_loop
-        if threaded is True:
-            self._own_thread = IOLoopThread()
-            self._own_thread.start()
-            self._io_loop = self._own_thread.io_loop
-        else:
-            self._io_loop = threaded.io_loop if threaded else web_loop
+        self._own_thread = threaded is True
+        self._thread = threaded if isinstance(threaded, IOLoopThread) else IOLoopThread() if threaded else None
+        if self._thread is not None and self._own_thread:
+            self._thread.start()
+        self._io_loop = self._thread.io_loop if self._thread is not None else web_loop
         self._closing = False
         self._closed: asyncio.Future[None] = asyncio.get_running_loop().create_future()
         self._upstream = Upstream(self._io_loop, pub, req, listener, self._post, **options)
@@ -58,9 +55,18 @@ class Connection:
         self._io_loop.add_callback(self._upstream.request, command, timeout)
 
     async def close(self) -> None:
-        """Close the sockets on their loop, and end the thread if it is this connection's own. May be called twice."""
+        """Close the sockets on their loop, and end the thread if it is this connection's own. May be called twice.
+
+        Raises:
+            RuntimeError: the thread that was given has ended, and the sockets with it.
+        """
         if not self._closing:
             self._closing = True
+            if self._thread is not None and not self._thread.is_alive():
+                self._closed.set_result(None)
+                raise RuntimeError("the IOLoopThread was stopped before its bridges were closed; stop it after them")
+            # In two turns: between them ZMQStream's own callbacks find the sockets still open.
+            self._io_loop.add_callback(self._upstream.stop)
             self._io_loop.add_callback(self._close_upstream)
         await self.wait_closed()
 
@@ -76,13 +82,14 @@ class Connection:
             self._web_loop.add_callback(self._finish)
 
     def _finish(self) -> None:
-        if self._own_thread is not None:
-            self._own_thread.stop()
+        if self._thread is not None and self._own_thread:
+            self._thread.stop()
         self._closed.set_result(None)
 
     def _post(self, method: Callable[[Any], None], argument: Any) -> None:
         self._web_loop.add_callback(self._deliver, method, argument)
 
     def _deliver(self, method: Callable[[Any], None], argument: Any) -> None:
-        if not self._closed.done():
+        """On the web loop. Of a connection that closes, only the end of the command in flight is of interest."""
+        if not self._closing or (method == self._listener.on_outcome and not self._closed.done()):
             method(argument)

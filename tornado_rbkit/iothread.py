@@ -3,16 +3,9 @@
 from __future__ import annotations
 
 import asyncio
-import logging
 import threading
-from collections.abc import Callable
-from concurrent.futures import Future
-from typing import TypeVar
 
 from tornado.ioloop import IOLoop
-
-_T = TypeVar("_T")
-_log = logging.getLogger(__name__)
 
 
 class IOLoopThread:
@@ -27,6 +20,7 @@ class IOLoopThread:
         self._thread = threading.Thread(target=self._run, name=name, daemon=True)
         self._ready = threading.Event()
         self._io_loop: IOLoop | None = None
+        self._error: OSError | None = None
 
     @property
     def io_loop(self) -> IOLoop:
@@ -48,32 +42,28 @@ class IOLoopThread:
 
         Raises:
             RuntimeError: the thread was started before.
+            OSError: its loop cannot be made, for want of file descriptors.
         """
         self._thread.start()
         self._ready.wait()
-
-    def run(self, function: Callable[[], _T]) -> Future[_T]:
-        """Call `function` on the thread; the future has what it returned or raised."""
-        future: Future[_T] = Future()
-
-        def call() -> None:
-            try:
-                future.set_result(function())
-            except BaseException as error:  # noqa: BLE001 - it is the caller's, on the other thread
-                future.set_exception(error)
-
-        self.io_loop.add_callback(call)
-        return future
+        if self._error is not None:
+            raise self._error
 
     def stop(self) -> None:
         """End the loop after the callbacks already handed to it, and join the thread. May be called twice."""
-        if self._io_loop is not None:
-            self._io_loop.add_callback(self._io_loop.stop)
+        io_loop = self._io_loop
+        if io_loop is not None:
+            io_loop.add_callback(io_loop.stop)
         if self._thread.ident is not None:
             self._thread.join()
 
     def _run(self) -> None:
-        asyncio_loop = asyncio.SelectorEventLoop()
+        try:
+            asyncio_loop = asyncio.SelectorEventLoop()
+        except OSError as error:
+            self._error = error
+            self._ready.set()
+            return
         asyncio.set_event_loop(asyncio_loop)
         self._io_loop = IOLoop(asyncio_loop=asyncio_loop, make_current=False)
         asyncio_loop.call_soon(self._ready.set)

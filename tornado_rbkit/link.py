@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import contextlib
 import logging
+import os
 import re
 from collections.abc import Callable, Mapping
 from typing import Any, Final
@@ -16,7 +18,8 @@ from tornado_rbkit.protocol import RbkitError
 
 _log = logging.getLogger(__name__)
 
-_TCP: Final = re.compile(r"tcp://(\[[0-9A-Fa-f:.%\w]+\]|[^\s:/\[\]*]+):(\d{1,5})")
+_TCP: Final = re.compile(r"tcp://(\[[0-9A-Fa-f:.]+(%\w+)?\]|[A-Za-z0-9._-]+):(?P<port>\d{1,5})")
+_MAX_IPC_PATH: Final = 103  # bytes; sockaddr_un's sun_path on macOS, of which Linux has four more
 _UP: Final = zmq.EVENT_HANDSHAKE_SUCCEEDED  # a TCP connect alone also succeeds to a process that is stopped
 _DOWN: Final = zmq.EVENT_DISCONNECTED
 _REFUSED: Final = (
@@ -38,7 +41,7 @@ _OPTIONS: Final[Mapping[int, int]] = {
 
 
 class EndpointError(RbkitError, ValueError):
-    """An endpoint that ZMQ could not connect to under any circumstances."""
+    """An endpoint that no socket can connect to."""
 
 
 def check_endpoint(endpoint: str, setting: str) -> str:
@@ -52,7 +55,10 @@ def check_endpoint(endpoint: str, setting: str) -> str:
         EndpointError: it is neither ``tcp://HOST:PORT`` nor ``ipc://PATH``.
     """
     match = _TCP.fullmatch(endpoint)
-    if (match and 0 < int(match[2]) < 65536) or (endpoint.startswith("ipc://") and len(endpoint) > len("ipc://")):
+    path = endpoint.removeprefix("ipc://")
+    if (match and 0 < int(match["port"]) < 65536) or (
+        path != endpoint and 0 < len(os.fsencode(path)) <= _MAX_IPC_PATH
+    ):
         return endpoint
     raise EndpointError(f"{setting}={endpoint!r} is not an endpoint; allowed: tcp://HOST:PORT or ipc://PATH")
 
@@ -74,27 +80,37 @@ class Link:
         options: Mapping[int, Any],
         on_change: Callable[[], None],
     ) -> None:
+        """Make a socket, set its options over those of all links, and begin to connect.
+
+        Raises:
+            zmq.ZMQError: there are too few file descriptors, or the endpoint is none.
+        """
         self.up = False
         self.endpoint = endpoint
         self._on_change = on_change
         self._refusals = 0
-        socket = context.socket(kind)
-        for option, value in {**_OPTIONS, **options}.items():
-            socket.setsockopt(option, value)
+        with contextlib.ExitStack() as stack:
+            socket = stack.enter_context(context.socket(kind))
+            for option, value in {**_OPTIONS, **options}.items():
+                socket.setsockopt(option, value)
+            monitor = stack.enter_context(socket.get_monitor_socket(_UP | _DOWN | _REFUSED))
+            socket.connect(endpoint)
+            stack.pop_all()
         self._socket = socket
-        self._monitor = ZMQStream(socket.get_monitor_socket(_UP | _DOWN | _REFUSED), io_loop)
+        self._monitor = ZMQStream(monitor, io_loop)
         self._monitor.on_recv(self._on_event)
         self.stream = ZMQStream(socket, io_loop)
-        socket.connect(endpoint)
+
+    def stop(self) -> None:
+        """Receive nothing more, of the monitor's events neither."""
+        self.stream.stop_on_recv()
+        self._monitor.stop_on_recv()
 
     def close(self) -> None:
-        """Close socket and monitor. May be called twice."""
-        if self.stream.closed():
-            return
+        """Close socket and monitor."""
         self._socket.disable_monitor()
         self._monitor.close(linger=0)
         self.stream.close(linger=0)
-        self.up = False
 
     def _on_event(self, frames: list[bytes]) -> None:
         event = parse_monitor_message(frames)["event"]

@@ -8,7 +8,7 @@ from collections.abc import Callable, Iterable, Iterator
 from typing import Final
 
 from tornado.concurrent import Future
-from tornado.iostream import IOStream, StreamClosedError
+from tornado.iostream import IOStream, SSLIOStream, StreamClosedError
 
 from tornado_rbkit.frames import JOIN_LIMIT, Buffer, Chunk, Run
 
@@ -43,7 +43,8 @@ class Outbox:
 
         Args:
             stream: the client's. Others may write whole frames to it between two writes of this outbox.
-            max_backlog_bytes: bound of `data_bytes`. A message larger than that passes when nothing else waits.
+            max_backlog_bytes: bound of `data_bytes`. A message larger than that passes when nothing else waits, and
+                does not count from then on.
             stall_timeout: seconds in which the client has to take something, `JOIN_LIMIT` bytes at the most.
             on_stalled: called when it did not.
             on_caught_up: called with the number of messages dropped since the last time, when nothing waits any more.
@@ -94,9 +95,13 @@ class Outbox:
         if self._closed:
             return
         for chunk in chunks:
+            if chunk.size > self._max_backlog:
+                self._flush_unless_due()  # what can go makes room
             self._data.append(chunk)
             self.data_bytes += chunk.size
-            while self._data and self.data_bytes > self._max_backlog and (len(self._data) > 1 or self._runs):
+            if chunk.size > self._max_backlog and len(self._data) == 1:
+                self._begin()
+            while self._data and self._backlog() > self._max_backlog:
                 self._drop(self._data.popleft())
         self._flush_unless_due()
 
@@ -117,6 +122,13 @@ class Outbox:
         self.data_bytes = self.reply_bytes = self._messages_in_write = 0
         self._cancel_stall_timer()
         self._wake_waiters()
+
+    def _backlog(self) -> int:
+        """Return what counts against the bound: all, but for a message larger than it that has begun."""
+        begun = self._begun if self._runs and self._begun_is_data else None
+        if begun is None or begun.size <= self._max_backlog:
+            return self.data_bytes
+        return self.data_bytes - sum(len(buffer) for run in self._runs for buffer in run)
 
     def _drop(self, chunk: Chunk) -> None:
         self.data_bytes -= chunk.size
@@ -204,7 +216,8 @@ class Outbox:
     def _write(self, buffers: list[Buffer]) -> Future[None] | None:
         """Hand whole frames over; return what completes when they are taken, None if that is so already.
 
-        `IOStream.write` makes a Future and a queue entry for each call, so the socket is tried first.
+        `IOStream.write` makes a Future and a queue entry for each call, so the socket is tried first. Not with TLS:
+        OpenSSL wants a write that would block to be tried again with the same bytes, which only the stream can do.
         """
         stream = self._stream
         blocked_on: Future[None] | None = None
@@ -212,7 +225,7 @@ class Outbox:
             if stream.closed():
                 raise StreamClosedError
             rest = memoryview(buffer)
-            if blocked_on is None and not stream.writing():
+            if blocked_on is None and not stream.writing() and not isinstance(stream, SSLIOStream):
                 with contextlib.suppress(OSError):  # would block; or an error that write() meets too, and handles
                     rest = rest[stream.write_to_fd(rest) :]
             for at in range(0, len(rest), JOIN_LIMIT):

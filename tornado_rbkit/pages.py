@@ -63,10 +63,13 @@ class IndexHandler(PageHandler):
 
     async def get(self) -> None:
         """Answer with the state of this moment; the browser asks again every two seconds."""
+        query = "?" + self.request.query if self.request.query else ""  # with the token, if there is one
+        if not self.request.path.endswith("/"):
+            self.redirect(self.request.path.rpartition("/")[2] + "/" + query)
+            return
         await self.prepare_page("text/html; charset=UTF-8")
         self.set_header("Content-Security-Policy", "default-src 'none'; style-src 'unsafe-inline'; base-uri 'none'")
         targets = [(name, bridge.stats()) for name, bridge in self.bridges.items()]
-        query = "?" + self.request.query if self.request.query else ""  # with the token, if there is one
         await self.finish(_PAGE.generate(targets=targets, query=query))
 
 

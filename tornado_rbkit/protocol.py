@@ -7,6 +7,7 @@ loop, so any of it may be called on any thread.
 from __future__ import annotations
 
 import enum
+import math
 from collections.abc import Callable, Collection
 from typing import Any, Final, Literal, NamedTuple, TypeAlias
 
@@ -89,9 +90,6 @@ class RbkitError(Exception):
 
 class DecodeError(RbkitError, ValueError):
     """A payload that is not an rbkit event."""
-
-
-Reason: TypeAlias = Literal["unknown-command", "invalid-command", "forbidden", "busy", "timeout", "unavailable"]
 
 
 class CommandError(RbkitError):
@@ -384,7 +382,7 @@ _DECODERS: Final[dict[int, Callable[[dict[int, Any]], Event]]] = {
 
 def _decode_handshake(message: dict[int, Any]) -> Handshake:
     facts = message[Field.PAYLOAD]
-    return Handshake(
+    handshake = Handshake(
         message[Field.TIMESTAMP],
         facts["rbkit_server_version"],
         facts["rbkit_protocol_version"],
@@ -396,6 +394,12 @@ def _decode_handshake(message: dict[int, Any]) -> Handshake:
         facts["clock_type"],
         facts["cpu_profiling_mode"],
     )
+    if not math.isfinite(handshake.timestamp) or not isinstance(handshake.pid, int):
+        raise TypeError("a timestamp or a pid that is no number")
+    for fact in (*handshake[1:5], *handshake[8:]):
+        if not isinstance(fact, str):
+            raise TypeError(f"{fact!r} where a string is expected")
+    return handshake
 
 
 _COUNTER_HEAD: Final = b"\x84\x00\x07\x01\xcb"  # a map of four: 0 → event_collection, 1 → float64

@@ -47,7 +47,8 @@ def rbkit_routes(
     named = bridges if isinstance(bridges, Mapping) else {"": bridges or Bridge()}
     for name in named if isinstance(bridges, Mapping) else ():
         check_name(name)
-    base = re.escape(prefix.rstrip("/"))
+    base = re.escape(f"/{prefix.strip('/')}".rstrip("/"))
+    one_of_them = re.compile(f"{base}/({_NAME})/ws") if isinstance(bridges, Mapping) else None
     pages: dict[str, type[RequestHandler]] = {"/status": StatusHandler, "/targets": TargetsHandler, "/?": IndexHandler}
     if importlib.util.find_spec("prometheus_client"):
         from tornado_rbkit.metrics import MetricsHandler
@@ -55,7 +56,7 @@ def rbkit_routes(
         pages["/metrics"] = MetricsHandler
     return [
         Rule(_OneBridge(PathMatches(f"{base}/({_NAME})/ws"), named, rules), RbkitWebSocketHandler),
-        Rule(_OneBridge(SubprotocolMatches(SUBPROTOCOL), named, rules), RbkitWebSocketHandler),
+        Rule(_OneBridge(SubprotocolMatches(SUBPROTOCOL), named, rules, one_of_them), RbkitWebSocketHandler),
         Rule(_OneBridge(PathMatches(f"{base}/ws"), named, rules), RbkitWebSocketHandler),
         Rule(_OneBridge(PathMatches(f"{base}/({_NAME})/status"), named, rules), StatusHandler),
         *(Rule(PathMatches(base + path), page, {"bridges": named, "access": rules}) for path, page in pages.items()),
@@ -77,15 +78,19 @@ def check_name(name: str) -> str:
 class _OneBridge(Matcher):
     """Matches what another matcher does while there is a bridge for it: that of the name in the path, or the first."""
 
-    def __init__(self, matcher: Matcher, bridges: Mapping[str, Bridge], access: Access) -> None:
+    def __init__(
+        self, matcher: Matcher, bridges: Mapping[str, Bridge], access: Access, but_not: re.Pattern[str] | None = None
+    ) -> None:
+        """`but_not` are paths that it leaves alone: a name that is gone, or misspelt, is nobody else's."""
         self._matcher = matcher
+        self._but_not = but_not
         self._bridges = bridges
         self._access = access
 
     def match(self, request: HTTPServerRequest) -> dict[str, Any] | None:
         """Return what the handler is made with, None for no match."""
         matched = self._matcher.match(request)
-        if matched is None:
+        if matched is None or (self._but_not is not None and self._but_not.fullmatch(request.path)):
             return None
         names = [name.decode() for name in matched.get("path_args", ())] or list(self._bridges)[:1]
         bridge = self._bridges.get(names[0]) if names else None

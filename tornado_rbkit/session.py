@@ -110,6 +110,8 @@ class Session:
         Returns:
             None; or, where the client is owed too much, what to await before its next message is read.
         """
+        if self._left:
+            return None
         owed = _Owed()
         self._owed.append(owed)
         try:
@@ -188,6 +190,7 @@ class Session:
             self._settle(owed, refusal.to_reply())
             if command == WATCH:
                 self.close(CLOSE_POLICY, "not authorized any more (authorize)")
+                return
         self._authorizing = None
 
     def _submit_for(self, owed: _Owed, command: str) -> None:

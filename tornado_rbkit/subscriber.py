@@ -28,6 +28,7 @@ class Batch:
         chunks: the messages, for each form that a client has.
         messages: how many there are, before any client's bound.
         size: their payload, bytes.
+        pending: what waits behind it, bytes.
         missed: how many the profiler's counter says were lost on the way here.
         restarted: the counter began again.
         work: the receipt, None until the receiver has written it: the seconds it was busy with the batch. A plain
@@ -37,6 +38,7 @@ class Batch:
     chunks: dict[Form, list[Chunk]]
     messages: int
     size: int
+    pending: int
     missed: int
     restarted: bool
     work: float | None = None
@@ -184,6 +186,6 @@ class Subscriber:
             size += len(payload)
         self._pending_bytes -= size
         chunks = {form: encode_data(payloads, form, compression_level=self._compression_level) for form in self._forms}
-        self._sent = Batch(chunks, len(payloads), size, self._missed, self._restarted)
+        self._sent = Batch(chunks, len(payloads), size, self._pending_bytes, self._missed, self._restarted)
         self._missed, self._restarted = 0, False
         self._deliver(self._sent)

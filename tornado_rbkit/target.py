@@ -32,7 +32,7 @@ class Target:
         self._last.append((command, outcome))
         reason = outcome.error.reason if outcome.error else None
         self.answers = reason is None
-        if command in _STOPS and reason in (None, "timeout"):  # after a time-out it may have been carried out
+        if command in _STOPS:  # without a reply it may have been carried out all the same
             stop = _STOPS[command]
             if stop not in self._recording:
                 self._started_here.add(stop)

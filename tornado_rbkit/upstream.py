@@ -32,7 +32,11 @@ class UpstreamListener(Protocol):
 
     def on_outcome(self, outcome: Outcome) -> None: ...
 
+    def on_reached(self, endpoints: frozenset[str]) -> None: ...
+
     def on_state(self, state: State) -> None: ...
+
+    def on_failure(self, reason: str) -> None: ...
 
 
 class Upstream:
@@ -81,12 +85,47 @@ class Upstream:
         self._max_pending_bytes = max_pending_bytes
         self._compression_level = compression_level
         self._state = State.CONNECTING
+        self._context: zmq.Context[zmq.Socket[bytes]] | None = None
+        self._links: list[Link] = []
+        self._subscriber: Subscriber | None = None
+        self._requester: Requester | None = None
 
     def open(self) -> None:
-        """Make the sockets and begin to connect."""
-        self._context: zmq.Context[zmq.Socket[bytes]] = zmq.Context()
+        """Make the sockets and begin to connect; what prevents it is told to the listener, which closes."""
+        try:
+            self._open()
+        except (zmq.ZMQError, OSError) as error:
+            self._post(self._listener.on_failure, str(error))
+
+    def set_audience(self, forms: frozenset[Form], clients: int) -> None:
+        """See `Subscriber.set_audience`."""
+        if self._subscriber is not None:
+            self._subscriber.set_audience(forms, clients)
+
+    def request(self, command: str, timeout: float) -> None:
+        """See `Requester.request`."""
+        if self._requester is not None:
+            self._requester.request(command, timeout)
+
+    def stop(self) -> None:
+        """Receive nothing more, and end the command in flight."""
+        if self._subscriber is not None:
+            self._subscriber.close()
+        if self._requester is not None:
+            self._requester.close()
+        for link in self._links:
+            link.stop()
+
+    def close(self) -> None:
+        """Close the sockets and end their context, after `stop`."""
+        for link in self._links:
+            link.close()
+        if self._context is not None:
+            self._context.term()
+
+    def _open(self) -> None:
+        self._context = zmq.Context()
         self._sub = self._link(zmq.SUB, self._pub, self._sub_options)
-        self._requests = self._link(zmq.REQ, self._req, self._req_options)
         self._subscriber = Subscriber(
             self._sub.stream,
             self._io_loop,
@@ -95,35 +134,25 @@ class Upstream:
             max_pending_bytes=self._max_pending_bytes,
             compression_level=self._compression_level,
         )
+        self._requests = self._link(zmq.REQ, self._req, self._req_options)
         self._requester = Requester(
             self._requests.stream, self._io_loop, partial(self._post, self._listener.on_outcome)
         )
 
-    def set_audience(self, forms: frozenset[Form], clients: int) -> None:
-        """See `Subscriber.set_audience`."""
-        self._subscriber.set_audience(forms, clients)
-
-    def request(self, command: str, timeout: float) -> None:
-        """See `Requester.request`."""
-        self._requester.request(command, timeout)
-
-    def close(self) -> None:
-        """Close the sockets and end their context."""
-        self._subscriber.close()
-        self._requester.close()
-        self._sub.close()
-        self._requests.close()
-        self._context.term()
-
     def _link(self, kind: int, endpoint: str, options: Mapping[int, Any]) -> Link:
-        return Link(self._context, kind, endpoint, self._io_loop, options, self._on_change)
+        assert self._context is not None
+        link = Link(self._context, kind, endpoint, self._io_loop, options, self._on_change)
+        self._links.append(link)
+        return link
 
     def _on_change(self) -> None:
+        assert self._subscriber is not None
         if not self._sub.up:
             self._subscriber.reset_counter()
-        if not self._requests.up:
+        if self._requester is not None and not self._requests.up:
             self._requester.fail("the rbkit server went away before it replied; it may have been carried out")
-        if self._sub.up and self._requests.up:
+        self._post(self._listener.on_reached, frozenset(link.endpoint for link in self._links if link.up))
+        if len(self._links) == 2 and all(link.up for link in self._links):
             state = State.CONNECTED
         elif self._state is State.CONNECTED:
             state = State.DISCONNECTED

@@ -13,7 +13,7 @@ from tornado.websocket import WebSocketClosedError, WebSocketHandler
 
 from tornado_rbkit.access import Access, AccessHandler, Refusal
 from tornado_rbkit.bridge import Bridge, BridgeFullError
-from tornado_rbkit.frames import Form
+from tornado_rbkit.frames import JOIN_LIMIT, Form
 from tornado_rbkit.protocol import SUBPROTOCOL
 from tornado_rbkit.session import CLOSE_POLICY, CLOSE_TOO_BIG, CLOSE_TRY_AGAIN, Session
 
@@ -58,6 +58,8 @@ class RbkitWebSocketHandler(AccessHandler, WebSocketHandler):
         self._session: Session | None = None
         self._ping_timer: object | None = None
         self._pong_is_due = False
+        self._pinged_at = 0.0
+        self._sent_before_pong = 0
         self._extension: str | None = None
 
     async def get(self, *args: Any, **kwargs: Any) -> None:
@@ -102,23 +104,29 @@ class RbkitWebSocketHandler(AccessHandler, WebSocketHandler):
         self.set_nodelay(True)
         stream = self.ws_connection.stream  # not documented, and the only way to bound what a client is owed
         assert stream is not None
+        if stream.closed():
+            return  # it left while `authorize` thought, and on_close has been called
         try:
             self._session = self.bridge.join(self, self._close_with, stream, self._form, self.access)
-        except BridgeFullError as error:
+        except (BridgeFullError, OSError) as error:
             self._close_with(CLOSE_TRY_AGAIN, str(error))
             return
         self._ping_later(self.bridge.ping_interval)
 
     def on_message(self, message: str | bytes) -> Awaitable[None] | None:
         """Take one command."""
-        if len(message) > MAX_MESSAGE_SIZE:
-            self._close_with(CLOSE_TOO_BIG, f"message too big: allowed are {MAX_MESSAGE_SIZE} bytes")
+        if self._session is None:
             return None
-        return self._session.ask(message) if self._session is not None else None
+        if len(message) > MAX_MESSAGE_SIZE:
+            self._session.close(CLOSE_TOO_BIG, f"message too big: allowed are {MAX_MESSAGE_SIZE} bytes")
+            return None
+        return self._session.ask(message)
 
     def on_pong(self, data: bytes) -> None:
-        """The client is alive."""
+        """The client is alive, and has read what was sent before the ping."""
         self._pong_is_due = False
+        if self._session is not None:
+            self._sent_before_pong = self._session.outbox.bytes_sent
 
     def on_close(self) -> None:
         """Leave the bridge."""
@@ -135,14 +143,22 @@ class RbkitWebSocketHandler(AccessHandler, WebSocketHandler):
             except WebSocketClosedError:
                 return  # on_close follows
             self._pong_is_due = True
+            self._pinged_at = IOLoop.current().time()
         self._ping_timer = IOLoop.current().call_later(self.bridge.ping_timeout, self._check_pong)
 
     def _check_pong(self) -> None:
+        """Close a client that is silent. The pong may be behind megabytes that the kernel has still to send."""
         assert self._session is not None
-        if self._pong_is_due and not self._session.outbox.blocked:
-            self._session.close(CLOSE_POLICY, f"no pong within {self.bridge.ping_timeout:g} s (ping_timeout)")
-        else:
+        outbox = self._session.outbox
+        if not self._pong_is_due or outbox.blocked:
             self._ping_later(self.bridge.ping_interval - self.bridge.ping_timeout)
+            return
+        behind_data = outbox.bytes_sent - self._sent_before_pong > JOIN_LIMIT
+        patience = max(self.bridge.ping_timeout, self.bridge.stall_timeout if behind_data else 0)
+        if IOLoop.current().time() - self._pinged_at < patience:
+            self._ping_timer = IOLoop.current().call_later(self.bridge.ping_timeout, self._check_pong)
+        else:
+            self._session.close(CLOSE_POLICY, f"no pong within {patience:g} s (ping_timeout)")
 
     def _ping_later(self, seconds: float) -> None:
         if self.bridge.ping_interval:
