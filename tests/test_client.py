@@ -205,7 +205,7 @@ async def test_of_data_that_waits_too_long_the_oldest_is_let_go_and_told_as_a_ga
         published = [rbkit.publish_collection(padding=10_000) for _ in range(50)]
         await until(lambda: server.bridge.stats()["messages_sent"] == 51, "all are on their way")
         await soon(client.command("handshake"))
-        assert await take(items, 10) == [Gap(41), *published[-9:]]
+        assert await take(items, 11) == [Gap(40), *published[-10:]], "one, and what the bound lets wait behind it"
 
 
 async def test_data_let_go_before_the_first_was_read_is_told_as_a_gap(scripted: Any) -> None:
@@ -214,7 +214,7 @@ async def test_data_let_go_before_the_first_was_read_is_told_as_a_gap(scripted: 
     async with RbkitClient(url, max_pending_bytes=100_000) as client:
         await soon(client.request("wait until all has come"))
         first = await soon(anext(client.messages()))
-        assert first == Gap(41), f"{len(first)} bytes came instead of the gap" if isinstance(first, bytes) else first
+        assert first == Gap(40), f"{len(first)} bytes came instead of the gap" if isinstance(first, bytes) else first
 
 
 async def test_a_message_larger_than_the_bound_is_kept_when_it_is_the_newest(scripted: Any) -> None:
@@ -419,3 +419,22 @@ async def test_with_reconnect_a_command_in_the_meantime_raises_and_the_client_ca
         with pytest.raises(ConnectionLost):
             await soon(client.command("handshake"))
         await soon(client.close())
+
+
+async def test_a_large_message_is_kept_behind_a_notice_and_before_a_small_one(scripted: Any) -> None:
+    large, small = collection(0, padding=300_000), collection(1)
+    url = scripted(b"0client_count:2", b"1" + large, b"1" + small, b"0ok")
+    async with RbkitClient(url, max_pending_bytes=100_000) as client:
+        await soon(client.request("wait until all has come"))
+        assert await take(client.messages(), 3) == [Notice("client_count", "2"), large, small]
+
+
+async def test_events_end_when_the_client_is_closed_while_it_reconnects(server: Server) -> None:
+    async with server.client(reconnect=True) as client:
+        await soon(client.command("handshake"))
+        waiting = asyncio.create_task(anext(client.events(), None))
+        server.http.stop()
+        await server.bridge.close()
+        await until(lambda: client._connection is None, "the connection is lost")
+        await client.close()
+        assert await soon(waiting) is None

@@ -4,18 +4,23 @@ from __future__ import annotations
 
 import asyncio
 import socket
+import ssl
 import threading
 import time
 from collections.abc import AsyncIterator, Iterator
 
 import pytest
+import trustme
+from tornado.httpserver import HTTPServer
+from tornado.netutil import bind_sockets
+from tornado.web import Application
 from tornado.websocket import WebSocketClientConnection
 from websockets.asyncio.client import connect as websockets_connect
 from websockets.typing import Subprotocol
 
 from tests.conftest import Serve, Server, ask, receive, receive_data, until
 from tests.fake_rbkit import FakeRbkit, collection
-from tornado_rbkit import Bridge
+from tornado_rbkit import Bridge, rbkit_routes
 from tornado_rbkit.protocol import message_counter
 
 MIB = 1024 * 1024
@@ -364,3 +369,101 @@ async def take(connection: object, count: int) -> AsyncIterator[str | bytes]:
         if message[0] in (ord("1"), "1"):
             count -= 1
             yield message
+
+
+async def test_tls_carries_large_messages_and_slow_readers(rbkit: FakeRbkit, threaded: bool) -> None:
+    authority = trustme.CA()
+    server_side, client_side = ssl.create_default_context(ssl.Purpose.CLIENT_AUTH), ssl.create_default_context()
+    authority.issue_cert("127.0.0.1").configure_cert(server_side)
+    authority.configure_trust(client_side)
+    bridge = Bridge(**rbkit.endpoints, threaded=threaded)
+    http = HTTPServer(Application(rbkit_routes(bridge)), ssl_options=server_side)
+    sockets = bind_sockets(0, "127.0.0.1")
+    http.add_sockets(sockets)
+    url = f"wss://127.0.0.1:{sockets[0].getsockname()[1]}/rbkit/ws"
+
+    async def watch(pause: float) -> list[bytes]:
+        async with websockets_connect(
+            url, ssl=client_side, subprotocols=[Subprotocol("rbkit")], max_size=None, compression=None
+        ) as connection:
+            received: list[bytes] = []
+            async for message in take(connection, len(sizes)):
+                assert isinstance(message, bytes)
+                received.append(message[1:])
+                await asyncio.sleep(pause)
+            return received
+
+    sizes = [10, 3 * MIB, 100_000, 70_000, 10, 700_000, 5 * MIB, 10] * 3
+    watching = [asyncio.create_task(watch(pause)) for pause in (0, 0.02)]
+    await until(lambda: len(bridge.stats()["clients"]) == 2 and bridge.stats()["handshake"], "both are there")
+    sent = [rbkit.publish_collection(size) for size in sizes]
+    assert await asyncio.gather(*watching) == [sent, sent]
+    http.stop()
+    await bridge.close()
+    await http.close_all_connections()
+
+
+class TestMessageOverTheBound:
+    async def test_passes_when_nothing_else_waits_whatever_comes_with_it(
+        self, serve: Serve, rbkit: FakeRbkit, threaded: bool
+    ) -> None:
+        server = await serve(Bridge(**rbkit.endpoints, threaded=threaded, max_backlog_bytes=MIB))
+        connection = await server.connected()
+        sent = [rbkit.publish_collection(size) for size in (10, 3 * MIB, 10, 10)]
+        for message in sent:
+            assert await receive_data(connection) == message
+        assert server.bridge.stats()["messages_dropped"] == 0
+
+    async def test_is_not_dropped_for_smaller_ones_that_come_after(
+        self, serve: Serve, rbkit: FakeRbkit, threaded: bool, stall: list[StalledClient]
+    ) -> None:
+        server = await serve(Bridge(**rbkit.endpoints, threaded=threaded, max_backlog_bytes=MIB))
+        slow = await stalled(server, stall)
+        await until(lambda: server.bridge.stats()["state"] == "connected", "the bridge is connected")
+        filler = [rbkit.publish_collection(900_000) for _ in range(8)]  # more than the kernel takes
+        await until(lambda: server.bridge.stats()["messages_in"] == len(filler), "they have come")
+        large = rbkit.publish_collection(3 * MIB)
+        after = [rbkit.publish_collection(500_000) for _ in range(6)]
+        await until(lambda: server.bridge.stats()["messages_in"] == len(filler) + 7, "all have come")
+        received: list[bytes] = []
+        while large not in received[-1:]:
+            payload = await slow.read_message()
+            if payload.startswith(b"1"):
+                received.append(payload[1:])
+                assert payload[1:] not in after, "the large one was dropped"
+
+
+async def test_a_slow_line_is_not_taken_for_a_silent_client(
+    serve: Serve, rbkit: FakeRbkit, stall: list[StalledClient]
+) -> None:
+    server = await serve(Bridge(**rbkit.endpoints, ping_interval=0.2, stall_timeout=5))
+    slow = await stalled(server, stall)
+    await until(lambda: server.bridge.stats()["state"] == "connected", "the bridge is connected")
+    sent = [rbkit.publish_collection(200_000) for _ in range(10)]  # which the kernel takes at once
+    received: list[bytes] = []
+    while len(received) < len(sent):
+        await asyncio.sleep(0.1)  # this is how slow it is; the ping waits behind it all
+        payload = await slow.read_message()
+        if payload.startswith(b"1"):
+            received.append(payload[1:])
+    assert received == sent
+
+
+async def test_nothing_follows_a_close_frame_and_no_command_is_taken_after_it(
+    serve: Serve, rbkit: FakeRbkit, stall: list[StalledClient]
+) -> None:
+    server = await serve(Bridge(**rbkit.endpoints))
+    bystander = await server.connected()
+    offender = await stalled(server, stall)
+    assert await receive(bystander) == b"0client_count:2"
+    await ask(bystander, "handshake")
+    too_big = b"\x82\xff" + (70_000).to_bytes(8, "big") + bytes(4) + bytes(70_000)
+    await asyncio.get_running_loop().sock_sendall(offender.socket, too_big + b"\x81\x8a\0\0\0\0trigger_gc")
+    first, _ = await offender.read_frame()
+    while first & 0x0F != 8:
+        first, _ = await offender.read_frame()
+    message = rbkit.publish_collection()
+    assert await receive_data(bystander) == message
+    assert b"trigger_gc" not in rbkit.received
+    offender.socket.close()
+    await until(lambda: len(server.bridge.stats()["clients"]) == 1, "it is gone")

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import gc
 import os
 import subprocess
@@ -12,6 +13,7 @@ import threading
 import time
 
 import pytest
+from tornado.web import RequestHandler
 
 from tests.conftest import Serve, Server, ask, closing, until
 from tests.fake_rbkit import FakeRbkit
@@ -198,6 +200,154 @@ async def test_a_thousand_viewers_come_and_go_and_leave_nothing(
     assert objects_after - objects_before < 1000, "fewer than one object is left of each visit"
 
 
+async def test_commands_are_answered_after_any_number_of_joins_and_leaves_in_a_hurry(
+    serve: Serve, rbkit: FakeRbkit, threaded: bool
+) -> None:
+    server = await serve(Bridge(**rbkit.endpoints, threaded=threaded, idle_grace=0))
+
+    async def hurry() -> None:
+        for number in range(100):
+            async with server.client() as client:
+                asked = [asyncio.ensure_future(client.request("trigger_gc")) for _ in range(number % 3)]
+                await asyncio.sleep(0)
+            await asyncio.gather(*asked, return_exceptions=True)
+
+    await asyncio.gather(*(hurry() for _ in range(3)))
+    async with server.client() as client:
+        assert await asyncio.wait_for(client.command("use_cpu_time"), 10) == "ok"
+
+
+async def test_a_client_that_leaves_while_authorize_thinks_is_no_client(serve: Serve, rbkit: FakeRbkit) -> None:
+    asked, think = asyncio.Event(), asyncio.Event()
+
+    async def authorize(handler: RequestHandler, command: str) -> bool:
+        asked.set()
+        await think.wait()
+        return True
+
+    server = await serve(Bridge(**rbkit.endpoints), authorize=authorize)
+    _, writer = await asyncio.open_connection("127.0.0.1", server.port)
+    writer.write(
+        b"GET /rbkit/ws HTTP/1.1\r\nHost: x\r\nUpgrade: websocket\r\nConnection: Upgrade\r\n"
+        b"Sec-WebSocket-Key: dGhlIHNhbXBsZSBub25jZQ==\r\nSec-WebSocket-Version: 13\r\n"
+        b"Sec-WebSocket-Protocol: rbkit\r\n\r\n"
+    )
+    await asked.wait()
+    writer.close()
+    await writer.wait_closed()
+    await asyncio.sleep(0.05)  # for the server to see it go
+    think.set()
+    assert await ask(await server.connected(), "trigger_gc") == b"0ok"
+    assert len(server.bridge.stats()["clients"]) == 1
+
+
+async def test_profiling_is_stopped_though_the_reply_to_its_start_was_lost(serve: Serve, rbkit: FakeRbkit) -> None:
+    cut = False
+    writers: list[asyncio.StreamWriter] = []
+
+    async def pump(reader: asyncio.StreamReader, writer: asyncio.StreamWriter, is_reply: bool) -> None:
+        with contextlib.suppress(ConnectionError):
+            while data := await reader.read(65536):
+                if is_reply and cut:
+                    break
+                writer.write(data)
+        for one in writers:
+            one.transport.abort()
+
+    async def proxy(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        there_reader, there_writer = await asyncio.open_connection("127.0.0.1", int(rbkit.req.rpartition(":")[2]))
+        writers.extend((writer, there_writer))
+        await asyncio.gather(pump(reader, there_writer, False), pump(there_reader, writer, True))
+
+    between = await asyncio.start_server(proxy, "127.0.0.1", 0)
+    req = f"tcp://127.0.0.1:{between.sockets[0].getsockname()[1]}"
+    server = await serve(Bridge(rbkit.pub, req, idle_grace=0.2))
+    connection = await server.connected()
+    await until(lambda: server.bridge.stats()["handshake"], "the handshake is known")
+    cut = True
+    assert (await ask(connection, "start_memory_profile")).startswith(b"0error:unavailable")
+    cut = False
+    assert rbkit.enabled == {"memory_profile"}
+    await until(lambda: server.bridge.state is State.CONNECTED, "it is connected again")
+    await until(lambda: server.bridge.stats()["handshake"]["object_trace_enabled"], "it knows of the profiling")
+    connection.close()
+    await until(lambda: server.bridge.state is State.IDLE, "it is closed")
+    assert not rbkit.enabled
+    between.close()
+    await between.wait_closed()
+
+
+def test_a_thread_that_was_stopped_too_early_is_an_error_and_no_hang(rbkit: FakeRbkit) -> None:
+    program = f"""
+        import asyncio
+        from tornado.httpserver import HTTPServer
+        from tornado.netutil import bind_sockets
+        from tornado.web import Application
+        from tornado_rbkit import Bridge, IOLoopThread, RbkitClient, rbkit_routes
+
+        async def main():
+            thread = IOLoopThread()
+            thread.start()
+            bridge = Bridge({rbkit.pub!r}, {rbkit.req!r}, threaded=thread)
+            server = HTTPServer(Application(rbkit_routes(bridge)))
+            sockets = bind_sockets(0, "127.0.0.1")
+            server.add_sockets(sockets)
+            async with RbkitClient(f"ws://127.0.0.1:{{sockets[0].getsockname()[1]}}/rbkit/ws") as client:
+                print(await client.command("trigger_gc"))
+                thread.stop()
+                try:
+                    await bridge.close()
+                except RuntimeError as error:
+                    print(error)
+            server.stop()
+
+        asyncio.run(main())
+    """
+    finished = subprocess.run(
+        [sys.executable, "-c", textwrap.dedent(program)], capture_output=True, text=True, timeout=30
+    )
+    expected = "ok\nthe IOLoopThread was stopped before its bridges were closed; stop it after them\n"
+    assert finished.stdout == expected, finished.stderr
+
+
+@pytest.mark.parametrize("kind", [True, False], ids=["threaded", "unthreaded"])
+def test_too_few_file_descriptors_refuse_a_client_and_pass(rbkit: FakeRbkit, kind: bool) -> None:
+    program = f"""
+        import asyncio, logging, os, resource
+        from tornado.httpserver import HTTPServer
+        from tornado.netutil import bind_sockets
+        from tornado.web import Application
+        from tornado_rbkit import Bridge, ConnectionLost, RbkitClient, rbkit_routes
+
+        async def main():
+            logging.disable(logging.ERROR)  # that it is logged is not what is tested
+            bridge = Bridge({rbkit.pub!r}, {rbkit.req!r}, threaded={kind})
+            server = HTTPServer(Application(rbkit_routes(bridge)))
+            sockets = bind_sockets(0, "127.0.0.1")
+            server.add_sockets(sockets)
+            url = f"ws://127.0.0.1:{{sockets[0].getsockname()[1]}}/rbkit/ws"
+            _, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+            used = max(map(int, os.listdir("/proc/self/fd")))
+            resource.setrlimit(resource.RLIMIT_NOFILE, (used + 3, hard))  # libzmq aborts with a few more
+            try:
+                async with RbkitClient(url) as client:
+                    print("answered", await client.command("handshake"))
+            except ConnectionLost as error:
+                print("refused", error.code)
+            resource.setrlimit(resource.RLIMIT_NOFILE, (1024, hard))
+            async with RbkitClient(url) as client:
+                print(await client.command("trigger_gc"))
+            server.stop()
+            await bridge.close()
+
+        asyncio.run(main())
+    """
+    finished = subprocess.run(
+        [sys.executable, "-c", textwrap.dedent(program)], capture_output=True, text=True, timeout=60
+    )
+    assert finished.stdout == "refused 1013\nok\n", finished.stderr
+
+
 class TestOptions:
     @pytest.mark.parametrize(
         ("options", "text"),
@@ -207,6 +357,8 @@ class TestOptions:
             ({"req": "tcp://127.0.0.1:70000"}, "is not an endpoint"),
             ({"pub": "tcp://*:5555"}, "is not an endpoint"),
             ({"pub": "ipc://"}, "is not an endpoint"),
+            ({"pub": "ipc:///" + "x" * 200}, "is not an endpoint"),
+            ({"pub": "tcp://a!b:5555"}, "is not an endpoint"),
             ({"connect_timeout": -1}, "connect_timeout=-1 is out of range; allowed: 0 or more"),
             ({"max_backlog_bytes": 0}, "max_backlog_bytes=0 is out of range; allowed: 1 or more"),
             ({"stall_timeout": 0}, "stall_timeout=0 is out of range; allowed: more than 0"),

@@ -57,8 +57,9 @@ class TestNeverThere:
             assert await ask(await server.connected(), "trigger_gc") == b"0ok"
 
     async def test_only_one_of_its_sockets_is_not_enough(self, serve: Serve, rbkit: FakeRbkit) -> None:
-        server = await serve(Bridge(f"tcp://127.0.0.1:{free_port()}", rbkit.req, connect_timeout=0.5))
-        assert (await closing(await server.connect()))[0] == 1013
+        pub = f"tcp://127.0.0.1:{free_port()}"
+        server = await serve(Bridge(pub, rbkit.req, connect_timeout=0.5))
+        assert await closing(await server.connect()) == (1013, f"rbkit server is not running at {pub}")
 
 
 async def test_started_after_the_bridge_is_found_within_connect_timeout(serve: Serve, threaded: bool) -> None:

@@ -96,6 +96,13 @@ class TestPrefix:
         assert (await fetch(server, "/status")).code == 200
         assert (await fetch(server, "/")).code == 200
 
+    async def test_may_come_without_its_slash(self, serve: Serve, rbkit: FakeRbkit) -> None:
+        server = await serve(Bridge(**rbkit.endpoints), prefix="tools")
+        assert (await fetch(server, "/tools/status")).code == 200
+        page = await fetch(server, "/tools?token=x")
+        assert page.effective_url == server.url + "/tools/?token=x"
+        assert b'href="status?token=x"' in page.body
+
     async def test_is_taken_literally(self, serve: Serve, rbkit: FakeRbkit) -> None:
         server = await serve(Bridge(**rbkit.endpoints), prefix="/a.b")
         assert (await fetch(server, "/a.b/status")).code == 200
@@ -135,6 +142,18 @@ class TestSeveralProfilers:
             await server.close()
         thread.stop()
         assert not thread.is_alive()
+
+    async def test_that_are_not_there_are_not_mistaken_for_others(self, rbkit: FakeRbkit) -> None:
+        bridge = Bridge(**rbkit.endpoints)
+        http = HTTPServer(Application(rbkit_routes({"web-1": bridge})))
+        sockets = bind_sockets(0, "127.0.0.1")
+        http.add_sockets(sockets)
+        server = Server(bridge, http, sockets[0].getsockname()[1])
+        with pytest.raises(HTTPClientError) as refused:
+            await server.connect(path="/rbkit/web-2/ws")
+        assert refused.value.code == 404
+        assert rbkit.received == []
+        await server.close()
 
     @pytest.mark.parametrize("name", ["ws", "status", "targets", "metrics", "static", "", "a/b", "..", "ä", "a b"])
     def test_cannot_have_names_that_paths_cannot_have(self, name: str) -> None:

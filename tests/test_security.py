@@ -176,6 +176,18 @@ class TestAuthorize:
         assert b"use_cpu_time" not in rbkit.received
         assert (await ask(stuck, "handshake")).startswith(b"0error:forbidden trigger_gc")
 
+    @pytest.mark.logs_errors
+    async def test_whose_own_waiting_is_cancelled_refuses_and_answers_on(self, serve: Serve, rbkit: FakeRbkit) -> None:
+        async def authorize(handler: RequestHandler, command: str) -> bool:
+            if command == "trigger_gc":
+                raise asyncio.CancelledError
+            return True
+
+        server = await serve(Bridge(**rbkit.endpoints), authorize=authorize)
+        connection = await server.connected()
+        assert (await ask(connection, "trigger_gc")).startswith(b"0error:forbidden")
+        assert await ask(connection, "use_cpu_time") == b"0ok"
+
     async def test_that_takes_watching_away_closes_with_1008(self, serve: Serve, rbkit: FakeRbkit) -> None:
         allowed = {"handshake"}
 

@@ -5,6 +5,8 @@ from __future__ import annotations
 import json
 import re
 
+import msgpack
+import pytest
 from prometheus_client.parser import text_string_to_metric_families
 from tornado.httpclient import AsyncHTTPClient
 
@@ -88,3 +90,21 @@ async def test_metrics_are_what_prometheus_reads(serve: Serve, rbkit: FakeRbkit)
     assert values["rbkit_connected"] == 1
     assert values["rbkit_clients"] == 1
     assert not re.search(rb"_created", response.body)
+
+
+@pytest.mark.parametrize(
+    "facts",
+    [{"pid": "seven"}, {"pwd": b"bytes"}, {"clock_type": None}, {"process_name": 7}, {"timestamp": float("nan")}],
+)
+async def test_a_handshake_that_is_not_rbkit_s_does_not_break_it(
+    serve: Serve, rbkit: FakeRbkit, facts: dict[str, object]
+) -> None:
+    message = msgpack.unpackb(rbkit.handshake(), strict_map_key=False)
+    message[1] = facts.pop("timestamp", message[1])
+    message[2].update(facts)
+    reply: bytes = msgpack.packb(message)
+    rbkit.handshake = lambda: reply  # type: ignore[method-assign]
+    server = await serve(Bridge(**rbkit.endpoints))
+    assert await ask(await server.connected(), "handshake") == b"0" + reply
+    assert (await status(server))["handshake"] is None
+    assert (await AsyncHTTPClient().fetch(server.url + "/rbkit/")).code == 200
