@@ -1,0 +1,18 @@
+"""An rbkit 2.1 server inside a Python process, which any rbkit client can talk to.
+
+    from tornado_rbkit import profiler
+
+    profiler.start_server()
+
+Nothing is measured until a client, or `start_profiling`, asks for it.
+"""
+
+from tornado_rbkit.profiler.server import (
+    AlreadyRunningError,
+    BindError,
+    Server,
+    start_server,
+    stop_server,
+)
+
+__all__ = ["AlreadyRunningError", "BindError", "Server", "start_server", "stop_server"]

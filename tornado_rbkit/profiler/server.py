@@ -1,0 +1,254 @@
+"""The server's thread and its sockets, and the one server a process can have."""
+
+from __future__ import annotations
+
+import atexit
+import logging
+import os
+import signal
+import socket
+import threading
+import time
+from collections import deque
+from collections.abc import Callable
+from concurrent.futures import Future, wait
+from typing import Any, Final, TypeVar
+
+import zmq
+
+from tornado_rbkit.profiler.endpoints import BindError, bind, pub_endpoint, release_inherited, req_endpoint
+from tornado_rbkit.profiler.profile import Profile, default_name
+from tornado_rbkit.profiler.publisher import Publisher
+from tornado_rbkit.protocol import RbkitError
+
+__all__ = ["AlreadyRunningError", "BindError", "Server", "start_server", "stop_server"]
+
+_T = TypeVar("_T")
+_log = logging.getLogger(__name__)
+
+_LINGER_MS: Final = 200
+"""What `stop_server` waits at most for the last messages to reach the subscribers."""
+
+
+class AlreadyRunningError(RbkitError, RuntimeError):
+    """A second `start_server`; `server` is the one that runs."""
+
+    def __init__(self, server: Server) -> None:
+        super().__init__(
+            f"the profiler of this process already runs on pub {server.pub}, req {server.req}; stop_server() ends it"
+        )
+        self.server = server
+
+
+class Server:
+    """A PUB and a REP socket on a daemon thread of their own. Made by `start_server`.
+
+    Its attributes and `status` may be used on any thread.
+
+    Attributes:
+        pub: the endpoint of the PUB socket, with the port it was given.
+        req: the endpoint of the REP socket.
+        name: the process_name of the handshake.
+        started: seconds since the Unix epoch.
+    """
+
+    def __init__(self, pub: str, req: str, name: str) -> None:
+        self.name = name
+        self.started = time.time()
+        self._publisher = Publisher()
+        self._profile = Profile(name, self._publisher)
+        self._calls: deque[Callable[[], None]] = deque()
+        self._stopping = False
+        self._context: zmq.Context[Any] = zmq.Context()
+        try:
+            self._pub, self.pub = bind(self._context, zmq.PUB, pub)
+            try:
+                self._rep, self.req = bind(self._context, zmq.REP, req)
+            except BindError:
+                self._pub.close(0)
+                raise
+        except BindError:
+            self._context.term()
+            raise
+        self._wake_in, self._wake_out = socket.socketpair()
+        self._wake_in.setblocking(False)
+        self._wake_out.setblocking(False)
+        # A socket may move to another thread with a full fence between (zmq_socket(3)); Thread.start is one.
+        self._thread = threading.Thread(target=self._run, name="rbkit-server", daemon=True)
+        self._thread.start()
+
+    def __repr__(self) -> str:
+        return f"<Server {self.name!r} pub={self.pub} req={self.req}{'' if self.running else ' stopped'}>"
+
+    @property
+    def running(self) -> bool:
+        """True from `start_server` to `stop_server`."""
+        return not self._stopping and self._thread.is_alive()
+
+    def status(self) -> dict[str, Any]:
+        """Return what the server does, as JSON can hold it. Never waits for the server's thread."""
+        profile = self._profile
+        return {
+            "name": self.name,
+            "pid": os.getpid(),
+            "pub": self.pub,
+            "req": self.req,
+            "started": self.started,
+            "running": self.running,
+            "messages": self._publisher.counter,
+            "backlog": self._publisher.backlog,
+            "memory_profiling": profile.memory_enabled,
+            "cpu_profiling": profile.cpu_enabled,
+            "clock_type": profile.clock_type,
+        }
+
+    def call(self, function: Callable[[Profile], _T]) -> _T:
+        """Run `function` on the server's thread, between two commands; return what it returned.
+
+        Raises:
+            RuntimeError: the server has stopped.
+            Exception: whatever `function` raised.
+        """
+        future: Future[_T] = Future()
+
+        def run() -> None:
+            try:
+                future.set_result(function(self._profile))
+            except BaseException as error:  # noqa: BLE001 - it is the caller's, on the other thread
+                future.set_exception(error)
+
+        self._calls.append(run)
+        self._wake()
+        while not wait([future], timeout=0.1).done:
+            if not self._thread.is_alive() and not future.done():
+                raise RuntimeError("the profiler's server has stopped")
+        return future.result()
+
+    def stop(self) -> None:
+        """Publish what waits, close the sockets, and join the thread. May be called twice, on any other thread."""
+        self._stopping = True
+        self._wake()
+        self._thread.join()
+        self._wake_in.close()
+        self._wake_out.close()
+
+    def abandon(self) -> None:
+        """Give up, in a forked child, what belongs to the parent's server."""
+        self._stopping = True
+        self._wake_in.close()
+        self._wake_out.close()
+        release_inherited([self.pub, self.req])
+
+    def _wake(self) -> None:
+        try:
+            self._wake_in.send(b"\0")
+        except OSError:  # it is awake already, or it has stopped
+            return
+
+    def _run(self) -> None:
+        _leave_signals_to_the_host()
+        try:
+            self._serve()
+        finally:
+            self._profile.close()
+            self._publish(flush=True)
+            self._rep.close(0)
+            self._pub.close(_LINGER_MS)
+            self._context.term()
+
+    def _serve(self) -> None:
+        poller = zmq.Poller()
+        poller.register(self._rep, zmq.POLLIN)
+        poller.register(self._wake_out.fileno(), zmq.POLLIN)
+        while not self._stopping:
+            while self._calls:
+                self._calls.popleft()()
+            seconds = self._profile.work()
+            self._publish()
+            ready = dict(poller.poll(None if seconds is None else int(seconds * 1000)))
+            if self._wake_out.fileno() in ready:
+                self._wake_out.recv(4096)
+            if self._rep in ready:
+                self._answer()
+
+    def _answer(self) -> None:
+        request = self._rep.recv_multipart()
+        self._rep.send(self._profile.answer(request))
+
+    def _publish(self, *, flush: bool = False) -> None:
+        for message in self._publisher.take(time.time(), flush=flush):
+            self._pub.send(message, zmq.NOBLOCK)
+
+
+def _leave_signals_to_the_host() -> None:
+    """Block every signal on this thread, so that the system delivers them to the threads that expect them."""
+    if hasattr(signal, "pthread_sigmask"):
+        signal.pthread_sigmask(signal.SIG_BLOCK, signal.valid_signals())
+
+
+# The one server of a process
+
+_lock = threading.Lock()
+_server: Server | None = None
+_hooked = False
+_parents: Final[list[Server]] = []
+"""A forked child keeps its parent's servers for good: to destroy one would be to end sockets that are not its own."""
+
+
+def start_server(pub: str | None = None, req: str | None = None, name: str | None = None) -> Server:
+    """Start the profiler's server in this process. Nothing is measured until something asks for it. Any thread.
+
+    Args:
+        pub: the endpoint of the PUB socket; without it 127.0.0.1 and the port RBKIT_PUB_PORT, or 5555.
+            ``tcp://127.0.0.1:*`` takes a free port. The file of an ``ipc://`` socket is its owner's alone.
+        req: the endpoint of the REP socket; without it 127.0.0.1 and the port RBKIT_REQ_PORT, or 5556.
+        name: what clients see as the process's name; without it the script's.
+
+    Returns:
+        The server. `Server.pub` and `Server.req` are where it really is.
+
+    Raises:
+        AlreadyRunningError: this process has a server.
+        BindError: an endpoint is taken, or cannot be bound; the error names it.
+    """
+    global _server
+    with _lock:
+        if _server is not None:
+            raise AlreadyRunningError(_server)
+        _hook()
+        _server = Server(pub_endpoint(pub), req_endpoint(req), name or default_name())
+        return _server
+
+
+def stop_server() -> None:
+    """Stop the server and everything it measures; does nothing when there is none. Any thread but its own."""
+    global _server
+    with _lock:
+        server, _server = _server, None
+        if server is not None:
+            server.stop()
+
+
+def current_server() -> Server | None:
+    """Return the server that runs in this process. Any thread."""
+    return _server
+
+
+def _hook() -> None:
+    global _hooked
+    if _hooked:
+        return
+    _hooked = True
+    atexit.register(stop_server)
+    if hasattr(os, "register_at_fork"):
+        os.register_at_fork(after_in_child=_after_fork_in_child)
+
+
+def _after_fork_in_child() -> None:
+    global _lock, _server
+    _lock = threading.Lock()
+    server, _server = _server, None
+    if server is None:
+        return
+    _parents.append(server)
+    server.abandon()
