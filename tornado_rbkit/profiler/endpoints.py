@@ -82,6 +82,12 @@ def bind(context: zmq.Context[Any], kind: int, endpoint: str) -> tuple[zmq.Socke
     return sock, sock.getsockopt_string(zmq.LAST_ENDPOINT).rstrip("\0")
 
 
+def unlink(endpoint: str) -> None:
+    """Remove the socket file of an ``ipc://`` endpoint that was closed; libzmq leaves it behind."""
+    if endpoint.startswith("ipc://"):
+        Path(endpoint.removeprefix("ipc://")).unlink(missing_ok=True)
+
+
 def _answers(path: str) -> bool:
     """Return True if a process accepts connections on this socket file."""
     try:

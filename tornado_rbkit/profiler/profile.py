@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import gc
+import logging
 import os
 import sys
 import time
@@ -10,8 +11,11 @@ from collections.abc import Callable
 from importlib.metadata import PackageNotFoundError, version
 from typing import Final
 
+from tornado_rbkit.profiler.cpu import HAS_CPU_CLOCK, CPUSampler
 from tornado_rbkit.profiler.publisher import Publisher, pack
 from tornado_rbkit.protocol import EventType, Field
+
+_log = logging.getLogger(__name__)
 
 PROTOCOL_VERSION: Final = "2.1"
 FLUSH_SECONDS: Final = 0.05
@@ -31,9 +35,8 @@ class Profile:
     def __init__(self, name: str, publisher: Publisher) -> None:
         self.name = name
         self.publisher = publisher
-        self.clock_type = "wall"
         self.memory_enabled = False
-        self.cpu_enabled = False
+        self.cpu = CPUSampler(publisher)
         self._commands: dict[bytes, Callable[[], bytes]] = {
             b"handshake": self.handshake,
             b"start_memory_profile": self.start_memory_profile,
@@ -56,7 +59,7 @@ class Profile:
 
     def work(self) -> float | None:
         """Do what is due; return the seconds after which to call again, None for not before the next command."""
-        return FLUSH_SECONDS if self.memory_enabled or self.cpu_enabled else None
+        return FLUSH_SECONDS if self.memory_enabled or self.cpu.enabled else None
 
     def handshake(self) -> bytes:
         facts = {
@@ -66,8 +69,8 @@ class Profile:
             "pwd": _working_folder(),
             "pid": os.getpid(),
             "object_trace_enabled": int(self.memory_enabled),
-            "cpu_profiling_enabled": int(self.cpu_enabled),
-            "clock_type": self.clock_type,
+            "cpu_profiling_enabled": int(self.cpu.enabled),
+            "clock_type": self.cpu.clock_type,
             "cpu_profiling_mode": "sampling",
         }
         timestamp = time.time() * 1000.0
@@ -96,19 +99,23 @@ class Profile:
         return _OK
 
     def use_cpu_time(self) -> bytes:
-        self.clock_type = "cpu"
+        """Sample by CPU time, where threads have CPU clocks; elsewhere the clock stays as it is."""
+        if HAS_CPU_CLOCK:
+            self.cpu.clock_type = "cpu"
+        else:
+            _log.warning("there are no CPU clocks of threads on %s: sampling goes by the wall clock", sys.platform)
         return _OK
 
     def use_wall_time(self) -> bytes:
-        self.clock_type = "wall"
+        self.cpu.clock_type = "wall"
         return _OK
 
     def start_cpu_profiling(self) -> bytes:
-        self.cpu_enabled = True
+        self.cpu.start()
         return _OK
 
     def stop_cpu_profiling(self) -> bytes:
-        self.cpu_enabled = False
+        self.cpu.stop()
         return _OK
 
     def close(self) -> None:

@@ -5,7 +5,6 @@ from __future__ import annotations
 import atexit
 import logging
 import os
-import signal
 import socket
 import threading
 import time
@@ -16,9 +15,10 @@ from typing import Any, Final, TypeVar
 
 import zmq
 
-from tornado_rbkit.profiler.endpoints import BindError, bind, pub_endpoint, release_inherited, req_endpoint
+from tornado_rbkit.profiler.endpoints import BindError, bind, pub_endpoint, release_inherited, req_endpoint, unlink
 from tornado_rbkit.profiler.profile import Profile, default_name
 from tornado_rbkit.profiler.publisher import Publisher
+from tornado_rbkit.profiler.signals import leave_signals_to_the_host
 from tornado_rbkit.protocol import RbkitError
 
 __all__ = ["AlreadyRunningError", "BindError", "Server", "start_server", "stop_server"]
@@ -98,8 +98,7 @@ class Server:
             "messages": self._publisher.counter,
             "backlog": self._publisher.backlog,
             "memory_profiling": profile.memory_enabled,
-            "cpu_profiling": profile.cpu_enabled,
-            "clock_type": profile.clock_type,
+            "cpu": profile.cpu.status(),
         }
 
     def call(self, function: Callable[[Profile], _T]) -> _T:
@@ -146,7 +145,7 @@ class Server:
             return
 
     def _run(self) -> None:
-        _leave_signals_to_the_host()
+        leave_signals_to_the_host()
         try:
             self._serve()
         finally:
@@ -155,6 +154,8 @@ class Server:
             self._rep.close(0)
             self._pub.close(_LINGER_MS)
             self._context.term()
+            unlink(self.pub)
+            unlink(self.req)
 
     def _serve(self) -> None:
         poller = zmq.Poller()
@@ -178,12 +179,6 @@ class Server:
     def _publish(self, *, flush: bool = False) -> None:
         for message in self._publisher.take(time.time(), flush=flush):
             self._pub.send(message, zmq.NOBLOCK)
-
-
-def _leave_signals_to_the_host() -> None:
-    """Block every signal on this thread, so that the system delivers them to the threads that expect them."""
-    if hasattr(signal, "pthread_sigmask"):
-        signal.pthread_sigmask(signal.SIG_BLOCK, signal.valid_signals())
 
 
 # The one server of a process
