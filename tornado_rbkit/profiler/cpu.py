@@ -20,10 +20,11 @@ import sys
 import threading
 import time
 import weakref
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable
 from types import CodeType, FrameType, FunctionType
 from typing import Any, Final
 
+from tornado_rbkit.profiler.objects import type_dict, type_mro, type_qualname
 from tornado_rbkit.profiler.publisher import BACKLOG_EVENTS, Publisher, array_header, pack, pack_double, pack_text
 from tornado_rbkit.profiler.signals import leave_signals_to_the_host
 from tornado_rbkit.protocol import EventType, Field
@@ -57,6 +58,7 @@ class CPUSampler:
         self._stopping = threading.Event()
         self._thread: threading.Thread | None = None
         self._frames = FrameCache()
+        self._clocks = ThreadClocks()
         self._ticks = self._late = self._samples = 0
         self._began = self._ended = 0.0
 
@@ -109,7 +111,7 @@ class CPUSampler:
     def _run(self) -> None:
         leave_signals_to_the_host()
         self._own.add(threading.get_ident())
-        clocks = ThreadClocks()
+        self._clocks = ThreadClocks()
         due = time.monotonic() + self.interval
         while not self._stopping.wait(max(0.0, due - time.monotonic())):
             behind = int((time.monotonic() - due) / self.interval)
@@ -118,15 +120,15 @@ class CPUSampler:
             if self._publisher.backlog > BACKLOG_EVENTS:
                 self._late += 1
                 continue
-            self._tick(clocks)
+            self._tick()
             self._ticks += 1
 
-    def _tick(self, clocks: ThreadClocks) -> None:
+    def _tick(self) -> None:
         timestamp = pack_double(time.time() * 1000.0)
         frames = sys._current_frames()
         for thread_id in self._own:
             frames.pop(thread_id, None)
-        burned = clocks.burned(frames, self.interval) if self.clock_type == "cpu" else frames
+        burned = self._clocks.burned(frames, self.interval) if self.clock_type == "cpu" else frames
         for thread_id in burned:
             stack = self._frames.stack(frames[thread_id])
             packed_id = pack(thread_id)
@@ -267,7 +269,7 @@ def qualified_name(frame: FrameType) -> str:
     owner = _class_of_first_argument(frame)
     if owner is None:
         return code.co_name
-    return f"{_qualname(owner)}.{code.co_name}"
+    return f"{type_qualname(owner)}.{code.co_name}"
 
 
 def _first_argument(code: CodeType) -> str | None:
@@ -283,15 +285,10 @@ def _class_of_first_argument(frame: FrameType) -> type | None:
     if name not in ("self", "cls"):
         return None
     first = frame.f_locals.get(name)  # copies every variable, but 3.10 has no cheaper way to one
-    for base in _mro(first if name == "cls" and type in _mro(type(first)) else type(first)):
-        found: Any = _dict(base).get(frame.f_code.co_name)
+    for base in type_mro(first if name == "cls" and type in type_mro(type(first)) else type(first)):
+        found: Any = type_dict(base).get(frame.f_code.co_name)
         if type(found) in (classmethod, staticmethod):
             found = found.__func__
         if type(found) is FunctionType and found.__code__ is frame.f_code:
             return base
     return None
-
-
-_mro: Final[Callable[[Any], tuple[type, ...]]] = type.__dict__["__mro__"].__get__
-_dict: Final[Callable[[Any], Mapping[str, Any]]] = type.__dict__["__dict__"].__get__
-_qualname: Final[Callable[[Any], str]] = type.__dict__["__qualname__"].__get__

@@ -9,9 +9,11 @@ import sys
 import time
 from collections.abc import Callable
 from importlib.metadata import PackageNotFoundError, version
-from typing import Final
+from typing import Final, Protocol
 
 from tornado_rbkit.profiler.cpu import HAS_CPU_CLOCK, CPUSampler
+from tornado_rbkit.profiler.heap import Snapshot
+from tornado_rbkit.profiler.memory import MemoryProfile
 from tornado_rbkit.profiler.publisher import Publisher, pack
 from tornado_rbkit.protocol import EventType, Field
 
@@ -24,19 +26,35 @@ FLUSH_SECONDS: Final = 0.05
 _OK: Final = b"ok"
 
 
+class Outlet(Protocol):
+    """What a snapshot, which takes its time, needs of the server."""
+
+    def send_all(self, message: bytes) -> None:
+        """Publish a message that no subscriber should miss."""
+
+    def breathe(self) -> bool:
+        """Publish what waits and let the host run; return False if the server is being stopped."""
+
+
 class Profile:
     """The instruments of one process and the commands that set them. Everything here is the server's thread's.
 
     Args:
         name: the process_name of the handshake.
         publisher: where events go.
+        outlet: what sends a snapshot's messages.
     """
 
-    def __init__(self, name: str, publisher: Publisher) -> None:
+    def __init__(self, name: str, publisher: Publisher, outlet: Outlet) -> None:
         self.name = name
         self.publisher = publisher
-        self.memory_enabled = False
+        self.memory = MemoryProfile(publisher, lambda: self.own)
+        self.own: list[object] = [self]
         self.cpu = CPUSampler(publisher)
+        self.snapshot_objects = 0
+        """The objects of the last snapshot, or those found so far by the one that runs."""
+        self._snapshots = 0
+        self._outlet = outlet
         self._commands: dict[bytes, Callable[[], bytes]] = {
             b"handshake": self.handshake,
             b"start_memory_profile": self.start_memory_profile,
@@ -59,7 +77,10 @@ class Profile:
 
     def work(self) -> float | None:
         """Do what is due; return the seconds after which to call again, None for not before the next command."""
-        return FLUSH_SECONDS if self.memory_enabled or self.cpu.enabled else None
+        due = self.memory.work()
+        if due is not None or self.cpu.enabled or self.publisher.backlog:
+            return FLUSH_SECONDS if due is None else min(due, FLUSH_SECONDS)
+        return None
 
     def handshake(self) -> bytes:
         facts = {
@@ -68,7 +89,7 @@ class Profile:
             "process_name": self.name,
             "pwd": _working_folder(),
             "pid": os.getpid(),
-            "object_trace_enabled": int(self.memory_enabled),
+            "object_trace_enabled": int(self.memory.enabled),
             "cpu_profiling_enabled": int(self.cpu.enabled),
             "clock_type": self.cpu.clock_type,
             "cpu_profiling_mode": "sampling",
@@ -83,11 +104,11 @@ class Profile:
         )
 
     def start_memory_profile(self) -> bytes:
-        self.memory_enabled = True
+        self.memory.start()
         return _OK
 
     def stop_memory_profile(self) -> bytes:
-        self.memory_enabled = False
+        self.memory.stop()
         return _OK
 
     def trigger_gc(self) -> bytes:
@@ -96,6 +117,17 @@ class Profile:
         return _OK
 
     def objectspace_snapshot(self) -> bytes:
+        """Walk the heap and publish it; the reply comes afterwards, as rbkit's."""
+        self._snapshots += 1
+        snapshot = Snapshot(self._snapshots, self.own)
+        self.snapshot_objects = 0
+        for _ in snapshot.walk():
+            self.snapshot_objects = snapshot.total
+            if not self._outlet.breathe():
+                return _OK  # the server is being stopped
+        for message in snapshot.messages(self.publisher):
+            self._outlet.send_all(message)
+        self.snapshot_objects = snapshot.total
         return _OK
 
     def use_cpu_time(self) -> bytes:

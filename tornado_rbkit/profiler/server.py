@@ -16,6 +16,7 @@ from typing import Any, Final, TypeVar
 import zmq
 
 from tornado_rbkit.profiler.endpoints import BindError, bind, pub_endpoint, release_inherited, req_endpoint, unlink
+from tornado_rbkit.profiler.memory import release_callback
 from tornado_rbkit.profiler.profile import Profile, default_name
 from tornado_rbkit.profiler.publisher import Publisher
 from tornado_rbkit.profiler.signals import leave_signals_to_the_host
@@ -23,6 +24,8 @@ from tornado_rbkit.protocol import RbkitError
 
 __all__ = ["AlreadyRunningError", "BindError", "Server", "start_server", "stop_server"]
 
+_PATIENCE_SECONDS: Final = 1.0
+_HOSTS_TURN_SECONDS: Final = 0.0005
 _T = TypeVar("_T")
 _log = logging.getLogger(__name__)
 
@@ -56,9 +59,11 @@ class Server:
         self.name = name
         self.started = time.time()
         self._publisher = Publisher()
-        self._profile = Profile(name, self._publisher)
+        self._profile = Profile(name, self._publisher, self)
+        self._profile.own.append(self)
         self._calls: deque[Callable[[], None]] = deque()
         self._stopping = False
+        self._stopped = threading.Event()
         self._context: zmq.Context[Any] = zmq.Context()
         try:
             self._pub, self.pub = bind(self._context, zmq.PUB, pub)
@@ -97,7 +102,8 @@ class Server:
             "running": self.running,
             "messages": self._publisher.counter,
             "backlog": self._publisher.backlog,
-            "memory_profiling": profile.memory_enabled,
+            "snapshot_objects": profile.snapshot_objects,
+            "memory": profile.memory.status(),
             "cpu": profile.cpu.status(),
         }
 
@@ -123,9 +129,36 @@ class Server:
                 raise RuntimeError("the profiler's server has stopped")
         return future.result()
 
+    def send_all(self, message: bytes) -> None:
+        """Publish a message of a snapshot, waiting for subscribers that have a full queue. The server's thread.
+
+        ZMQ_XPUB_NODROP makes the PUB socket refuse what a subscriber's high-water mark would make it drop. A
+        subscriber that takes nothing for `_PATIENCE_SECONDS` is dropped for as PUB sockets do, and the others
+        wait for it no more.
+        """
+        self._publish()
+        self._pub.setsockopt(zmq.XPUB_NODROP, 1)
+        deadline = time.monotonic() + _PATIENCE_SECONDS
+        while True:
+            try:
+                self._pub.send(message, zmq.NOBLOCK)
+                break
+            except zmq.Again:
+                if time.monotonic() > deadline or self._stopped.wait(0.005):
+                    self._pub.setsockopt(zmq.XPUB_NODROP, 0)
+                    self._pub.send(message, zmq.NOBLOCK)
+                    break
+        self._pub.setsockopt(zmq.XPUB_NODROP, 0)
+
+    def breathe(self) -> bool:
+        """Publish what waits and let the host run, in the middle of a snapshot. The server's thread."""
+        self._publish()
+        return not self._stopped.wait(_HOSTS_TURN_SECONDS)
+
     def stop(self) -> None:
         """Publish what waits, close the sockets, and join the thread. May be called twice, on any other thread."""
         self._stopping = True
+        self._stopped.set()
         self._wake()
         self._thread.join()
         self._wake_in.close()
@@ -136,6 +169,7 @@ class Server:
         self._stopping = True
         self._wake_in.close()
         self._wake_out.close()
+        release_callback(self._profile.memory)
         release_inherited([self.pub, self.req])
 
     def _wake(self) -> None:
