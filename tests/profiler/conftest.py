@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 import threading
 import time
 from collections.abc import Callable, Iterator
@@ -96,11 +97,18 @@ def shape(value: Any) -> Any:
 
 @pytest.fixture
 def server() -> Iterator[profiler.Server]:
-    """A server on free ports; nothing of it may be left afterwards."""
+    """A server on free ports; nothing of it may be left afterwards.
+
+    What pytest and the tests' modules hold is frozen, which takes it out of the collector's lists and so out of
+    snapshots and comparisons.
+    """
     threads = set(threading.enumerate())
+    gc.collect()
+    gc.freeze()
     running = profiler.start_server("tcp://127.0.0.1:*", "tcp://127.0.0.1:*", "test")
     yield running
     profiler.stop_server()
+    gc.unfreeze()
     left = [thread.name for thread in set(threading.enumerate()) - threads if thread.name.startswith("rbkit")]
     assert not left, f"threads that the profiler left behind: {left}"
 

@@ -24,6 +24,10 @@ class Order:
         self.number = f"order {number}"
 
 
+class Slotted:
+    __slots__ = ()
+
+
 class Oversized:
     def __sizeof__(self) -> int:
         raise AssertionError("the host's code was called")
@@ -98,11 +102,11 @@ def test_a_slow_subscriber_gets_all_of_it(server: profiler.Server, client: Clien
 def test_tracemalloc_tells_where_objects_were_made(client: Client) -> None:
     tracemalloc.start()
     try:
-        order = Order(7)
+        made = Slotted()
         _, objects = snapshot(client)
     finally:
         tracemalloc.stop()
-    (found,) = [item for item in objects if item.object_id == id(order)]
+    (found,) = [item for item in objects if item.object_id == id(made)]
     assert found.file == __file__
     assert found.line == sys._getframe().f_code.co_firstlineno + 3
 

@@ -6,6 +6,10 @@ walk is kept until its end (and is then released on the server's thread). What h
 are single calls of the interpreter: the list of all tracked objects at the beginning (some 15 ms per million), and
 the references of one very large container.
 
+Not in it: objects that were set aside with `gc.freeze`, which the collector does not list. File and line are known of
+objects made while tracemalloc traced, but not of those the interpreter takes from a list of free ones, and on
+Python 3.11 not of instances with a ``__dict__`` (a fault of its tracemalloc).
+
 No code of the host's is called: classes are read through `type`'s own descriptors, references by the collector's
 traversal, and sizes by ``__sizeof__`` only where that is not written in Python.
 """

@@ -5,6 +5,8 @@ less than a tick, and what is never tracked (strings, numbers, containers of the
 address: when an object dies and another of the same class takes its place between two ticks, that cannot be told
 from one object that lives on; of another class, it is reported as destroyed and created.
 
+Objects set aside with `gc.freeze` are not seen either.
+
 A tick works in slices of some milliseconds, between which the host has the GIL; while it lasts it holds the objects
 it has not yet looked at. Ticks come each second, or as much more seldom as it takes to stay within 5 % of the
 process's time.
