@@ -6,6 +6,7 @@ import gc
 import threading
 import time
 from collections.abc import Callable, Iterator
+from pathlib import Path
 from types import TracebackType
 from typing import Any, TypeVar
 
@@ -25,13 +26,13 @@ PATIENCE = 20.0
 class Client:
     """A REQ and a SUB socket. `messages` has what was published so far, as bytes."""
 
-    def __init__(self, pub: str, req: str) -> None:
+    def __init__(self, pub: str, req: str, *, hwm: int = 0) -> None:
         self.messages: list[bytes] = []
         self._context: zmq.Context[Any] = zmq.Context()
         self.req: zmq.Socket[bytes] = self._context.socket(zmq.REQ)
         self.sub: zmq.Socket[bytes] = self._context.socket(zmq.SUB)
         self.req.linger = self.sub.linger = 0
-        self.sub.rcvhwm = 0
+        self.sub.rcvhwm = hwm
         self.sub.subscribe(b"")
         monitor = self.sub.get_monitor_socket(zmq.EVENT_HANDSHAKE_SUCCEEDED)
         self.sub.connect(pub)
@@ -54,6 +55,10 @@ class Client:
     def ask(self, *parts: bytes) -> bytes:
         """Send a request and return the reply."""
         self.req.send_multipart(parts)
+        return self.reply(*parts)
+
+    def reply(self, *parts: object) -> bytes:
+        """Return the reply to the request that was sent."""
         assert self.req.poll(int(PATIENCE * 1000)), f"no answer to {parts}"
         return self.req.recv()
 
@@ -93,6 +98,14 @@ def shape(value: Any) -> Any:
     if isinstance(value, list):
         return [shape(value[0])] if value else []
     return type(value).__name__
+
+
+@pytest.fixture(autouse=True)
+def runtime(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """A runtime folder of the test's own, not yet there."""
+    folder = tmp_path / "runtime"
+    monkeypatch.setenv("RBKIT_RUNTIME_DIR", str(folder))
+    return folder
 
 
 @pytest.fixture

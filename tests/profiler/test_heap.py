@@ -10,6 +10,7 @@ from collections import Counter
 
 import msgpack
 import pytest
+import zmq
 
 from tests.fake_rbkit import recorded
 from tests.profiler.conftest import Client, raw_events, shape
@@ -90,13 +91,25 @@ def test_two_hundred_thousand_objects_arrive_without_a_gap(client: Client) -> No
     assert max(map(len, client.messages)) < 4_000_000
 
 
-def test_a_slow_subscriber_gets_all_of_it(server: profiler.Server, client: Client) -> None:
-    """With a queue of two messages on the way; the PUB socket waits for it."""
-    server.call(lambda profile: server._pub.set_hwm(2))
-    with Client(server.pub, server.req) as slow:
-        slow.sub.rcvhwm = 2
-        _, objects = snapshot(slow)
-    assert objects
+def test_a_subscriber_that_reads_slowly_gets_all_of_it(server: profiler.Server) -> None:
+    """With queues of one message on both sides, most of a snapshot finds them full."""
+    heap = [[number] for number in range(1000, 301_000)]
+    server.call(lambda profile: server._pub.setsockopt(zmq.SNDHWM, 1))
+    server.call(lambda profile: server._pub.setsockopt(zmq.SNDBUF, 4096))
+    pause = threading.Event()
+    with Client(server.pub, server.req, hwm=1) as client:
+        client.req.send(b"objectspace_snapshot")
+        received, total = 0, 1
+        while received < total:
+            for dump in client.next().events:
+                assert isinstance(dump, ObjectSpaceDump)
+                received, total = received + len(dump.objects), dump.complete_message_count
+            pause.wait(0.01)
+        assert client.reply() == b"ok"
+    assert received == total > 300_000
+    counters = [msgpack.unpackb(message, strict_map_key=False)[9] for message in client.messages]
+    assert counters == list(range(len(counters)))
+    del heap
 
 
 def test_tracemalloc_tells_where_objects_were_made(client: Client) -> None:

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import os
 import stat
-import subprocess
 import sys
 import time
 from pathlib import Path
@@ -14,6 +13,7 @@ import pytest
 
 from tests.fake_rbkit import free_port, recorded
 from tests.profiler.conftest import Client, shape
+from tests.profiler.python import python
 from tornado_rbkit import profiler
 from tornado_rbkit.profiler.publisher import BATCH_EVENTS, Publisher, pack
 from tornado_rbkit.protocol import COMMANDS, EventCollection, Handshake, RbkitError, decode, message_counter
@@ -96,7 +96,7 @@ for kind in (RbkitError, OSError):
     else:
         raise AssertionError("it started")
 """
-    _python(script)
+    python(script)
 
 
 def test_a_second_start_is_an_error_that_names_the_running_one(server: profiler.Server) -> None:
@@ -142,7 +142,7 @@ def test_ipc_sockets_are_their_owners_alone(tmp_path: Path) -> None:
         with Client(server.pub, server.req) as client:
             assert client.ask(b"trigger_gc") == b"ok"
             with pytest.raises(AssertionError):
-                _python(f"from tornado_rbkit import profiler; profiler.start_server({server.pub!r}, {server.req!r})")
+                python(f"from tornado_rbkit import profiler; profiler.start_server({server.pub!r}, {server.req!r})")
             assert client.ask(b"trigger_gc") == b"ok"
     finally:
         os.umask(umask)
@@ -171,7 +171,7 @@ def test_stopping_twice_and_starting_again() -> None:
 
 @pytest.mark.skipif(not hasattr(os, "fork"), reason="needs fork")
 def test_a_forked_child_has_no_server_and_leaves_its_parents_alone() -> None:
-    output = _python(
+    output = python(
         """
 import gc, os, sys, warnings
 from tests.profiler.conftest import Client
@@ -204,7 +204,7 @@ print("parent")
 
 @pytest.mark.skipif(not sys.platform.startswith("linux"), reason="descriptors are listed on Linux")
 def test_a_child_that_outlives_its_parent_does_not_hold_the_port() -> None:
-    output = _python(
+    output = python(
         """
 import os, sys, warnings
 from tornado_rbkit import profiler
@@ -232,7 +232,7 @@ print("again")
 
 @pytest.mark.parametrize("end", ["", "sys.exit(0)", "profiler.stop_server()", "del server; gc.collect()"])
 def test_the_process_ends_without_a_sound(end: str) -> None:
-    output = _python(
+    output = python(
         f"""
 import gc, sys
 from tests.profiler.conftest import Client
@@ -248,7 +248,7 @@ with Client(server.pub, server.req) as client:
 
 
 def test_importing_starts_nothing() -> None:
-    _python(
+    python(
         """
 import gc, threading
 from tornado_rbkit import profiler
@@ -283,16 +283,3 @@ def test_a_collection_of_any_length_is_valid(events: int) -> None:
     assert isinstance(message, EventCollection)
     assert len(message.events) == events
     assert message.timestamp == 5000.0
-
-
-def _python(script: str) -> str:
-    """Run a script where warnings are errors; it must end well and say nothing on stderr."""
-    ended = subprocess.run(
-        [sys.executable, "-X", "dev", "-W", "error", "-c", script],
-        capture_output=True,
-        text=True,
-        timeout=60,
-        cwd=Path(__file__).parents[2],
-    )
-    assert (ended.returncode, ended.stderr) == (0, "")
-    return ended.stdout

@@ -7,12 +7,26 @@
 Nothing is measured until a client, or `start_profiling`, asks for it.
 """
 
+from tornado_rbkit.profiler.discovery import RunningServer, RuntimeFolderError, list_servers
+from tornado_rbkit.profiler.endpoints import BindError
 from tornado_rbkit.profiler.server import (
     AlreadyRunningError,
-    BindError,
     Server,
+    current_server,
+    start_profiling,
     start_server,
     stop_server,
 )
 
-__all__ = ["AlreadyRunningError", "BindError", "Server", "start_server", "stop_server"]
+__all__ = [
+    "AlreadyRunningError",
+    "BindError",
+    "RunningServer",
+    "RuntimeFolderError",
+    "Server",
+    "current_server",
+    "list_servers",
+    "start_profiling",
+    "start_server",
+    "stop_server",
+]

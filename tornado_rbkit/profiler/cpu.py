@@ -32,6 +32,8 @@ from tornado_rbkit.protocol import EventType, Field
 DEFAULT_INTERVAL: Final = 0.001
 """Seconds, as rbkit's."""
 
+MAX_INTERVAL: Final = 3600.0
+
 MAX_DEPTH: Final = 1000
 """Frames of one sample; the outer ones of a deeper stack are left out."""
 
@@ -73,8 +75,8 @@ class CPUSampler:
         Raises:
             ValueError: the interval is not above 0.
         """
-        if interval is not None and not 0 < interval <= 3600:
-            raise ValueError(f"cpu_sampling_interval is {interval!r}; it must be above 0 and at most 3600 seconds")
+        if interval is not None and not 0 < interval <= MAX_INTERVAL:
+            raise ValueError(f"the interval is {interval!r}; it must be above 0 and at most {MAX_INTERVAL:g} s")
         if self.enabled and interval in (None, self.interval):
             return
         self.stop()

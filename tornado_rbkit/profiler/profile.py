@@ -89,7 +89,7 @@ class Profile:
             "process_name": self.name,
             "pwd": _working_folder(),
             "pid": os.getpid(),
-            "object_trace_enabled": int(self.memory.enabled),
+            "object_trace_enabled": int(self.memory.enabled and self.memory.trace_objects),
             "cpu_profiling_enabled": int(self.cpu.enabled),
             "clock_type": self.cpu.clock_type,
             "cpu_profiling_mode": "sampling",

@@ -11,10 +11,13 @@ import time
 from collections import deque
 from collections.abc import Callable
 from concurrent.futures import Future, wait
+from pathlib import Path
 from typing import Any, Final, TypeVar
 
 import zmq
 
+from tornado_rbkit.profiler.cpu import DEFAULT_INTERVAL, MAX_INTERVAL
+from tornado_rbkit.profiler.discovery import RunningServer, announce, withdraw
 from tornado_rbkit.profiler.endpoints import BindError, bind, pub_endpoint, release_inherited, req_endpoint, unlink
 from tornado_rbkit.profiler.memory import release_callback
 from tornado_rbkit.profiler.profile import Profile, default_name
@@ -22,7 +25,15 @@ from tornado_rbkit.profiler.publisher import Publisher
 from tornado_rbkit.profiler.signals import leave_signals_to_the_host
 from tornado_rbkit.protocol import RbkitError
 
-__all__ = ["AlreadyRunningError", "BindError", "Server", "start_server", "stop_server"]
+__all__ = [
+    "AlreadyRunningError",
+    "BindError",
+    "Server",
+    "current_server",
+    "start_profiling",
+    "start_server",
+    "stop_server",
+]
 
 _PATIENCE_SECONDS: Final = 1.0
 _HOSTS_TURN_SECONDS: Final = 0.0005
@@ -53,7 +64,10 @@ class Server:
         req: the endpoint of the REP socket.
         name: the process_name of the handshake.
         started: seconds since the Unix epoch.
+        file: where other processes find it, None if the runtime folder could not be used.
     """
+
+    file: Path | None = None
 
     def __init__(self, pub: str, req: str, name: str) -> None:
         self.name = name
@@ -240,13 +254,64 @@ def start_server(pub: str | None = None, req: str | None = None, name: str | Non
         AlreadyRunningError: this process has a server.
         BindError: an endpoint is taken, or cannot be bound; the error names it.
     """
-    global _server
     with _lock:
         if _server is not None:
             raise AlreadyRunningError(_server)
-        _hook()
-        _server = Server(pub_endpoint(pub), req_endpoint(req), name or default_name())
-        return _server
+        return _start(pub, req, name)
+
+
+def start_profiling(
+    pub: str | None = None,
+    req: str | None = None,
+    name: str | None = None,
+    *,
+    enable_object_trace: bool = True,
+    enable_gc_stats: bool = True,
+    enable_cpu_profiling: bool = False,
+    clock_type: str = "wall",
+    cpu_sampling_interval: float = DEFAULT_INTERVAL,
+) -> Server:
+    """Measure from now on, as clients' commands would have it; start the server if there is none. Any thread.
+
+    What is not enabled here is switched off.
+
+    Args:
+        pub, req, name: as in `start_server`, for when there is no server yet.
+        enable_object_trace: publish objects that are made and that go.
+        enable_gc_stats: publish the collector's figures, each five seconds. With either, its pauses are published.
+        enable_cpu_profiling: sample the stacks of all threads.
+        clock_type: ``"wall"``, or ``"cpu"`` (Linux).
+        cpu_sampling_interval: seconds between two samples.
+
+    Raises:
+        ValueError: the clock_type or the cpu_sampling_interval is none.
+        AlreadyRunningError: the server that runs has other endpoints than the ones given.
+        BindError: an endpoint is taken, or cannot be bound; the error names it.
+    """
+    if clock_type not in ("wall", "cpu"):
+        raise ValueError(f"clock_type is {clock_type!r}; it must be 'wall' or 'cpu'")
+    if not 0 < cpu_sampling_interval <= MAX_INTERVAL:
+        raise ValueError(
+            f"cpu_sampling_interval is {cpu_sampling_interval!r}; it must be above 0 and at most {MAX_INTERVAL:g} s"
+        )
+    with _lock:
+        server = _server or _start(pub, req, name)
+        if (pub or server.pub, req or server.req) != (server.pub, server.req) and "*" not in f"{pub}{req}":
+            raise AlreadyRunningError(server)
+
+        def configure(profile: Profile) -> None:
+            profile.use_cpu_time() if clock_type == "cpu" else profile.use_wall_time()
+            if enable_object_trace or enable_gc_stats:
+                profile.memory.start(trace_objects=enable_object_trace, gc_stats=enable_gc_stats)
+            else:
+                profile.memory.stop()
+            if enable_cpu_profiling:
+                profile.cpu.start(cpu_sampling_interval)
+            else:
+                profile.cpu.stop()
+
+        server.call(configure)
+        return server
 
 
 def stop_server() -> None:
@@ -255,12 +320,21 @@ def stop_server() -> None:
     with _lock:
         server, _server = _server, None
         if server is not None:
+            withdraw(server.file)
             server.stop()
 
 
 def current_server() -> Server | None:
     """Return the server that runs in this process. Any thread."""
     return _server
+
+
+def _start(pub: str | None, req: str | None, name: str | None) -> Server:
+    global _server
+    _hook()
+    _server = server = Server(pub_endpoint(pub), req_endpoint(req), name or default_name())
+    server.file = announce(RunningServer(server.name, os.getpid(), server.pub, server.req, server.started))
+    return server
 
 
 def _hook() -> None:
