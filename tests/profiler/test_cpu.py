@@ -183,3 +183,22 @@ def test_nothing_is_sampled_after_the_stop(client: Client, server: profiler.Serv
     client.ask(b"stop_cpu_profiling")
     assert server.status()["cpu"]["samples"] == server.status()["cpu"]["samples"]
     assert not [thread for thread in threading.enumerate() if thread.name == "rbkit-cpu"]
+
+
+def test_the_switch_interval_is_the_hosts_again_after_sampling(client: Client) -> None:
+    before = sys.getswitchinterval()
+    client.ask(b"start_cpu_profiling")
+    assert sys.getswitchinterval() == pytest.approx(0.001)
+    client.ask(b"stop_cpu_profiling")
+    assert sys.getswitchinterval() == before
+
+
+def test_a_switch_interval_that_the_host_set_meanwhile_stays(client: Client) -> None:
+    before = sys.getswitchinterval()
+    client.ask(b"start_cpu_profiling")
+    sys.setswitchinterval(0.003)
+    try:
+        client.ask(b"stop_cpu_profiling")
+        assert sys.getswitchinterval() == pytest.approx(0.003)
+    finally:
+        sys.setswitchinterval(before)

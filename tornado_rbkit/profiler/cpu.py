@@ -1,9 +1,11 @@
 """Sample the stacks of the process's threads.
 
 A sampler thread asks the interpreter for every thread's frame, once in each interval of an absolute schedule; ticks
-it comes too late for are skipped, never made up for. It needs the GIL for that, so beside a thread that computes in
-Python it gets its turn at the interpreter's switch interval (5 ms unless the host sets `sys.setswitchinterval`),
-which is then the rate that is reached; `CPUSampler.status` tells it.
+it comes too late for are skipped, never made up for. It needs the GIL for that, and a thread that computes in Python
+gives it up only after the interpreter's switch interval. At the usual 5 ms that would be a fifth of the samples, and
+taken where threads give the GIL up of themselves, at their waits, which is not where they spend their time. So while
+samples are taken the switch interval is lowered to the sampling interval (0.5 ms at least), for the whole process,
+and set back afterwards, unless the host has set another meanwhile. `CPUSampler.status` tells what rate is reached.
 
 Clocks: ``wall`` samples every thread, ``cpu`` those that burned an interval's worth of CPU time since they were last
 sampled, so that a thread's samples are in proportion to its CPU time. Per-thread CPU clocks are read on Linux, by
@@ -31,6 +33,8 @@ from tornado_rbkit.protocol import EventType, Field
 
 DEFAULT_INTERVAL: Final = 0.001
 """Seconds, as rbkit's."""
+
+MIN_SWITCH_INTERVAL: Final = 0.0005
 
 MAX_INTERVAL: Final = 3600.0
 
@@ -61,6 +65,7 @@ class CPUSampler:
         self._thread: threading.Thread | None = None
         self._frames = FrameCache()
         self._clocks = ThreadClocks()
+        self._switching = SwitchInterval()
         self._ticks = self._late = self._samples = 0
         self._began = self._ended = 0.0
 
@@ -83,6 +88,7 @@ class CPUSampler:
         self.interval = interval or self.interval
         self._stopping.clear()
         self._ticks = self._late = self._samples = 0
+        self._switching.lower(self.interval)
         self._began = time.monotonic()
         self._own = {threading.get_ident()}
         self._thread = threading.Thread(target=self._run, name="rbkit-cpu", daemon=True)
@@ -96,6 +102,11 @@ class CPUSampler:
             thread.join()
             self._ended = time.monotonic()
             self._frames.clear()
+            self._switching.restore()
+
+    def abandon(self) -> None:
+        """Set back, in a forked child, what the parent's sampler had changed."""
+        self._switching.restore()
 
     def status(self) -> dict[str, Any]:
         """Return the interval asked for (seconds), and the rates asked for and reached (ticks per second)."""
@@ -108,6 +119,7 @@ class CPUSampler:
             "achieved_rate": self._ticks / seconds if seconds > 0 else 0.0,
             "samples": self._samples,
             "skipped_ticks": self._late,
+            "switch_interval": sys.getswitchinterval(),
         }
 
     def _run(self) -> None:
@@ -140,6 +152,28 @@ class CPUSampler:
                 )
             )
             self._samples += 1
+
+
+class SwitchInterval:
+    """The interpreter's switch interval, lowered for a while. One thread's."""
+
+    def __init__(self) -> None:
+        self._before: float | None = None
+        self._lowered = 0.0
+
+    def lower(self, interval: float) -> None:
+        """Lower it to `interval` seconds, if it is above."""
+        before = sys.getswitchinterval()
+        wanted = max(interval, MIN_SWITCH_INTERVAL)
+        if wanted < before:
+            sys.setswitchinterval(wanted)
+            self._before, self._lowered = before, sys.getswitchinterval()
+
+    def restore(self) -> None:
+        """Set back what `lower` changed, unless it is another by now. May be called twice."""
+        before, self._before = self._before, None
+        if before is not None and sys.getswitchinterval() == self._lowered:
+            sys.setswitchinterval(before)
 
 
 class ThreadClocks:

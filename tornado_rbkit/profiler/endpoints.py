@@ -17,6 +17,9 @@ from tornado_rbkit.protocol import DEFAULT_PUB_PORT, DEFAULT_REQ_PORT, RbkitErro
 PUB_VARIABLE: Final = "RBKIT_PUB_PORT"
 REQ_VARIABLE: Final = "RBKIT_REQ_PORT"
 
+HIGH_WATER_MARK: Final = 1000
+"""Messages that wait for one subscriber, as rbkit's; a subscriber that has more waiting loses what follows."""
+
 
 class BindError(RbkitError, OSError):
     """An endpoint that cannot be bound; `endpoint` is which, `errno` is why."""
@@ -69,6 +72,7 @@ def bind(context: zmq.Context[Any], kind: int, endpoint: str) -> tuple[zmq.Socke
         raise BindError(errno.EADDRINUSE, "in use by another program", endpoint)  # libzmq would take it over
     sock: zmq.Socket[bytes] = context.socket(kind)
     sock.linger = 0
+    sock.sndhwm = HIGH_WATER_MARK
     before = os.umask(0o177) if endpoint.startswith("ipc://") else None
     try:
         sock.bind(endpoint)

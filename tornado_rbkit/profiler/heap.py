@@ -26,7 +26,7 @@ from typing import Any, Final
 
 import msgpack
 
-from tornado_rbkit.profiler.objects import PACKAGE, ClassNames, SliceSize, own_ids, type_dict, type_mro
+from tornado_rbkit.profiler.objects import ClassNames, SliceSize, is_own, own_ids, type_dict, type_mro
 from tornado_rbkit.profiler.publisher import Publisher, array_header, pack, pack_double, pack_text
 from tornado_rbkit.protocol import EventType, Field
 
@@ -145,7 +145,7 @@ class Snapshot:
     def _learn(self, cls: type) -> bytes:
         """Return what the class's name is in a row; nothing for the profiler's own classes."""
         (name,) = self._names.of([cls])
-        packed = b"" if name.startswith(PACKAGE) else _CLASS + pack_text(name) + _REFERENCES
+        packed = b"" if is_own(name) else _CLASS + pack_text(name) + _REFERENCES
         self._packed_names[id(cls)] = packed
         self._sizes[id(cls)] = size_function(cls)
         return packed

@@ -50,7 +50,7 @@ from itertools import islice
 from pathlib import Path
 from typing import Any, Final
 
-from tornado_rbkit.profiler.objects import PACKAGE, ClassNames, SliceSize, own_ids
+from tornado_rbkit.profiler.objects import ClassNames, SliceSize, is_own, own_ids
 from tornado_rbkit.profiler.publisher import BACKLOG_EVENTS, Publisher, pack, pack_double, pack_text
 from tornado_rbkit.protocol import EventType, Field
 
@@ -176,7 +176,7 @@ class MemoryProfile:
                     changed = [
                         (object_id, kind, old)
                         for object_id, kind, old in zip(ids, kinds, map(before.get, ids), strict=True)
-                        if kind is not old and object_id not in own and not kind.startswith(PACKAGE)
+                        if kind is not old and object_id not in own and not is_own(kind)
                     ]
                     for object_id, kind, old in changed:
                         if old is not None:

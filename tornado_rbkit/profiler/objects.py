@@ -11,7 +11,9 @@ from typing import Any, Final
 SLICE_SECONDS: Final = 0.003
 """What a slice of a walk aims at; the promise is 5 ms."""
 
-PACKAGE: Final = "tornado_rbkit.profiler"
+_PACKAGE: Final = "tornado_rbkit.profiler."
+_DEMO: Final = "tornado_rbkit.profiler.workload"
+"""The workload of the demo, which is no part of the profiler."""
 
 # `type`'s own descriptors: attribute access on a class would ask its metaclass, which may be the host's
 type_dict: Final[Callable[[Any], Any]] = type.__dict__["__dict__"].__get__
@@ -29,6 +31,11 @@ def class_name(cls: type) -> str:
     if type(module) is str and module != "builtins":
         return f"{module}.{qualname}"
     return qualname
+
+
+def is_own(name: str) -> bool:
+    """Return True for the name of a module or a class of the profiler."""
+    return name.startswith(_PACKAGE) and not name.startswith(_DEMO)
 
 
 class ClassNames:
@@ -91,4 +98,4 @@ def _is_own(item: object) -> bool:
     if cls in _CONTAINERS:
         return True
     module = type_dict(cls).get("__module__")
-    return type(module) is str and module.startswith(PACKAGE)
+    return type(module) is str and is_own(module)

@@ -184,6 +184,7 @@ class Server:
         self._wake_in.close()
         self._wake_out.close()
         release_callback(self._profile.memory)
+        self._profile.cpu.abandon()
         release_inherited([self.pub, self.req])
 
     def _wake(self) -> None:
