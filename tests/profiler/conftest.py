@@ -1,0 +1,135 @@
+"""A profiler in this process, and a client that talks to it as any rbkit client would."""
+
+from __future__ import annotations
+
+import gc
+import threading
+import time
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from types import TracebackType
+from typing import Any, TypeVar
+
+import msgpack
+import pytest
+import zmq
+
+from tornado_rbkit import profiler
+from tornado_rbkit.protocol import Event, EventCollection, decode
+
+_E = TypeVar("_E")
+
+PATIENCE = 20.0
+"""Seconds until a test fails that waits for something."""
+
+
+class Client:
+    """A REQ and a SUB socket. `messages` has what was published so far, as bytes."""
+
+    def __init__(self, pub: str, req: str, *, hwm: int = 0) -> None:
+        self.messages: list[bytes] = []
+        self._context: zmq.Context[Any] = zmq.Context()
+        self.req: zmq.Socket[bytes] = self._context.socket(zmq.REQ)
+        self.sub: zmq.Socket[bytes] = self._context.socket(zmq.SUB)
+        self.req.linger = self.sub.linger = 0
+        self.sub.rcvhwm = hwm
+        self.sub.subscribe(b"")
+        monitor = self.sub.get_monitor_socket(zmq.EVENT_HANDSHAKE_SUCCEEDED)
+        self.sub.connect(pub)
+        connected = monitor.poll(int(PATIENCE * 1000))
+        self.sub.disable_monitor()
+        monitor.close(0)
+        assert connected, f"nothing publishes at {pub}"
+        self.req.connect(req)
+
+    def __enter__(self) -> Client:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
+    ) -> None:
+        self.req.close(0)
+        self.sub.close(0)
+        self._context.term()
+
+    def ask(self, *parts: bytes) -> bytes:
+        """Send a request and return the reply."""
+        self.req.send_multipart(parts)
+        return self.reply(*parts)
+
+    def reply(self, *parts: object) -> bytes:
+        """Return the reply to the request that was sent."""
+        assert self.req.poll(int(PATIENCE * 1000)), f"no answer to {parts}"
+        return self.req.recv()
+
+    def next(self) -> EventCollection:
+        """Return the next published message."""
+        assert self.sub.poll(int(PATIENCE * 1000)), "nothing was published"
+        self.messages.append(self.sub.recv())
+        message = decode(self.messages[-1])
+        assert isinstance(message, EventCollection)
+        return message
+
+    def waiting(self) -> Iterator[EventCollection]:
+        """Give what has arrived, without waiting for more."""
+        while self.sub.poll(0):
+            yield self.next()
+
+    def events(self, kind: type[_E], enough: Callable[[list[_E]], object]) -> list[_E]:
+        """Collect the events of one kind until there are enough of them."""
+        found: list[_E] = []
+        deadline = time.monotonic() + PATIENCE
+        while not enough(found):
+            assert time.monotonic() < deadline, f"not within {PATIENCE:g} s: {len(found)} of {kind.__name__}"
+            found.extend(event for event in self.next().events if isinstance(event, kind))
+        return found
+
+
+def raw_events(message: bytes, kind: int) -> list[dict[int, Any]]:
+    """Return the events of one type in a published message, as MessagePack has them."""
+    collection = msgpack.unpackb(message, strict_map_key=False)
+    return [event for event in collection[2] if event[0] == kind]
+
+
+def shape(value: Any) -> Any:
+    """Return what a value is made of: keys in their order, and types; a list's first element stands for all."""
+    if isinstance(value, dict):
+        return {key: shape(item) for key, item in value.items()}
+    if isinstance(value, list):
+        return [shape(value[0])] if value else []
+    return type(value).__name__
+
+
+@pytest.fixture(autouse=True)
+def runtime(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """A runtime folder of the test's own, not yet there."""
+    folder = tmp_path / "runtime"
+    monkeypatch.setenv("RBKIT_RUNTIME_DIR", str(folder))
+    return folder
+
+
+@pytest.fixture
+def server() -> Iterator[profiler.Server]:
+    """A server on free ports; nothing of it may be left afterwards.
+
+    What pytest and the tests' modules hold is frozen, which takes it out of the collector's lists and so out of
+    snapshots and comparisons.
+    """
+    threads = set(threading.enumerate())
+    gc.collect()
+    gc.freeze()
+    running = profiler.start_server("tcp://127.0.0.1:*", "tcp://127.0.0.1:*", "test")
+    yield running
+    profiler.stop_server()
+    gc.unfreeze()
+    left = [thread.name for thread in set(threading.enumerate()) - threads if thread.name.startswith("rbkit")]
+    assert not left, f"threads that the profiler left behind: {left}"
+
+
+@pytest.fixture
+def client(server: profiler.Server) -> Iterator[Client]:
+    with Client(server.pub, server.req) as connected:
+        yield connected
+
+
+__all__ = ["Client", "Event", "raw_events", "shape"]

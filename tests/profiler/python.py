@@ -1,0 +1,22 @@
+"""A script in an interpreter of its own, where warnings are errors."""
+
+from __future__ import annotations
+
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+
+def python(script: str, **environment: str) -> str:
+    """Run a script; it must end well and say nothing on stderr. Returns what it printed."""
+    ended = subprocess.run(
+        [sys.executable, "-X", "dev", "-W", "error", "-c", script],
+        capture_output=True,
+        text=True,
+        timeout=60,
+        cwd=Path(__file__).parents[2],
+        env={**os.environ, **environment},
+    )
+    assert (ended.returncode, ended.stderr) == (0, "")
+    return ended.stdout

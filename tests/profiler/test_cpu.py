@@ -1,0 +1,204 @@
+"""CPU sampling: profiles with a known answer, both clocks, and what a sample looks like."""
+
+from __future__ import annotations
+
+import gc
+import sys
+import threading
+import time
+from collections import Counter
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+
+import msgpack
+import pytest
+
+from tests.fake_rbkit import recorded
+from tests.profiler.conftest import Client, raw_events, shape
+from tornado_rbkit import profiler
+from tornado_rbkit.profiler.cpu import FrameCache
+from tornado_rbkit.protocol import CPUSample, EventType
+
+linux = pytest.mark.skipif(not sys.platform.startswith("linux"), reason="threads have CPU clocks on Linux")
+
+
+def two_thirds() -> None:
+    _burn(0.02)
+
+
+def one_third() -> None:
+    _burn(0.01)
+
+
+def _burn(seconds: float) -> None:
+    clock = time.thread_time
+    end = clock() + seconds
+    while clock() < end:
+        pass
+
+
+@contextmanager
+def running(*functions: Callable[[threading.Event], object]) -> Iterator[list[int]]:
+    """Threads that run until the context ends; gives their identifiers."""
+    stop = threading.Event()
+    threads = [threading.Thread(target=function, args=(stop,)) for function in functions]
+    for thread in threads:
+        thread.start()
+    try:
+        yield [thread.ident or 0 for thread in threads]
+    finally:
+        stop.set()
+        for thread in threads:
+            thread.join()
+
+
+def burner(stop: threading.Event) -> None:
+    while not stop.is_set():
+        two_thirds()
+        one_third()
+
+
+def sleeper(stop: threading.Event) -> None:
+    stop.wait()
+
+
+@pytest.mark.parametrize("clock", [b"use_wall_time", pytest.param(b"use_cpu_time", marks=linux)])
+def test_a_function_that_burns_two_thirds_of_the_time_shows_as_two_thirds(client: Client, clock: bytes) -> None:
+    with running(burner) as (thread,):
+        client.ask(clock)
+        client.ask(b"start_cpu_profiling")
+        samples = client.events(CPUSample, lambda found: _of_burner(found, thread).total() >= 600)
+    counts = _of_burner(samples, thread)
+    # 600 samples of a share of 2/3 have a standard deviation of 2 %. Neighbouring samples depend on each other,
+    # at a switch interval of 5 ms in turns of 10 and 20 ms, so it is some 3 %; four times that is allowed for.
+    assert counts["two_thirds"] / counts.total() == pytest.approx(2 / 3, abs=0.12), counts
+
+
+def _of_burner(samples: list[CPUSample], thread: int) -> Counter[str]:
+    return Counter(
+        frame.method_name
+        for sample in samples
+        for frame in sample.frames
+        if frame.thread_id == thread and frame.method_name in ("two_thirds", "one_third")
+    )
+
+
+def test_the_wall_clock_samples_every_thread_but_the_profilers(client: Client) -> None:
+    with running(burner, sleeper) as threads:
+        client.ask(b"start_cpu_profiling")
+        samples = client.events(CPUSample, lambda found: len(found) >= 300)
+        ours = {thread.ident for thread in threading.enumerate() if thread.name.startswith("rbkit")}
+    assert len(ours) == 2
+    seen = {sample.frames[0].thread_id for sample in samples}
+    assert {*threads, threading.get_ident()} <= seen
+    assert not seen & ours
+
+
+@linux
+def test_the_cpu_clock_leaves_out_who_sleeps(client: Client) -> None:
+    with running(burner, sleeper) as (burning, sleeping):
+        client.ask(b"use_cpu_time")
+        client.ask(b"start_cpu_profiling")
+        samples = client.events(CPUSample, lambda found: len(found) >= 300)
+    counts = Counter(sample.frames[0].thread_id for sample in samples)
+    assert sleeping not in counts
+    assert counts[burning] > 250  # the rest is this thread, which decodes them
+
+
+@linux
+def test_threads_that_come_and_go_are_no_danger_to_the_cpu_clock(client: Client, server: profiler.Server) -> None:
+    def short_lived(stop: threading.Event) -> None:
+        while not stop.is_set():
+            thread = threading.Thread(target=_burn, args=(0.001,))
+            thread.start()
+            thread.join()
+
+    with running(short_lived, short_lived):
+        client.ask(b"use_cpu_time")
+        client.ask(b"start_cpu_profiling")
+        client.events(CPUSample, lambda found: len(found) >= 300)
+    assert server.status()["cpu"]["enabled"]
+
+
+def test_a_sample_has_the_shape_of_rbkits(client: Client) -> None:
+    client.ask(b"start_cpu_profiling")
+    client.events(CPUSample, lambda found: found)
+    (ours, *_) = raw_events(client.messages[-1], EventType.CPU_SAMPLE)
+    ruby = next(payload for _, channel, _, payload in recorded("cpu") if channel == 1)
+    (rubys, *_) = raw_events(ruby, EventType.CPU_SAMPLE)
+    assert shape(ours) == shape(rubys)
+    assert list(msgpack.unpackb(client.messages[-1], strict_map_key=False)) == [0, 1, 9, 2]
+
+
+class Basket:
+    def wait(self, stop: threading.Event) -> None:
+        stop.wait()
+
+    @classmethod
+    def make(cls, stop: threading.Event) -> None:
+        cls().wait(stop)
+
+
+def test_a_frame_tells_method_class_file_and_line_innermost_first(client: Client) -> None:
+    with running(Basket.make) as (thread,):
+        client.ask(b"start_cpu_profiling")
+        samples = client.events(CPUSample, lambda found: any(sample.frames[0].thread_id == thread for sample in found))
+    frames = next(sample.frames for sample in samples if sample.frames[0].thread_id == thread)
+    names = [frame.method_name for frame in frames]
+    inner, outer = frames[names.index("make") - 1], frames[names.index("make")]
+    assert (inner.label, outer.label) == (f"{__name__}.Basket.wait", f"{__name__}.Basket.make")
+    assert (inner.file, inner.line) == (__file__, Basket.wait.__code__.co_firstlineno + 1)
+    assert (inner.singleton_method, outer.singleton_method) == (False, True)
+    assert names[-1] == "_bootstrap"
+
+
+def test_a_code_object_is_forgotten_when_it_is_gone() -> None:
+    cache = FrameCache()
+    space: dict[str, object] = {"sys": sys}
+    exec("def f():\n    return sys._getframe()", space)
+    frame = space["f"]()  # type: ignore[operator]
+    assert cache.stack(frame)
+    before = len(cache._codes)
+    del frame, space
+    gc.collect()
+    assert len(cache._codes) == before - 1
+
+
+def test_the_status_tells_the_rate_that_was_asked_for_and_the_one_reached(
+    client: Client, server: profiler.Server
+) -> None:
+    assert server.status()["cpu"]["enabled"] is False
+    client.ask(b"start_cpu_profiling")
+    client.events(CPUSample, lambda found: len(found) >= 100)
+    status = server.status()["cpu"]
+    assert (status["enabled"], status["interval"], status["requested_rate"]) == (True, 0.001, 1000.0)
+    assert 0 < status["achieved_rate"] <= 1001
+    client.ask(b"stop_cpu_profiling")
+    assert server.status()["cpu"]["enabled"] is False
+
+
+def test_nothing_is_sampled_after_the_stop(client: Client, server: profiler.Server) -> None:
+    client.ask(b"start_cpu_profiling")
+    client.events(CPUSample, lambda found: found)
+    client.ask(b"stop_cpu_profiling")
+    assert server.status()["cpu"]["samples"] == server.status()["cpu"]["samples"]
+    assert not [thread for thread in threading.enumerate() if thread.name == "rbkit-cpu"]
+
+
+def test_the_switch_interval_is_the_hosts_again_after_sampling(client: Client) -> None:
+    before = sys.getswitchinterval()
+    client.ask(b"start_cpu_profiling")
+    assert sys.getswitchinterval() == pytest.approx(0.001)
+    client.ask(b"stop_cpu_profiling")
+    assert sys.getswitchinterval() == before
+
+
+def test_a_switch_interval_that_the_host_set_meanwhile_stays(client: Client) -> None:
+    before = sys.getswitchinterval()
+    client.ask(b"start_cpu_profiling")
+    sys.setswitchinterval(0.003)
+    try:
+        client.ask(b"stop_cpu_profiling")
+        assert sys.getswitchinterval() == pytest.approx(0.003)
+    finally:
+        sys.setswitchinterval(before)

@@ -1,0 +1,200 @@
+"""The file a server leaves, who finds it, and who does not."""
+
+from __future__ import annotations
+
+import json
+import logging
+import os
+import stat
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from tests.profiler.conftest import Client
+from tests.profiler.python import python
+from tornado_rbkit import profiler
+from tornado_rbkit.profiler.discovery import runtime_folder
+from tornado_rbkit.protocol import CPUSample, GCStats, Handshake, decode
+
+unix = pytest.mark.skipif(os.name == "nt", reason="owners and modes are Unix's")
+
+
+def test_a_running_server_is_listed(server: profiler.Server) -> None:
+    assert profiler.list_servers() == [
+        profiler.RunningServer("test", os.getpid(), server.pub, server.req, server.started)
+    ]
+
+
+@unix
+def test_the_file_is_its_owners_alone(server: profiler.Server) -> None:
+    assert server.file is not None
+    assert stat.S_IMODE(server.file.stat().st_mode) == 0o600
+    assert stat.S_IMODE(server.file.parent.stat().st_mode) == 0o700
+    assert set(json.loads(server.file.read_text())) >= {"name", "pid", "pub", "req", "started"}
+    assert [path.name for path in server.file.parent.iterdir()] == [server.file.name]
+
+
+def test_the_file_goes_with_the_server() -> None:
+    server = profiler.start_server("tcp://127.0.0.1:*", "tcp://127.0.0.1:*")
+    assert server.file is not None
+    profiler.stop_server()
+    assert not server.file.exists()
+    assert profiler.list_servers() == []
+
+
+@pytest.mark.parametrize("end", ["", "sys.exit(3)", "raise KeyboardInterrupt"])
+def test_the_file_goes_with_the_process(end: str, runtime: Path) -> None:
+    script = (
+        "import sys; from tornado_rbkit import profiler;"
+        "print(profiler.start_server('tcp://127.0.0.1:*', 'tcp://127.0.0.1:*').file)\n" + end
+    )
+    ended = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, timeout=60)
+    assert ended.stdout.strip().startswith(str(runtime))
+    assert list(runtime.iterdir()) == []
+
+
+def test_the_file_of_a_killed_process_is_ignored_and_removed(runtime: Path) -> None:
+    python(
+        "import os, sys; from tornado_rbkit import profiler;"
+        "profiler.start_server('tcp://127.0.0.1:*', 'tcp://127.0.0.1:*'); os._exit(0)"
+    )
+    assert len(list(runtime.iterdir())) == 1
+    assert profiler.list_servers() == []
+    assert list(runtime.iterdir()) == []
+
+
+@pytest.mark.skipif(not sys.platform.startswith("linux"), reason="the start of a process is known on Linux")
+def test_a_pid_that_came_again_is_not_the_process(runtime: Path) -> None:
+    runtime.mkdir(mode=0o700)
+    facts = {"name": "old", "pid": os.getpid(), "pub": "tcp://1", "req": "tcp://2", "started": 1.0}
+    (runtime / "1.json").write_text(json.dumps({**facts, "process_started": 1}))
+    assert profiler.list_servers() == []
+    assert not (runtime / "1.json").exists()
+
+
+@pytest.mark.parametrize(
+    "content",
+    [
+        "",
+        "{",
+        "[]",
+        "null",
+        "{}",
+        '{"name": 1, "pid": 1, "pub": "", "req": "", "started": 1}',
+        '{"name": "x", "pid": -1, "pub": "", "req": "", "started": 1}',
+        '{"name": "x", "pid": 99999999999999, "pub": "", "req": "", "started": 1}',
+        '{"name": "x", "pid": true, "pub": "", "req": "", "started": 1}',
+        "[" * 60_000,
+        "\udcff",
+    ],
+)
+def test_a_file_that_is_no_servers_is_ignored(server: profiler.Server, runtime: Path, content: str) -> None:
+    (runtime / "x.json").write_bytes(content.encode("utf-8", "surrogateescape"))
+    (runtime / "folder.json").mkdir()
+    (runtime / "link.json").symlink_to("/etc/passwd")
+    assert len(profiler.list_servers()) == 1
+    assert (runtime / "x.json").exists()
+
+
+@unix
+def test_a_folder_that_others_may_write_to_is_refused(runtime: Path, caplog: pytest.LogCaptureFixture) -> None:
+    runtime.mkdir(mode=0o700)
+    runtime.chmod(0o777)
+    _profiles_without_a_file(caplog)
+    with pytest.raises(profiler.RuntimeFolderError, match="chmod"):
+        profiler.list_servers()
+
+
+@unix
+def test_a_link_in_place_of_the_folder_is_refused(
+    runtime: Path, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    (tmp_path / "elsewhere").mkdir(mode=0o700)
+    runtime.symlink_to(tmp_path / "elsewhere")
+    _profiles_without_a_file(caplog)
+    assert list((tmp_path / "elsewhere").iterdir()) == []
+
+
+def test_a_folder_that_cannot_be_made_is_one_warning(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    (tmp_path / "file").write_text("")
+    monkeypatch.setenv("RBKIT_RUNTIME_DIR", str(tmp_path / "file" / "folder"))
+    _profiles_without_a_file(caplog)
+
+
+def _profiles_without_a_file(caplog: pytest.LogCaptureFixture) -> None:
+    with caplog.at_level(logging.WARNING):
+        server = profiler.start_server("tcp://127.0.0.1:*", "tcp://127.0.0.1:*")
+    try:
+        assert server.file is None
+        with Client(server.pub, server.req) as client:
+            assert client.ask(b"trigger_gc") == b"ok"
+    finally:
+        profiler.stop_server()
+    assert [record.levelname for record in caplog.records] == ["WARNING"]
+
+
+def test_where_the_folder_is(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    monkeypatch.setenv("RBKIT_RUNTIME_DIR", "/a")
+    monkeypatch.setenv("XDG_RUNTIME_DIR", "/b")
+    assert runtime_folder() == Path("/a")
+    monkeypatch.delenv("RBKIT_RUNTIME_DIR")
+    assert runtime_folder() == Path("/b/rbkit")
+    monkeypatch.delenv("XDG_RUNTIME_DIR")
+    monkeypatch.setattr("tempfile.tempdir", str(tmp_path))
+    assert runtime_folder().parent == tmp_path
+    assert runtime_folder().name.startswith("rbkit-")
+
+
+@pytest.mark.skipif(not hasattr(os, "fork"), reason="needs fork")
+def test_a_forked_child_leaves_its_parents_file() -> None:
+    output = python(
+        """
+import os, sys, warnings
+from tornado_rbkit import profiler
+warnings.filterwarnings("ignore", message=".*multi-threaded.*fork", category=DeprecationWarning)
+server = profiler.start_server("tcp://127.0.0.1:*", "tcp://127.0.0.1:*")
+child = os.fork()
+if child == 0:
+    profiler.stop_server()
+    sys.exit(0)
+os.waitpid(child, 0)
+print(server.file.exists(), len(profiler.list_servers()))
+"""
+    )
+    assert output == "True 1\n"
+
+
+def test_start_profiling_starts_a_server_and_what_it_is_told_to() -> None:
+    server = profiler.start_profiling(
+        "tcp://127.0.0.1:*",
+        "tcp://127.0.0.1:*",
+        "all",
+        enable_object_trace=False,
+        enable_cpu_profiling=True,
+        cpu_sampling_interval=0.01,
+    )
+    try:
+        with Client(server.pub, server.req) as client:
+            client.events(GCStats | CPUSample, lambda found: len(found) > 5)  # type: ignore[arg-type]
+            handshake = decode(client.ask(b"handshake"))
+        assert isinstance(handshake, Handshake)
+        assert (handshake.object_trace_enabled, handshake.cpu_profiling_enabled) == (False, True)
+        assert server.status()["cpu"]["interval"] == 0.01
+        assert profiler.start_profiling(enable_cpu_profiling=False) is server
+        assert server.status()["cpu"]["enabled"] is False
+        assert server.status()["memory"]["enabled"] is True
+        with pytest.raises(profiler.AlreadyRunningError):
+            profiler.start_profiling("tcp://127.0.0.1:1", "tcp://127.0.0.1:2")
+    finally:
+        profiler.stop_server()
+
+
+@pytest.mark.parametrize("wrong", [{"clock_type": "sun"}, {"cpu_sampling_interval": 0}, {"cpu_sampling_interval": -1}])
+def test_a_wrong_setting_is_named_and_starts_nothing(wrong: dict[str, object]) -> None:
+    with pytest.raises(ValueError, match=next(iter(wrong))):
+        profiler.start_profiling(**wrong)  # type: ignore[arg-type]
+    assert profiler.current_server() is None

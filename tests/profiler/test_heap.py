@@ -1,0 +1,192 @@
+"""Heap snapshots: what is in one, how it is split, and that nothing of it is lost."""
+
+from __future__ import annotations
+
+import sys
+import threading
+import time
+import tracemalloc
+from collections import Counter
+
+import msgpack
+import pytest
+
+from tests.fake_rbkit import recorded
+from tests.profiler.conftest import Client, raw_events, shape
+from tests.profiler.test_memory import Touchy
+from tornado_rbkit import profiler
+from tornado_rbkit.profiler import endpoints
+from tornado_rbkit.profiler.heap import size_function
+from tornado_rbkit.protocol import EventType, HeapObject, ObjectSpaceDump
+
+
+class Order:
+    def __init__(self, number: int) -> None:
+        self.number = f"order {number}"
+
+
+class Slotted:
+    __slots__ = ()
+
+
+class Oversized:
+    def __sizeof__(self) -> int:
+        raise AssertionError("the host's code was called")
+
+
+def snapshot(client: Client) -> tuple[list[ObjectSpaceDump], list[HeapObject]]:
+    """Take a snapshot and return its dumps and its objects; it must be complete."""
+    assert client.ask(b"objectspace_snapshot") == b"ok"
+    found = client.events(
+        ObjectSpaceDump,
+        lambda found: found and sum(len(dump.objects) for dump in found) >= found[-1].complete_message_count,
+    )
+    objects = [item for dump in found for item in dump.objects]
+    assert {dump.complete_message_count for dump in found} == {len(objects)}
+    assert len({dump.correlation_id for dump in found}) == 1
+    return found, objects
+
+
+def test_a_class_that_grew_by_a_thousand_is_found_by_comparing_two_snapshots(client: Client) -> None:
+    _, before = snapshot(client)
+    orders = [Order(number) for number in range(1000)]
+    _, after = snapshot(client)
+    growth = Counter(item.class_name for item in after)
+    growth.subtract(item.class_name for item in before)
+    assert growth[f"{__name__}.Order"] == 1000
+    assert {item.object_id for item in after if item.class_name == f"{__name__}.Order"} == set(map(id, orders))
+
+
+def test_an_object_tells_its_class_its_size_and_what_it_refers_to(client: Client) -> None:
+    order = Order(1)
+    holder = [order, "a string of its own"]
+    _, objects = snapshot(client)
+    by_id = {item.object_id: item for item in objects}
+    assert by_id[id(holder)].class_name == "list"
+    assert sorted(by_id[id(holder)].references) == sorted(map(id, holder))
+    assert by_id[id(holder)].size == sys.getsizeof(holder)
+    assert by_id[id(holder[1])] == HeapObject(
+        id(holder[1]), "str", [], None, None, sys.getsizeof("a string of its own")
+    )
+    assert by_id[id(order)].class_name == f"{__name__}.Order"
+    reached = {id(order), *by_id[id(order)].references}
+    reached |= {other for key in reached if key in by_id for other in by_id[key].references}
+    assert id(order.number) in reached
+
+
+def test_every_object_is_in_it_once(client: Client) -> None:
+    _, objects = snapshot(client)
+    assert len({item.object_id for item in objects}) == len(objects)
+
+
+def test_two_hundred_thousand_objects_arrive_without_a_gap(client: Client) -> None:
+    heap = [[number] for number in range(1000, 201_000)]
+    found, objects = snapshot(client)
+    assert len(objects) > 400_000
+    assert set(map(id, heap)) <= {item.object_id for item in objects}
+    assert {len(dump.objects) for dump in found[:-1]} == {1000}
+    counters = [msgpack.unpackb(message, strict_map_key=False)[9] for message in client.messages]
+    assert counters == list(range(len(counters)))
+    assert len(counters) > 20
+    assert max(map(len, client.messages)) < 4_000_000
+
+
+@pytest.fixture
+def short_queue(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(endpoints, "HIGH_WATER_MARK", 1)
+
+
+def test_a_subscriber_that_reads_slowly_gets_all_of_it(short_queue: None, server: profiler.Server) -> None:
+    """With queues of one message on both sides, most of a snapshot finds them full."""
+    heap = [[number] for number in range(1000, 201_000)]
+    pause = threading.Event()
+    with Client(server.pub, server.req, hwm=1) as client:
+        client.req.send(b"objectspace_snapshot")
+        received, total = 0, 1
+        while received < total:
+            for dump in client.next().events:
+                assert isinstance(dump, ObjectSpaceDump)
+                received, total = received + len(dump.objects), dump.complete_message_count
+            pause.wait(0.01)
+        assert client.reply() == b"ok"
+    assert received == total > 200_000
+    counters = [msgpack.unpackb(message, strict_map_key=False)[9] for message in client.messages]
+    assert counters == list(range(len(counters)))
+    del heap
+
+
+def test_tracemalloc_tells_where_objects_were_made(client: Client) -> None:
+    tracemalloc.start()
+    try:
+        made = Slotted()
+        _, objects = snapshot(client)
+    finally:
+        tracemalloc.stop()
+    (found,) = [item for item in objects if item.object_id == id(made)]
+    assert found.file == __file__
+    assert found.line == sys._getframe().f_code.co_firstlineno + 3
+
+
+def test_no_code_of_the_hosts_is_called(client: Client) -> None:
+    hostile = [Touchy(), Oversized()]
+    _, objects = snapshot(client)
+    by_id = {item.object_id: item for item in objects}
+    assert by_id[id(hostile[0])].class_name.endswith(".Touchy")  # type: ignore[union-attr]
+    assert by_id[id(hostile[1])].size == object.__sizeof__(hostile[1])
+
+
+@pytest.mark.parametrize("value", [1, "x", [], {}, (), object(), type, sys, threading.Lock()])
+def test_sizes_are_those_of_getsizeof(value: object) -> None:
+    assert size_function(type(value)) is sys.getsizeof
+
+
+def test_the_profilers_own_objects_are_left_out(client: Client) -> None:
+    client.ask(b"start_memory_profile")
+    _, objects = snapshot(client)
+    ours = {item.class_name for item in objects if (item.class_name or "").startswith("tornado_rbkit.profiler")}
+    assert not ours
+
+
+def test_a_dump_has_the_shape_of_rbkits(client: Client) -> None:
+    snapshot(client)
+    (ours, *_) = raw_events(client.messages[0], EventType.OBJECT_SPACE_DUMP)
+    ruby = next(payload for _, channel, _, payload in recorded("snapshot") if channel == 1)
+    (rubys, *_) = raw_events(ruby, EventType.OBJECT_SPACE_DUMP)
+
+    def whole(dump: dict[int, object]) -> object:
+        rows = dump[2]
+        assert isinstance(rows, list)
+        return shape({**dump, 2: [next(row for row in rows if row[5] and row[6] is None)]})
+
+    assert whole(ours) == whole(rubys)
+    assert list(ours) == list(rubys)
+
+
+def test_snapshots_have_correlation_ids_of_their_own(client: Client) -> None:
+    (first, *_), _ = snapshot(client)
+    (second, *_), _ = snapshot(client)
+    assert first.correlation_id != second.correlation_id
+
+
+def test_the_host_runs_while_its_heap_is_walked(client: Client) -> None:
+    """The longest time this process did not get on is far below what the walk takes."""
+    heap = [[number] for number in range(100_000)]
+    stop = threading.Event()
+    longest = [0.0, 0.0]
+
+    def beat() -> None:
+        last = time.perf_counter()
+        began = last
+        while not stop.is_set():
+            now = time.perf_counter()
+            longest[0] = max(longest[0], now - last)
+            last = now
+        longest[1] = last - began
+
+    thread = threading.Thread(target=beat)
+    thread.start()
+    assert client.ask(b"objectspace_snapshot") == b"ok"
+    stop.set()
+    thread.join()
+    assert longest[0] < max(0.25, longest[1] / 4), longest
+    del heap

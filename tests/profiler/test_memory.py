@@ -1,0 +1,194 @@
+"""The memory profile: objects that come and go, pauses, the collector's figures, and what it costs."""
+
+from __future__ import annotations
+
+import gc
+import time
+import tracemalloc
+
+import msgpack
+import pytest
+
+from tests.fake_rbkit import recorded
+from tests.profiler.conftest import Client, raw_events, shape
+from tornado_rbkit import profiler
+from tornado_rbkit.profiler import memory
+from tornado_rbkit.profiler.publisher import Publisher
+from tornado_rbkit.protocol import EventType, GCEndMark, GCEndSweep, GCStart, GCStats, ObjCreated, ObjDestroyed
+
+
+class Leaked:
+    pass
+
+
+class Hostile(type):
+    """A metaclass whose every answer is an error."""
+
+    def __getattribute__(cls, name: str) -> object:
+        raise AssertionError(f"the host's code was called for {name}")
+
+    def __hash__(cls) -> int:
+        raise AssertionError("the host's code was called")
+
+
+class Touchy(metaclass=Hostile):
+    def __getattribute__(self, name: str) -> object:
+        raise AssertionError(f"the host's code was called for {name}")
+
+    __class__ = property(lambda self: 1 / 0)
+
+
+def test_a_thousand_leaked_instances_are_counted(client: Client) -> None:
+    name = f"{__name__}.Leaked"
+    before = Leaked()
+    client.ask(b"start_memory_profile")
+    leak = [Leaked() for _ in range(1000)]
+    created = client.events(ObjCreated, lambda found: sum(event.class_name == name for event in found) >= 1000)
+    ids = [event.object_id for event in created if event.class_name == name]
+    assert sorted(ids) == sorted(map(id, leak))
+    assert id(before) not in ids
+    leak.clear()
+    gone = client.events(ObjDestroyed, lambda found: len({event.object_id for event in found} & set(ids)) >= 1000)
+    assert sum(event.object_id in set(ids) for event in gone) == 1000
+
+
+def test_an_id_taken_by_another_class_is_one_that_went_and_one_that_came() -> None:
+    publisher = Publisher()
+    profile = memory.MemoryProfile(publisher, list)
+    profile._known = {1: "a", 2: "b", 3: "c"}
+    thing = Leaked()
+    profile._known[id(thing)] = "another"
+    for _ in profile._compare([thing]):
+        pass
+    (message,) = publisher.take(0.0, flush=True)
+    destroyed = [event[2][3] for event in raw_events(message, EventType.OBJ_DESTROYED)]
+    (created,) = raw_events(message, EventType.OBJ_CREATED)
+    assert destroyed == [id(thing), 1, 2, 3]
+    assert created[2] == {3: id(thing), 4: f"{__name__}.Leaked"}
+
+
+def test_no_code_of_the_hosts_is_called(client: Client) -> None:
+    client.ask(b"start_memory_profile")
+    touchy = [Touchy() for _ in range(10)]
+    name = f"{__name__}.Touchy"
+    client.events(ObjCreated, lambda found: sum(event.class_name == name for event in found) >= 10)
+    del touchy
+
+
+def test_the_profilers_own_objects_are_left_out(client: Client) -> None:
+    client.ask(b"start_memory_profile")
+    client.ask(b"start_cpu_profiling")
+    leak = Leaked()
+    name = f"{__name__}.Leaked"
+    created = client.events(ObjCreated, lambda found: any(event.class_name == name for event in found))
+    ours = {event.class_name for event in created if (event.class_name or "").startswith("tornado_rbkit.profiler")}
+    assert not ours
+    del leak
+
+
+def test_a_collection_is_told_with_its_true_time(client: Client) -> None:
+    client.ask(b"start_memory_profile")
+    seen: list[float] = []
+    times: list[float] = []
+
+    def note(phase: str, info: dict[str, int]) -> None:
+        times.append(time.time() * 1000.0)
+
+    gc.callbacks.append(note)
+    try:
+        client.ask(b"trigger_gc")
+    finally:
+        gc.callbacks.remove(note)
+    starts = client.events(GCStart, lambda found: any(event.timestamp >= times[0] - 50 for event in found))
+    seen = [event.timestamp for event in starts]
+    assert min(abs(timestamp - times[0]) for timestamp in seen) < 5.0  # milliseconds
+
+
+def test_a_collection_starts_and_ends_in_this_order(client: Client) -> None:
+    client.ask(b"start_memory_profile", b"trigger_gc")
+    found = client.events(
+        GCStart | GCEndMark | GCEndSweep,  # type: ignore[arg-type]
+        lambda found: len(found) >= 3,
+    )
+    assert [type(event) for event in found[:3]] == [GCStart, GCEndMark, GCEndSweep]
+    assert found[0].timestamp <= found[1].timestamp == found[2].timestamp
+
+
+def test_nothing_of_a_collection_is_told_while_memory_profiling_is_off(
+    client: Client, server: profiler.Server
+) -> None:
+    client.ask(b"trigger_gc")
+    client.ask(b"handshake")
+    assert server.status()["messages"] == 0
+    assert not gc.callbacks
+
+
+def test_the_figures_have_rbkits_keys(client: Client) -> None:
+    client.ask(b"start_memory_profile")
+    (ours, *_) = client.events(GCStats, lambda found: found)
+    rubys = next(
+        event
+        for _, channel, _, payload in recorded("commands")
+        if channel == 1
+        for event in raw_events(payload, EventType.GC_STATS)
+    )
+    mandatory = [key for key in rubys[2] if not key.startswith("remembered_wb")]
+    assert set(mandatory) <= set(ours.stats) | {"old_objects_limit"}
+    assert set(ours.stats) == set(mandatory)
+    for key in ("count", "minor_gc_count", "major_gc_count", "heap_live_slots", "old_objects", "total_freed_objects"):
+        assert type(ours.stats[key]) is int
+    assert ours.stats["count"] == int(ours.stats["minor_gc_count"]) + int(ours.stats["major_gc_count"])
+    assert all(type(value) is int or value == "" for value in ours.stats.values())
+
+
+def test_the_traced_memory_is_told_when_it_is_traced() -> None:
+    assert memory.gc_stats()["total_memsize"] == ""
+    tracemalloc.start()
+    try:
+        assert int(memory.gc_stats()["total_memsize"]) > 0
+    finally:
+        tracemalloc.stop()
+
+
+def test_the_events_have_the_shape_of_rbkits(client: Client) -> None:
+    client.ask(b"start_memory_profile", b"trigger_gc")
+    leak = [Leaked()]
+    name = f"{__name__}.Leaked"
+    client.events(ObjCreated, lambda found: any(event.class_name == name for event in found))
+    leak.clear()
+    client.events(ObjDestroyed, lambda found: found)
+    rubys = [payload for _, channel, _, payload in recorded("commands") if channel == 1]
+    for kind in (EventType.OBJ_CREATED, EventType.GC_START, EventType.GC_END_M, EventType.GC_END_S):
+        ours = [event for message in client.messages for event in raw_events(message, kind)]
+        theirs = [event for message in rubys for event in raw_events(message, kind)]
+        assert shape(ours[0]) == shape(theirs[0])
+    (destroyed, *_) = raw_events(client.messages[-1], EventType.OBJ_DESTROYED)
+    assert shape(destroyed) == {0: "int", 1: "float", 2: {3: "int"}}  # none was recorded
+    assert list(msgpack.unpackb(client.messages[0], strict_map_key=False)) == [0, 1, 9, 2]
+
+
+@pytest.mark.parametrize(("cost", "pause"), [(0.0, 1.0), (0.05, 1.0), (0.1, 1.9), (1.0, 19.0), (10.0, 190.0)])
+def test_ticks_back_off_to_a_twentieth_of_the_time(cost: float, pause: float) -> None:
+    assert memory._pause(cost) == pytest.approx(pause)
+    assert cost / (cost + memory._pause(cost)) <= memory.SHARE + 1e-9
+
+
+def test_the_share_is_kept_with_a_large_heap(client: Client, server: profiler.Server) -> None:
+    heap = [[[]] for _ in range(200_000)]  # type: ignore[var-annotated]
+    client.ask(b"start_memory_profile")
+    leak = [Leaked()]
+    name = f"{__name__}.Leaked"
+    client.events(ObjCreated, lambda found: any(event.class_name == name for event in found))
+    client.ask(b"handshake")
+    status = server.status()["memory"]
+    assert status["tracked_objects"] > 400_000
+    assert status["tick_interval"] >= status["tick_cost"] * 18.9
+    assert status["tick_interval"] > 1.0
+    del heap, leak
+
+
+def test_stopping_forgets_everything(client: Client, server: profiler.Server) -> None:
+    client.ask(b"start_memory_profile", b"stop_memory_profile")
+    client.ask(b"handshake")
+    assert server.status()["memory"]["tracked_objects"] == 0
+    assert not gc.callbacks

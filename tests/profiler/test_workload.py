@@ -1,0 +1,45 @@
+"""The demo's workload shows what it promises to show."""
+
+from __future__ import annotations
+
+import threading
+import time
+from collections import Counter
+from collections.abc import Iterator
+
+import pytest
+
+from tests.profiler.conftest import Client
+from tests.profiler.test_heap import snapshot
+from tornado_rbkit.profiler import workload
+from tornado_rbkit.protocol import CPUSample
+
+
+@pytest.fixture
+def shop() -> Iterator[None]:
+    stop = threading.Event()
+    thread = threading.Thread(target=workload.run, args=(stop,))
+    thread.start()
+    yield
+    stop.set()
+    thread.join()
+    assert not [thread.name for thread in threading.enumerate() if thread.name.startswith("shop")]
+
+
+def _is_of_the_shop(sample: CPUSample) -> bool:
+    return any(frame.file == workload.__file__ for frame in sample.frames)
+
+
+def test_the_hot_function_and_the_leak_are_found(client: Client, shop: None) -> None:
+    began = time.perf_counter()
+    _, before = snapshot(client)
+    client.ask(b"use_cpu_time", b"start_cpu_profiling")
+    samples = client.events(CPUSample, lambda found: len([1 for sample in found if _is_of_the_shop(sample)]) >= 200)
+    client.ask(b"stop_cpu_profiling")
+    _, after = snapshot(client)
+    seconds = time.perf_counter() - began
+    inner = Counter(sample.frames[0].method_name for sample in samples if _is_of_the_shop(sample))
+    assert inner.most_common(1)[0][0] == "discounted", inner
+    growth = Counter(item.class_name for item in after)
+    growth.subtract(item.class_name for item in before)
+    assert growth["tornado_rbkit.profiler.workload.Cart"] > 5 * seconds

@@ -1,0 +1,32 @@
+"""An rbkit 2.1 server inside a Python process, which any rbkit client can talk to.
+
+    from tornado_rbkit import profiler
+
+    profiler.start_server()
+
+Nothing is measured until a client, or `start_profiling`, asks for it.
+"""
+
+from tornado_rbkit.profiler.discovery import RunningServer, RuntimeFolderError, list_servers
+from tornado_rbkit.profiler.endpoints import BindError
+from tornado_rbkit.profiler.server import (
+    AlreadyRunningError,
+    Server,
+    current_server,
+    start_profiling,
+    start_server,
+    stop_server,
+)
+
+__all__ = [
+    "AlreadyRunningError",
+    "BindError",
+    "RunningServer",
+    "RuntimeFolderError",
+    "Server",
+    "current_server",
+    "list_servers",
+    "start_profiling",
+    "start_server",
+    "stop_server",
+]

@@ -1,0 +1,330 @@
+"""Sample the stacks of the process's threads.
+
+A sampler thread asks the interpreter for every thread's frame, once in each interval of an absolute schedule; ticks
+it comes too late for are skipped, never made up for. It needs the GIL for that, and a thread that computes in Python
+gives it up only after the interpreter's switch interval. At the usual 5 ms that would be a fifth of the samples, and
+taken where threads give the GIL up of themselves, at their waits, which is not where they spend their time. So while
+samples are taken the switch interval is lowered to the sampling interval (0.5 ms at least), for the whole process,
+and set back afterwards, unless the host has set another meanwhile. `CPUSampler.status` tells what rate is reached.
+
+Clocks: ``wall`` samples every thread, ``cpu`` those that burned an interval's worth of CPU time since they were last
+sampled, so that a thread's samples are in proportion to its CPU time. Per-thread CPU clocks are read on Linux, by
+the kernel's thread id; elsewhere there is only ``wall``, and the handshake says so. Threads that `threading` does
+not know have no clock either and are sampled as on the wall.
+
+A frame that is looked at is kept alive while it is: when its function returns in these microseconds, what it held is
+released on the sampler's thread. Every sampler inside a process has this.
+"""
+
+from __future__ import annotations
+
+import sys
+import threading
+import time
+import weakref
+from collections.abc import Callable, Iterable
+from types import CodeType, FrameType, FunctionType
+from typing import Any, Final
+
+from tornado_rbkit.profiler.objects import type_dict, type_mro, type_qualname
+from tornado_rbkit.profiler.publisher import BACKLOG_EVENTS, Publisher, array_header, pack, pack_double, pack_text
+from tornado_rbkit.profiler.signals import leave_signals_to_the_host
+from tornado_rbkit.protocol import EventType, Field
+
+DEFAULT_INTERVAL: Final = 0.001
+"""Seconds, as rbkit's."""
+
+MIN_SWITCH_INTERVAL: Final = 0.0005
+
+MAX_INTERVAL: Final = 3600.0
+
+MAX_DEPTH: Final = 1000
+"""Frames of one sample; the outer ones of a deeper stack are left out."""
+
+HAS_CPU_CLOCK: Final = sys.platform.startswith("linux")
+
+_SAMPLE_HEAD: Final = bytes((0x83, Field.EVENT_TYPE, EventType.CPU_SAMPLE, Field.TIMESTAMP))
+_PAYLOAD_KEY: Final = bytes((Field.PAYLOAD,))
+
+
+class CPUSampler:
+    """Sample from `start` to `stop`; neither its own thread nor the one that starts it.
+
+    `start`, `stop` and the setting of `clock_type` are the server's thread's; `status` is any thread's.
+
+    Args:
+        publisher: where the samples go.
+    """
+
+    def __init__(self, publisher: Publisher) -> None:
+        self.clock_type = "wall"
+        self.interval = DEFAULT_INTERVAL
+        self._publisher = publisher
+        self._own: set[int] = set()
+        self._stopping = threading.Event()
+        self._thread: threading.Thread | None = None
+        self._frames = FrameCache()
+        self._clocks = ThreadClocks()
+        self._switching = SwitchInterval()
+        self._ticks = self._late = self._samples = 0
+        self._began = self._ended = 0.0
+
+    @property
+    def enabled(self) -> bool:
+        """True from `start` to `stop`."""
+        return self._thread is not None
+
+    def start(self, interval: float | None = None) -> None:
+        """Start sampling each `interval` seconds, or go on at the interval there was.
+
+        Raises:
+            ValueError: the interval is not above 0.
+        """
+        if interval is not None and not 0 < interval <= MAX_INTERVAL:
+            raise ValueError(f"the interval is {interval!r}; it must be above 0 and at most {MAX_INTERVAL:g} s")
+        if self.enabled and interval in (None, self.interval):
+            return
+        self.stop()
+        self.interval = interval or self.interval
+        self._stopping.clear()
+        self._ticks = self._late = self._samples = 0
+        self._switching.lower(self.interval)
+        self._began = time.monotonic()
+        self._own = {threading.get_ident()}
+        self._thread = threading.Thread(target=self._run, name="rbkit-cpu", daemon=True)
+        self._thread.start()
+
+    def stop(self) -> None:
+        """Stop sampling and join the thread. May be called twice."""
+        thread, self._thread = self._thread, None
+        if thread is not None:
+            self._stopping.set()
+            thread.join()
+            self._ended = time.monotonic()
+            self._frames.clear()
+            self._switching.restore()
+
+    def abandon(self) -> None:
+        """Set back, in a forked child, what the parent's sampler had changed."""
+        self._switching.restore()
+
+    def status(self) -> dict[str, Any]:
+        """Return the interval asked for (seconds), and the rates asked for and reached (ticks per second)."""
+        seconds = (time.monotonic() if self.enabled else self._ended) - self._began
+        return {
+            "enabled": self.enabled,
+            "clock_type": self.clock_type,
+            "interval": self.interval,
+            "requested_rate": 1.0 / self.interval,
+            "achieved_rate": self._ticks / seconds if seconds > 0 else 0.0,
+            "samples": self._samples,
+            "skipped_ticks": self._late,
+            "switch_interval": sys.getswitchinterval(),
+        }
+
+    def _run(self) -> None:
+        leave_signals_to_the_host()
+        self._own.add(threading.get_ident())
+        self._clocks = ThreadClocks()
+        due = time.monotonic() + self.interval
+        while not self._stopping.wait(max(0.0, due - time.monotonic())):
+            behind = int((time.monotonic() - due) / self.interval)
+            self._late += behind
+            due += (behind + 1) * self.interval
+            if self._publisher.backlog > BACKLOG_EVENTS:
+                self._late += 1
+                continue
+            self._tick()
+            self._ticks += 1
+
+    def _tick(self) -> None:
+        timestamp = pack_double(time.time() * 1000.0)
+        frames = sys._current_frames()
+        for thread_id in self._own:
+            frames.pop(thread_id, None)
+        burned = self._clocks.burned(frames, self.interval) if self.clock_type == "cpu" else frames
+        for thread_id in burned:
+            stack = self._frames.stack(frames[thread_id])
+            packed_id = pack(thread_id)
+            self._publisher.add(
+                b"".join(
+                    (_SAMPLE_HEAD, timestamp, _PAYLOAD_KEY, array_header(len(stack)), packed_id.join(stack), packed_id)
+                )
+            )
+            self._samples += 1
+
+
+class SwitchInterval:
+    """The interpreter's switch interval, lowered for a while. One thread's."""
+
+    def __init__(self) -> None:
+        self._before: float | None = None
+        self._lowered = 0.0
+
+    def lower(self, interval: float) -> None:
+        """Lower it to `interval` seconds, if it is above."""
+        before = sys.getswitchinterval()
+        wanted = max(interval, MIN_SWITCH_INTERVAL)
+        if wanted < before:
+            sys.setswitchinterval(wanted)
+            self._before, self._lowered = before, sys.getswitchinterval()
+
+    def restore(self) -> None:
+        """Set back what `lower` changed, unless it is another by now. May be called twice."""
+        before, self._before = self._before, None
+        if before is not None and sys.getswitchinterval() == self._lowered:
+            sys.setswitchinterval(before)
+
+
+class ThreadClocks:
+    """What CPU time each thread has used that it was not sampled for. One thread's; Linux."""
+
+    def __init__(self) -> None:
+        self._clocks: dict[int, int] = {}
+        self._seen: dict[int, int] = {}
+        self._owed: dict[int, int] = {}
+
+    def burned(self, threads: Iterable[int], interval: float) -> list[int]:
+        """Return those of the threads that used `interval` seconds of CPU time since they were last returned."""
+        threads = list(threads)
+        self._forget_ended(threads)
+        enough = int(interval * 1e9)
+        burned = []
+        for thread_id in threads:
+            now = self._read(thread_id)
+            if now is None:
+                burned.append(thread_id)
+                continue
+            used = now - self._seen.get(thread_id, now)
+            self._seen[thread_id] = now
+            owed = self._owed.get(thread_id, 0) + used
+            if used > 0 and owed >= enough:
+                burned.append(thread_id)
+                owed = min(owed - enough, enough)  # a late tick is one sample, as on the wall
+            self._owed[thread_id] = owed
+        return burned
+
+    def _read(self, thread_id: int) -> int | None:
+        clock = self._clocks.get(thread_id)
+        if clock is None:
+            clock = self._find(thread_id)
+            if clock is None:
+                return None
+        try:
+            return time.clock_gettime_ns(clock)
+        except OSError:  # it has ended; its identifier may already be another's
+            self._drop(thread_id)
+            return None
+
+    def _find(self, thread_id: int) -> int | None:
+        # Not pthread_getcpuclockid(): it reads the memory of a thread that may be gone. The clock made of the
+        # kernel's thread id (include/linux/posix-timers.h: ~tid << 3 | CPUCLOCK_PERTHREAD | CPUCLOCK_SCHED) is an
+        # error for one that has ended, and nothing else.
+        for thread in threading.enumerate():
+            if thread.ident == thread_id and thread.native_id is not None:
+                clock = self._clocks[thread_id] = ~thread.native_id << 3 | 6
+                return clock
+        return None
+
+    def _forget_ended(self, threads: list[int]) -> None:
+        for thread_id in self._clocks.keys() - threads:
+            self._drop(thread_id)
+
+    def _drop(self, thread_id: int) -> None:
+        for table in (self._clocks, self._seen, self._owed):
+            table.pop(thread_id, None)
+
+
+class FrameCache:
+    """Stack frames as MessagePack, all but the thread id, which comes last. One thread's.
+
+    What is kept of a code object goes when the code object goes.
+    """
+
+    def __init__(self) -> None:
+        self._codes: dict[int, tuple[weakref.ref[CodeType], dict[int, bytes]]] = {}
+
+    def clear(self) -> None:
+        self._codes.clear()
+
+    def stack(self, frame: FrameType | None) -> list[bytes]:
+        """Return the packed frames of a stack, innermost first."""
+        stack: list[bytes] = []
+        codes = self._codes
+        while frame is not None and len(stack) < MAX_DEPTH:
+            code = frame.f_code
+            known = codes.get(id(code))
+            if known is None:
+                known = codes[id(code)] = (weakref.ref(code, self._forget(id(code))), {})
+            # f_lasti, because f_lineno is worked out anew from the line table each time it is read
+            packed = known[1].get(frame.f_lasti)
+            if packed is None:
+                packed = known[1][frame.f_lasti] = pack_frame(frame)
+            stack.append(packed)
+            frame = frame.f_back
+        return stack
+
+    def _forget(self, key: int) -> Callable[[Any], None]:
+        codes = self._codes
+
+        def forget(_: Any) -> None:
+            codes.pop(key, None)
+
+        return forget
+
+
+def pack_frame(frame: FrameType) -> bytes:
+    """Return a stack frame as MessagePack, up to where the value of its thread_id belongs."""
+    code = frame.f_code
+    module = frame.f_globals.get("__name__")
+    qualname = qualified_name(frame)
+    label = f"{module}.{qualname}" if type(module) is str else qualname
+    return b"".join(
+        (
+            b"\x86",
+            bytes((Field.METHOD_NAME,)),
+            pack_text(code.co_name),
+            bytes((Field.LABEL,)),
+            pack_text(label),
+            bytes((Field.FILE,)),
+            pack_text(code.co_filename),
+            bytes((Field.LINE,)),
+            pack(frame.f_lineno or 0),
+            bytes((Field.SINGLETON_METHOD,)),
+            pack(int(_first_argument(code) == "cls")),
+            bytes((Field.THREAD_ID,)),
+        )
+    )
+
+
+def qualified_name(frame: FrameType) -> str:
+    """Return ``Class.method`` or ``function``: co_qualname, or where there is none what self or cls tell."""
+    code = frame.f_code
+    if sys.version_info >= (3, 11):
+        return code.co_qualname
+    owner = _class_of_first_argument(frame)
+    if owner is None:
+        return code.co_name
+    return f"{type_qualname(owner)}.{code.co_name}"
+
+
+def _first_argument(code: CodeType) -> str | None:
+    return code.co_varnames[0] if code.co_argcount and code.co_varnames else None
+
+
+def _class_of_first_argument(frame: FrameType) -> type | None:
+    """Return the class whose method the frame runs, without calling anything of the host's.
+
+    Attribute access and isinstance could be the host's; `type`'s own descriptors are the interpreter's.
+    """
+    name = _first_argument(frame.f_code)
+    if name not in ("self", "cls"):
+        return None
+    first = frame.f_locals.get(name)  # copies every variable, but 3.10 has no cheaper way to one
+    for base in type_mro(first if name == "cls" and type in type_mro(type(first)) else type(first)):
+        found: Any = type_dict(base).get(frame.f_code.co_name)
+        if type(found) in (classmethod, staticmethod):
+            found = found.__func__
+        if type(found) is FunctionType and found.__code__ is frame.f_code:
+            return base
+    return None

@@ -1,0 +1,184 @@
+"""A heap snapshot: every object the collector tracks, and what they refer to that it does not (strings, numbers).
+
+The heap is walked in slices of some milliseconds, with the host running in between, so a snapshot is no moment in
+time: objects made after its beginning are in it only where they are no more than values, and what dies during the
+walk is kept until its end (and is then released on the server's thread). What holds the GIL for longer than a slice
+are single calls of the interpreter: the list of all tracked objects at the beginning (some 15 ms per million), and
+the references of one very large container.
+
+Not in it: objects that were set aside with `gc.freeze`, which the collector does not list. File and line are known of
+objects made while tracemalloc traced, but not of those the interpreter takes from a list of free ones, and on
+Python 3.11 not of instances with a ``__dict__`` (a fault of its tracemalloc).
+
+No code of the host's is called: classes are read through `type`'s own descriptors, references by the collector's
+traversal, and sizes by ``__sizeof__`` only where that is not written in Python.
+"""
+
+from __future__ import annotations
+
+import gc
+import sys
+import time
+import tracemalloc
+from collections.abc import Callable, Iterator
+from types import MethodDescriptorType
+from typing import Any, Final
+
+import msgpack
+
+from tornado_rbkit.profiler.objects import ClassNames, SliceSize, is_own, own_ids, type_dict, type_mro
+from tornado_rbkit.profiler.publisher import Publisher, array_header, pack, pack_double, pack_text
+from tornado_rbkit.protocol import EventType, Field
+
+DUMP_OBJECTS: Final = 1000
+"""Objects in one object_space_dump, as rbkit's."""
+
+COLLECTION_DUMPS: Final = 10
+"""Dumps in one event_collection: half a megabyte, where rbkit sends all of them in one."""
+
+_SHARDS: Final = 256
+_LARGE: Final = 10_000
+_NO_PLACE: Final = bytes((Field.FILE, 0xC0, Field.LINE, 0xC0))
+_OBJECT: Final = bytes((0x86, Field.OBJECT_ID))
+_CLASS: Final = bytes((Field.CLASS_NAME,))
+_REFERENCES: Final = bytes((Field.REFERENCES,))
+_SIZE: Final = bytes((Field.SIZE,))
+
+
+class Snapshot:
+    """One walk over the heap. The server's thread's.
+
+    Args:
+        correlation_id: what its dumps have in common.
+        own: the roots of the profiler's own objects, which are left out.
+    """
+
+    def __init__(self, correlation_id: int, own: list[object]) -> None:
+        self.correlation_id = correlation_id
+        self.total = 0
+        """The objects found so far; all of them after the walk."""
+        self._timestamp = pack_double(time.time() * 1000.0)
+        self._own = own_ids([*own, self])
+        self._bodies: list[bytes] = []
+        self._rows: list[bytes] = []
+        # One set of a million would be rehashed in one go of 50 ms, with the GIL held.
+        self._seen: list[set[int]] = [set() for _ in range(_SHARDS)]
+        self._values: list[Any] = []
+        self._names = ClassNames()
+        self._packed_names: dict[int, bytes] = {}
+        self._sizes: dict[int, Callable[[Any], int]] = {}
+        self._packer = msgpack.Packer()
+        self._tracing = tracemalloc.is_tracing()
+
+    def walk(self) -> Iterator[None]:
+        """Look at every object, and yield after each slice; the host's turn is the caller's to give."""
+        size = SliceSize(500)
+        for objects in (gc.get_objects(), self._values):
+            at = 0
+            while at < len(objects):  # the values grow by those the values refer to
+                with size as count:
+                    for item in objects[at : at + count]:
+                        self._add(item)
+                at += count
+                yield
+        self._cut(everything=True)
+        del objects
+        self._values = []
+        self._seen = []
+
+    def messages(self, publisher: Publisher) -> Iterator[bytes]:
+        """Give the event_collections, after the walk; each is forgotten once it was given."""
+        head = b"".join(
+            (
+                bytes((0x85, Field.EVENT_TYPE, EventType.OBJECT_SPACE_DUMP, Field.TIMESTAMP)),
+                self._timestamp,
+                bytes((Field.CORRELATION_ID,)),
+                pack(self.correlation_id),
+                bytes((Field.COMPLETE_MESSAGE_COUNT,)),
+                pack(self.total),
+                bytes((Field.PAYLOAD,)),
+            )
+        )
+        self._bodies.reverse()
+        while self._bodies:
+            part = self._bodies[-COLLECTION_DUMPS:]
+            del self._bodies[-COLLECTION_DUMPS:]
+            yield publisher.collection([head + body for body in reversed(part)], time.time())
+
+    def _add(self, item: Any) -> None:
+        object_id = id(item)
+        cls = type(item)
+        key = id(cls)
+        name = self._packed_names.get(key)
+        if name is None:
+            name = self._learn(cls)
+        if object_id in self._own or not name:
+            return
+        referents = gc.get_referents(item)
+        for other in referents:
+            if not gc.is_tracked(other):
+                other_id = id(other)
+                shard = self._seen[other_id >> 4 & _SHARDS - 1]
+                if other_id not in shard:
+                    shard.add(other_id)
+                    self._values.append(other)
+        pack = self._packer.pack
+        if len(referents) < _LARGE:
+            references = pack(list(map(id, referents)))
+        else:  # in Python, so that the host can have the GIL meanwhile
+            references = array_header(len(referents)) + b"".join([pack(id(other)) for other in referents])
+        self._rows.append(
+            b"".join(
+                (
+                    _OBJECT,
+                    pack(object_id),
+                    name,
+                    references,
+                    self._place(item) if self._tracing else _NO_PLACE,
+                    _SIZE,
+                    pack(self._size(item, key)),
+                )
+            )
+        )
+        self._cut()
+
+    def _learn(self, cls: type) -> bytes:
+        """Return what the class's name is in a row; nothing for the profiler's own classes."""
+        (name,) = self._names.of([cls])
+        packed = b"" if is_own(name) else _CLASS + pack_text(name) + _REFERENCES
+        self._packed_names[id(cls)] = packed
+        self._sizes[id(cls)] = size_function(cls)
+        return packed
+
+    def _size(self, item: Any, key: int) -> int | None:
+        try:
+            return self._sizes[key](item)
+        except Exception:  # noqa: BLE001 - an extension's __sizeof__ may raise anything; rbkit sends nil for it
+            return None
+
+    def _place(self, item: Any) -> bytes:
+        trace = tracemalloc.get_object_traceback(item)
+        if not trace:
+            return _NO_PLACE
+        frame = trace[len(trace) - 1]
+        return b"".join(
+            (bytes((Field.FILE,)), pack_text(frame.filename), bytes((Field.LINE,)), self._packer.pack(frame.lineno))
+        )
+
+    def _cut(self, *, everything: bool = False) -> None:
+        if len(self._rows) == DUMP_OBJECTS or (everything and (self._rows or not self._bodies)):
+            self.total += len(self._rows)
+            self._bodies.append(array_header(len(self._rows)) + b"".join(self._rows))
+            self._rows = []
+
+
+def size_function(cls: type) -> Callable[[Any], int]:
+    """Return what gives the size of the class's instances in bytes without running Python code of the host's.
+
+    That is `sys.getsizeof`, or for a class whose ``__sizeof__`` is written in Python the one of `object`.
+    """
+    for base in type_mro(cls):
+        found = type_dict(base).get("__sizeof__")
+        if found is not None:
+            return sys.getsizeof if type(found) is MethodDescriptorType else object.__sizeof__
+    return object.__sizeof__

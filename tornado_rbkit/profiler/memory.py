@@ -1,0 +1,286 @@
+"""The memory profile: objects made and gone, the collector's pauses, and its figures each five seconds.
+
+Objects are found by comparing what the collector tracks (`gc.get_objects`) between two ticks, so what lives for
+less than a tick, and what is never tracked (strings, numbers, containers of these alone), is not seen. An id is an
+address: when an object dies and another of the same class takes its place between two ticks, that cannot be told
+from one object that lives on; of another class, it is reported as destroyed and created.
+
+Objects set aside with `gc.freeze` are not seen either.
+
+A tick works in slices of some milliseconds, between which the host has the GIL; while it lasts it holds the objects
+it has not yet looked at. Ticks come each second, or as much more seldom as it takes to stay within 5 % of the
+process's time.
+
+The figures of gc_stats, under rbkit's keys; ``''`` where CPython cannot tell:
+
+========================================  ================================================================
+count                                     collections of all generations
+minor_gc_count                            collections of generations 0 and 1
+major_gc_count                            collections of generation 2 (full ones)
+heap_live_slots                           blocks that the allocator has given out (`sys.getallocatedblocks`)
+old_objects                               tracked objects in generation 2, and frozen ones
+total_freed_objects                       objects freed by the collector; those whose last reference went are not
+                                          counted anywhere
+total_heap_size                           resident memory in bytes (Linux, else ``''``)
+total_memsize                             bytes that tracemalloc has traced (``''`` when it is off)
+heap_allocated_pages, heap_eden_pages,    ``''``: the allocator's arenas cannot be counted from within, and have no
+heap_tomb_pages, heap_allocatable_pages,  eden, tomb or sorted list
+heap_sorted_length
+heap_free_slots, heap_final_slots,        ``''``: free blocks are not counted, nothing waits to be finalized or swept
+heap_swept_slots
+old_objects_limit                         ``''``: the growth that brings on a full collection is not told
+total_allocated_objects                   ``''``: allocations are not counted
+malloc_increase_bytes,                    ``''``: collections come after a number of objects, not of bytes
+malloc_increase_bytes_limit,
+oldmalloc_increase_bytes,
+oldmalloc_increase_bytes_limit
+========================================  ================================================================
+"""
+
+from __future__ import annotations
+
+import gc
+import os
+import sys
+import time
+import tracemalloc
+from collections import deque
+from collections.abc import Callable, Iterator
+from itertools import islice
+from pathlib import Path
+from typing import Any, Final
+
+from tornado_rbkit.profiler.objects import ClassNames, SliceSize, is_own, own_ids
+from tornado_rbkit.profiler.publisher import BACKLOG_EVENTS, Publisher, pack, pack_double, pack_text
+from tornado_rbkit.protocol import EventType, Field
+
+STATS_SECONDS: Final = 5.0
+TICK_SECONDS: Final = 1.0
+"""The shortest time between two comparisons."""
+
+SHARE: Final = 0.05
+"""The most of the process's time that comparisons may take, on average."""
+
+UNKNOWN: Final = ""
+"""What rbkit sends where Ruby has nil."""
+
+
+class MemoryProfile:
+    """Publish the memory profile from `start` to `stop`.
+
+    Everything belongs to the server's thread but `status`, which is any thread's, and the collector's callback,
+    which runs on whatever thread collects.
+
+    Args:
+        publisher: where the events go.
+        own: gives the roots of the profiler's own objects, which are left out.
+    """
+
+    def __init__(self, publisher: Publisher, own: Callable[[], list[object]]) -> None:
+        self.enabled = False
+        self.trace_objects = True
+        self.gc_stats = True
+        self._publisher = publisher
+        self._own = own
+        self._collections: deque[tuple[str, float]] = deque()
+        self._callback = _callback(self._collections)
+        self._known: dict[int, str] = {}
+        self._interned: dict[str, str] = {}
+        self._tick: Iterator[None] | None = None
+        self._tick_due = self._stats_due = 0.0
+        self._tick_cost = 0.0
+        self._tick_spent = 0.0
+        self._spent = 0.0
+        self._ticks = 0
+
+    def start(self, *, trace_objects: bool = True, gc_stats: bool = True) -> None:
+        """Start; what exists now is the baseline, and only what comes and goes afterwards is told."""
+        if self.enabled and (self.trace_objects, self.gc_stats) == (trace_objects, gc_stats):
+            return
+        self.stop()
+        self.enabled = True
+        self.trace_objects, self.gc_stats = trace_objects, gc_stats
+        self._spent, self._ticks = 0.0, 0
+        self._stats_due = time.monotonic()
+        gc.callbacks.append(self._callback)
+        if trace_objects:
+            self._tick = self._compare(gc.get_objects(), baseline=True)
+
+    def stop(self) -> None:
+        """Stop, and forget every object. May be called twice."""
+        if not self.enabled:
+            return
+        self.enabled = False
+        release_callback(self)
+        self._publish_collections()
+        self._tick, self._tick_spent, self._tick_due = None, 0.0, 0.0
+        self._known, self._interned = {}, {}
+
+    def work(self) -> float | None:
+        """Do what is due, at most one slice; return the seconds after which there is more, None when disabled."""
+        if not self.enabled:
+            return None
+        now = time.monotonic()
+        self._publish_collections()
+        if self.gc_stats and now >= self._stats_due:
+            self._stats_due = now + STATS_SECONDS
+            self._publisher.add(pack(_event(EventType.GC_STATS, gc_stats())))
+        if not self.trace_objects:
+            return self._stats_due - now
+        if self._tick is None and now >= self._tick_due and self._publisher.backlog < BACKLOG_EVENTS:
+            self._tick = self._compare(gc.get_objects())
+        if self._tick is not None:
+            self._step(self._tick)
+        return 0.001 if self._tick is not None else max(0.0, self._tick_due - now)
+
+    def status(self) -> dict[str, Any]:
+        """Return the cost of the last comparison (seconds of CPU), how many there were, and the pause between."""
+        return {
+            "enabled": self.enabled,
+            "tracked_objects": len(self._known),
+            "ticks": self._ticks,
+            "tick_cost": self._tick_cost,
+            "tick_interval": _pause(self._tick_cost),
+            "cpu_seconds": self._spent,
+        }
+
+    def _step(self, tick: Iterator[None]) -> None:
+        began = time.thread_time()
+        if next(tick, self) is self:  # a generator's yields are None: it has ended
+            self._tick = None
+        self._tick_spent += time.thread_time() - began
+        if self._tick is None:
+            self._tick_cost = self._tick_spent
+            self._spent += self._tick_spent
+            self._tick_spent = 0.0
+            self._ticks += 1
+            self._tick_due = time.monotonic() + _pause(self._tick_cost)
+
+    def _compare(self, objects: list[Any], *, baseline: bool = False) -> Iterator[None]:
+        """Compare the objects with those of the last tick, slice by slice, and publish the difference."""
+        timestamp = pack_double(time.time() * 1000.0)
+        own = own_ids([*self._own(), self._known, self._interned, objects])
+        names = ClassNames(self._interned)
+        before, present = self._known, dict[int, str]()
+        heads: dict[str, tuple[bytes, bytes]] = {}
+        size = SliceSize()
+        while objects:
+            with size as count:
+                part = objects[-count:]
+                del objects[-count:]
+                ids = list(map(id, part))
+                kinds = names.of(list(map(type, part)))
+                del part
+                present.update(zip(ids, kinds, strict=True))
+                if not baseline:
+                    changed = [
+                        (object_id, kind, old)
+                        for object_id, kind, old in zip(ids, kinds, map(before.get, ids), strict=True)
+                        if kind is not old and object_id not in own and not is_own(kind)
+                    ]
+                    for object_id, kind, old in changed:
+                        if old is not None:
+                            self._publisher.add(_destroyed(timestamp, object_id))
+                        if kind not in heads:
+                            heads[kind] = _created(timestamp, kind)
+                        head, tail = heads[kind]
+                        self._publisher.add(head + pack(object_id) + tail)
+            yield
+        gone = iter(before)
+        while len(part_ids := list(islice(gone, 20_000))):
+            for object_id in [object_id for object_id in part_ids if object_id not in present]:
+                if object_id not in own:
+                    self._publisher.add(_destroyed(timestamp, object_id))
+            yield
+        self._known = present
+
+    def _publish_collections(self) -> None:
+        while self._collections:
+            phase, seconds = self._collections.popleft()
+            timestamp = pack_double(seconds * 1000.0)
+            if phase == "start":
+                self._publisher.add(_bare(EventType.GC_START, timestamp))
+            else:  # CPython has no mark and sweep of their own: both end with the collection
+                self._publisher.add(_bare(EventType.GC_END_M, timestamp))
+                self._publisher.add(_bare(EventType.GC_END_S, timestamp))
+
+
+def release_callback(profile: MemoryProfile) -> None:
+    """Take a profile's callback off the collector; also for a forked child. Does nothing if it is not there."""
+    callback = profile._callback
+    gc.callbacks[:] = [other for other in gc.callbacks if other is not callback]
+
+
+def gc_stats() -> dict[str, int | str]:
+    """Return the collector's figures under rbkit's keys, as the module's table has them."""
+    minor, middle, major = gc.get_stats()[:3]
+    collections = minor["collections"] + middle["collections"]
+    traced = tracemalloc.get_traced_memory()[0] if tracemalloc.is_tracing() else UNKNOWN
+    return {
+        "count": collections + major["collections"],
+        "minor_gc_count": collections,
+        "major_gc_count": major["collections"],
+        "heap_allocated_pages": UNKNOWN,
+        "heap_eden_pages": UNKNOWN,
+        "heap_tomb_pages": UNKNOWN,
+        "heap_allocatable_pages": UNKNOWN,
+        "heap_sorted_length": UNKNOWN,
+        "heap_live_slots": sys.getallocatedblocks(),
+        "heap_free_slots": UNKNOWN,
+        "heap_final_slots": UNKNOWN,
+        "heap_swept_slots": UNKNOWN,
+        "old_objects": len(gc.get_objects(generation=2)) + gc.get_freeze_count(),
+        "old_objects_limit": UNKNOWN,
+        "total_allocated_objects": UNKNOWN,
+        "total_freed_objects": minor["collected"] + middle["collected"] + major["collected"],
+        "malloc_increase_bytes": UNKNOWN,
+        "malloc_increase_bytes_limit": UNKNOWN,
+        "oldmalloc_increase_bytes": UNKNOWN,
+        "oldmalloc_increase_bytes_limit": UNKNOWN,
+        "total_heap_size": _resident_bytes(),
+        "total_memsize": traced,
+    }
+
+
+def _resident_bytes() -> int | str:
+    try:
+        return int(Path("/proc/self/statm").read_text().split()[1]) * os.sysconf("SC_PAGE_SIZE")
+    except (OSError, AttributeError):  # not Linux
+        return UNKNOWN
+
+
+def _callback(collections: deque[tuple[str, float]]) -> Callable[[str, dict[str, int]], None]:
+    """Return what the collector calls: it notes the phase and the time, on any thread, and nothing else."""
+    note, clock = collections.append, time.time
+
+    def on_collection(phase: str, info: dict[str, int]) -> None:
+        note((phase, clock()))
+
+    return on_collection
+
+
+def _pause(cost: float) -> float:
+    return max(TICK_SECONDS, cost * (1 - SHARE) / SHARE)
+
+
+def _event(kind: EventType, payload: Any) -> dict[int, Any]:
+    return {
+        int(Field.EVENT_TYPE): int(kind),
+        int(Field.TIMESTAMP): time.time() * 1000.0,
+        int(Field.PAYLOAD): payload,
+    }
+
+
+def _bare(kind: EventType, timestamp: bytes) -> bytes:
+    return bytes((0x82, Field.EVENT_TYPE, kind, Field.TIMESTAMP)) + timestamp
+
+
+def _created(timestamp: bytes, name: str) -> tuple[bytes, bytes]:
+    """Return what comes before and after the id in an obj_created event."""
+    head = bytes((0x83, Field.EVENT_TYPE, EventType.OBJ_CREATED, Field.TIMESTAMP)) + timestamp
+    return head + bytes((Field.PAYLOAD, 0x82, Field.OBJECT_ID)), bytes((Field.CLASS_NAME,)) + pack_text(name)
+
+
+def _destroyed(timestamp: bytes, object_id: int) -> bytes:
+    head = bytes((0x83, Field.EVENT_TYPE, EventType.OBJ_DESTROYED, Field.TIMESTAMP)) + timestamp
+    return head + bytes((Field.PAYLOAD, 0x81, Field.OBJECT_ID)) + pack(object_id)

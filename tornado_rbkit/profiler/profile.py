@@ -1,0 +1,176 @@
+"""What is being measured, and what each of the nine commands does to it."""
+
+from __future__ import annotations
+
+import gc
+import logging
+import os
+import sys
+import time
+from collections.abc import Callable
+from importlib.metadata import PackageNotFoundError, version
+from typing import Final, Protocol
+
+from tornado_rbkit.profiler.cpu import HAS_CPU_CLOCK, CPUSampler
+from tornado_rbkit.profiler.heap import Snapshot
+from tornado_rbkit.profiler.memory import MemoryProfile
+from tornado_rbkit.profiler.publisher import Publisher, pack
+from tornado_rbkit.protocol import EventType, Field
+
+_log = logging.getLogger(__name__)
+
+PROTOCOL_VERSION: Final = "2.1"
+FLUSH_SECONDS: Final = 0.05
+"""How often batches are looked for while something is measured."""
+
+_OK: Final = b"ok"
+
+
+class Outlet(Protocol):
+    """What a snapshot, which takes its time, needs of the server."""
+
+    def send_all(self, message: bytes) -> None:
+        """Publish a message that no subscriber should miss."""
+
+    def breathe(self) -> bool:
+        """Publish what waits and let the host run; return False if the server is being stopped."""
+
+
+class Profile:
+    """The instruments of one process and the commands that set them. Everything here is the server's thread's.
+
+    Args:
+        name: the process_name of the handshake.
+        publisher: where events go.
+        outlet: what sends a snapshot's messages.
+    """
+
+    def __init__(self, name: str, publisher: Publisher, outlet: Outlet) -> None:
+        self.name = name
+        self.publisher = publisher
+        self.memory = MemoryProfile(publisher, lambda: self.own)
+        self.own: list[object] = [self]
+        self.cpu = CPUSampler(publisher)
+        self.snapshot_objects = 0
+        """The objects of the last snapshot, or those found so far by the one that runs."""
+        self._snapshots = 0
+        self._outlet = outlet
+        self._commands: dict[bytes, Callable[[], bytes]] = {
+            b"handshake": self.handshake,
+            b"start_memory_profile": self.start_memory_profile,
+            b"stop_memory_profile": self.stop_memory_profile,
+            b"trigger_gc": self.trigger_gc,
+            b"objectspace_snapshot": self.objectspace_snapshot,
+            b"use_cpu_time": self.use_cpu_time,
+            b"use_wall_time": self.use_wall_time,
+            b"start_cpu_profiling": self.start_cpu_profiling,
+            b"stop_cpu_profiling": self.stop_cpu_profiling,
+        }
+
+    def answer(self, request: list[bytes]) -> bytes:
+        """Run every part of a request and return the reply to the last, which is ``ok`` to what is no command."""
+        reply = _OK
+        for part in request:
+            command = self._commands.get(part.partition(b"\0")[0])  # rbkit takes what comes before a NUL
+            reply = _OK if command is None else command()
+        return reply
+
+    def work(self) -> float | None:
+        """Do what is due; return the seconds after which to call again, None for not before the next command."""
+        due = self.memory.work()
+        if due is not None or self.cpu.enabled or self.publisher.backlog:
+            return FLUSH_SECONDS if due is None else min(due, FLUSH_SECONDS)
+        return None
+
+    def handshake(self) -> bytes:
+        facts = {
+            "rbkit_server_version": _package_version(),
+            "rbkit_protocol_version": PROTOCOL_VERSION,
+            "process_name": self.name,
+            "pwd": _working_folder(),
+            "pid": os.getpid(),
+            "object_trace_enabled": int(self.memory.enabled and self.memory.trace_objects),
+            "cpu_profiling_enabled": int(self.cpu.enabled),
+            "clock_type": self.cpu.clock_type,
+            "cpu_profiling_mode": "sampling",
+        }
+        timestamp = time.time() * 1000.0
+        return pack(
+            {
+                int(Field.EVENT_TYPE): int(EventType.HANDSHAKE),
+                int(Field.TIMESTAMP): timestamp,
+                int(Field.PAYLOAD): facts,
+            }
+        )
+
+    def start_memory_profile(self) -> bytes:
+        self.memory.start()
+        return _OK
+
+    def stop_memory_profile(self) -> bytes:
+        self.memory.stop()
+        return _OK
+
+    def trigger_gc(self) -> bytes:
+        """Collect every generation. The events it causes are published while memory profiling is on, as rbkit's."""
+        gc.collect()
+        return _OK
+
+    def objectspace_snapshot(self) -> bytes:
+        """Walk the heap and publish it; the reply comes afterwards, as rbkit's."""
+        self._snapshots += 1
+        snapshot = Snapshot(self._snapshots, self.own)
+        self.snapshot_objects = 0
+        for _ in snapshot.walk():
+            self.snapshot_objects = snapshot.total
+            if not self._outlet.breathe():
+                return _OK  # the server is being stopped
+        for message in snapshot.messages(self.publisher):
+            self._outlet.send_all(message)
+        self.snapshot_objects = snapshot.total
+        return _OK
+
+    def use_cpu_time(self) -> bytes:
+        """Sample by CPU time, where threads have CPU clocks; elsewhere the clock stays as it is."""
+        if HAS_CPU_CLOCK:
+            self.cpu.clock_type = "cpu"
+        else:
+            _log.warning("there are no CPU clocks of threads on %s: sampling goes by the wall clock", sys.platform)
+        return _OK
+
+    def use_wall_time(self) -> bytes:
+        self.cpu.clock_type = "wall"
+        return _OK
+
+    def start_cpu_profiling(self) -> bytes:
+        self.cpu.start()
+        return _OK
+
+    def stop_cpu_profiling(self) -> bytes:
+        self.cpu.stop()
+        return _OK
+
+    def close(self) -> None:
+        """Stop measuring. May be called twice."""
+        self.stop_memory_profile()
+        self.stop_cpu_profiling()
+
+
+def default_name() -> str:
+    """Return what this process calls itself: its script, else its interpreter."""
+    argv = getattr(sys, "argv", None)  # an embedding program may have none
+    return (argv[0] if argv and argv[0] not in ("", "-c", "-m") else sys.executable) or "python"
+
+
+def _working_folder() -> str:
+    try:
+        return os.getcwd()
+    except OSError:  # it was removed
+        return ""
+
+
+def _package_version() -> str:
+    try:
+        return version("tornado_rbkit")
+    except PackageNotFoundError:  # run from a folder that was never installed
+        return "unknown"

@@ -1,0 +1,358 @@
+"""The server's thread and its sockets, and the one server a process can have."""
+
+from __future__ import annotations
+
+import atexit
+import logging
+import os
+import socket
+import threading
+import time
+from collections import deque
+from collections.abc import Callable
+from concurrent.futures import Future, wait
+from pathlib import Path
+from typing import Any, Final, TypeVar
+
+import zmq
+
+from tornado_rbkit.profiler.cpu import DEFAULT_INTERVAL, MAX_INTERVAL
+from tornado_rbkit.profiler.discovery import RunningServer, announce, withdraw
+from tornado_rbkit.profiler.endpoints import BindError, bind, pub_endpoint, release_inherited, req_endpoint, unlink
+from tornado_rbkit.profiler.memory import release_callback
+from tornado_rbkit.profiler.profile import Profile, default_name
+from tornado_rbkit.profiler.publisher import Publisher
+from tornado_rbkit.profiler.signals import leave_signals_to_the_host
+from tornado_rbkit.protocol import RbkitError
+
+__all__ = [
+    "AlreadyRunningError",
+    "BindError",
+    "Server",
+    "current_server",
+    "start_profiling",
+    "start_server",
+    "stop_server",
+]
+
+_PATIENCE_SECONDS: Final = 1.0
+_HOSTS_TURN_SECONDS: Final = 0.0005
+_T = TypeVar("_T")
+_log = logging.getLogger(__name__)
+
+_LINGER_MS: Final = 200
+"""What `stop_server` waits at most for the last messages to reach the subscribers."""
+
+
+class AlreadyRunningError(RbkitError, RuntimeError):
+    """A second `start_server`; `server` is the one that runs."""
+
+    def __init__(self, server: Server) -> None:
+        super().__init__(
+            f"the profiler of this process already runs on pub {server.pub}, req {server.req}; stop_server() ends it"
+        )
+        self.server = server
+
+
+class Server:
+    """A PUB and a REP socket on a daemon thread of their own. Made by `start_server`.
+
+    Its attributes and `status` may be used on any thread.
+
+    Attributes:
+        pub: the endpoint of the PUB socket, with the port it was given.
+        req: the endpoint of the REP socket.
+        name: the process_name of the handshake.
+        started: seconds since the Unix epoch.
+        file: where other processes find it, None if the runtime folder could not be used.
+    """
+
+    file: Path | None = None
+
+    def __init__(self, pub: str, req: str, name: str) -> None:
+        self.name = name
+        self.started = time.time()
+        self._publisher = Publisher()
+        self._profile = Profile(name, self._publisher, self)
+        self._profile.own.append(self)
+        self._calls: deque[Callable[[], None]] = deque()
+        self._stopping = False
+        self._stopped = threading.Event()
+        self._context: zmq.Context[Any] = zmq.Context()
+        try:
+            self._pub, self.pub = bind(self._context, zmq.PUB, pub)
+            try:
+                self._rep, self.req = bind(self._context, zmq.REP, req)
+            except BindError:
+                self._pub.close(0)
+                raise
+        except BindError:
+            self._context.term()
+            raise
+        self._wake_in, self._wake_out = socket.socketpair()
+        self._wake_in.setblocking(False)
+        self._wake_out.setblocking(False)
+        # A socket may move to another thread with a full fence between (zmq_socket(3)); Thread.start is one.
+        self._thread = threading.Thread(target=self._run, name="rbkit-server", daemon=True)
+        self._thread.start()
+
+    def __repr__(self) -> str:
+        return f"<Server {self.name!r} pub={self.pub} req={self.req}{'' if self.running else ' stopped'}>"
+
+    @property
+    def running(self) -> bool:
+        """True from `start_server` to `stop_server`."""
+        return not self._stopping and self._thread.is_alive()
+
+    def status(self) -> dict[str, Any]:
+        """Return what the server does, as JSON can hold it. Never waits for the server's thread."""
+        profile = self._profile
+        return {
+            "name": self.name,
+            "pid": os.getpid(),
+            "pub": self.pub,
+            "req": self.req,
+            "started": self.started,
+            "running": self.running,
+            "messages": self._publisher.counter,
+            "backlog": self._publisher.backlog,
+            "snapshot_objects": profile.snapshot_objects,
+            "memory": profile.memory.status(),
+            "cpu": profile.cpu.status(),
+        }
+
+    def call(self, function: Callable[[Profile], _T]) -> _T:
+        """Run `function` on the server's thread, between two commands; return what it returned.
+
+        Raises:
+            RuntimeError: the server has stopped.
+            Exception: whatever `function` raised.
+        """
+        future: Future[_T] = Future()
+
+        def run() -> None:
+            try:
+                future.set_result(function(self._profile))
+            except BaseException as error:  # noqa: BLE001 - it is the caller's, on the other thread
+                future.set_exception(error)
+
+        self._calls.append(run)
+        self._wake()
+        while not wait([future], timeout=0.1).done:
+            if not self._thread.is_alive() and not future.done():
+                raise RuntimeError("the profiler's server has stopped")
+        return future.result()
+
+    def send_all(self, message: bytes) -> None:
+        """Publish a message of a snapshot, waiting for subscribers that have a full queue. The server's thread.
+
+        ZMQ_XPUB_NODROP makes the PUB socket refuse what a subscriber's high-water mark would make it drop. A
+        subscriber that takes nothing for `_PATIENCE_SECONDS` is dropped for as PUB sockets do, and the others
+        wait for it no more.
+        """
+        self._publish()
+        self._pub.setsockopt(zmq.XPUB_NODROP, 1)
+        deadline = time.monotonic() + _PATIENCE_SECONDS
+        while True:
+            try:
+                self._pub.send(message, zmq.NOBLOCK)
+                break
+            except zmq.Again:
+                if time.monotonic() > deadline or self._stopped.wait(0.005):
+                    self._pub.setsockopt(zmq.XPUB_NODROP, 0)
+                    self._pub.send(message, zmq.NOBLOCK)
+                    break
+        self._pub.setsockopt(zmq.XPUB_NODROP, 0)
+
+    def breathe(self) -> bool:
+        """Publish what waits and let the host run, in the middle of a snapshot. The server's thread."""
+        self._publish()
+        return not self._stopped.wait(_HOSTS_TURN_SECONDS)
+
+    def stop(self) -> None:
+        """Publish what waits, close the sockets, and join the thread. May be called twice, on any other thread."""
+        self._stopping = True
+        self._stopped.set()
+        self._wake()
+        self._thread.join()
+        self._wake_in.close()
+        self._wake_out.close()
+
+    def abandon(self) -> None:
+        """Give up, in a forked child, what belongs to the parent's server."""
+        self._stopping = True
+        self._wake_in.close()
+        self._wake_out.close()
+        release_callback(self._profile.memory)
+        self._profile.cpu.abandon()
+        release_inherited([self.pub, self.req])
+
+    def _wake(self) -> None:
+        try:
+            self._wake_in.send(b"\0")
+        except OSError:  # it is awake already, or it has stopped
+            return
+
+    def _run(self) -> None:
+        leave_signals_to_the_host()
+        try:
+            self._serve()
+        finally:
+            self._profile.close()
+            self._publish(flush=True)
+            self._rep.close(0)
+            self._pub.close(_LINGER_MS)
+            self._context.term()
+            unlink(self.pub)
+            unlink(self.req)
+
+    def _serve(self) -> None:
+        poller = zmq.Poller()
+        poller.register(self._rep, zmq.POLLIN)
+        poller.register(self._wake_out.fileno(), zmq.POLLIN)
+        while not self._stopping:
+            while self._calls:
+                self._calls.popleft()()
+            seconds = self._profile.work()
+            self._publish()
+            ready = dict(poller.poll(None if seconds is None else int(seconds * 1000)))
+            if self._wake_out.fileno() in ready:
+                self._wake_out.recv(4096)
+            if self._rep in ready:
+                self._answer()
+
+    def _answer(self) -> None:
+        request = self._rep.recv_multipart()
+        self._rep.send(self._profile.answer(request))
+
+    def _publish(self, *, flush: bool = False) -> None:
+        for message in self._publisher.take(time.time(), flush=flush):
+            self._pub.send(message, zmq.NOBLOCK)
+
+
+# The one server of a process
+
+_lock = threading.Lock()
+_server: Server | None = None
+_hooked = False
+_parents: Final[list[Server]] = []
+"""A forked child keeps its parent's servers for good: to destroy one would be to end sockets that are not its own."""
+
+
+def start_server(pub: str | None = None, req: str | None = None, name: str | None = None) -> Server:
+    """Start the profiler's server in this process. Nothing is measured until something asks for it. Any thread.
+
+    Args:
+        pub: the endpoint of the PUB socket; without it 127.0.0.1 and the port RBKIT_PUB_PORT, or 5555.
+            ``tcp://127.0.0.1:*`` takes a free port. The file of an ``ipc://`` socket is its owner's alone.
+        req: the endpoint of the REP socket; without it 127.0.0.1 and the port RBKIT_REQ_PORT, or 5556.
+        name: what clients see as the process's name; without it the script's.
+
+    Returns:
+        The server. `Server.pub` and `Server.req` are where it really is.
+
+    Raises:
+        AlreadyRunningError: this process has a server.
+        BindError: an endpoint is taken, or cannot be bound; the error names it.
+    """
+    with _lock:
+        if _server is not None:
+            raise AlreadyRunningError(_server)
+        return _start(pub, req, name)
+
+
+def start_profiling(
+    pub: str | None = None,
+    req: str | None = None,
+    name: str | None = None,
+    *,
+    enable_object_trace: bool = True,
+    enable_gc_stats: bool = True,
+    enable_cpu_profiling: bool = False,
+    clock_type: str = "wall",
+    cpu_sampling_interval: float = DEFAULT_INTERVAL,
+) -> Server:
+    """Measure from now on, as clients' commands would have it; start the server if there is none. Any thread.
+
+    What is not enabled here is switched off.
+
+    Args:
+        pub, req, name: as in `start_server`, for when there is no server yet.
+        enable_object_trace: publish objects that are made and that go.
+        enable_gc_stats: publish the collector's figures, each five seconds. With either, its pauses are published.
+        enable_cpu_profiling: sample the stacks of all threads.
+        clock_type: ``"wall"``, or ``"cpu"`` (Linux).
+        cpu_sampling_interval: seconds between two samples.
+
+    Raises:
+        ValueError: the clock_type or the cpu_sampling_interval is none.
+        AlreadyRunningError: the server that runs has other endpoints than the ones given.
+        BindError: an endpoint is taken, or cannot be bound; the error names it.
+    """
+    if clock_type not in ("wall", "cpu"):
+        raise ValueError(f"clock_type is {clock_type!r}; it must be 'wall' or 'cpu'")
+    if not 0 < cpu_sampling_interval <= MAX_INTERVAL:
+        raise ValueError(
+            f"cpu_sampling_interval is {cpu_sampling_interval!r}; it must be above 0 and at most {MAX_INTERVAL:g} s"
+        )
+    with _lock:
+        server = _server or _start(pub, req, name)
+        if (pub or server.pub, req or server.req) != (server.pub, server.req) and "*" not in f"{pub}{req}":
+            raise AlreadyRunningError(server)
+
+        def configure(profile: Profile) -> None:
+            profile.use_cpu_time() if clock_type == "cpu" else profile.use_wall_time()
+            if enable_object_trace or enable_gc_stats:
+                profile.memory.start(trace_objects=enable_object_trace, gc_stats=enable_gc_stats)
+            else:
+                profile.memory.stop()
+            if enable_cpu_profiling:
+                profile.cpu.start(cpu_sampling_interval)
+            else:
+                profile.cpu.stop()
+
+        server.call(configure)
+        return server
+
+
+def stop_server() -> None:
+    """Stop the server and everything it measures; does nothing when there is none. Any thread but its own."""
+    global _server
+    with _lock:
+        server, _server = _server, None
+        if server is not None:
+            withdraw(server.file)
+            server.stop()
+
+
+def current_server() -> Server | None:
+    """Return the server that runs in this process. Any thread."""
+    return _server
+
+
+def _start(pub: str | None, req: str | None, name: str | None) -> Server:
+    global _server
+    _hook()
+    _server = server = Server(pub_endpoint(pub), req_endpoint(req), name or default_name())
+    server.file = announce(RunningServer(server.name, os.getpid(), server.pub, server.req, server.started))
+    return server
+
+
+def _hook() -> None:
+    global _hooked
+    if _hooked:
+        return
+    _hooked = True
+    atexit.register(stop_server)
+    if hasattr(os, "register_at_fork"):
+        os.register_at_fork(after_in_child=_after_fork_in_child)
+
+
+def _after_fork_in_child() -> None:
+    global _lock, _server
+    _lock = threading.Lock()
+    server, _server = _server, None
+    if server is None:
+        return
+    _parents.append(server)
+    server.abandon()

@@ -1,0 +1,165 @@
+"""A little shop that is interesting to look at: what the demo profiles.
+
+- A hot function: `PriceList.discounted` in the thread ``shop-pricing``, which a flame graph shows at once.
+- A slow leak: `Cart` objects that `Checkout` never forgets, some 20 a second, which comparing two heap snapshots
+  finds.
+- Periodic garbage: `Parcel` and `Label` refer to each other, so only the collector frees them.
+- Threads that mostly wait: ``shop-customers``, ``shop-checkout``, ``shop-warehouse``.
+
+It takes a fifth of a core, or a little more.
+"""
+
+from __future__ import annotations
+
+import queue
+import random
+import threading
+import time
+from collections.abc import Callable
+from typing import Final
+
+_BEAT_SECONDS: Final = 0.05
+_PRICING_SHARE: Final = 0.15
+_PARCELS: Final = 50
+
+
+class Product:
+    """Something on the shelf; `price` is in cents."""
+
+    def __init__(self, name: str, price: int) -> None:
+        self.name = name
+        self.price = price
+
+
+class Line:
+    """So many of a product."""
+
+    def __init__(self, product: Product, count: int) -> None:
+        self.product = product
+        self.count = count
+
+
+class Cart:
+    """What a customer wants to buy."""
+
+    def __init__(self, customer: str, lines: list[Line]) -> None:
+        self.customer = customer
+        self.lines = lines
+
+
+class Parcel:
+    """What leaves the warehouse; it knows its label, which knows its parcel."""
+
+    def __init__(self, cart: Cart) -> None:
+        self.content = [line.product.name for line in cart.lines]
+        self.label = Label(self, cart.customer)
+
+
+class Label:
+    def __init__(self, parcel: Parcel, address: str) -> None:
+        self.parcel = parcel
+        self.address = address
+
+
+class PriceList:
+    """Work out prices, in a way that could be faster."""
+
+    def __init__(self, products: list[Product]) -> None:
+        self._products = products
+
+    def update(self, seconds: float) -> None:
+        """Compute for `seconds` of CPU time."""
+        end = time.thread_time() + seconds
+        while time.thread_time() < end:
+            for product in self._products:
+                self.discounted(product)
+                self.taxed(product)
+
+    def discounted(self, product: Product) -> int:
+        """The hot function: it adds up a discount cent by cent."""
+        price = product.price
+        for step in range(400):
+            price -= (price * step) % 7 == 0
+        return price
+
+    def taxed(self, product: Product) -> int:
+        price = product.price
+        for step in range(100):
+            price += (price + step) % 5 == 0
+        return price
+
+
+class Checkout:
+    """Take carts; it keeps a history that nothing ever shortens, which is the leak."""
+
+    def __init__(self) -> None:
+        self.history: list[Cart] = []
+        self.waiting: queue.SimpleQueue[Cart | None] = queue.SimpleQueue()
+
+    def serve(self, ship: Callable[[Cart], None]) -> None:
+        while (cart := self.waiting.get()) is not None:
+            self.history.append(cart)
+            ship(cart)
+
+
+class Warehouse:
+    """Pack parcels, and throw them away in cycles."""
+
+    def __init__(self) -> None:
+        self._shelf: list[Parcel] = []
+
+    def ship(self, cart: Cart) -> None:
+        self._shelf.extend(Parcel(cart) for _ in range(_PARCELS))
+
+    def clear(self) -> None:
+        self._shelf = []
+
+
+class Shop:
+    """The shop, and what its threads do."""
+
+    def __init__(self, stop: threading.Event) -> None:
+        self._stop = stop
+        self._random = random.Random(2026)  # noqa: S311 - the same shop each time
+        self._products = [Product(f"product {number}", 100 + 37 * number) for number in range(50)]
+        self.prices = PriceList(self._products)
+        self.checkout = Checkout()
+        self.warehouse = Warehouse()
+
+    def shopping(self) -> None:
+        """Fill a cart in each beat."""
+        while not self._stop.wait(_BEAT_SECONDS):
+            chosen = self._random.choices(self._products, k=self._random.randint(1, 6))
+            cart = Cart(f"customer {self._random.randint(1, 999)}", [Line(product, 1) for product in chosen])
+            self.checkout.waiting.put(cart)
+        self.checkout.waiting.put(None)
+
+    def pricing(self) -> None:
+        """Compute for a share of each beat."""
+        while not self._stop.wait(_BEAT_SECONDS * (1 - _PRICING_SHARE)):
+            self.prices.update(_BEAT_SECONDS * _PRICING_SHARE)
+
+    def serving(self) -> None:
+        self.checkout.serve(self.warehouse.ship)
+
+    def clearing(self) -> None:
+        """Forget the parcels every two seconds."""
+        while not self._stop.wait(2.0):
+            self.warehouse.clear()
+
+
+def run(stop: threading.Event) -> None:
+    """Run the shop until `stop` is set; its threads have ended when this returns. Any thread."""
+    shop = Shop(stop)
+    work = {
+        "shop-customers": shop.shopping,
+        "shop-pricing": shop.pricing,
+        "shop-checkout": shop.serving,
+        "shop-warehouse": shop.clearing,
+    }
+    threads = [threading.Thread(target=function, name=name, daemon=True) for name, function in work.items()]
+    for thread in threads:
+        thread.start()
+    stop.wait()
+    for thread in threads:
+        thread.join()
