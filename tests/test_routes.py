@@ -155,7 +155,7 @@ class TestSeveralProfilers:
         assert rbkit.received == []
         await server.close()
 
-    @pytest.mark.parametrize("name", ["ws", "status", "targets", "metrics", "static", "", "a/b", "..", "ä", "a b"])
+    @pytest.mark.parametrize("name", ["ws", "status", "targets", "metrics", "static", "a/b", "..", "ä", "a b"])
     def test_cannot_have_names_that_paths_cannot_have(self, name: str) -> None:
         with pytest.raises(ValueError, match="cannot name a target; allowed: letters"):
             rbkit_routes({name: Bridge()})

@@ -5,11 +5,16 @@ from __future__ import annotations
 import argparse
 import asyncio
 import contextlib
+import inspect
+import json
 import logging
+import os
 import secrets
 import signal
 import sys
-from collections.abc import Sequence
+import threading
+import time
+from collections.abc import Callable, Mapping, Sequence
 from typing import Final, TextIO
 
 from tornado.httpserver import HTTPServer
@@ -20,26 +25,35 @@ from tornado_rbkit.access import is_loopback
 from tornado_rbkit.bridge import Bridge
 from tornado_rbkit.client import RbkitClient
 from tornado_rbkit.export import collapsed, json_lines, speedscope
+from tornado_rbkit.iothread import IOLoopThread
+from tornado_rbkit.profiler import list_servers
+from tornado_rbkit.program import prepare
 from tornado_rbkit.protocol import COMMANDS, CommandError, Handshake, RbkitError
 from tornado_rbkit.recording import Recorder, events, read
 from tornado_rbkit.replay import ReplayServer
 from tornado_rbkit.routes import rbkit_routes
+from tornado_rbkit.targets import DiscoveredTargets
 
 DEFAULT_PORT: Final = 8765
 
+_LOG_FORMAT: Final = "%(levelname)s %(message)s"
 _FORMATS: Final = {"speedscope": speedscope, "collapsed": collapsed, "json": json_lines}
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
     """Run a command line and return its exit status: 0, 1 for what failed, 2 for what was asked wrongly."""
     options = _parser().parse_args(arguments)
-    logging.basicConfig(level=logging.INFO if options.verbose else logging.WARNING, format="%(levelname)s %(message)s")
     try:
-        status: int = asyncio.run(options.run(options))
-        return status
+        result = options.run(options)
+        if inspect.iscoroutine(result):
+            logging.basicConfig(level=logging.INFO if options.verbose else logging.WARNING, format=_LOG_FORMAT)
+            result = asyncio.run(result)
     except (RbkitError, ValueError, OSError) as error:
         print(f"tornado-rbkit: {error}", file=sys.stderr)
         return 1 if isinstance(error, RbkitError) and not isinstance(error, ValueError) else 2
+    if callable(result):  # a program, whose errors are its own
+        result = result()
+    return result or 0
 
 
 def _parser() -> argparse.ArgumentParser:
@@ -53,7 +67,24 @@ def _parser() -> argparse.ArgumentParser:
     serve.add_argument("--req", metavar="URL", help="where it takes commands (tcp://127.0.0.1:5556, RBKIT_REQ_PORT)")
     serve.add_argument("--idle-grace", type=float, default=30.0, metavar="S", help="see the README (%(default)s)")
     serve.add_argument("--keep-profiling", action="store_true", help="do not stop profiling when nobody watches")
+    serve.add_argument("--until-eof", action="store_true", help=argparse.SUPPRESS)  # for run, whose child it is
     _add_server_options(serve)
+
+    demo = commands.add_parser("demo", help="serve a Python workload under the embedded profiler")
+    demo.set_defaults(run=_demo)
+    _add_server_options(demo)
+
+    run = commands.add_parser("run", help="run a Python program under the embedded profiler, and serve it")
+    run.set_defaults(run=_run)
+    run.add_argument("--open", action="store_true", help="show the page in a browser")
+    run.add_argument("--port", type=_port, default=0, help="of the page; 0, the default, picks a free one")
+    run.add_argument(
+        "-m", dest="module", nargs=argparse.REMAINDER, default=[], metavar="MODULE", help="with arguments"
+    )
+    run.add_argument("script", nargs=argparse.REMAINDER, metavar="SCRIPT", help="with arguments")
+
+    listing = commands.add_parser("list", help="show the Python processes of this user that have a profiler")
+    listing.set_defaults(run=_list)
 
     send = commands.add_parser("send", help="send one command and print the reply")
     send.set_defaults(run=_send)
@@ -110,8 +141,48 @@ def _port(text: str) -> int:
 
 
 async def _serve(options: argparse.Namespace) -> int:
-    bridge = _bridge(options, options.pub, options.req)
-    return await _serve_until_stopped(options, bridge)
+    if options.pub is None and options.req is None:
+        return await _serve_discovered(options)
+    return await _serve_until_stopped(options, _bridge(options, options.pub, options.req))
+
+
+async def _serve_discovered(options: argparse.Namespace) -> int:
+    targets = DiscoveredTargets(lambda pub, req, thread: _bridge(options, pub, req, threaded=thread))
+    following = asyncio.create_task(targets.follow())
+    await asyncio.sleep(0)  # for a first look
+    try:
+        return await _serve_until_stopped(options, targets)
+    finally:
+        following.cancel()
+        await asyncio.wait([following])
+
+
+async def _demo(options: argparse.Namespace) -> int:
+    process = await asyncio.create_subprocess_exec(
+        *(sys.executable, "-m", "tornado_rbkit.profiler.demo"),
+        stdin=asyncio.subprocess.PIPE,
+        stdout=asyncio.subprocess.PIPE,
+        start_new_session=True,  # Ctrl-C is for the server, which ends it
+    )
+    assert process.stdin is not None
+    assert process.stdout is not None
+    try:
+        endpoints = json.loads(await process.stdout.readline())
+        return await _serve_until_stopped(options, _bridge(options, endpoints["pub"], endpoints["req"]))
+    finally:
+        process.stdin.close()
+        await process.wait()
+
+
+def _run(options: argparse.Namespace) -> Callable[[], object]:
+    return prepare(options.module, options.script, options.port, options.open)
+
+
+def _list(options: argparse.Namespace) -> int:
+    for server in list_servers():
+        started = time.strftime("%Y-%m-%d %H:%M:%S", time.localtime(server.started))
+        print(f"{server.name}\t{server.pid}\t{server.pub}\t{server.req}\t{started}")
+    return 0
 
 
 async def _replay(options: argparse.Namespace) -> int:
@@ -120,10 +191,13 @@ async def _replay(options: argparse.Namespace) -> int:
         return await _serve_until_stopped(options, _bridge(options, server.pub, server.req))
 
 
-def _bridge(options: argparse.Namespace, pub: str | None, req: str | None) -> Bridge:
+def _bridge(
+    options: argparse.Namespace, pub: str | None, req: str | None, threaded: bool | IOLoopThread = True
+) -> Bridge:
     return Bridge(
         pub,
         req,
+        threaded=threaded,
         default_encoding=options.encoding,
         max_clients=options.max_clients,
         idle_grace=getattr(options, "idle_grace", 30.0),
@@ -132,13 +206,13 @@ def _bridge(options: argparse.Namespace, pub: str | None, req: str | None) -> Br
     )
 
 
-async def _serve_until_stopped(options: argparse.Namespace, bridge: Bridge) -> int:
+async def _serve_until_stopped(options: argparse.Namespace, bridges: Bridge | Mapping[str, Bridge]) -> int:
     token = options.token
     if token is None and not is_loopback(options.host):
         token = secrets.token_urlsafe(24)
         print(f"token {token}")
     routes = rbkit_routes(
-        bridge,
+        bridges,
         prefix=options.prefix,
         read_only=options.read_only,
         token=token,
@@ -154,12 +228,16 @@ async def _serve_until_stopped(options: argparse.Namespace, bridge: Bridge) -> i
     server = HTTPServer(Application(routes))
     server.add_sockets(sockets)
     stopped = _stop_signal()
+    if getattr(options, "until_eof", False):
+        _stop_at_eof(stopped)
     host = f"[{options.host}]" if ":" in options.host else options.host
     path = f"/{options.prefix.strip('/')}/".replace("//", "/")
     print(f"ready http://{host}:{sockets[0].getsockname()[1]}{path}", flush=True)
     await stopped.wait()
     server.stop()
-    await bridge.close()
+    await asyncio.gather(
+        *(bridge.close() for bridge in ([bridges] if isinstance(bridges, Bridge) else bridges.values()))
+    )
     await server.close_all_connections()
     return 0
 
@@ -226,6 +304,18 @@ async def _send(options: argparse.Namespace) -> int:
     else:
         print(reply)
     return 0
+
+
+def _stop_at_eof(stopped: asyncio.Event) -> None:
+    """Set the event when standard input ends: whoever holds its other end is gone."""
+    loop = asyncio.get_running_loop()
+
+    def wait() -> None:
+        while os.read(sys.stdin.fileno(), 4096):  # not sys.stdin, whose lock this thread would hold at exit
+            pass
+        loop.call_soon_threadsafe(stopped.set)
+
+    threading.Thread(target=wait, daemon=True).start()
 
 
 def _stop_signal() -> asyncio.Event:

@@ -45,7 +45,7 @@ def rbkit_routes(
     """
     rules = Access(**access)
     named = bridges if isinstance(bridges, Mapping) else {"": bridges or Bridge()}
-    for name in named if isinstance(bridges, Mapping) else ():
+    for name in named:
         check_name(name)
     base = re.escape(f"/{prefix.strip('/')}".rstrip("/"))
     one_of_them = re.compile(f"{base}/({_NAME})/ws") if isinstance(bridges, Mapping) else None
@@ -64,12 +64,12 @@ def rbkit_routes(
 
 
 def check_name(name: str) -> str:
-    """Return a target's name if it can be a part of a path.
+    """Return a target's name if it can be a part of a path, or is ``""`` for one that has no path of its own.
 
     Raises:
         ValueError: it cannot.
     """
-    if not re.fullmatch(_NAME, name) or name in RESERVED_NAMES:
+    if name and (not re.fullmatch(_NAME, name) or name in RESERVED_NAMES):
         reserved = ", ".join(sorted(RESERVED_NAMES))
         raise ValueError(f"{name!r} cannot name a target; allowed: letters, digits and ._~-, but not {reserved}")
     return name

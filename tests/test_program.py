@@ -1,0 +1,252 @@
+"""Programs under the embedded profiler: run, demo, list, and a server that finds them by itself."""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import os
+import re
+import signal
+import subprocess
+import sys
+import textwrap
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+from tornado.httpclient import AsyncHTTPClient
+
+from tests.conftest import until
+from tests.fake_rbkit import FakeRbkit
+from tornado_rbkit import Bridge, RbkitClient
+from tornado_rbkit.profiler import discovery
+from tornado_rbkit.protocol import CPUSample, Handshake, ObjCreated
+from tornado_rbkit.targets import DiscoveredTargets
+
+
+@pytest.fixture(autouse=True)
+def runtime_folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """A folder in which no other test's processes announce themselves."""
+    folder = tmp_path / "runtime"
+    monkeypatch.setenv("RBKIT_RUNTIME_DIR", str(folder))
+    return folder
+
+
+@pytest.fixture
+def started() -> Iterator[list[subprocess.Popen[str]]]:
+    processes: list[subprocess.Popen[str]] = []
+    yield processes
+    for process in processes:
+        if process.poll() is None:
+            process.kill()
+        process.communicate()
+
+
+def start(started: list[subprocess.Popen[str]], *command: str, **options: Any) -> subprocess.Popen[str]:
+    process = subprocess.Popen(
+        [sys.executable, "-m", "tornado_rbkit", *command], stdout=subprocess.PIPE, text=True, **options
+    )
+    started.append(process)
+    return process
+
+
+def url_in(line: str) -> str:
+    match = re.search(r"http://[^/]+/rbkit/", line)
+    assert match, line
+    return match[0]
+
+
+def program(folder: Path, text: str) -> str:
+    path = folder / "program.py"
+    path.write_text(textwrap.dedent(text))
+    return str(path)
+
+
+def run(*command: str, **options: Any) -> subprocess.CompletedProcess[str]:
+    return subprocess.run(
+        [sys.executable, "-m", "tornado_rbkit", "run", *command], capture_output=True, text=True, timeout=60, **options
+    )
+
+
+class TestRun:
+    def test_gives_a_script_its_own_arguments_path_and_name(self, tmp_path: Path) -> None:
+        path = program(tmp_path, "import sys; print(sys.argv, sys.path[0], __name__, __file__)")
+        finished = run(path, "--open", "-m", "x")
+        assert finished.stdout == f"{[path, '--open', '-m', 'x']} {tmp_path} __main__ {path}\n"
+        assert finished.returncode == 0
+        assert re.fullmatch(r"tornado-rbkit: http://127\.0\.0\.1:\d+/rbkit/\n", finished.stderr)
+
+    def test_runs_a_module(self, tmp_path: Path) -> None:
+        (tmp_path / "some_module.py").write_text("import sys; print(sys.argv[1:], __name__)")
+        assert run("-m", "some_module", "--help", cwd=tmp_path).stdout == "['--help'] __main__\n"
+
+    @pytest.mark.parametrize(
+        ("text", "status"),
+        [("pass", 0), ("raise SystemExit(7)", 7), ("1 / 0", 1), ("import os; os._exit(5)", 5), ("raise OSError", 1)],
+    )
+    def test_leaves_the_exit_status_and_the_traceback_alone(self, tmp_path: Path, text: str, status: int) -> None:
+        finished = run(program(tmp_path, text))
+        assert finished.returncode == status
+        assert ("Traceback" in finished.stderr) == (status == 1)
+
+    def test_leaves_signals_and_logging_alone(self, tmp_path: Path) -> None:
+        text = """
+            import logging, signal
+            assert signal.getsignal(signal.SIGTERM) is signal.SIG_DFL
+            assert signal.getsignal(signal.SIGINT) is signal.default_int_handler
+            assert not logging.getLogger().handlers
+        """
+        finished = run(program(tmp_path, text))
+        assert finished.returncode == 0, finished.stderr
+
+    @pytest.mark.parametrize(("arguments", "text"), [([], "no program to run"), (["missing.py"], "no script")])
+    def test_says_in_a_line_what_is_missing(self, arguments: list[str], text: str) -> None:
+        finished = run(*arguments)
+        assert finished.returncode == 2
+        assert text in finished.stderr
+        assert finished.stderr.count("\n") == 1
+
+    async def test_serves_the_program_while_it_runs_and_ends_with_it(
+        self, tmp_path: Path, started: list[subprocess.Popen[str]]
+    ) -> None:
+        path = program(tmp_path, "class Leaked: pass\ninput()\nkept = [Leaked() for _ in range(1000)]\ninput()")
+        process = start(started, "run", path, stdin=subprocess.PIPE, stderr=subprocess.PIPE)
+        assert process.stderr is not None
+        assert process.stdin is not None
+        url = url_in(process.stderr.readline()).replace("http", "ws") + "ws"
+        async with RbkitClient(url) as rbkit:
+            handshake = await rbkit.command("handshake")
+            assert isinstance(handshake, Handshake)
+            assert (handshake.process_name, handshake.pid) == (path, process.pid)
+            await rbkit.command("start_memory_profile")
+            process.stdin.write("\n")
+            process.stdin.flush()
+            leaked = 0
+            async for event in rbkit.events():
+                leaked += isinstance(event, ObjCreated) and event.class_name == "__main__.Leaked"
+                if leaked == 1000:
+                    break
+        process.communicate("\n", timeout=20)
+        assert process.returncode == 0
+        with pytest.raises(OSError, match=r".*"):
+            await AsyncHTTPClient().fetch(url.replace("ws", "http", 1))
+
+    async def test_ends_its_server_when_the_program_is_killed(
+        self, tmp_path: Path, started: list[subprocess.Popen[str]]
+    ) -> None:
+        process = start(started, "run", program(tmp_path, "input()"), stdin=subprocess.PIPE, stderr=subprocess.PIPE)
+        assert process.stderr is not None
+        url = url_in(process.stderr.readline())
+        process.kill()
+        process.wait()
+
+        async def gone() -> bool:
+            try:
+                await AsyncHTTPClient().fetch(url)
+            except OSError:
+                return True
+            return False
+
+        for _ in range(200):
+            if await gone():
+                return
+            await asyncio.sleep(0.05)
+        pytest.fail("the server is still there")
+
+
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
+async def test_demo_has_something_to_look_at_and_ends_with_status_0(
+    started: list[subprocess.Popen[str]], number: signal.Signals
+) -> None:
+    process = start(started, "demo", "--port", "0")
+    assert process.stdout is not None
+    url = url_in(process.stdout.readline()).replace("http", "ws") + "ws"
+    async with RbkitClient(url) as rbkit:
+        seen: set[str] = set()
+        async for event in rbkit.events():
+            seen.add(type(event).__name__)
+            if isinstance(event, CPUSample):
+                seen.update(frame.label.rpartition(".")[2] for frame in event.frames)
+            if {"ObjCreated", "ObjDestroyed", "GCStart", "discounted"} <= seen:
+                break
+    process.send_signal(number)
+    assert process.wait(10) == 0
+
+
+class TestDiscovery:
+    async def test_serve_without_endpoints_shows_what_comes_and_goes(
+        self, tmp_path: Path, started: list[subprocess.Popen[str]]
+    ) -> None:
+        server = start(started, "serve", "--port", "0")
+        assert server.stdout is not None
+        url = url_in(server.stdout.readline())
+        targets: list[dict[str, str]] = []
+
+        async def look() -> list[dict[str, str]]:
+            targets[:] = json.loads((await AsyncHTTPClient().fetch(url + "targets")).body)
+            return targets
+
+        assert await look() == []
+        process = start(started, "run", program(tmp_path, "input()"), stdin=subprocess.PIPE, stderr=subprocess.PIPE)
+        assert process.stderr is not None
+        process.stderr.readline()
+        while not await look():
+            await asyncio.sleep(0.05)
+        assert [target["name"] for target in targets] == ["program.py"]
+        async with RbkitClient(url.replace("http", "ws") + targets[0]["ws"]) as rbkit:
+            handshake = await rbkit.command("handshake")
+            assert isinstance(handshake, Handshake)
+            assert handshake.pid == process.pid
+        process.communicate("\n", timeout=20)
+        while await look():
+            await asyncio.sleep(0.05)
+        server.terminate()
+        assert server.wait(5) == 0
+
+    async def test_list_shows_name_pid_and_endpoints(
+        self, tmp_path: Path, started: list[subprocess.Popen[str]]
+    ) -> None:
+        process = start(started, "run", program(tmp_path, "input()"), stdin=subprocess.PIPE, stderr=subprocess.PIPE)
+        assert process.stderr is not None
+        process.stderr.readline()
+        listed = subprocess.run(
+            [sys.executable, "-m", "tornado_rbkit", "list"], capture_output=True, text=True, check=True
+        ).stdout
+        name, pid, pub, req, _ = listed.split("\t")
+        assert (name, int(pid)) == (str(tmp_path / "program.py"), process.pid)
+        assert pub.startswith("tcp://127.0.0.1:")
+        assert req.startswith("tcp://127.0.0.1:")
+
+    async def test_names_are_made_fit_for_a_path_and_told_apart(
+        self, rbkit: FakeRbkit, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        names = ["/srv/my app.py", "/other/my app.py", "status", "ünter", "///", "python"]
+        servers = [
+            discovery.RunningServer(name, pid, rbkit.pub, rbkit.req, 0.0) for pid, name in enumerate(names, 100)
+        ]
+        monkeypatch.setattr("tornado_rbkit.targets.list_servers", lambda: servers)
+        targets = DiscoveredTargets(lambda pub, req, thread: Bridge(pub, req, threaded=thread))
+        targets.look()
+        assert list(targets) == ["my-app.py", "my-app.py-101", "status-102", "nter", "python", "python-105"]
+
+    async def test_a_folder_that_cannot_be_trusted_is_said_once(
+        self, runtime_folder: Path, caplog: pytest.LogCaptureFixture
+    ) -> None:
+        runtime_folder.mkdir()
+        os.chmod(runtime_folder, 0o777)
+        targets = DiscoveredTargets(lambda pub, req, thread: Bridge(pub, req, threaded=thread))
+        targets.look()
+        targets.look()
+        assert caplog.text.count("processes are not found by themselves") == 1
+        assert list(targets) == [""]
+
+    async def test_following_ends_with_everything_closed(self, rbkit: FakeRbkit) -> None:
+        targets = DiscoveredTargets(
+            lambda pub, req, thread: Bridge(pub or rbkit.pub, req or rbkit.req, threaded=thread)
+        )
+        following = asyncio.create_task(targets.follow())
+        await until(targets._thread.is_alive, "the thread runs")
+        following.cancel()
+        await asyncio.wait([following])
+        assert not targets._thread.is_alive()

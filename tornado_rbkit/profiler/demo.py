@@ -1,0 +1,29 @@
+"""The process that ``tornado-rbkit demo`` looks at: the workload under the profiler, until standard input ends."""
+
+from __future__ import annotations
+
+import json
+import sys
+import threading
+
+from tornado_rbkit.profiler.server import start_profiling, stop_server
+from tornado_rbkit.profiler.workload import run
+
+
+def main() -> None:
+    """Print the server's endpoints as a line of JSON, and work."""
+    server = start_profiling(
+        "tcp://127.0.0.1:*", "tcp://127.0.0.1:*", "demo", enable_cpu_profiling=True, cpu_sampling_interval=0.01
+    )
+    print(json.dumps({"pub": server.pub, "req": server.req}), flush=True)
+    stop = threading.Event()
+    shop = threading.Thread(target=run, args=(stop,), name="shop")
+    shop.start()
+    sys.stdin.read()
+    stop.set()
+    shop.join()
+    stop_server()
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,93 @@
+"""The profilers of this machine as bridges by name, while they come and go."""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import re
+from collections.abc import Callable, Iterator, Mapping
+from pathlib import PurePath
+from typing import Final
+
+from tornado_rbkit.bridge import Bridge
+from tornado_rbkit.iothread import IOLoopThread
+from tornado_rbkit.profiler.discovery import RunningServer, RuntimeFolderError, list_servers
+from tornado_rbkit.routes import RESERVED_NAMES
+
+_log = logging.getLogger(__name__)
+
+LOOK_INTERVAL: Final = 1.0
+"""Seconds between two looks at the runtime folder."""
+
+
+class DiscoveredTargets(Mapping[str, Bridge]):
+    """What `rbkit_routes` takes, kept up with `list_servers`. Web loop only.
+
+    While no process announces itself there is one bridge, without a name, to rbkit's default ports: a Ruby process
+    does not announce itself.
+    """
+
+    def __init__(self, make_bridge: Callable[[str | None, str | None, IOLoopThread], Bridge]) -> None:
+        """Begin without any; `make_bridge` takes pub, req (None for the default ports) and the thread they share."""
+        self._make_bridge = make_bridge
+        self._thread = IOLoopThread()
+        self._default = make_bridge(None, None, self._thread)
+        self._bridges: dict[str, Bridge] = {}
+        self._names: dict[RunningServer, str] = {}
+        self._leaving: set[asyncio.Task[None]] = set()
+        self._unusable = ""
+
+    def __getitem__(self, name: str) -> Bridge:
+        return self._shown()[name]
+
+    def __iter__(self) -> Iterator[str]:
+        return iter(self._shown())
+
+    def __len__(self) -> int:
+        return len(self._shown())
+
+    async def follow(self) -> None:
+        """Look again and again until cancelled; then close all bridges, and join their thread."""
+        self._thread.start()
+        try:
+            while True:
+                self.look()
+                await asyncio.sleep(LOOK_INTERVAL)
+        finally:
+            bridges = [self._default, *self._bridges.values()]
+            await asyncio.gather(*self._leaving, *(bridge.close() for bridge in bridges))
+            self._thread.stop()
+
+    def look(self) -> None:
+        """Add bridges for the processes that have come, and close those of processes that have gone."""
+        servers = self._servers()
+        for server in self._names.keys() - servers:
+            name = self._names.pop(server)
+            _log.info("%s has gone", name)
+            closing = asyncio.create_task(self._bridges.pop(name).close())
+            self._leaving.add(closing)
+            closing.add_done_callback(self._leaving.discard)
+        for server in servers:
+            if server not in self._names:
+                name = self._names[server] = self._name(server)
+                _log.info("%s has come, at %s", name, server.pub)
+                self._bridges[name] = self._make_bridge(server.pub, server.req, self._thread)
+
+    def _shown(self) -> dict[str, Bridge]:
+        return self._bridges or {"": self._default}
+
+    def _servers(self) -> list[RunningServer]:
+        try:
+            servers = list_servers()
+        except RuntimeFolderError as error:
+            if str(error) != self._unusable:  # said once, not each second
+                self._unusable = str(error)
+                _log.warning("processes are not found by themselves: %s", error)
+            return []
+        self._unusable = ""
+        return servers
+
+    def _name(self, server: RunningServer) -> str:
+        """Return a name that a path can have: that of the program, with the pid where it is taken."""
+        plain = re.sub(r"[^A-Za-z0-9._~-]+", "-", PurePath(server.name).name).strip("._~-") or "python"
+        return plain if plain not in {*self._bridges, *RESERVED_NAMES} else f"{plain}-{server.pid}"
