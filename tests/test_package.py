@@ -73,7 +73,9 @@ def test_every_setting_of_access_is_in_the_readme() -> None:
         documented(field.name)
 
 
-@pytest.mark.parametrize("command", [["serve"], ["demo"], ["run"], ["list"], ["send"], ["record"], ["replay"], ["export"], []])
+@pytest.mark.parametrize(
+    "command", [["serve"], ["demo"], ["run"], ["list"], ["send"], ["record"], ["replay"], ["export"], []]
+)
 def test_every_option_of_the_command_line_is_in_the_readme(command: list[str]) -> None:
     text = subprocess.run(
         [sys.executable, "-m", "tornado_rbkit", *command, "--help"], capture_output=True, text=True, check=True

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import io
 import json
 import re
@@ -14,12 +15,13 @@ from pathlib import Path
 import msgpack
 import pytest
 
-from tests.conftest import Serve
+from tests.conftest import Serve, until
 from tests.fake_rbkit import DATA as RECORDINGS
 from tests.fake_rbkit import FakeRbkit, collection
 from tornado_rbkit import Bridge, RbkitClient
 from tornado_rbkit.export import collapsed, json_lines, speedscope
-from tornado_rbkit.protocol import Handshake
+from tornado_rbkit.progress import Progress
+from tornado_rbkit.protocol import CommandError, Handshake
 from tornado_rbkit.recording import DATA, REPLY, Record, Recorder, RecordingError, events, read
 from tornado_rbkit.replay import ReplayServer
 
@@ -114,9 +116,10 @@ async def test_what_is_recorded_is_what_was_sent(serve: Serve, rbkit: FakeRbkit)
     file = io.BytesIO()
     recorder = Recorder(file)
     async with server.client() as client:
-        await recorder.ask(client, "handshake")
+        await recorder.ask_all(client, ["handshake"])
         sent = [rbkit.publish_collection(padding) for padding in (0, 1000, 300_000)]
-        await recorder.ask(client, "nonsense")
+        with pytest.raises(CommandError):
+            await recorder.ask_all(client, ["nonsense"])
         following = recorder.follow(client)
         async for item in client.messages():
             assert isinstance(item, bytes)
@@ -235,10 +238,48 @@ class TestCommandLine:
         assert finished.stderr.count("\n") == 1
 
 
+async def test_a_snapshot_s_progress_is_told_by_the_total_it_announces(serve: Serve, rbkit: FakeRbkit) -> None:
+    def dump(count: int) -> dict[int, object]:
+        return {0: 5, 1: 1.0, 10: 1, 11: 5, 2: [{3: 1, 4: "A", 5: [], 6: None, 7: None, 8: 40}] * count}
+
+    server = await serve(Bridge(**rbkit.endpoints))
+    recorder = Recorder(io.BytesIO())
+    rbkit.snapshot = collection(0, [dump(2)])
+    async with server.client() as client:
+        following = asyncio.create_task(recorder.follow(client))
+        await recorder.ask_all(client, ["objectspace_snapshot"])
+        await until(lambda: recorder.messages == 1, "the first part has come")
+        assert recorder.progress().endswith(", 2 of 5 objects")
+        rbkit.publish(collection(1, [dump(3)]))
+        await until(lambda: recorder.messages == 2, "the second part has come")
+        assert recorder.progress().endswith(", 5 of 5 objects")
+    await following
+
+
+class Terminal(io.StringIO):
+    def isatty(self) -> bool:
+        return True
+
+
+@pytest.mark.parametrize("terminal", [True, False])
+def test_progress_is_one_line_on_a_terminal_and_nothing_elsewhere(
+    monkeypatch: pytest.MonkeyPatch, terminal: bool
+) -> None:
+    monkeypatch.setattr("tornado_rbkit.progress.INTERVAL", 0.0)
+    screen = Terminal() if terminal else io.StringIO()
+    monkeypatch.setattr(sys, "stderr", screen)
+    with Progress(lambda: "half way") as progress:
+        progress.step()
+        shown = screen.getvalue()
+    if terminal:
+        assert re.fullmatch(r"\rhalf way, \d+ s", shown)
+        assert re.fullmatch(r"\rhalf way, \d+ s\r +\r", screen.getvalue()), "it is cleared at the end"
+    else:
+        assert screen.getvalue() == ""
+
+
 async def run(*command: str) -> str:
     """Run a command line beside this loop, and return what it printed."""
-    import asyncio
-
     process = await asyncio.create_subprocess_exec(
         sys.executable, "-m", "tornado_rbkit", *command, stdout=subprocess.PIPE, stderr=subprocess.PIPE
     )

@@ -14,7 +14,7 @@ import signal
 import sys
 import threading
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from typing import Final, TextIO
 
 from tornado.httpserver import HTTPServer
@@ -28,7 +28,8 @@ from tornado_rbkit.export import collapsed, json_lines, speedscope
 from tornado_rbkit.iothread import IOLoopThread
 from tornado_rbkit.profiler import list_servers
 from tornado_rbkit.program import prepare
-from tornado_rbkit.protocol import COMMANDS, CommandError, Handshake, RbkitError
+from tornado_rbkit.progress import Progress
+from tornado_rbkit.protocol import COMMANDS, Event, Handshake, RbkitError
 from tornado_rbkit.recording import Recorder, events, read
 from tornado_rbkit.replay import ReplayServer
 from tornado_rbkit.routes import rbkit_routes
@@ -243,61 +244,57 @@ async def _serve_until_stopped(options: argparse.Namespace, bridges: Bridge | Ma
 
 
 async def _record(options: argparse.Namespace) -> int:
-    started = [
-        command
-        for command, wanted in (("start_memory_profile", options.memory), ("start_cpu_profiling", options.cpu))
-        if wanted
-    ]
-    stopped = _stop_signal()
+    wanted = {"start_memory_profile": options.memory, "start_cpu_profiling": options.cpu}
+    started = [command for command, is_wanted in wanted.items() if is_wanted]
+    commands = ["handshake", *started, *(["objectspace_snapshot"] if options.snapshot else [])]
+    stopping = asyncio.create_task(_stop_signal().wait())
     with open(options.output, "wb") as file:  # noqa: ASYNC230 - a record is a few kilobytes
         recorder = Recorder(file)
         async with RbkitClient(options.url, token=options.token) as rbkit:
             following = asyncio.create_task(recorder.follow(rbkit))
             try:
-                for command in ["handshake", *started, *(["objectspace_snapshot"] if options.snapshot else [])]:
-                    error = CommandError.from_reply(await recorder.ask(rbkit, command))
-                    if error is not None:
-                        raise error
-                await _show_progress(recorder, following, stopped, options.seconds)
-                for command in reversed(started):
-                    await recorder.ask(rbkit, command.replace("start", "stop"))
+                with Progress(recorder.progress) as progress:
+                    asking = asyncio.create_task(recorder.ask_all(rbkit, commands))
+                    await progress.until(asking, stopping)
+                    if not asking.done():
+                        asking.cancel()
+                    else:
+                        asking.result()
+                    await progress.until(stopping, following, timeout=options.seconds)
+                await recorder.ask_all(rbkit, [command.replace("start", "stop") for command in reversed(started)])
             finally:
+                stopping.cancel()
                 await rbkit.close()
                 await asyncio.wait([following])
         following.result()
-    print(f"{recorder.messages} messages, {recorder.size} bytes")
+    print(recorder.progress())
     return 0
-
-
-async def _show_progress(
-    recorder: Recorder, following: asyncio.Task[None], stopped: asyncio.Event, seconds: float | None
-) -> None:
-    """Return when it is time to stop, or the connection is lost; show how far it is each second, on a terminal."""
-    loop = asyncio.get_running_loop()
-    end = loop.time() + (seconds if seconds is not None else float("inf"))
-    stopping = asyncio.create_task(stopped.wait())
-    while not stopping.done() and not following.done() and (left := end - loop.time()) > 0:
-        await asyncio.wait([stopping, following], timeout=min(1.0, left), return_when=asyncio.FIRST_COMPLETED)
-        if sys.stderr.isatty():
-            print(f"\r{recorder.messages} messages, {recorder.size} bytes", end="", file=sys.stderr, flush=True)
-    stopping.cancel()
-    if sys.stderr.isatty():
-        print(file=sys.stderr)
 
 
 async def _export(options: argparse.Namespace) -> int:
     with open(options.file, "rb") as file, contextlib.ExitStack() as stack:  # noqa: ASYNC230 - nothing else runs
+        size = os.fstat(file.fileno()).st_size
         output: TextIO = sys.stdout
         if options.output is not None:
             output = stack.enter_context(open(options.output, "w", encoding="utf-8"))  # noqa: ASYNC230
-        for line in _FORMATS[options.format](events(read(file)), options.file):
+        progress = stack.enter_context(Progress(lambda: f"{100 * file.tell() // max(1, size)} %"))
+        for line in _FORMATS[options.format](_with_steps(events(read(file)), progress), options.file):
             print(line, file=output)
     return 0
 
 
+def _with_steps(items: Iterable[Event], progress: Progress) -> Iterator[Event]:
+    for item in items:
+        progress.step()
+        yield item
+
+
 async def _send(options: argparse.Namespace) -> int:
     async with RbkitClient(options.url, token=options.token) as rbkit:
-        reply = await rbkit.command(options.command)
+        asking = asyncio.create_task(rbkit.command(options.command))
+        with Progress(lambda: f"waiting for the reply to {options.command}") as progress:
+            await progress.until(asking)
+        reply = asking.result()
     if isinstance(reply, Handshake):
         for name, value in reply._asdict().items():
             print(f"{name}: {value}")

@@ -15,7 +15,7 @@ from typing import BinaryIO, NamedTuple
 import msgpack
 
 from tornado_rbkit.client import Gap, RbkitClient
-from tornado_rbkit.protocol import Event, Handshake, Notice, RbkitError, decode
+from tornado_rbkit.protocol import CommandError, Event, Handshake, Notice, ObjectSpaceDump, RbkitError, decode
 
 REPLY, DATA = 0, 1
 
@@ -39,13 +39,23 @@ class Recorder:
     Attributes:
         messages: published messages written.
         size: their bytes.
+        objects: of the snapshot that was asked for, those that have come.
+        objects_announced: how many there are in all, by its complete_message_count; 0 before the first have come.
     """
 
     def __init__(self, file: BinaryIO) -> None:
         """Begin now; `file` is the caller's to close."""
-        self.messages = self.size = 0
+        self.messages = self.size = self.objects = self.objects_announced = 0
+        self._snapshot_is_due = False
         self._file = file
         self._started = time.monotonic()
+
+    def progress(self) -> str:
+        """Return how far it is, for people."""
+        text = f"{self.messages:,} messages, {self.size:,} bytes"
+        if self.objects_announced:
+            text += f", {self.objects:,} of {self.objects_announced:,} objects"
+        return text
 
     def write(self, channel: int, command: str | None, payload: bytes) -> None:
         """Write one record with the time of this moment."""
@@ -53,12 +63,22 @@ class Recorder:
         if channel == DATA:
             self.messages += 1
             self.size += len(payload)
+            if self._snapshot_is_due:
+                self._count_objects(payload)
 
-    async def ask(self, rbkit: RbkitClient, command: str) -> bytes:
-        """Send a command, write its reply, an error's too, and return it."""
-        reply = await rbkit.request(command)
-        self.write(REPLY, command, reply)
-        return reply
+    async def ask_all(self, rbkit: RbkitClient, commands: Iterable[str]) -> None:
+        """Send commands one after another and write their replies.
+
+        Raises:
+            CommandError: one was not carried out; its error is written too.
+        """
+        for command in commands:
+            self._snapshot_is_due |= command == "objectspace_snapshot"
+            reply = await rbkit.request(command)
+            self.write(REPLY, command, reply)
+            error = CommandError.from_reply(reply)
+            if error is not None:
+                raise error
 
     async def follow(self, rbkit: RbkitClient) -> None:
         """Write what is published, and the notices, until the client is closed.
@@ -73,6 +93,16 @@ class Recorder:
                 self.write(REPLY, None, item.to_bytes())
             else:
                 assert isinstance(item, Gap)  # message_counter tells it again
+
+    def _count_objects(self, payload: bytes) -> None:
+        collection = decode(payload)
+        if isinstance(collection, Handshake):
+            return
+        for event in collection.events:
+            if isinstance(event, ObjectSpaceDump):
+                self.objects += len(event.objects)
+                self.objects_announced = event.complete_message_count
+        self._snapshot_is_due = self.objects < self.objects_announced or not self.objects_announced
 
 
 def read(file: BinaryIO) -> Iterator[Record]:

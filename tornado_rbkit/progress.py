@@ -1,0 +1,48 @@
+"""One line on a terminal that says how far something is."""
+
+from __future__ import annotations
+
+import asyncio
+import sys
+import time
+from collections.abc import Callable
+from types import TracebackType
+from typing import Any, Final
+
+INTERVAL: Final = 1.0
+"""Seconds; what is done within the first is not shown at all."""
+
+
+class Progress:
+    """Shows a text on standard error once a second, if that is a terminal, and clears it at the end."""
+
+    def __init__(self, text: Callable[[], str]) -> None:
+        """`text` is asked when it is shown."""
+        self._text = text
+        self._started = self._shown_at = time.monotonic()
+        self._width = 0
+
+    def __enter__(self) -> Progress:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
+    ) -> None:
+        if self._width:
+            print("\r" + " " * self._width + "\r", end="", file=sys.stderr, flush=True)
+
+    def step(self) -> None:
+        """Show the text if its time has come."""
+        now = time.monotonic()
+        if now - self._shown_at >= INTERVAL and sys.stderr.isatty():
+            self._shown_at = now
+            line = f"{self._text()}, {now - self._started:.0f} s"
+            print("\r" + line.ljust(self._width), end="", file=sys.stderr, flush=True)
+            self._width = max(self._width, len(line))
+
+    async def until(self, *tasks: asyncio.Task[Any], timeout: float | None = None) -> None:
+        """Wait until the first of the tasks is done, or for so many seconds, and show the text meanwhile."""
+        end = time.monotonic() + timeout if timeout is not None else float("inf")
+        while not any(task.done() for task in tasks) and (left := end - time.monotonic()) > 0:
+            await asyncio.wait(tasks, timeout=min(INTERVAL, left), return_when=asyncio.FIRST_COMPLETED)
+            self.step()
