@@ -76,6 +76,21 @@ def test_the_handshake_tells_what_is_enabled(client: Client) -> None:
         assert getattr(decode(client.ask(b"handshake")), field) is value, command
 
 
+def test_an_instrument_that_fails_is_logged_and_the_server_goes_on(
+    client: Client, server: profiler.Server, caplog: pytest.LogCaptureFixture
+) -> None:
+    def fail() -> float:
+        raise MemoryError
+
+    server.call(lambda profile: setattr(profile.memory, "work", fail))
+    assert client.ask(b"start_memory_profile") == b"ok"
+    server.call(lambda profile: setattr(profile, "handshake", fail))
+    server.call(lambda profile: profile._commands.update({b"handshake": profile.handshake}))
+    assert client.ask(b"handshake") == b"ok"
+    assert client.ask(b"stop_memory_profile") == b"ok"
+    assert "the profiler failed" in caplog.text
+
+
 def test_an_idle_server_answers_at_once(client: Client) -> None:
     client.ask(b"handshake")
     began = time.perf_counter()

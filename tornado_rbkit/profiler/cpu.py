@@ -4,7 +4,7 @@ A sampler thread asks the interpreter for every thread's frame, once in each int
 it comes too late for are skipped, never made up for. It needs the GIL for that, and a thread that computes in Python
 gives it up only after the interpreter's switch interval. At the usual 5 ms that would be a fifth of the samples, and
 taken where threads give the GIL up of themselves, at their waits, which is not where they spend their time. So while
-samples are taken the switch interval is lowered to the sampling interval (0.5 ms at least), for the whole process,
+samples are taken the switch interval is lowered to half the sampling interval (but 0.5 ms), for the whole process,
 and set back afterwards, unless the host has set another meanwhile. `CPUSampler.status` tells what rate is reached.
 
 Clocks: ``wall`` samples every thread, ``cpu`` those that burned an interval's worth of CPU time since they were last
@@ -88,7 +88,7 @@ class CPUSampler:
         self.interval = interval or self.interval
         self._stopping.clear()
         self._ticks = self._late = self._samples = 0
-        self._switching.lower(self.interval)
+        self._switching.lower(self.interval / 2)  # with a whole one every other tick would be late
         self._began = time.monotonic()
         self._own = {threading.get_ident()}
         self._thread = threading.Thread(target=self._run, name="rbkit-cpu", daemon=True)

@@ -39,6 +39,7 @@ oldmalloc_increase_bytes_limit
 
 from __future__ import annotations
 
+import contextlib
 import gc
 import os
 import sys
@@ -207,8 +208,8 @@ class MemoryProfile:
 
 def release_callback(profile: MemoryProfile) -> None:
     """Take a profile's callback off the collector; also for a forked child. Does nothing if it is not there."""
-    callback = profile._callback
-    gc.callbacks[:] = [other for other in gc.callbacks if other is not callback]
+    with contextlib.suppress(ValueError):
+        gc.callbacks.remove(profile._callback)
 
 
 def gc_stats() -> dict[str, int | str]:

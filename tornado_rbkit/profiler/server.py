@@ -213,7 +213,7 @@ class Server:
         while not self._stopping:
             while self._calls:
                 self._calls.popleft()()
-            seconds = self._profile.work()
+            seconds = self._work()
             self._publish()
             ready = dict(poller.poll(None if seconds is None else int(seconds * 1000)))
             if self._wake_out.fileno() in ready:
@@ -223,7 +223,20 @@ class Server:
 
     def _answer(self) -> None:
         request = self._rep.recv_multipart()
-        self._rep.send(self._profile.answer(request))
+        try:
+            reply = self._profile.answer(request)
+        except Exception:  # noqa: BLE001 - a REP socket that does not answer is dead for every client
+            _log.exception("the profiler failed at %.100r", request)
+            reply = b"ok"
+        self._rep.send(reply)
+
+    def _work(self) -> float | None:
+        try:
+            return self._profile.work()
+        except Exception:  # noqa: BLE001 - the host is not to suffer, nor the other instruments
+            _log.exception("the profiler failed; memory profiling is off")
+            self._profile.stop_memory_profile()
+            return None
 
     def _publish(self, *, flush: bool = False) -> None:
         for message in self._publisher.take(time.time(), flush=flush):
