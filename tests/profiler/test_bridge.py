@@ -25,3 +25,4 @@ async def test_a_websocket_client_profiles_a_python_process(server: profiler.Ser
         if not asked:
             asked = True
             await connection.write_message("objectspace_snapshot")
+    server.call(lambda profile: profile.cpu.stop())
