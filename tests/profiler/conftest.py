@@ -122,7 +122,7 @@ def server() -> Iterator[profiler.Server]:
     yield running
     profiler.stop_server()
     gc.unfreeze()
-    left = [thread.name for thread in set(threading.enumerate()) - threads if thread.name.startswith("rbkit")]
+    left = {thread.name for thread in set(threading.enumerate()) - threads} & {"rbkit-server", "rbkit-cpu"}
     assert not left, f"threads that the profiler left behind: {left}"
 
 

@@ -9,7 +9,7 @@ from tornado_rbkit import Bridge, profiler
 from tornado_rbkit.protocol import CPUSample, EventCollection, Handshake, ObjectSpaceDump, decode
 
 
-async def test_a_websocket_client_profiles_a_python_process(serve: Serve, server: profiler.Server) -> None:
+async def test_a_websocket_client_profiles_a_python_process(server: profiler.Server, serve: Serve) -> None:
     mounted = await serve(Bridge(pub=server.pub, req=server.req))
     connection = await mounted.connected()
     handshake = decode((await ask(connection, "handshake"))[1:])
@@ -25,3 +25,4 @@ async def test_a_websocket_client_profiles_a_python_process(serve: Serve, server
         if not asked:
             asked = True
             await connection.write_message("objectspace_snapshot")
+    server.call(lambda profile: profile.cpu.stop())

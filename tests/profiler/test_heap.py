@@ -80,14 +80,14 @@ def test_every_object_is_in_it_once(client: Client) -> None:
 
 
 def test_two_hundred_thousand_objects_arrive_without_a_gap(client: Client) -> None:
-    heap = [[number] for number in range(1000, 201_000)]
+    heap = [[number] for number in range(1000, 103_000)]
     found, objects = snapshot(client)
-    assert len(objects) > 400_000
+    assert len(objects) > 200_000
     assert set(map(id, heap)) <= {item.object_id for item in objects}
     assert {len(dump.objects) for dump in found[:-1]} == {1000}
     counters = [msgpack.unpackb(message, strict_map_key=False)[9] for message in client.messages]
     assert counters == list(range(len(counters)))
-    assert len(counters) > 20
+    assert len(counters) > 15
     assert max(map(len, client.messages)) < 4_000_000
 
 
@@ -98,7 +98,7 @@ def short_queue(monkeypatch: pytest.MonkeyPatch) -> None:
 
 def test_a_subscriber_that_reads_slowly_gets_all_of_it(short_queue: None, server: profiler.Server) -> None:
     """With queues of one message on both sides, most of a snapshot finds them full."""
-    heap = [[number] for number in range(1000, 201_000)]
+    heap = [[number] for number in range(1000, 81_000)]
     pause = threading.Event()
     with Client(server.pub, server.req, hwm=1) as client:
         client.req.send(b"objectspace_snapshot")
@@ -109,7 +109,7 @@ def test_a_subscriber_that_reads_slowly_gets_all_of_it(short_queue: None, server
                 received, total = received + len(dump.objects), dump.complete_message_count
             pause.wait(0.01)
         assert client.reply() == b"ok"
-    assert received == total > 200_000
+    assert received == total > 160_000
     counters = [msgpack.unpackb(message, strict_map_key=False)[9] for message in client.messages]
     assert counters == list(range(len(counters)))
     del heap
@@ -170,7 +170,7 @@ def test_snapshots_have_correlation_ids_of_their_own(client: Client) -> None:
 
 def test_the_host_runs_while_its_heap_is_walked(client: Client) -> None:
     """The longest time this process did not get on is far below what the walk takes."""
-    heap = [[number] for number in range(100_000)]
+    heap = [[number] for number in range(60_000)]
     stop = threading.Event()
     longest = [0.0, 0.0]
 
