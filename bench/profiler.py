@@ -328,7 +328,7 @@ class Subscriber:
         self.last = 0.0
         self._zmq = zmq
         self._stopping = threading.Event()
-        self._socket = zmq.Context.instance().socket(zmq.SUB)
+        self._socket: Any = zmq.Context.instance().socket(zmq.SUB)
         self._socket.setsockopt(zmq.RCVHWM, 0)
         self._socket.setsockopt(zmq.SUBSCRIBE, b"")
         self._socket.setsockopt(zmq.RCVTIMEO, 100)
@@ -386,7 +386,7 @@ def run_plainly(work: str, amount: int, tool: dict[str, Any]) -> dict[str, Any]:
         facts["split"] = facts["heavy"] / facts["light"] if facts["light"] else None
     if tool.get("tracing"):
         assert facts["traced"], "tracemalloc traced nothing"
-        facts["saw"] = "blocks"
+        facts["samples"], facts["saw"] = facts["traced"], "bytes at the peak"
     return facts
 
 
@@ -467,6 +467,7 @@ def run_py_spy(work: str, amount: int, tool: dict[str, Any]) -> dict[str, Any]:
                 found[name] += int(count)
     if not found["heavy"]:
         raise UnavailableError("no samples: " + " ".join(filter(None, said)))
+    facts["said"] = [line for line in said if line]
     facts["samples"] = found["all"]
     facts["rate"] = found["all"] / facts["wall"]
     facts["split"] = found["heavy"] / found["light"] if found["light"] else None
@@ -516,6 +517,7 @@ def run_heap(objects: int, tool: dict[str, Any]) -> dict[str, Any]:
             run.ask("mark")
             time.sleep(1.0)
             quiet = run.ask("read")["stall"]
+            requests: Any
             with zmq.Context.instance().socket(zmq.REQ) as requests:
                 requests.setsockopt(zmq.LINGER, 0)
                 requests.setsockopt(zmq.RCVTIMEO, int(_PATIENCE_SECONDS * 1000))
@@ -561,6 +563,10 @@ class Setting(NamedTuple):
     name: str
     tool: dict[str, Any]
     run: Callable[[str, int, dict[str, Any]], dict[str, Any]] = run_plainly
+    plain: str = "plain"
+    """The setting whose runs its own are compared to."""
+    part: int = 1
+    """It does one part in so many of the work."""
 
 
 COMPUTE: Final = (
@@ -576,18 +582,27 @@ COMPUTE: Final = (
     Setting("pyinstrument, 1 ms", {"kind": "pyinstrument", "interval": 0.001}),
 )
 
+_PART: Final = "plain, a fifth of the work"
+"""What makes the work many times slower does less of it."""
+
 ALLOCATE: Final = (
     Setting("plain", {"kind": "plain"}),
     Setting("plain again", {"kind": "plain"}),
     Setting("memory profiling", {"kind": "memory"}, run_served),
-    Setting("tracemalloc, 1 frame", {"kind": "plain", "tracing": True}),
-    Setting("memray run", {"kind": "memray", "options": []}, run_memray),
+    Setting(_PART, {"kind": "plain"}, plain=_PART, part=5),
+    Setting("tracemalloc, 1 frame", {"kind": "plain", "tracing": True}, plain=_PART, part=5),
+    Setting("memray run", {"kind": "memray", "options": []}, run_memray, plain=_PART, part=5),
     Setting(
         "memray run --trace-python-allocators",
         {"kind": "memray", "options": ["--trace-python-allocators"]},
         run_memray,
+        plain=_PART,
+        part=5,
     ),
 )
+
+_SLOW: Final = "objectspace_snapshot, tracemalloc on"
+"""Taken once, whatever the rounds: it takes a minute."""
 
 HEAP: Final = (
     (
@@ -596,7 +611,7 @@ HEAP: Final = (
         "every object: class, id, size, references",
     ),
     (
-        "objectspace_snapshot, tracemalloc on",
+        _SLOW,
         {"kind": "snapshot", "tracing": True},
         "the same with file and line",
     ),
@@ -624,7 +639,7 @@ def measure(work: str, amount: int, settings: Sequence[Setting], rounds: int) ->
                 continue
             note(f"{work}, round {number + 1} of {rounds}: {setting.name}")
             try:
-                results[setting.name].append(setting.run(work, amount, setting.tool))
+                results[setting.name].append(setting.run(work, amount // setting.part, setting.tool))
             except UnavailableError as error:
                 missing[setting.name] = str(error)
     for name in missing:
@@ -636,6 +651,8 @@ def measure_heap(objects: int, rounds: int) -> Rounds:
     results: Rounds = {name: [] for name, _, _ in HEAP}
     for number in range(rounds):
         for name, tool, _ in HEAP:
+            if number and name == _SLOW:
+                continue
             note(f"heap, round {number + 1} of {rounds}: {name}")
             results[name].append(run_heap(objects, tool))
     return results
@@ -644,7 +661,7 @@ def measure_heap(objects: int, rounds: int) -> Rounds:
 def calibrate(work: str, seconds: float, units: int) -> int:
     """Return how much work takes `seconds` in a plain process."""
     took = min(run_plainly(work, units, {"kind": "plain"})["wall"] for _ in range(2))
-    return max(1, round(units * seconds / took))
+    return max(10, round(units * seconds / float(took)))
 
 
 # The tables
@@ -683,14 +700,15 @@ def text(value: float | None, pattern: str = "{:.2f}") -> str:
     return "" if value is None else pattern.format(value)
 
 
-def summary(results: Rounds) -> dict[str, dict[str, Any]]:
+def summary(results: Rounds, settings: Sequence[Setting]) -> dict[str, dict[str, Any]]:
     """Return the medians of each setting, and what it costs."""
+    plain = {setting.name: results[setting.plain] for setting in settings}
     keys = ("wall", "cpu", "cpu_outside", "rate", "samples", "split", "true_split", "messages", "megabytes")
     return {
         name: {key: median(runs, key) for key in keys}
         | {
-            "wall_cost": cost(runs, results["plain"], "wall"),
-            "cpu_cost": cost(runs, results["plain"], "cpu"),
+            "wall_cost": cost(runs, plain[name], "wall"),
+            "cpu_cost": cost(runs, plain[name], "cpu"),
             "saw": runs[0].get("saw", ""),
         }
         for name, runs in results.items()
@@ -699,7 +717,7 @@ def summary(results: Rounds) -> dict[str, dict[str, Any]]:
 
 def overhead_cells(name: str, facts: dict[str, Any]) -> list[str]:
     cells = [name, text(facts["wall"])]
-    if name == "plain":
+    if name in ("plain", _PART):
         return [*cells, "", ""]
     return [*cells, cost_text(facts["wall_cost"]), cost_text(facts["cpu_cost"])]
 
@@ -756,7 +774,7 @@ def heap_table(results: Rounds) -> str:
             what += f" of {100 * placed / found:.0f} %"
         rows.append(
             [
-                name,
+                f"{name} ({len(runs)}×)",
                 text(median(runs, "seconds")),
                 text(median(runs, "before_mb"), "{:.0f} MB"),
                 text(median(runs, "extra_mb"), "{:+.0f} MB"),
@@ -819,21 +837,22 @@ def main() -> None:
     host = machine()
     units = calibrate("compute", options.seconds, 100)
     computed, compute_missing = measure("compute", units, COMPUTE, options.rounds)
-    thousands = calibrate("allocate", options.seconds, 300)
+    thousands = calibrate("allocate", max(3.0, options.seconds), 300)  # objects are looked at once a second
     allocated, allocate_missing = measure("allocate", thousands, ALLOCATE, options.rounds)
     heap = measure_heap(options.objects, min(options.rounds, _HEAP_ROUNDS))
 
-    compute_summary, allocate_summary = summary(computed), summary(allocated)
+    compute_summary, allocate_summary = summary(computed, COMPUTE), summary(allocated, ALLOCATE)
     versions = ", ".join(f"{name} {number}" for name, number in host["versions"].items())
     print(
         f"{host['cpu']}, {host['cores']} cores, {host['memory_gb']} GB, {host['system']}, {host['python']}, "
         f"load {host['load_before']:.2f} before the run\n{versions}\n"
-        f"{options.rounds} rounds; percentages are the median of the rounds, and in parentheses the least and the most"
+        f"rounds: {options.rounds}; percentages are the median of the rounds, and in parentheses the least and the most"
     )
     print(f"\nCPU: {units} units of pure Python with a call about each microsecond; the true split is 2 : 1, measured")
     print(f"as {compute_summary['plain']['true_split']:.2f} : 1 in the plain runs\n")
     print(compute_table(compute_summary, compute_missing), *reasons(compute_missing), sep="\n")
-    print(f"\nAllocating: {1000 * thousands:,} nodes of four objects and more, {_LIVING:,} of them alive at a time\n")
+    print(f"\nAllocating: {1000 * thousands:,} nodes of four objects and more, {_LIVING:,} of them alive at a time")
+    print("(tracemalloc and memray: a fifth of that, compared to plain runs that do a fifth)\n")
     print(allocate_table(allocate_summary, allocate_missing), *reasons(allocate_missing), sep="\n")
     print(f"\nHeap: {options.objects:,} objects, a quarter each of strings, lists, dicts and instances;")
     print("stalls are the longest time between two ticks of a thread that sleeps for 1 ms, in all rounds\n")
