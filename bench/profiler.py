@@ -846,7 +846,7 @@ def main() -> None:
     print(
         f"{host['cpu']}, {host['cores']} cores, {host['memory_gb']} GB, {host['system']}, {host['python']}, "
         f"load {host['load_before']:.2f} before the run\n{versions}\n"
-        f"rounds: {options.rounds}; percentages are the median of the rounds, and in parentheses the least and the most"
+        f"rounds: {options.rounds}; percentages: the median of the rounds (the least … the most)"
     )
     print(f"\nCPU: {units} units of pure Python with a call about each microsecond; the true split is 2 : 1, measured")
     print(f"as {compute_summary['plain']['true_split']:.2f} : 1 in the plain runs\n")
