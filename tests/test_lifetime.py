@@ -274,6 +274,10 @@ async def test_profiling_is_stopped_though_the_reply_to_its_start_was_lost(serve
     await until(lambda: server.bridge.state is State.IDLE, "it is closed")
     assert not rbkit.enabled
     between.close()
+    for one in writers:
+        one.close()
+        with contextlib.suppress(ConnectionError):
+            await one.wait_closed()
     await between.wait_closed()
 
 

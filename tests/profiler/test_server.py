@@ -76,6 +76,7 @@ def test_the_handshake_tells_what_is_enabled(client: Client) -> None:
         assert getattr(decode(client.ask(b"handshake")), field) is value, command
 
 
+@pytest.mark.logs_errors
 def test_an_instrument_that_fails_is_logged_and_the_server_goes_on(
     client: Client, server: profiler.Server, caplog: pytest.LogCaptureFixture
 ) -> None:
