@@ -8,8 +8,9 @@ from one object that lives on; of another class, it is reported as destroyed and
 Objects set aside with `gc.freeze` are not seen either.
 
 A tick works in slices of some milliseconds, between which the host has the GIL; while it lasts it holds the objects
-it has not yet looked at. Ticks come each second, or as much more seldom as it takes to stay within 5 % of the
-process's time.
+it has not yet looked at. Ticks come each second, or as much more seldom as it takes for them, and for what the
+server's thread does between them to publish it all, to stay within 5 % of the process's time. What that does not count
+is the GIL: while a tick lasts, a host that computes has half of it.
 
 The figures of gc_stats, under rbkit's keys; ``''`` where CPython cannot tell:
 
@@ -91,6 +92,7 @@ class MemoryProfile:
         self._tick_due = self._stats_due = 0.0
         self._tick_cost = 0.0
         self._tick_spent = 0.0
+        self._began = self._began_cpu = 0.0  # of the last comparison: when, and this thread's CPU time then
         self._spent = 0.0
         self._ticks = 0
 
@@ -104,6 +106,7 @@ class MemoryProfile:
         self._spent, self._ticks = 0.0, 0
         self._stats_due = time.monotonic()
         gc.callbacks.append(self._callback)
+        self._began, self._began_cpu = time.monotonic(), time.thread_time()
         if trace_objects:
             self._tick = self._compare(gc.get_objects(), baseline=True)
 
@@ -128,11 +131,13 @@ class MemoryProfile:
             self._publisher.add(pack(_event(EventType.GC_STATS, gc_stats())))
         if not self.trace_objects:
             return self._stats_due - now
-        if self._tick is None and now >= self._tick_due and self._publisher.backlog < BACKLOG_EVENTS:
+        due = max(self._tick_due, self._began + (time.thread_time() - self._began_cpu) / SHARE)
+        if self._tick is None and now >= due and self._publisher.backlog < BACKLOG_EVENTS:
+            self._began, self._began_cpu = now, time.thread_time()
             self._tick = self._compare(gc.get_objects())
         if self._tick is not None:
             self._step(self._tick)
-        return 0.001 if self._tick is not None else max(0.0, self._tick_due - now)
+        return 0.001 if self._tick is not None else max(0.0, due - now)
 
     def status(self) -> dict[str, Any]:
         """Return the cost of the last comparison (seconds of CPU), how many there were, and the pause between."""

@@ -9,7 +9,7 @@ from collections.abc import Callable, Iterable
 from typing import Any, Final
 
 SLICE_SECONDS: Final = 0.003
-"""What a slice of a walk aims at; the promise is 5 ms."""
+"""What a slice of a walk aims at. Single calls of the interpreter may take longer, as `heap` and `memory` say."""
 
 _PACKAGE: Final = "tornado_rbkit.profiler."
 _DEMO: Final = "tornado_rbkit.profiler.workload"
