@@ -378,7 +378,7 @@ class TestOptions:
         assert text in str(refused.value)
 
     @pytest.mark.parametrize(
-        "pub", ["tcp://127.0.0.1:5555", "tcp://[::1]:5555", "tcp://host.example:1", "ipc:///tmp/x"]
+        "pub", ["tcp://127.0.0.1:5555", "tcp://[::1]:5555", "tcp://host.example:1", "ipc:///run/x"]
     )
     def test_endpoints_may_be_tcp_or_ipc(self, pub: str) -> None:
         assert Bridge(pub=pub).pub == pub
