@@ -220,6 +220,20 @@ async def test_a_message_larger_than_the_bound_passes_when_nothing_else_waits(li
     assert len(line.client.messages[0]) == 1 + 2 * MIB
 
 
+async def test_a_message_larger_than_the_bound_passes_behind_a_reply_and_before_what_comes_later(line: Line) -> None:
+    near = line.outbox(max_backlog_bytes=8 * MIB)
+    sent = 0
+    while not near.outbox.blocked:
+        near.outbox.send_data([chunk(sent, MIB)])
+        sent += 1
+    near.outbox.send_reply(encode_reply(b"ok", BINARY))
+    near.outbox.send_data([chunk(900, 12 * MIB)])
+    near.outbox.send_data([chunk(901 + number, MIB) for number in range(20)])
+    assert near.outbox.messages_dropped >= 12, "what came later is bounded"
+    await line.client.read_until(lambda: line.client.numbers[-1:] == [920])
+    assert 900 in line.client.numbers
+
+
 async def test_a_message_that_has_begun_is_finished_whatever_comes(line: Line) -> None:
     near = line.outbox(max_backlog_bytes=100 * KIB)
     near.outbox.send_data([chunk(0, 2 * MIB)])

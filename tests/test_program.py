@@ -10,6 +10,7 @@ import signal
 import subprocess
 import sys
 import textwrap
+import time
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -89,6 +90,35 @@ class TestRun:
         finished = run(program(tmp_path, text))
         assert finished.returncode == status
         assert ("Traceback" in finished.stderr) == (status == 1)
+
+    def test_leaves_main_as_it_is_for_threads_and_pickle(self, tmp_path: Path) -> None:
+        text = """
+            import os, pickle, sys, threading
+            class A: pass
+            def later():
+                threading.main_thread().join()
+                print(pickle.loads(pickle.dumps(A())).__class__.__name__, os.path.isabs(__file__))
+            threading.Thread(target=later).start()
+        """
+        finished = run(os.path.basename(program(tmp_path, text)), cwd=tmp_path)
+        assert (finished.stdout, finished.returncode) == ("A True\n", 0), finished.stderr
+
+    def test_is_not_misled_by_what_lies_in_the_current_folder(self, tmp_path: Path) -> None:
+        here, there = tmp_path / "here", tmp_path / "there"
+        here.mkdir()
+        there.mkdir()
+        (here / "queue.py").write_text("raise SystemExit('the wrong one')")
+        command = str(Path(sys.executable).with_name("tornado-rbkit"))  # python -m would be misled itself
+        path = program(there, "import queue; print(queue.Queue.__name__)")
+        finished = subprocess.run([command, "run", path], capture_output=True, text=True, cwd=here, timeout=60)
+        assert finished.stdout == "Queue\n", finished.stderr
+
+    @pytest.mark.skipif(not hasattr(os, "fork"), reason="there is no fork")
+    def test_ends_though_a_forked_child_stays(self, tmp_path: Path) -> None:
+        text = "import os, time\nif os.fork() == 0:\n    os.closerange(0, 3)\n    os.setsid()\n    time.sleep(60)"
+        began = time.monotonic()
+        assert run(program(tmp_path, text)).returncode == 0
+        assert time.monotonic() - began < 30
 
     def test_leaves_signals_and_logging_alone(self, tmp_path: Path) -> None:
         text = """
@@ -229,6 +259,25 @@ class TestDiscovery:
         targets = DiscoveredTargets(lambda pub, req, thread: Bridge(pub, req, threaded=thread))
         targets.look()
         assert list(targets) == ["my-app.py", "my-app.py-101", "status-102", "nter", "python", "python-105"]
+
+    async def test_one_that_cannot_be_served_disturbs_nobody(
+        self, rbkit: FakeRbkit, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+    ) -> None:
+        bad = discovery.RunningServer("bad", 1, "ipc://" + "x" * 200, rbkit.req, 0.0)
+        good = discovery.RunningServer("good", 2, rbkit.pub, rbkit.req, 0.0)
+        monkeypatch.setattr("tornado_rbkit.targets.list_servers", lambda: [bad, good])
+        targets = DiscoveredTargets(lambda pub, req, thread: Bridge(pub, req, threaded=thread))
+        targets.look()
+        targets.look()
+        assert list(targets) == ["good"]
+        assert caplog.text.count("bad cannot be served") == 1
+
+        def fail() -> list[discovery.RunningServer]:
+            raise OSError("too many open files")
+
+        monkeypatch.setattr("tornado_rbkit.targets.list_servers", fail)
+        targets.look()
+        assert list(targets) == ["good"], "that one look failed does not mean that they are gone"
 
     async def test_a_folder_that_cannot_be_trusted_is_said_once(
         self, runtime_folder: Path, caplog: pytest.LogCaptureFixture

@@ -219,6 +219,55 @@ class TestCommandLine:
         assert process.wait(5) == 0
         process.stdout.close()
 
+    def test_export_writes_what_is_whole_of_a_file_that_was_cut_off_and_says_so(self, tmp_path: Path) -> None:
+        path, output = tmp_path / "session.rbkit", tmp_path / "session.json"
+        path.write_bytes(SAMPLES[:-5])
+        finished = subprocess.run(
+            [sys.executable, "-m", "tornado_rbkit", "export", str(path), "-o", str(output)],
+            capture_output=True,
+            text=True,
+        )
+        assert finished.returncode == 2
+        assert "in the middle of a record" in finished.stderr
+        assert len(json.loads(output.read_text())["profiles"][0]["samples"]) == 3
+
+    async def test_record_leaves_on_what_was_on_and_a_file_it_cannot_begin(
+        self, serve: Serve, rbkit: FakeRbkit, tmp_path: Path
+    ) -> None:
+        server = await serve(Bridge(**rbkit.endpoints))
+        rbkit.enabled.add("memory_profile")
+        path = tmp_path / "session.rbkit"
+        await run("record", "--url", server.ws, "-o", str(path), "--cpu", "--memory", "--seconds", "0.1")
+        assert rbkit.enabled == {"memory_profile"}
+        before = path.read_bytes()
+        await server.bridge.close()
+        server.http.stop()
+        refused = subprocess.run(
+            [sys.executable, "-m", "tornado_rbkit", "record", "--url", server.ws, "-o", str(path)],
+            capture_output=True,
+            text=True,
+        )
+        assert refused.returncode == 1
+        assert refused.stderr.count("\n") == 1
+        assert path.read_bytes() == before
+
+    async def test_record_keeps_what_there_is_when_the_server_goes(
+        self, serve: Serve, rbkit: FakeRbkit, tmp_path: Path
+    ) -> None:
+        server = await serve(Bridge(**rbkit.endpoints))
+        process = await asyncio.create_subprocess_exec(
+            *(sys.executable, "-m", "tornado_rbkit", "record", "--url", server.ws, "-o", str(tmp_path / "x"), "--cpu"),
+            stdout=subprocess.PIPE,
+            stderr=subprocess.PIPE,
+        )
+        await until(lambda: "cpu_profiling" in rbkit.enabled, "it records")
+        await server.bridge.close()
+        output, errors = await asyncio.wait_for(process.communicate(), 20)
+        assert process.returncode == 1
+        assert re.fullmatch(rb"0 messages, 0 bytes\n", output)
+        assert errors.startswith(b"tornado-rbkit: ws://")
+        assert errors.count(b"\n") == 1
+
     @pytest.mark.parametrize(
         ("command", "text"),
         [

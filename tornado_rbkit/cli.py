@@ -27,10 +27,10 @@ from tornado_rbkit.client import RbkitClient
 from tornado_rbkit.export import collapsed, json_lines, speedscope
 from tornado_rbkit.iothread import IOLoopThread
 from tornado_rbkit.profiler import list_servers
-from tornado_rbkit.program import prepare
+from tornado_rbkit.program import ServerFailedError, own_module, prepare
 from tornado_rbkit.progress import Progress
 from tornado_rbkit.protocol import COMMANDS, Event, Handshake, RbkitError
-from tornado_rbkit.recording import Recorder, events, read
+from tornado_rbkit.recording import Recorder, RecordingError, events, read
 from tornado_rbkit.replay import ReplayServer
 from tornado_rbkit.routes import rbkit_routes
 from tornado_rbkit.targets import DiscoveredTargets
@@ -47,8 +47,12 @@ def main(arguments: Sequence[str] | None = None) -> int:
     try:
         result = options.run(options)
         if inspect.iscoroutine(result):
-            logging.basicConfig(level=logging.INFO if options.verbose else logging.WARNING, format=_LOG_FORMAT)
+            level = logging.INFO if options.verbose else logging.ERROR if options.quiet else logging.WARNING
+            logging.basicConfig(level=level, format=_LOG_FORMAT)
             result = asyncio.run(result)
+    except BrokenPipeError:  # whoever read the output has enough; and Python will flush it once more
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return 1
     except (RbkitError, ValueError, OSError) as error:
         print(f"tornado-rbkit: {error}", file=sys.stderr)
         return 1 if isinstance(error, RbkitError) and not isinstance(error, ValueError) else 2
@@ -59,7 +63,9 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
 def _parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(prog="tornado-rbkit", description="A live rbkit profiler on a WebSocket.")
-    parser.add_argument("-v", "--verbose", action="store_true", help="log what connects and goes")
+    level = parser.add_mutually_exclusive_group()
+    level.add_argument("-v", "--verbose", action="store_true", help="log what connects and goes")
+    level.add_argument("-q", "--quiet", action="store_true", help="log errors only")
     commands = parser.add_subparsers(required=True, metavar="COMMAND")
 
     serve = commands.add_parser("serve", help="serve a profiler to browsers and other WebSocket clients")
@@ -160,7 +166,7 @@ async def _serve_discovered(options: argparse.Namespace) -> int:
 
 async def _demo(options: argparse.Namespace) -> int:
     process = await asyncio.create_subprocess_exec(
-        *(sys.executable, "-m", "tornado_rbkit.profiler.demo"),
+        *own_module("tornado_rbkit.profiler.demo"),
         stdin=asyncio.subprocess.PIPE,
         stdout=asyncio.subprocess.PIPE,
         start_new_session=True,  # Ctrl-C is for the server, which ends it
@@ -168,7 +174,10 @@ async def _demo(options: argparse.Namespace) -> int:
     assert process.stdin is not None
     assert process.stdout is not None
     try:
-        endpoints = json.loads(await process.stdout.readline())
+        line = await process.stdout.readline()
+        if not line:
+            raise ServerFailedError("the process of the demo did not start")
+        endpoints = json.loads(line)
         return await _serve_until_stopped(options, _bridge(options, endpoints["pub"], endpoints["req"]))
     finally:
         process.stdin.close()
@@ -244,31 +253,43 @@ async def _serve_until_stopped(options: argparse.Namespace, bridges: Bridge | Ma
 
 
 async def _record(options: argparse.Namespace) -> int:
-    wanted = {"start_memory_profile": options.memory, "start_cpu_profiling": options.cpu}
-    started = [command for command, is_wanted in wanted.items() if is_wanted]
-    commands = ["handshake", *started, *(["objectspace_snapshot"] if options.snapshot else [])]
     stopping = asyncio.create_task(_stop_signal().wait())
-    with open(options.output, "wb") as file:  # noqa: ASYNC230 - a record is a few kilobytes
-        recorder = Recorder(file)
-        async with RbkitClient(options.url, token=options.token) as rbkit:
+    async with RbkitClient(options.url, token=options.token) as rbkit:
+        facts = await rbkit.command("handshake")
+        with open(options.output, "wb") as file:  # noqa: ASYNC230 - a record is a few kilobytes
+            recorder = Recorder(file)
             following = asyncio.create_task(recorder.follow(rbkit))
-            try:
-                with Progress(recorder.progress) as progress:
-                    asking = asyncio.create_task(recorder.ask_all(rbkit, commands))
-                    await progress.until(asking, stopping)
-                    if not asking.done():
-                        asking.cancel()
-                    else:
-                        asking.result()
+            recording = asyncio.create_task(_ask_what_to_record(options, rbkit, recorder, facts))
+            with Progress(recorder.progress) as progress:
+                await progress.until(recording, stopping, following)
+                if recording.done():
                     await progress.until(stopping, following, timeout=options.seconds)
-                await recorder.ask_all(rbkit, [command.replace("start", "stop") for command in reversed(started)])
-            finally:
-                stopping.cancel()
-                await rbkit.close()
-                await asyncio.wait([following])
-        following.result()
+            if not following.done():
+                recording.cancel()
+                await recorder.ask_all(rbkit, reversed(_stops(options, facts)))
+            await rbkit.close()
+            stopping.cancel()
+            results = await asyncio.gather(following, recording, return_exceptions=True)
     print(recorder.progress())
+    for result in results:
+        if isinstance(result, Exception):
+            raise result
     return 0
+
+
+async def _ask_what_to_record(
+    options: argparse.Namespace, rbkit: RbkitClient, recorder: Recorder, facts: Handshake | str
+) -> None:
+    starts = [stop.replace("stop", "start") for stop in _stops(options, facts)]
+    await recorder.ask_all(rbkit, ["handshake", *starts, *(["objectspace_snapshot"] if options.snapshot else [])])
+
+
+def _stops(options: argparse.Namespace, facts: Handshake | str) -> list[str]:
+    """Return the commands that stop what is recorded, but for what was on before."""
+    on = facts if isinstance(facts, Handshake) else None
+    memory = options.memory and not (on and on.object_trace_enabled)
+    cpu = options.cpu and not (on and on.cpu_profiling_enabled)
+    return [*(["stop_memory_profile"] if memory else []), *(["stop_cpu_profiling"] if cpu else [])]
 
 
 async def _export(options: argparse.Namespace) -> int:
@@ -278,15 +299,22 @@ async def _export(options: argparse.Namespace) -> int:
         if options.output is not None:
             output = stack.enter_context(open(options.output, "w", encoding="utf-8"))  # noqa: ASYNC230
         progress = stack.enter_context(Progress(lambda: f"{100 * file.tell() // max(1, size)} %"))
-        for line in _FORMATS[options.format](_with_steps(events(read(file)), progress), options.file):
+        cut_off: list[RecordingError] = []
+        for line in _FORMATS[options.format](_as_far_as(events(read(file)), progress, cut_off), options.file):
             print(line, file=output)
+    for error in cut_off:
+        raise error
     return 0
 
 
-def _with_steps(items: Iterable[Event], progress: Progress) -> Iterator[Event]:
-    for item in items:
-        progress.step()
-        yield item
+def _as_far_as(items: Iterable[Event], progress: Progress, cut_off: list[RecordingError]) -> Iterator[Event]:
+    """Yield what is whole; what a recording lacks at its end is told when the rest has been written."""
+    try:
+        for item in items:
+            progress.step()
+            yield item
+    except RecordingError as error:
+        cut_off.append(error)
 
 
 async def _send(options: argparse.Namespace) -> int:

@@ -65,14 +65,17 @@ class Connection:
             if self._thread is not None and not self._thread.is_alive():
                 self._closed.set_result(None)
                 raise RuntimeError("the IOLoopThread was stopped before its bridges were closed; stop it after them")
-            # In two turns: between them ZMQStream's own callbacks find the sockets still open.
-            self._io_loop.add_callback(self._upstream.stop)
-            self._io_loop.add_callback(self._close_upstream)
+            self._io_loop.add_callback(self._stop_upstream)
         await self.wait_closed()
 
     async def wait_closed(self) -> None:
         """Return when `close` has done its work; being cancelled does not keep it from doing so."""
         await asyncio.shield(self._closed)
+
+    def _stop_upstream(self) -> None:
+        """On the upstream's loop. What ZMQStream has put off until the next turn still finds its sockets open then."""
+        self._upstream.stop()
+        self._io_loop.add_callback(self._close_upstream)
 
     def _close_upstream(self) -> None:
         """On the upstream's loop."""

@@ -6,6 +6,7 @@ import contextlib
 import logging
 import os
 import re
+import sys
 from collections.abc import Callable, Mapping
 from typing import Any, Final
 
@@ -19,7 +20,7 @@ from tornado_rbkit.protocol import RbkitError
 _log = logging.getLogger(__name__)
 
 _TCP: Final = re.compile(r"tcp://(\[[0-9A-Fa-f:.]+(%\w+)?\]|[A-Za-z0-9._-]+):(?P<port>\d{1,5})")
-_MAX_IPC_PATH: Final = 103  # bytes; sockaddr_un's sun_path on macOS, of which Linux has four more
+_MAX_IPC_PATH: Final = 107 if sys.platform.startswith("linux") else 103  # bytes, sockaddr_un's sun_path
 _UP: Final = zmq.EVENT_HANDSHAKE_SUCCEEDED  # a TCP connect alone also succeeds to a process that is stopped
 _DOWN: Final = zmq.EVENT_DISCONNECTED
 _REFUSED: Final = (

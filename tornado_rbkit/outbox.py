@@ -99,10 +99,7 @@ class Outbox:
                 self._flush_unless_due()  # what can go makes room
             self._data.append(chunk)
             self.data_bytes += chunk.size
-            if chunk.size > self._max_backlog and len(self._data) == 1:
-                self._begin()
-            while self._data and self._backlog() > self._max_backlog:
-                self._drop(self._data.popleft())
+            self._keep_the_bound()
         self._flush_unless_due()
 
     async def replies_gone(self) -> None:
@@ -123,12 +120,19 @@ class Outbox:
         self._cancel_stall_timer()
         self._wake_waiters()
 
-    def _backlog(self) -> int:
-        """Return what counts against the bound: all, but for a message larger than it that has begun."""
-        begun = self._begun if self._runs and self._begun_is_data else None
-        if begun is None or begun.size <= self._max_backlog:
-            return self.data_bytes
-        return self.data_bytes - sum(len(buffer) for run in self._runs for buffer in run)
+    def _keep_the_bound(self) -> None:
+        """Drop the oldest until the rest is within the bound, but for one message larger than it, which passes."""
+        under_way = 0
+        if self._begun is not None and self._begun_is_data and self._begun.size > self._max_backlog:
+            under_way = sum(len(buffer) for run in self._runs for buffer in run)
+        while self._data:
+            passes = not under_way and self._data[0].size > self._max_backlog
+            exempt = self._data[0].size if passes else under_way
+            if self.data_bytes - exempt <= self._max_backlog or len(self._data) == int(passes):
+                return
+            oldest = self._data[int(passes)]
+            del self._data[int(passes)]
+            self._drop(oldest)
 
     def _drop(self, chunk: Chunk) -> None:
         self.data_bytes -= chunk.size

@@ -3,19 +3,24 @@
 from __future__ import annotations
 
 import atexit
+import builtins
 import os
 import runpy
 import subprocess
 import sys
+import types
 import webbrowser
 from collections.abc import Callable
+from typing import Final
 
 from tornado_rbkit.profiler import start_server
 from tornado_rbkit.protocol import RbkitError
 
+_PATIENCE: Final = 5.0  # seconds; a server that closes its viewers takes two at the most
+
 
 class ServerFailedError(RbkitError):
-    """The web server beside the program did not start; it has said why."""
+    """What was started beside a program did not start; it has said why."""
 
 
 def prepare(module: list[str], script: list[str], port: int, open_browser: bool) -> Callable[[], None]:
@@ -38,7 +43,7 @@ def prepare(module: list[str], script: list[str], port: int, open_browser: bool)
     program = module or script
     if not program:
         raise ValueError("there is no program to run; allowed: a script, or -m and a module")
-    if not module and not os.path.exists(program[0]):
+    if not module and not os.path.isfile(program[0]):
         raise FileNotFoundError(f"there is no script {program[0]!r}")
     server = start_server("tcp://127.0.0.1:*", "tcp://127.0.0.1:*", program[0])
     url = _serve_beside(server.pub, server.req, port)
@@ -49,20 +54,52 @@ def prepare(module: list[str], script: list[str], port: int, open_browser: bool)
     def run() -> None:
         sys.argv[:] = program
         if module:
-            sys.path.insert(0, os.getcwd())
+            sys.path[0] = os.getcwd()
             runpy.run_module(program[0], run_name="__main__", alter_sys=True)
         else:
-            sys.path.insert(0, os.path.dirname(os.path.abspath(program[0])))
-            runpy.run_path(program[0], run_name="__main__")
+            _run_script(program[0])
 
     return run
 
 
+def _run_script(path: str) -> None:
+    """Run a script as the interpreter does: in a ``__main__`` that stays, for its threads and for pickle."""
+    main = types.ModuleType("__main__")
+    main.__file__ = os.path.abspath(path)
+    main.__dict__["__builtins__"] = builtins
+    sys.path[0] = os.path.dirname(os.path.realpath(path))
+    sys.modules["__main__"] = main
+    with open(path, "rb") as file:
+        code = compile(file.read(), main.__file__, "exec", dont_inherit=True)
+    exec(code, main.__dict__)  # noqa: S102 - this is what running a script is
+
+
+def own_module(name: str) -> list[str]:
+    """Return the command that runs a module of this package, whatever lies in the current directory."""
+    if sys.version_info >= (3, 11):
+        return [sys.executable, "-P", "-m", name]
+    start = (
+        f"import sys; sys.path.pop(0); import runpy; runpy.run_module({name!r}, run_name='__main__', alter_sys=True)"
+    )
+    return [sys.executable, "-c", start]
+
+
 def _serve_beside(pub: str, req: str, port: int) -> str:
     """Start a server that lives as long as this process holds its standard input open; return its page's URL."""
-    command = [sys.executable, "-m", "tornado_rbkit", "serve", "--until-eof", "--port", str(port)]
+    command = [
+        *own_module("tornado_rbkit"),
+        "-q",
+        "serve",
+        "--until-eof",
+        "--port",
+        str(port),
+        "--pub",
+        pub,
+        "--req",
+        req,
+    ]
     process = subprocess.Popen(  # noqa: S603 - it is this very package
-        [*command, "--pub", pub, "--req", req],
+        command,
         stdin=subprocess.PIPE,
         stdout=subprocess.PIPE,
         text=True,
@@ -76,11 +113,19 @@ def _serve_beside(pub: str, req: str, port: int) -> str:
         process.stdin.close()
         process.wait()
         raise ServerFailedError("the web server did not start")
-    atexit.register(_end, process)
+    atexit.register(_end, process, os.getpid())
+    if hasattr(os, "register_at_fork"):
+        os.register_at_fork(after_in_child=process.stdin.close)  # a child that stays must not keep the server
     return ready[1]
 
 
-def _end(process: subprocess.Popen[str]) -> None:
-    if process.stdin is not None:
-        process.stdin.close()
-    process.wait()
+def _end(process: subprocess.Popen[str], pid: int) -> None:
+    if os.getpid() != pid:
+        return  # a forked child's exit is not the program's
+    assert process.stdin is not None
+    process.stdin.close()
+    try:
+        process.wait(_PATIENCE)
+    except subprocess.TimeoutExpired:
+        process.kill()
+        process.wait()

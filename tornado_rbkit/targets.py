@@ -11,7 +11,8 @@ from typing import Final
 
 from tornado_rbkit.bridge import Bridge
 from tornado_rbkit.iothread import IOLoopThread
-from tornado_rbkit.profiler.discovery import RunningServer, RuntimeFolderError, list_servers
+from tornado_rbkit.link import EndpointError
+from tornado_rbkit.profiler.discovery import RunningServer, list_servers
 from tornado_rbkit.routes import RESERVED_NAMES
 
 _log = logging.getLogger(__name__)
@@ -34,6 +35,7 @@ class DiscoveredTargets(Mapping[str, Bridge]):
         self._default = make_bridge(None, None, self._thread)
         self._bridges: dict[str, Bridge] = {}
         self._names: dict[RunningServer, str] = {}
+        self._unreachable: set[RunningServer] = set()
         self._leaving: set[asyncio.Task[None]] = set()
         self._unusable = ""
 
@@ -68,10 +70,19 @@ class DiscoveredTargets(Mapping[str, Bridge]):
             self._leaving.add(closing)
             closing.add_done_callback(self._leaving.discard)
         for server in servers:
-            if server not in self._names:
-                name = self._names[server] = self._name(server)
-                _log.info("%s has come, at %s", name, server.pub)
-                self._bridges[name] = self._make_bridge(server.pub, server.req, self._thread)
+            if server not in self._names and server not in self._unreachable:
+                self._add(server)
+
+    def _add(self, server: RunningServer) -> None:
+        name = self._name(server)
+        try:
+            self._bridges[name] = self._make_bridge(server.pub, server.req, self._thread)
+        except EndpointError as error:
+            self._unreachable.add(server)
+            _log.warning("%s cannot be served: %s", name, error)
+        else:
+            self._names[server] = name
+            _log.info("%s has come, at %s", name, server.pub)
 
     def _shown(self) -> dict[str, Bridge]:
         return self._bridges or {"": self._default}
@@ -79,11 +90,11 @@ class DiscoveredTargets(Mapping[str, Bridge]):
     def _servers(self) -> list[RunningServer]:
         try:
             servers = list_servers()
-        except RuntimeFolderError as error:
+        except OSError as error:
             if str(error) != self._unusable:  # said once, not each second
                 self._unusable = str(error)
                 _log.warning("processes are not found by themselves: %s", error)
-            return []
+            return list(self._names)
         self._unusable = ""
         return servers
 

@@ -7,8 +7,12 @@ taken where threads give the GIL up of themselves, at their waits, which is not 
 samples are taken the switch interval is lowered to half the sampling interval (but 0.5 ms), for the whole process,
 and set back afterwards, unless the host has set another meanwhile. `CPUSampler.status` tells what rate is reached.
 
+Some of that bias remains: a thread that computes for a few milliseconds between waits is sampled too seldom while it
+computes, down to half as often as it should be, and what it does at the end of such a burst weighs more than what it
+does at its beginning. Bursts of tens of milliseconds come out right.
+
 Clocks: ``wall`` samples every thread, ``cpu`` those that burned an interval's worth of CPU time since they were last
-sampled, so that a thread's samples are in proportion to its CPU time. Per-thread CPU clocks are read on Linux, by
+sampled, so that a thread's samples are in proportion to its CPU time, but for the bias above. Per-thread CPU clocks are read on Linux, by
 the kernel's thread id; elsewhere there is only ``wall``, and the handshake says so. Threads that `threading` does
 not know have no clock either and are sampled as on the wall.
 
