@@ -12,9 +12,9 @@ computes, down to half as often as it should be, and what it does at the end of 
 does at its beginning. Bursts of tens of milliseconds come out right.
 
 Clocks: ``wall`` samples every thread, ``cpu`` those that burned an interval's worth of CPU time since they were last
-sampled, so that a thread's samples are in proportion to its CPU time, but for the bias above. Per-thread CPU clocks are read on Linux, by
-the kernel's thread id; elsewhere there is only ``wall``, and the handshake says so. Threads that `threading` does
-not know have no clock either and are sampled as on the wall.
+sampled, so that a thread's samples are in proportion to its CPU time, but for the bias above. Per-thread CPU clocks
+are read on Linux, by the kernel's thread id; elsewhere there is only ``wall``, and the handshake says so. Threads that
+`threading` does not know have no clock either and are sampled as on the wall.
 
 A frame that is looked at is kept alive while it is: when its function returns in these microseconds, what it held is
 released on the sampler's thread. Every sampler inside a process has this.
