@@ -271,6 +271,8 @@ async def test_profiling_is_stopped_though_the_reply_to_its_start_was_lost(serve
     await until(lambda: server.bridge.state is State.CONNECTED, "it is connected again")
     await until(lambda: server.bridge.stats()["handshake"]["object_trace_enabled"], "it knows of the profiling")
     connection.close()
+    while await connection.read_message() is not None:
+        pass  # Tornado sees the goodbye only behind the notices
     await until(lambda: server.bridge.state is State.IDLE, "it is closed")
     assert not rbkit.enabled
     between.close()
