@@ -57,6 +57,11 @@ def test_a_class_that_grew_by_a_thousand_is_found_by_comparing_two_snapshots(cli
     assert {item.object_id for item in after if item.class_name == f"{__name__}.Order"} == set(map(id, orders))
 
 
+def test_a_snapshot_has_none_of_the_sets_it_is_made_with(client: Client) -> None:
+    _, objects = snapshot(client)
+    assert sum(item.class_name == "set" for item in objects) < 50
+
+
 def test_an_object_tells_its_class_its_size_and_what_it_refers_to(client: Client) -> None:
     order = Order(1)
     holder = [order, "a string of its own"]

@@ -52,6 +52,14 @@ def test_a_thousand_leaked_instances_are_counted(client: Client) -> None:
     assert sum(event.object_id in set(ids) for event in gone) == 1000
 
 
+def test_the_hosts_containers_are_told_in_a_small_heap_too(client: Client) -> None:
+    client.ask(b"start_memory_profile")
+    lists = [[Leaked] for _ in range(1500)]
+    dicts = [{"key": lists} for _ in range(1500)]
+    wanted = {id(item) for item in (*lists, *dicts)}
+    client.events(ObjCreated, lambda found: wanted <= {event.object_id for event in found})
+
+
 def test_an_id_taken_by_another_class_is_one_that_went_and_one_that_came() -> None:
     publisher = Publisher()
     profile = memory.MemoryProfile(publisher, list)

@@ -58,7 +58,6 @@ class Snapshot:
         self.total = 0
         """The objects found so far; all of them after the walk."""
         self._timestamp = pack_double(time.time() * 1000.0)
-        self._own = own_ids([*own, self])
         self._bodies: list[bytes] = []
         self._rows: list[bytes] = []
         # One set of a million would be rehashed in one go of 50 ms, with the GIL held.
@@ -69,6 +68,7 @@ class Snapshot:
         self._sizes: dict[int, Callable[[Any], int]] = {}
         self._packer = msgpack.Packer()
         self._tracing = tracemalloc.is_tracing()
+        self._own = own_ids([*own, self])  # the last: it is to find what was made above
 
     def walk(self) -> Iterator[None]:
         """Look at every object, and yield after each slice; the host's turn is the caller's to give."""

@@ -165,7 +165,8 @@ class MemoryProfile:
     def _compare(self, objects: list[Any], *, baseline: bool = False) -> Iterator[None]:
         """Compare the objects with those of the last tick, slice by slice, and publish the difference."""
         timestamp = pack_double(time.time() * 1000.0)
-        own = own_ids([*self._own(), self._known, self._interned, objects])
+        # `objects` is no root: what it holds is the host's, and own_ids takes what a short list holds for own
+        own = own_ids([*self._own(), self._known, self._interned]) | {id(objects)}
         names = ClassNames(self._interned)
         before, present = self._known, dict[int, str]()
         heads: dict[str, tuple[bytes, bytes]] = {}
