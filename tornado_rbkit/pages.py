@@ -1,12 +1,10 @@
-"""What there is to see without a WebSocket: a page, and the same as JSON."""
+"""What there is to see without a WebSocket, as JSON."""
 
 from __future__ import annotations
 
 import json
 from collections.abc import Mapping
-from typing import Any, Final
-
-from tornado.template import Template
+from typing import Any
 
 from tornado_rbkit.access import Access, AccessHandler
 from tornado_rbkit.bridge import Bridge
@@ -56,53 +54,3 @@ class TargetsHandler(PageHandler):
                 if name
             ]
         )
-
-
-class IndexHandler(PageHandler):
-    """A page that says what is connected, without a script."""
-
-    async def get(self) -> None:
-        """Answer with the state of this moment; the browser asks again every two seconds."""
-        query = "?" + self.request.query if self.request.query else ""  # with the token, if there is one
-        if not self.request.path.endswith("/"):
-            self.redirect(self.request.path.rpartition("/")[2] + "/" + query)
-            return
-        await self.prepare_page("text/html; charset=UTF-8")
-        self.set_header("Content-Security-Policy", "default-src 'none'; style-src 'unsafe-inline'; base-uri 'none'")
-        targets = [(name, bridge.stats()) for name, bridge in self.bridges.items()]
-        await self.finish(_PAGE.generate(targets=targets, query=query))
-
-
-_PAGE: Final = Template(
-    """<!doctype html>
-<html lang="en">
-<meta charset="utf-8">
-<meta http-equiv="refresh" content="2">
-<meta name="viewport" content="width=device-width">
-<title>rbkit</title>
-<style>
-:root { color-scheme: light dark; font: 16px/1.5 system-ui, sans-serif }
-body { margin: 2rem auto; max-width: 60rem; padding: 0 1rem }
-table { border-collapse: collapse; margin-bottom: 2rem }
-th, td { padding: .2rem 1rem .2rem 0; text-align: left; vertical-align: top }
-td { font-variant-numeric: tabular-nums; overflow-wrap: anywhere }
-</style>
-<h1>rbkit</h1>
-{% for name, stats in targets %}
-{% set facts = stats["handshake"] or {} %}
-<h2>{{ name or facts.get("process_name", "profiler").encode("utf-8", "replace") }}</h2>
-<table>
-<tr><th>state<td>{{ stats["state"] }}
-<tr><th>profiler<td>{{ stats["pub"] }}, {{ stats["req"] }}
-{% for fact, value in facts.items() %}<tr><th>{{ fact }}<td>{{ str(value).encode("utf-8", "replace") }}
-{% end %}
-<tr><th>clients<td>{{ len(stats["clients"]) }}
-<tr><th>messages<td>{{ "{:,}".format(stats["messages_in"]) }} ({{ "{:,}".format(stats["bytes_in"]) }} bytes) in,
-{{ "{:,}".format(stats["messages_sent"]) }} sent, {{ "{:,}".format(stats["messages_dropped"]) }} dropped
-<tr><th>WebSocket<td>{{ name + "/" if name else "" }}ws, subprotocol rbkit
-</table>
-{% end %}
-<p>The same as <a href="status{{ query }}">JSON</a>.
-</html>
-"""
-)

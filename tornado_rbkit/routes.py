@@ -13,7 +13,8 @@ from tornado.web import RequestHandler
 
 from tornado_rbkit.access import Access
 from tornado_rbkit.bridge import Bridge
-from tornado_rbkit.pages import IndexHandler, StatusHandler, TargetsHandler
+from tornado_rbkit.dashboard import AssetHandler, IndexHandler
+from tornado_rbkit.pages import StatusHandler, TargetsHandler
 from tornado_rbkit.protocol import SUBPROTOCOL
 from tornado_rbkit.websocket import RbkitWebSocketHandler, SubprotocolMatches
 
@@ -29,7 +30,7 @@ def rbkit_routes(
     """Return the routes to put before an application's own.
 
     They are the WebSocket at any path (of the first bridge, where there are several), the same at ``PREFIX/ws``, a
-    page at ``PREFIX/`` and JSON at ``PREFIX/status``; for bridges with names, ``PREFIX/NAME/ws`` and so on, and a
+    dashboard at ``PREFIX/`` and JSON at ``PREFIX/status``; for bridges with names, ``PREFIX/NAME/ws`` and so on, and a
     list at ``PREFIX/targets``; with prometheus_client installed, ``PREFIX/metrics``. Upgrades that do not offer the
     subprotocol rbkit, and all other paths, are left to the routes after these.
 
@@ -59,6 +60,7 @@ def rbkit_routes(
         Rule(_OneBridge(SubprotocolMatches(SUBPROTOCOL), named, rules, one_of_them), RbkitWebSocketHandler),
         Rule(_OneBridge(PathMatches(f"{base}/ws"), named, rules), RbkitWebSocketHandler),
         Rule(_OneBridge(PathMatches(f"{base}/({_NAME})/status"), named, rules), StatusHandler),
+        Rule(PathMatches(f"{base}/static/(.*)"), AssetHandler, {"access": rules}),
         *(Rule(PathMatches(base + path), page, {"bridges": named, "access": rules}) for path, page in pages.items()),
     ]
 

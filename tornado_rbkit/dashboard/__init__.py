@@ -1,0 +1,58 @@
+"""The dashboard: a page that shows a profiled process in the browser. Its scripts are bundled when the package is
+built, and talk to the WebSocket beside it; they ask nothing of any other server.
+"""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Final
+
+from tornado.template import Template
+from tornado.web import StaticFileHandler
+
+from tornado_rbkit.access import Access, AccessHandler, Refusal
+from tornado_rbkit.pages import PageHandler
+
+_HERE: Final = Path(__file__).parent
+_STATIC: Final = _HERE / "static"
+_PAGE: Final = Template((_HERE / "page.html").read_text(encoding="utf-8"))
+
+CONTENT_SECURITY_POLICY: Final = (
+    "default-src 'none'; script-src 'self'; worker-src 'self'; style-src 'self'; img-src data:; connect-src 'self'; "
+    "base-uri 'none'; form-action 'none'; frame-ancestors 'self'"
+)
+
+
+class IndexHandler(PageHandler):
+    """The page; its scripts, the WebSocket and the JSON are found at paths relative to it."""
+
+    async def get(self) -> None:
+        """Answer with the page, which carries the query on to its scripts: there may be a token in it."""
+        query = "?" + self.request.query if self.request.query else ""
+        if not self.request.path.endswith("/"):
+            self.redirect(self.request.path.rpartition("/")[2] + "/" + query)
+            return
+        await self.prepare_page("text/html; charset=UTF-8")
+        if not (_STATIC / "app.js").exists():
+            raise Refusal(503, "the dashboard was not built; `pip install -e .` in the checkout builds it")
+        self.set_header("Content-Security-Policy", CONTENT_SECURITY_POLICY)
+        await self.finish(_PAGE.generate(query=query, commands=" ".join(sorted(self.access.page_commands))))
+
+
+class AssetHandler(AccessHandler, StaticFileHandler):
+    """The page's scripts and styles, for those who may see the page."""
+
+    def initialize(self, access: Access | None = None) -> None:  # type: ignore[override]
+        """Take what the route gives: who may see them."""
+        super().initialize(str(_STATIC))
+        self.access = access or Access()
+
+    async def get(self, path: str, include_body: bool = True) -> None:
+        """Answer with a file; the browser asks each time whether it has changed."""
+        await self.check_request()
+        await super().get(path, include_body)
+
+    def set_extra_headers(self, path: str) -> None:
+        """Have the files that a new version brings taken at once, and nothing guessed about them."""
+        self.set_header("Cache-Control", "no-cache")
+        self.set_header("X-Content-Type-Options", "nosniff")

@@ -1,0 +1,322 @@
+// The page: which profiler, how it is with it, what may be asked of it, and the views.
+
+import { fileButton, h, save, setAttribute, setDisabled, setText } from "./dom.js";
+import * as format from "./format.js";
+import { ask } from "./rpc.js";
+import { CpuView } from "./views/cpu.js";
+import { MemoryView } from "./views/memory.js";
+import { ObjectsView } from "./views/objects.js";
+import { SnapshotsView } from "./views/snapshots.js";
+
+const HEADER_SECONDS = 0.25;
+const TARGETS_SECONDS = 5;
+const FAILURE_SECONDS = 15;
+
+const STATES = {
+  connecting: "connecting…",
+  live: "live",
+  waiting: "waiting for the profiler",
+  lost: "connection lost",
+  refused: "refused",
+  closed: "closed",
+  file: "from a file",
+};
+
+// A group is what is started and stopped: its first command where it is off, its second where it is on.
+const COMMANDS = [
+  { label: (facts) => (facts?.object_trace_enabled ? "Stop memory profile" : "Start memory profile"), command: (facts) => (facts?.object_trace_enabled ? "stop_memory_profile" : "start_memory_profile"), pressed: (facts) => Boolean(facts?.object_trace_enabled), title: "objects made and gone, and the garbage collector" },
+  { label: (facts) => (facts?.cpu_profiling_enabled ? "Stop CPU profiling" : "Start CPU profiling"), command: (facts) => (facts?.cpu_profiling_enabled ? "stop_cpu_profiling" : "start_cpu_profiling"), pressed: (facts) => Boolean(facts?.cpu_profiling_enabled), title: "sample the stacks of all threads" },
+  { label: () => "Wall clock", command: () => "use_wall_time", pressed: (facts) => facts?.clock_type === "wall", title: "sample threads that wait, too" },
+  { label: () => "CPU clock", command: () => "use_cpu_time", pressed: (facts) => facts?.clock_type === "cpu", title: "sample threads that compute" },
+  { label: () => "Heap snapshot", command: () => "objectspace_snapshot", title: "all objects, and what they refer to" },
+  { label: () => "Collect garbage", command: () => "trigger_gc", title: "run the garbage collector" },
+  { label: () => "Ask again", command: () => "handshake", title: "ask what is recorded (handshake)" },
+];
+
+class Page {
+  #allowed = new Set(document.documentElement.dataset.commands.split(" "));
+  #views;
+  #view = null;
+  #tabs = new Map();
+  #header = null;
+  #process = null; // number, null for the newest
+  #targets = [];
+  #target = new URLSearchParams(location.search).get("target");
+  #told = 0; // lines of the session's log
+  #drawnAt = 0;
+  #busy = false;
+
+  constructor(root) {
+    const takeSnapshot = (event) => this.#send("objectspace_snapshot", event.currentTarget);
+    this.#views = [
+      ["memory", "Memory", new MemoryView()],
+      ["objects", "Objects", new ObjectsView()],
+      ["snapshots", "Snapshots", new SnapshotsView({ takeSnapshot })],
+      ["cpu", "CPU", new CpuView()],
+    ];
+    this.state = h("span", { class: "state", role: "status" });
+    this.reason = h("span", { class: "hint" });
+    this.retry = h("button", { type: "button", hidden: true, onclick: () => ask("reconnect") }, "Try now");
+    this.target = h("select", { "aria-label": "Profiler", hidden: true, onchange: () => this.#follow(this.target.value) });
+    this.facts = h("dl", { class: "facts", "aria-label": "The profiled process" });
+    this.processes = h("select", { "aria-label": "Process", hidden: true, onchange: () => this.#chooseProcess() });
+    this.buttons = COMMANDS.map((spec) => ({ spec, button: h("button", { type: "button", onclick: (event) => this.#send(event.currentTarget.dataset.command, event.currentTarget) }) }));
+    this.alerts = h("div", { class: "alerts", role: "alert" });
+    this.honesty = h("span", { class: "hint" });
+    this.live = h("button", { type: "button", hidden: true, onclick: () => this.#follow(this.#target) }, "Back to the live profiler");
+    const tabs = h("nav", { class: "tabs", role: "tablist", "aria-label": "Views", onkeydown: (event) => this.#turn(event) });
+    for (const [id, label, view] of this.#views) {
+      const tab = h("button", { type: "button", role: "tab", id: `tab-${id}`, "aria-controls": `view-${id}`, onclick: () => this.#open(id) }, label);
+      this.#tabs.set(id, tab);
+      tabs.append(tab);
+      setAttribute(view.element, "id", `view-${id}`);
+      setAttribute(view.element, "role", "tabpanel");
+      setAttribute(view.element, "aria-labelledby", `tab-${id}`);
+      view.element.hidden = true;
+      view.onchange = () => this.#draw();
+    }
+    root.replaceChildren(
+      h(
+        "header",
+        {},
+        h("h1", {}, "rbkit"),
+        this.target,
+        this.state,
+        this.reason,
+        this.retry,
+        this.live,
+        this.processes,
+        this.facts,
+      ),
+      h("div", { class: "bar commands", role: "group", "aria-label": "Commands" }, ...this.buttons.map(({ button }) => button)),
+      this.alerts,
+      tabs,
+      h("main", {}, ...this.#views.map(([, , view]) => view.element)),
+      h(
+        "footer",
+        {},
+        h("button", { type: "button", title: "all that was received, in the format of tornado-rbkit record", onclick: () => this.#save() }, "Save session"),
+        fileButton("Open session…", "show a saved session instead of the live profiler", ".rbkit", (file) => this.#openFile(file)),
+        this.honesty,
+      ),
+    );
+    addEventListener("hashchange", () => this.#open(location.hash.slice(1)));
+    addEventListener("visibilitychange", () => this.#tick());
+    this.#open(location.hash.slice(1));
+  }
+
+  /** Begin: find the profiler, and look after it. */
+  async start() {
+    await this.#findTargets();
+    await this.#follow(this.#target ?? this.#targets[0]?.name ?? "");
+    setInterval(() => this.#tick(), HEADER_SECONDS * 1000);
+    setInterval(() => document.hidden || this.#findTargets(), TARGETS_SECONDS * 1000);
+  }
+
+  /** What is not seen is not drawn; the worker goes on counting. */
+  async #tick() {
+    if (document.hidden || this.#busy) return;
+    this.#busy = true;
+    try {
+      this.#header = await ask("header");
+      this.#drawHeader();
+      if (performance.now() - this.#drawnAt >= this.#view.refreshSeconds * 1000) await this.#draw();
+    } finally {
+      this.#busy = false;
+    }
+  }
+
+  async #draw() {
+    if (this.#header === null) return;
+    this.#drawnAt = performance.now();
+    await this.#view.update(this.#header, this.#process ?? this.#header.processes.at(-1).number);
+  }
+
+  #open(id) {
+    const [name, , view] = this.#views.find(([each]) => each === id) ?? this.#views[0];
+    if (view === this.#view) return;
+    this.#view = view;
+    for (const [each, , { element }] of this.#views) {
+      element.hidden = each !== name;
+      setAttribute(this.#tabs.get(each), "aria-selected", String(each === name));
+      setAttribute(this.#tabs.get(each), "tabindex", each === name ? "0" : "-1");
+    }
+    if (location.hash.slice(1) !== name) history.replaceState(null, "", `#${name}`);
+    this.#draw();
+  }
+
+  #turn(event) {
+    const step = { ArrowRight: 1, ArrowLeft: -1 }[event.key];
+    if (!step) return;
+    const ids = this.#views.map(([id]) => id);
+    const at = ids.findIndex((id) => this.#tabs.get(id) === document.activeElement);
+    const next = ids[(at + step + ids.length) % ids.length];
+    this.#open(next);
+    this.#tabs.get(next).focus();
+  }
+
+  // The profiler
+
+  async #findTargets() {
+    try {
+      const answer = await fetch(`targets${location.search}`);
+      if (!answer.ok) return; // the WebSocket is refused as well, and says why
+      this.#targets = await answer.json();
+    } catch {
+      return; // the server is away, which the connection's state says
+    }
+    const names = this.#targets.map(({ name }) => name);
+    const chosen = this.#header === null || this.#header.state === "file" ? this.#target : (this.#target ?? "");
+    if (this.#target === "" && names.length && this.#header?.state !== "live") await this.#follow(names[0]);
+    const gone = chosen && !names.includes(chosen) ? [[chosen, `${chosen} (gone)`]] : [];
+    const options = [...names.map((name) => [name, name]), ...gone];
+    this.target.hidden = !options.length;
+    this.target.replaceChildren(...options.map(([value, text]) => h("option", { value }, text)));
+    this.target.value = this.#target ?? "";
+  }
+
+  async #follow(name) {
+    this.#target = name;
+    this.#process = null;
+    const url = new URL(location.href);
+    if (name) url.searchParams.set("target", name);
+    if (url.href !== location.href) history.replaceState(null, "", url);
+    const ws = new URL(`${name ? `${encodeURIComponent(name)}/` : ""}ws${location.search}`, location.href);
+    ws.protocol = ws.protocol.replace("http", "ws");
+    ws.hash = "";
+    await ask("connect", ws.href);
+    this.target.value = name;
+    await this.#tick();
+  }
+
+  #chooseProcess() {
+    const newest = this.#header.processes.at(-1).number;
+    this.#process = Number(this.processes.value) === newest ? null : Number(this.processes.value);
+    this.#draw();
+  }
+
+  // Commands
+
+  async #send(command, button) {
+    if (button.getAttribute("aria-disabled")) return;
+    if (command === "objectspace_snapshot") this.#open("snapshots");
+    const error = await ask("command", command);
+    if (error !== null) this.#fail(`${command}: ${error}`);
+    await this.#tick();
+  }
+
+  /** Return why a command cannot be given now, null if it can. */
+  #obstacle(command) {
+    const { state, pending } = this.#header;
+    if (!this.#allowed.has(command)) return "not allowed here: the server is read-only, or its setting `commands` leaves it out";
+    if (state === "file") return "this is a file: go back to the live profiler first";
+    if (state !== "live") return `not connected: ${STATES[state]}`;
+    if (pending) return "another command is waiting for its reply";
+    return null;
+  }
+
+  #fail(text) {
+    const alert = h("p", {}, text, " ", h("button", { type: "button", "aria-label": "Dismiss", onclick: () => alert.remove() }, "×"));
+    this.alerts.append(alert);
+    setTimeout(() => alert.remove(), FAILURE_SECONDS * 1000);
+  }
+
+  // Files
+
+  async #save() {
+    const { facts } = this.#header;
+    const file = await ask("sessionFile");
+    save(file, `${facts ? `${facts.process_name.replace(/[^\w.-]+/g, "_")}-${facts.pid}` : "session"}.rbkit`);
+  }
+
+  async #openFile(file) {
+    try {
+      await ask("open", file);
+      this.#process = null;
+    } catch (error) {
+      this.#fail(error.message);
+    }
+    await this.#tick();
+  }
+
+  // What is always in view
+
+  #drawHeader() {
+    const { state, reason, retryAt, source, processes } = this.#header;
+    setText(this.state, STATES[state]);
+    setAttribute(this.state, "data-state", state);
+    const wait = retryAt === null ? "" : ` Trying again in ${Math.max(0, Math.ceil((retryAt - Date.now()) / 1000))} s.`;
+    const reading = source?.file ? `${source.file}${source.bytes < source.size ? `, read ${format.percent(source.bytes, source.size)}` : ""}` : "";
+    setText(this.reason, state === "file" ? reading : [reason, reading].filter(Boolean).join(" ") + wait);
+    this.retry.hidden = retryAt === null && state !== "refused";
+    this.live.hidden = state !== "file";
+    this.#drawFacts();
+    this.#drawProcesses(processes);
+    this.#drawCommands();
+    this.#drawHonesty();
+  }
+
+  #drawFacts() {
+    const { facts, clients } = this.#header;
+    const recorded = facts && [facts.object_trace_enabled ? "memory" : "", facts.cpu_profiling_enabled ? "CPU" : ""].filter(Boolean).join(" and ");
+    const shown = facts
+      ? [
+          ["process", facts.process_name],
+          ["pid", facts.pid],
+          ["directory", facts.pwd],
+          ["rbkit", `${facts.rbkit_server_version}, protocol ${facts.rbkit_protocol_version}`],
+          ["clock", facts.clock_type],
+          ["recording", recorded || "nothing"],
+          ...(clients > 1 ? [["viewers", clients]] : []),
+        ]
+      : [];
+    shown.forEach(([name, value], i) => {
+      const item = this.facts.children[i] ?? this.facts.appendChild(h("div", {}, h("dt"), h("dd")));
+      setText(item.firstChild, name);
+      setText(item.lastChild, String(value));
+    });
+    while (this.facts.children.length > shown.length) this.facts.lastChild.remove();
+    setText(document.querySelector("title"), facts ? `${facts.process_name}: rbkit` : "rbkit");
+  }
+
+  #drawProcesses(processes) {
+    this.processes.hidden = processes.length < 2;
+    const newest = processes.at(-1).number;
+    if (this.processes.options.length !== processes.length) {
+      this.processes.replaceChildren(
+        ...processes.map(({ number, facts, since }) => {
+          const name = facts ? `pid ${facts.pid}` : format.clock(since);
+          return h("option", { value: number }, number === newest ? "process: the newest" : `process before, ${name}`);
+        }),
+      );
+    }
+    this.processes.value = String(this.#process ?? newest);
+  }
+
+  #drawCommands() {
+    const { facts } = this.#header;
+    for (const { spec, button } of this.buttons) {
+      const command = spec.command(facts);
+      button.dataset.command = command;
+      setText(button, spec.label(facts));
+      setDisabled(button, this.#obstacle(command), `${spec.title} (${command})`);
+      if (spec.pressed) setAttribute(button, "aria-pressed", String(spec.pressed(facts)));
+    }
+    const [, , snapshots] = this.#views[2];
+    setDisabled(snapshots.take, this.#obstacle("objectspace_snapshot"));
+  }
+
+  #drawHonesty() {
+    const { messages, bytes, missing, dropped, undecodable, recorded, notKept, log } = this.#header;
+    const parts = [`${format.count(messages)} messages, ${format.bytes(bytes)} received`];
+    if (missing) parts.push(`${format.count(missing)} missing`);
+    if (dropped) parts.push(`${format.count(dropped)} of them dropped by the server because this page was too slow`);
+    if (undecodable) parts.push(`${format.count(undecodable)} not readable`);
+    if (notKept) parts.push(`of which the last ${format.bytes(recorded)} can be saved`);
+    setText(this.honesty, parts.join("; "));
+    for (; this.#told < log.length; this.#told++) this.#fail(log[this.#told].text);
+    this.#told = log.length;
+  }
+}
+
+new Page(document.getElementById("page")).start();

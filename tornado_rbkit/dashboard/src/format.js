@@ -1,0 +1,61 @@
+// Numbers for people, with their units.
+
+const counts = new Intl.NumberFormat("en", { maximumFractionDigits: 0 });
+const tenths = new Intl.NumberFormat("en", { maximumFractionDigits: 1, minimumFractionDigits: 1 });
+const BYTE_UNITS = ["B", "KiB", "MiB", "GiB", "TiB"];
+
+export function count(value) {
+  return value === null || value === undefined ? "–" : counts.format(value);
+}
+
+export function signed(value) {
+  return (value > 0 ? "+" : value < 0 ? "−" : "±") + counts.format(Math.abs(value));
+}
+
+export function bytes(value) {
+  if (value === null || value === undefined) return "–";
+  let unit = 0;
+  let scaled = Math.abs(value);
+  for (; scaled >= 1024 && unit < BYTE_UNITS.length - 1; unit++) scaled /= 1024;
+  const text = unit && scaled < 100 ? tenths.format(scaled) : counts.format(scaled);
+  return `${value < 0 ? "−" : ""}${text} ${BYTE_UNITS[unit]}`;
+}
+
+export function signedBytes(value) {
+  return (value > 0 ? "+" : value < 0 ? "" : "±") + bytes(value);
+}
+
+export function perSecond(value) {
+  const size = Math.abs(value);
+  return `${value < 0 ? "−" : value > 0 ? "+" : ""}${size < 10 ? tenths.format(size) : counts.format(size)}/s`;
+}
+
+export function percent(part, whole) {
+  return whole ? `${tenths.format((100 * part) / whole)} %` : "–";
+}
+
+export function milliseconds(value) {
+  return value === null || value === undefined ? "–" : value < 10 ? `${value.toFixed(2)} ms` : `${counts.format(value)} ms`;
+}
+
+export function clock(ms) {
+  return ms === null || ms === undefined ? "–" : new Date(ms).toLocaleTimeString("en-GB");
+}
+
+export function duration(seconds) {
+  if (seconds < 60) return `${Math.max(0, seconds).toFixed(0)} s`;
+  const minutes = Math.floor(seconds / 60);
+  return minutes < 60 ? `${minutes} min` : `${Math.floor(minutes / 60)} h ${minutes % 60} min`;
+}
+
+/** Return an object's id as rbkit's tools write it. */
+export function objectId(id) {
+  return `0x${id.toString(16)}`;
+}
+
+/** Return the end of a path, and the line. */
+export function place(file, line) {
+  if (!file) return "";
+  const parts = file.split("/");
+  return `${parts.length > 3 ? `…/${parts.slice(-2).join("/")}` : file}${line ? `:${line}` : ""}`;
+}

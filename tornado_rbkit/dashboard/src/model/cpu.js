@@ -1,0 +1,240 @@
+// CPU samples as call trees, one for each thread. A sample counts one: rbkit gives no durations.
+
+import { Field } from "./protocol.js";
+
+// Samples whose order is kept for export; beyond that, how often each stack was seen.
+const MAX_ORDERED = 2_000_000;
+
+class Node {
+  self = 0;
+  total = 0;
+  children = new Map(); // by function index
+
+  constructor(fn, parent) {
+    this.fn = fn;
+    this.parent = parent;
+  }
+}
+
+export class CpuProfile {
+  functions = []; // {label, file, line, self, total, lines: Map of line to samples}
+  threads = new Map(); // id to {root, samples, order: leaf nodes}
+  samples = 0;
+  first = null; // ms
+  last = null;
+  missing = 0; // messages that may have held samples
+  #byName = new Map();
+  #seen = []; // by function index: the last sample it was in
+  #ordered = 0;
+
+  add(event) {
+    const frames = event[Field.PAYLOAD];
+    if (!frames.length) return;
+    this.first ??= event[Field.TIMESTAMP];
+    this.last = event[Field.TIMESTAMP];
+    this.samples++;
+    const thread = this.#thread(frames[0][Field.THREAD_ID]);
+    let node = thread.root;
+    node.total++;
+    for (let i = frames.length - 1; i >= 0; i--) {
+      const index = this.#function(frames[i]);
+      let child = node.children.get(index);
+      if (child === undefined) {
+        child = new Node(index, node);
+        node.children.set(index, child);
+      }
+      child.total++;
+      if (this.#seen[index] !== this.samples) {
+        this.#seen[index] = this.samples; // once a sample, however deep it recurses
+        this.functions[index].total++;
+      }
+      node = child;
+    }
+    const innermost = this.functions[node.fn];
+    const line = frames[0][Field.LINE];
+    innermost.self++;
+    innermost.lines.set(line, (innermost.lines.get(line) ?? 0) + 1);
+    node.self++;
+    thread.samples++;
+    if (this.#ordered < MAX_ORDERED) {
+      this.#ordered++;
+      thread.order.push(node);
+    }
+  }
+
+  /** Return the threads, those with most samples first. */
+  threadList() {
+    return [...this.threads]
+      .map(([id, thread]) => ({ id, samples: thread.samples }))
+      .sort((a, b) => b.samples - a.samples);
+  }
+
+  /** Return a tree of {name, file, line, value, children} of a thread, or of all; parts too small to be seen are
+   * left out. */
+  flame(thread, smallest = 1 / 2000) {
+    const roots = this.#roots(thread);
+    const total = roots.reduce((sum, root) => sum + root.total, 0);
+    const tree = { name: "all", value: total, children: this.#merge(roots, total * smallest) };
+    return { tree, total };
+  }
+
+  /** Return the functions of a thread, or of all, with the samples they were innermost in and those they were in. */
+  table({ thread = null, filter = "", sort = "self", descending = true, limit = 200 }) {
+    const counts = thread === null ? this.functions : this.#count(thread);
+    const wanted = filter.toLowerCase();
+    const rows = this.functions
+      .map(({ label, file, line }, index) => ({ index, label, file, line, ...pick(counts[index]) }))
+      .filter((row) => row.total > 0 && `${row.label} ${row.file}`.toLowerCase().includes(wanted));
+    const order = descending ? -1 : 1;
+    rows.sort((a, b) => order * (a[sort] < b[sort] ? -1 : a[sort] > b[sort] ? 1 : 0) || b.total - a.total);
+    return { rows: rows.slice(0, limit), matching: rows.length };
+  }
+
+  /** Return who calls a function and whom it calls, by samples, and its hottest lines. */
+  details(index, thread = null) {
+    const callers = new Map();
+    const callees = new Map();
+    const add = (map, fn, samples) => map.set(fn, (map.get(fn) ?? 0) + samples);
+    const walk = (node, inside) => {
+      for (const child of node.children.values()) {
+        if (node.fn === index && child.fn !== index) add(callees, child.fn, child.total);
+        if (child.fn === index && !inside) add(callers, node.fn, child.total);
+        walk(child, inside || child.fn === index);
+      }
+    };
+    for (const root of this.#roots(thread)) walk(root, false);
+    const { label, file, line, lines } = this.functions[index];
+    const named = (map) =>
+      [...map]
+        .sort((a, b) => b[1] - a[1])
+        .map(([fn, samples]) => ({ index: fn, label: fn === null ? "(thread)" : this.functions[fn].label, samples }));
+    return {
+      index,
+      label,
+      file,
+      line,
+      callers: named(callers),
+      callees: named(callees),
+      lines: [...lines].sort((a, b) => b[1] - a[1]).slice(0, 20),
+    };
+  }
+
+  /** Return a speedscope file, as `tornado-rbkit export` writes it. */
+  speedscope(name) {
+    return {
+      $schema: "https://www.speedscope.app/file-format-schema.json",
+      exporter: "tornado_rbkit",
+      name,
+      shared: { frames: this.functions.map(({ label, file, line }) => ({ name: label, file, line })) },
+      profiles: [...this.threads].map(([id, thread]) => {
+        const stacks = thread.order.length === thread.samples ? thread.order.map((node) => [node, 1]) : leaves(thread.root);
+        return {
+          type: "sampled",
+          name: `thread ${id}`,
+          unit: "none",
+          startValue: 0,
+          endValue: thread.samples,
+          samples: stacks.map(([node]) => stack(node)),
+          weights: stacks.map(([, weight]) => weight),
+        };
+      }),
+    };
+  }
+
+  /** Return the lines that flamegraph.pl and its kin read. */
+  collapsed() {
+    const word = (label) => label.replaceAll(";", ":").replaceAll("\n", " ");
+    return [...this.threads]
+      .flatMap(([id, { root }]) =>
+        leaves(root).map(([node, count]) =>
+          [`thread ${id}`, ...stack(node).map((fn) => word(this.functions[fn].label))].join(";") + ` ${count}\n`,
+        ),
+      )
+      .join("");
+  }
+
+  #thread(id) {
+    let thread = this.threads.get(id);
+    if (thread === undefined) {
+      thread = { root: new Node(null, null), samples: 0, order: [] };
+      this.threads.set(id, thread);
+    }
+    return thread;
+  }
+
+  #function(frame) {
+    const label = frame[Field.LABEL] ?? frame[Field.METHOD_NAME] ?? "(unknown)";
+    const file = frame[Field.FILE] ?? "";
+    const key = `${label}\0${file}`;
+    let index = this.#byName.get(key);
+    if (index === undefined) {
+      index = this.functions.length;
+      this.functions.push({ label, file, line: frame[Field.LINE], self: 0, total: 0, lines: new Map() });
+      this.#byName.set(key, index);
+    }
+    return index;
+  }
+
+  #roots(thread) {
+    return thread === null ? [...this.threads.values()].map(({ root }) => root) : [this.threads.get(thread)?.root].filter(Boolean);
+  }
+
+  #merge(nodes, smallest) {
+    const byFunction = new Map();
+    for (const node of nodes) {
+      for (const child of node.children.values()) {
+        const same = byFunction.get(child.fn);
+        if (same) same.push(child);
+        else byFunction.set(child.fn, [child]);
+      }
+    }
+    const merged = [];
+    for (const [fn, same] of byFunction) {
+      const value = same.reduce((sum, node) => sum + node.total, 0);
+      if (value < smallest) continue;
+      const { label, file, line } = this.functions[fn];
+      merged.push({ name: label, file, line, fn, value, children: this.#merge(same, smallest) });
+    }
+    return merged;
+  }
+
+  #count(thread) {
+    const counts = this.functions.map(() => ({ self: 0, total: 0 }));
+    const depth = new Map();
+    const walk = (node) => {
+      for (const child of node.children.values()) {
+        const inside = depth.get(child.fn) ?? 0;
+        counts[child.fn].self += child.self;
+        if (!inside) counts[child.fn].total += child.total;
+        depth.set(child.fn, inside + 1);
+        walk(child);
+        depth.set(child.fn, inside);
+      }
+    };
+    for (const root of this.#roots(thread)) walk(root);
+    return counts;
+  }
+}
+
+function pick({ self, total }) {
+  return { self, total };
+}
+
+/** Return the nodes in which samples ended, with how many. */
+function leaves(root) {
+  const found = [];
+  const waiting = [root];
+  while (waiting.length) {
+    const node = waiting.pop();
+    if (node.self) found.push([node, node.self]);
+    waiting.push(...node.children.values());
+  }
+  return found;
+}
+
+/** Return the functions of a stack, outermost first. */
+function stack(node) {
+  const functions = [];
+  for (; node.fn !== null; node = node.parent) functions.push(node.fn);
+  return functions.reverse();
+}

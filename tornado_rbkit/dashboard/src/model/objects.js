@@ -1,0 +1,190 @@
+// The objects that were made since the profile began and live still, by class and by age.
+
+import { EventType, Field } from "./protocol.js";
+
+const HISTORY_SECONDS = 2;
+const HISTORY_LENGTH = 60;
+
+// Collections that follow each other this closely age objects once: CPython has small ones many times a second.
+const AGING_MS = 5000;
+
+// Ruby takes an object for old when it has survived three collections (RGENGC_OLD_AGE).
+const MIDDLE_AGES = 3;
+
+// A class and the number of the collection before an object's birth, in one double: 26 bits and 27.
+const EPOCHS = 2 ** 27;
+
+// A JavaScript Map holds 2 ** 24 entries; beyond that births are counted and their deaths are not known.
+const MAX_TRACKED = 12_000_000;
+
+class ClassRow {
+  live = 0;
+  created = 0;
+  destroyed = 0;
+  baseline = 0;
+  history = [];
+
+  constructor(name) {
+    this.name = name;
+    this.ages = new Array(MIDDLE_AGES + 2).fill(0); // born since the last collection ... old
+  }
+}
+
+export class LiveObjects {
+  classes = [];
+  tracked = new Map(); // id to class and epoch
+  strangers = 0; // deaths of objects that are older than the profile
+  untracked = 0;
+  uncertain = false; // messages were missed, so some of these counts are wrong
+  #byName = new Map();
+  #epoch = 0;
+  #aged = 0; // ms
+  #sampled = 0;
+
+  add(event) {
+    const type = event[Field.EVENT_TYPE];
+    if (type === EventType.OBJ_CREATED) {
+      this.#create(event[Field.PAYLOAD]);
+    } else if (type === EventType.OBJ_DESTROYED) {
+      this.#destroy(event[Field.PAYLOAD][Field.OBJECT_ID]);
+    } else if (type === EventType.GC_END_S) {
+      this.#age(event[Field.TIMESTAMP]);
+    }
+    if (event[Field.TIMESTAMP] - this.#sampled >= HISTORY_SECONDS * 1000) this.#sample(event[Field.TIMESTAMP]);
+  }
+
+  /** Count growth from now. */
+  setBaseline() {
+    for (const row of this.classes) row.baseline = row.live;
+  }
+
+  /** Let go of the objects one by one; their counts stay. */
+  end() {
+    this.tracked = new Map();
+  }
+
+  /** Return the classes that a table shows. */
+  rows({ filter = "", sort = "live", descending = true, limit = 200 }) {
+    const wanted = filter.toLowerCase();
+    const rows = this.classes.filter((row) => row.live + row.created > 0 && row.name.toLowerCase().includes(wanted));
+    const value = VALUES[sort] ?? VALUES.live;
+    const order = descending ? -1 : 1;
+    rows.sort((a, b) => order * compare(value(a), value(b)) || compare(a.name, b.name));
+    return {
+      rows: rows.slice(0, limit).map((row) => ({
+        name: row.name,
+        live: row.live,
+        growth: row.live - row.baseline,
+        rate: rate(row),
+        young: young(row),
+        middle: middle(row),
+        old: old(row),
+        created: row.created,
+        destroyed: row.destroyed,
+        history: row.history.slice(),
+      })),
+      matching: rows.length,
+      live: this.classes.reduce((sum, row) => sum + row.live, 0),
+      strangers: this.strangers,
+      untracked: this.untracked,
+      uncertain: this.uncertain,
+    };
+  }
+
+  #create(payload) {
+    const id = payload[Field.OBJECT_ID];
+    const known = this.tracked.get(id);
+    if (known !== undefined) this.#forget(known); // its death was among what is missing
+    const index = this.#index(payload[Field.CLASS_NAME] ?? "(unknown)");
+    const row = this.classes[index];
+    row.created++;
+    if (this.tracked.size >= MAX_TRACKED) {
+      this.untracked++;
+      return;
+    }
+    row.live++;
+    row.ages[0]++;
+    this.tracked.set(id, index * EPOCHS + this.#epoch);
+  }
+
+  #destroy(id) {
+    const known = this.tracked.get(id);
+    if (known === undefined) {
+      this.strangers++;
+      return;
+    }
+    this.tracked.delete(id);
+    this.#forget(known);
+  }
+
+  #forget(known) {
+    const row = this.classes[Math.floor(known / EPOCHS)];
+    const age = this.#epoch - (known % EPOCHS);
+    row.destroyed++;
+    row.live--;
+    row.ages[Math.min(age, MIDDLE_AGES + 1)]--;
+  }
+
+  #age(time) {
+    if (time - this.#aged < AGING_MS) return;
+    this.#aged = time;
+    this.#epoch++;
+    for (const { ages } of this.classes) {
+      ages[MIDDLE_AGES + 1] += ages[MIDDLE_AGES];
+      for (let age = MIDDLE_AGES; age > 0; age--) ages[age] = ages[age - 1];
+      ages[0] = 0;
+    }
+  }
+
+  #index(name) {
+    let index = this.#byName.get(name);
+    if (index === undefined) {
+      index = this.classes.push(new ClassRow(name)) - 1;
+      this.#byName.set(name, index);
+    }
+    return index;
+  }
+
+  #sample(time) {
+    this.#sampled = time;
+    for (const row of this.classes) {
+      row.history.push([time / 1000, row.live]);
+      if (row.history.length > HISTORY_LENGTH) row.history.shift();
+    }
+  }
+}
+
+const VALUES = {
+  name: (row) => row.name,
+  live: (row) => row.live,
+  growth: (row) => row.live - row.baseline,
+  rate,
+  young,
+  middle,
+  old,
+  created: (row) => row.created,
+  destroyed: (row) => row.destroyed,
+};
+
+function young(row) {
+  return row.ages[0];
+}
+
+function middle(row) {
+  return row.ages.slice(1, MIDDLE_AGES + 1).reduce((sum, count) => sum + count, 0);
+}
+
+function old(row) {
+  return row.ages[MIDDLE_AGES + 1];
+}
+
+/** Return how fast a class grew over its last ten seconds or so, in objects a second. */
+function rate(row) {
+  const last = row.history.at(-1);
+  const before = row.history.at(-6) ?? row.history[0];
+  return last && last[0] > before[0] ? (last[1] - before[1]) / (last[0] - before[0]) : 0;
+}
+
+export function compare(a, b) {
+  return a < b ? -1 : a > b ? 1 : 0;
+}

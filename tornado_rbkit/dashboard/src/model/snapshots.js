@@ -1,0 +1,288 @@
+// Heap snapshots: every object with its class, size and references, in columns, because there may be millions.
+
+import { Field } from "./protocol.js";
+import { compare } from "./objects.js";
+
+// Held by the interpreter, not by an object of the heap: where a path to an object may begin.
+const ROOT_CLASSES = new Set(["module", "frame", "Module", "Class", "Thread"]);
+
+const NOWHERE = 0xffffffff;
+
+/** A column of numbers that grows. */
+class Column {
+  length = 0;
+
+  constructor(type) {
+    this.values = new type(1024);
+  }
+
+  push(value) {
+    if (this.length === this.values.length) {
+      const larger = new this.values.constructor(2 * this.length);
+      larger.set(this.values);
+      this.values = larger;
+    }
+    this.values[this.length++] = value;
+  }
+
+  done() {
+    return this.values.slice(0, this.length);
+  }
+}
+
+/** Gives each text a small number. */
+class Texts {
+  list = [];
+  #numbers = new Map();
+
+  number(text) {
+    let number = this.#numbers.get(text);
+    if (number === undefined) {
+      number = this.list.push(text) - 1;
+      this.#numbers.set(text, number);
+    }
+    return number;
+  }
+}
+
+/** A snapshot that comes in. */
+export class IncomingSnapshot {
+  expected = 0;
+  objects = 0;
+  records = []; // of the recording, for saving it
+  #ids = new Column(Float64Array);
+  #classes = new Column(Uint32Array);
+  #sizes = new Column(Float64Array);
+  #files = new Column(Uint32Array);
+  #lines = new Column(Uint32Array);
+  #references = new Column(Float64Array);
+  #referenceEnds = new Column(Uint32Array);
+  #classNames = new Texts();
+  #fileNames = new Texts();
+
+  constructor(correlation, time) {
+    this.correlation = correlation;
+    this.time = time; // ms
+  }
+
+  get complete() {
+    return this.objects >= this.expected;
+  }
+
+  /** Take one event of it. */
+  add(event) {
+    this.expected = event[Field.COMPLETE_MESSAGE_COUNT];
+    for (const object of event[Field.PAYLOAD]) {
+      this.#ids.push(object[Field.OBJECT_ID]);
+      this.#classes.push(this.#classNames.number(object[Field.CLASS_NAME] ?? "(unknown)"));
+      this.#sizes.push(object[Field.SIZE] ?? 0);
+      this.#files.push(this.#fileNames.number(object[Field.FILE] ?? ""));
+      this.#lines.push(object[Field.LINE] ?? 0);
+      for (const id of object[Field.REFERENCES] ?? []) this.#references.push(id);
+      this.#referenceEnds.push(this.#references.length);
+      this.objects++;
+    }
+  }
+
+  /** Return what has come of it. */
+  finish(number, process) {
+    const ids = this.#ids.done();
+    const indexes = new Map();
+    for (let i = 0; i < ids.length; i++) indexes.set(ids[i], i);
+    const references = new Uint32Array(this.#references.length);
+    for (let i = 0; i < references.length; i++) references[i] = indexes.get(this.#references.values[i]) ?? NOWHERE;
+    return new Snapshot({
+      number,
+      process,
+      time: this.time,
+      expected: this.expected,
+      ids,
+      indexes,
+      references,
+      classes: this.#classes.done(),
+      sizes: this.#sizes.done(),
+      files: this.#files.done(),
+      lines: this.#lines.done(),
+      referenceEnds: this.#referenceEnds.done(),
+      classNames: this.#classNames.list,
+      fileNames: this.#fileNames.list,
+      file: new Blob(this.records),
+    });
+  }
+}
+
+/** A snapshot that came in. Objects are told apart by their ids; in here by their index. */
+export class Snapshot {
+  #referrers = null;
+  #paths = null;
+
+  constructor(columns) {
+    Object.assign(this, columns);
+    this.objects = this.ids.length;
+    this.bytes = this.sizes.reduce((sum, size) => sum + size, 0);
+  }
+
+  summary() {
+    const { number, process, time, expected, objects, bytes } = this;
+    return { number, process, time, expected, objects, bytes };
+  }
+
+  /** Return, by class: how many, their bytes, and the largest. */
+  byClass() {
+    const rows = this.classNames.map((name) => ({ name, count: 0, bytes: 0, largest: 0 }));
+    for (let i = 0; i < this.objects; i++) {
+      const row = rows[this.classes[i]];
+      row.count++;
+      row.bytes += this.sizes[i];
+      if (this.sizes[i] > row.largest) row.largest = this.sizes[i];
+    }
+    return rows;
+  }
+
+  /** Return whether there is an object of this id and class: an address is used again, rarely by the same class. */
+  has(id, className) {
+    const index = this.indexes.get(id);
+    return index !== undefined && this.classNames[this.classes[index]] === className;
+  }
+
+  /** Return objects of a class, the largest first; with another snapshot, those that it has not. */
+  objectsOf(className, butNotIn, offset, limit) {
+    const wanted = this.classNames.indexOf(className);
+    const found = [];
+    for (let i = 0; i < this.objects; i++) {
+      if (this.classes[i] === wanted && !butNotIn?.has(this.ids[i], className)) found.push(i);
+    }
+    found.sort((a, b) => this.sizes[b] - this.sizes[a] || this.ids[a] - this.ids[b]);
+    return { matching: found.length, rows: found.slice(offset, offset + limit).map((i) => this.#object(i)) };
+  }
+
+  /** Return an object, what it refers to, what refers to it, and a shortest path to it; null if there is none. */
+  object(id, limit) {
+    const index = this.indexes.get(id);
+    if (index === undefined) return null;
+    const to = this.references.subarray(index ? this.referenceEnds[index - 1] : 0, this.referenceEnds[index]);
+    const within = to.filter((i) => i !== NOWHERE);
+    const [ends, all] = this.#allReferrers();
+    const from = all.subarray(index ? ends[index - 1] : 0, ends[index]);
+    return {
+      ...this.#object(index),
+      references: Array.from(within.subarray(0, limit), (i) => this.#object(i)),
+      referenceCount: within.length,
+      elsewhere: to.length - within.length,
+      referrers: Array.from(from.subarray(0, limit), (i) => this.#object(i)),
+      referrerCount: from.length,
+      path: this.#path(index),
+    };
+  }
+
+  #object(index) {
+    return {
+      id: this.ids[index],
+      name: this.classNames[this.classes[index]],
+      size: this.sizes[index],
+      file: this.fileNames[this.files[index]],
+      line: this.lines[index],
+    };
+  }
+
+  /** Return the references the other way round: for each object where its referrers end, and all of them. */
+  #allReferrers() {
+    if (this.#referrers === null) {
+      const ends = new Uint32Array(this.objects);
+      for (const to of this.references) if (to !== NOWHERE) ends[to]++;
+      let sum = 0;
+      for (let i = 0; i < ends.length; i++) {
+        const count = ends[i];
+        ends[i] = sum; // where they begin; each that is put in moves it on, to where they end
+        sum += count;
+      }
+      const referrers = new Uint32Array(sum);
+      for (let from = 0, at = 0; from < this.objects; from++) {
+        for (; at < this.referenceEnds[from]; at++) {
+          const to = this.references[at];
+          if (to !== NOWHERE) referrers[ends[to]++] = from;
+        }
+      }
+      this.#referrers = [ends, referrers];
+    }
+    return this.#referrers;
+  }
+
+  /** Return the objects from a root to this one; empty if it hangs on a cycle that nothing outside refers to. */
+  #path(index) {
+    this.#paths ??= this.#shortestPaths();
+    const path = [];
+    for (let i = index; i !== NOWHERE; i = this.#paths[i]) {
+      if (this.#paths[i] === UNREACHED) return [];
+      path.push(this.#object(i));
+    }
+    return path.reverse();
+  }
+
+  /** Return for each object the one before it on a shortest path from a root, NOWHERE for a root. */
+  #shortestPaths() {
+    const [ends] = this.#allReferrers();
+    const before = new Uint32Array(this.objects).fill(UNREACHED);
+    const queue = new Uint32Array(this.objects);
+    let last = 0;
+    for (let i = 0; i < this.objects; i++) {
+      const alone = ends[i] === (i ? ends[i - 1] : 0);
+      if (alone || ROOT_CLASSES.has(this.classNames[this.classes[i]])) {
+        before[i] = NOWHERE;
+        queue[last++] = i;
+      }
+    }
+    for (let first = 0; first < last; first++) {
+      const from = queue[first];
+      for (let at = from ? this.referenceEnds[from - 1] : 0; at < this.referenceEnds[from]; at++) {
+        const to = this.references[at];
+        if (to !== NOWHERE && before[to] === UNREACHED) {
+          before[to] = from;
+          queue[last++] = to;
+        }
+      }
+    }
+    return before;
+  }
+}
+
+const UNREACHED = 0xfffffffe;
+
+/** Compare two snapshots by class, the earlier one first. */
+export function difference(before, after) {
+  const rows = new Map();
+  const row = (name) => {
+    if (!rows.has(name)) {
+      rows.set(name, { name, before: 0, after: 0, appeared: 0, gone: 0, count: 0, bytes: 0 });
+    }
+    return rows.get(name);
+  };
+  for (const { name, count, bytes } of before.byClass()) {
+    row(name).before = count;
+    row(name).bytes -= bytes;
+  }
+  for (const { name, count, bytes } of after.byClass()) {
+    row(name).after = count;
+    row(name).bytes += bytes;
+  }
+  const countMissing = (of, from, key) => {
+    const counted = of.classNames.map(row);
+    for (let i = 0; i < of.objects; i++) {
+      if (!from.has(of.ids[i], of.classNames[of.classes[i]])) counted[of.classes[i]][key]++;
+    }
+  };
+  countMissing(after, before, "appeared");
+  countMissing(before, after, "gone");
+  for (const one of rows.values()) one.count = one.after - one.before;
+  return [...rows.values()].filter((one) => one.appeared || one.gone || one.bytes);
+}
+
+/** Filter, sort and cut rows for a table. */
+export function select(rows, { filter = "", sort, descending = true, limit = 200 }) {
+  const wanted = filter.toLowerCase();
+  const order = descending ? -1 : 1;
+  const matching = rows
+    .filter((row) => row.name.toLowerCase().includes(wanted))
+    .sort((a, b) => order * compare(a[sort], b[sort]) || compare(a.name, b.name));
+  return { rows: matching.slice(0, limit), matching: matching.length };
+}

@@ -1,0 +1,201 @@
+// What the memory profile says over time: rates by the second, the collector's figures and runs, and where data is
+// missing. Times are the profiled process's, in seconds since the epoch.
+
+import { EventType, Field } from "./protocol.js";
+
+const KEPT_SECONDS = 4 * 3600;
+const KEPT_RUNS = 20_000;
+const SHOWN_RUNS = 2000;
+
+// gc_stats come each five seconds while memory is profiled, so a longer silence means that it was not.
+const LONGEST_SILENCE = 7;
+
+export class Timeline {
+  seconds = []; // one bin each; in created and the rest null means "not known", which is not 0
+  created = [];
+  destroyed = [];
+  collections = [];
+  pauses = []; // ms in all
+  statTimes = [];
+  stats = []; // the raw figures
+  runs = []; // [start, pause in ms], of the collector
+  gaps = []; // [from, to, messages]
+  restarts = []; // times
+  lastStats = null;
+  missing = 0;
+  #first = null;
+  #last = null; // time of the last event
+  #gapSince = null;
+  #started = null;
+
+  /** Take one event of the memory profile. */
+  add(event) {
+    const type = event[Field.EVENT_TYPE];
+    const time = event[Field.TIMESTAMP] / 1000;
+    const bin = this.#bin(time);
+    switch (type) {
+      case EventType.OBJ_CREATED:
+        this.created[bin]++;
+        break;
+      case EventType.OBJ_DESTROYED:
+        this.destroyed[bin]++;
+        break;
+      case EventType.GC_START:
+        this.#started = event[Field.TIMESTAMP];
+        break;
+      case EventType.GC_END_M: // what follows until GC_END_S is Ruby's lazy sweep, in which the program runs on
+      case EventType.GC_END_S:
+        this.#finish(event[Field.TIMESTAMP], bin);
+        break;
+      case EventType.GC_STATS:
+        this.lastStats = event[Field.PAYLOAD];
+        this.statTimes.push(time);
+        this.stats.push(this.lastStats);
+        break;
+    }
+  }
+
+  /** Messages were lost before the one of this time. */
+  gap(time, messages) {
+    const from = this.#last ?? time;
+    this.missing += messages;
+    this.gaps.push([from, Math.max(from, time), messages]);
+    this.#started = null;
+    this.#gapSince = from;
+  }
+
+  /** What follows is of another process. */
+  restart(time) {
+    this.restarts.push(time);
+    this.#started = null;
+    this.#last = null;
+  }
+
+  /** The same, for the charts: what was between `from` and `to`, as many points as were asked for. */
+  range(from, to) {
+    const seconds = slice(this.seconds, from, to);
+    const stats = slice(this.statTimes, from, to);
+    const runs = this.runs.filter(([start]) => start >= from && start <= to);
+    return {
+      first: this.#first,
+      last: this.seconds.length ? Math.max(this.seconds.at(-1) + 1, this.#last ?? 0) : null,
+      rates: {
+        x: this.seconds.slice(...seconds),
+        created: this.created.slice(...seconds),
+        destroyed: this.destroyed.slice(...seconds),
+        collections: this.collections.slice(...seconds),
+        pauses: this.pauses.slice(...seconds),
+      },
+      stats: this.#statsIn(stats),
+      runs: longest(runs, SHOWN_RUNS),
+      runCount: runs.length,
+      gaps: this.gaps.filter(([begin, end]) => end >= from && begin <= to),
+      restarts: this.restarts.filter((time) => time >= from && time <= to),
+      missing: this.missing,
+      lastStats: this.lastStats,
+    };
+  }
+
+  /** Return the figures that are drawn, with a break between two where there was a gap, a restart or a silence. */
+  #statsIn([begin, end]) {
+    const points = { x: [], heap: [], memsize: [], live: [] };
+    const add = (x, stats) => {
+      points.x.push(x);
+      points.heap.push(number(stats?.total_heap_size));
+      points.memsize.push(number(stats?.total_memsize));
+      points.live.push(number(stats?.heap_live_slots));
+    };
+    for (let i = begin; i < end; i++) {
+      const [before, time] = [this.statTimes[i - 1], this.statTimes[i]];
+      if (i > begin && this.#isBroken(before, time)) add((before + time) / 2, null);
+      add(time, this.stats[i]);
+    }
+    return points;
+  }
+
+  #isBroken(before, after) {
+    return (
+      after - before > 2 * LONGEST_SILENCE ||
+      this.gaps.some(([from, to]) => from < after && to > before) ||
+      this.restarts.some((time) => time > before && time <= after)
+    );
+  }
+
+  #finish(end, bin) {
+    if (this.#started === null) return;
+    const pause = Math.max(0, end - this.#started);
+    this.runs.push([this.#started / 1000, pause]);
+    if (this.runs.length > 2 * KEPT_RUNS) this.runs.splice(0, KEPT_RUNS);
+    this.collections[bin]++;
+    this.pauses[bin] += pause;
+    this.#started = null;
+  }
+
+  /** Return the index of the bin of a time, with those before it. */
+  #bin(time) {
+    const second = Math.floor(time);
+    this.#first ??= time;
+    const last = this.seconds.at(-1);
+    if (last === undefined || second > last) this.#advance(second);
+    this.#last = Math.max(this.#last ?? time, time);
+    // An event that is late belongs where its time is, if that is still there.
+    const index = this.seconds.length - 1 - (this.seconds.at(-1) - second);
+    return Number.isInteger(index) && index >= 0 && this.seconds[index] === second
+      ? this.#known(index)
+      : this.#known(this.seconds.length - 1);
+  }
+
+  #advance(second) {
+    const known = this.#last !== null && second - this.#last < LONGEST_SILENCE && this.#gapSince === null;
+    const from = this.seconds.length ? this.seconds.at(-1) + 1 : second;
+    if (second - from < KEPT_SECONDS) {
+      for (let t = from; t < second; t++) this.#push(t, known ? 0 : null);
+    } else if (this.seconds.length) {
+      this.#push(from, null); // a break, not hours of it
+    }
+    this.#push(second, 0);
+    this.#gapSince = null;
+    if (this.seconds.length > 2 * KEPT_SECONDS) {
+      for (const list of [this.seconds, this.created, this.destroyed, this.collections, this.pauses]) {
+        list.splice(0, KEPT_SECONDS);
+      }
+      const old = this.statTimes.findIndex((time) => time >= this.seconds[0]);
+      this.statTimes.splice(0, old);
+      this.stats.splice(0, old);
+    }
+  }
+
+  #push(second, value) {
+    this.seconds.push(second);
+    this.created.push(value);
+    this.destroyed.push(value);
+    this.collections.push(value);
+    this.pauses.push(value);
+  }
+
+  #known(index) {
+    if (this.created[index] === null) {
+      this.created[index] = this.destroyed[index] = this.collections[index] = this.pauses[index] = 0;
+    }
+    return index;
+  }
+}
+
+/** Return where, in ascending times, a range begins and ends; one more on each side, for the lines that leave it. */
+function slice(times, from, to) {
+  const begin = times.findIndex((time) => time >= from);
+  if (begin < 0) return [Math.max(0, times.length - 1), times.length];
+  const end = times.findIndex((time) => time > to);
+  return [Math.max(0, begin - 1), end < 0 ? times.length : end + 1];
+}
+
+/** Return the longest runs, in their order. */
+function longest(runs, count) {
+  if (runs.length <= count) return runs;
+  const shortest = runs.map(([, pause]) => pause).sort((a, b) => b - a)[count - 1];
+  return runs.filter(([, pause]) => pause >= shortest).slice(0, count);
+}
+
+function number(value) {
+  return typeof value === "number" ? value : null;
+}

@@ -1,0 +1,172 @@
+// Memory over time: its size, the objects in it, and the collector.
+
+import uPlot from "uplot";
+import { Chart } from "../chart.js";
+import { h, setAttribute, setText } from "../dom.js";
+import * as format from "../format.js";
+import { ask } from "../rpc.js";
+import { Table } from "../table.js";
+
+const RANGES = [
+  ["1 min", 60],
+  ["5 min", 300],
+  ["30 min", 1800],
+  ["4 h", 14400],
+  ["all", Infinity],
+];
+
+const SHORTEST_SECONDS = 30;
+
+export class MemoryView {
+  element;
+  refreshSeconds = 1;
+  #seconds = 300;
+  #fixed = null; // [from, to] while the user has marked a range or paused
+  #ranges = new Map();
+  #tiles = new Map();
+  #drawn = null;
+
+  constructor() {
+    const zoom = { onzoom: (from, to) => this.#fix([from, to]), onreset: () => this.#fix(null) };
+    this.size = new Chart({
+      title: "Memory",
+      value: format.bytes,
+      series: [
+        { label: "heap size", colour: "c1" },
+        { label: "memory size", colour: "c2" },
+      ],
+      ...zoom,
+    });
+    this.live = new Chart({ title: "Live objects", value: format.count, series: [{ label: "live objects", colour: "c3" }], ...zoom });
+    this.rates = new Chart({
+      title: "Objects made and gone",
+      value: (value) => `${format.count(value)}/s`,
+      series: [
+        { label: "created", colour: "c4" },
+        { label: "destroyed", colour: "c5" },
+      ],
+      ...zoom,
+    });
+    this.gc = new Chart({
+      title: "Garbage collector: its runs, and its share of the time",
+      value: (value) => `${value.toFixed(value < 10 ? 1 : 0)} %`,
+      series: [
+        { label: "share of time", colour: "c2" },
+        { label: "pause", colour: "c1", scale: "ms", draw: "bars", value: format.milliseconds },
+      ],
+      ...zoom,
+    });
+    this.figures = new Table({
+      caption: "All figures of the collector",
+      columns: [
+        { label: "figure", text: ([name]) => name },
+        { label: "value", number: true, text: ([, value]) => (typeof value === "number" ? format.count(value) : value || "–") },
+      ],
+      key: ([name]) => name,
+    });
+    this.pause = h("button", { type: "button", onclick: () => this.#fix(this.#fixed ? null : this.#drawn) }, "Pause");
+    this.note = h("p", { class: "note", role: "status" });
+    this.element = h(
+      "section",
+      { "aria-label": "Memory" },
+      h("div", { class: "tiles" }, ...["heap size", "memory size", "live objects", "created", "destroyed", "GC runs", "GC share"].map((name) => this.#tile(name))),
+      h(
+        "div",
+        { class: "bar", role: "group", "aria-label": "Time range" },
+        ...RANGES.map(([label, seconds]) => this.#rangeButton(label, seconds)),
+        this.pause,
+        h("span", { class: "hint" }, "Drag in a chart to zoom, double-click to go back."),
+      ),
+      this.note,
+      h("div", { class: "charts" }, ...[this.size, this.live, this.rates, this.gc].map((chart) => chart.element)),
+      h("details", {}, h("summary", {}, "All figures of the collector"), this.figures.element),
+    );
+    this.#mark();
+  }
+
+  /** Ask for what is in view, and draw it. */
+  async update(header) {
+    const end = header.lastTime === null ? Date.now() / 1000 : header.lastTime / 1000;
+    const range = this.#fixed ?? [end - this.#seconds, end];
+    const data = await ask("memory", { from: range[0], to: range[1] });
+    if (!this.#fixed) range[0] = Math.min(Math.max(range[0], data.first ?? end), end - SHORTEST_SECONDS);
+    this.#drawn = range;
+    const { stats, rates, runs, gaps, restarts } = data;
+    const draw = (chart, points) => chart.update(points, range, gaps, restarts);
+    draw(this.size, [stats.x, stats.heap, stats.memsize]);
+    draw(this.live, [stats.x, stats.live]);
+    draw(this.rates, [rates.x, rates.created, rates.destroyed]);
+    const shares = [rates.x, rates.pauses.map((ms) => (ms === null ? null : ms / 10))];
+    draw(this.gc, uPlot.join([shares, [runs.map(([start]) => start), runs.map(([, pause]) => pause)]]));
+    this.#tell(data, header);
+  }
+
+  #tell({ rates, stats, lastStats, runs, runCount, first, gaps }, header) {
+    const known = rates.pauses.filter((ms) => ms !== null);
+    const last = (values) => values.findLast((value) => value !== null);
+    // The last second is not over yet.
+    const rate = (values) => (values.length > 1 && values.at(-2) !== null ? `${format.count(values.at(-2))}/s` : "–");
+    this.#set("heap size", format.bytes(last(stats.heap)));
+    this.#set("memory size", format.bytes(last(stats.memsize)));
+    this.#set("live objects", format.count(last(stats.live)));
+    this.#set("created", rate(rates.created));
+    this.#set("destroyed", rate(rates.destroyed));
+    const longest = runs.reduce((most, [, pause]) => Math.max(most, pause), 0);
+    this.#set("GC runs", runCount ? `${format.count(runCount)}, longest ${format.milliseconds(longest)}` : "–");
+    this.#set("GC share", known.length ? format.percent(known.reduce((sum, ms) => sum + ms, 0) / 1000, known.length) : "–");
+    this.figures.update(Object.entries(lastStats ?? {}));
+    const notes = [];
+    if (first === null) notes.push(off(header, "memory", "start_memory_profile"));
+    if (gaps.length) {
+      const missing = gaps.reduce((sum, [, , messages]) => sum + messages, 0);
+      notes.push(`${format.count(missing)} messages are missing in ${gaps.length} places, which are shaded.`);
+    }
+    setText(this.note, notes.join(" "));
+  }
+
+  #tile(name) {
+    const value = h("dd", {}, "–");
+    this.#tiles.set(name, value);
+    return h("dl", { class: "tile" }, h("dt", {}, name), value);
+  }
+
+  #set(name, text) {
+    setText(this.#tiles.get(name), text);
+    setAttribute(this.#tiles.get(name), "title", text === "–" ? "the profiler does not tell it, or not yet" : null);
+  }
+
+  #rangeButton(label, seconds) {
+    const button = h(
+      "button",
+      {
+        type: "button",
+        onclick: () => {
+          this.#seconds = seconds;
+          this.#fix(null);
+        },
+      },
+      label,
+    );
+    this.#ranges.set(seconds, button);
+    return button;
+  }
+
+  #fix(range) {
+    this.#fixed = range;
+    this.#mark();
+    this.onchange?.();
+  }
+
+  #mark() {
+    for (const [seconds, button] of this.#ranges) setAttribute(button, "aria-pressed", String(seconds === this.#seconds && !this.#fixed));
+    setAttribute(this.pause, "aria-pressed", String(this.#fixed !== null));
+    setText(this.pause, this.#fixed ? "Go on" : "Pause");
+  }
+}
+
+/** Return what to do where there is no data. */
+export function off(header, what, command) {
+  if (header.state === "file") return `This file has no ${what} profile.`;
+  const on = what === "memory" ? header.facts?.object_trace_enabled : header.facts?.cpu_profiling_enabled;
+  return on ? `Waiting for the first data of the ${what} profile.` : `The ${what} profile is off: start it with the button above (${command}).`;
+}

@@ -1,0 +1,101 @@
+// The objects of each class that were made since the profile began and live still.
+
+import { h, setText } from "../dom.js";
+import * as format from "../format.js";
+import { ask } from "../rpc.js";
+import { Table } from "../table.js";
+import { off } from "./memory.js";
+
+const SHOWN = 200;
+const SPARK = [96, 20]; // px
+
+export class ObjectsView {
+  element;
+  refreshSeconds = 1;
+
+  constructor() {
+    const refresh = () => this.onchange?.();
+    const number = (key, label, title, text = (row) => format.count(row[key])) => ({ key, label, title, number: true, text });
+    this.table = new Table({
+      caption: "Live objects by class",
+      key: (row) => row.name,
+      sort: "live",
+      onsort: refresh,
+      columns: [
+        { key: "name", label: "class", text: (row) => row.name },
+        number("live", "live", "made since the profile began, and not gone"),
+        number("growth", "growth", "since the profile began, or since Count from now", (row) => format.signed(row.growth)),
+        number("rate", "rate", "over the last ten seconds", (row) => format.perSecond(row.rate)),
+        { label: "last 2 min", title: "live objects", draw: (cell, row) => drawSpark(cell, row) },
+        number("young", "young", "made since the last garbage collection; those within five seconds count as one"),
+        number("middle", "middle", "survived one to three collections"),
+        number("old", "old", "survived more than three collections"),
+        number("created", "created", "since the profile began"),
+        number("destroyed", "destroyed", "since the profile began"),
+      ],
+    });
+    this.filter = h("input", {
+      type: "search",
+      placeholder: "class name",
+      "aria-label": "Filter by class name",
+      oninput: () => {
+        this.table.rearrange();
+        refresh();
+      },
+    });
+    const baseline = h(
+      "button",
+      {
+        type: "button",
+        title: "growth counts from this moment",
+        onclick: async () => {
+          await ask("setBaseline", { process: this.process });
+          refresh();
+        },
+      },
+      "Count growth from now",
+    );
+    this.summary = h("span", { class: "hint" });
+    this.note = h("p", { class: "note", role: "status" });
+    this.element = h(
+      "section",
+      { "aria-label": "Objects" },
+      h("div", { class: "bar" }, this.filter, baseline, this.summary),
+      this.note,
+      this.table.element,
+    );
+  }
+
+  async update(header, process) {
+    this.process = process;
+    const { sort, descending } = this.table;
+    const data = await ask("objects", { process, filter: this.filter.value, sort, descending, limit: SHOWN });
+    this.table.update(data.rows);
+    const cut = data.matching > data.rows.length ? `, ${data.rows.length} are shown` : "";
+    setText(this.summary, `${format.count(data.matching)} classes${cut}; ${format.count(data.live)} live objects`);
+    const notes = [];
+    if (!data.matching && !this.filter.value) notes.push(off(header, "memory", "start_memory_profile"));
+    if (data.uncertain) notes.push("Messages are missing, so some counts are wrong: stop and start the memory profile to count anew.");
+    if (data.untracked) notes.push(`${format.count(data.untracked)} objects are too many to follow and are in "created" only.`);
+    setText(this.note, notes.join(" "));
+  }
+}
+
+function drawSpark(cell, { history }) {
+  let svg = cell.firstChild;
+  if (!svg) {
+    svg = document.createElementNS("http://www.w3.org/2000/svg", "svg");
+    svg.setAttribute("viewBox", `0 0 ${SPARK[0]} ${SPARK[1]}`);
+    svg.setAttribute("class", "spark");
+    svg.setAttribute("aria-hidden", "true"); // the columns beside it say it in numbers
+    svg.append(document.createElementNS("http://www.w3.org/2000/svg", "polyline"));
+    cell.append(svg);
+  }
+  const most = Math.max(1, ...history.map(([, live]) => live));
+  const end = history.at(-1)?.[0] ?? 0;
+  const points = history.map(([time, live]) => {
+    const x = SPARK[0] * (1 - (end - time) / 120);
+    return `${x.toFixed(1)},${(SPARK[1] - 1 - (SPARK[1] - 2) * (live / most)).toFixed(1)}`;
+  });
+  svg.firstChild.setAttribute("points", points.join(" "));
+}

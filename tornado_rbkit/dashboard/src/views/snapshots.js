@@ -1,0 +1,267 @@
+// Heap snapshots: what is in one by class, what one has more than another, and who holds an object.
+
+import { fileButton, h, save, setAttribute, setText } from "../dom.js";
+import * as format from "../format.js";
+import { ask } from "../rpc.js";
+import { Table } from "../table.js";
+
+const SHOWN = 200;
+
+export class SnapshotsView {
+  element;
+  refreshSeconds = 1;
+  #number = null; // of the snapshot in view
+  #against = null; // of the earlier one it is compared with
+  #className = null;
+  #object = null; // id
+  #trail = []; // of ids that were followed
+  #drawn = "";
+
+  constructor({ takeSnapshot }) {
+    const number = (key, label, title, text) => ({ key, label, title, number: true, text });
+    this.take = h("button", { type: "button", class: "main", onclick: takeSnapshot }, "Take a snapshot");
+    this.list = h("ul", { class: "snapshots", "aria-label": "Snapshots" });
+    this.progress = h("progress", { max: 1, hidden: true, "aria-label": "Snapshot coming in" });
+    this.note = h("p", { class: "note", role: "status" });
+    this.filter = h("input", { type: "search", placeholder: "class name", "aria-label": "Filter by class name", oninput: () => this.#resort() });
+    this.compare = h("select", { "aria-label": "Compare with", onchange: () => this.#compareWith(this.compare.value) });
+    this.summary = h("span", { class: "hint" });
+    const tables = { key: (row) => row.name, onsort: () => this.#resort(), onselect: (row) => this.#chooseClass(row.name) };
+    this.classes = new Table({
+      ...tables,
+      caption: "Classes in the snapshot",
+      sort: "bytes",
+      columns: [
+        { key: "name", label: "class", text: (row) => row.name },
+        number("count", "objects", "how many", (row) => format.count(row.count)),
+        number("bytes", "size", "of all of them together, without what they refer to", (row) => format.bytes(row.bytes)),
+        number("largest", "largest", "the largest of them", (row) => format.bytes(row.largest)),
+      ],
+    });
+    this.differences = new Table({
+      ...tables,
+      caption: "Classes, compared with the earlier snapshot",
+      sort: "count",
+      columns: [
+        { key: "name", label: "class", text: (row) => row.name },
+        number("count", "growth", "objects more than before", (row) => format.signed(row.count)),
+        number("bytes", "size growth", "bytes more than before", (row) => format.signedBytes(row.bytes)),
+        number("appeared", "new", "objects that were not there before", (row) => format.count(row.appeared)),
+        number("gone", "gone", "objects that are not there any more", (row) => format.count(row.gone)),
+        number("after", "now", "objects in all", (row) => format.count(row.after)),
+      ],
+    });
+    this.objectsTitle = h("h3", { tabindex: "-1" });
+    this.objects = new Table({
+      caption: "Objects of the class",
+      key: (row) => row.id,
+      onselect: (row) => this.#follow(row.id, true),
+      columns: [
+        { label: "object", text: (row) => format.objectId(row.id) },
+        { label: "size", number: true, text: (row) => format.bytes(row.size) },
+        { label: "made at", text: (row) => format.place(row.file, row.line), hint: (row) => row.file },
+      ],
+    });
+    this.objectsNote = h("p", { class: "hint" });
+    this.detail = h("div", { class: "detail" });
+    this.tableBox = h("div", {}, this.classes.element, this.differences.element);
+    this.objectsBox = h("div", { class: "objects" }, this.objectsTitle, this.objectsNote, this.objects.element);
+    this.content = h(
+      "div",
+      { hidden: true },
+      h("div", { class: "bar" }, h("label", {}, "compare with ", this.compare), this.filter, this.summary),
+      h("div", { class: "columns" }, this.tableBox, this.objectsBox, this.detail),
+    );
+    this.element = h(
+      "section",
+      { "aria-label": "Snapshots" },
+      h(
+        "div",
+        { class: "bar" },
+        this.take,
+        fileButton("Load snapshot…", "add the snapshots of a saved file to these", ".rbkit", (file) => this.#load(file)),
+        this.progress,
+      ),
+      this.note,
+      this.list,
+      this.content,
+    );
+  }
+
+  async update(header) {
+    const { list, incoming } = await ask("snapshots");
+    const objects = incoming.reduce((sum, one) => sum + one.objects, 0);
+    const expected = incoming.reduce((sum, one) => sum + one.expected, 0);
+    this.progress.hidden = !incoming.length;
+    if (incoming.length) this.progress.value = objects / Math.max(1, expected);
+    if (incoming.length) this.#tell(`A snapshot is coming in: ${format.count(objects)} of ${format.count(expected)} objects.`);
+    else if (!this.failed) this.#tell(list.length ? "" : EMPTY);
+    const drawn = JSON.stringify([list, header.processes.length]);
+    if (drawn === this.#drawn) return;
+    const before = this.#known ?? [];
+    this.#drawn = drawn;
+    this.#known = list;
+    this.#drawList(list, header);
+    const newest = list.at(-1);
+    if (newest && !before.some(({ number }) => number === newest.number)) {
+      // The second of two is shown by what it has more than the one before it.
+      this.#show(newest.number, list.length > 1 ? list.at(-2).number : null);
+    } else if (!list.some(({ number }) => number === this.#number)) {
+      this.#show(newest?.number ?? null, null);
+    }
+  }
+
+  #known = null;
+
+  #tell(text) {
+    setText(this.note, text);
+  }
+
+  #drawList(list, header) {
+    this.list.replaceChildren(
+      ...list.map((one) => {
+        const old = header.processes.length > 1 && one.process !== header.processes.at(-1).number;
+        const part = one.objects < one.expected ? `, ${format.count(one.objects)} of ${format.count(one.expected)} came` : "";
+        const origin = one.from ? `, from ${one.from}` : old ? ", of the process before" : "";
+        return h(
+          "li",
+          {},
+          h(
+            "button",
+            { type: "button", "data-number": one.number, onclick: () => this.#show(one.number, null) },
+            h("b", {}, `Snapshot ${one.number}`),
+            ` ${format.clock(one.time)}: ${format.count(one.objects)} objects, ${format.bytes(one.bytes)}${part}${origin}`,
+          ),
+          h("button", { type: "button", title: "save it as a file", "aria-label": `Save snapshot ${one.number}`, onclick: () => this.#save(one) }, "Save"),
+          h("button", { type: "button", title: "let go of it", "aria-label": `Remove snapshot ${one.number}`, onclick: () => this.#remove(one) }, "Remove"),
+        );
+      }),
+    );
+  }
+
+  async #show(number, against) {
+    this.#number = number;
+    this.content.hidden = number === null;
+    if (number === null) return;
+    for (const button of this.list.querySelectorAll("[data-number]")) {
+      setAttribute(button, "aria-pressed", String(Number(button.dataset.number) === number));
+    }
+    const others = this.#known.filter((one) => one.number !== number);
+    this.compare.replaceChildren(
+      h("option", { value: "" }, "nothing"),
+      ...others.map((one) => h("option", { value: one.number }, `snapshot ${one.number}, ${format.clock(one.time)}`)),
+    );
+    await this.#compareWith(against === null ? "" : String(against));
+  }
+
+  async #compareWith(value) {
+    this.compare.value = value;
+    this.#against = value === "" ? null : Number(value);
+    this.classes.element.hidden = this.#against !== null;
+    this.differences.element.hidden = this.#against === null;
+    this.#chooseClass(null);
+    await this.#resort();
+  }
+
+  async #resort() {
+    const table = this.#against === null ? this.classes : this.differences;
+    const query = { filter: this.filter.value, sort: table.sort, descending: table.descending, limit: SHOWN };
+    const data =
+      this.#against === null
+        ? await ask("snapshotClasses", { number: this.#number, ...query })
+        : await ask("snapshotDifference", { before: this.#against, after: this.#number, ...query });
+    table.rearrange();
+    table.update(data.rows);
+    const cut = data.matching > data.rows.length ? `, ${data.rows.length} are shown` : "";
+    const what = this.#against === null ? "classes" : `classes changed since snapshot ${this.#against}`;
+    setText(this.summary, `${format.count(data.matching)} ${what}${cut}`);
+  }
+
+  async #chooseClass(name) {
+    this.#className = name;
+    this.classes.select(name);
+    this.differences.select(name);
+    this.objectsBox.hidden = name === null;
+    this.#open(null);
+    if (name === null) return;
+    const data = await ask("snapshotObjects", { number: this.#number, name, butNotIn: this.#against });
+    setText(this.objectsTitle, name);
+    const which = this.#against === null ? "objects" : `objects that snapshot ${this.#against} has not`;
+    const cut = data.matching > data.rows.length ? `, the ${data.rows.length} largest are shown` : "";
+    setText(this.objectsNote, `${format.count(data.matching)} ${which}${cut}`);
+    this.objects.rearrange();
+    this.objects.update(data.rows);
+    this.objectsTitle.focus({ preventScroll: false });
+  }
+
+  /** Go to an object; from the list of a class the trail begins anew. */
+  #follow(id, anew) {
+    if (anew) this.#trail = [];
+    else if (this.#object !== null) this.#trail.push(this.#object);
+    this.#open(id);
+  }
+
+  async #open(id) {
+    this.#object = id;
+    this.objects.select(id);
+    this.detail.replaceChildren();
+    if (id === null) return;
+    const object = await ask("snapshotObject", { number: this.#number, id });
+    const title = h("h3", { tabindex: "-1" }, `${object.name} ${format.objectId(object.id)}`);
+    const back = h("button", { type: "button", onclick: () => this.#open(this.#trail.pop()) }, "Back");
+    const more = (shown, count) => (count > shown ? h("p", { class: "hint" }, `and ${format.count(count - shown)} more`) : null);
+    this.detail.replaceChildren(
+      ...(this.#trail.length ? [back] : []),
+      title,
+      h("p", {}, [format.bytes(object.size), format.place(object.file, object.line)].filter(Boolean).join(", made at ")),
+      h("h4", {}, "Held by"),
+      object.path.length > 1
+        ? h("ol", { class: "path", "aria-label": "A shortest path from a root" }, ...object.path.map((step) => this.#item(step, id)))
+        : h("p", { class: "hint" }, object.path.length ? "Nothing in the snapshot but the interpreter itself." : "Only by a cycle: nothing outside refers to it."),
+      h("h4", {}, `Referred to by ${format.count(object.referrerCount)}`),
+      h("ul", { class: "referrers" }, ...object.referrers.map((one) => this.#item(one, id))),
+      ...[more(object.referrers.length, object.referrerCount)].filter(Boolean),
+      h("h4", {}, `Refers to ${format.count(object.referenceCount)}`),
+      h("ul", { class: "references" }, ...object.references.map((one) => this.#item(one, id))),
+      ...[more(object.references.length, object.referenceCount)].filter(Boolean),
+      ...(object.elsewhere ? [h("p", { class: "hint" }, `and to ${format.count(object.elsewhere)} that the snapshot does not have`)] : []),
+    );
+    title.focus();
+  }
+
+  #item(object, current) {
+    const text = `${object.name} ${format.objectId(object.id)}`;
+    const about = [format.bytes(object.size), format.place(object.file, object.line)].filter(Boolean).join(", ");
+    return h(
+      "li",
+      {},
+      object.id === current ? h("b", {}, text) : h("button", { type: "button", class: "link", onclick: () => this.#follow(object.id, false) }, text),
+      h("span", { class: "hint" }, ` ${about}`),
+    );
+  }
+
+  async #load(file) {
+    this.failed = false;
+    this.#tell(`Reading ${file.name}…`);
+    try {
+      if (!(await ask("addSnapshots", file))) throw new Error(`${file.name} has no snapshot in it`);
+    } catch (error) {
+      this.failed = true;
+      this.#tell(error.message);
+    }
+  }
+
+  async #save(one) {
+    const file = await ask("snapshotFile", { number: one.number });
+    save(file, `snapshot-${one.number}.rbkit`);
+  }
+
+  async #remove(one) {
+    await ask("removeSnapshot", { number: one.number });
+    this.onchange?.();
+  }
+}
+
+const EMPTY =
+  "No snapshot yet. To find a leak: take one, let the program do its work for a while, take another; " +
+  "the second is then shown by what it has more than the first.";
