@@ -1,0 +1,289 @@
+"""A real Chromium on the dashboard of a server that runs in a thread; a test fails if the browser's console said
+anything, and the Content-Security-Policy speaks there.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import threading
+import time
+from collections.abc import Callable, Iterator, Mapping
+from pathlib import Path
+from typing import Any
+
+import msgpack
+import pytest
+from selenium import webdriver
+from selenium.common.exceptions import StaleElementReferenceException
+from selenium.webdriver.chrome.service import Service
+from selenium.webdriver.common.by import By
+from selenium.webdriver.remote.webelement import WebElement
+from tornado.httpserver import HTTPServer
+from tornado.netutil import bind_sockets
+from tornado.web import Application
+
+from tests.fake_rbkit import FakeRbkit
+from tornado_rbkit import Bridge, rbkit_routes
+
+PATIENCE = 20.0
+"""Seconds until a test fails that waits for something."""
+
+FLAGS = [
+    "--headless",
+    "--no-sandbox",
+    "--disable-gpu",
+    "--disable-quic",
+    "--no-first-run",
+    "--disable-background-networking",
+    "--disable-component-update",
+    "--disable-sync",
+    "--force-device-scale-factor=1",
+    "--window-size=1280,1000",
+]
+
+
+VISIBLE = "[...document.querySelectorAll(arguments[0])].filter(element => element.checkVisibility())"
+
+
+class Page:
+    """The dashboard in the browser, as its user sees it: by the words on it."""
+
+    def __init__(self, driver: webdriver.Chrome, downloads: Path) -> None:
+        self.driver = driver
+        self.downloads = downloads
+        self.expected_console: list[str] = []
+
+    def open(self, url: str, view: str = "") -> None:
+        self.driver.get(f"{url}#{view}")
+        self.until(lambda: self.one("[role=tab]"), "the page is drawn")
+
+    @property
+    def state(self) -> str:
+        return self.one(".state").text
+
+    @property
+    def text(self) -> str:
+        return self.one("body").text
+
+    @property
+    def facts(self) -> dict[str, str]:
+        """What the header says of the process."""
+        items = "[...document.querySelectorAll('.facts div')]"
+        return dict(self.script(f"return {items}.map(item => [...item.children].map(part => part.textContent))"))
+
+    @property
+    def alerts(self) -> list[str]:
+        return self.texts(".alerts p")
+
+    def one(self, selector: str) -> WebElement:
+        return self.driver.find_element(By.CSS_SELECTOR, selector)
+
+    def all(self, selector: str) -> list[WebElement]:
+        """What is seen of a selector."""
+        return self.script(f"return {VISIBLE}", selector)  # type: ignore[no-any-return]
+
+    def texts(self, selector: str) -> list[str]:
+        return self.script(f"return {VISIBLE}.map(element => element.innerText)", selector)  # type: ignore[no-any-return]
+
+    def button(self, label: str) -> WebElement:
+        named = "[element.innerText, element.getAttribute('aria-label')].includes(arguments[1])"
+        found = self.script(f"return {VISIBLE}.filter(element => {named})", "button", label)
+        assert len(found) == 1, f"{len(found)} buttons {label!r} among {self.texts('button')}"
+        return found[0]  # type: ignore[no-any-return]
+
+    def click(self, label: str) -> None:
+        """Click a button as soon as it can be."""
+
+        def clicked() -> bool:
+            if self.obstacle(label):
+                return False
+            self.button(label).click()
+            return True
+
+        self.until(clicked, f"{label} can be clicked")
+
+    def obstacle(self, label: str) -> str | None:
+        """Return why a button is disabled, None if it is not."""
+        button = self.button(label)
+        return button.get_attribute("title") if button.get_attribute("aria-disabled") else None
+
+    def rows(self, caption: str) -> list[list[str]]:
+        """Return what is in a table, row by row."""
+        return self.script(  # type: ignore[no-any-return]
+            """
+            const captions = [...document.querySelectorAll('caption')];
+            const table = captions.find(caption => caption.textContent.startsWith(arguments[0])).closest('table');
+            return [...table.tBodies[0].rows].map(row => [...row.cells].map(cell => cell.textContent));
+            """,
+            caption,
+        )
+
+    def row(self, caption: str, name: str) -> list[str]:
+        """Return one row of a table, without its name."""
+        return next(row[1:] for row in self.rows(caption) if row[0] == name)
+
+    def type(self, label: str, text: str) -> None:
+        """Put a text into the field of a label, in place of what is there."""
+        field = next(field for field in self.all("input") if field.get_attribute("aria-label") == label)
+        field.clear()
+        field.send_keys(text)
+
+    def choose(self, label: str, option: str) -> None:
+        """Choose the option of a menu that begins with a text."""
+        menu = next(menu for menu in self.all("select") if menu.get_attribute("aria-label") == label)
+        found = [each for each in menu.find_elements(By.TAG_NAME, "option") if each.text.startswith(option)]
+        assert found, f"{option!r} among {[each.text for each in menu.find_elements(By.TAG_NAME, 'option')]}"
+        found[0].click()
+
+    def upload(self, label: str, file: Path) -> None:
+        self.one(f"input[type=file][aria-label='{label}']").send_keys(str(file))
+
+    def downloaded(self, name: str) -> Path:
+        """Return a file that the page gave to save, once it is whole."""
+        path = self.downloads / name
+        self.until(lambda: path.exists() and not list(self.downloads.glob("*.crdownload")), f"{name} is saved")
+        return path
+
+    def script(self, code: str, *arguments: object) -> Any:
+        return self.driver.execute_script(code, *arguments)
+
+    def until(self, condition: Callable[[], object], what: str, timeout: float = PATIENCE) -> None:
+        """Wait for something to become true; fail with what it should have been, and what there was instead."""
+        deadline = time.monotonic() + timeout
+        while True:
+            try:
+                if condition():
+                    return
+            except (StaleElementReferenceException, StopIteration, AssertionError):
+                pass  # drawn anew while it was looked at, or not there yet
+            if time.monotonic() > deadline:
+                pytest.fail(f"not within {timeout:g} s: {what}; the page says:\n{self.text}")
+            time.sleep(0.02)
+
+    def until_live(self) -> None:
+        self.until(lambda: self.state == "live", "the page is live")
+
+
+@pytest.fixture(scope="session")
+def chromium(tmp_path_factory: pytest.TempPathFactory) -> Iterator[webdriver.Chrome]:
+    options = webdriver.ChromeOptions()
+    for flag in [*FLAGS, f"--user-data-dir={tmp_path_factory.mktemp('chromium')}"]:
+        options.add_argument(flag)
+    options.binary_location = "/usr/bin/chromium"
+    options.set_capability("goog:loggingPrefs", {"browser": "ALL"})
+    driver = webdriver.Chrome(options, Service("/usr/bin/chromedriver"))
+    yield driver
+    driver.quit()
+
+
+@pytest.fixture
+def page(chromium: webdriver.Chrome, tmp_path: Path) -> Iterator[Page]:
+    """A page of one's own; at the end the browser's console must be empty, but for what the test says."""
+    downloads = tmp_path / "downloads"
+    downloads.mkdir()
+    behaviour = {"behavior": "allow", "downloadPath": str(downloads)}
+    chromium.execute_cdp_cmd("Browser.setDownloadBehavior", behaviour)
+    chromium.get_log("browser")  # type: ignore[no-untyped-call]  # of pages before
+    opened = Page(chromium, downloads)
+    yield opened
+    messages = [entry["message"] for entry in chromium.get_log("browser")]  # type: ignore[no-untyped-call]
+    chromium.get("about:blank")
+    unexpected = [text for text in messages if not any(part in text for part in opened.expected_console)]
+    assert unexpected == [], "the browser's console is empty"
+
+
+class Site:
+    """A web server with the dashboard, in a thread with a loop of its own."""
+
+    def __init__(self, bridges: Mapping[str, dict[str, Any]], prefix: str, access: dict[str, Any]) -> None:
+        self._bridges, self._prefix, self._access = bridges, prefix, access
+        self._ready = threading.Event()
+        self._loop: asyncio.AbstractEventLoop
+        self._stopped: asyncio.Event
+        self.port = 0
+
+    def start(self) -> Site:
+        """Listen; after `stop` at the same port as before."""
+        self._ready.clear()
+        self._thread = threading.Thread(target=lambda: asyncio.run(self._serve()))
+        self._thread.start()
+        self._ready.wait()
+        return self
+
+    def stop(self) -> None:
+        """Close everything; may be called twice."""
+        if self._thread.is_alive():
+            self._loop.call_soon_threadsafe(self._stopped.set)
+            self._thread.join()
+
+    async def _serve(self) -> None:
+        self._loop, self._stopped = asyncio.get_running_loop(), asyncio.Event()
+        bridges = {name: Bridge(**options) for name, options in self._bridges.items()}
+        routes = rbkit_routes(bridges.get("") or bridges, self._prefix, **self._access)
+        http = HTTPServer(Application(routes))
+        sockets = bind_sockets(self.port, "127.0.0.1")
+        http.add_sockets(sockets)
+        self.port = sockets[0].getsockname()[1]
+        self.url = f"http://127.0.0.1:{self.port}{self._prefix}/"
+        self._ready.set()
+        await self._stopped.wait()
+        http.stop()
+        for bridge in bridges.values():
+            await bridge.close()
+        await http.close_all_connections()
+
+
+Serve = Callable[..., Site]
+
+
+@pytest.fixture
+def site() -> Iterator[Serve]:
+    """Return what starts a server: `site(rbkit)`, or `site(one=rbkit, two=other)`; rules as keywords of `access`."""
+    started: list[Site] = []
+
+    def start(
+        rbkit: Any = None,
+        *,
+        prefix: str = "/rbkit",
+        options: dict[str, Any] | None = None,
+        access: dict[str, Any] | None = None,
+        **several: Any,
+    ) -> Site:
+        bridges = {name: one.endpoints | (options or {}) for name, one in ({"": rbkit} if rbkit else several).items()}
+        started.append(Site(bridges, prefix, access or {}).start())
+        return started[-1]
+
+    yield start
+    for server in started:
+        server.stop()
+
+
+class Script:
+    """Publishes events of one's own through a fake rbkit, as the clock of a process that began at `start`."""
+
+    def __init__(self, rbkit: FakeRbkit, start: float | None = None) -> None:
+        self.rbkit = rbkit
+        self.start = time.time() if start is None else start
+
+    def publish(self, *events: tuple[float, int, Any]) -> None:
+        """Publish events, each as the seconds since the start, its type and its payload, None for none."""
+        packed = [
+            {0: kind, 1: (self.start + at) * 1000} | ({} if payload is None else {2: payload})
+            for at, kind, payload in events
+        ]
+        self.publish_raw(packed, events[-1][0] if events else 0.0)
+
+    def publish_raw(self, events: list[dict[int, Any]], at: float = 0.0) -> None:
+        """Publish events that are maps already, in the next event_collection."""
+        message = {0: 7, 1: (self.start + at) * 1000, 9: self.rbkit.counter, 2: events}
+        self.rbkit.counter += 1
+        self.rbkit.publish(msgpack.packb(message))
+
+    def lose(self, messages: int) -> None:
+        """Have messages missing before the next."""
+        self.rbkit.counter += messages
+
+
+@pytest.fixture
+def script(rbkit: FakeRbkit) -> Script:
+    return Script(rbkit)
