@@ -13,7 +13,7 @@ const { metafile } = await build({
   outdir: "static",
   bundle: true,
   format: "esm",
-  minify: true,
+  minify: !process.env.UNMINIFIED,
   sourcemap: false,
   target: ["chrome111", "firefox115", "safari16.4"],
   legalComments: "none", // they are in LICENSES.txt, whole

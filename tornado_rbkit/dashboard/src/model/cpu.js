@@ -5,6 +5,9 @@ import { Field } from "./protocol.js";
 // Samples whose order is kept for export; beyond that, how often each stack was seen.
 const MAX_ORDERED = 2_000_000;
 
+// Frames of a flame graph: SVG with more of them takes longer to draw than a person waits.
+const MAX_FRAMES = 1500;
+
 class Node {
   self = 0;
   total = 0;
@@ -69,13 +72,16 @@ export class CpuProfile {
       .sort((a, b) => b.samples - a.samples);
   }
 
-  /** Return a tree of {name, file, line, value, children} of a thread, or of all; parts too small to be seen are
-   * left out. */
-  flame(thread, smallest = 1 / 2000) {
+  /** Return a tree of {name, file, line, value, children} of a thread, or of all, without what is too small to see,
+   * or too much to draw. */
+  flame(thread) {
     const roots = this.#roots(thread);
     const total = roots.reduce((sum, root) => sum + root.total, 0);
-    const tree = { name: "all", value: total, children: this.#merge(roots, total * smallest) };
-    return { tree, total };
+    for (let smallest = total / 2000; ; smallest *= 2) {
+      const left = { frames: MAX_FRAMES };
+      const children = this.#merge(roots, smallest, left);
+      if (left.frames > 0) return { tree: { name: "all", value: total, children }, total };
+    }
   }
 
   /** Return the functions of a thread, or of all, with the samples they were innermost in and those they were in. */
@@ -179,7 +185,7 @@ export class CpuProfile {
     return thread === null ? [...this.threads.values()].map(({ root }) => root) : [this.threads.get(thread)?.root].filter(Boolean);
   }
 
-  #merge(nodes, smallest) {
+  #merge(nodes, smallest, left) {
     const byFunction = new Map();
     for (const node of nodes) {
       for (const child of node.children.values()) {
@@ -191,9 +197,9 @@ export class CpuProfile {
     const merged = [];
     for (const [fn, same] of byFunction) {
       const value = same.reduce((sum, node) => sum + node.total, 0);
-      if (value < smallest) continue;
+      if (value < smallest || --left.frames <= 0) continue;
       const { label, file, line } = this.functions[fn];
-      merged.push({ name: label, file, line, fn, value, children: this.#merge(same, smallest) });
+      merged.push({ name: label, file, line, fn, value, children: this.#merge(same, smallest, left) });
     }
     return merged;
   }
