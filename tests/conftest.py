@@ -70,6 +70,10 @@ class Server:
 Serve = Callable[..., Awaitable[Server]]
 
 
+def pytest_addoption(parser: pytest.Parser) -> None:
+    parser.addoption("--screenshots", action="store_true", help="make the README's pictures of the dashboard anew")
+
+
 @pytest.fixture(autouse=True)
 def nothing_goes_wrong_unseen(request: pytest.FixtureRequest, caplog: pytest.LogCaptureFixture) -> Iterator[None]:
     """Fail a test in which an error was logged: an exception in a callback is seen nowhere else."""

@@ -75,7 +75,7 @@ export class Table {
   }
 
   #header(column, onsort) {
-    const cell = h("th", { scope: "col", class: column.number ? "number" : null, title: column.title ?? null });
+    const cell = h("th", { scope: "col", class: column.bar ? "number share" : column.number ? "number" : column.draw ? "drawn" : null, title: column.title ?? null });
     if (column.key) {
       cell.append(
         h(
