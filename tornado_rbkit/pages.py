@@ -19,6 +19,7 @@ class PageHandler(AccessHandler):
         """Take what the route gives: one bridge, or several by name, and who may see them."""
         self.bridges = {"": bridge} if bridge is not None else bridges or {}
         self.access = access or Access()
+        self.listed = bridge is None  # several may come and go, and `targets` beside the page has their names
 
     async def prepare_page(self, content_type: str) -> None:
         """Raise `Refusal` unless the request may see the page; begin the answer."""

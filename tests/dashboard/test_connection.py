@@ -2,13 +2,18 @@
 
 from __future__ import annotations
 
+import asyncio
 import os
 
 import msgpack
 import pytest
+from tornado.httpserver import HTTPServer
+from tornado.netutil import bind_sockets
+from tornado.web import Application
 
 from tests.dashboard.conftest import Page, Script, Serve
 from tests.fake_rbkit import FakeRbkit, rbkit_process
+from tornado_rbkit import AssetHandler, Bridge, IndexHandler, RbkitWebSocketHandler
 from tornado_rbkit.protocol import COMMANDS
 
 
@@ -137,6 +142,7 @@ def test_another_major_version_of_the_protocol_is_said(page: Page, site: Serve, 
     rbkit.handshake = lambda: reply  # type: ignore[method-assign]
     page.open(site(rbkit).url)
     page.until(lambda: any("speaks protocol 3.0; this page knows 2" in text for text in page.alerts), "it is said")
+    assert page.facts["rbkit"] == "0.1.10, protocol 3.0, of which this page knows 2"
 
 
 def test_several_profilers_can_be_chosen_from(page: Page, site: Serve, rbkit: FakeRbkit) -> None:
@@ -195,3 +201,27 @@ def test_what_cannot_be_read_is_counted_and_the_rest_goes_on(page: Page, site: S
     page.until(lambda: "1 not readable" in page.one("footer").text, "it is counted")
     page.click("Objects")
     page.until(lambda: page.row("Live objects", "Thing")[0] == "1", "the next is shown")
+
+
+async def test_the_page_can_be_mounted_by_itself(page: Page, rbkit: FakeRbkit) -> None:
+    bridge = Bridge(**rbkit.endpoints)
+    http = HTTPServer(
+        Application(
+            [
+                (r"/profiler/", IndexHandler, {"bridge": bridge}),
+                (r"/profiler/ws", RbkitWebSocketHandler, {"bridge": bridge}),
+                (r"/profiler/static/(.*)", AssetHandler),
+            ]
+        )
+    )
+    sockets = bind_sockets(0, "127.0.0.1")
+    http.add_sockets(sockets)
+
+    def look() -> None:
+        page.open(f"http://127.0.0.1:{sockets[0].getsockname()[1]}/profiler/")
+        page.until_live()
+
+    await asyncio.to_thread(look)
+    http.stop()
+    await bridge.close()
+    await http.close_all_connections()

@@ -36,7 +36,8 @@ class IndexHandler(PageHandler):
         if not (_STATIC / "app.js").exists():
             raise Refusal(503, "the dashboard was not built; `pip install -e .` in the checkout builds it")
         self.set_header("Content-Security-Policy", CONTENT_SECURITY_POLICY)
-        await self.finish(_PAGE.generate(query=query, commands=" ".join(sorted(self.access.page_commands))))
+        commands = " ".join(sorted(self.access.page_commands))
+        await self.finish(_PAGE.generate(query=query, commands=commands, listed=self.listed))
 
 
 class AssetHandler(AccessHandler, StaticFileHandler):

@@ -2,6 +2,7 @@
 
 import { fileButton, h, save, setAttribute, setDisabled, setText } from "./dom.js";
 import * as format from "./format.js";
+import { PROTOCOL_MAJOR } from "./model/protocol.js";
 import { ask } from "./rpc.js";
 import { CpuView } from "./views/cpu.js";
 import { MemoryView } from "./views/memory.js";
@@ -157,7 +158,9 @@ class Page {
 
   // The profiler
 
+  /** See which profilers have names; follow the first where there was none before. */
   async #findTargets() {
+    if (!("listed" in document.documentElement.dataset)) return;
     try {
       const answer = await fetch(`targets${location.search}`);
       if (!answer.ok) return; // the WebSocket is refused as well, and says why
@@ -166,9 +169,8 @@ class Page {
       return; // the server is away, which the connection's state says
     }
     const names = this.#targets.map(({ name }) => name);
-    const chosen = this.#header === null || this.#header.state === "file" ? this.#target : (this.#target ?? "");
     if (this.#target === "" && names.length && this.#header?.state !== "live") await this.#follow(names[0]);
-    const gone = chosen && !names.includes(chosen) ? [[chosen, `${chosen} (gone)`]] : [];
+    const gone = this.#target && !names.includes(this.#target) ? [[this.#target, `${this.#target} (gone)`]] : [];
     const options = [...names.map((name) => [name, name]), ...gone];
     this.target.hidden = !options.length;
     this.target.replaceChildren(...options.map(([value, text]) => h("option", { value }, text)));
@@ -264,7 +266,7 @@ class Page {
           ["process", facts.process_name],
           ["pid", facts.pid],
           ["directory", facts.pwd],
-          ["rbkit", `${facts.rbkit_server_version}, protocol ${facts.rbkit_protocol_version}`],
+          ["rbkit", `${facts.rbkit_server_version}, protocol ${protocol(facts)}`],
           ["clock", facts.clock_type],
           ["recording", recorded || "nothing"],
           ...(clients > 1 ? [["viewers", clients]] : []),
@@ -317,6 +319,10 @@ class Page {
     for (; this.#told < log.length; this.#told++) this.#fail(log[this.#told].text);
     this.#told = log.length;
   }
+}
+
+function protocol({ rbkit_protocol_version: version }) {
+  return String(version).split(".")[0] === PROTOCOL_MAJOR ? version : `${version}, of which this page knows ${PROTOCOL_MAJOR}`;
 }
 
 new Page(document.getElementById("page")).start();

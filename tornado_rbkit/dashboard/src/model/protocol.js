@@ -1,7 +1,5 @@
 // rbkit 2.1 as it is on the wire: the numbers of tornado_rbkit/protocol.py.
 
-import { Decoder } from "@msgpack/msgpack";
-
 export const EventType = {
   OBJ_CREATED: 0,
   OBJ_DESTROYED: 1,
@@ -48,14 +46,6 @@ export const COMMANDS = [
 export const PROTOCOL_MAJOR = "2";
 
 const NOTICES = new Set(["client_count", "dropped", "server"]);
-
-// Ids are decoded as doubles: those of 64 bits keep 53, more than an address has.
-const decoder = new Decoder();
-
-/** Decode one payload; throws what @msgpack/msgpack throws for what is none. */
-export function decode(bytes) {
-  return decoder.decode(bytes);
-}
 
 /** Return the text of a reply or a notice; null of a reply that is MessagePack. */
 export function textOf(bytes) {

@@ -1,13 +1,17 @@
 // Everything that one profiler told, live or from a file: takes messages, keeps the models of the views.
 
+import { Decoder } from "@msgpack/msgpack";
 import { CpuProfile } from "./cpu.js";
 import { LiveObjects } from "./objects.js";
-import { EventType, Field, PROTOCOL_MAJOR, decode, parseNotice, textOf } from "./protocol.js";
+import { EventType, Field, PROTOCOL_MAJOR, parseNotice, textOf } from "./protocol.js";
 import { DATA, REPLY, Recording, read } from "./recording.js";
 import { IncomingSnapshot } from "./snapshots.js";
 import { Timeline } from "./timeline.js";
 
 const KEPT_PROCESSES = 5;
+
+// Ids are decoded as doubles: those of 64 bits keep 53, more than an address has.
+const decoder = new Decoder();
 
 /** What belongs to one process: after a restart there is another. */
 class Process {
@@ -58,7 +62,7 @@ export class Session {
     this.bytes += bytes.length;
     let message;
     try {
-      message = decode(bytes);
+      message = decoder.decode(bytes);
       if (message[Field.EVENT_TYPE] !== EventType.EVENT_COLLECTION) throw new Error("not an event_collection");
     } catch (error) {
       if (!this.undecodable++) this.#say(`A message could not be read: ${error.message}`);
@@ -79,7 +83,7 @@ export class Session {
     this.recording.add(REPLY, command, bytes, seconds);
     this.version++;
     const text = textOf(bytes);
-    if (text === null) this.#meet(decode(bytes)[Field.PAYLOAD]);
+    if (text === null) this.#meet(decoder.decode(bytes)[Field.PAYLOAD]);
     return text;
   }
 
