@@ -41,7 +41,7 @@ def test_the_demo_shows_its_leak_and_its_hot_function(
     folder.mkdir(exist_ok=True)
 
     def take(name: str) -> None:
-        page.driver.save_screenshot(str(folder / f"{name}.png"))  # type: ignore[no-untyped-call]
+        page.driver.save_screenshot(str(folder / f"{name}.png"))
 
     page.driver.set_window_size(*SIZE)
     page.open(demo, "snapshots")
