@@ -53,6 +53,7 @@ class FakeRbkit:
         self.answering.set()
         self.dead = False
         self.counter = 0
+        self.sent = 0
         self.hwm = hwm
         self._queue: deque[list[bytes]] = deque()
         self._pub, self._req = pub, req
@@ -121,6 +122,7 @@ class FakeRbkit:
                     self._command(rep)
                 while self._queue:
                     pub.send_multipart(self._queue.popleft())
+                    self.sent += 1
 
     def _command(self, rep: zmq.Socket[bytes]) -> None:
         for request in rep.recv_multipart():

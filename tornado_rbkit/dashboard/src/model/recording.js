@@ -50,11 +50,26 @@ export class Recording {
   }
 }
 
+// What decodes as this comes behind a file that is whole, and is lost in the last record of one that was cut off:
+// the decoder itself says nothing of half a record.
+const END = null;
+const ENCODED_END = Uint8Array.of(0xc0);
+
+async function* withEnd(file) {
+  yield* file.stream();
+  yield ENCODED_END;
+}
+
 /** Yield [seconds, channel, command, bytes] of a file; throws an Error that says what is wrong with it. */
 export async function* read(file) {
   let count = 0;
+  let ended = false;
   try {
-    for await (const record of decodeMultiStream(file.stream())) {
+    for await (const record of decodeMultiStream(withEnd(file))) {
+      if (record === END) {
+        ended = true;
+        break;
+      }
       const [seconds, channel, command, payload] = Array.isArray(record) ? record : [];
       if (typeof seconds !== "number" || !(payload instanceof Uint8Array) || (channel !== REPLY && channel !== DATA)) {
         throw new Error("it holds something else");
@@ -62,6 +77,7 @@ export async function* read(file) {
       count++;
       yield [seconds, channel, command, payload];
     }
+    if (!ended) throw new Error("it ends in the middle of one");
   } catch (error) {
     const what = count ? `${file.name} is damaged after ${count} messages` : `${file.name} is not a recording of rbkit`;
     throw new Error(`${what}: ${error.message}`, { cause: error });

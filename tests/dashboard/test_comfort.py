@@ -1,0 +1,141 @@
+"""Light and dark, large and small, by keyboard, out of sight: the page is usable and quiet."""
+
+from __future__ import annotations
+
+import re
+
+import pytest
+from selenium.webdriver.common.keys import Keys
+
+from tests.dashboard.conftest import Page, Script, Serve
+from tests.fake_rbkit import FakeRbkit, recorded
+
+VIEWS = ["memory", "objects", "snapshots", "cpu"]
+
+TEXT_CONTRAST = 4.5
+"""WCAG 2.2, 1.4.3: of text to its background."""
+
+
+def fill(page: Page, rbkit: FakeRbkit) -> None:
+    """Have something in each view: real traffic."""
+    page.until_live()
+    for name in ("memory", "cpu", "snapshot"):
+        for _, channel, _, message in recorded(name):
+            if channel == 1:
+                rbkit.publish(message)
+    page.until(lambda: re.search(r"[1-9]\d* messages", page.one("footer").text), "messages come")
+
+
+def contrast(page: Page, selector: str) -> float:
+    """Return the contrast of an element's text to what is behind it."""
+    return float(
+        page.script(
+            """
+            const luminance = text => {
+                const [r, g, b] = text.match(/[\\d.]+/g).map(Number).map(c => c / 255)
+                    .map(c => c <= 0.04045 ? c / 12.92 : ((c + 0.055) / 1.055) ** 2.4);
+                return 0.2126 * r + 0.7152 * g + 0.0722 * b;
+            };
+            const element = document.querySelector(arguments[0]);
+            let behind = element;
+            while (/, 0\\)$|transparent/.test(getComputedStyle(behind).backgroundColor)) behind = behind.parentElement;
+            const [low, high] = [getComputedStyle(element).color, getComputedStyle(behind).backgroundColor]
+                .map(luminance).sort((a, b) => a - b);
+            return (high + 0.05) / (low + 0.05);
+            """,
+            selector,
+        )
+    )
+
+
+@pytest.mark.parametrize("scheme", ["light", "dark"])
+def test_it_is_light_or_dark_as_the_system_is(page: Page, site: Serve, rbkit: FakeRbkit, scheme: str) -> None:
+    features = [{"name": "prefers-color-scheme", "value": scheme}]
+    page.driver.execute_cdp_cmd("Emulation.setEmulatedMedia", {"features": features})
+    page.open(site(rbkit).url)
+    page.until_live()
+    red, _, _ = page.script("return getComputedStyle(document.body).backgroundColor.match(/\\d+/g).map(Number)")
+    assert (red > 128) == (scheme == "light")
+    for selector in ["body", ".state", ".facts dt", "[role=tab]", "button[aria-pressed=true]", ".hint", ".note"]:
+        assert contrast(page, selector) >= TEXT_CONTRAST, selector
+    page.driver.execute_cdp_cmd("Emulation.setEmulatedMedia", {"features": []})
+
+
+@pytest.mark.parametrize("width", [390, 1280])
+def test_no_view_is_wider_than_the_screen(page: Page, site: Serve, rbkit: FakeRbkit, width: int) -> None:
+    size = {"width": width, "height": 844, "deviceScaleFactor": 1, "mobile": False}
+    page.driver.execute_cdp_cmd("Emulation.setDeviceMetricsOverride", size)
+    page.open(site(rbkit).url)
+    fill(page, rbkit)
+    for view in VIEWS:
+        page.script("location.hash = arguments[0]", view)
+        page.until(lambda name=view: page.all(f"#view-{name}"), f"{view} is shown")  # type: ignore[misc]
+        assert page.script("return document.documentElement.scrollWidth") <= width, view
+    page.driver.execute_cdp_cmd("Emulation.clearDeviceMetricsOverride", {})
+
+
+def test_views_are_turned_by_the_arrow_keys(page: Page, site: Serve, rbkit: FakeRbkit) -> None:
+    page.open(site(rbkit).url)
+    page.one("#tab-memory").click()
+    for view in ["objects", "snapshots", "cpu", "memory"]:
+        page.driver.switch_to.active_element.send_keys(Keys.ARROW_RIGHT)
+        assert page.driver.switch_to.active_element.get_attribute("id") == f"tab-{view}"
+        assert len(page.all("[role=tabpanel]")) == 1
+        assert page.all(f"#view-{view}")
+
+
+def test_everything_is_reached_by_the_tab_key_and_seen_to_have_the_focus(
+    page: Page, site: Serve, rbkit: FakeRbkit
+) -> None:
+    page.open(site(rbkit).url, "snapshots")
+    page.until_live()
+    reached: list[str] = []
+    page.one("body").send_keys(Keys.TAB)
+    for _ in range(30):
+        element = page.driver.switch_to.active_element
+        if element.tag_name == "body":
+            break
+        reached.append(element.text or str(element.get_attribute("aria-label")))
+        assert page.script("return getComputedStyle(arguments[0]).outlineStyle", element) != "none", reached[-1]
+        element.send_keys(Keys.TAB)
+    for label in ["Start memory profile", "Heap snapshot", "Snapshots", "Take a snapshot", "Save session"]:
+        assert label in reached
+
+
+def test_every_control_has_a_name(page: Page, site: Serve, rbkit: FakeRbkit) -> None:
+    page.open(site(rbkit).url)
+    fill(page, rbkit)
+    for view in VIEWS:
+        page.script("location.hash = arguments[0]", view)
+        page.until(lambda name=view: page.all(f"#view-{name}"), f"{view} is shown")  # type: ignore[misc]
+        unnamed = page.script(
+            """
+            return [...document.querySelectorAll('button, input:not([hidden]), select, progress, section')]
+                .filter(element => element.checkVisibility())
+                .filter(element => !(element.innerText.trim() || element.ariaLabel || element.title
+                    || element.getAttribute('aria-labelledby') || element.labels?.length))
+                .map(element => element.outerHTML);
+            """
+        )
+        assert unnamed == [], view
+
+
+def test_a_page_out_of_sight_draws_nothing_and_misses_nothing(page: Page, site: Serve, script: Script) -> None:
+    page.open(site(script.rbkit).url, "objects")
+    page.until_live()
+    # What a browser does when the tab is left; a headless one takes all its tabs for visible.
+    page.script(
+        """
+        Object.defineProperty(document, 'hidden', {configurable: true, get: () => true});
+        window.drawn = 0;
+        new MutationObserver(() => window.drawn++)
+            .observe(document.body, {childList: true, subtree: true, characterData: true});
+        """
+    )
+    for number in range(1, 200):
+        script.publish((0.01 * number, 0, {3: number, 4: "Thing"}))
+    page.until(lambda: script.rbkit.sent == 199, "all is sent")
+    drawn = page.script("return new Promise(done => setTimeout(() => done(window.drawn), 1500))")
+    assert drawn <= 1  # one that was under way
+    page.script("delete document.hidden; document.dispatchEvent(new Event('visibilitychange', {bubbles: true}))")
+    page.until(lambda: page.row("Live objects", "Thing")[0] == "199", "it has caught up")

@@ -1,0 +1,114 @@
+"""A session saved from the page, read by the other tools, and opened again without a profiler."""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+from pathlib import Path
+
+import msgpack
+
+from tests.dashboard.conftest import Page, Script, Serve
+from tests.fake_rbkit import DATA, FakeRbkit, recorded
+from tornado_rbkit.recording import Record, read
+
+
+def publish(rbkit: FakeRbkit, *names: str) -> list[bytes]:
+    """Publish real traffic; return its messages."""
+    messages = [record[3] for name in names for record in recorded(name) if record[1] == 1]
+    for message in messages:
+        rbkit.publish(message)
+    return messages
+
+
+def records(path: Path) -> list[Record]:
+    with path.open("rb") as file:
+        return list(read(file))
+
+
+def test_what_is_saved_is_what_was_received_and_other_tools_read_it(page: Page, site: Serve, rbkit: FakeRbkit) -> None:
+    page.open(site(rbkit).url)
+    page.until_live()
+    messages = publish(rbkit, "cpu", "memory")
+    page.until(lambda: f"{len(messages)} messages" in page.one("footer").text, "all have come")
+    page.click("Save session")
+    saved = next(path for path in [page.downloaded(f"fake-{page.facts['pid']}.rbkit")])
+    written = records(saved)
+    assert [record.payload for record in written if record.channel == 1] == messages
+    assert written[0].command == "handshake"
+    assert [record.seconds for record in written] == sorted(record.seconds for record in written)
+    export = [sys.executable, "-m", "tornado_rbkit", "export", "--format", "collapsed", str(saved)]
+    ours = subprocess.run(export, capture_output=True, text=True, check=True).stdout
+    export[-1] = str(DATA / "cpu.msgpack")
+    assert ours == subprocess.run(export, capture_output=True, text=True, check=True).stdout
+
+
+def test_it_is_opened_again_without_a_profiler(page: Page, site: Serve, rbkit: FakeRbkit, tmp_path: Path) -> None:
+    page.open(site(rbkit).url, "cpu")
+    page.until_live()
+    publish(rbkit, "cpu")
+    page.until(lambda: page.rows("Functions"), "functions are shown")
+    live = page.rows("Functions")
+    page.click("Save session")
+    saved = page.downloaded(f"fake-{page.facts['pid']}.rbkit")
+    page.upload("Open session…", saved)
+    page.until(lambda: page.state == "from a file", "the file is shown")
+    assert saved.name in page.one("header").text
+    assert page.facts["process"] == "fake"
+    page.until(lambda: page.rows("Functions") == live, "it shows the same")
+    assert "go back to the live profiler first" in str(page.obstacle("Heap snapshot"))
+    page.click("Back to the live profiler")
+    page.until_live()
+    page.until(lambda: page.rows("Functions") == [], "the live session begins anew")
+
+
+def test_a_recording_of_the_command_line_is_opened(page: Page, site: Serve, rbkit: FakeRbkit) -> None:
+    page.open(site(rbkit).url, "snapshots")
+    page.until_live()
+    page.upload("Open session…", DATA / "snapshot.msgpack")
+    page.until(lambda: page.state == "from a file", "the file is shown")
+    page.until(lambda: "Snapshot 2" in page.text, "its snapshots are there")
+    assert "1,000 of 53,186 came" in page.text  # it was cut to a small piece for the tests
+    page.until(lambda: page.rows("Classes, compared"), "the second is compared with the first")
+
+
+def test_a_file_that_is_none_is_told_and_changes_nothing(
+    page: Page, site: Serve, rbkit: FakeRbkit, tmp_path: Path
+) -> None:
+    page.open(site(rbkit).url)
+    page.until_live()
+    for name, content in {
+        "empty.rbkit": b"",
+        "text.rbkit": b"Not what it says.",
+        "other.rbkit": msgpack.packb({"a": 1}),
+        "garbage.rbkit": b"\xc1" * 1000,
+    }.items():
+        (tmp_path / name).write_bytes(content)
+        page.upload("Open session…", tmp_path / name)
+        page.until(lambda told=name: any(text.startswith(told) for text in page.alerts), f"{name} is told")  # type: ignore[misc]
+        assert page.state == "live"
+
+
+def test_of_a_file_that_was_cut_off_the_rest_is_shown(
+    page: Page, site: Serve, rbkit: FakeRbkit, tmp_path: Path
+) -> None:
+    page.open(site(rbkit).url, "cpu")
+    page.until_live()
+    cut = tmp_path / "cut.rbkit"
+    cut.write_bytes((DATA / "cpu.msgpack").read_bytes() + msgpack.packb([1.0, 1, None, b"x" * 100])[:50])
+    page.upload("Open session…", cut)
+    page.until(lambda: any("cut.rbkit is damaged after" in text for text in page.alerts), "it is told")
+    page.until(lambda: page.rows("Functions"), "what is whole is shown")
+
+
+def test_messages_that_were_lost_are_lost_in_the_file_too(page: Page, site: Serve, script: Script) -> None:
+    page.open(site(script.rbkit).url)
+    page.until_live()
+    script.publish((0.0, 0, {3: 1, 4: "Thing"}))
+    script.lose(3)
+    script.publish((1.0, 0, {3: 2, 4: "Thing"}))
+    page.until(lambda: "3 missing" in page.one("footer").text, "the loss is told")
+    page.click("Save session")
+    page.upload("Open session…", page.downloaded(f"fake-{page.facts['pid']}.rbkit"))
+    page.until(lambda: page.state == "from a file", "the file is shown")
+    page.until(lambda: "3 missing" in page.one("footer").text, "the loss is told again")
