@@ -22,7 +22,6 @@ export class CpuView {
   #total = 0;
 
   constructor() {
-    const refresh = () => this.onchange?.();
     this.thread = h("select", { "aria-label": "Thread", onchange: () => this.#redraw() });
     this.search = h("input", { type: "search", placeholder: "function or file", "aria-label": "Search functions", oninput: () => this.#find() });
     this.reset = h("button", { type: "button", hidden: true, onclick: () => this.#unzoom() }, "Whole graph");
@@ -36,7 +35,7 @@ export class CpuView {
       caption: "Functions",
       key: (row) => row.index,
       sort: "self",
-      onsort: refresh,
+      onsort: () => this.#redraw(),
       onselect: (row) => this.#choose(row.index),
       columns: [
         { key: "label", label: "function", text: (row) => row.label },
@@ -125,7 +124,7 @@ export class CpuView {
         .setLabelHandler((node) => `${node.data.name}, ${format.percent(node.value, tree.value)}`)
         .onHover((node) => this.#hover(node))
         .onClick((node) => this.#zoom(node))
-        .setColorMapper((node, original) => (node.highlight ? "#e600e6" : original));
+        .setSearchMatch(({ data }, text) => `${data.name} ${data.file}`.toLowerCase().includes(text.toLowerCase()));
       select(this.box).datum(tree).call(this.#graph);
     } else {
       this.#graph.setLabelHandler((node) => `${node.data.name}, ${format.percent(node.value, tree.value)}`);

@@ -1,0 +1,254 @@
+"""CPU samples: the flame graph, the functions, and what is exported, beside what Python counts of them."""
+
+from __future__ import annotations
+
+import json
+import re
+import subprocess
+import sys
+from collections import Counter
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from tests.dashboard.conftest import Page, Script, Serve
+from tests.fake_rbkit import FakeRbkit, recorded
+from tornado_rbkit.export import collapsed, speedscope
+from tornado_rbkit.protocol import CPUSample, EventCollection, decode
+
+CPU_SAMPLE = 9
+
+
+def ruby_samples() -> list[CPUSample]:
+    """Return the samples of the real traffic."""
+    messages = [decode(record[3]) for record in recorded("cpu") if record[1] == 1]
+    events = [event for message in messages if isinstance(message, EventCollection) for event in message.events]
+    return [event for event in events if isinstance(event, CPUSample) and event.frames]
+
+
+def open_ruby(page: Page, site: Serve, rbkit: FakeRbkit) -> list[CPUSample]:
+    """Show the real traffic; return its samples."""
+    page.open(site(rbkit).url, "cpu")
+    page.until_live()
+    for record in recorded("cpu"):
+        if record[1] == 1:
+            rbkit.publish(record[3])
+    samples = ruby_samples()
+    page.until(lambda: f"{len(samples)} samples" in page.text, "all samples are counted")
+    page.until(lambda: page.rows("Functions"), "functions are shown")
+    return samples
+
+
+def counted(samples: list[CPUSample]) -> tuple[Counter[str], Counter[str]]:
+    """Return how often each function was innermost, and how often it was anywhere in a stack."""
+    own, whole = Counter[str](), Counter[str]()
+    for sample in samples:
+        own[sample.frames[0].label] += 1
+        whole.update({frame.label for frame in sample.frames})
+    return own, whole
+
+
+def shown(page: Page) -> dict[str, tuple[int, int]]:
+    """Return the self and total samples of each function in the table."""
+    first = [(row[0], [int(cell.split()[0].replace(",", "")) for cell in row[1:3]]) for row in page.rows("Functions")]
+    return {name: (own, whole) for name, (own, whole) in first}
+
+
+def stack(*labels: str, thread: int = 1) -> list[dict[int, Any]]:
+    """Return the frames of a stack given from the outside in."""
+    return [
+        {12: label, 13: label, 6: "/srv/shop.rb", 7: number, 14: 0, 15: thread} for number, label in enumerate(labels)
+    ][::-1]
+
+
+def publish(script: Script, *stacks: list[dict[int, Any]]) -> None:
+    script.publish(*((0.01 * number, CPU_SAMPLE, frames) for number, frames in enumerate(stacks)))
+
+
+def test_functions_have_the_samples_that_python_counts(page: Page, site: Serve, rbkit: FakeRbkit) -> None:
+    own, whole = counted(open_ruby(page, site, rbkit))
+    assert shown(page) == {label: (own[label], whole[label]) for label in whole}
+    # A function that recurses is counted once a sample.
+    assert max(whole.values()) <= len(ruby_samples())
+
+
+def test_a_thread_s_functions_are_its_own(page: Page, site: Serve, rbkit: FakeRbkit) -> None:
+    samples = open_ruby(page, site, rbkit)
+    for thread in {sample.frames[0].thread_id for sample in samples}:
+        own, whole = counted([sample for sample in samples if sample.frames[0].thread_id == thread])
+        page.choose("Thread", str(thread))
+        expected = {label: (own[label], whole[label]) for label in whole}
+        page.until(lambda want=expected: shown(page) == want, f"those of thread {thread}")  # type: ignore[misc]
+
+
+def test_the_flame_graph_has_each_stack_s_frames(page: Page, site: Serve, script: Script) -> None:
+    page.open(site(script.rbkit).url, "cpu")
+    page.until_live()
+    publish(script, stack("main", "a", "b"), stack("main", "a"), stack("main", "c", thread=2))
+    page.until(lambda: len(page.all(".flame rect")) == 5, "all, main, a, b, c")
+    widths = dict(
+        page.script(
+            """
+            return [...document.querySelectorAll('.flame .frame')].map(frame =>
+                [frame.querySelector('title').textContent, frame.querySelector('rect').getBoundingClientRect().width]);
+            """
+        )
+    )
+    assert set(widths) == {"all, 100.0 %", "main, 100.0 %", "a, 66.7 %", "b, 33.3 %", "c, 33.3 %"}
+    assert widths["a, 66.7 %"] == pytest.approx(2 * widths["b, 33.3 %"], rel=0.02)
+    # It grows.
+    publish(script, stack("main", "d"))
+    page.until(lambda: len(page.all(".flame rect")) == 6, "d is there")
+
+
+def test_a_click_zooms_in_and_the_whole_comes_back(page: Page, site: Serve, script: Script) -> None:
+    page.open(site(script.rbkit).url, "cpu")
+    page.until_live()
+    publish(script, *[stack("main", "hot")] * 3, stack("main", "cold"))
+    page.until(lambda: len(page.all(".flame rect")) == 4, "all frames are drawn")
+
+    def width(label: str) -> float:
+        frames = {frame.text: frame for frame in page.all(".flame .frame")}
+        return float(frames[label].find_element("css selector", "rect").size["width"])
+
+    page.until(lambda: width("cold") == pytest.approx(width("main") / 4, rel=0.02), "it is a quarter")
+    next(frame for frame in page.all(".flame .frame") if frame.text == "cold").click()
+    page.until(lambda: width("cold") == width("main"), "it fills the graph")
+    page.until(lambda: "Called by" in page.one("#view-cpu .detail").text, "its details are shown")
+    publish(script, stack("main", "new"))
+    page.until(lambda: "5 samples" in page.text, "another has come")
+    assert width("cold") == width("main")  # what is looked at stays
+    page.click("Whole graph")
+    page.until(lambda: width("cold") == pytest.approx(width("main") / 5, rel=0.02), "the whole is there")
+    assert width("new") == pytest.approx(width("main") / 5, rel=0.02)  # with what has come
+
+
+def test_callers_callees_and_lines_of_a_function(page: Page, site: Serve, script: Script) -> None:
+    page.open(site(script.rbkit).url, "cpu")
+    page.until_live()
+    publish(script, stack("main", "hub", "leaf"), stack("main", "hub", "leaf"), stack("other", "hub"), stack("hub"))
+    page.until(lambda: "hub" in shown(page), "hub is there")
+    page.click("hub")
+    page.until(lambda: "Called by" in page.one("#view-cpu .detail").text, "its details are shown")
+    lines = page.one("#view-cpu .detail").text.splitlines()
+    callers = lines[lines.index("Called by") + 1 : lines.index("Calls")]
+    callees = lines[lines.index("Calls") + 1 : lines.index("Its own samples by line")]
+    assert callers == ["main 2 samples", "other 1 samples", "(thread) 1 samples"]
+    assert callees == ["leaf 2 samples"]
+    assert lines[-2:] == ["line 1: 1", "line 0: 1"]
+
+
+def test_search_filters_the_functions_and_marks_the_frames(page: Page, site: Serve, script: Script) -> None:
+    page.open(site(script.rbkit).url, "cpu")
+    page.until_live()
+    publish(script, stack("main", "alpha"), stack("main", "beta"))
+    page.until(lambda: set(shown(page)) == {"main", "alpha", "beta"}, "all are there")
+    marked = ".flame rect[fill='#e600e6' i]"
+    assert not page.all(marked)
+    page.type("Search functions", "ALPH")
+    page.until(lambda: set(shown(page)) == {"alpha"}, "one is left")
+    page.until(lambda: len(page.all(marked)) == 1, "its frame is marked")
+    page.type("Search functions", "(")  # no regular expression
+    page.until(lambda: not page.all(marked), "none is marked")
+
+
+def test_a_header_sorts_the_functions(page: Page, site: Serve, script: Script) -> None:
+    page.open(site(script.rbkit).url, "cpu")
+    page.until_live()
+    publish(script, *[stack("main", "a")] * 3, stack("main", "b"), stack("main"), stack("main"))
+    page.until(lambda: list(shown(page)) == ["a", "main", "b"], "by own samples")
+    page.click("total")
+    page.until(lambda: list(shown(page)) == ["main", "a", "b"], "by all samples")
+    page.click("function")
+    page.until(lambda: list(shown(page)) == ["a", "b", "main"], "by name")
+
+
+def test_the_exports_are_those_of_the_command_line(page: Page, site: Serve, rbkit: FakeRbkit) -> None:
+    samples = open_ruby(page, site, rbkit)
+    page.click("Export collapsed stacks")
+    lines = page.downloaded("cpu-1.collapsed.txt").read_text().splitlines()
+    assert sorted(lines) == sorted(collapsed(samples, ""))
+    page.click("Export speedscope")
+    ours = json.loads(page.downloaded("cpu-1.speedscope.json").read_text())
+    theirs = json.loads("".join(speedscope(samples, "")))
+
+    def profiles(file: dict[str, Any]) -> dict[str, Any]:
+        names = [frame["name"] for frame in file["shared"]["frames"]]
+        return {
+            profile["name"]: ([[names[i] for i in stack] for stack in profile["samples"]], profile["weights"])
+            for profile in file["profiles"]
+        }
+
+    assert profiles(ours) == profiles(theirs)
+    assert {key for key in theirs if key != "name"} <= set(ours)
+
+
+def test_clear_begins_anew(page: Page, site: Serve, script: Script) -> None:
+    page.open(site(script.rbkit).url, "cpu")
+    page.until_live()
+    publish(script, stack("main", "old"))
+    page.until(lambda: "old" in shown(page), "old is there")
+    page.click("Clear")
+    page.until(lambda: page.rows("Functions") == [], "nothing is left")
+    publish(script, stack("main", "new"))
+    page.until(lambda: set(shown(page)) == {"main", "new"}, "what comes is shown")
+
+
+def test_missing_messages_are_said(page: Page, site: Serve, script: Script) -> None:
+    page.open(site(script.rbkit).url, "cpu")
+    page.until_live()
+    publish(script, stack("main"))
+    script.lose(2)
+    publish(script, stack("main"))
+    page.until(lambda: "2 messages are missing: there may have been more samples" in page.text, "it is said")
+
+
+PROGRAM = """
+import time
+
+class Shop:
+    def hot(self):
+        until = time.thread_time() + 0.02
+        while time.thread_time() < until:
+            pass
+
+    def warm(self):
+        until = time.thread_time() + 0.01
+        while time.thread_time() < until:
+            pass
+
+shop = Shop()
+while True:
+    shop.hot()
+    shop.warm()
+"""
+
+
+@pytest.fixture
+def program(tmp_path: Path) -> Iterator[str]:
+    """A program that spends two thirds of its time in one function, run by `tornado-rbkit run`: the address."""
+    script = tmp_path / "shop.py"
+    script.write_text(PROGRAM)
+    command = [sys.executable, "-m", "tornado_rbkit", "run", str(script)]
+    with subprocess.Popen(command, stderr=subprocess.PIPE, text=True) as process:
+        try:
+            assert process.stderr is not None
+            found = re.search(r"http://\S+", process.stderr.readline())
+            assert found
+            yield found[0]
+        finally:
+            process.terminate()
+
+
+def test_a_real_program_s_hot_function_has_its_share(page: Page, program: str) -> None:
+    page.open(program, "cpu")
+    page.until_live()
+    page.click("Start CPU profiling")
+    page.until(lambda: sum(own for own, _ in shown(page).values()) > 1000, "a thousand samples are there")
+    table = shown(page)
+    hot, warm = (next(whole for name, (_, whole) in table.items() if name.endswith(end)) for end in ("hot", "warm"))
+    assert 0.55 < hot / (hot + warm) < 0.78
+    page.click("Stop CPU profiling")
+    page.until(lambda: page.facts["recording"] == "nothing", "it is stopped")
