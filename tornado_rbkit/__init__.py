@@ -1,5 +1,9 @@
 """A live rbkit profiler on a WebSocket: Tornado handlers with threaded ZMQ."""
 
+from __future__ import annotations
+
+from typing import Any
+
 from tornado_rbkit.access import Access
 from tornado_rbkit.bridge import Bridge, BridgeFullError
 from tornado_rbkit.client import ConnectionLost, Gap, RbkitClient
@@ -31,3 +35,10 @@ __all__ = [
     "TargetsHandler",
     "rbkit_routes",
 ]
+
+
+def _jupyter_server_extension_points() -> list[dict[str, Any]]:
+    """Tell Jupyter Server where its extension is; nothing else here needs Jupyter."""
+    from tornado_rbkit import jupyter
+
+    return jupyter._jupyter_server_extension_points()

@@ -19,7 +19,7 @@ from tornado_rbkit.protocol import SUBPROTOCOL
 from tornado_rbkit.websocket import RbkitWebSocketHandler, SubprotocolMatches
 
 RESERVED_NAMES: Final = frozenset({"ws", "status", "targets", "metrics", "static"})
-_NAME: Final = r"[A-Za-z0-9][A-Za-z0-9._~-]*"
+NAME: Final = r"[A-Za-z0-9][A-Za-z0-9._~-]*"
 
 
 def rbkit_routes(
@@ -49,17 +49,17 @@ def rbkit_routes(
     for name in named:
         check_name(name)
     base = re.escape(f"/{prefix.strip('/')}".rstrip("/"))
-    one_of_them = re.compile(f"{base}/({_NAME})/ws") if isinstance(bridges, Mapping) else None
+    one_of_them = re.compile(f"{base}/({NAME})/ws") if isinstance(bridges, Mapping) else None
     pages: dict[str, type[RequestHandler]] = {"/status": StatusHandler, "/targets": TargetsHandler, "/?": IndexHandler}
     if importlib.util.find_spec("prometheus_client"):
         from tornado_rbkit.metrics import MetricsHandler
 
         pages["/metrics"] = MetricsHandler
     return [
-        Rule(_OneBridge(PathMatches(f"{base}/({_NAME})/ws"), named, rules), RbkitWebSocketHandler),
-        Rule(_OneBridge(SubprotocolMatches(SUBPROTOCOL), named, rules, one_of_them), RbkitWebSocketHandler),
-        Rule(_OneBridge(PathMatches(f"{base}/ws"), named, rules), RbkitWebSocketHandler),
-        Rule(_OneBridge(PathMatches(f"{base}/({_NAME})/status"), named, rules), StatusHandler),
+        Rule(OneBridge(PathMatches(f"{base}/({NAME})/ws"), named, rules), RbkitWebSocketHandler),
+        Rule(OneBridge(SubprotocolMatches(SUBPROTOCOL), named, rules, one_of_them), RbkitWebSocketHandler),
+        Rule(OneBridge(PathMatches(f"{base}/ws"), named, rules), RbkitWebSocketHandler),
+        Rule(OneBridge(PathMatches(f"{base}/({NAME})/status"), named, rules), StatusHandler),
         Rule(PathMatches(f"{base}/static/(.*)"), AssetHandler, {"access": rules}),
         *(Rule(PathMatches(base + path), page, {"bridges": named, "access": rules}) for path, page in pages.items()),
     ]
@@ -71,13 +71,13 @@ def check_name(name: str) -> str:
     Raises:
         ValueError: it cannot.
     """
-    if name and (not re.fullmatch(_NAME, name) or name in RESERVED_NAMES):
+    if name and (not re.fullmatch(NAME, name) or name in RESERVED_NAMES):
         reserved = ", ".join(sorted(RESERVED_NAMES))
         raise ValueError(f"{name!r} cannot name a target; allowed: letters, digits and ._~-, but not {reserved}")
     return name
 
 
-class _OneBridge(Matcher):
+class OneBridge(Matcher):
     """Matches what another matcher does while there is a bridge for it: that of the name in the path, or the first."""
 
     def __init__(

@@ -7,13 +7,13 @@ import logging
 import re
 from collections.abc import Callable, Iterator, Mapping
 from pathlib import PurePath
-from typing import Final
+from typing import Final, NamedTuple
 
 from tornado_rbkit.bridge import Bridge
 from tornado_rbkit.iothread import IOLoopThread
 from tornado_rbkit.link import EndpointError
 from tornado_rbkit.profiler.discovery import RunningServer, list_servers
-from tornado_rbkit.routes import RESERVED_NAMES
+from tornado_rbkit.routes import RESERVED_NAMES, check_name
 
 _log = logging.getLogger(__name__)
 
@@ -21,18 +21,43 @@ LOOK_INTERVAL: Final = 1.0
 """Seconds between two looks at the runtime folder."""
 
 
+class Endpoints(NamedTuple):
+    """Where a profiler publishes and takes commands; None for rbkit's default ports."""
+
+    pub: str | None
+    req: str | None
+
+
 class DiscoveredTargets(Mapping[str, Bridge]):
     """What `rbkit_routes` takes, kept up with `list_servers`. Web loop only.
 
-    While no process announces itself there is one bridge, without a name, to rbkit's default ports: a Ruby process
-    does not announce itself.
+    While there is none, there is one bridge, without a name, to rbkit's default ports: a Ruby process does not
+    announce itself.
     """
 
-    def __init__(self, make_bridge: Callable[[str | None, str | None, IOLoopThread], Bridge]) -> None:
-        """Begin without any; `make_bridge` takes pub, req (None for the default ports) and the thread they share."""
+    def __init__(
+        self,
+        make_bridge: Callable[[str | None, str | None, IOLoopThread], Bridge],
+        fixed: Mapping[str, Endpoints] | None = None,
+        discovery: bool = True,
+    ) -> None:
+        """Begin with those whose names and endpoints are known.
+
+        Args:
+            make_bridge: takes pub, req (None for the default ports) and the thread they share.
+            fixed: what is there without being found.
+            discovery: whether to look for others.
+
+        Raises:
+            ValueError: a name that a path cannot have, or what `make_bridge` raises.
+        """
         self._make_bridge = make_bridge
+        self._discovery = discovery
         self._thread = IOLoopThread()
         self._default = make_bridge(None, None, self._thread)
+        self._fixed = {
+            check_name(name): make_bridge(pub, req, self._thread) for name, (pub, req) in (fixed or {}).items()
+        }
         self._bridges: dict[str, Bridge] = {}
         self._names: dict[RunningServer, str] = {}
         self._unreachable: set[RunningServer] = set()
@@ -56,7 +81,7 @@ class DiscoveredTargets(Mapping[str, Bridge]):
                 self.look()
                 await asyncio.sleep(LOOK_INTERVAL)
         finally:
-            bridges = [self._default, *self._bridges.values()]
+            bridges = [self._default, *self._fixed.values(), *self._bridges.values()]
             await asyncio.gather(*self._leaving, *(bridge.close() for bridge in bridges))
             self._thread.stop()
 
@@ -85,11 +110,11 @@ class DiscoveredTargets(Mapping[str, Bridge]):
             _log.info("%s has come, at %s", name, server.pub)
 
     def _shown(self) -> dict[str, Bridge]:
-        return self._bridges or {"": self._default}
+        return {**self._fixed, **self._bridges} or {"": self._default}
 
     def _servers(self) -> list[RunningServer]:
         try:
-            servers = list_servers()
+            servers = list_servers() if self._discovery else []
         except OSError as error:
             if str(error) != self._unusable:  # said once, not each second
                 self._unusable = str(error)
@@ -101,4 +126,4 @@ class DiscoveredTargets(Mapping[str, Bridge]):
     def _name(self, server: RunningServer) -> str:
         """Return a name that a path can have: that of the program, with the pid where it is taken."""
         plain = re.sub(r"[^A-Za-z0-9._~-]+", "-", PurePath(server.name).name).strip("._~-") or "python"
-        return plain if plain not in {*self._bridges, *RESERVED_NAMES} else f"{plain}-{server.pid}"
+        return plain if plain not in {*self._fixed, *self._bridges, *RESERVED_NAMES} else f"{plain}-{server.pid}"

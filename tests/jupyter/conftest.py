@@ -1,0 +1,158 @@
+"""A Jupyter Server with the extension, in the test's own loop: pytest-jupyter's fixtures without its hooks.
+
+Its plugin would run every coroutine of the suite on a loop of its own; here that is pytest-asyncio's.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import socket
+import threading
+from collections.abc import AsyncIterator, Awaitable, Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+from jupyter_server.serverapp import ServerApp
+from pytest_jupyter.jupyter_core import (  # noqa: F401
+    echo_kernel_spec,
+    jp_config_dir,
+    jp_data_dir,
+    jp_env_config_path,
+    jp_env_jupyter_path,
+    jp_environ,
+    jp_home_dir,
+    jp_kernel_dir,
+    jp_runtime_dir,
+    jp_system_config_path,
+    jp_system_jupyter_path,
+)
+from pytest_jupyter.jupyter_server import (  # noqa: F401
+    jp_argv,
+    jp_base_url,
+    jp_configurable_serverapp,
+    jp_http_port,
+    jp_logging_stream,
+    jp_nbconvert_templates,
+    jp_root_dir,
+    jp_server_config,
+)
+from pytest_jupyter.pytest_tornasync import http_server_port  # noqa: F401
+from tornado.httpclient import AsyncHTTPClient, HTTPClientError, HTTPRequest
+from tornado.httpserver import HTTPServer
+from tornado.websocket import WebSocketClientConnection, websocket_connect
+from traitlets.config import Config
+
+from tests.conftest import closing
+from tornado_rbkit.jupyter import RbkitExtension
+
+TOKEN = "s3cret"
+
+
+class Jupyter:
+    """A running server. `url` is that of its base_url."""
+
+    def __init__(self, app: ServerApp, listening: socket.socket) -> None:
+        self.app = app
+        self.origin = f"http://127.0.0.1:{listening.getsockname()[1]}"
+        self.url = f"{self.origin}{app.base_url}"
+        self._http = HTTPServer(app.web_app)
+        self._http.add_socket(listening)
+        self._connections: list[WebSocketClientConnection] = []
+
+    @property
+    def extension(self) -> RbkitExtension:
+        extension = self.app.extension_manager.extension_points["rbkit"].app
+        assert isinstance(extension, RbkitExtension)
+        return extension
+
+    async def connect(
+        self, path: str = "rbkit/ws", token: str | None = TOKEN, **headers: str
+    ) -> WebSocketClientConnection:
+        """Open a WebSocket; it is closed with the server."""
+        request = HTTPRequest(self.url.replace("http", "ws") + path, headers=_headers(token, headers))
+        connection = await websocket_connect(request, subprotocols=["rbkit"])
+        self._connections.append(connection)
+        return connection
+
+    async def log_in(self) -> str:
+        """Return the cookie of somebody who has given the token once."""
+        request = HTTPRequest(f"{self.url}?token={TOKEN}", follow_redirects=False)
+        response = await AsyncHTTPClient().fetch(request, raise_error=False)
+        return "; ".join(cookie.partition(";")[0] for cookie in response.headers.get_list("Set-Cookie"))
+
+    async def knock(self, path: str, token: str | None = TOKEN, method: str = "GET", **headers: str) -> int:
+        """Return the status with which a door answers: 101 for an open WebSocket."""
+        try:
+            if path.endswith("ws"):
+                (await self.connect(path, token, **headers)).close()
+                return 101
+            request = HTTPRequest(
+                self.url + path,
+                headers=_headers(token, headers),
+                method=method,
+                body=b"" if method == "POST" else None,
+                follow_redirects=False,
+            )
+            return (await AsyncHTTPClient().fetch(request)).code
+        except HTTPClientError as error:
+            return error.code
+
+    async def get(self, path: str, **headers: str) -> Any:
+        request = HTTPRequest(self.url + path, headers=_headers(TOKEN, headers))
+        return await AsyncHTTPClient().fetch(request)
+
+    async def close(self) -> None:
+        self._http.stop()
+        ends = [asyncio.create_task(closing(connection)) for connection in self._connections]
+        await self.app._cleanup()
+        await self._http.close_all_connections()
+        await asyncio.gather(*ends)
+
+
+StartJupyter = Callable[..., Awaitable[Jupyter]]
+
+
+@pytest.fixture
+async def jp_asyncio_loop() -> asyncio.AbstractEventLoop:
+    """The loop that pytest-asyncio runs."""
+    return asyncio.get_running_loop()
+
+
+@pytest.fixture
+async def jupyter(
+    jp_configurable_serverapp: Callable[..., ServerApp],  # noqa: F811
+    http_server_port: tuple[socket.socket, int],  # noqa: F811
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+) -> AsyncIterator[StartJupyter]:
+    """Return what starts a server: `await jupyter(pub=..., req=...)` with settings of the extension."""
+    monkeypatch.setenv("RBKIT_RUNTIME_DIR", str(tmp_path / "rbkit"))
+    threads = set(threading.enumerate())
+    servers: list[Jupyter] = []
+
+    async def start(server: dict[str, Any] | None = None, **settings: Any) -> Jupyter:
+        config = Config(
+            ServerApp={
+                "jpserver_extensions": {"tornado_rbkit": True},
+                "reraise_server_extension_failures": True,
+                **(server or {}),
+            },
+            IdentityProvider={"token": TOKEN},
+            RbkitExtension=settings,
+        )
+        servers.append(Jupyter(jp_configurable_serverapp(config=config), http_server_port[0]))
+        await asyncio.sleep(0)  # for the callback that starts the extension
+        return servers[-1]
+
+    yield start
+    for server in servers:
+        await server.close()
+        server.app.clear_instance()
+    left = [thread.name for thread in set(threading.enumerate()) - threads if thread.name.startswith("rbkit")]
+    assert not left, f"threads that the extension left behind: {left}"
+
+
+def _headers(token: str | None, headers: dict[str, str]) -> dict[str, str]:
+    authorization = {} if token is None else {"Authorization": f"token {token}"}
+    return {**authorization, **{name.replace("_", "-"): value for name, value in headers.items()}}

@@ -1,0 +1,145 @@
+"""Every door of the extension, and who gets through: Jupyter's identity, authorizer, origins and hosts."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import pytest
+from jupyter_server.auth.authorizer import Authorizer
+from jupyter_server.base.handlers import JupyterHandler
+
+from tests.conftest import ask
+from tests.fake_rbkit import FakeRbkit
+from tests.jupyter.conftest import StartJupyter
+from tornado_rbkit.jupyter import handlers
+
+SOCKETS = ["rbkit/ws", "rbkit/web-1/ws"]
+PAGES = ["rbkit/", "rbkit/status", "rbkit/targets", "rbkit/web-1/status"]
+DOORS = [*SOCKETS, *PAGES]
+
+
+class Watchers(Authorizer):
+    """Lets everybody read, and nobody do anything else."""
+
+    def is_authorized(self, handler: Any, user: Any, action: str, resource: str) -> bool:
+        return (action, resource) == ("read", "rbkit")
+
+
+class Nobody(Authorizer):
+    """Lets nobody do anything."""
+
+    async def is_authorized(self, handler: Any, user: Any, action: str, resource: str) -> bool:
+        return False
+
+
+@pytest.fixture
+def settings(rbkit: FakeRbkit) -> dict[str, Any]:
+    return {"targets": {"web-1": rbkit.endpoints}, "discovery": False}
+
+
+@pytest.mark.parametrize("path", DOORS)
+@pytest.mark.parametrize("strict", [False, True])
+async def test_nobody_gets_in_without_credentials(
+    jupyter: StartJupyter, settings: dict[str, Any], path: str, strict: bool
+) -> None:
+    server = await jupyter({"allow_unauthenticated_access": not strict}, **settings)
+    refused = 302 if path == "rbkit/" else 403  # a person is shown the login page
+    for token in (None, "", "wrong", "s3cre"):
+        assert await server.knock(path, token) == refused
+    assert await server.knock(path, None, Cookie="username-127-0-0-1=forged") == refused
+    assert await server.knock(path) in (101, 200)
+
+
+@pytest.mark.parametrize("path", DOORS)
+async def test_a_foreign_origin_with_a_cookie_is_refused(
+    jupyter: StartJupyter, settings: dict[str, Any], path: str
+) -> None:
+    server = await jupyter(**settings)
+    cookie = await server.log_in()
+    for origin in ("http://evil.example", "null", "http://127.0.0.1:1"):
+        assert await server.knock(path, None, Cookie=cookie, Origin=origin) == 403, origin
+    assert await server.knock(path, None, Cookie=cookie, Origin=server.origin) in (101, 200)
+    assert await server.knock(path, None, Cookie=cookie) in (101, 200)
+
+
+@pytest.mark.parametrize("path", SOCKETS)
+async def test_an_origin_that_jupyter_allows_is_let_in(
+    jupyter: StartJupyter, settings: dict[str, Any], path: str
+) -> None:
+    server = await jupyter({"allow_origin": "https://tools.example"}, **settings)
+    cookie = await server.log_in()
+    assert await server.knock(path, None, Cookie=cookie, Origin="https://tools.example") == 101
+    assert await server.knock(path, None, Cookie=cookie, Origin="https://other.example") == 403
+
+
+@pytest.mark.parametrize("path", DOORS)
+async def test_a_host_that_is_not_local_is_refused(jupyter: StartJupyter, settings: dict[str, Any], path: str) -> None:
+    server = await jupyter({"allow_remote_access": False}, **settings)
+    assert await server.knock(path, Host="rebound.example") == 403
+    assert await server.knock(path) in (101, 200)
+
+
+@pytest.mark.parametrize("path", DOORS)
+async def test_an_authorizer_that_denies_is_obeyed(jupyter: StartJupyter, settings: dict[str, Any], path: str) -> None:
+    server = await jupyter({"authorizer_class": Nobody}, **settings)
+    assert await server.knock(path) == 403
+
+
+async def test_reading_is_watching_and_commands_are_executing(
+    jupyter: StartJupyter, settings: dict[str, Any], rbkit: FakeRbkit
+) -> None:
+    server = await jupyter({"authorizer_class": Watchers}, **settings)
+    connection = await server.connect()
+    assert await ask(connection, "handshake") == b"0" + rbkit.handshake()
+    refusal = await ask(connection, "trigger_gc")
+    assert refusal.startswith(b"0error:forbidden trigger_gc")
+    assert b"'execute'" in refusal
+    assert b"ServerApp.authorizer_class" in refusal
+    assert b"trigger_gc" not in rbkit.received
+
+
+async def test_read_only_refuses_commands(jupyter: StartJupyter, settings: dict[str, Any], rbkit: FakeRbkit) -> None:
+    server = await jupyter(**settings, read_only=True)
+    connection = await server.connect()
+    assert (await ask(connection, "trigger_gc")).startswith(b"0error:forbidden")
+
+
+@pytest.mark.parametrize("path", PAGES)
+async def test_pages_have_jupyter_s_policy_beside_their_own(
+    jupyter: StartJupyter, settings: dict[str, Any], path: str
+) -> None:
+    server = await jupyter(**settings)
+    response = await server.get(path)
+    policies = response.headers.get_list("Content-Security-Policy")
+    assert any("frame-ancestors 'self'" in policy for policy in policies)
+    assert path != "rbkit/" or any("default-src 'none'" in policy for policy in policies)
+    assert response.headers["X-Content-Type-Options"] == "nosniff"
+
+
+@pytest.mark.parametrize("path", PAGES)
+async def test_nothing_but_reading_is_there(jupyter: StartJupyter, settings: dict[str, Any], path: str) -> None:
+    server = await jupyter(**settings)
+    cookie = await server.log_in()
+    assert await server.knock(path, None, method="POST", Cookie=cookie) == 403, "without the XSRF token"
+    assert await server.knock(path, method="POST") == 405
+
+
+@pytest.mark.parametrize("path", ["rbkit/other/ws", "rbkit/other/status", "rbkit/other"])
+async def test_a_target_that_is_not_there_is_not_found(
+    jupyter: StartJupyter, settings: dict[str, Any], path: str
+) -> None:
+    server = await jupyter(**settings)
+    assert await server.knock(path) == 404
+
+
+def test_the_handlers_hide_nothing_of_jupyter_s() -> None:
+    """Names that mean one thing to Jupyter and another to us would be found by nobody else."""
+    meant = {"initialize", "get", "write_error", "finish", "check_origin", "get_login_url", "auth_resource"}
+    meant |= {"access", "__module__", "__doc__", "__annotations__", "__firstlineno__", "__static_attributes__"}
+    ours = [
+        kind
+        for handler in (handlers.JupyterWebSocketHandler, handlers.JupyterStatusHandler, handlers.JupyterIndexHandler)
+        for kind in handler.__mro__
+        if kind.__module__.startswith("tornado_rbkit")
+    ]
+    assert {name for kind in ours for name in vars(kind) if hasattr(JupyterHandler, name)} - meant == set()

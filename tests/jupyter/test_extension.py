@@ -1,0 +1,57 @@
+"""The extension's settings, and its life with the server."""
+
+from __future__ import annotations
+
+import asyncio
+import json
+from typing import Any
+
+import pytest
+
+from tests.conftest import ask, closing, receive_data
+from tests.fake_rbkit import FakeRbkit
+from tests.jupyter.conftest import StartJupyter
+
+
+async def test_data_and_commands_pass(jupyter: StartJupyter, rbkit: FakeRbkit) -> None:
+    server = await jupyter(**rbkit.endpoints)
+    connection = await server.connect("rbkit/default/ws")
+    assert await ask(connection, "start_memory_profile") == b"0ok"
+    message = rbkit.publish_collection()
+    assert await receive_data(connection) == message
+    status = json.loads((await server.get("rbkit/status")).body)
+    assert status["targets"]["default"]["state"] == "connected"
+    assert [target["name"] for target in json.loads((await server.get("rbkit/targets")).body)] == ["default"]
+
+
+async def test_viewers_are_closed_with_1001_when_the_server_stops(jupyter: StartJupyter, rbkit: FakeRbkit) -> None:
+    server = await jupyter(**rbkit.endpoints)
+    connection = await server.connect()
+    await ask(connection, "handshake")
+    stopping = asyncio.create_task(server.extension.stop_extension())
+    assert await closing(connection) == (1001, "server shutting down")
+    await stopping
+
+
+@pytest.mark.parametrize(
+    ("settings", "told"),
+    [
+        ({"pub": "http://127.0.0.1:5555"}, "pub='http://127.0.0.1:5555' is not an endpoint"),
+        ({"targets": {"ws": {"pub": "tcp://127.0.0.1:1", "req": "tcp://127.0.0.1:2"}}}, "'ws' cannot name a target"),
+        ({"targets": {"web-1": "tcp://127.0.0.1:1"}}, "targets['web-1'] is 'tcp://127.0.0.1:1'; allowed: a dict like"),
+        ({"targets": {"web-1": {"pub": 5555, "req": 5556}}}, "targets['web-1'] is"),
+        ({"stall_timeout": 0}, "stall_timeout=0.0 is out of range"),
+        ({"max_clients": "many"}, "max_clients"),
+        ({"read_only": 3}, "read_only"),
+    ],
+)
+async def test_a_wrong_setting_is_one_line_in_the_log_and_jupyter_runs(
+    jupyter: StartJupyter, capsys: pytest.CaptureFixture[str], settings: dict[str, Any], told: str
+) -> None:
+    server = await jupyter(**settings)
+    errors = capsys.readouterr().err
+    [line] = [line for line in errors.splitlines() if "RbkitExtension is off" in line]
+    assert told in line
+    assert "Traceback" not in errors
+    assert await server.knock("rbkit/status") == 404
+    assert await server.knock("api/status") == 200

@@ -1,0 +1,146 @@
+"""The handlers under Jupyter's rules: its identity, authorizer, origins, hosts, XSRF check and policy headers.
+
+Jupyter checks the identity in `prepare` unless ``allow_unauthenticated_access`` is on, which it is by default; what
+holds in every configuration are the decorators.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Callable, Mapping
+from typing import Any, Final, TypeVar, cast
+
+from jupyter_core.utils import ensure_async
+from jupyter_server.auth.decorator import authorized, ws_authenticated
+from jupyter_server.base.handlers import JupyterHandler
+from jupyter_server.base.websocket import WebSocketMixin
+from tornado.concurrent import Future
+from tornado.routing import PathMatches, Rule
+from tornado.web import HTTPError, RequestHandler, authenticated
+
+from tornado_rbkit.access import WATCH, Access, Refusal
+from tornado_rbkit.bridge import Bridge
+from tornado_rbkit.pages import IndexHandler, PageHandler, StatusHandler, TargetsHandler
+from tornado_rbkit.protocol import CommandError
+from tornado_rbkit.routes import NAME, OneBridge
+from tornado_rbkit.websocket import RbkitWebSocketHandler
+
+AUTH_RESOURCE: Final = "rbkit"
+_Method = TypeVar("_Method", bound=Callable[..., Any])
+
+
+class JupyterAccess(Access):
+    """The rules of the mount: Jupyter's authorizer is asked to "read" for watching, to "execute" for commands."""
+
+    async def refusal(self, handler: RequestHandler, command: str) -> CommandError | None:
+        """Return why not, None if it may be; see `Access.refusal`."""
+        if await super().refusal(handler, command) is None:
+            return None
+        text = f"{command}: the server's authorizer does not let you {_action(command)!r} the resource {AUTH_RESOURCE}"
+        return CommandError("forbidden", f"{text} (ServerApp.authorizer_class)")
+
+
+def jupyter_access(read_only: bool) -> Access:
+    """Return the rules for all handlers here."""
+    return JupyterAccess(authorize=_is_authorized, read_only=read_only)
+
+
+def jupyter_routes(bridges: Mapping[str, Bridge], base_url: str, access: Access) -> list[Rule]:
+    """Return the routes below ``base_url``, for bridges that may come and go."""
+    base = re.escape(f"{base_url.rstrip('/')}/rbkit")
+    pages: dict[str, type[RequestHandler]] = {
+        "/?": JupyterIndexHandler,
+        "/status": JupyterStatusHandler,
+        "/targets": JupyterTargetsHandler,
+    }
+    options = {"bridges": bridges, "access": access}
+    return [
+        Rule(OneBridge(PathMatches(f"{base}/({NAME})/ws"), bridges, access), JupyterWebSocketHandler),
+        Rule(OneBridge(PathMatches(f"{base}/ws"), bridges, access), JupyterWebSocketHandler),
+        Rule(OneBridge(PathMatches(f"{base}/({NAME})/status"), bridges, access), JupyterStatusHandler),
+        *(Rule(PathMatches(base + path), page, options) for path, page in pages.items()),
+    ]
+
+
+def _guarded(method: _Method) -> _Method:
+    guarded: Any = authenticated(authorized(method))
+    return cast("_Method", guarded)
+
+
+class JupyterWebSocketHandler(RbkitWebSocketHandler, WebSocketMixin, JupyterHandler):
+    """One viewer's WebSocket. Its pings are `RbkitWebSocketHandler`'s: the mixin's times are in milliseconds."""
+
+    auth_resource = AUTH_RESOURCE
+
+    @ws_authenticated
+    @authorized
+    async def get(self, *args: Any, **kwargs: Any) -> None:
+        """Upgrade a request of a user who may watch."""
+        await super().get(*args, **kwargs)
+
+    def check_origin(self, origin: str | None = None) -> bool:
+        """Allow what Jupyter allows."""
+        if WebSocketMixin.check_origin(self, origin):
+            return True
+        raise _foreign(self)
+
+
+class JupyterPageHandler(PageHandler, JupyterHandler):
+    """A page or JSON for a user who may watch; the other base has what it answers."""
+
+    auth_resource = AUTH_RESOURCE
+
+    @_guarded
+    async def get(self) -> None:
+        """Answer as the other base does."""
+        await super().get()  # type: ignore[misc]
+
+    async def check_request(self) -> None:
+        """Raise `Refusal` for another site's scripts too, which Jupyter leaves to its APIHandler."""
+        if not self.check_origin():
+            raise _foreign(self)
+        await super().check_request()
+
+    def finish(self, chunk: str | bytes | dict[str, Any] | None = None) -> Future[None]:
+        """Finish the response; Jupyter's policy holds beside the page's own."""
+        policy = self.content_security_policy
+        if policy not in self._headers.get_list("Content-Security-Policy"):
+            self.add_header("Content-Security-Policy", policy)
+        return super().finish(chunk)
+
+
+class _JsonHandler(JupyterPageHandler):
+    def get_login_url(self) -> str:
+        """Refuse, as Jupyter's APIHandler does: a script has no use for the login page.
+
+        Raises:
+            HTTPError: 403, always.
+        """
+        raise HTTPError(403)
+
+
+class JupyterStatusHandler(_JsonHandler, StatusHandler):
+    """The figures as JSON."""
+
+
+class JupyterTargetsHandler(_JsonHandler, TargetsHandler):
+    """The bridges that have names, as JSON."""
+
+
+class JupyterIndexHandler(JupyterPageHandler, IndexHandler):
+    """The page."""
+
+
+async def _is_authorized(handler: RequestHandler, command: str) -> bool:
+    assert isinstance(handler, JupyterHandler)
+    asked = handler.authorizer.is_authorized(handler, handler.current_user, _action(command), AUTH_RESOURCE)
+    return bool(await ensure_async(asked))
+
+
+def _action(command: str) -> str:
+    return "read" if command == WATCH else "execute"
+
+
+def _foreign(handler: RequestHandler) -> Refusal:
+    origin = handler.request.headers.get("Origin", "")
+    return Refusal(403, f"the origin {origin[:200]!r} is not allowed (ServerApp.allow_origin)")
