@@ -42,3 +42,10 @@ def _jupyter_server_extension_points() -> list[dict[str, Any]]:
     from tornado_rbkit import jupyter
 
     return jupyter._jupyter_server_extension_points()
+
+
+def load_ipython_extension(shell: Any) -> None:
+    """Add ``%rbkit`` and ``%%rbkit`` to a notebook: ``%load_ext tornado_rbkit``."""
+    from tornado_rbkit.jupyter.magics import RbkitMagics
+
+    shell.register_magics(RbkitMagics)

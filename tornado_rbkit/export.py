@@ -45,12 +45,14 @@ def speedscope(events: Iterable[Event], name: str) -> Iterator[str]:
 
 def collapsed(events: Iterable[Event], name: str) -> Iterator[str]:
     """Yield the lines that flamegraph.pl and its kin read: frames from the outside in, and how often."""
-    stacks = Counter(
-        ";".join([f"thread {sample.frames[0].thread_id}", *(_one_word(frame) for frame in reversed(sample.frames))])
-        for sample in _samples(events)
-    )
+    stacks = Counter((f"thread {sample.frames[0].thread_id}", *folded(sample)) for sample in _samples(events))
     for stack, count in stacks.items():
-        yield f"{stack} {count}"
+        yield f"{';'.join(stack)} {count}"
+
+
+def folded(sample: CPUSample) -> tuple[str, ...]:
+    """Return the labels of a stack from the outside in: those that are alike are one bar of a flame graph."""
+    return tuple(_one_word(frame) for frame in reversed(sample.frames))
 
 
 def json_lines(events: Iterable[Event], name: str) -> Iterator[str]:

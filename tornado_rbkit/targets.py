@@ -125,5 +125,10 @@ class DiscoveredTargets(Mapping[str, Bridge]):
 
     def _name(self, server: RunningServer) -> str:
         """Return a name that a path can have: that of the program, with the pid where it is taken."""
-        plain = re.sub(r"[^A-Za-z0-9._~-]+", "-", PurePath(server.name).name).strip("._~-") or "python"
+        plain = path_name(server.name)
         return plain if plain not in {*self._fixed, *self._bridges, *RESERVED_NAMES} else f"{plain}-{server.pid}"
+
+
+def path_name(program: str) -> str:
+    """Return the name of a program's file as a path can have it."""
+    return re.sub(r"[^A-Za-z0-9._~-]+", "-", PurePath(program).name).strip("._~-") or "python"

@@ -6,6 +6,7 @@ Its plugin would run every coroutine of the suite on a loop of its own; here tha
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import socket
 import threading
 from collections.abc import AsyncIterator, Awaitable, Callable
@@ -44,9 +45,46 @@ from tornado.websocket import WebSocketClientConnection, websocket_connect
 from traitlets.config import Config
 
 from tests.conftest import closing
-from tornado_rbkit.jupyter import RbkitExtension
+from tornado_rbkit.jupyter.application import RbkitExtension
 
 TOKEN = "s3cret"
+
+
+class Kernel:
+    """A kernel of a running server, and a client of it."""
+
+    def __init__(self, manager: Any) -> None:
+        self.manager = manager
+        self._client = manager.client()
+
+    @property
+    def pid(self) -> int:
+        return int(self.manager.provisioner.pid)
+
+    @property
+    def id(self) -> str:
+        return str(self.manager.kernel_id)
+
+    async def open(self) -> None:
+        self._client.start_channels()
+        await self._client.wait_for_ready(timeout=60)
+
+    def close(self) -> None:
+        self._client.stop_channels()
+
+    async def run(self, code: str) -> list[dict[str, Any]]:
+        """Run a cell and return its outputs, as a notebook would keep them."""
+        outputs: list[dict[str, Any]] = []
+        await self._client.execute_interactive(
+            code,
+            timeout=60,
+            output_hook=lambda message: outputs.append({"kind": message["msg_type"], **message["content"]}),
+        )
+        return [output for output in outputs if output["kind"] not in ("status", "execute_input")]
+
+    async def text(self, code: str) -> str:
+        """Run a cell and return what it printed."""
+        return "".join(output.get("text", "") for output in await self.run(code))
 
 
 class Jupyter:
@@ -101,6 +139,20 @@ class Jupyter:
     async def get(self, path: str, **headers: str) -> Any:
         request = HTTPRequest(self.url + path, headers=_headers(TOKEN, headers))
         return await AsyncHTTPClient().fetch(request)
+
+    @contextlib.asynccontextmanager
+    async def kernel(self, notebook: str = "Analysis.ipynb") -> AsyncIterator[Kernel]:
+        """Start a kernel as JupyterLab does when it opens a notebook."""
+        sessions: Any = self.app.session_manager
+        session = await sessions.create_session(path=notebook, name=notebook, type="notebook", kernel_name="python3")
+        kernels: Any = self.app.kernel_manager
+        kernel = Kernel(kernels.get_kernel(session["kernel"]["id"]))
+        try:
+            await kernel.open()
+            yield kernel
+        finally:
+            kernel.close()
+            await kernels.shutdown_kernel(session["kernel"]["id"], now=True)
 
     async def close(self) -> None:
         self._http.stop()

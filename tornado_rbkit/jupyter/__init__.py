@@ -1,13 +1,15 @@
-"""The Jupyter Server extension. Whatever imports it needs the extra ``jupyter``."""
+"""What makes a profiler part of a notebook's day: the Jupyter Server extension, and the magics of a kernel.
+
+`application` and `handlers` need Jupyter Server; `magics` needs IPython, and is for kernels that may have no server
+beside them. Hence nothing is imported here.
+"""
 
 from __future__ import annotations
 
 from typing import Any
 
-from tornado_rbkit.jupyter.application import RbkitExtension
-
-__all__ = ["RbkitExtension"]
-
 
 def _jupyter_server_extension_points() -> list[dict[str, Any]]:
+    from tornado_rbkit.jupyter.application import RbkitExtension
+
     return [{"module": "tornado_rbkit.jupyter", "app": RbkitExtension}]

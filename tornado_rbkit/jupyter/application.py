@@ -85,6 +85,7 @@ class RbkitExtension(ExtensionApp):
     _following: asyncio.Task[None] | None = None
     _stopped = False
     _wrong = ""
+    bridges: DiscoveredTargets
 
     def _link_jupyter_server_extension(self, serverapp: ServerApp) -> None:
         """Take the settings. Jupyter would log a wrong one with a traceback, and say nothing of what is allowed."""
@@ -98,13 +99,13 @@ class RbkitExtension(ExtensionApp):
         assert self.serverapp is not None
         try:
             if not self._wrong:
-                self._bridges = self._make_targets()
+                self.bridges = self._make_targets()
         except ValueError as error:
             self._wrong = str(error)
         if self._wrong:
             self.log.error("RbkitExtension is off, a setting of it is wrong: %s", " ".join(self._wrong.split()))
             return
-        routes = jupyter_routes(self._bridges, self.serverapp.base_url, jupyter_access(self.read_only))
+        routes = jupyter_routes(self.bridges, self.serverapp.base_url, jupyter_access(self.read_only))
         self.serverapp.web_app.add_handlers(".*$", routes)  # type: ignore[no-untyped-call]
         self.serverapp.io_loop.add_callback(self._start_following)
 
@@ -117,7 +118,7 @@ class RbkitExtension(ExtensionApp):
 
     def _start_following(self) -> None:
         if not self._stopped:
-            self._following = asyncio.create_task(self._bridges.follow())
+            self._following = asyncio.create_task(self.bridges.follow())
 
     def _make_targets(self) -> DiscoveredTargets:
         """Return the bridges.

@@ -26,7 +26,7 @@ import sys
 import threading
 import time
 import weakref
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Collection, Iterable
 from types import CodeType, FrameType, FunctionType
 from typing import Any, Final
 
@@ -52,18 +52,20 @@ _PAYLOAD_KEY: Final = bytes((Field.PAYLOAD,))
 
 
 class CPUSampler:
-    """Sample from `start` to `stop`; neither its own thread nor the one that starts it.
+    """Sample from `start` to `stop`, but neither its own thread nor those left out.
 
-    `start`, `stop` and the setting of `clock_type` are the server's thread's; `status` is any thread's.
+    `start`, `stop` and the setting of `clock_type` are one thread's; `status` is any thread's.
 
     Args:
         publisher: where the samples go.
+        leave_out: threads, by their identifiers; None for the one that starts it.
     """
 
-    def __init__(self, publisher: Publisher) -> None:
+    def __init__(self, publisher: Publisher, leave_out: Collection[int] | None = None) -> None:
         self.clock_type = "wall"
         self.interval = DEFAULT_INTERVAL
         self._publisher = publisher
+        self._leave_out = leave_out
         self._own: set[int] = set()
         self._stopping = threading.Event()
         self._thread: threading.Thread | None = None
@@ -94,7 +96,7 @@ class CPUSampler:
         self._ticks = self._late = self._samples = 0
         self._switching.lower(self.interval / 2)  # with a whole one every other tick would be late
         self._began = time.monotonic()
-        self._own = {threading.get_ident()}
+        self._own = {threading.get_ident()} if self._leave_out is None else set(self._leave_out)
         self._thread = threading.Thread(target=self._run, name="rbkit-cpu", daemon=True)
         self._thread.start()
 

@@ -1,0 +1,148 @@
+"""A real kernel, profiled from its notebook and watched through its server."""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+import xml.etree.ElementTree as ET
+from typing import Any
+
+from tests.conftest import ask, closing, receive_data, until
+from tests.jupyter.conftest import Jupyter, Kernel, StartJupyter
+from tornado_rbkit.protocol import EventCollection, Handshake, decode
+
+BUSY = """%%rbkit
+import threading, time
+def busy(seconds):
+    end = time.perf_counter() + seconds
+    while time.perf_counter() < end:
+        pass
+    return "done"
+beside = threading.Thread(target=busy, args=(0.3,))
+beside.start()
+busy(0.3)
+beside.join()
+busy(0)
+"""
+
+
+async def targets(server: Jupyter) -> list[str]:
+    return [target["name"] for target in json.loads((await server.get("rbkit/targets")).body)]
+
+
+async def start(kernel: Kernel) -> dict[str, Any]:
+    assert await kernel.run("%load_ext tornado_rbkit") == []
+    [output] = await kernel.run("%rbkit start")
+    data: dict[str, Any] = output["data"]
+    return data
+
+
+async def test_it_is_found_by_its_notebook_s_name_and_watched(jupyter: StartJupyter) -> None:
+    server = await jupyter()
+    async with server.kernel("work/My Analysis.ipynb") as kernel:
+        shown = await start(kernel)
+        name = f"My-Analysis-{kernel.id[:8]}"
+        link = f'href="{server.app.base_url}rbkit/#{name}"'
+        assert link in shown["text/html"]
+        assert "127.0.0.1" not in shown["text/html"], "the link holds behind a proxy too"
+        assert name in shown["text/plain"]
+        await until(lambda: name in server.extension.bridges, "the kernel is found")
+        assert await targets(server) == [name]
+        connection = await server.connect(f"rbkit/{name}/ws")
+        handshake = decode((await ask(connection, "handshake"))[1:])
+        assert isinstance(handshake, Handshake)
+        assert (handshake.pid, handshake.process_name) == (kernel.pid, name)
+        assert await ask(connection, "start_cpu_profiling") == b"0ok"
+        assert isinstance(decode(await receive_data(connection)), EventCollection)
+        assert "CPU sampling: on" in await kernel.text("%rbkit status")
+        assert " objects, sent to whoever watches" in await kernel.text("%rbkit snapshot")
+        [again] = await kernel.run("%rbkit start")
+        assert again["data"] == shown, "a second start shows where the first one is"
+        assert await kernel.run("%rbkit stop") == []
+        assert await closing(connection) == (1001, "server shutting down")
+        assert "no profiler runs" in await kernel.text("%rbkit status")
+
+
+async def test_it_is_forgotten_when_it_is_killed(jupyter: StartJupyter) -> None:
+    server = await jupyter()
+    async with server.kernel() as kernel:
+        await start(kernel)
+        name = f"Analysis-{kernel.id[:8]}"
+        await until(lambda: name in server.extension.bridges, "the kernel is found")
+        connection = await server.connect(f"rbkit/{name}/ws")
+        assert await ask(connection, "start_memory_profile") == b"0ok"
+        await receive_data(connection)
+        os.kill(kernel.pid, signal.SIGKILL)
+        assert (await closing(connection))[0] == 1001
+        await until(lambda: name not in server.extension.bridges, "the kernel is forgotten")
+        assert await server.knock(f"rbkit/{name}/ws") == 404
+
+
+async def test_it_is_forgotten_when_it_restarts_and_found_again(jupyter: StartJupyter) -> None:
+    server = await jupyter()
+    async with server.kernel() as kernel:
+        await start(kernel)
+        name = f"Analysis-{kernel.id[:8]}"
+        await until(lambda: name in server.extension.bridges, "the kernel is found")
+        connection = await server.connect(f"rbkit/{name}/ws")
+        await ask(connection, "handshake")
+        kernel.close()
+        await kernel.manager.restart_kernel()
+        assert (await closing(connection))[0] == 1001
+        again = Kernel(kernel.manager)
+        await again.open()
+        try:
+            await start(again)
+            await until(lambda: name in server.extension.bridges, "the kernel is found again")
+            connection = await server.connect(f"rbkit/{name}/ws")
+            handshake = decode((await ask(connection, "handshake"))[1:])
+            assert isinstance(handshake, Handshake)
+            assert handshake.pid == again.pid
+        finally:
+            again.close()
+
+
+async def test_a_cell_s_flame_graph_is_a_picture(jupyter: StartJupyter) -> None:
+    server = await jupyter()
+    async with server.kernel() as kernel:
+        await kernel.run("%load_ext tornado_rbkit")
+        *_, result, picture = await kernel.run(BUSY)
+        assert "done" in str(result)
+        svg = picture["data"]["image/svg+xml"]
+        bars = {
+            str(title.text).partition(":")[0] for title in ET.fromstring(svg).iter("{http://www.w3.org/2000/svg}title")
+        }
+        assert {"all", "__main__.<module>", "__main__.busy"} <= bars
+        assert "threading.Thread.run" in bars, "threads that the cell started are in it"
+        assert not any("run_cell" in bar or "run_code" in bar for bar in bars), "what ran the cell is not in it"
+        assert "<script" not in svg
+        assert "__main__.busy" in picture["data"]["text/plain"]
+
+
+async def test_a_cell_that_fails_shows_its_error_and_its_flame_graph_and_stops_what_follows(
+    jupyter: StartJupyter,
+) -> None:
+    server = await jupyter()
+    async with server.kernel() as kernel:
+        await kernel.run("%load_ext tornado_rbkit")
+        outputs = await kernel.run("%%rbkit\n1 / 0")
+        assert [output["ename"] for output in outputs if output["kind"] == "error"] == [
+            "ZeroDivisionError",
+            "CellFailed",
+        ]
+        assert any("image/svg+xml" in output.get("data", {}) for output in outputs)
+
+
+async def test_what_is_asked_wrongly_is_told_in_a_line(jupyter: StartJupyter) -> None:
+    server = await jupyter()
+    async with server.kernel() as kernel:
+        await kernel.run("%load_ext tornado_rbkit")
+        for code, told in [
+            ("%rbkit", "allowed: start, stop, status, snapshot"),
+            ("%rbkit begin", "%rbkit begin: unknown; allowed"),
+            ("%rbkit snapshot", "%rbkit start starts it"),
+            ("%%rbkit\nimport asyncio\nawait asyncio.sleep(0)", "%%rbkit cannot run a cell that awaits"),
+            ("%%rbkit start\n1", "%%rbkit takes no arguments"),
+        ]:
+            assert told in await kernel.text(code)

@@ -1,0 +1,92 @@
+"""A flame graph as an SVG picture: nothing in it moves, loads or runs, so that it can be kept anywhere."""
+
+from __future__ import annotations
+
+import re
+import zlib
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass, field
+from html import escape
+from typing import Final
+
+_WIDTH: Final = 1200
+_ROW: Final = 18
+_CHARACTER: Final = 7.3  # the width of one in a monospaced font of 12 px
+_LEAST_WIDTH: Final = 0.5
+_MOST_ROWS: Final = 100
+_NOT_XML: Final = re.compile("[^\t\n\r\x20-\ud7ff\ue000-\ufffd\U00010000-\U0010ffff]")
+
+
+@dataclass
+class _Frame:
+    """A bar: what was seen in it, and in what it called."""
+
+    label: str
+    count: int = 0
+    inner: dict[str, _Frame] = field(default_factory=dict)
+
+
+def flame_graph(stacks: Mapping[tuple[str, ...], int], title: str) -> str:
+    """Return an SVG document: a bar for each frame, as wide as it was seen often, upon the one that called it.
+
+    Bars too thin to be seen, and what is deeper than a hundred frames, are left out.
+
+    Args:
+        stacks: how often each stack was seen, its labels from the outside in.
+        title: what is written above.
+    """
+    root = _Frame("all")
+    for stack, count in stacks.items():
+        root.count += count
+        frame = root
+        for label in stack:
+            frame = frame.inner.setdefault(label, _Frame(label))
+            frame.count += count
+    scale = _WIDTH / max(1, root.count)
+    bars = list(_bars(root, 0, 0.0, scale))
+    rows = 1 + max(depth for _, depth, _ in bars)
+    height = (rows + 2) * _ROW
+    lines = [
+        f'<svg xmlns="http://www.w3.org/2000/svg" viewBox="0 0 {_WIDTH} {height}" width="{_WIDTH}" height="{height}"'
+        ' style="max-width: 100%" font-family="ui-monospace, monospace" font-size="12">',
+        f"<title>{_text(title)}</title>",
+        f'<rect width="{_WIDTH}" height="{height}" fill="#fff"/>',
+        f'<text x="4" y="{_ROW - 4}" font-weight="bold" fill="#222">{_text(title)}</text>',
+        *(_draw(frame, left, (rows - depth) * _ROW, scale, root.count) for frame, depth, left in bars),
+        "</svg>",
+    ]
+    return "\n".join(lines) + "\n"
+
+
+def _bars(frame: _Frame, depth: int, left: float, scale: float) -> Iterator[tuple[_Frame, int, float]]:
+    """Yield the frames that can be seen, with their depth and where they begin."""
+    yield frame, depth, left
+    if depth == _MOST_ROWS:
+        return
+    for _, inner in sorted(frame.inner.items()):
+        if inner.count * scale >= _LEAST_WIDTH:
+            yield from _bars(inner, depth + 1, left, scale)
+        left += inner.count * scale
+
+
+def _draw(frame: _Frame, left: float, top: int, scale: float, total: int) -> str:
+    width = frame.count * scale
+    share = 100 * frame.count / max(1, total)
+    tip = f"{frame.label}: {frame.count:,} samples, {share:.1f} %"
+    room = int((width - 6) / _CHARACTER)
+    shown = frame.label if len(frame.label) <= room else frame.label[: room - 1] + "…"
+    label = f'<text x="{left + 3:.1f}" y="{top + _ROW - 5}" fill="#222">{_text(shown)}</text>' if room > 2 else ""
+    return (
+        f'<g><title>{_text(tip)}</title><rect x="{left:.1f}" y="{top}" width="{max(width - 0.5, 0.3):.1f}"'
+        f' height="{_ROW - 1}" rx="2" fill="{_color(frame.label)}"/>{label}</g>'
+    )
+
+
+def _color(label: str) -> str:
+    """Return a warm colour, the same for a label each time."""
+    number = zlib.crc32(label.encode(errors="replace"))
+    return f"hsl({number % 45 + 10} {number // 64 % 25 + 70}% {number // 4096 % 15 + 65}%)"
+
+
+def _text(text: str) -> str:
+    return escape(_NOT_XML.sub("\N{REPLACEMENT CHARACTER}", text))

@@ -1,0 +1,53 @@
+"""Sample the stacks of a piece of work in this process, without a server."""
+
+from __future__ import annotations
+
+import sys
+import threading
+from collections import Counter
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import Final
+
+from tornado_rbkit.profiler.cpu import CPUSampler
+from tornado_rbkit.profiler.publisher import Publisher
+from tornado_rbkit.protocol import CPUSample, decode
+
+_TIMESTAMP: Final = slice(4, 13)  # behind the head of a packed sample: a float64
+_NO_TIMESTAMP: Final = b"\xcb" + bytes(8)
+
+
+class StackCounter(Publisher):
+    """Counts the samples that are alike instead of publishing them. `add` is the sampler's thread's."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self._counts: Counter[bytes] = Counter()
+
+    def add(self, event: bytes) -> None:
+        """Count a packed sample."""
+        self._counts[event[: _TIMESTAMP.start] + _NO_TIMESTAMP + event[_TIMESTAMP.stop :]] += 1
+
+    def samples(self) -> Iterator[tuple[CPUSample, int]]:
+        """Yield each stack, and how often it was seen; for when the sampler has stopped."""
+        for packed, count in self._counts.items():
+            [sample] = decode(self.collection([packed], 0.0)).events  # type: ignore[union-attr]
+            if isinstance(sample, CPUSample) and sample.frames:
+                yield sample, count
+
+
+@contextmanager
+def sampled_stacks(interval: float | None = None) -> Iterator[StackCounter]:
+    """Sample this thread, and those that it starts, each `interval` seconds (by the wall clock) while in the context.
+
+    Raises:
+        ValueError: the interval is not above 0.
+    """
+    stacks = StackCounter()
+    others = sys._current_frames().keys() - {threading.get_ident()}
+    sampler = CPUSampler(stacks, leave_out=others)
+    sampler.start(interval)
+    try:
+        yield stacks
+    finally:
+        sampler.stop()
