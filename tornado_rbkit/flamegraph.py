@@ -9,7 +9,7 @@ from dataclasses import dataclass, field
 from html import escape
 from typing import Final
 
-_WIDTH: Final = 1200
+_WIDTH: Final = 960
 _ROW: Final = 18
 _CHARACTER: Final = 7.3  # the width of one in a monospaced font of 12 px
 _LEAST_WIDTH: Final = 0.5
@@ -45,10 +45,10 @@ def flame_graph(stacks: Mapping[tuple[str, ...], int], title: str) -> str:
     scale = _WIDTH / max(1, root.count)
     bars = list(_bars(root, 0, 0.0, scale))
     rows = 1 + max(depth for _, depth, _ in bars)
-    height = (rows + 2) * _ROW
+    height = (rows + 1) * _ROW + 2
     lines = [
-        f'<svg xmlns="http://www.w3.org/2000/svg" viewBox="0 0 {_WIDTH} {height}" width="{_WIDTH}" height="{height}"'
-        ' style="max-width: 100%" font-family="ui-monospace, monospace" font-size="12">',
+        f'<svg xmlns="http://www.w3.org/2000/svg" viewBox="0 0 {_WIDTH} {height}" width="100%"'
+        ' font-family="ui-monospace, monospace" font-size="12">',
         f"<title>{_text(title)}</title>",
         f'<rect width="{_WIDTH}" height="{height}" fill="#fff"/>',
         f'<text x="4" y="{_ROW - 4}" font-weight="bold" fill="#222">{_text(title)}</text>',

@@ -1,0 +1,168 @@
+"""A real JupyterLab as a process, in folders of its own, and a real browser before it."""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import os
+import subprocess
+import sys
+import time
+import urllib.request
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+from selenium.webdriver import Chrome, ChromeOptions
+from selenium.webdriver.chrome.service import Service
+from selenium.webdriver.common.by import By
+from selenium.webdriver.support.ui import WebDriverWait
+
+import tornado_rbkit
+from tests.fake_rbkit import free_port
+
+TOKEN = "s3cret"
+PATIENCE = 60.0
+"""Seconds until a test fails that waits for something."""
+
+_INSTALLED = Path(tornado_rbkit.__file__).parent / "jupyter" / "data"
+"""What a wheel puts into the environment's etc and share."""
+
+
+def environment(folder: Path) -> dict[str, str]:
+    """Return an environment in which nothing of this user's is seen, and the extension is as if installed."""
+    return {
+        **{name: value for name, value in os.environ.items() if not name.startswith(("JUPYTER", "JPY", "RBKIT"))},
+        "HOME": str(folder),
+        "XDG_RUNTIME_DIR": str(folder),
+        "IPYTHONDIR": str(folder / "ipython"),
+        "JUPYTER_CONFIG_DIR": str(folder / "config"),
+        "JUPYTER_DATA_DIR": str(folder / "data"),
+        "JUPYTER_RUNTIME_DIR": str(folder / "runtime"),
+        "JUPYTER_CONFIG_PATH": str(_INSTALLED / "etc" / "jupyter"),
+        "JUPYTER_PATH": str(_INSTALLED / "share" / "jupyter"),
+        "RBKIT_RUNTIME_DIR": str(folder / "rbkit"),
+    }
+
+
+class Lab:
+    """A running server. `url` is that of its base_url, with the slash; `log` is what it printed."""
+
+    def __init__(self, folder: Path, *options: str, base_url: str = "/", program: str = "jupyterlab") -> None:
+        folder.mkdir(exist_ok=True)
+        self.folder = folder
+        self.root = folder / "notebooks"
+        self.root.mkdir()
+        self._log = folder / "log"
+        port = free_port()
+        command = [
+            sys.executable,
+            "-m",
+            program,
+            "--no-browser",
+            "--allow-root",
+            f"--ServerApp.port={port}",
+            "--ServerApp.port_retries=0",
+            f"--ServerApp.base_url={base_url}",
+            f"--ServerApp.root_dir={self.root}",
+            f"--IdentityProvider.token={TOKEN}",
+            *options,
+        ]
+        with self._log.open("wb") as log:
+            self.process = subprocess.Popen(
+                command, env=environment(folder), stdin=subprocess.DEVNULL, stdout=log, stderr=log, cwd=self.root
+            )
+        self.url = f"http://127.0.0.1:{port}{base_url}"
+        self._wait()
+
+    @property
+    def log(self) -> str:
+        return self._log.read_text()
+
+    def get(self, path: str) -> Any:
+        """Return a document as JSON."""
+        request = urllib.request.Request(self.url + path, headers={"Authorization": f"token {TOKEN}"})
+        with urllib.request.urlopen(request, timeout=PATIENCE) as response:
+            return json.load(response)
+
+    def stop(self) -> None:
+        """Stop it as Ctrl-C twice would, and wait for its end."""
+        self.process.terminate()
+        self.process.wait(PATIENCE)
+
+    def _wait(self) -> None:
+        deadline = time.monotonic() + PATIENCE
+        while True:
+            try:
+                self.get("api/status")
+                return
+            except OSError:
+                assert self.process.poll() is None, self.log
+                assert time.monotonic() < deadline, self.log
+                time.sleep(0.1)
+
+
+@contextlib.contextmanager
+def lab(folder: Path, *options: str, base_url: str = "/", program: str = "jupyterlab") -> Iterator[Lab]:
+    """A JupyterLab, or another program of Jupyter's; killed at the end if it still runs."""
+    server = Lab(folder, *options, base_url=base_url, program=program)
+    try:
+        yield server
+    finally:
+        if server.process.poll() is None:
+            server.stop()
+
+
+@contextlib.contextmanager
+def chromium(folder: Path) -> Iterator[Chrome]:
+    """A browser with a profile of its own."""
+    options = ChromeOptions()
+    options.binary_location = "/usr/bin/chromium"
+    for flag in (
+        "headless",
+        "no-sandbox",
+        "disable-gpu",
+        "disable-quic",
+        "no-first-run",
+        "disable-background-networking",
+        "disable-component-update",
+        "disable-sync",
+        "window-size=1280,900",
+        f"user-data-dir={folder}",
+    ):
+        options.add_argument(f"--{flag}")
+    options.set_capability("goog:loggingPrefs", {"browser": "ALL"})
+    browser = Chrome(options, Service("/usr/bin/chromedriver"))
+    try:
+        yield browser
+    finally:
+        browser.quit()
+
+
+def find(browser: Chrome, css: str, text: str = "") -> Any:
+    """Return the first element of a selector that has a text, once it is there to be seen."""
+
+    def seen(_: Any) -> Any:
+        return next(
+            (e for e in browser.find_elements(By.CSS_SELECTOR, css) if e.is_displayed() and text in e.text), None
+        )
+
+    return WebDriverWait(browser, PATIENCE, ignored_exceptions=[Exception]).until(seen, f"{css} with {text!r}")
+
+
+def write_notebook(path: Path, cells: list[str]) -> None:
+    """Write a notebook that has not been run."""
+    kernel = {"name": "python3", "display_name": "Python 3 (ipykernel)", "language": "python"}
+    code: list[dict[str, object]] = [
+        {
+            "cell_type": "code",
+            "id": f"cell-{i}",
+            "source": source,
+            "metadata": {},
+            "outputs": [],
+            "execution_count": None,
+        }
+        for i, source in enumerate(cells)
+    ]
+    notebook = {"cells": code, "metadata": {"kernelspec": kernel}, "nbformat": 4, "nbformat_minor": 5}
+    path.write_text(json.dumps(notebook))

@@ -1,0 +1,82 @@
+"""A real JupyterLab in a real browser: the launcher's card, the palette's entry, a notebook's run."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+from selenium.webdriver import Chrome, Keys
+from selenium.webdriver.support.ui import WebDriverWait
+
+from tests.jupyter.lab import PATIENCE, TOKEN, Lab, chromium, find, lab, write_notebook
+
+CELLS = [
+    "%load_ext tornado_rbkit\n%rbkit start",
+    "%%rbkit\nfor _ in range(3):\n    sorted(range(10**6), key=str)",
+]
+
+
+@pytest.fixture
+def server(tmp_path: Path) -> Iterator[Lab]:
+    with lab(tmp_path / "lab", "--LabApp.expose_app_in_browser=True", base_url="/user/ann/") as server:
+        yield server
+
+
+@pytest.fixture
+def browser(tmp_path: Path) -> Iterator[Chrome]:
+    with chromium(tmp_path / "chromium") as browser:
+        yield browser
+
+
+def errors(browser: Chrome) -> list[str]:
+    """Return what the browser complains of that is ours."""
+    entries: list[dict[str, str]] = browser.get_log("browser")  # type: ignore[no-untyped-call]
+    return [entry["message"] for entry in entries if entry["level"] == "SEVERE" and "rbkit" in entry["message"]]
+
+
+def test_the_launcher_s_card_opens_the_dashboard_in_a_tab(server: Lab, browser: Chrome) -> None:
+    browser.get(f"{server.url}lab?token={TOKEN}")
+    find(browser, ".jp-LauncherCard", "rbkit dashboard").click()
+    find(browser, ".lm-TabBar-tab.lm-mod-current", "rbkit dashboard")
+    frame = find(browser, "iframe[src*='rbkit/']")
+    assert frame.get_attribute("src") == f"{server.url}rbkit/"
+    browser.switch_to.frame(frame)
+    find(browser, "h1", "rbkit")
+    assert errors(browser) == []
+
+
+def test_the_command_palette_opens_it_once(server: Lab, browser: Chrome) -> None:
+    browser.get(f"{server.url}lab?token={TOKEN}")
+    find(browser, ".jp-LauncherCard", "rbkit dashboard")
+    for _ in range(2):
+        browser.execute_script("jupyterapp.commands.execute('apputils:activate-command-palette')")
+        find(browser, ".lm-CommandPalette-input").send_keys("rbkit dashboard", Keys.ENTER)
+        find(browser, "iframe[src*='rbkit/']")
+    assert len(browser.find_elements("css selector", "iframe[src*='rbkit/']")) == 1
+    assert errors(browser) == []
+
+
+def test_a_notebook_is_profiled_and_its_picture_is_saved(server: Lab, browser: Chrome) -> None:
+    path = server.root / "Analysis.ipynb"
+    write_notebook(path, CELLS)
+    browser.get(f"{server.url}lab/tree/Analysis.ipynb?token={TOKEN}")
+    find(browser, ".jp-Notebook .jp-CodeCell")
+    find(browser, ".jp-Notebook-ExecutionIndicator[data-status='idle']")
+    browser.execute_script("jupyterapp.commands.execute('notebook:run-all-cells')")
+    picture = find(browser, ".jp-RenderedSVG img")
+    assert picture.size["width"] > 500, "the browser can draw it, as wide as the notebook"
+
+    browser.execute_async_script("jupyterapp.commands.execute('docmanager:save').then(arguments[0])")
+    outputs = [output for cell in json.loads(path.read_text())["cells"] for output in cell["outputs"]]
+    assert "__main__.&lt;module&gt;" in "".join(outputs[-1]["data"]["image/svg+xml"])
+    browser.get(f"{server.url}lab/tree/Analysis.ipynb")
+    find(browser, ".jp-RenderedSVG img")
+
+    link = find(browser, ".jp-OutputArea-output a", "open the dashboard")
+    link.click()
+    WebDriverWait(browser, PATIENCE).until(lambda browser: len(browser.window_handles) == 2)
+    browser.switch_to.window(browser.window_handles[-1])
+    find(browser, "h2", "Analysis-")
+    assert errors(browser) == []
