@@ -17,6 +17,15 @@ CELLS = [
     "%%rbkit\nfor _ in range(3):\n    sorted(range(10**6), key=str)",
 ]
 
+RUN_ALL = """
+const [done] = arguments;
+const context = jupyterapp.shell.currentWidget.sessionContext;
+context.ready
+  .then(() => context.session.kernel.info)
+  .then(() => jupyterapp.commands.execute("notebook:run-all-cells"))
+  .then(() => done());
+"""
+
 
 @pytest.fixture
 def server(tmp_path: Path) -> Iterator[Lab]:
@@ -63,8 +72,7 @@ def test_a_notebook_is_profiled_and_its_picture_is_saved(server: Lab, browser: C
     write_notebook(path, CELLS)
     browser.get(f"{server.url}lab/tree/Analysis.ipynb?token={TOKEN}")
     find(browser, ".jp-Notebook .jp-CodeCell")
-    find(browser, ".jp-Notebook-ExecutionIndicator[data-status='idle']")
-    browser.execute_script("jupyterapp.commands.execute('notebook:run-all-cells')")
+    browser.execute_async_script(RUN_ALL)
     picture = find(browser, ".jp-RenderedSVG img")
     assert picture.size["width"] > 500, "the browser can draw it, as wide as the notebook"
 
