@@ -44,7 +44,7 @@ from tornado.httpserver import HTTPServer
 from tornado.websocket import WebSocketClientConnection, websocket_connect
 from traitlets.config import Config
 
-from tests.conftest import closing
+from tests.conftest import closing, until
 from tornado_rbkit.jupyter.application import RbkitExtension
 
 TOKEN = "s3cret"
@@ -152,6 +152,7 @@ class Jupyter:
             yield kernel
         finally:
             kernel.close()
+            await until(kernel.manager.ready.done, "the kernel is not being restarted")
             await kernels.shutdown_kernel(session["kernel"]["id"], now=True)
 
     async def close(self) -> None:

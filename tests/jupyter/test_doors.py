@@ -14,7 +14,7 @@ from tests.jupyter.conftest import StartJupyter
 from tornado_rbkit.jupyter import handlers
 
 SOCKETS = ["rbkit/ws", "rbkit/web-1/ws"]
-PAGES = ["rbkit/", "rbkit/status", "rbkit/targets", "rbkit/web-1/status"]
+PAGES = ["rbkit/", "rbkit/status", "rbkit/targets", "rbkit/web-1/status", "rbkit/static/app.js"]
 DOORS = [*SOCKETS, *PAGES]
 
 
@@ -134,11 +134,17 @@ async def test_a_target_that_is_not_there_is_not_found(
 
 def test_the_handlers_hide_nothing_of_jupyter_s() -> None:
     """Names that mean one thing to Jupyter and another to us would be found by nobody else."""
-    meant = {"initialize", "get", "write_error", "finish", "check_origin", "get_login_url", "auth_resource"}
+    meant = {"initialize", "get", "write_error", "finish", "check_origin", "head"}
+    meant |= {"get_login_url", "auth_resource"}
     meant |= {"access", "__module__", "__doc__", "__annotations__", "__firstlineno__", "__static_attributes__"}
     ours = [
         kind
-        for handler in (handlers.JupyterWebSocketHandler, handlers.JupyterStatusHandler, handlers.JupyterIndexHandler)
+        for handler in (
+            handlers.JupyterWebSocketHandler,
+            handlers.JupyterStatusHandler,
+            handlers.JupyterIndexHandler,
+            handlers.JupyterAssetHandler,
+        )
         for kind in handler.__mro__
         if kind.__module__.startswith("tornado_rbkit")
     ]

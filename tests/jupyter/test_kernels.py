@@ -43,7 +43,7 @@ async def test_it_is_found_by_its_notebook_s_name_and_watched(jupyter: StartJupy
     async with server.kernel("work/My Analysis.ipynb") as kernel:
         shown = await start(kernel)
         name = f"My-Analysis-{kernel.id[:8]}"
-        link = f'href="{server.app.base_url}rbkit/#{name}"'
+        link = f'href="{server.app.base_url}rbkit/?target={name}"'
         assert link in shown["text/html"]
         assert "127.0.0.1" not in shown["text/html"], "the link holds behind a proxy too"
         assert name in shown["text/plain"]

@@ -52,7 +52,7 @@ def test_the_launcher_s_card_opens_the_dashboard_in_a_tab(server: Lab, browser: 
     frame = find(browser, "iframe[src*='rbkit/']")
     assert frame.get_attribute("src") == f"{server.url}rbkit/"
     browser.switch_to.frame(frame)
-    find(browser, "h1", "rbkit")
+    find(browser, "#page", "rbkit")
     assert errors(browser) == []
 
 
@@ -86,5 +86,5 @@ def test_a_notebook_is_profiled_and_its_picture_is_saved(server: Lab, browser: C
     link.click()
     WebDriverWait(browser, PATIENCE).until(lambda browser: len(browser.window_handles) == 2)
     browser.switch_to.window(browser.window_handles[-1])
-    find(browser, "h2", "Analysis-")
+    find(browser, "#page", "Analysis-")
     assert errors(browser) == []

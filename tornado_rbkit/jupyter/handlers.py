@@ -18,9 +18,10 @@ from tornado.concurrent import Future
 from tornado.routing import PathMatches, Rule
 from tornado.web import HTTPError, RequestHandler, authenticated
 
-from tornado_rbkit.access import WATCH, Access, Refusal
+from tornado_rbkit.access import WATCH, Access, AccessHandler, Refusal
 from tornado_rbkit.bridge import Bridge
-from tornado_rbkit.pages import IndexHandler, PageHandler, StatusHandler, TargetsHandler
+from tornado_rbkit.dashboard import AssetHandler, IndexHandler
+from tornado_rbkit.pages import StatusHandler, TargetsHandler
 from tornado_rbkit.protocol import CommandError
 from tornado_rbkit.routes import NAME, OneBridge
 from tornado_rbkit.websocket import RbkitWebSocketHandler
@@ -58,6 +59,7 @@ def jupyter_routes(bridges: Mapping[str, Bridge], base_url: str, access: Access)
         Rule(OneBridge(PathMatches(f"{base}/({NAME})/ws"), bridges, access), JupyterWebSocketHandler),
         Rule(OneBridge(PathMatches(f"{base}/ws"), bridges, access), JupyterWebSocketHandler),
         Rule(OneBridge(PathMatches(f"{base}/({NAME})/status"), bridges, access), JupyterStatusHandler),
+        Rule(PathMatches(f"{base}/static/(.*)"), JupyterAssetHandler, {"access": access}),
         *(Rule(PathMatches(base + path), page, options) for path, page in pages.items()),
     ]
 
@@ -85,15 +87,15 @@ class JupyterWebSocketHandler(RbkitWebSocketHandler, WebSocketMixin, JupyterHand
         raise _foreign(self)
 
 
-class JupyterPageHandler(PageHandler, JupyterHandler):
-    """A page or JSON for a user who may watch; the other base has what it answers."""
+class JupyterPageHandler(AccessHandler, JupyterHandler):
+    """What is for a user who may watch; the other base has what it answers."""
 
     auth_resource = AUTH_RESOURCE
 
     @_guarded
-    async def get(self) -> None:
+    async def get(self, *args: Any, **kwargs: Any) -> None:
         """Answer as the other base does."""
-        await super().get()  # type: ignore[misc]
+        await cast("Any", super()).get(*args, **kwargs)
 
     async def check_request(self) -> None:
         """Raise `Refusal` for another site's scripts too, which Jupyter leaves to its APIHandler."""
@@ -109,7 +111,11 @@ class JupyterPageHandler(PageHandler, JupyterHandler):
         return super().finish(chunk)
 
 
-class _JsonHandler(JupyterPageHandler):
+class JupyterIndexHandler(JupyterPageHandler, IndexHandler):
+    """The page."""
+
+
+class _ScriptsHandler(JupyterPageHandler):
     def get_login_url(self) -> str:
         """Refuse, as Jupyter's APIHandler does: a script has no use for the login page.
 
@@ -119,16 +125,21 @@ class _JsonHandler(JupyterPageHandler):
         raise HTTPError(403)
 
 
-class JupyterStatusHandler(_JsonHandler, StatusHandler):
+class JupyterStatusHandler(_ScriptsHandler, StatusHandler):
     """The figures as JSON."""
 
 
-class JupyterTargetsHandler(_JsonHandler, TargetsHandler):
+class JupyterTargetsHandler(_ScriptsHandler, TargetsHandler):
     """The bridges that have names, as JSON."""
 
 
-class JupyterIndexHandler(JupyterPageHandler, IndexHandler):
-    """The page."""
+class JupyterAssetHandler(_ScriptsHandler, AssetHandler):
+    """The page's scripts and styles."""
+
+    @_guarded
+    async def head(self, path: str) -> None:
+        """Answer as `get` does, without the file."""
+        await self.get(path, include_body=False)
 
 
 async def _is_authorized(handler: RequestHandler, command: str) -> bool:

@@ -129,7 +129,7 @@ class Dashboard:
 
     @property
     def _url(self) -> str:
-        return f"{self._base_url}rbkit/#{path_name(self._server.name)}"
+        return f"{self._base_url}rbkit/?target={path_name(self._server.name)}"
 
 
 class FlameGraph:
