@@ -4,15 +4,18 @@ from __future__ import annotations
 
 import dataclasses
 import inspect
+import json
 import re
 import subprocess
 import sys
+from importlib.metadata import version
 from pathlib import Path
 
 import pytest
 
 import tornado_rbkit
 from tornado_rbkit import Access, Bridge, RbkitClient
+from tornado_rbkit.jupyter.application import RbkitExtension
 from tornado_rbkit.protocol import COMMANDS
 
 ROOT = Path(__file__).parent.parent
@@ -101,3 +104,23 @@ assert threading.active_count() == 1
 assert tornado_rbkit.rbkit_routes()
 """
     subprocess.run([sys.executable, "-X", "dev", "-W", "error", "-c", program], check=True)
+
+
+def test_every_setting_of_the_jupyter_extension_is_in_its_section() -> None:
+    section = README.partition("\n## Jupyter\n")[2].partition("\n## ")[0]
+    for name in RbkitExtension.class_own_traits(config=True):
+        assert f"`{name}`" in section
+
+
+def test_what_jupyter_is_given_has_the_package_s_version() -> None:
+    [path] = (ROOT / "tornado_rbkit" / "jupyter" / "data").glob("share/jupyter/labextensions/*/package.json")
+    package = json.loads(path.read_text())
+    assert package["version"] == version("tornado_rbkit")
+    assert (path.parent / package["jupyterlab"]["_build"]["load"]).is_file()
+
+
+def test_every_picture_of_the_readme_is_there_and_small() -> None:
+    pictures = re.findall(r"!\[.*?\]\((.*?)\)", README)
+    assert pictures
+    for picture in pictures:
+        assert (ROOT / picture).stat().st_size < 60_000, picture

@@ -19,11 +19,22 @@ from selenium.webdriver.common.by import By
 from selenium.webdriver.support.ui import WebDriverWait
 
 import tornado_rbkit
+from tests.dashboard.conftest import FLAGS
 from tests.fake_rbkit import free_port
 
 TOKEN = "s3cret"
 PATIENCE = 60.0
 """Seconds until a test fails that waits for something."""
+
+RUN_ALL = """
+const [done] = arguments;
+const context = jupyterapp.shell.currentWidget.sessionContext;
+context.ready
+  .then(() => context.session.kernel.info)
+  .then(() => jupyterapp.commands.execute("notebook:run-all-cells"))
+  .then(() => done());
+"""
+"""Runs the notebook that is open, once its kernel is there; for a JupyterLab with expose_app_in_browser."""
 
 _INSTALLED = Path(tornado_rbkit.__file__).parent / "jupyter" / "data"
 """What a wheel puts into the environment's etc and share."""
@@ -118,19 +129,8 @@ def chromium(folder: Path) -> Iterator[Chrome]:
     """A browser with a profile of its own."""
     options = ChromeOptions()
     options.binary_location = "/usr/bin/chromium"
-    for flag in (
-        "headless",
-        "no-sandbox",
-        "disable-gpu",
-        "disable-quic",
-        "no-first-run",
-        "disable-background-networking",
-        "disable-component-update",
-        "disable-sync",
-        "window-size=1280,900",
-        f"user-data-dir={folder}",
-    ):
-        options.add_argument(f"--{flag}")
+    for flag in (*FLAGS, f"--user-data-dir={folder}"):
+        options.add_argument(flag)
     options.set_capability("goog:loggingPrefs", {"browser": "ALL"})
     browser = Chrome(options, Service("/usr/bin/chromedriver"))
     try:

@@ -10,21 +10,12 @@ import pytest
 from selenium.webdriver import Chrome, Keys
 from selenium.webdriver.support.ui import WebDriverWait
 
-from tests.jupyter.lab import PATIENCE, TOKEN, Lab, chromium, find, lab, write_notebook
+from tests.jupyter.lab import PATIENCE, RUN_ALL, TOKEN, Lab, chromium, find, lab, write_notebook
 
 CELLS = [
     "%load_ext tornado_rbkit\n%rbkit start",
     "%%rbkit\nfor _ in range(3):\n    sorted(range(10**6), key=str)",
 ]
-
-RUN_ALL = """
-const [done] = arguments;
-const context = jupyterapp.shell.currentWidget.sessionContext;
-context.ready
-  .then(() => context.session.kernel.info)
-  .then(() => jupyterapp.commands.execute("notebook:run-all-cells"))
-  .then(() => done());
-"""
 
 
 @pytest.fixture

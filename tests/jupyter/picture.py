@@ -1,0 +1,41 @@
+"""Make the README's picture anew, of a real notebook: python -m tests.jupyter.picture"""
+
+from __future__ import annotations
+
+import tempfile
+from pathlib import Path
+
+from tests.jupyter.lab import RUN_ALL, TOKEN, chromium, find, lab, write_notebook
+
+PICTURE = Path(__file__).parents[2] / "tornado_rbkit" / "jupyter" / "notebook.png"
+
+CELLS = [
+    "%load_ext tornado_rbkit\n%rbkit start",
+    """%%rbkit
+import json, random
+
+def score(record):
+    return sum(value ** 0.5 for value in record["values"])
+
+records = [{"id": i, "values": random.sample(range(1000), 50)} for i in range(20_000)]
+lines = [json.dumps(record) for record in records]
+max((json.loads(line) for line in lines), key=score)["id"]""",
+]
+
+
+def main() -> None:
+    with tempfile.TemporaryDirectory() as name:
+        folder = Path(name)
+        with lab(folder / "lab", "--LabApp.expose_app_in_browser=True") as server, chromium(folder / "c") as browser:
+            write_notebook(server.root / "Scores.ipynb", CELLS)
+            browser.set_window_size(920, 700)
+            browser.get(f"{server.url}doc/tree/Scores.ipynb?token={TOKEN}")
+            find(browser, ".jp-Notebook .jp-CodeCell")
+            browser.execute_async_script(RUN_ALL)
+            find(browser, ".jp-RenderedSVG img")
+            browser.execute_script("document.querySelector('.Toastify')?.remove()")  # whether one wants news
+            find(browser, ".jp-Notebook").screenshot(str(PICTURE))
+
+
+if __name__ == "__main__":
+    main()
