@@ -119,14 +119,16 @@ class Jupyter:
         response = await AsyncHTTPClient().fetch(request, raise_error=False)
         return "; ".join(cookie.partition(";")[0] for cookie in response.headers.get_list("Set-Cookie"))
 
-    async def knock(self, path: str, token: str | None = TOKEN, method: str = "GET", **headers: str) -> int:
+    async def knock(
+        self, path: str, token: str | None = TOKEN, method: str = "GET", query: str = "", **headers: str
+    ) -> int:
         """Return the status with which a door answers: 101 for an open WebSocket."""
         try:
             if path.endswith("ws"):
-                (await self.connect(path, token, **headers)).close()
+                (await self.connect(path + query, token, **headers)).close()
                 return 101
             request = HTTPRequest(
-                self.url + path,
+                self.url + path + query,
                 headers=_headers(token, headers),
                 method=method,
                 body=b"" if method == "POST" else None,

@@ -10,7 +10,7 @@ from jupyter_server.base.handlers import JupyterHandler
 
 from tests.conftest import ask
 from tests.fake_rbkit import FakeRbkit
-from tests.jupyter.conftest import StartJupyter
+from tests.jupyter.conftest import TOKEN, StartJupyter
 from tornado_rbkit.jupyter import handlers
 
 SOCKETS = ["rbkit/ws", "rbkit/web-1/ws"]
@@ -46,6 +46,8 @@ async def test_nobody_gets_in_without_credentials(
     refused = 302 if path == "rbkit/" else 403  # a person is shown the login page
     for token in (None, "", "wrong", "s3cre"):
         assert await server.knock(path, token) == refused
+    assert await server.knock(path, None, query="?token=wrong") == refused
+    assert await server.knock(path, None, query=f"?token={TOKEN}") in (101, 200)
     assert await server.knock(path, None, Cookie="username-127-0-0-1=forged") == refused
     assert await server.knock(path) in (101, 200)
 

@@ -52,7 +52,7 @@ async def test_it_is_found_by_its_notebook_s_name_and_watched(jupyter: StartJupy
         connection = await server.connect(f"rbkit/{name}/ws")
         handshake = decode((await ask(connection, "handshake"))[1:])
         assert isinstance(handshake, Handshake)
-        assert (handshake.pid, handshake.process_name) == (kernel.pid, name)
+        assert (handshake.pid, handshake.process_name) == (kernel.pid, f"My Analysis-{kernel.id[:8]}")
         assert await ask(connection, "start_cpu_profiling") == b"0ok"
         assert isinstance(decode(await receive_data(connection)), EventCollection)
         assert "CPU sampling: on" in await kernel.text("%rbkit status")
@@ -62,6 +62,14 @@ async def test_it_is_found_by_its_notebook_s_name_and_watched(jupyter: StartJupy
         assert await kernel.run("%rbkit stop") == []
         assert await closing(connection) == (1001, "server shutting down")
         assert "no profiler runs" in await kernel.text("%rbkit status")
+
+
+async def test_it_has_that_name_without_the_magic_too(jupyter: StartJupyter) -> None:
+    server = await jupyter()
+    async with server.kernel() as kernel:
+        await kernel.run("from tornado_rbkit import profiler")
+        await kernel.run("profiler.start_server('tcp://127.0.0.1:*', 'tcp://127.0.0.1:*')")
+        await until(lambda: f"Analysis-{kernel.id[:8]}" in server.extension.bridges, "the kernel is found")
 
 
 async def test_it_is_forgotten_when_it_is_killed(jupyter: StartJupyter) -> None:

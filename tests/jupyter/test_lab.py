@@ -78,4 +78,5 @@ def test_a_notebook_is_profiled_and_its_picture_is_saved(server: Lab, browser: C
     WebDriverWait(browser, PATIENCE).until(lambda browser: len(browser.window_handles) == 2)
     browser.switch_to.window(browser.window_handles[-1])
     find(browser, "#page", "Analysis-")
+    find(browser, ".state", "live")
     assert errors(browser) == []

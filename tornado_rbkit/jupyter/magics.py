@@ -8,7 +8,7 @@ import time
 from collections import Counter
 from collections.abc import Callable
 from html import escape
-from pathlib import Path, PurePath
+from pathlib import Path
 from typing import Final
 
 from IPython.core.error import UsageError
@@ -68,7 +68,7 @@ class RbkitMagics(Magics):
 
     def _start(self) -> None:
         try:
-            server = start_server(_FREE_PORT, _FREE_PORT, _kernel_name(self.shell))
+            server = start_server(_FREE_PORT, _FREE_PORT)
         except AlreadyRunningError as error:
             server = error.server
         display(Dashboard(server))  # type: ignore[no-untyped-call]
@@ -119,12 +119,12 @@ class Dashboard:
             where = f"pub {server.pub}, req {server.req}; `tornado-rbkit serve` shows it"
         else:
             where = f"{self._url} on this Jupyter server"
-        return f"rbkit profiles {server.name}: {where}"
+        return f"rbkit profiles {path_name(server.name)}: {where}"
 
     def _repr_html_(self) -> str | None:
         if self._base_url is None:
             return None
-        name = escape(self._server.name)
+        name = escape(path_name(self._server.name))
         return f'rbkit profiles {name}: <a href="{escape(self._url)}" target="_blank">open the dashboard</a>'
 
     @property
@@ -155,9 +155,6 @@ class FlameGraph:
 
 def server_base_url() -> str | None:
     """Return the path below which the Jupyter server that started this process is; None if there is none."""
-    prefix = os.environ.get("JUPYTERHUB_SERVICE_PREFIX")
-    if prefix:
-        return prefix
     from jupyter_core.paths import jupyter_runtime_dir
 
     # On Windows JPY_PARENT_PID is a handle
@@ -167,16 +164,6 @@ def server_base_url() -> str | None:
     except (OSError, ValueError):
         return None
     return str(facts["base_url"])
-
-
-def _kernel_name(shell: InteractiveShell) -> str | None:
-    """Return a name of notebook and kernel; None outside a kernel."""
-    kernel = getattr(shell, "kernel", None)
-    if kernel is None:
-        return None
-    identifier = PurePath(kernel.parent.connection_file).stem.removeprefix("kernel-")
-    notebook = PurePath(os.environ.get("JPY_SESSION_NAME", "")).stem or "kernel"
-    return path_name(f"{notebook}-{identifier[:8]}")
 
 
 def _without_ipython(sample: CPUSample) -> CPUSample:

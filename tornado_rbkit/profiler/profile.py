@@ -5,10 +5,12 @@ from __future__ import annotations
 import gc
 import logging
 import os
+import re
 import sys
 import time
 from collections.abc import Callable
 from importlib.metadata import PackageNotFoundError, version
+from pathlib import PurePath
 from typing import Final, Protocol
 
 from tornado_rbkit.profiler.cpu import HAS_CPU_CLOCK, CPUSampler
@@ -157,9 +159,18 @@ class Profile:
 
 
 def default_name() -> str:
-    """Return what this process calls itself: its script, else its interpreter."""
-    argv = getattr(sys, "argv", None)  # an embedding program may have none
-    return (argv[0] if argv and argv[0] not in ("", "-c", "-m") else sys.executable) or "python"
+    """Return what this process calls itself: its notebook and kernel, its script, else its interpreter."""
+    argv = getattr(sys, "argv", None) or [""]  # an embedding program may have none
+    if {"ipykernel_launcher.py", "ipykernel"} & set(PurePath(argv[0]).parts[-2:]):
+        return _kernel_name(argv[1:])
+    return (argv[0] if argv[0] not in ("", "-c", "-m") else sys.executable) or "python"
+
+
+def _kernel_name(arguments: list[str]) -> str:
+    """Return the name of the notebook, which Jupyter Server tells a kernel, and the beginning of the kernel's id."""
+    notebook = PurePath(os.environ.get("JPY_SESSION_NAME", "")).stem or "kernel"
+    identifier = re.search(r"kernel-(\w+)\S*\.json", " ".join(arguments))  # the connection file's name
+    return f"{notebook}-{identifier[1]}" if identifier else notebook
 
 
 def _working_folder() -> str:
