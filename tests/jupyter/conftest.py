@@ -161,6 +161,8 @@ class Jupyter:
         self._http.stop()
         ends = [asyncio.create_task(closing(connection)) for connection in self._connections]
         await self.app._cleanup()
+        notary: Any = self.app.contents_manager.notary
+        notary.store.close()  # which Jupyter leaves open, and Python 3.13 warns of
         await self._http.close_all_connections()
         await asyncio.gather(*ends)
 
