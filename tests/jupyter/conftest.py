@@ -161,8 +161,9 @@ class Jupyter:
         self._http.stop()
         ends = [asyncio.create_task(closing(connection)) for connection in self._connections]
         await self.app._cleanup()
-        notary: Any = self.app.contents_manager.notary
-        notary.store.close()  # which Jupyter leaves open, and Python 3.13 warns of
+        app: Any = self.app  # Python 3.13 warns of the databases that Jupyter leaves open
+        app.session_manager.connection.close()
+        app.contents_manager.notary.store.close()
         await self._http.close_all_connections()
         await asyncio.gather(*ends)
 
