@@ -30,6 +30,7 @@ from collections.abc import Callable, Iterable
 from types import CodeType, FrameType, FunctionType
 from typing import Any, Final
 
+from tornado_rbkit.profiler.arguments import check_interval
 from tornado_rbkit.profiler.objects import type_dict, type_mro, type_qualname
 from tornado_rbkit.profiler.publisher import BACKLOG_EVENTS, Publisher, array_header, pack, pack_double, pack_text
 from tornado_rbkit.profiler.signals import leave_signals_to_the_host
@@ -39,8 +40,6 @@ DEFAULT_INTERVAL: Final = 0.001
 """Seconds, as rbkit's."""
 
 MIN_SWITCH_INTERVAL: Final = 0.0005
-
-MAX_INTERVAL: Final = 3600.0
 
 MAX_DEPTH: Final = 1000
 """Frames of one sample; the outer ones of a deeper stack are left out."""
@@ -82,10 +81,10 @@ class CPUSampler:
         """Start sampling each `interval` seconds, or go on at the interval there was.
 
         Raises:
-            ValueError: the interval is not above 0.
+            ArgumentError: the interval is out of its range.
         """
-        if interval is not None and not 0 < interval <= MAX_INTERVAL:
-            raise ValueError(f"the interval is {interval!r}; it must be above 0 and at most {MAX_INTERVAL:g} s")
+        if interval is not None:
+            check_interval(interval)
         if self.enabled and interval in (None, self.interval):
             return
         self.stop()

@@ -16,7 +16,8 @@ from typing import Any, Final, TypeVar
 
 import zmq
 
-from tornado_rbkit.profiler.cpu import DEFAULT_INTERVAL, MAX_INTERVAL
+from tornado_rbkit.profiler.arguments import check_clock, check_interval, check_server
+from tornado_rbkit.profiler.cpu import DEFAULT_INTERVAL
 from tornado_rbkit.profiler.discovery import RunningServer, announce, withdraw
 from tornado_rbkit.profiler.endpoints import BindError, bind, pub_endpoint, release_inherited, req_endpoint, unlink
 from tornado_rbkit.profiler.memory import release_callback
@@ -265,9 +266,11 @@ def start_server(pub: str | None = None, req: str | None = None, name: str | Non
         The server. `Server.pub` and `Server.req` are where it really is.
 
     Raises:
+        ArgumentError: an argument cannot be used; the error names it, and what is allowed.
         AlreadyRunningError: this process has a server.
         BindError: an endpoint is taken, or cannot be bound; the error names it.
     """
+    check_server(pub, req, name)
     with _lock:
         if _server is not None:
             raise AlreadyRunningError(_server)
@@ -298,16 +301,13 @@ def start_profiling(
         cpu_sampling_interval: seconds between two samples.
 
     Raises:
-        ValueError: the clock_type or the cpu_sampling_interval is none.
+        ArgumentError: an argument cannot be used; the error names it, and what is allowed.
         AlreadyRunningError: the server that runs has other endpoints than the ones given.
         BindError: an endpoint is taken, or cannot be bound; the error names it.
     """
-    if clock_type not in ("wall", "cpu"):
-        raise ValueError(f"clock_type is {clock_type!r}; it must be 'wall' or 'cpu'")
-    if not 0 < cpu_sampling_interval <= MAX_INTERVAL:
-        raise ValueError(
-            f"cpu_sampling_interval is {cpu_sampling_interval!r}; it must be above 0 and at most {MAX_INTERVAL:g} s"
-        )
+    check_server(pub, req, name)
+    check_clock(clock_type)
+    check_interval(cpu_sampling_interval)
     with _lock:
         server = _server or _start(pub, req, name)
         if (pub or server.pub, req or server.req) != (server.pub, server.req) and "*" not in f"{pub}{req}":
