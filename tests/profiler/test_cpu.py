@@ -6,6 +6,7 @@ import gc
 import sys
 import threading
 import time
+import weakref
 from collections import Counter
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -14,9 +15,9 @@ import msgpack
 import pytest
 
 from tests.fake_rbkit import recorded
-from tests.profiler.conftest import Client, raw_events, shape
+from tests.profiler.conftest import PATIENCE, Client, raw_events, shape
 from tornado_rbkit import profiler
-from tornado_rbkit.profiler.cpu import FrameCache
+from tornado_rbkit.profiler.cpu import FrameCache, pack_frame
 from tornado_rbkit.protocol import CPUSample, EventType
 
 linux = pytest.mark.skipif(not sys.platform.startswith("linux"), reason="threads have CPU clocks on Linux")
@@ -150,6 +151,55 @@ def test_a_frame_tells_method_class_file_and_line_innermost_first(client: Client
     assert (inner.file, inner.line) == (__file__, Basket.wait.__code__.co_firstlineno + 1)
     assert (inner.singleton_method, outer.singleton_method) == (False, True)
     assert names[-1] == "_bootstrap"
+
+
+class Namespace(dict[str, object]):
+    """Globals of the host's own making."""
+
+    def get(self, *_: object) -> object:
+        raise AssertionError("the host's code was called")
+
+    __getitem__ = get
+
+
+def test_globals_of_the_hosts_own_making_are_not_asked() -> None:
+    space = Namespace(sys=sys, __name__="shop")
+    exec(compile("def f(sys):\n    return sys._getframe()", "shop.py", "exec"), space)
+    frame = dict.__getitem__(space, "f")(sys)  # type: ignore[operator]
+    assert b"shop.f" in pack_frame(frame)
+
+
+class Order:
+    def wait(self, seen: threading.Event, gone: threading.Event, found: list[weakref.ref[Basket]]) -> None:
+        basket = Basket()
+        found.append(weakref.ref(basket))
+        seen.wait()
+        del basket
+        gone.wait()
+
+    def wait_in_a_closure(self, stop: threading.Event) -> Callable[[], Order]:
+        stop.wait()
+        return lambda: self
+
+
+def test_what_a_sampled_function_deletes_does_not_live_on(client: Client) -> None:
+    seen, found = threading.Event(), list[weakref.ref[Basket]]()
+    with running(lambda stop: Order().wait(seen, stop, found)) as (thread,):
+        client.ask(b"start_cpu_profiling")
+        client.events(CPUSample, lambda got: any(sample.frames[0].thread_id == thread for sample in got))
+        client.ask(b"stop_cpu_profiling")
+        seen.set()
+        deadline = time.monotonic() + PATIENCE
+        while found[0]() is not None:
+            assert time.monotonic() < deadline, "it lives on in the frame"
+
+
+def test_a_method_whose_self_is_a_closures_is_known_by_its_class(client: Client) -> None:
+    with running(Order().wait_in_a_closure) as (thread,):
+        client.ask(b"start_cpu_profiling")
+        samples = client.events(CPUSample, lambda found: any(sample.frames[0].thread_id == thread for sample in found))
+    labels = {frame.label for sample in samples for frame in sample.frames if frame.thread_id == thread}
+    assert f"{__name__}.Order.wait_in_a_closure" in labels
 
 
 def test_a_code_object_is_forgotten_when_it_is_gone() -> None:

@@ -22,12 +22,13 @@ released on the sampler's thread. Every sampler inside a process has this.
 
 from __future__ import annotations
 
+import gc
 import sys
 import threading
 import time
 import weakref
 from collections.abc import Callable, Iterable
-from types import CodeType, FrameType, FunctionType
+from types import CellType, CodeType, FrameType, FunctionType
 from typing import Any, Final
 
 from tornado_rbkit.profiler.arguments import check_interval
@@ -279,7 +280,7 @@ class FrameCache:
 def pack_frame(frame: FrameType) -> bytes:
     """Return a stack frame as MessagePack, up to where the value of its thread_id belongs."""
     code = frame.f_code
-    module = frame.f_globals.get("__name__")
+    module = dict.get(frame.f_globals, "__name__")  # of a subclass of dict, `get` could be the host's
     qualname = qualified_name(frame)
     label = f"{module}.{qualname}" if type(module) is str else qualname
     return b"".join(
@@ -318,16 +319,26 @@ def _first_argument(code: CodeType) -> str | None:
 def _class_of_first_argument(frame: FrameType) -> type | None:
     """Return the class whose method the frame runs, without calling anything of the host's.
 
-    Attribute access and isinstance could be the host's; `type`'s own descriptors are the interpreter's.
+    Attribute access and isinstance could be the host's; `type`'s own descriptors are the interpreter's. The variables
+    are read as the collector reads them: f_locals would leave a copy in the frame, and what the function deletes
+    would live on in it. Whichever of them is an instance of the class, the method is found in the same place.
     """
-    name = _first_argument(frame.f_code)
-    if name not in ("self", "cls"):
+    if _first_argument(frame.f_code) not in ("self", "cls"):
         return None
-    first = frame.f_locals.get(name)  # copies every variable, but 3.10 has no cheaper way to one
-    for base in type_mro(first if name == "cls" and type in type_mro(type(first)) else type(first)):
-        found: Any = type_dict(base).get(frame.f_code.co_name)
+    for found in gc.get_referents(frame):
+        for value in gc.get_referents(found) if type(found) is CellType else (found,):
+            owner = _owner(value, frame.f_code)
+            if owner is not None:
+                return owner
+    return None
+
+
+def _owner(value: Any, code: CodeType) -> type | None:
+    """Return the class in which `code` is a method, if `value` is that class or a heir of it, or an instance."""
+    for base in type_mro(value if type in type_mro(type(value)) else type(value)):
+        found: Any = type_dict(base).get(code.co_name)
         if type(found) in (classmethod, staticmethod):
             found = found.__func__
-        if type(found) is FunctionType and found.__code__ is frame.f_code:
+        if type(found) is FunctionType and found.__code__ is code:
             return base
     return None

@@ -40,7 +40,6 @@ oldmalloc_increase_bytes_limit
 
 from __future__ import annotations
 
-import contextlib
 import gc
 import os
 import sys
@@ -214,8 +213,10 @@ class MemoryProfile:
 
 def release_callback(profile: MemoryProfile) -> None:
     """Take a profile's callback off the collector; also for a forked child. Does nothing if it is not there."""
-    with contextlib.suppress(ValueError):
-        gc.callbacks.remove(profile._callback)
+    for index, callback in enumerate(gc.callbacks):
+        if callback is profile._callback:  # list.remove would ask the host's callbacks whether they equal it
+            del gc.callbacks[index]  # no thread is switched to since the comparison: there is no call and no loop
+            return
 
 
 def gc_stats() -> dict[str, int | str]:
