@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import atexit
+import contextlib
 import logging
 import os
 import socket
@@ -79,23 +80,17 @@ class Server:
         self._calls: deque[Callable[[], None]] = deque()
         self._stopping = False
         self._stopped = threading.Event()
-        self._context: zmq.Context[Any] = zmq.Context()
-        try:
-            self._pub, self.pub = bind(self._context, zmq.PUB, pub)
-            try:
-                self._rep, self.req = bind(self._context, zmq.REP, req)
-            except BindError:
-                self._pub.close(0)
-                raise
-        except BindError:
-            self._context.term()
-            raise
         self._wake_in, self._wake_out = socket.socketpair()
         self._wake_in.setblocking(False)
         self._wake_out.setblocking(False)
-        # A socket may move to another thread with a full fence between (zmq_socket(3)); Thread.start is one.
-        self._thread = threading.Thread(target=self._run, name="rbkit-server", daemon=True)
+        self._bound: Future[tuple[str, str]] = Future()
+        self._thread = threading.Thread(target=self._run, args=(pub, req), name="rbkit-server", daemon=True)
         self._thread.start()
+        try:
+            self.pub, self.req = self._bound.result()
+        except BaseException:  # Ctrl-C meanwhile, too
+            self.stop()
+            raise
 
     def __repr__(self) -> str:
         return f"<Server {self.name!r} pub={self.pub} req={self.req}{'' if self.running else ' stopped'}>"
@@ -194,18 +189,25 @@ class Server:
         except OSError:  # it is awake already, or it has stopped
             return
 
-    def _run(self) -> None:
+    def _run(self, pub: str, req: str) -> None:
         leave_signals_to_the_host()
-        try:
+        with contextlib.ExitStack() as stack:
+            context: zmq.Context[Any] = zmq.Context()
+            stack.callback(context.term)
+            try:
+                self._pub, bound_pub = bind(context, zmq.PUB, pub)
+                stack.callback(unlink, bound_pub)
+                stack.callback(self._pub.close, _LINGER_MS)
+                self._rep, bound_req = bind(context, zmq.REP, req)
+                stack.callback(unlink, bound_req)
+                stack.callback(self._rep.close, 0)
+            except BaseException as error:  # noqa: BLE001 - it is for who starts the server
+                self._bound.set_exception(error)
+                return
+            stack.callback(self._publish, flush=True)
+            stack.callback(self._profile.close)
+            self._bound.set_result((bound_pub, bound_req))
             self._serve()
-        finally:
-            self._profile.close()
-            self._publish(flush=True)
-            self._rep.close(0)
-            self._pub.close(_LINGER_MS)
-            self._context.term()
-            unlink(self.pub)
-            unlink(self.req)
 
     def _serve(self) -> None:
         poller = zmq.Poller()
