@@ -19,7 +19,8 @@ count                                     collections of all generations
 minor_gc_count                            collections of generations 0 and 1
 major_gc_count                            collections of generation 2 (full ones)
 heap_live_slots                           blocks that the allocator has given out (`sys.getallocatedblocks`)
-old_objects                               tracked objects in generation 2, and frozen ones
+old_objects                               objects that the last comparison found, and frozen ones (``''`` before the
+                                          first; to count those of generation 2 would be to list them)
 total_freed_objects                       objects freed by the collector; those whose last reference went are not
                                           counted anywhere
 total_heap_size                           resident memory in bytes (Linux, else ``''``)
@@ -127,7 +128,7 @@ class MemoryProfile:
         self._publish_collections()
         if self.gc_stats and now >= self._stats_due:
             self._stats_due = now + STATS_SECONDS
-            self._publisher.add(pack(_event(EventType.GC_STATS, gc_stats())))
+            self._publisher.add(pack(_event(EventType.GC_STATS, gc_stats(len(self._known)))))
         if not self.trace_objects:
             return self._stats_due - now
         due = max(self._tick_due, self._began + (time.thread_time() - self._began_cpu) / SHARE)
@@ -219,8 +220,12 @@ def release_callback(profile: MemoryProfile) -> None:
             return
 
 
-def gc_stats() -> dict[str, int | str]:
-    """Return the collector's figures under rbkit's keys, as the module's table has them."""
+def gc_stats(tracked: int) -> dict[str, int | str]:
+    """Return the collector's figures under rbkit's keys, as the module's table has them.
+
+    Args:
+        tracked: the objects that the last comparison found, 0 before the first.
+    """
     minor, middle, major = gc.get_stats()[:3]
     collections = minor["collections"] + middle["collections"]
     traced = tracemalloc.get_traced_memory()[0] if tracemalloc.is_tracing() else UNKNOWN
@@ -237,7 +242,7 @@ def gc_stats() -> dict[str, int | str]:
         "heap_free_slots": UNKNOWN,
         "heap_final_slots": UNKNOWN,
         "heap_swept_slots": UNKNOWN,
-        "old_objects": len(gc.get_objects(generation=2)) + gc.get_freeze_count(),
+        "old_objects": tracked + gc.get_freeze_count() if tracked else UNKNOWN,
         "old_objects_limit": UNKNOWN,
         "total_allocated_objects": UNKNOWN,
         "total_freed_objects": minor["collected"] + middle["collected"] + major["collected"],
