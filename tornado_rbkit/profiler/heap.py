@@ -6,7 +6,8 @@ walk is kept until its end (and is then released on the server's thread). What h
 are single calls of the interpreter: the list of all tracked objects at the beginning (some 15 ms per million), and
 the references of one very large container.
 
-Not in it: objects that were set aside with `gc.freeze`, which the collector does not list. File and line are known of
+Not in it: the profiler's own objects, but for its modules, what they define, and the odd one that only the interpreter
+holds; and objects that were set aside with `gc.freeze`, which the collector does not list. File and line are known of
 objects made while tracemalloc traced, but not of those the interpreter takes from a list of free ones, and on
 Python 3.11 not of instances with a ``__dict__`` (a fault of its tracemalloc).
 
@@ -26,7 +27,16 @@ from typing import Any, Final
 
 import msgpack
 
-from tornado_rbkit.profiler.objects import ClassNames, SliceSize, is_own, own_ids, type_dict, type_mro
+from tornado_rbkit.profiler.objects import (
+    ClassNames,
+    SliceSize,
+    is_bound_to,
+    is_own,
+    own_frames,
+    own_ids,
+    type_dict,
+    type_mro,
+)
 from tornado_rbkit.profiler.publisher import Publisher, array_header, pack, pack_double, pack_text
 from tornado_rbkit.protocol import EventType, Field
 
@@ -68,12 +78,15 @@ class Snapshot:
         self._sizes: dict[int, Callable[[Any], int]] = {}
         self._packer = msgpack.Packer()
         self._tracing = tracemalloc.is_tracing()
-        self._own = own_ids([*own, self])  # the last: it is to find what was made above
+        self._roots = [*own, self]
+        self._own: set[int] = set()
 
     def walk(self) -> Iterator[None]:
         """Look at every object, and yield after each slice; the host's turn is the caller's to give."""
         size = SliceSize(500)
-        for objects in (gc.get_objects(), self._values):
+        tracked = gc.get_objects()
+        self._own = own_ids(self._roots) | own_frames()  # now, for what another thread of ours has just made
+        for objects in (tracked, self._values):
             at = 0
             while at < len(objects):  # the values grow by those the values refer to
                 with size as count:
@@ -82,7 +95,7 @@ class Snapshot:
                 at += count
                 yield
         self._cut(everything=True)
-        del objects
+        del tracked, objects
         self._values = []
         self._seen = []
 
@@ -112,7 +125,7 @@ class Snapshot:
         name = self._packed_names.get(key)
         if name is None:
             name = self._learn(cls)
-        if object_id in self._own or not name:
+        if object_id in self._own or not name or is_bound_to(item, self._own):
             return
         referents = gc.get_referents(item)
         for other in referents:

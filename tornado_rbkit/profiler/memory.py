@@ -67,6 +67,7 @@ from tornado_rbkit.profiler.objects import (
     ClassNames,
     KindsById,
     SliceSize,
+    is_bound_to,
     is_own,
     may_be_untracked,
     own_ids,
@@ -215,7 +216,9 @@ class MemoryProfile:
                         if kind not in events:
                             events[kind] = None if is_own(kind) else _created(timestamp, kind)
                         event = events[kind]
-                        if event is None or object_id in own or type(item) is FrameType or may_be_untracked(item):
+                        if event is None or object_id in own or type(item) is FrameType:
+                            continue
+                        if is_bound_to(item, own) or may_be_untracked(item):
                             continue
                         if old is not None:
                             self._publisher.add(_destroyed(timestamp, object_id))

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import functools
 import gc
 import socket
 import sys
@@ -12,7 +11,8 @@ import weakref
 from collections import deque
 from collections.abc import Callable, Iterable
 from concurrent.futures import Future
-from types import CellType, FunctionType, GeneratorType, MethodType
+from pathlib import Path
+from types import BuiltinMethodType, CellType, FrameType, FunctionType, GeneratorType, MethodType, ModuleType
 from typing import Any, Final
 
 import msgpack
@@ -36,13 +36,13 @@ _CONTAINERS: Final = (dict, list, set, tuple, deque)
 _SERVANTS: Final[tuple[type, ...]] = (
     *(CellType, GeneratorType, MethodType, weakref.ref, weakref.WeakSet),
     *(threading.Thread, threading.Event, threading.Condition, type(threading.Lock()), type(threading.RLock())),
-    *(Future, functools.partial, msgpack.Packer, socket.socket, zmq.Context, zmq.Poller, zmq.Socket),
+    *(type(Path()), Future, msgpack.Packer, socket.socket, zmq.Context, zmq.Poller, zmq.Socket),
 )
 # by id, because to look for a class among others is to ask its metaclass, which may be the host's
 _CONTAINER_IDS: Final = frozenset(map(id, _CONTAINERS))
 _FOLLOWED_IDS: Final = frozenset(map(id, (*_CONTAINERS, *_SERVANTS)))
-_SERVING_MODULES: Final = ("threading", "_weakrefset", "contextlib")
-"""Whose functions an object of a servant's class holds, as closures of its own."""
+_SERVING_MODULES: Final = ("threading", "_thread", "_weakrefset")
+"""Whose objects a servant holds, and whose functions, as closures of its own."""
 _LARGE: Final = 10_000
 _NESTED: Final = 100
 """Tuples within a tuple that are looked into."""
@@ -164,6 +164,7 @@ def _is_plain_tuple(item: tuple[Any, ...]) -> bool:
 def own_ids(roots: Iterable[object]) -> set[int]:
     """Return the ids of the profiler's own objects: the roots, and what of its own they lead to."""
     found: set[int] = set()
+    found.add(id(found))
     waiting = list(roots)
     while waiting:
         item = waiting.pop()
@@ -177,9 +178,28 @@ def own_ids(roots: Iterable[object]) -> set[int]:
             found.update(id(other) for other in mine if id(type(other)) in _CONTAINER_IDS)
             waiting.extend(other for other in mine if id(other) not in found)
         elif type(item) is FunctionType:
-            waiting.extend(item.__closure__ or ())
+            waiting.extend((item.__closure__, item.__defaults__))
         elif id(type(item)) not in _CONTAINER_IDS or len(item) < _LARGE:  # type: ignore[arg-type]
             waiting.extend(filter(_is_own, gc.get_referents(item)))
+            found.update(map(id, weakref.getweakrefs(item)))
+    return found
+
+
+def is_bound_to(item: object, own: set[int]) -> bool:
+    """Return True for a method of one of these objects; the interpreter holds those that run."""
+    if type(item) is not MethodType and type(item) is not BuiltinMethodType:
+        return False
+    module = type_dict(type(item.__self__)).get("__module__")
+    return id(item.__self__) in own or (type(module) is str and is_own(module))
+
+
+def own_frames() -> set[int]:
+    """Return the ids of the frames of this thread, which is the profiler's."""
+    found: set[int] = set()
+    frame: FrameType | None = sys._getframe()
+    while frame is not None:
+        found.add(id(frame))
+        frame = frame.f_back
     return found
 
 
@@ -188,8 +208,10 @@ def _is_own(item: object) -> bool:
     cls = type(item)
     if id(cls) in _FOLLOWED_IDS:
         return True
+    if cls is BuiltinMethodType:
+        return type(item.__self__) is not ModuleType  # type: ignore[attr-defined]
     if cls is FunctionType:
         name = dict.get(item.__globals__, "__name__")  # type: ignore[attr-defined]
         return type(name) is str and (is_own(name) or name in _SERVING_MODULES)
     module = type_dict(cls).get("__module__")
-    return type(module) is str and is_own(module)
+    return type(module) is str and (is_own(module) or module in _SERVING_MODULES)

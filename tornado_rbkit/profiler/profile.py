@@ -7,7 +7,7 @@ import logging
 import os
 import sys
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from importlib.metadata import PackageNotFoundError, version
 from typing import Final, Protocol
 
@@ -54,6 +54,7 @@ class Profile:
         self.snapshot_objects = 0
         """The objects of the last snapshot, or those found so far by the one that runs."""
         self._snapshots = 0
+        self._walk: Iterator[None] | None = None
         self._outlet = outlet
         self._commands: dict[bytes, Callable[[], bytes]] = {
             b"handshake": self.handshake,
@@ -121,7 +122,8 @@ class Profile:
         self._snapshots += 1
         snapshot = Snapshot(self._snapshots, self.own)
         self.snapshot_objects = 0
-        for _ in snapshot.walk():
+        self._walk = snapshot.walk()
+        for _ in self._walk:
             self.snapshot_objects = snapshot.total
             if not self._outlet.breathe():
                 return _OK  # the server is being stopped

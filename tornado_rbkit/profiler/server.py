@@ -43,7 +43,7 @@ _T = TypeVar("_T")
 _log = logging.getLogger(__name__)
 
 _LINGER_MS: Final = 200
-"""What `stop_server` waits at most for the last messages to reach the subscribers."""
+"""What `stop_server` waits at most for the last messages, and the last reply, to reach their clients."""
 
 
 class AlreadyRunningError(RbkitError, RuntimeError):
@@ -83,6 +83,11 @@ class Server:
         self._wake_in, self._wake_out = socket.socketpair()
         self._wake_in.setblocking(False)
         self._wake_out.setblocking(False)
+        # What is the profiler's is found from here, to be left out of what it tells; so it is not kept in variables.
+        self._context: zmq.Context[Any] = zmq.Context()
+        self._poller = zmq.Poller()
+        self._sockets: list[tuple[zmq.Socket[bytes], str]] = []
+        self._request: list[bytes] = []
         self._bound: Future[tuple[str, str]] = Future()
         self._thread = threading.Thread(target=self._run, args=(pub, req), name="rbkit-server", daemon=True)
         self._thread.start()
@@ -191,45 +196,48 @@ class Server:
 
     def _run(self, pub: str, req: str) -> None:
         leave_signals_to_the_host()
-        with contextlib.ExitStack() as stack:
-            context: zmq.Context[Any] = zmq.Context()
-            stack.callback(context.term)
-            try:
-                self._pub, bound_pub = bind(context, zmq.PUB, pub)
-                stack.callback(unlink, bound_pub)
-                stack.callback(self._pub.close, _LINGER_MS)
-                self._rep, bound_req = bind(context, zmq.REP, req)
-                stack.callback(unlink, bound_req)
-                stack.callback(self._rep.close, 0)
-            except BaseException as error:  # noqa: BLE001 - it is for who starts the server
-                self._bound.set_exception(error)
-                return
-            stack.callback(self._publish, flush=True)
-            stack.callback(self._profile.close)
-            self._bound.set_result((bound_pub, bound_req))
+        try:
+            for kind, endpoint in ((zmq.PUB, pub), (zmq.REP, req)):
+                self._sockets.append(bind(self._context, kind, endpoint))
+        except BaseException as error:  # noqa: BLE001 - it is for who starts the server
+            self._close()
+            self._bound.set_exception(error)
+            return
+        (self._pub, bound_pub), (self._rep, bound_req) = self._sockets
+        self._poller.register(self._rep, zmq.POLLIN)
+        self._poller.register(self._wake_out.fileno(), zmq.POLLIN)
+        self._bound.set_result((bound_pub, bound_req))
+        try:
             self._serve()
+        finally:
+            self._profile.close()
+            self._publish(flush=True)
+            self._close()
+
+    def _close(self) -> None:
+        for sock, endpoint in self._sockets:
+            sock.close(_LINGER_MS)
+            unlink(endpoint)
+        self._context.term()
 
     def _serve(self) -> None:
-        poller = zmq.Poller()
-        poller.register(self._rep, zmq.POLLIN)
-        poller.register(self._wake_out.fileno(), zmq.POLLIN)
         while not self._stopping:
             while self._calls:
                 self._calls.popleft()()
             seconds = self._work()
             self._publish()
-            ready = dict(poller.poll(None if seconds is None else int(seconds * 1000)))
-            if self._wake_out.fileno() in ready:
+            self._poller.poll(None if seconds is None else int(seconds * 1000))
+            with contextlib.suppress(BlockingIOError):
                 self._wake_out.recv(4096)
-            if self._rep in ready:
+            if int(self._rep.get(zmq.EVENTS)) & zmq.POLLIN:
                 self._answer()
 
     def _answer(self) -> None:
-        request = self._rep.recv_multipart()
+        self._request = self._rep.recv_multipart()
         try:
-            reply = self._profile.answer(request)
+            reply = self._profile.answer(self._request)
         except Exception:  # noqa: BLE001 - a REP socket that does not answer is dead for every client
-            _log.exception("the profiler failed at %.100r", request)
+            _log.exception("the profiler failed at %.100r", self._request)
             reply = b"ok"
         self._rep.send(reply)
 
