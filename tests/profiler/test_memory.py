@@ -356,3 +356,28 @@ def test_stopping_forgets_everything(client: Client, server: profiler.Server) ->
     client.ask(b"handshake")
     assert server.status()["memory"]["tracked_objects"] == 0
     assert not gc.callbacks
+
+
+def test_stopping_tells_what_came_and_went_since_the_last_tick(client: Client) -> None:
+    gone = [Leaked() for _ in range(100)]
+    lost = ids(gone)
+    client.ask(b"start_memory_profile")
+    came = [Leaked() for _ in range(100)]
+    gone.clear()
+    assert client.ask(b"stop_memory_profile") == b"ok"
+    messages = []
+    while client.sub.poll(200):
+        messages.append(client.sub.recv())
+    created = {event[2][3] for message in messages for event in raw_events(message, EventType.OBJ_CREATED)}
+    destroyed = {event[2][3] for message in messages for event in raw_events(message, EventType.OBJ_DESTROYED)}
+    assert ids(came) <= created | lost  # but those at the address of one that has gone
+    assert lost <= destroyed | ids(came)
+
+
+def test_stopping_takes_no_longer_than_it_may(client: Client, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("tornado_rbkit.profiler.profile.LAST_SECONDS", 0.0)
+    heap = [[] for _ in range(100_000)]  # type: ignore[var-annotated]
+    client.ask(b"start_memory_profile")
+    assert client.ask(b"stop_memory_profile") == b"ok"
+    assert not gc.callbacks
+    del heap

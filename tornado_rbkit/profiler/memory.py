@@ -15,6 +15,9 @@ The collector stops tracking some objects that live on. None of these is told as
 - What goes in a tick in which `gc.freeze` was called is not told before `gc.unfreeze`. Objects that were frozen before
   the start are not seen.
 
+Stopping compares once more, for two seconds at the most, before the command is answered: what a longer comparison
+would have found is not told.
+
 Stack frames are not told either: it is looking at them, as CPU sampling does, that makes objects of them.
 
 A tick works in slices of some milliseconds, between which the host has the GIL; while it lasts it holds the objects
@@ -146,6 +149,13 @@ class MemoryProfile:
         self._tick, self._tick_spent, self._tick_due = None, 0.0, 0.0
         self._known, self._interned, self._tracked = KindsById(), {}, 0
         self._aside, self._untracked = set(), set()
+
+    def last_comparison(self) -> Iterator[None]:
+        """Compare once more, slice by slice, before `stop`: what has come and gone since the last tick is told."""
+        if self.enabled and self.trace_objects:
+            if self._tick is not None:
+                yield from self._tick
+            yield from self._begin()
 
     def work(self) -> float | None:
         """Do what is due, at most one slice; return the seconds after which there is more, None when disabled."""

@@ -23,6 +23,9 @@ PROTOCOL_VERSION: Final = "2.1"
 FLUSH_SECONDS: Final = 0.05
 """How often batches are looked for while something is measured."""
 
+LAST_SECONDS: Final = 2.0
+"""The longest a memory profile compares before it is stopped; clients wait 5 s for the reply."""
+
 _OK: Final = b"ok"
 
 
@@ -32,8 +35,11 @@ class Outlet(Protocol):
     def send_all(self, message: bytes) -> None:
         """Publish a message that no subscriber should miss."""
 
+    def flush(self) -> None:
+        """Publish all that waits."""
+
     def breathe(self) -> bool:
-        """Publish what waits and let the host run; return False if the server is being stopped."""
+        """Publish what is due and let the host run; return False if the server is being stopped."""
 
 
 class Profile:
@@ -109,7 +115,15 @@ class Profile:
         return _OK
 
     def stop_memory_profile(self) -> bytes:
+        """Tell what has come and gone since the last tick, and stop; the reply comes afterwards."""
+        deadline = time.monotonic() + LAST_SECONDS
+        self._walk = self.memory.last_comparison()
+        for _ in self._walk:
+            if time.monotonic() > deadline or not self._outlet.breathe():
+                _log.info("what came and went last is not told: to compare took more than %g s", LAST_SECONDS)
+                break
         self.memory.stop()
+        self._outlet.flush()
         return _OK
 
     def trigger_gc(self) -> bytes:
@@ -154,7 +168,7 @@ class Profile:
 
     def close(self) -> None:
         """Stop measuring. May be called twice."""
-        self.stop_memory_profile()
+        self.memory.stop()
         self.stop_cpu_profiling()
 
 

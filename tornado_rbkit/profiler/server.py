@@ -165,8 +165,12 @@ class Server:
                     break
         self._pub.setsockopt(zmq.XPUB_NODROP, 0)
 
+    def flush(self) -> None:
+        """Publish all that waits. The server's thread."""
+        self._publish(flush=True)
+
     def breathe(self) -> bool:
-        """Publish what waits and let the host run, in the middle of a snapshot. The server's thread."""
+        """Publish what is due and let the host run, in the middle of a snapshot. The server's thread."""
         self._publish()
         return not self._stopped.wait(_HOSTS_TURN_SECONDS)
 
@@ -246,7 +250,7 @@ class Server:
             return self._profile.work()
         except Exception:  # noqa: BLE001 - the host is not to suffer, nor the other instruments
             _log.exception("the profiler failed; memory profiling is off")
-            self._profile.stop_memory_profile()
+            self._profile.memory.stop()
             return None
 
     def _publish(self, *, flush: bool = False) -> None:
@@ -328,7 +332,7 @@ def start_profiling(
             if enable_object_trace or enable_gc_stats:
                 profile.memory.start(trace_objects=enable_object_trace, gc_stats=enable_gc_stats)
             else:
-                profile.memory.stop()
+                profile.stop_memory_profile()
             if enable_cpu_profiling:
                 profile.cpu.start(cpu_sampling_interval)
             else:
