@@ -91,6 +91,41 @@ class TestRun:
         assert finished.returncode == status
         assert ("Traceback" in finished.stderr) == (status == 1)
 
+    @pytest.mark.parametrize("before", [["--"], ["--port", "0", "--"]])
+    def test_takes_a_script_behind_two_dashes(self, tmp_path: Path, before: list[str]) -> None:
+        path = program(tmp_path, "import sys; print(sys.argv[1:])")
+        assert run(*before, path, "--", "-x").stdout == "['--', '-x']\n"
+
+    def test_takes_a_module_without_a_space(self, tmp_path: Path) -> None:
+        (tmp_path / "some_module.py").write_text("import sys; print(sys.argv[1:], __name__)")
+        assert run("-msome_module", "--help", cwd=tmp_path).stdout == "['--help'] __main__\n"
+
+    @pytest.mark.parametrize("module", ["no_module", "no_module.sub"])
+    def test_says_what_python_says_where_there_is_no_module(self, tmp_path: Path, module: str) -> None:
+        finished = run("-m", module, cwd=tmp_path)
+        assert (finished.returncode, finished.stderr) == (1, f"{sys.executable}: No module named {module}\n")
+
+    @pytest.mark.parametrize("as_module", [True, False])
+    def test_shows_a_traceback_that_begins_with_the_program(self, tmp_path: Path, as_module: bool) -> None:
+        path = program(tmp_path, "def f():\n    1 / 0\nf()\n")
+        command = ["-m", "program"] if as_module else [path]
+        expected = subprocess.run([sys.executable, *command], capture_output=True, text=True, cwd=tmp_path).stderr
+        shown = run(*command, cwd=tmp_path).stderr.partition("\n")[2]
+        assert shown == expected
+
+    def test_leaves_main_of_a_module_for_threads_and_pickle(self, tmp_path: Path) -> None:
+        text = """
+            import pickle, threading
+            class A: pass
+            def later():
+                threading.main_thread().join()
+                print(pickle.loads(pickle.dumps(A())).__class__.__name__)
+            threading.Thread(target=later).start()
+        """
+        program(tmp_path, text)
+        finished = run("-m", "program", cwd=tmp_path)
+        assert (finished.stdout, finished.returncode) == ("A\n", 0), finished.stderr
+
     def test_leaves_main_as_it_is_for_threads_and_pickle(self, tmp_path: Path) -> None:
         text = """
             import os, pickle, sys, threading
@@ -202,6 +237,18 @@ async def test_demo_has_something_to_look_at_and_ends_with_status_0(
                 break
     process.send_signal(number)
     assert process.wait(10) == 0
+
+
+@pytest.mark.skipif(not sys.platform.startswith("linux"), reason="children are looked up in /proc")
+def test_demo_ends_with_a_line_when_its_workload_is_killed(started: list[subprocess.Popen[str]]) -> None:
+    process = start(started, "demo", "--port", "0", stderr=subprocess.PIPE)
+    assert process.stdout is not None
+    url_in(process.stdout.readline())
+    (workload,) = Path(f"/proc/{process.pid}/task/{process.pid}/children").read_text().split()
+    os.kill(int(workload), signal.SIGKILL)
+    _, errors = process.communicate(timeout=20)
+    assert process.returncode == 1
+    assert errors == "tornado-rbkit: the process of the demo ended (exit status -9)\n"
 
 
 class TestDiscovery:
