@@ -18,7 +18,7 @@ from typing import Any
 import pytest
 from tornado.httpclient import AsyncHTTPClient
 
-from tests.conftest import until
+from tests.conftest import Serve, ask, closing, receive, until
 from tests.fake_rbkit import FakeRbkit
 from tornado_rbkit import Bridge, RbkitClient
 from tornado_rbkit.profiler import discovery
@@ -325,6 +325,44 @@ class TestDiscovery:
         monkeypatch.setattr("tornado_rbkit.targets.list_servers", fail)
         targets.look()
         assert list(targets) == ["good"], "that one look failed does not mean that they are gone"
+
+    async def test_viewers_go_on_with_a_process_that_is_started_again(
+        self, serve: Serve, rbkit: FakeRbkit, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        with FakeRbkit() as again:
+            servers = [discovery.RunningServer("app", 1, rbkit.pub, rbkit.req, 0.0)]
+            monkeypatch.setattr("tornado_rbkit.targets.list_servers", lambda: list(servers))
+            targets = DiscoveredTargets(lambda pub, req, thread: Bridge(pub, req))
+            targets.look()
+            bridge = targets["app"]
+            server = await serve(bridge)
+            connection = await server.connected()
+            servers.clear()
+            targets.look()
+            assert targets["app"] is bridge
+            servers.append(discovery.RunningServer("app", 2, again.pub, again.req, 1.0))
+            targets.look()
+            assert list(targets) == ["app"]
+            told = [await receive(connection) for _ in range(3)]
+            assert told == [b"0server:disconnected", b"0server:connected", b"0server:restarted"]
+            assert await ask(connection, "trigger_gc") == b"0ok"
+            assert b"trigger_gc" in again.received
+            servers.clear()
+            monkeypatch.setattr("tornado_rbkit.targets.KEEP_SECONDS", 0.0)
+            targets.look()
+            assert list(targets) == [""]
+            assert (await closing(connection))[0] == 1001
+
+    async def test_one_that_nobody_watches_goes_at_once(
+        self, rbkit: FakeRbkit, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        servers = [discovery.RunningServer("app", 1, rbkit.pub, rbkit.req, 0.0)]
+        monkeypatch.setattr("tornado_rbkit.targets.list_servers", lambda: list(servers))
+        targets = DiscoveredTargets(lambda pub, req, thread: Bridge(pub, req, threaded=thread))
+        targets.look()
+        servers.clear()
+        targets.look()
+        assert list(targets) == [""]
 
     async def test_a_folder_that_cannot_be_trusted_is_said_once(
         self, runtime_folder: Path, caplog: pytest.LogCaptureFixture
