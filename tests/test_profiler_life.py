@@ -12,7 +12,7 @@ from tornado.websocket import WebSocketClientConnection
 
 from tests.conftest import Serve, ask, closing, receive, receive_data, until
 from tests.fake_rbkit import FakeRbkit, free_port, rbkit_process
-from tornado_rbkit import Bridge
+from tornado_rbkit import Bridge, EndpointError
 from tornado_rbkit.protocol import message_counter
 from tornado_rbkit.upstream import State
 
@@ -226,3 +226,50 @@ def kill_command_channel(rbkit: FakeRbkit) -> None:
         req.send(b"")
         assert not req.poll(100)
     assert rbkit.dead
+
+
+async def test_a_bridge_goes_on_with_a_profiler_at_other_endpoints(
+    serve: Serve, rbkit: FakeRbkit, threaded: bool
+) -> None:
+    server = await serve(Bridge(**rbkit.endpoints, threaded=threaded))
+    connection = await server.connected()
+    await ask(connection, "start_memory_profile")
+    with FakeRbkit() as other:
+        server.bridge.retarget(other.pub, other.req)
+        notices = [await next_notice(connection, b"0server") for _ in range(3)]
+        assert notices == [b"0server:disconnected", b"0server:connected", b"0server:restarted"]
+        assert (await ask(connection, "trigger_gc")) == b"0ok"
+        assert b"trigger_gc" in other.received
+        assert b"trigger_gc" not in rbkit.received
+        rbkit.publish_collection()
+        message = other.publish_collection()
+        assert await receive_data(connection) == message
+        assert server.bridge.stats()["pub"] == other.pub
+        await server.bridge.close()
+        assert b"stop_memory_profile" not in other.received, "it was not started there"
+
+
+async def test_endpoints_that_are_none_change_nothing(serve: Serve, rbkit: FakeRbkit) -> None:
+    server = await serve(Bridge(**rbkit.endpoints))
+    connection = await server.connected()
+    with pytest.raises(EndpointError):
+        server.bridge.retarget("nonsense", rbkit.req)
+    assert (await ask(connection, "trigger_gc")) == b"0ok"
+
+
+async def test_a_command_under_way_is_ended_when_the_bridge_goes_elsewhere(serve: Serve, rbkit: FakeRbkit) -> None:
+    server = await serve(Bridge(**rbkit.endpoints))
+    connection = await server.connected()
+    kill_command_channel(rbkit)
+    await connection.write_message("trigger_gc")
+    await until(lambda: server.bridge.stats()["commands_waiting"], "it is under way")
+    with FakeRbkit() as other:
+        server.bridge.retarget(other.pub, other.req)
+        while True:
+            message = await receive(connection)
+            if not message.startswith(b"0server"):  # type: ignore[arg-type]
+                break
+        assert message.startswith(b"0error:unavailable")  # type: ignore[arg-type]
+        await until(lambda: server.bridge.state is State.CONNECTED, "the other one is connected")
+        assert (await ask(connection, "trigger_gc")) == b"0ok"
+        await server.bridge.close()

@@ -18,7 +18,7 @@ from typing import Any
 import pytest
 from tornado.httpclient import AsyncHTTPClient
 
-from tests.conftest import until
+from tests.conftest import Serve, ask, closing, receive, until
 from tests.fake_rbkit import FakeRbkit
 from tornado_rbkit import Bridge, RbkitClient
 from tornado_rbkit.profiler import discovery
@@ -90,6 +90,41 @@ class TestRun:
         finished = run(program(tmp_path, text))
         assert finished.returncode == status
         assert ("Traceback" in finished.stderr) == (status == 1)
+
+    @pytest.mark.parametrize("before", [["--"], ["--port", "0", "--"]])
+    def test_takes_a_script_behind_two_dashes(self, tmp_path: Path, before: list[str]) -> None:
+        path = program(tmp_path, "import sys; print(sys.argv[1:])")
+        assert run(*before, path, "--", "-x").stdout == "['--', '-x']\n"
+
+    def test_takes_a_module_without_a_space(self, tmp_path: Path) -> None:
+        (tmp_path / "some_module.py").write_text("import sys; print(sys.argv[1:], __name__)")
+        assert run("-msome_module", "--help", cwd=tmp_path).stdout == "['--help'] __main__\n"
+
+    @pytest.mark.parametrize("module", ["no_module", "no_module.sub"])
+    def test_says_what_python_says_where_there_is_no_module(self, tmp_path: Path, module: str) -> None:
+        finished = run("-m", module, cwd=tmp_path)
+        assert (finished.returncode, finished.stderr) == (1, f"{sys.executable}: No module named {module}\n")
+
+    @pytest.mark.parametrize("as_module", [True, False])
+    def test_shows_a_traceback_that_begins_with_the_program(self, tmp_path: Path, as_module: bool) -> None:
+        path = program(tmp_path, "def f():\n    1 / 0\nf()\n")
+        command = ["-m", "program"] if as_module else [path]
+        expected = subprocess.run([sys.executable, *command], capture_output=True, text=True, cwd=tmp_path).stderr
+        shown = run(*command, cwd=tmp_path).stderr.partition("\n")[2]
+        assert shown == expected
+
+    def test_leaves_main_of_a_module_for_threads_and_pickle(self, tmp_path: Path) -> None:
+        text = """
+            import pickle, threading
+            class A: pass
+            def later():
+                threading.main_thread().join()
+                print(pickle.loads(pickle.dumps(A())).__class__.__name__)
+            threading.Thread(target=later).start()
+        """
+        program(tmp_path, text)
+        finished = run("-m", "program", cwd=tmp_path)
+        assert (finished.stdout, finished.returncode) == ("A\n", 0), finished.stderr
 
     def test_leaves_main_as_it_is_for_threads_and_pickle(self, tmp_path: Path) -> None:
         text = """
@@ -204,6 +239,18 @@ async def test_demo_has_something_to_look_at_and_ends_with_status_0(
     assert process.wait(10) == 0
 
 
+@pytest.mark.skipif(not sys.platform.startswith("linux"), reason="children are looked up in /proc")
+def test_demo_ends_with_a_line_when_its_workload_is_killed(started: list[subprocess.Popen[str]]) -> None:
+    process = start(started, "demo", "--port", "0", stderr=subprocess.PIPE)
+    assert process.stdout is not None
+    url_in(process.stdout.readline())
+    (workload,) = Path(f"/proc/{process.pid}/task/{process.pid}/children").read_text().split()
+    os.kill(int(workload), signal.SIGKILL)
+    _, errors = process.communicate(timeout=20)
+    assert process.returncode == 1
+    assert errors == "tornado-rbkit: the process of the demo ended (exit status -9)\n"
+
+
 class TestDiscovery:
     async def test_serve_without_endpoints_shows_what_comes_and_goes(
         self, tmp_path: Path, started: list[subprocess.Popen[str]]
@@ -278,6 +325,44 @@ class TestDiscovery:
         monkeypatch.setattr("tornado_rbkit.targets.list_servers", fail)
         targets.look()
         assert list(targets) == ["good"], "that one look failed does not mean that they are gone"
+
+    async def test_viewers_go_on_with_a_process_that_is_started_again(
+        self, serve: Serve, rbkit: FakeRbkit, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        with FakeRbkit() as again:
+            servers = [discovery.RunningServer("app", 1, rbkit.pub, rbkit.req, 0.0)]
+            monkeypatch.setattr("tornado_rbkit.targets.list_servers", lambda: list(servers))
+            targets = DiscoveredTargets(lambda pub, req, thread: Bridge(pub, req))
+            targets.look()
+            bridge = targets["app"]
+            server = await serve(bridge)
+            connection = await server.connected()
+            servers.clear()
+            targets.look()
+            assert targets["app"] is bridge
+            servers.append(discovery.RunningServer("app", 2, again.pub, again.req, 1.0))
+            targets.look()
+            assert list(targets) == ["app"]
+            told = [await receive(connection) for _ in range(3)]
+            assert told == [b"0server:disconnected", b"0server:connected", b"0server:restarted"]
+            assert await ask(connection, "trigger_gc") == b"0ok"
+            assert b"trigger_gc" in again.received
+            servers.clear()
+            monkeypatch.setattr("tornado_rbkit.targets.KEEP_SECONDS", 0.0)
+            targets.look()
+            assert list(targets) == [""]
+            assert (await closing(connection))[0] == 1001
+
+    async def test_one_that_nobody_watches_goes_at_once(
+        self, rbkit: FakeRbkit, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        servers = [discovery.RunningServer("app", 1, rbkit.pub, rbkit.req, 0.0)]
+        monkeypatch.setattr("tornado_rbkit.targets.list_servers", lambda: list(servers))
+        targets = DiscoveredTargets(lambda pub, req, thread: Bridge(pub, req, threaded=thread))
+        targets.look()
+        servers.clear()
+        targets.look()
+        assert list(targets) == [""]
 
     async def test_a_folder_that_cannot_be_trusted_is_said_once(
         self, runtime_folder: Path, caplog: pytest.LogCaptureFixture

@@ -24,6 +24,7 @@ from tornado_rbkit.progress import Progress
 from tornado_rbkit.protocol import CommandError, Handshake
 from tornado_rbkit.recording import DATA, REPLY, Record, Recorder, RecordingError, events, read
 from tornado_rbkit.replay import ReplayServer
+from tornado_rbkit.upstream import State
 
 
 def packed(*records: object) -> bytes:
@@ -140,7 +141,7 @@ async def test_what_is_recorded_is_what_was_sent(serve: Serve, rbkit: FakeRbkit)
 class TestReplay:
     async def test_says_again_what_was_said_from_the_first_subscriber_on(self, serve: Serve) -> None:
         records = [*recording("commands"), *recording("cpu")]
-        with ReplayServer(records, speed=1000) as replay:
+        with ReplayServer(lambda: records, speed=1000) as replay:
             server = await serve(Bridge(replay.pub, replay.req))
             async with server.client() as client:
                 handshake = await client.command("handshake")
@@ -158,7 +159,7 @@ class TestReplay:
 
     async def test_keeps_the_time_between_messages(self, serve: Serve) -> None:
         records = [Record(5.0, DATA, None, collection(0)), Record(5.8, DATA, None, collection(1))]
-        with ReplayServer(records, speed=2) as replay:
+        with ReplayServer(lambda: records, speed=2) as replay:
             server = await serve(Bridge(replay.pub, replay.req))
             async with server.client() as client:
                 messages = client.messages()
@@ -167,9 +168,18 @@ class TestReplay:
                 await messages.__anext__()
                 assert 0.3 < time.monotonic() - first < 2
 
+    async def test_begins_anew_for_who_comes_after_the_last_has_left(self, serve: Serve) -> None:
+        records = [Record(0.0, DATA, None, collection(0)), Record(60.0, DATA, None, collection(1))]
+        with ReplayServer(lambda: records) as replay:
+            server = await serve(Bridge(replay.pub, replay.req, idle_grace=0))
+            for _ in range(3):
+                async with server.client() as client:
+                    assert await client.messages().__anext__() == records[0].payload
+                await until(lambda: server.bridge.state is State.IDLE, "the bridge has left")
+
     @pytest.mark.logs_errors
     async def test_a_recording_that_is_cut_off_is_said_and_served_up_to_there(self, serve: Serve) -> None:
-        replay = ReplayServer(read(io.BytesIO(SAMPLES[:-5])))
+        replay = ReplayServer(lambda: read(io.BytesIO(SAMPLES[:-5])))
         with pytest.raises(RecordingError), replay:  # noqa: PT012 - it is raised on leaving
             server = await serve(Bridge(replay.pub, replay.req))
             async with server.client() as client:
@@ -177,7 +187,7 @@ class TestReplay:
 
     def test_a_speed_of_nothing_is_refused(self) -> None:
         with pytest.raises(ValueError, match="more than 0"):
-            ReplayServer([], speed=0)
+            ReplayServer(list, speed=0)
 
 
 class TestCommandLine:
@@ -213,6 +223,8 @@ class TestCommandLine:
         )
         assert process.stdout is not None
         port = process.stdout.readline().removeprefix("ready http://127.0.0.1:").partition("/")[0]
+        async with RbkitClient(f"ws://127.0.0.1:{port}/rbkit/ws") as client:
+            assert await client.messages().__anext__() == rbkit.snapshot
         async with RbkitClient(f"ws://127.0.0.1:{port}/rbkit/ws") as client:
             assert await client.messages().__anext__() == rbkit.snapshot
         process.send_signal(signal.SIGINT)
@@ -303,6 +315,20 @@ async def test_a_snapshot_s_progress_is_told_by_the_total_it_announces(serve: Se
         await until(lambda: recorder.messages == 2, "the second part has come")
         assert recorder.progress().endswith(", 5 of 5 objects")
     await following
+
+
+def test_snapshots_that_come_at_the_same_time_are_counted_apart() -> None:
+    def dump(snapshot: int, count: int, total: int) -> bytes:
+        row = {3: 1, 4: "A", 5: [], 6: None, 7: None, 8: 40}
+        return collection(0, [{0: 5, 1: 1.0, 10: snapshot, 11: total, 2: [row] * count}])
+
+    recorder = Recorder(io.BytesIO())
+    recorder._snapshot_is_due = True
+    shown = []
+    for payload in (dump(1, 2, 3), dump(2, 4, 9), dump(1, 1, 3), dump(2, 5, 9), dump(3, 1, 7)):
+        recorder.write(DATA, None, payload)
+        shown.append((recorder.objects, recorder.objects_announced))
+    assert shown == [(2, 3), (6, 12), (7, 12), (12, 12), (12, 12)]
 
 
 class Terminal(io.StringIO):

@@ -136,6 +136,7 @@ class Bridge:
         self._reached: frozenset[str] = frozenset()  # endpoints
         self._idle_timer: object | None = None
         self._restart_told = False
+        self._is_another = False  # than the one before, by `retarget`
         self._pending = 0
         self._empty = asyncio.Event()
         self._guard: asyncio.Task[None] | None = None
@@ -147,6 +148,38 @@ class Bridge:
     def state(self) -> State:
         """Of the connection to the profiler."""
         return self._state
+
+    @property
+    def watched(self) -> bool:
+        """Whether there are clients."""
+        return bool(self._sessions)
+
+    def retarget(self, pub: str, req: str) -> None:
+        """Go on with a profiler at other endpoints, as of a process that was started anew; the clients stay.
+
+        They are told ``server:disconnected``, if they were not before, then ``server:connected`` and
+        ``server:restarted``.
+
+        Raises:
+            EndpointError: `pub` or `req` cannot be connected to; nothing has changed.
+            RuntimeError: the thread that was given has ended.
+        """
+        pub, req = check_endpoint(pub, "pub"), check_endpoint(req, "req")
+        connection = self._connection
+        if connection is None or self._closing is not None:
+            self.pub, self.req = pub, req
+            return
+        connection.begin_closing()
+        if self._state is State.CONNECTED:
+            self.on_state(State.DISCONNECTED)
+        self.pub, self.req = pub, req
+        self._reached = frozenset()
+        self._pending = 0
+        self._is_another = True
+        self._parting.add(connection)
+        self._loop.add_callback(self._part, connection)
+        self._connect()
+        self._tell_audience()
 
     def join(
         self,
@@ -271,6 +304,9 @@ class Bridge:
                 self._sessions[session] = None
             if before is State.DISCONNECTED:
                 self._notify(Notice("server", "connected"))
+            if self._is_another:
+                self._is_another = False
+                self._on_restarted()
             self._learn()
             self._commands.open()
         else:
@@ -337,6 +373,9 @@ class Bridge:
         self._loop = IOLoop.current()
         self._state = State.CONNECTING
         self._commands.hold()
+        self._connect()
+
+    def _connect(self) -> None:
         self._connection = Connection(self._threaded, self._loop, self, self.pub, self.req, **self._upstream_options)
         self._guard = asyncio.create_task(self._close_when_cancelled(self._connection))
 
@@ -353,11 +392,14 @@ class Bridge:
         self._reached = frozenset()
         self._commands.close("the bridge has closed the connection")
         if connection is not None:
-            self._parting.add(connection)
-            try:
-                await connection.close()
-            finally:
-                self._parting.discard(connection)
+            await self._part(connection)
+
+    async def _part(self, connection: Connection) -> None:
+        self._parting.add(connection)
+        try:
+            await connection.close()
+        finally:
+            self._parting.discard(connection)
 
     async def _close(self) -> None:
         self._cancel(self._idle_timer)

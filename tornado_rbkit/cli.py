@@ -30,7 +30,7 @@ from tornado_rbkit.profiler import list_servers
 from tornado_rbkit.program import ServerFailedError, own_module, prepare
 from tornado_rbkit.progress import Progress
 from tornado_rbkit.protocol import COMMANDS, Event, Handshake, RbkitError
-from tornado_rbkit.recording import Recorder, RecordingError, events, read
+from tornado_rbkit.recording import Record, Recorder, RecordingError, events, read
 from tornado_rbkit.replay import ReplayServer
 from tornado_rbkit.routes import rbkit_routes
 from tornado_rbkit.targets import DiscoveredTargets
@@ -43,7 +43,7 @@ _FORMATS: Final = {"speedscope": speedscope, "collapsed": collapsed, "json": jso
 
 def main(arguments: Sequence[str] | None = None) -> int:
     """Run a command line and return its exit status: 0, 1 for what failed, 2 for what was asked wrongly."""
-    options = _parser().parse_args(arguments)
+    options = _parser().parse_args(_as_python_does(sys.argv[1:] if arguments is None else arguments))
     try:
         result = options.run(options)
         if inspect.iscoroutine(result):
@@ -59,6 +59,22 @@ def main(arguments: Sequence[str] | None = None) -> int:
     if callable(result):  # a program, whose errors are its own
         result = result()
     return result or 0
+
+
+def _as_python_does(arguments: Sequence[str]) -> list[str]:
+    """Return the arguments with what argparse does not take before a program: ``--``, and a module behind ``-m``."""
+    plain = list(arguments)
+    at = next((at for at, argument in enumerate(plain) if argument not in ("-v", "--verbose", "-q", "--quiet")), 0)
+    if plain[at : at + 1] != ["run"]:
+        return plain
+    at += 1
+    while plain[at : at + 1] and (plain[at] in ("--open", "--port") or plain[at].startswith("--port=")):
+        at += 2 if plain[at] == "--port" else 1
+    if plain[at : at + 1] == ["--"]:
+        del plain[at]
+    elif at < len(plain) and plain[at].startswith("-m"):
+        plain[at : at + 1] = ["-m", *filter(None, [plain[at][2:]])]
+    return plain
 
 
 def _parser() -> argparse.ArgumentParser:
@@ -178,7 +194,12 @@ async def _demo(options: argparse.Namespace) -> int:
         if not line:
             raise ServerFailedError("the process of the demo did not start")
         endpoints = json.loads(line)
-        return await _serve_until_stopped(options, _bridge(options, endpoints["pub"], endpoints["req"]))
+        ended = asyncio.create_task(process.wait())
+        bridge = _bridge(options, endpoints["pub"], endpoints["req"])
+        status = await _serve_until_stopped(options, bridge, ended)
+        if ended.done():
+            raise ServerFailedError(f"the process of the demo ended (exit status {ended.result()})")
+        return status
     finally:
         process.stdin.close()
         await process.wait()
@@ -196,9 +217,15 @@ def _list(options: argparse.Namespace) -> int:
 
 
 async def _replay(options: argparse.Namespace) -> int:
-    # The file is read on the replay's thread.
-    with open(options.file, "rb") as file, ReplayServer(read(file), speed=options.speed) as server:  # noqa: ASYNC230
-        return await _serve_until_stopped(options, _bridge(options, server.pub, server.req))
+    options.idle_grace = 0.0  # the next first client sees it from the beginning
+    with open(options.file, "rb") as file:  # noqa: ASYNC230 - it is read on the replay's thread
+
+        def records() -> Iterator[Record]:
+            file.seek(0)
+            return read(file)
+
+        with ReplayServer(records, speed=options.speed) as server:
+            return await _serve_until_stopped(options, _bridge(options, server.pub, server.req))
 
 
 def _bridge(
@@ -216,7 +243,10 @@ def _bridge(
     )
 
 
-async def _serve_until_stopped(options: argparse.Namespace, bridges: Bridge | Mapping[str, Bridge]) -> int:
+async def _serve_until_stopped(
+    options: argparse.Namespace, bridges: Bridge | Mapping[str, Bridge], ended: asyncio.Task[int] | None = None
+) -> int:
+    """Serve until a signal comes, or what is served has `ended`."""
     token = options.token
     if token is None and not is_loopback(options.host):
         token = secrets.token_urlsafe(24)
@@ -238,6 +268,8 @@ async def _serve_until_stopped(options: argparse.Namespace, bridges: Bridge | Ma
     server = HTTPServer(Application(routes))
     server.add_sockets(sockets)
     stopped = _stop_signal()
+    if ended is not None:
+        ended.add_done_callback(lambda _: stopped.set())
     if getattr(options, "until_eof", False):
         _stop_at_eof(stopped)
     host = f"[{options.host}]" if ":" in options.host else options.host

@@ -54,18 +54,27 @@ class Connection:
         """See `Upstream.request`."""
         self._io_loop.add_callback(self._upstream.request, command, timeout)
 
+    def begin_closing(self) -> None:
+        """Begin with what `close` does; nothing but the end of the command in flight is delivered from now on.
+
+        Raises:
+            RuntimeError: the thread that was given has ended, and the sockets with it.
+        """
+        if self._closing:
+            return
+        self._closing = True
+        if self._thread is not None and not self._thread.is_alive():
+            self._closed.set_result(None)
+            raise RuntimeError("the IOLoopThread was stopped before its bridges were closed; stop it after them")
+        self._io_loop.add_callback(self._stop_upstream)
+
     async def close(self) -> None:
         """Close the sockets on their loop, and end the thread if it is this connection's own. May be called twice.
 
         Raises:
             RuntimeError: the thread that was given has ended, and the sockets with it.
         """
-        if not self._closing:
-            self._closing = True
-            if self._thread is not None and not self._thread.is_alive():
-                self._closed.set_result(None)
-                raise RuntimeError("the IOLoopThread was stopped before its bridges were closed; stop it after them")
-            self._io_loop.add_callback(self._stop_upstream)
+        self.begin_closing()
         await self.wait_closed()
 
     async def wait_closed(self) -> None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import atexit
 import builtins
+import importlib.util
 import os
 import runpy
 import subprocess
@@ -39,12 +40,16 @@ def prepare(module: list[str], script: list[str], port: int, open_browser: bool)
         ValueError: there is neither a module nor a script.
         OSError: the script cannot be read.
         ServerFailedError: the web server did not start.
+        SystemExit: there is no such module; it says so as ``python -m`` does.
     """
     program = module or script
     if not program:
         raise ValueError("there is no program to run; allowed: a script, or -m and a module")
     if not module and not os.path.isfile(program[0]):
         raise FileNotFoundError(f"there is no script {program[0]!r}")
+    if module:
+        sys.path[0] = os.getcwd()
+        _check_module(program[0])
     server = start_server("tcp://127.0.0.1:*", "tcp://127.0.0.1:*", program[0])
     url = _serve_beside(server.pub, server.req, port)
     print(f"tornado-rbkit: {url}", file=sys.stderr, flush=True)
@@ -53,11 +58,15 @@ def prepare(module: list[str], script: list[str], port: int, open_browser: bool)
 
     def run() -> None:
         sys.argv[:] = program
-        if module:
-            sys.path[0] = os.getcwd()
-            runpy.run_module(program[0], run_name="__main__", alter_sys=True)
-        else:
-            _run_script(program[0])
+        try:
+            if module:
+                sys.modules["__main__"] = types.ModuleType("__main__")
+                runpy._run_module_as_main(program[0])  # type: ignore[attr-defined]  # it is what python -m runs
+            else:
+                _run_script(program[0])
+        except BaseException:
+            sys.excepthook = _without_our_frames(sys.excepthook)
+            raise
 
     return run
 
@@ -72,6 +81,27 @@ def _run_script(path: str) -> None:
     with open(path, "rb") as file:
         code = compile(file.read(), main.__file__, "exec", dont_inherit=True)
     exec(code, main.__dict__)  # noqa: S102 - this is what running a script is
+
+
+def _check_module(name: str) -> None:
+    """End as ``python -m`` does where there is no such module, before anything is started."""
+    top = name.partition(".")[0]
+    if top and importlib.util.find_spec(top) is None:
+        sys.exit(f"{sys.executable}: No module named {name}")
+
+
+def _without_our_frames(show: Callable[..., object]) -> Callable[..., None]:
+    """Return an excepthook that shows an error of the program's as if nothing had been around it."""
+
+    def excepthook(kind: type[BaseException], error: BaseException, traceback: types.TracebackType | None) -> None:
+        rest = traceback
+        while rest is not None:
+            if rest.tb_frame.f_code.co_filename == __file__:
+                traceback = rest.tb_next
+            rest = rest.tb_next
+        show(kind, error.with_traceback(traceback), traceback)
+
+    return excepthook
 
 
 def own_module(name: str) -> list[str]:

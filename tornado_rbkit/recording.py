@@ -39,14 +39,15 @@ class Recorder:
     Attributes:
         messages: published messages written.
         size: their bytes.
-        objects: of the snapshot that was asked for, those that have come.
-        objects_announced: how many there are in all, by its complete_message_count; 0 before the first have come.
+        objects: those that have come since a snapshot was asked for, of all snapshots that come meanwhile.
+        objects_announced: how many there are in all, by complete_message_count; 0 before the first have come.
     """
 
     def __init__(self, file: BinaryIO) -> None:
         """Begin now; `file` is the caller's to close."""
         self.messages = self.size = self.objects = self.objects_announced = 0
         self._snapshot_is_due = False
+        self._snapshots: dict[int, list[int]] = {}  # objects that have come and that were announced, by correlation_id
         self._file = file
         self._started = time.monotonic()
 
@@ -100,9 +101,11 @@ class Recorder:
             return
         for event in collection.events:
             if isinstance(event, ObjectSpaceDump):
-                self.objects += len(event.objects)
-                self.objects_announced = event.complete_message_count
-        self._snapshot_is_due = self.objects < self.objects_announced or not self.objects_announced
+                snapshot = self._snapshots.setdefault(event.correlation_id, [0, event.complete_message_count])
+                snapshot[0] += len(event.objects)
+        self.objects = sum(come for come, _ in self._snapshots.values())
+        self.objects_announced = sum(announced for _, announced in self._snapshots.values())
+        self._snapshot_is_due = not self._snapshots or any(come < all_ for come, all_ in self._snapshots.values())
 
 
 def read(file: BinaryIO) -> Iterator[Record]:

@@ -5,8 +5,9 @@ from __future__ import annotations
 import logging
 import threading
 import time
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from types import TracebackType
+from typing import Final
 
 import zmq
 
@@ -15,9 +16,14 @@ from tornado_rbkit.recording import DATA, Record
 
 _log = logging.getLogger(__name__)
 
+_TURN: Final = 0.05
+"""Seconds that are waited for a command at a time."""
+
 
 class ReplayServer:
     """Publishes the messages of a recording with their timing, from the first subscriber on, while it is entered.
+
+    It stops when the last subscriber has left, and begins anew with each that comes.
 
     It answers ``handshake`` as the recorded process did the last time before, and ``ok`` to all else, as rbkit does.
     Its sockets are made, used and closed on a thread of its own.
@@ -27,11 +33,11 @@ class ReplayServer:
         req: the endpoint it takes commands at, once it is entered.
     """
 
-    def __init__(self, records: Iterable[Record], *, speed: float = 1.0) -> None:
+    def __init__(self, records: Callable[[], Iterable[Record]], *, speed: float = 1.0) -> None:
         """Describe a replay.
 
         Args:
-            records: as `recording.read` yields them; taken one at a time, as they are due.
+            records: gives them from the first on, as `recording.read` does; taken one at a time, as they are due.
             speed: 2 is twice as fast as it was.
 
         Raises:
@@ -43,6 +49,8 @@ class ReplayServer:
         self._records = records
         self._speed = speed
         self._handshake = b""
+        self._subscribers = 0
+        self._has_come = False  # a subscriber for whom it is not played yet
         self._error: RbkitError | None = None
         self._bound = threading.Event()
         self._stop_is_due = threading.Event()
@@ -76,32 +84,48 @@ class ReplayServer:
             self.pub = pub.getsockopt_string(zmq.LAST_ENDPOINT)
             self.req = rep.getsockopt_string(zmq.LAST_ENDPOINT)
             self._bound.set()
-            try:
-                self._publish(pub, rep)
-            except RbkitError as error:
+            pub.xpub_verboser = True  # one viewer may come before the one before it has gone
+            while not self._stop_is_due.is_set():
+                self._play(self._messages(), pub, rep)
+
+    def _play(self, messages: Iterator[Record], pub: zmq.Socket[bytes], rep: zmq.Socket[bytes]) -> None:
+        """Send all messages when they are due, counting from a subscription, until the next one or the last's end."""
+        message = self._next(messages)  # with the handshake before it
+        while not self._has_come:
+            self._answer(rep, _TURN)
+            self._heed(pub)
+            if self._stop_is_due.is_set():
+                return
+        self._has_come = False
+        started, first = time.monotonic(), message.seconds if message else 0.0
+        while self._subscribers and not self._has_come and not self._stop_is_due.is_set():
+            wait = _TURN if message is None else started + (message.seconds - first) / self._speed - time.monotonic()
+            if wait > 0:
+                self._answer(rep, min(wait, _TURN))
+            elif message is not None:
+                pub.send(message.payload)
+                message = self._next(messages)
+            self._heed(pub)
+
+    def _heed(self, pub: zmq.Socket[bytes]) -> None:
+        """Take in who has subscribed and who has left."""
+        while pub.poll(0):
+            came = pub.recv()[:1] == b"\1"
+            self._subscribers += 1 if came else -1
+            self._has_come |= came
+
+    def _next(self, messages: Iterator[Record]) -> Record | None:
+        try:
+            return next(messages, None)
+        except RbkitError as error:
+            if self._error is None:  # said once, however often it is played
                 _log.error("the recording ends here: %s", error)
                 self._error = error
-            while not self._stop_is_due.is_set():
-                self._answer(rep, 0.05)
-
-    def _publish(self, pub: zmq.Socket[bytes], rep: zmq.Socket[bytes]) -> None:
-        """Send all messages when they are due, counting from the first subscription."""
-        messages = self._messages()
-        message = next(messages, None)  # with the handshake before it
-        while not self._stop_is_due.is_set() and not pub.poll(0):
-            self._answer(rep, 0.05)
-        started, first = time.monotonic(), message.seconds if message else 0.0
-        while message is not None and not self._stop_is_due.is_set():
-            wait = started + (message.seconds - first) / self._speed - time.monotonic()
-            if wait > 0:
-                self._answer(rep, min(wait, 0.05))
-            else:
-                pub.send(message.payload)
-                message = next(messages, None)
+            return None
 
     def _messages(self) -> Iterator[Record]:
         """Yield the published messages, and take in the handshakes between them."""
-        for record in self._records:
+        for record in self._records():
             if record.command == "handshake":
                 self._handshake = record.payload
             elif record.channel == DATA:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import logging
 import re
+import time
 from collections.abc import Callable, Iterator, Mapping
 from pathlib import PurePath
 from typing import Final, NamedTuple
@@ -19,6 +20,9 @@ _log = logging.getLogger(__name__)
 
 LOOK_INTERVAL: Final = 1.0
 """Seconds between two looks at the runtime folder."""
+
+KEEP_SECONDS: Final = 10.0
+"""How long a process that has gone while it was watched keeps its name, for the one that is started in its place."""
 
 
 class Endpoints(NamedTuple):
@@ -60,6 +64,7 @@ class DiscoveredTargets(Mapping[str, Bridge]):
         }
         self._bridges: dict[str, Bridge] = {}
         self._names: dict[RunningServer, str] = {}
+        self._gone: dict[str, tuple[RunningServer, float]] = {}  # by name, with the time at which it is given up
         self._unreachable: set[RunningServer] = set()
         self._leaving: set[asyncio.Task[None]] = set()
         self._unusable = ""
@@ -86,22 +91,37 @@ class DiscoveredTargets(Mapping[str, Bridge]):
             self._thread.stop()
 
     def look(self) -> None:
-        """Add bridges for the processes that have come, and close those of processes that have gone."""
+        """Add bridges for the processes that have come, and close those of processes that have gone.
+
+        One that was watched is kept for `KEEP_SECONDS`, and handed on to a process of the same name.
+        """
         servers = self._servers()
         for server in self._names.keys() - servers:
             name = self._names.pop(server)
             _log.info("%s has gone", name)
-            closing = asyncio.create_task(self._bridges.pop(name).close())
-            self._leaving.add(closing)
-            closing.add_done_callback(self._leaving.discard)
+            self._gone[name] = (server, time.monotonic() + KEEP_SECONDS)
         for server in servers:
             if server not in self._names and server not in self._unreachable:
                 self._add(server)
+        for name, (_, end) in list(self._gone.items()):
+            if time.monotonic() >= end or not self._bridges[name].watched:
+                self._give_up(name)
+
+    def _give_up(self, name: str) -> None:
+        del self._gone[name]
+        closing = asyncio.create_task(self._bridges.pop(name).close())
+        self._leaving.add(closing)
+        closing.add_done_callback(self._leaving.discard)
 
     def _add(self, server: RunningServer) -> None:
-        name = self._name(server)
+        before = [name for name, (gone, _) in self._gone.items() if gone.name == server.name]
+        name = before[0] if before else self._name(server)
         try:
-            self._bridges[name] = self._make_bridge(server.pub, server.req, self._thread)
+            if before:
+                self._bridges[name].retarget(server.pub, server.req)
+                del self._gone[name]
+            else:
+                self._bridges[name] = self._make_bridge(server.pub, server.req, self._thread)
         except EndpointError as error:
             self._unreachable.add(server)
             _log.warning("%s cannot be served: %s", name, error)

@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import gc
+import itertools
 import sys
 import threading
 import time
+import weakref
 from collections import Counter
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -14,9 +16,10 @@ import msgpack
 import pytest
 
 from tests.fake_rbkit import recorded
-from tests.profiler.conftest import Client, raw_events, shape
+from tests.profiler.conftest import PATIENCE, Client, raw_events, shape
 from tornado_rbkit import profiler
-from tornado_rbkit.profiler.cpu import FrameCache
+from tornado_rbkit.profiler.cpu import CPUSampler, FrameCache, pack_frame
+from tornado_rbkit.profiler.publisher import Publisher
 from tornado_rbkit.protocol import CPUSample, EventType
 
 linux = pytest.mark.skipif(not sys.platform.startswith("linux"), reason="threads have CPU clocks on Linux")
@@ -120,6 +123,50 @@ def test_threads_that_come_and_go_are_no_danger_to_the_cpu_clock(client: Client,
     assert server.status()["cpu"]["enabled"]
 
 
+@pytest.mark.parametrize("clock", ["wall", pytest.param("cpu", marks=linux)])
+def test_a_late_sample_is_told_for_each_tick_it_missed(clock: str) -> None:
+    publisher = Publisher()
+    sampler = CPUSampler(publisher)
+    sampler.clock_type, sampler.interval = clock, 0.001
+    with running(sleeper, burner) as (sleeping, burning):
+        sampler._tick(1)
+        publisher.take(0.0, flush=True)
+        _burn(0.02)
+        sampler._tick(5)
+    message = b"".join(publisher.take(time.time(), flush=True))
+    samples = raw_events(message, EventType.CPU_SAMPLE)
+    of = {thread: [sample[1] for sample in samples if sample[2][0][15] == thread] for thread in (sleeping, burning)}
+    if clock == "wall":
+        assert len(of[sleeping]) == len(of[burning]) == 5
+        steps = [later - sooner for sooner, later in itertools.pairwise(of[sleeping])]
+        assert steps == pytest.approx([1.0] * 4)  # milliseconds
+    else:
+        assert not of[sleeping]
+        assert len(samples) > 10, "20 ms of CPU time were burned"
+
+
+def test_a_thread_that_computes_between_waits_is_seen_waiting_no_more_than_it_does(client: Client) -> None:
+    seconds = Counter[str]()
+
+    def in_bursts(stop: threading.Event) -> None:
+        while not stop.is_set():
+            began = time.perf_counter()
+            _burn(0.005)
+            burned = time.perf_counter()
+            time.sleep(0.005)
+            seconds.update(burn=burned - began, wait=time.perf_counter() - burned)  # type: ignore[call-overload]
+
+    with running(in_bursts, in_bursts) as threads:
+        client.ask(b"start_cpu_profiling")
+        seconds.clear()
+        samples = client.events(CPUSample, lambda found: len(found) > 6000)
+        client.ask(b"stop_cpu_profiling")
+    ours = [sample for sample in samples if sample.frames[0].thread_id in threads]
+    waiting = sum(not any(frame.method_name == "_burn" for frame in sample.frames) for sample in ours)
+    # Without it this is some 0.14 too much; with it, 0.02.
+    assert waiting / len(ours) == pytest.approx(seconds["wait"] / seconds.total(), abs=0.1)
+
+
 def test_a_sample_has_the_shape_of_rbkits(client: Client) -> None:
     client.ask(b"start_cpu_profiling")
     client.events(CPUSample, lambda found: found)
@@ -150,6 +197,55 @@ def test_a_frame_tells_method_class_file_and_line_innermost_first(client: Client
     assert (inner.file, inner.line) == (__file__, Basket.wait.__code__.co_firstlineno + 1)
     assert (inner.singleton_method, outer.singleton_method) == (False, True)
     assert names[-1] == "_bootstrap"
+
+
+class Namespace(dict[str, object]):
+    """Globals of the host's own making."""
+
+    def get(self, *_: object) -> object:
+        raise AssertionError("the host's code was called")
+
+    __getitem__ = get
+
+
+def test_globals_of_the_hosts_own_making_are_not_asked() -> None:
+    space = Namespace(sys=sys, __name__="shop")
+    exec(compile("def f(sys):\n    return sys._getframe()", "shop.py", "exec"), space)
+    frame = dict.__getitem__(space, "f")(sys)  # type: ignore[operator]
+    assert b"shop.f" in pack_frame(frame)
+
+
+class Order:
+    def wait(self, seen: threading.Event, gone: threading.Event, found: list[weakref.ref[Basket]]) -> None:
+        basket = Basket()
+        found.append(weakref.ref(basket))
+        seen.wait()
+        del basket
+        gone.wait()
+
+    def wait_in_a_closure(self, stop: threading.Event) -> Callable[[], Order]:
+        stop.wait()
+        return lambda: self
+
+
+def test_what_a_sampled_function_deletes_does_not_live_on(client: Client) -> None:
+    seen, found = threading.Event(), list[weakref.ref[Basket]]()
+    with running(lambda stop: Order().wait(seen, stop, found)) as (thread,):
+        client.ask(b"start_cpu_profiling")
+        client.events(CPUSample, lambda got: any(sample.frames[0].thread_id == thread for sample in got))
+        client.ask(b"stop_cpu_profiling")
+        seen.set()
+        deadline = time.monotonic() + PATIENCE
+        while found[0]() is not None:
+            assert time.monotonic() < deadline, "it lives on in the frame"
+
+
+def test_a_method_whose_self_is_a_closures_is_known_by_its_class(client: Client) -> None:
+    with running(Order().wait_in_a_closure) as (thread,):
+        client.ask(b"start_cpu_profiling")
+        samples = client.events(CPUSample, lambda found: any(sample.frames[0].thread_id == thread for sample in found))
+    labels = {frame.label for sample in samples for frame in sample.frames if frame.thread_id == thread}
+    assert f"{__name__}.Order.wait_in_a_closure" in labels
 
 
 def test_a_code_object_is_forgotten_when_it_is_gone() -> None:

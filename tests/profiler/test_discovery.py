@@ -193,8 +193,29 @@ def test_start_profiling_starts_a_server_and_what_it_is_told_to() -> None:
         profiler.stop_server()
 
 
-@pytest.mark.parametrize("wrong", [{"clock_type": "sun"}, {"cpu_sampling_interval": 0}, {"cpu_sampling_interval": -1}])
-def test_a_wrong_setting_is_named_and_starts_nothing(wrong: dict[str, object]) -> None:
-    with pytest.raises(ValueError, match=next(iter(wrong))):
+@pytest.mark.parametrize(
+    "wrong",
+    [
+        {"clock_type": "sun"},
+        {"clock_type": None},
+        {"cpu_sampling_interval": 0},
+        {"cpu_sampling_interval": -1},
+        {"cpu_sampling_interval": float("nan")},
+        {"cpu_sampling_interval": "1"},
+        {"cpu_sampling_interval": True},
+        {"pub": 5555},
+        {"req": b"tcp://127.0.0.1:*"},
+        {"req": "ipc:///tmp/a\0b"},
+        {"name": 5},
+    ],
+)
+def test_a_wrong_argument_is_named_and_starts_nothing(wrong: dict[str, object]) -> None:
+    ((setting, value),) = wrong.items()
+    with pytest.raises(profiler.ArgumentError, match="allowed: ") as error:
         profiler.start_profiling(**wrong)  # type: ignore[arg-type]
+    assert isinstance(error.value, ValueError)
+    assert str(error.value).startswith(f"{setting}={value!r} ")
+    if setting in ("pub", "req", "name"):
+        with pytest.raises(profiler.ArgumentError, match=setting):
+            profiler.start_server(**wrong)  # type: ignore[arg-type]
     assert profiler.current_server() is None

@@ -13,6 +13,7 @@ import pytest
 
 from tests.fake_rbkit import recorded
 from tests.profiler.conftest import Client, raw_events, shape
+from tests.profiler.python import python
 from tests.profiler.test_memory import Touchy
 from tornado_rbkit import profiler
 from tornado_rbkit.profiler import endpoints
@@ -150,6 +151,77 @@ def test_the_profilers_own_objects_are_left_out(client: Client) -> None:
     _, objects = snapshot(client)
     ours = {item.class_name for item in objects if (item.class_name or "").startswith("tornado_rbkit.profiler")}
     assert not ours
+
+
+def test_nothing_that_serves_the_profiler_is_told_or_listed() -> None:
+    """Sockets, threads, locks, walks. A dict is that which the interpreter holds of a thread it has started."""
+    output = python(
+        """
+import gc, time, zmq
+from tests.fake_rbkit import free_port
+from tornado_rbkit import profiler
+from tornado_rbkit.protocol import ObjCreated, ObjectSpaceDump, decode
+
+pub, req = (f"tcp://127.0.0.1:{free_port()}" for _ in range(2))
+context = zmq.Context()
+sub, ask = context.socket(zmq.SUB), context.socket(zmq.REQ)
+sub.subscribe(b"")
+sub.rcvtimeo = 100
+received = []
+
+def command(name):
+    ask.send(name)
+    ask.recv()
+
+def listen(seconds):
+    end = time.monotonic() + seconds
+    while time.monotonic() < end:
+        try:
+            received.append(sub.recv())
+        except zmq.Again:
+            pass
+
+def start():
+    profiler.start_server(pub, req, "x")
+    sub.connect(pub)
+    ask.connect(req)
+
+def measure():
+    command(b"start_memory_profile")
+    listen(1.3)
+    command(b"start_cpu_profiling")
+    listen(2.5)
+
+start()
+measure()
+command(b"objectspace_snapshot")
+listen(1.5)
+profiler.stop_server()
+sub.disconnect(pub)
+ask.disconnect(req)
+gc.collect()
+received.clear()
+before = gc.get_objects()
+ids = set(map(id, before))
+start()
+measure()
+command(b"objectspace_snapshot")
+after = gc.get_objects()
+listen(1.5)
+profiler.stop_server()
+context.destroy()
+after = {id(item): item for item in after if id(item) not in ids and item is not before and item is not ids}
+for message in received:
+    for event in decode(message).events:
+        if isinstance(event, ObjCreated):
+            print("told", event.class_name)
+        elif isinstance(event, ObjectSpaceDump):
+            for item in event.objects:
+                if item.object_id in after:
+                    print("listed", item.class_name, repr(after[item.object_id]))
+"""
+    )
+    assert {line for line in output.splitlines() if line != "listed dict {}" and line != "told dict"} == set()
 
 
 def test_a_dump_has_the_shape_of_rbkits(client: Client) -> None:

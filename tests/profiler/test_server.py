@@ -5,11 +5,13 @@ from __future__ import annotations
 import os
 import stat
 import sys
+import threading
 import time
 from pathlib import Path
 
 import msgpack
 import pytest
+import zmq
 
 from tests.fake_rbkit import free_port, recorded
 from tests.profiler.conftest import Client, shape
@@ -164,6 +166,68 @@ def test_ipc_sockets_are_their_owners_alone(tmp_path: Path) -> None:
         os.umask(umask)
         profiler.stop_server()
     assert not pub.exists()
+
+
+@pytest.mark.skipif(os.name == "nt", reason="ipc:// is for Unix")
+def test_the_umask_is_left_alone(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def fail(mask: int) -> int:
+        raise AssertionError("it is every thread's")
+
+    monkeypatch.setattr(os, "umask", fail)
+    server = profiler.start_server(f"ipc://{tmp_path}/pub", "tcp://127.0.0.1:*")
+    profiler.stop_server()
+    assert server.pub == f"ipc://{tmp_path}/pub"
+
+
+@pytest.mark.skipif(os.name == "nt", reason="ipc:// is for Unix")
+def test_the_socket_file_of_a_killed_process_is_taken_over(tmp_path: Path) -> None:
+    endpoints = f"ipc://{tmp_path}/pub", f"ipc://{tmp_path}/req"
+    python(f"import os; from tornado_rbkit import profiler; profiler.start_server(*{endpoints}); os._exit(0)")
+    assert (tmp_path / "pub").exists()
+    try:
+        server = profiler.start_server(*endpoints)
+        with Client(server.pub, server.req) as client:
+            assert client.ask(b"trigger_gc") == b"ok"
+    finally:
+        profiler.stop_server()
+    assert not (tmp_path / "pub").exists()
+
+
+@pytest.mark.parametrize("path", ["x" * 200, "missing/socket"])
+def test_a_path_that_cannot_be_a_socket_is_named(tmp_path: Path, path: str) -> None:
+    with pytest.raises(profiler.BindError, match=path):
+        profiler.start_server("tcp://127.0.0.1:*", f"ipc://{tmp_path}/{path}")
+    assert profiler.current_server() is None
+
+
+def test_the_sockets_are_made_on_the_thread_that_uses_them(monkeypatch: pytest.MonkeyPatch) -> None:
+    makers: set[str] = set()
+    make = zmq.Context.socket
+
+    def socket(context: zmq.Context[zmq.Socket[bytes]], kind: int) -> zmq.Socket[bytes]:
+        makers.add(threading.current_thread().name)
+        return make(context, kind)
+
+    monkeypatch.setattr(zmq.Context, "socket", socket)
+    profiler.start_server("tcp://127.0.0.1:*", "tcp://127.0.0.1:*")
+    profiler.stop_server()
+    assert makers == {"rbkit-server"}
+
+
+def test_a_server_that_cannot_start_leaves_nothing(server: profiler.Server) -> None:
+    python(
+        f"""
+import os, threading
+from tornado_rbkit import profiler
+open_before = len(os.listdir("/dev/fd"))
+for _ in range(3):
+    try:
+        profiler.start_server("tcp://127.0.0.1:*", {server.req!r})
+    except profiler.BindError:
+        assert threading.active_count() == 1
+        assert len(os.listdir("/dev/fd")) == open_before
+"""
+    )
 
 
 def test_a_file_in_the_way_of_an_ipc_socket_is_left_alone(tmp_path: Path) -> None:

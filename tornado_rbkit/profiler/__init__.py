@@ -7,6 +7,7 @@
 Nothing is measured until a client, or `start_profiling`, asks for it.
 """
 
+from tornado_rbkit.profiler.arguments import ArgumentError
 from tornado_rbkit.profiler.discovery import RunningServer, RuntimeFolderError, list_servers
 from tornado_rbkit.profiler.endpoints import BindError
 from tornado_rbkit.profiler.server import (
@@ -20,6 +21,7 @@ from tornado_rbkit.profiler.server import (
 
 __all__ = [
     "AlreadyRunningError",
+    "ArgumentError",
     "BindError",
     "RunningServer",
     "RuntimeFolderError",

@@ -1,20 +1,22 @@
 """Sample the stacks of the process's threads.
 
-A sampler thread asks the interpreter for every thread's frame, once in each interval of an absolute schedule; ticks
-it comes too late for are skipped, never made up for. It needs the GIL for that, and a thread that computes in Python
-gives it up only after the interpreter's switch interval. At the usual 5 ms that would be a fifth of the samples, and
-taken where threads give the GIL up of themselves, at their waits, which is not where they spend their time. So while
-samples are taken the switch interval is lowered to half the sampling interval (but 0.5 ms), for the whole process,
-and set back afterwards, unless the host has set another meanwhile. `CPUSampler.status` tells what rate is reached.
+A sampler thread asks the interpreter for every thread's frame, once in each interval of an absolute schedule. It needs
+the GIL for that, and a thread that computes in Python gives it up only after the interpreter's switch interval. At the
+usual 5 ms that would be a fifth of the looks. So while samples are taken the switch interval is lowered to half the
+sampling interval (but 0.5 ms), for the whole process, and set back afterwards, unless the host has set another
+meanwhile. `CPUSampler.status` tells what rate of looks is reached.
 
-Some of that bias remains: a thread that computes for a few milliseconds between waits is sampled too seldom while it
-computes, down to half as often as it should be, and what it does at the end of such a burst weighs more than what it
-does at its beginning. Bursts of tens of milliseconds come out right.
+Where the sampler comes late, some thread has computed meanwhile and the others have waited, for the GIL or for what
+they waited for before. So what it sees then is told once for each tick it missed, with that tick's time; of a stop
+longer than `MAKE_UP_SECONDS` (the process was suspended) only so much. Without this a thread that computes for a few
+milliseconds between waits, when the sampler gets the GIL best, would be seen computing down to half as often as it
+does. Bursts of 2 to 10 ms come out within some 5 % of the time there is. What bias remains: within a burst of a few
+milliseconds the end weighs more than the beginning.
 
 Clocks: ``wall`` samples every thread, ``cpu`` those that burned an interval's worth of CPU time since they were last
-sampled, so that a thread's samples are in proportion to its CPU time, but for the bias above. Per-thread CPU clocks
-are read on Linux, by the kernel's thread id; elsewhere there is only ``wall``, and the handshake says so. Threads that
-`threading` does not know have no clock either and are sampled as on the wall.
+sampled, once for each interval of it, so that a thread's samples are in proportion to its CPU time. Per-thread CPU
+clocks are read on Linux, by the kernel's thread id; elsewhere there is only ``wall``, and the handshake says so.
+Threads that `threading` does not know have no clock either and are sampled as on the wall.
 
 A frame that is looked at is kept alive while it is: when its function returns in these microseconds, what it held is
 released on the sampler's thread. Every sampler inside a process has this.
@@ -22,14 +24,16 @@ released on the sampler's thread. Every sampler inside a process has this.
 
 from __future__ import annotations
 
+import gc
 import sys
 import threading
 import time
 import weakref
 from collections.abc import Callable, Collection, Iterable
-from types import CodeType, FrameType, FunctionType
+from types import CellType, CodeType, FrameType, FunctionType
 from typing import Any, Final
 
+from tornado_rbkit.profiler.arguments import check_interval
 from tornado_rbkit.profiler.objects import type_dict, type_mro, type_qualname
 from tornado_rbkit.profiler.publisher import BACKLOG_EVENTS, Publisher, array_header, pack, pack_double, pack_text
 from tornado_rbkit.profiler.signals import leave_signals_to_the_host
@@ -40,10 +44,11 @@ DEFAULT_INTERVAL: Final = 0.001
 
 MIN_SWITCH_INTERVAL: Final = 0.0005
 
-MAX_INTERVAL: Final = 3600.0
-
 MAX_DEPTH: Final = 1000
 """Frames of one sample; the outer ones of a deeper stack are left out."""
+
+MAKE_UP_SECONDS: Final = 1.0
+"""What a late sample stands for at the most."""
 
 HAS_CPU_CLOCK: Final = sys.platform.startswith("linux")
 
@@ -67,7 +72,7 @@ class CPUSampler:
         self._publisher = publisher
         self._leave_out = leave_out
         self._own: set[int] = set()
-        self._stopping = threading.Event()
+        self._running = threading.Lock()
         self._thread: threading.Thread | None = None
         self._frames = FrameCache()
         self._clocks = ThreadClocks()
@@ -84,15 +89,16 @@ class CPUSampler:
         """Start sampling each `interval` seconds, or go on at the interval there was.
 
         Raises:
-            ValueError: the interval is not above 0.
+            ArgumentError: the interval is out of its range.
         """
-        if interval is not None and not 0 < interval <= MAX_INTERVAL:
-            raise ValueError(f"the interval is {interval!r}; it must be above 0 and at most {MAX_INTERVAL:g} s")
+        if interval is not None:
+            check_interval(interval)
         if self.enabled and interval in (None, self.interval):
             return
         self.stop()
         self.interval = interval or self.interval
-        self._stopping.clear()
+        self._running = threading.Lock()
+        self._running.acquire()
         self._ticks = self._late = self._samples = 0
         self._switching.lower(self.interval / 2)  # with a whole one every other tick would be late
         self._began = time.monotonic()
@@ -104,7 +110,7 @@ class CPUSampler:
         """Stop sampling and join the thread. May be called twice."""
         thread, self._thread = self._thread, None
         if thread is not None:
-            self._stopping.set()
+            self._running.release()
             thread.join()
             self._ended = time.monotonic()
             self._frames.clear()
@@ -133,31 +139,39 @@ class CPUSampler:
         self._own.add(threading.get_ident())
         self._clocks = ThreadClocks()
         due = time.monotonic() + self.interval
-        while not self._stopping.wait(max(0.0, due - time.monotonic())):
+        # a lock and no Event, whose every wait makes a lock that the memory profile would tell of
+        while not self._running.acquire(timeout=max(0.0, due - time.monotonic())):
             behind = int((time.monotonic() - due) / self.interval)
-            self._late += behind
             due += (behind + 1) * self.interval
+            self._late += behind
             if self._publisher.backlog > BACKLOG_EVENTS:
                 self._late += 1
                 continue
-            self._tick()
+            self._tick(1 + min(behind, self._most))
             self._ticks += 1
 
-    def _tick(self) -> None:
-        timestamp = pack_double(time.time() * 1000.0)
+    @property
+    def _most(self) -> int:
+        return int(MAKE_UP_SECONDS / self.interval)
+
+    def _tick(self, ticks: int) -> None:
+        """Publish what every thread does, for each of so many ticks, of which this is the last."""
+        now = time.time()
         frames = sys._current_frames()
         for thread_id in self._own:
             frames.pop(thread_id, None)
-        burned = self._clocks.burned(frames, self.interval) if self.clock_type == "cpu" else frames
-        for thread_id in burned:
+        if self.clock_type == "cpu":
+            samples = self._clocks.burned(frames, self.interval, ticks, self._most)
+        else:
+            samples = dict.fromkeys(frames, ticks)
+        for thread_id, count in samples.items():
             stack = self._frames.stack(frames[thread_id])
             packed_id = pack(thread_id)
-            self._publisher.add(
-                b"".join(
-                    (_SAMPLE_HEAD, timestamp, _PAYLOAD_KEY, array_header(len(stack)), packed_id.join(stack), packed_id)
-                )
-            )
-            self._samples += 1
+            payload = b"".join((_PAYLOAD_KEY, array_header(len(stack)), packed_id.join(stack), packed_id))
+            for before in range(count - 1, -1, -1):
+                timestamp = pack_double((now - before * self.interval) * 1000.0)
+                self._publisher.add(b"".join((_SAMPLE_HEAD, timestamp, payload)))
+            self._samples += count
 
 
 class SwitchInterval:
@@ -190,23 +204,25 @@ class ThreadClocks:
         self._seen: dict[int, int] = {}
         self._owed: dict[int, int] = {}
 
-    def burned(self, threads: Iterable[int], interval: float) -> list[int]:
-        """Return those of the threads that used `interval` seconds of CPU time since they were last returned."""
+    def burned(self, threads: Iterable[int], interval: float, ticks: int, most: int) -> dict[int, int]:
+        """Return how often each thread used `interval` seconds of CPU time since it was last returned, up to `most`.
+
+        A thread without a clock is returned for each of the `ticks`; one that used nothing, not at all.
+        """
         threads = list(threads)
         self._forget_ended(threads)
         enough = int(interval * 1e9)
-        burned = []
+        burned = {}
         for thread_id in threads:
             now = self._read(thread_id)
             if now is None:
-                burned.append(thread_id)
+                burned[thread_id] = ticks
                 continue
             used = now - self._seen.get(thread_id, now)
             self._seen[thread_id] = now
-            owed = self._owed.get(thread_id, 0) + used
-            if used > 0 and owed >= enough:
-                burned.append(thread_id)
-                owed = min(owed - enough, enough)  # a late tick is one sample, as on the wall
+            count, owed = divmod(self._owed.get(thread_id, 0) + used, enough)
+            if count:
+                burned[thread_id] = min(count, most + 1)
             self._owed[thread_id] = owed
         return burned
 
@@ -282,7 +298,7 @@ class FrameCache:
 def pack_frame(frame: FrameType) -> bytes:
     """Return a stack frame as MessagePack, up to where the value of its thread_id belongs."""
     code = frame.f_code
-    module = frame.f_globals.get("__name__")
+    module = dict.get(frame.f_globals, "__name__")  # of a subclass of dict, `get` could be the host's
     qualname = qualified_name(frame)
     label = f"{module}.{qualname}" if type(module) is str else qualname
     return b"".join(
@@ -321,16 +337,26 @@ def _first_argument(code: CodeType) -> str | None:
 def _class_of_first_argument(frame: FrameType) -> type | None:
     """Return the class whose method the frame runs, without calling anything of the host's.
 
-    Attribute access and isinstance could be the host's; `type`'s own descriptors are the interpreter's.
+    Attribute access and isinstance could be the host's; `type`'s own descriptors are the interpreter's. The variables
+    are read as the collector reads them: f_locals would leave a copy in the frame, and what the function deletes
+    would live on in it. Whichever of them is an instance of the class, the method is found in the same place.
     """
-    name = _first_argument(frame.f_code)
-    if name not in ("self", "cls"):
+    if _first_argument(frame.f_code) not in ("self", "cls"):
         return None
-    first = frame.f_locals.get(name)  # copies every variable, but 3.10 has no cheaper way to one
-    for base in type_mro(first if name == "cls" and type in type_mro(type(first)) else type(first)):
-        found: Any = type_dict(base).get(frame.f_code.co_name)
+    for found in gc.get_referents(frame):
+        for value in gc.get_referents(found) if type(found) is CellType else (found,):
+            owner = _owner(value, frame.f_code)
+            if owner is not None:
+                return owner
+    return None
+
+
+def _owner(value: Any, code: CodeType) -> type | None:
+    """Return the class in which `code` is a method, if `value` is that class or a heir of it, or an instance."""
+    for base in type_mro(value if type in type_mro(type(value)) else type(value)):
+        found: Any = type_dict(base).get(code.co_name)
         if type(found) in (classmethod, staticmethod):
             found = found.__func__
-        if type(found) is FunctionType and found.__code__ is frame.f_code:
+        if type(found) is FunctionType and found.__code__ is code:
             return base
     return None

@@ -88,7 +88,7 @@ def announce(server: RunningServer) -> Path | None:
         partial.unlink(missing_ok=True)
         descriptor = os.open(partial, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600)
         with open(descriptor, "w", encoding="utf-8") as file:
-            json.dump(facts, file)
+            file.write(json.dumps(facts))  # json.dump leaves garbage that only the collector finds
         os.replace(partial, path)
     except OSError as error:
         _log.warning("the profiler will not be found by its name, %s cannot be used: %s", folder, error)

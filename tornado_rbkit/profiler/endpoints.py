@@ -6,6 +6,7 @@ import errno
 import os
 import socket
 import stat
+import sys
 from pathlib import Path
 from typing import Any, Final
 from urllib.parse import urlsplit
@@ -19,6 +20,12 @@ REQ_VARIABLE: Final = "RBKIT_REQ_PORT"
 
 HIGH_WATER_MARK: Final = 1000
 """Messages that wait for one subscriber, as rbkit's; a subscriber that has more waiting loses what follows."""
+
+MAX_IPC_PATH: Final = 107 if sys.platform.startswith("linux") else 103
+"""Bytes, of sockaddr_un's sun_path."""
+
+_BACKLOG: Final = 100
+"""Connections that wait to be accepted, as libzmq has it (ZMQ_BACKLOG)."""
 
 
 class BindError(RbkitError, OSError):
@@ -57,8 +64,7 @@ def _from_environment(variable: str, default: int) -> str:
 def bind(context: zmq.Context[Any], kind: int, endpoint: str) -> tuple[zmq.Socket[bytes], str]:
     """Return a bound socket and the endpoint it really has (a port for ``*``). The caller closes it.
 
-    The socket file of an ``ipc://`` endpoint is made with the permissions 0600: the umask is set around the bind,
-    for some microseconds, because a chmod afterwards would leave a moment in which others could connect.
+    The socket is its thread's from now on (zmq_socket(3)), so this is for the thread that will use it.
 
     Raises:
         BindError: the endpoint is taken, malformed, or may not be bound.
@@ -68,22 +74,44 @@ def bind(context: zmq.Context[Any], kind: int, endpoint: str) -> tuple[zmq.Socke
         raise BindError(errno.EINVAL, "a port is at most 65535", endpoint)
     if endpoint.startswith("ipc://@"):
         raise BindError(errno.EINVAL, "an abstract socket has no permissions, give a path", endpoint)
-    if endpoint.startswith("ipc://") and _answers(endpoint.removeprefix("ipc://")):
-        raise BindError(errno.EADDRINUSE, "in use by another program", endpoint)  # libzmq would take it over
     sock: zmq.Socket[bytes] = context.socket(kind)
-    sock.linger = 0
-    sock.sndhwm = HIGH_WATER_MARK
-    before = os.umask(0o177) if endpoint.startswith("ipc://") else None
     try:
-        sock.bind(endpoint)
-    except zmq.ZMQError as error:
+        sock.linger = 0
+        sock.sndhwm = HIGH_WATER_MARK
+        if endpoint.startswith("ipc://") and endpoint != "ipc://*" and hasattr(socket, "AF_UNIX"):
+            _bind_to_file(sock, endpoint)
+        else:  # for "ipc://*" libzmq makes a folder that is its owner's alone
+            sock.bind(endpoint)
+    except BindError:
+        sock.close(0)
+        raise
+    except (zmq.ZMQError, OSError) as error:
         sock.close(0)
         why = "in use by another program" if error.errno == errno.EADDRINUSE else f"cannot be bound ({error.strerror})"
         raise BindError(error.errno or errno.EINVAL, why, endpoint) from error
-    finally:
-        if before is not None:
-            os.umask(before)
     return sock, sock.getsockopt_string(zmq.LAST_ENDPOINT).rstrip("\0")
+
+
+def _bind_to_file(sock: zmq.Socket[bytes], endpoint: str) -> None:
+    """Bind to a file with the permissions 0600, which nobody can connect to before it has them.
+
+    Between bind and listen nobody can connect, so both are done here, and the socket is given to libzmq
+    (ZMQ_USE_FD). A umask around libzmq's bind would be every thread's.
+    """
+    path = endpoint.removeprefix("ipc://")
+    if len(os.fsencode(path)) > MAX_IPC_PATH:
+        raise BindError(errno.ENAMETOOLONG, f"a socket's path is at most {MAX_IPC_PATH} bytes", endpoint)
+    if _answers(path):
+        raise BindError(errno.EADDRINUSE, "in use by another program", endpoint)  # libzmq would take it over
+    with socket.socket(socket.AF_UNIX) as listener:
+        unlink(endpoint)  # of a process that was killed
+        listener.bind(path)
+        os.chmod(path, 0o600)
+        listener.listen(_BACKLOG)
+        listener.setblocking(False)
+        sock.setsockopt(zmq.USE_FD, listener.fileno())
+        sock.bind(endpoint)
+        listener.detach()  # it is libzmq's now
 
 
 def unlink(endpoint: str) -> None:

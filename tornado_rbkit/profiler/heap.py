@@ -6,7 +6,8 @@ walk is kept until its end (and is then released on the server's thread). What h
 are single calls of the interpreter: the list of all tracked objects at the beginning (some 15 ms per million), and
 the references of one very large container.
 
-Not in it: objects that were set aside with `gc.freeze`, which the collector does not list. File and line are known of
+Not in it: the profiler's own objects, but for its modules, what they define, and the odd one that only the interpreter
+holds; and objects that were set aside with `gc.freeze`, which the collector does not list. File and line are known of
 objects made while tracemalloc traced, but not of those the interpreter takes from a list of free ones, and on
 Python 3.11 not of instances with a ``__dict__`` (a fault of its tracemalloc).
 
@@ -20,14 +21,24 @@ import gc
 import sys
 import time
 import tracemalloc
+from _tracemalloc import _get_object_traceback
 from collections.abc import Callable, Iterator
 from types import MethodDescriptorType
 from typing import Any, Final
 
 import msgpack
 
-from tornado_rbkit.profiler.objects import ClassNames, SliceSize, is_own, own_ids, type_dict, type_mro
-from tornado_rbkit.profiler.publisher import Publisher, array_header, pack, pack_double, pack_text
+from tornado_rbkit.profiler.objects import (
+    ClassNames,
+    SliceSize,
+    is_bound_to,
+    is_own,
+    own_frames,
+    own_ids,
+    type_dict,
+    type_mro,
+)
+from tornado_rbkit.profiler.publisher import Publisher, array_header, pack, pack_double
 from tornado_rbkit.protocol import EventType, Field
 
 DUMP_OBJECTS: Final = 1000
@@ -36,13 +47,13 @@ DUMP_OBJECTS: Final = 1000
 COLLECTION_DUMPS: Final = 10
 """Dumps in one event_collection: half a megabyte, where rbkit sends all of them in one."""
 
-_SHARDS: Final = 256
-_LARGE: Final = 10_000
-_NO_PLACE: Final = bytes((Field.FILE, 0xC0, Field.LINE, 0xC0))
-_OBJECT: Final = bytes((0x86, Field.OBJECT_ID))
-_CLASS: Final = bytes((Field.CLASS_NAME,))
-_REFERENCES: Final = bytes((Field.REFERENCES,))
-_SIZE: Final = bytes((Field.SIZE,))
+_SHARDS: Final = 251  # a prime, for ids are multiples of 16
+_OBJECT_ID: Final = int(Field.OBJECT_ID)
+_CLASS_NAME: Final = int(Field.CLASS_NAME)
+_REFERENCES: Final = int(Field.REFERENCES)
+_FILE: Final = int(Field.FILE)
+_LINE: Final = int(Field.LINE)
+_SIZE: Final = int(Field.SIZE)
 
 
 class Snapshot:
@@ -59,21 +70,24 @@ class Snapshot:
         """The objects found so far; all of them after the walk."""
         self._timestamp = pack_double(time.time() * 1000.0)
         self._bodies: list[bytes] = []
-        self._rows: list[bytes] = []
+        self._rows = 0  # that are in the packer
         # One set of a million would be rehashed in one go of 50 ms, with the GIL held.
         self._seen: list[set[int]] = [set() for _ in range(_SHARDS)]
         self._values: list[Any] = []
         self._names = ClassNames()
-        self._packed_names: dict[int, bytes] = {}
+        self._texts: dict[int, str] = {}
         self._sizes: dict[int, Callable[[Any], int]] = {}
-        self._packer = msgpack.Packer()
+        self._packer = msgpack.Packer(autoreset=False)
         self._tracing = tracemalloc.is_tracing()
-        self._own = own_ids([*own, self])  # the last: it is to find what was made above
+        self._roots = [*own, self]
+        self._own: set[int] = set()
 
     def walk(self) -> Iterator[None]:
         """Look at every object, and yield after each slice; the host's turn is the caller's to give."""
         size = SliceSize(500)
-        for objects in (gc.get_objects(), self._values):
+        tracked = gc.get_objects()
+        self._own = own_ids(self._roots) | own_frames()  # now, for what another thread of ours has just made
+        for objects in (tracked, self._values):
             at = 0
             while at < len(objects):  # the values grow by those the values refer to
                 with size as count:
@@ -82,7 +96,7 @@ class Snapshot:
                 at += count
                 yield
         self._cut(everything=True)
-        del objects
+        del tracked, objects
         self._values = []
         self._seen = []
 
@@ -109,46 +123,50 @@ class Snapshot:
         object_id = id(item)
         cls = type(item)
         key = id(cls)
-        name = self._packed_names.get(key)
+        name = self._texts.get(key)
         if name is None:
             name = self._learn(cls)
-        if object_id in self._own or not name:
+        if object_id in self._own or not name or is_bound_to(item, self._own):
             return
         referents = gc.get_referents(item)
         for other in referents:
             if not gc.is_tracked(other):
                 other_id = id(other)
-                shard = self._seen[other_id >> 4 & _SHARDS - 1]
+                shard = self._seen[other_id % _SHARDS]
                 if other_id not in shard:
                     shard.add(other_id)
                     self._values.append(other)
-        pack = self._packer.pack
-        if len(referents) < _LARGE:
-            references = pack(list(map(id, referents)))
-        else:  # in Python, so that the host can have the GIL meanwhile
-            references = array_header(len(referents)) + b"".join([pack(id(other)) for other in referents])
-        self._rows.append(
-            b"".join(
-                (
-                    _OBJECT,
-                    pack(object_id),
-                    name,
-                    references,
-                    self._place(item) if self._tracing else _NO_PLACE,
-                    _SIZE,
-                    pack(self._size(item, key)),
-                )
-            )
-        )
+        # Straight into the packer's buffer: every object that is made here is traced by tracemalloc where that is on,
+        # which takes longer than to make it.
+        packer, pack = self._packer, self._packer.pack
+        packer.pack_map_header(6)
+        pack(_OBJECT_ID)
+        pack(object_id)
+        pack(_CLASS_NAME)
+        pack(name)
+        pack(_REFERENCES)
+        packer.pack_array_header(len(referents))
+        for other in referents:
+            pack(id(other))
+        pack(_FILE)
+        if self._tracing:
+            self._pack_place(item)
+        else:
+            pack(None)
+            pack(_LINE)
+            pack(None)
+        pack(_SIZE)
+        pack(self._size(item, key))
+        self._rows += 1
         self._cut()
 
-    def _learn(self, cls: type) -> bytes:
-        """Return what the class's name is in a row; nothing for the profiler's own classes."""
+    def _learn(self, cls: type) -> str:
+        """Return the class's name as it can be packed; nothing for the profiler's own classes."""
         (name,) = self._names.of([cls])
-        packed = b"" if is_own(name) else _CLASS + pack_text(name) + _REFERENCES
-        self._packed_names[id(cls)] = packed
+        text = "" if is_own(name) else name.encode("utf-8", "surrogateescape").decode("utf-8", "replace")
+        self._texts[id(cls)] = text
         self._sizes[id(cls)] = size_function(cls)
-        return packed
+        return text
 
     def _size(self, item: Any, key: int) -> int | None:
         try:
@@ -156,20 +174,23 @@ class Snapshot:
         except Exception:  # noqa: BLE001 - an extension's __sizeof__ may raise anything; rbkit sends nil for it
             return None
 
-    def _place(self, item: Any) -> bytes:
-        trace = tracemalloc.get_object_traceback(item)
-        if not trace:
-            return _NO_PLACE
-        frame = trace[len(trace) - 1]
-        return b"".join(
-            (bytes((Field.FILE,)), pack_text(frame.filename), bytes((Field.LINE,)), self._packer.pack(frame.lineno))
-        )
+    def _pack_place(self, item: Any) -> None:
+        """Pack where the object was made, after the key of the file."""
+        trace = _get_object_traceback(item)  # tracemalloc's function of that name makes objects of it
+        pack = self._packer.pack
+        file, line = trace[0] if trace else (None, None)
+        if file is not None and not file.isascii():
+            file = file.encode("utf-8", "surrogateescape").decode("utf-8", "replace")
+        pack(file)
+        pack(_LINE)
+        pack(line)
 
     def _cut(self, *, everything: bool = False) -> None:
-        if len(self._rows) == DUMP_OBJECTS or (everything and (self._rows or not self._bodies)):
-            self.total += len(self._rows)
-            self._bodies.append(array_header(len(self._rows)) + b"".join(self._rows))
-            self._rows = []
+        if self._rows == DUMP_OBJECTS or (everything and (self._rows or not self._bodies)):
+            self.total += self._rows
+            self._bodies.append(array_header(self._rows) + self._packer.bytes())
+            self._packer.reset()
+            self._rows = 0
 
 
 def size_function(cls: type) -> Callable[[Any], int]:

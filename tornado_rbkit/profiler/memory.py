@@ -5,7 +5,20 @@ less than a tick, and what is never tracked (strings, numbers, containers of the
 address: when an object dies and another of the same class takes its place between two ticks, that cannot be told
 from one object that lives on; of another class, it is reported as destroyed and created.
 
-Objects set aside with `gc.freeze` are not seen either.
+The collector stops tracking some objects that live on. None of these is told as destroyed:
+
+- Tuples of plain values (strings, numbers, tuples of these) are not told at all, nor, up to Python 3.13, dicts that
+  hold nothing else when they are first seen.
+- Up to Python 3.13 a dict that held more, and holds only plain values when a full collection comes, is looked for
+  among what the tracked objects refer to. It is told as destroyed only if it is held by nothing but a running
+  function's variable, or by something that is not tracked.
+- What goes in a tick in which `gc.freeze` was called is not told before `gc.unfreeze`. Objects that were frozen before
+  the start are not seen.
+
+Stopping compares once more, for two seconds at the most, before the command is answered: what a longer comparison
+would have found is not told.
+
+Stack frames are not told either: it is looking at them, as CPU sampling does, that makes objects of them.
 
 A tick works in slices of some milliseconds, between which the host has the GIL; while it lasts it holds the objects
 it has not yet looked at. Ticks come each second, or as much more seldom as it takes for them, and for what the
@@ -19,7 +32,8 @@ count                                     collections of all generations
 minor_gc_count                            collections of generations 0 and 1
 major_gc_count                            collections of generation 2 (full ones)
 heap_live_slots                           blocks that the allocator has given out (`sys.getallocatedblocks`)
-old_objects                               tracked objects in generation 2, and frozen ones
+old_objects                               objects that the last comparison found, and frozen ones (``''`` before the
+                                          first; to count those of generation 2 would be to list them)
 total_freed_objects                       objects freed by the collector; those whose last reference went are not
                                           counted anywhere
 total_heap_size                           resident memory in bytes (Linux, else ``''``)
@@ -40,7 +54,6 @@ oldmalloc_increase_bytes_limit
 
 from __future__ import annotations
 
-import contextlib
 import gc
 import os
 import sys
@@ -48,11 +61,20 @@ import time
 import tracemalloc
 from collections import deque
 from collections.abc import Callable, Iterator
-from itertools import islice
 from pathlib import Path
+from types import FrameType
 from typing import Any, Final
 
-from tornado_rbkit.profiler.objects import ClassNames, SliceSize, is_own, own_ids
+from tornado_rbkit.profiler.objects import (
+    DICTS_ARE_UNTRACKED,
+    ClassNames,
+    KindsById,
+    SliceSize,
+    is_bound_to,
+    is_own,
+    may_be_untracked,
+    own_ids,
+)
 from tornado_rbkit.profiler.publisher import BACKLOG_EVENTS, Publisher, pack, pack_double, pack_text
 from tornado_rbkit.protocol import EventType, Field
 
@@ -62,6 +84,9 @@ TICK_SECONDS: Final = 1.0
 
 SHARE: Final = 0.05
 """The most of the process's time that comparisons may take, on average."""
+
+_LOOKED_AT: Final = 20_000
+"""Objects of the last tick that are looked for in one slice."""
 
 UNKNOWN: Final = ""
 """What rbkit sends where Ruby has nil."""
@@ -86,7 +111,11 @@ class MemoryProfile:
         self._own = own
         self._collections: deque[tuple[str, float]] = deque()
         self._callback = _callback(self._collections)
-        self._known: dict[int, str] = {}
+        self._known = KindsById()
+        self._tracked = 0
+        self._aside: set[int] = set()  # what gc.freeze took out of the collector's sight
+        self._untracked: set[int] = set()  # dicts that live, but are not tracked any more
+        self._full_collections = self._frozen = 0
         self._interned: dict[str, str] = {}
         self._tick: Iterator[None] | None = None
         self._tick_due = self._stats_due = 0.0
@@ -108,7 +137,7 @@ class MemoryProfile:
         gc.callbacks.append(self._callback)
         self._began, self._began_cpu = time.monotonic(), time.thread_time()
         if trace_objects:
-            self._tick = self._compare(gc.get_objects(), baseline=True)
+            self._tick = self._begin(baseline=True)
 
     def stop(self) -> None:
         """Stop, and forget every object. May be called twice."""
@@ -118,7 +147,15 @@ class MemoryProfile:
         release_callback(self)
         self._publish_collections()
         self._tick, self._tick_spent, self._tick_due = None, 0.0, 0.0
-        self._known, self._interned = {}, {}
+        self._known, self._interned, self._tracked = KindsById(), {}, 0
+        self._aside, self._untracked = set(), set()
+
+    def last_comparison(self) -> Iterator[None]:
+        """Compare once more, slice by slice, before `stop`: what has come and gone since the last tick is told."""
+        if self.enabled and self.trace_objects:
+            if self._tick is not None:
+                yield from self._tick
+            yield from self._begin()
 
     def work(self) -> float | None:
         """Do what is due, at most one slice; return the seconds after which there is more, None when disabled."""
@@ -128,13 +165,13 @@ class MemoryProfile:
         self._publish_collections()
         if self.gc_stats and now >= self._stats_due:
             self._stats_due = now + STATS_SECONDS
-            self._publisher.add(pack(_event(EventType.GC_STATS, gc_stats())))
+            self._publisher.add(pack(_event(EventType.GC_STATS, gc_stats(self._tracked))))
         if not self.trace_objects:
             return self._stats_due - now
         due = max(self._tick_due, self._began + (time.thread_time() - self._began_cpu) / SHARE)
         if self._tick is None and now >= due and self._publisher.backlog < BACKLOG_EVENTS:
             self._began, self._began_cpu = now, time.thread_time()
-            self._tick = self._compare(gc.get_objects())
+            self._tick = self._begin()
         if self._tick is not None:
             self._step(self._tick)
         return 0.001 if self._tick is not None else max(0.0, due - now)
@@ -143,7 +180,7 @@ class MemoryProfile:
         """Return the cost of the last comparison (seconds of CPU), how many there were, and the pause between."""
         return {
             "enabled": self.enabled,
-            "tracked_objects": len(self._known),
+            "tracked_objects": self._tracked,
             "ticks": self._ticks,
             "tick_cost": self._tick_cost,
             "tick_interval": _pause(self._tick_cost),
@@ -162,44 +199,85 @@ class MemoryProfile:
             self._ticks += 1
             self._tick_due = time.monotonic() + _pause(self._tick_cost)
 
-    def _compare(self, objects: list[Any], *, baseline: bool = False) -> Iterator[None]:
-        """Compare the objects with those of the last tick, slice by slice, and publish the difference."""
+    def _begin(self, *, baseline: bool = False) -> Iterator[None]:
+        """List what there is now, and return what compares it with what was there at the last tick."""
+        collections, self._full_collections = self._full_collections, _full_collections()
+        frozen, self._frozen = self._frozen, gc.get_freeze_count()
+        return self._compare(gc.get_objects(), collections, frozen, baseline=baseline)
+
+    def _compare(self, objects: list[Any], collections: int, frozen: int, *, baseline: bool = False) -> Iterator[None]:
+        """Compare slice by slice, and publish the difference; the counts are of before the last tick."""
         timestamp = pack_double(time.time() * 1000.0)
         # `objects` is no root: what it holds is the host's, and own_ids takes what a short list holds for own
-        own = own_ids([*self._own(), self._known, self._interned]) | {id(objects)}
+        own = own_ids([*self._own(), self]) | {id(objects)}
         names = ClassNames(self._interned)
-        before, present = self._known, dict[int, str]()
-        heads: dict[str, tuple[bytes, bytes]] = {}
+        before, present = self._known, KindsById()
+        events: dict[str, tuple[bytes, bytes] | None] = {}
         size = SliceSize()
         while objects:
             with size as count:
                 part = objects[-count:]
                 del objects[-count:]
-                ids = list(map(id, part))
                 kinds = names.of(list(map(type, part)))
-                del part
-                present.update(zip(ids, kinds, strict=True))
-                if not baseline:
-                    changed = [
-                        (object_id, kind, old)
-                        for object_id, kind, old in zip(ids, kinds, map(before.get, ids), strict=True)
-                        if kind is not old and object_id not in own and not is_own(kind)
-                    ]
-                    for object_id, kind, old in changed:
+                for item, object_id, kind in zip(part, map(id, part), kinds, strict=True):
+                    shard = object_id >> 16 & KindsById.LAST
+                    old = before[shard].get(object_id)
+                    if old is not kind:
+                        if kind not in events:
+                            events[kind] = None if is_own(kind) else _created(timestamp, kind)
+                        event = events[kind]
+                        if event is None or object_id in own or type(item) is FrameType:
+                            continue
+                        if is_bound_to(item, own) or may_be_untracked(item):
+                            continue
                         if old is not None:
                             self._publisher.add(_destroyed(timestamp, object_id))
-                        if kind not in heads:
-                            heads[kind] = _created(timestamp, kind)
-                        head, tail = heads[kind]
-                        self._publisher.add(head + pack(object_id) + tail)
+                        if not baseline:
+                            self._publisher.add(event[0] + pack(object_id) + event[1])
+                    present[shard][object_id] = kind
+                del part, item
             yield
-        gone = iter(before)
-        while len(part_ids := list(islice(gone, 20_000))):
-            for object_id in [object_id for object_id in part_ids if object_id not in present]:
-                if object_id not in own:
-                    self._publisher.add(_destroyed(timestamp, object_id))
-            yield
+        if not gc.get_freeze_count():
+            self._aside = set()
+        yield from self._tell_destroyed(
+            timestamp,
+            present,
+            some_frozen=gc.get_freeze_count() > frozen,
+            some_untracked=DICTS_ARE_UNTRACKED and _full_collections() > collections,
+        )
         self._known = present
+        self._tracked = present.total()
+
+    def _tell_destroyed(
+        self, timestamp: bytes, present: KindsById, *, some_frozen: bool, some_untracked: bool
+    ) -> Iterator[None]:
+        """Tell what has gone, and keep as present what only the collector has lost sight of."""
+        untracked: set[int] = set()
+        looked_at = 0
+        for before, now in zip(self._known, present, strict=True):
+            for object_id in [object_id for object_id in before if object_id not in now]:
+                kind = before[object_id]
+                if some_frozen or object_id in self._aside:
+                    self._aside.add(object_id)
+                elif object_id in self._untracked or (some_untracked and kind == "dict"):
+                    untracked.add(object_id)
+                else:
+                    self._publisher.add(_destroyed(timestamp, object_id))
+                    continue
+                now[object_id] = kind
+            looked_at += len(before)
+            before.clear()  # here, and not all of them at the end in one go
+            if looked_at > _LOOKED_AT:
+                looked_at = 0
+                yield
+        if untracked and some_untracked:
+            found: set[int] = set()
+            yield from _find_dicts(untracked, found)
+            for object_id in untracked - found:
+                self._publisher.add(_destroyed(timestamp, object_id))
+                del present[object_id >> 16 & KindsById.LAST][object_id]
+            untracked = found
+        self._untracked = untracked
 
     def _publish_collections(self) -> None:
         while self._collections:
@@ -212,14 +290,39 @@ class MemoryProfile:
                 self._publisher.add(_bare(EventType.GC_END_S, timestamp))
 
 
+def _find_dicts(wanted: set[int], found: set[int]) -> Iterator[None]:
+    """Find, slice by slice, the dicts with these ids that anything tracked refers to."""
+    objects = gc.get_objects()
+    size = SliceSize()
+    while objects:
+        with size as count:
+            for item in gc.get_referents(*objects[-count:]):
+                if id(item) in wanted and type(item) is dict:
+                    found.add(id(item))
+            del objects[-count:]
+            item = None
+        yield
+
+
+def _full_collections() -> int:
+    collections: int = gc.get_stats()[2]["collections"]
+    return collections
+
+
 def release_callback(profile: MemoryProfile) -> None:
     """Take a profile's callback off the collector; also for a forked child. Does nothing if it is not there."""
-    with contextlib.suppress(ValueError):
-        gc.callbacks.remove(profile._callback)
+    for index, callback in enumerate(gc.callbacks):
+        if callback is profile._callback:  # list.remove would ask the host's callbacks whether they equal it
+            del gc.callbacks[index]  # no thread is switched to since the comparison: there is no call and no loop
+            return
 
 
-def gc_stats() -> dict[str, int | str]:
-    """Return the collector's figures under rbkit's keys, as the module's table has them."""
+def gc_stats(tracked: int) -> dict[str, int | str]:
+    """Return the collector's figures under rbkit's keys, as the module's table has them.
+
+    Args:
+        tracked: the objects that the last comparison found, 0 before the first.
+    """
     minor, middle, major = gc.get_stats()[:3]
     collections = minor["collections"] + middle["collections"]
     traced = tracemalloc.get_traced_memory()[0] if tracemalloc.is_tracing() else UNKNOWN
@@ -236,7 +339,7 @@ def gc_stats() -> dict[str, int | str]:
         "heap_free_slots": UNKNOWN,
         "heap_final_slots": UNKNOWN,
         "heap_swept_slots": UNKNOWN,
-        "old_objects": len(gc.get_objects(generation=2)) + gc.get_freeze_count(),
+        "old_objects": tracked + gc.get_freeze_count() if tracked else UNKNOWN,
         "old_objects_limit": UNKNOWN,
         "total_allocated_objects": UNKNOWN,
         "total_freed_objects": minor["collected"] + middle["collected"] + major["collected"],

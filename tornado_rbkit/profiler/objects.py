@@ -3,10 +3,20 @@
 from __future__ import annotations
 
 import gc
+import socket
+import sys
+import threading
 import time
+import weakref
 from collections import deque
 from collections.abc import Callable, Iterable
+from concurrent.futures import Future
+from pathlib import Path
+from types import BuiltinMethodType, CellType, FrameType, FunctionType, GeneratorType, MethodType, ModuleType
 from typing import Any, Final
+
+import msgpack
+import zmq
 
 SLICE_SECONDS: Final = 0.003
 """What a slice of a walk aims at. Single calls of the interpreter may take longer, as `heap` and `memory` say."""
@@ -20,8 +30,24 @@ type_dict: Final[Callable[[Any], Any]] = type.__dict__["__dict__"].__get__
 type_qualname: Final[Callable[[Any], str]] = type.__dict__["__qualname__"].__get__
 type_mro: Final[Callable[[Any], tuple[type, ...]]] = type.__dict__["__mro__"].__get__
 
+type_flags: Final[Callable[[Any], int]] = type.__dict__["__flags__"].__get__
+
 _CONTAINERS: Final = (dict, list, set, tuple, deque)
+_SERVANTS: Final[tuple[type, ...]] = (
+    *(CellType, GeneratorType, MethodType, weakref.ref, weakref.WeakSet),
+    *(threading.Thread, threading.Event, threading.Condition, type(threading.Lock()), type(threading.RLock())),
+    *(type(Path()), Future, msgpack.Packer, socket.socket, zmq.Context, zmq.Poller, zmq.Socket),
+)
+# by id, because to look for a class among others is to ask its metaclass, which may be the host's
+_CONTAINER_IDS: Final = frozenset(map(id, _CONTAINERS))
+_FOLLOWED_IDS: Final = frozenset(map(id, (*_CONTAINERS, *_SERVANTS)))
+_SERVING_MODULES: Final = ("threading", "_thread", "_weakrefset")
+"""Whose objects a servant holds, and whose functions, as closures of its own."""
 _LARGE: Final = 10_000
+_NESTED: Final = 100
+"""Tuples within a tuple that are looked into."""
+_HAVE_GC: Final = 1 << 14
+"""Py_TPFLAGS_HAVE_GC."""
 
 
 def class_name(cls: type) -> str:
@@ -76,26 +102,116 @@ class SliceSize:
             self.count = min(self._most, self.count * 5 // 4)
 
 
+class KindsById(list[dict[int, str]]):
+    """The names of classes by their objects' ids, in many dicts: that of an object is at ``id >> 16 & LAST``.
+
+    One dict of a million would be rehashed in one go of 50 ms with the GIL held. Neighbours in memory share one, and
+    with it the processor's cache.
+    """
+
+    LAST: Final = 255
+
+    def __init__(self) -> None:
+        super().__init__({} for _ in range(self.LAST + 1))
+
+    def total(self) -> int:
+        """Return the number of objects."""
+        return sum(map(len, self))
+
+
+def may_be_untracked(item: Any) -> bool:
+    """Return True for a container that the collector stops tracking though it lives on, as its content is now.
+
+    These are tuples of plain values, and up to Python 3.13 dicts of such. Tuples that are being made may have holes,
+    which only the collector's traversal passes over.
+    """
+    cls = type(item)
+    if cls is dict:
+        return DICTS_ARE_UNTRACKED and all(map(_is_plain, gc.get_referents(item)))
+    return cls is tuple and (len(content := gc.get_referents(item)) < len(item) or all(map(_is_plain, content)))
+
+
+DICTS_ARE_UNTRACKED: Final = sys.version_info < (3, 14)
+"""Whether a full collection stops tracking a dict that holds only plain values by then (CPython issue 127010)."""
+
+
+def _is_plain(item: Any) -> bool:
+    """Return True for what cannot be part of a cycle, now or later (Objects/tupleobject.c, _PyTuple_MaybeUntrack)."""
+    if gc.is_tracked(item):
+        return type(item) is tuple and _is_plain_tuple(item)
+    cls = type(item)
+    return cls is tuple or not type_flags(cls) & _HAVE_GC or _is_type(cls)
+
+
+def _is_type(cls: type) -> bool:
+    return any(base is type for base in type_mro(cls))
+
+
+def _is_plain_tuple(item: tuple[Any, ...]) -> bool:
+    waiting, seen = [item], 0
+    while waiting:
+        seen += 1
+        if seen > _NESTED:
+            return True  # which is to say that it cannot be told
+        for other in gc.get_referents(waiting.pop()):
+            if type(other) is tuple and gc.is_tracked(other):
+                waiting.append(other)
+            elif not _is_plain(other):
+                return False
+    return True
+
+
 def own_ids(roots: Iterable[object]) -> set[int]:
-    """Return the ids of the profiler's own objects: the roots, and what they hold in attributes and containers."""
+    """Return the ids of the profiler's own objects: the roots, and what of its own they lead to."""
     found: set[int] = set()
+    found.add(id(found))
     waiting = list(roots)
     while waiting:
         item = waiting.pop()
         if id(item) in found:
             continue
         found.add(id(item))
-        if type(item) in _CONTAINERS:
-            if len(item) < _LARGE:  # type: ignore[arg-type]
-                waiting.extend(other for other in gc.get_referents(item) if _is_own(other))
-        else:
-            waiting.extend(other for other in gc.get_referents(item) if _is_own(other))
+        if type(item) is KindsById:
+            found.update(map(id, item))
+        elif type(item) is GeneratorType:  # a walk, whose lists are ours but hold the host's objects
+            mine = list(filter(_is_own, gc.get_referents(item)))
+            found.update(id(other) for other in mine if id(type(other)) in _CONTAINER_IDS)
+            waiting.extend(other for other in mine if id(other) not in found)
+        elif type(item) is FunctionType:
+            waiting.extend((item.__closure__, item.__defaults__))
+        elif id(type(item)) not in _CONTAINER_IDS or len(item) < _LARGE:  # type: ignore[arg-type]
+            waiting.extend(filter(_is_own, gc.get_referents(item)))
+            found.update(map(id, weakref.getweakrefs(item)))
+    return found
+
+
+def is_bound_to(item: object, own: set[int]) -> bool:
+    """Return True for a method of one of these objects; the interpreter holds those that run."""
+    if type(item) is not MethodType and type(item) is not BuiltinMethodType:
+        return False
+    module = type_dict(type(item.__self__)).get("__module__")
+    return id(item.__self__) in own or (type(module) is str and is_own(module))
+
+
+def own_frames() -> set[int]:
+    """Return the ids of the frames of this thread, which is the profiler's."""
+    found: set[int] = set()
+    frame: FrameType | None = sys._getframe()
+    while frame is not None:
+        found.add(id(frame))
+        frame = frame.f_back
     return found
 
 
 def _is_own(item: object) -> bool:
+    """Return True for an object of the profiler's classes, or of those that only serve what refers to them."""
     cls = type(item)
-    if cls in _CONTAINERS:
+    if id(cls) in _FOLLOWED_IDS:
         return True
+    if cls is BuiltinMethodType:
+        return type(item.__self__) is not ModuleType  # type: ignore[attr-defined]
+    if cls is FunctionType:
+        name = dict.get(item.__globals__, "__name__")  # type: ignore[attr-defined]
+        return type(name) is str and (is_own(name) or name in _SERVING_MODULES)
     module = type_dict(cls).get("__module__")
-    return type(module) is str and is_own(module)
+    return type(module) is str and (is_own(module) or module in _SERVING_MODULES)

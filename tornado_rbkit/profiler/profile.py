@@ -8,7 +8,7 @@ import os
 import re
 import sys
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import PurePath
 from typing import Final, Protocol
@@ -25,6 +25,9 @@ PROTOCOL_VERSION: Final = "2.1"
 FLUSH_SECONDS: Final = 0.05
 """How often batches are looked for while something is measured."""
 
+LAST_SECONDS: Final = 2.0
+"""The longest a memory profile compares before it is stopped; clients wait 5 s for the reply."""
+
 _OK: Final = b"ok"
 
 
@@ -34,8 +37,11 @@ class Outlet(Protocol):
     def send_all(self, message: bytes) -> None:
         """Publish a message that no subscriber should miss."""
 
+    def flush(self) -> None:
+        """Publish all that waits."""
+
     def breathe(self) -> bool:
-        """Publish what waits and let the host run; return False if the server is being stopped."""
+        """Publish what is due and let the host run; return False if the server is being stopped."""
 
 
 class Profile:
@@ -56,6 +62,7 @@ class Profile:
         self.snapshot_objects = 0
         """The objects of the last snapshot, or those found so far by the one that runs."""
         self._snapshots = 0
+        self._walk: Iterator[None] | None = None
         self._outlet = outlet
         self._commands: dict[bytes, Callable[[], bytes]] = {
             b"handshake": self.handshake,
@@ -110,7 +117,15 @@ class Profile:
         return _OK
 
     def stop_memory_profile(self) -> bytes:
+        """Tell what has come and gone since the last tick, and stop; the reply comes afterwards."""
+        deadline = time.monotonic() + LAST_SECONDS
+        self._walk = self.memory.last_comparison()
+        for _ in self._walk:
+            if time.monotonic() > deadline or not self._outlet.breathe():
+                _log.info("what came and went last is not told: to compare took more than %g s", LAST_SECONDS)
+                break
         self.memory.stop()
+        self._outlet.flush()
         return _OK
 
     def trigger_gc(self) -> bytes:
@@ -123,7 +138,8 @@ class Profile:
         self._snapshots += 1
         snapshot = Snapshot(self._snapshots, self.own)
         self.snapshot_objects = 0
-        for _ in snapshot.walk():
+        self._walk = snapshot.walk()
+        for _ in self._walk:
             self.snapshot_objects = snapshot.total
             if not self._outlet.breathe():
                 return _OK  # the server is being stopped
@@ -154,7 +170,7 @@ class Profile:
 
     def close(self) -> None:
         """Stop measuring. May be called twice."""
-        self.stop_memory_profile()
+        self.memory.stop()
         self.stop_cpu_profiling()
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import atexit
+import contextlib
 import logging
 import os
 import socket
@@ -16,7 +17,8 @@ from typing import Any, Final, TypeVar
 
 import zmq
 
-from tornado_rbkit.profiler.cpu import DEFAULT_INTERVAL, MAX_INTERVAL
+from tornado_rbkit.profiler.arguments import check_clock, check_interval, check_server
+from tornado_rbkit.profiler.cpu import DEFAULT_INTERVAL
 from tornado_rbkit.profiler.discovery import RunningServer, announce, withdraw
 from tornado_rbkit.profiler.endpoints import BindError, bind, pub_endpoint, release_inherited, req_endpoint, unlink
 from tornado_rbkit.profiler.memory import release_callback
@@ -41,7 +43,7 @@ _T = TypeVar("_T")
 _log = logging.getLogger(__name__)
 
 _LINGER_MS: Final = 200
-"""What `stop_server` waits at most for the last messages to reach the subscribers."""
+"""What `stop_server` waits at most for the last messages, and the last reply, to reach their clients."""
 
 
 class AlreadyRunningError(RbkitError, RuntimeError):
@@ -78,23 +80,22 @@ class Server:
         self._calls: deque[Callable[[], None]] = deque()
         self._stopping = False
         self._stopped = threading.Event()
-        self._context: zmq.Context[Any] = zmq.Context()
-        try:
-            self._pub, self.pub = bind(self._context, zmq.PUB, pub)
-            try:
-                self._rep, self.req = bind(self._context, zmq.REP, req)
-            except BindError:
-                self._pub.close(0)
-                raise
-        except BindError:
-            self._context.term()
-            raise
         self._wake_in, self._wake_out = socket.socketpair()
         self._wake_in.setblocking(False)
         self._wake_out.setblocking(False)
-        # A socket may move to another thread with a full fence between (zmq_socket(3)); Thread.start is one.
-        self._thread = threading.Thread(target=self._run, name="rbkit-server", daemon=True)
+        # What is the profiler's is found from here, to be left out of what it tells; so it is not kept in variables.
+        self._context: zmq.Context[Any] = zmq.Context()
+        self._poller = zmq.Poller()
+        self._sockets: list[tuple[zmq.Socket[bytes], str]] = []
+        self._request: list[bytes] = []
+        self._bound: Future[tuple[str, str]] = Future()
+        self._thread = threading.Thread(target=self._run, args=(pub, req), name="rbkit-server", daemon=True)
         self._thread.start()
+        try:
+            self.pub, self.req = self._bound.result()
+        except BaseException:  # Ctrl-C meanwhile, too
+            self.stop()
+            raise
 
     def __repr__(self) -> str:
         return f"<Server {self.name!r} pub={self.pub} req={self.req}{'' if self.running else ' stopped'}>"
@@ -164,8 +165,12 @@ class Server:
                     break
         self._pub.setsockopt(zmq.XPUB_NODROP, 0)
 
+    def flush(self) -> None:
+        """Publish all that waits. The server's thread."""
+        self._publish(flush=True)
+
     def breathe(self) -> bool:
-        """Publish what waits and let the host run, in the middle of a snapshot. The server's thread."""
+        """Publish what is due and let the host run, in the middle of a snapshot. The server's thread."""
         self._publish()
         return not self._stopped.wait(_HOSTS_TURN_SECONDS)
 
@@ -193,40 +198,50 @@ class Server:
         except OSError:  # it is awake already, or it has stopped
             return
 
-    def _run(self) -> None:
+    def _run(self, pub: str, req: str) -> None:
         leave_signals_to_the_host()
+        try:
+            for kind, endpoint in ((zmq.PUB, pub), (zmq.REP, req)):
+                self._sockets.append(bind(self._context, kind, endpoint))
+        except BaseException as error:  # noqa: BLE001 - it is for who starts the server
+            self._close()
+            self._bound.set_exception(error)
+            return
+        (self._pub, bound_pub), (self._rep, bound_req) = self._sockets
+        self._poller.register(self._rep, zmq.POLLIN)
+        self._poller.register(self._wake_out.fileno(), zmq.POLLIN)
+        self._bound.set_result((bound_pub, bound_req))
         try:
             self._serve()
         finally:
             self._profile.close()
             self._publish(flush=True)
-            self._rep.close(0)
-            self._pub.close(_LINGER_MS)
-            self._context.term()
-            unlink(self.pub)
-            unlink(self.req)
+            self._close()
+
+    def _close(self) -> None:
+        for sock, endpoint in self._sockets:
+            sock.close(_LINGER_MS)
+            unlink(endpoint)
+        self._context.term()
 
     def _serve(self) -> None:
-        poller = zmq.Poller()
-        poller.register(self._rep, zmq.POLLIN)
-        poller.register(self._wake_out.fileno(), zmq.POLLIN)
         while not self._stopping:
             while self._calls:
                 self._calls.popleft()()
             seconds = self._work()
             self._publish()
-            ready = dict(poller.poll(None if seconds is None else int(seconds * 1000)))
-            if self._wake_out.fileno() in ready:
+            self._poller.poll(None if seconds is None else int(seconds * 1000))
+            with contextlib.suppress(BlockingIOError):
                 self._wake_out.recv(4096)
-            if self._rep in ready:
+            if int(self._rep.get(zmq.EVENTS)) & zmq.POLLIN:
                 self._answer()
 
     def _answer(self) -> None:
-        request = self._rep.recv_multipart()
+        self._request = self._rep.recv_multipart()
         try:
-            reply = self._profile.answer(request)
+            reply = self._profile.answer(self._request)
         except Exception:  # noqa: BLE001 - a REP socket that does not answer is dead for every client
-            _log.exception("the profiler failed at %.100r", request)
+            _log.exception("the profiler failed at %.100r", self._request)
             reply = b"ok"
         self._rep.send(reply)
 
@@ -235,7 +250,7 @@ class Server:
             return self._profile.work()
         except Exception:  # noqa: BLE001 - the host is not to suffer, nor the other instruments
             _log.exception("the profiler failed; memory profiling is off")
-            self._profile.stop_memory_profile()
+            self._profile.memory.stop()
             return None
 
     def _publish(self, *, flush: bool = False) -> None:
@@ -265,9 +280,11 @@ def start_server(pub: str | None = None, req: str | None = None, name: str | Non
         The server. `Server.pub` and `Server.req` are where it really is.
 
     Raises:
+        ArgumentError: an argument cannot be used; the error names it, and what is allowed.
         AlreadyRunningError: this process has a server.
         BindError: an endpoint is taken, or cannot be bound; the error names it.
     """
+    check_server(pub, req, name)
     with _lock:
         if _server is not None:
             raise AlreadyRunningError(_server)
@@ -298,16 +315,13 @@ def start_profiling(
         cpu_sampling_interval: seconds between two samples.
 
     Raises:
-        ValueError: the clock_type or the cpu_sampling_interval is none.
+        ArgumentError: an argument cannot be used; the error names it, and what is allowed.
         AlreadyRunningError: the server that runs has other endpoints than the ones given.
         BindError: an endpoint is taken, or cannot be bound; the error names it.
     """
-    if clock_type not in ("wall", "cpu"):
-        raise ValueError(f"clock_type is {clock_type!r}; it must be 'wall' or 'cpu'")
-    if not 0 < cpu_sampling_interval <= MAX_INTERVAL:
-        raise ValueError(
-            f"cpu_sampling_interval is {cpu_sampling_interval!r}; it must be above 0 and at most {MAX_INTERVAL:g} s"
-        )
+    check_server(pub, req, name)
+    check_clock(clock_type)
+    check_interval(cpu_sampling_interval)
     with _lock:
         server = _server or _start(pub, req, name)
         if (pub or server.pub, req or server.req) != (server.pub, server.req) and "*" not in f"{pub}{req}":
@@ -318,7 +332,7 @@ def start_profiling(
             if enable_object_trace or enable_gc_stats:
                 profile.memory.start(trace_objects=enable_object_trace, gc_stats=enable_gc_stats)
             else:
-                profile.memory.stop()
+                profile.stop_memory_profile()
             if enable_cpu_profiling:
                 profile.cpu.start(cpu_sampling_interval)
             else:
