@@ -5,6 +5,8 @@ anything, and the Content-Security-Policy speaks there.
 from __future__ import annotations
 
 import asyncio
+import subprocess
+import sys
 import threading
 import time
 from collections.abc import Callable, Iterator, Mapping
@@ -287,3 +289,42 @@ class Script:
 @pytest.fixture
 def script(rbkit: FakeRbkit) -> Script:
     return Script(rbkit)
+
+
+class Program:
+    """A Python program under `tornado-rbkit run`, which answers each line it is told with one."""
+
+    def __init__(self, code: str, folder: Path) -> None:
+        path = folder / "program.py"
+        path.write_text(code)
+        command = [sys.executable, "-m", "tornado_rbkit", "run", str(path)]
+        pipe = subprocess.PIPE
+        self._process = subprocess.Popen(command, stdin=pipe, stdout=pipe, stderr=pipe, text=True)
+        assert self._process.stderr is not None
+        self.url = self._process.stderr.readline().removeprefix("tornado-rbkit: ").strip()
+
+    def tell(self, line: str) -> str:
+        """Write a line to the program, and return its answer."""
+        assert self._process.stdin is not None
+        assert self._process.stdout is not None
+        print(line, file=self._process.stdin, flush=True)
+        return self._process.stdout.readline()
+
+    def end(self) -> None:
+        """Have it see the end of its input, and wait for its end."""
+        self._process.communicate()
+
+
+@pytest.fixture
+def program(page: Page, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Callable[[str], Program]]:
+    monkeypatch.setenv("RBKIT_RUNTIME_DIR", str(tmp_path / "runtime"))
+    started: list[Program] = []
+
+    def start(code: str) -> Program:
+        started.append(Program(code, tmp_path))
+        return started[-1]
+
+    yield start
+    page.driver.get("about:blank")  # it would say in the console that its server went away
+    for one in started:
+        one.end()

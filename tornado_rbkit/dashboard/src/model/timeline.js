@@ -73,14 +73,15 @@ export class Timeline {
 
   /** The same, for the charts: what was between `from` and `to`, as many points as were asked for. */
   range(from, to) {
-    const seconds = slice(this.seconds, from, to);
+    const whole = this.seconds.slice(0, -1); // the last one is not over yet, and would look like a fall
+    const seconds = slice(whole, from, to);
     const stats = slice(this.statTimes, from, to);
     const runs = this.runs.filter(([start]) => start >= from && start <= to);
     return {
       first: this.#first,
       last: this.seconds.length ? Math.max(this.seconds.at(-1) + 1, this.#last ?? 0) : null,
       rates: {
-        x: this.seconds.slice(...seconds),
+        x: whole.slice(...seconds),
         created: this.created.slice(...seconds),
         destroyed: this.destroyed.slice(...seconds),
         collections: this.collections.slice(...seconds),
@@ -92,6 +93,7 @@ export class Timeline {
       gaps: this.gaps.filter(([begin, end]) => end >= from && begin <= to),
       restarts: this.restarts.filter((time) => time >= from && time <= to),
       missing: this.missing,
+      totals: this.#totals(whole, from, to),
       lastStats: this.lastStats,
     };
   }
@@ -111,6 +113,23 @@ export class Timeline {
       add(time, this.stats[i]);
     }
     return points;
+  }
+
+  /** Return the figures of exactly this range: the last of each kind, and the collector's pauses in its whole seconds. */
+  #totals(whole, from, to) {
+    const inside = whole.flatMap((second, i) => (second >= Math.floor(from) && second + 1 <= to && this.created[i] !== null ? [i] : []));
+    const at = this.statTimes.findLastIndex((time) => time >= from && time <= to);
+    const stats = at < 0 || this.restarts.some((time) => time > this.statTimes[at] && time <= to) ? null : this.stats[at];
+    const last = inside.at(-1);
+    return {
+      heap: number(stats?.total_heap_size),
+      memsize: number(stats?.total_memsize),
+      live: number(stats?.heap_live_slots),
+      created: this.created[last] ?? null,
+      destroyed: this.destroyed[last] ?? null,
+      pauses: inside.reduce((sum, i) => sum + this.pauses[i], 0), // ms
+      seconds: inside.length,
+    };
   }
 
   #isBroken(before, after) {

@@ -101,25 +101,23 @@ export class MemoryView {
     this.#tell(data, header);
   }
 
-  #tell({ rates, stats, lastStats, runs, runCount, first, gaps }, header) {
-    const known = rates.pauses.filter((ms) => ms !== null);
-    const last = (values) => values.findLast((value) => value !== null);
-    // The last second is not over yet.
-    const rate = (values) => (values.length > 1 && values.at(-2) !== null ? `${format.count(values.at(-2))}/s` : "–");
-    this.#set("heap size", format.bytes(last(stats.heap)));
-    this.#set("memory size", format.bytes(last(stats.memsize)));
-    this.#set("live objects", format.count(last(stats.live)));
-    this.#set("created", rate(rates.created));
-    this.#set("destroyed", rate(rates.destroyed));
+  #tell({ totals, lastStats, runs, runCount, first, gaps }, header) {
+    const rate = (value) => (value === null ? "–" : `${format.count(value)}/s`);
+    this.#set("heap size", format.bytes(totals.heap));
+    this.#set("memory size", format.bytes(totals.memsize));
+    this.#set("live objects", format.count(totals.live));
+    this.#set("created", rate(totals.created));
+    this.#set("destroyed", rate(totals.destroyed));
     const longest = runs.reduce((most, [, pause]) => Math.max(most, pause), 0);
     this.#set("GC runs", runCount ? `${format.count(runCount)}, longest ${format.milliseconds(longest)}` : "–");
-    this.#set("GC share", known.length ? format.percent(known.reduce((sum, ms) => sum + ms, 0) / 1000, known.length) : "–");
+    this.#set("GC share", format.percent(totals.pauses / 1000, totals.seconds));
     this.figures.update(Object.entries(lastStats ?? {}));
     const notes = [];
     if (first === null) notes.push(off(header, "memory", "start_memory_profile"));
     if (gaps.length) {
       const missing = gaps.reduce((sum, [, , messages]) => sum + messages, 0);
-      notes.push(`${format.count(missing)} messages are missing in ${gaps.length} places, which are shaded.`);
+      const where = gaps.length === 1 ? "one place, which is" : `${format.count(gaps.length)} places, which are`;
+      notes.push(`${format.count(missing)} messages are missing in ${where} shaded.`);
     }
     setText(this.note, notes.join(" "));
   }

@@ -72,9 +72,10 @@ export class ObjectsView {
     const data = await ask("objects", { process, filter: this.filter.value, sort, descending, limit: SHOWN });
     this.table.update(data.rows);
     const cut = data.matching > data.rows.length ? `, ${data.rows.length} are shown` : "";
-    setText(this.summary, `${format.count(data.matching)} classes${cut}; ${format.count(data.live)} live objects`);
+    const strangers = data.strangers ? `; ${format.count(data.strangers)} older than the profile were destroyed` : "";
+    setText(this.summary, `${format.count(data.matching)} classes${cut}; ${format.count(data.live)} live objects${strangers}`);
     const notes = [];
-    if (!data.matching && !this.filter.value) notes.push(off(header, "memory", "start_memory_profile"));
+    if (!data.matching) notes.push(this.filter.value ? `No class has “${this.filter.value}” in its name.` : off(header, "memory", "start_memory_profile"));
     if (data.uncertain) notes.push("Messages are missing, so some counts are wrong: stop and start the memory profile to count anew.");
     if (data.untracked) notes.push(`${format.count(data.untracked)} objects are too many to follow and are in "created" only.`);
     setText(this.note, notes.join(" "));

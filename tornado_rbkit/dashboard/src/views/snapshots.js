@@ -103,11 +103,16 @@ export class SnapshotsView {
     this.#known = list;
     this.#drawList(list, header);
     const newest = list.at(-1);
+    const has = (wanted) => list.some(({ number }) => number === wanted);
     if (newest && !before.some(({ number }) => number === newest.number)) {
       // The second of two is shown by what it has more than the one before it.
-      this.#show(newest.number, list.length > 1 ? list.at(-2).number : null);
-    } else if (!list.some(({ number }) => number === this.#number)) {
-      this.#show(newest?.number ?? null, null);
+      await this.#show(newest.number, list.length > 1 ? list.at(-2).number : null);
+    } else if (!has(this.#number)) {
+      await this.#show(newest?.number ?? null, null);
+    } else if (this.#against !== null && !has(this.#against)) {
+      await this.#show(this.#number, null);
+    } else {
+      this.#drawChoice();
     }
   }
 
@@ -143,20 +148,25 @@ export class SnapshotsView {
     this.#number = number;
     this.content.hidden = number === null;
     if (number === null) return;
+    await this.#compareWith(against === null ? "" : String(against));
+  }
+
+  /** Mark the snapshot in view, and offer the others to compare it with. */
+  #drawChoice() {
     for (const button of this.list.querySelectorAll("[data-number]")) {
-      setAttribute(button, "aria-pressed", String(Number(button.dataset.number) === number));
+      setAttribute(button, "aria-pressed", String(Number(button.dataset.number) === this.#number));
     }
-    const others = this.#known.filter((one) => one.number !== number);
+    const others = this.#known.filter((one) => one.number !== this.#number);
     this.compare.replaceChildren(
       h("option", { value: "" }, "nothing"),
       ...others.map((one) => h("option", { value: one.number }, `snapshot ${one.number}, ${format.clock(one.time)}`)),
     );
-    await this.#compareWith(against === null ? "" : String(against));
+    this.compare.value = String(this.#against ?? "");
   }
 
   async #compareWith(value) {
-    this.compare.value = value;
     this.#against = value === "" ? null : Number(value);
+    this.#drawChoice();
     this.classes.element.hidden = this.#against !== null;
     this.differences.element.hidden = this.#against === null;
     this.#chooseClass(null);

@@ -1,0 +1,348 @@
+"""What the Snapshots view shows of known heaps, from the classes down to who holds one object."""
+
+from __future__ import annotations
+
+from collections import Counter, defaultdict
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import msgpack
+import pytest
+
+from tests.dashboard.conftest import Page, Program, Script, Serve
+from tests.fake_rbkit import collection, recorded
+from tornado_rbkit import recording
+from tornado_rbkit.protocol import EventCollection, EventType, ObjectSpaceDump, decode
+
+CLASSES = "Classes in the snapshot"
+COMPARED = "Classes, compared with the earlier snapshot"
+OBJECTS = "Objects of the class"
+
+HEAP: list[dict[int, Any]] = [
+    {3: 0x10, 4: "Module", 5: [0x20, 0x30], 6: None, 7: None, 8: 100},
+    {3: 0x20, 4: "Registry", 5: [0x40], 6: "/srv/app/lib/shop/registry.rb", 7: 7, 8: 40},
+    {3: 0x30, 4: "Hash", 5: [], 6: None, 7: None, 8: 4096},
+    {3: 0x40, 4: "Array", 5: [0x50, 0x51, 0x99], 6: None, 7: None, 8: 3000},  # 0x99 is not in the snapshot
+    {3: 0x50, 4: "Item", 5: [0x60], 6: "/srv/app/item.rb", 7: 3, 8: 40},
+    {3: 0x51, 4: "Item", 5: [0x60], 6: "/srv/app/item.rb", 7: 4, 8: 56},
+    {3: 0x60, 4: "String", 5: [], 6: None, 7: None, 8: None},
+    {3: 0x70, 4: None, 5: [0x71], 6: None, 7: None, 8: 8},
+    {3: 0x71, 4: "Ring", 5: [0x70], 6: None, 7: None, 8: 8},
+]
+
+
+@pytest.fixture
+def snapshots(page: Page, site: Serve, script: Script) -> Page:
+    """The view of a profiler that has published nothing yet."""
+    page.open(site(script.rbkit).url, "snapshots")
+    page.until_live()
+    return page
+
+
+def dump(objects: list[dict[int, Any]], number: int = 1, expected: int | None = None) -> dict[int, Any]:
+    """Return an object_space_dump."""
+    total = len(objects) if expected is None else expected
+    return {0: EventType.OBJECT_SPACE_DUMP, 1: 1_795_388_400_000.0 + number, 10: number, 11: total, 2: objects}
+
+
+def objects_of(name: str, ids: range) -> list[dict[int, Any]]:
+    return [{3: each, 4: name, 5: [], 6: None, 7: None, 8: 10} for each in ids]
+
+
+def until_taken(page: Page, *numbers: int) -> None:
+    page.until(lambda: taken(page) == list(numbers), f"the snapshots are {numbers}")
+
+
+def taken(page: Page) -> list[int]:
+    return [int(text.split()[1]) for text in page.texts(".snapshots b")]
+
+
+def choose_class(page: Page, caption: str, name: str) -> None:
+    page.until(lambda: name in [row[0] for row in page.rows(caption)], f"{name} is among the classes")
+    link(page, "table", name).click()
+    page.until(lambda: page.texts(".objects h3") == [name], f"the objects of {name} are shown")
+
+
+def link(page: Page, within: str, text: str) -> Any:
+    links = "[...document.querySelectorAll(arguments[0])].filter(one => one.checkVisibility())"
+    found = page.script(f"return {links}.filter(one => one.innerText === arguments[1])", f"{within} button.link", text)
+    assert len(found) == 1, f"{len(found)} links {text!r}"
+    return found[0]
+
+
+def follow(page: Page, within: str, text: str) -> None:
+    link(page, within, text).click()
+    page.until(lambda: page.texts(".detail h3") == [text], f"{text} is shown")
+
+
+def path(page: Page) -> list[str]:
+    return [" ".join(text.split()[:2]) for text in page.texts(".path li")]
+
+
+def links(page: Page, kind: str) -> list[str]:
+    return page.texts(f".{kind} button.link")
+
+
+def test_it_says_how_a_leak_is_found(snapshots: Page) -> None:
+    snapshots.until(
+        lambda: "take one, let the program do its work for a while, take another" in snapshots.text, "it is said"
+    )
+
+
+def test_the_button_takes_one(snapshots: Page, script: Script) -> None:
+    script.rbkit.snapshot = collection(0, [dump(HEAP)])
+    snapshots.click("Take a snapshot")
+    until_taken(snapshots, 1)
+    assert "9 objects, 7.2 KiB" in snapshots.texts(".snapshots button")[0]
+
+
+def test_classes_are_counted_and_measured(snapshots: Page, script: Script) -> None:
+    script.publish_raw([dump(HEAP)])
+    until_taken(snapshots, 1)
+    snapshots.until(lambda: snapshots.rows(CLASSES), "its classes are shown")
+    assert snapshots.rows(CLASSES) == [
+        ["Hash", "1", "4.0 KiB", "4.0 KiB"],
+        ["Array", "1", "2.9 KiB", "2.9 KiB"],
+        ["Module", "1", "100 B", "100 B"],
+        ["Item", "2", "96 B", "56 B"],
+        ["Registry", "1", "40 B", "40 B"],
+        ["(unknown)", "1", "8 B", "8 B"],
+        ["Ring", "1", "8 B", "8 B"],
+        ["String", "1", "0 B", "0 B"],
+    ]
+    snapshots.type("Filter by class name", "ri")
+    snapshots.until(lambda: [row[0] for row in snapshots.rows(CLASSES)] == ["Ring", "String"], "they are filtered")
+    snapshots.click("class")
+    snapshots.until(lambda: [row[0] for row in snapshots.rows(CLASSES)] == ["Ring", "String"], "they are in order")
+    snapshots.click("class")
+    snapshots.until(lambda: [row[0] for row in snapshots.rows(CLASSES)] == ["String", "Ring"], "they are turned round")
+
+
+def test_objects_are_followed_both_ways(snapshots: Page, script: Script) -> None:
+    script.publish_raw([dump(HEAP)])
+    until_taken(snapshots, 1)
+    choose_class(snapshots, CLASSES, "Item")
+    snapshots.until(lambda: len(snapshots.rows(OBJECTS)) == 2, "they are listed")
+    assert snapshots.rows(OBJECTS) == [["0x51", "56 B", "…/app/item.rb:4"], ["0x50", "40 B", "…/app/item.rb:3"]]
+    assert "2 objects" in snapshots.texts(".objects .hint")
+    link(snapshots, "table", "0x50").click()
+    snapshots.until(lambda: snapshots.texts(".detail h3") == ["Item 0x50"], "it is shown")
+    assert "40 B, made at …/app/item.rb:3" in snapshots.texts(".detail p")
+    assert path(snapshots) == ["Module 0x10", "Registry 0x20", "Array 0x40", "Item 0x50"]
+    assert links(snapshots, "referrers") == ["Array 0x40"]
+    assert links(snapshots, "references") == ["String 0x60"]
+
+    follow(snapshots, ".references", "String 0x60")
+    assert links(snapshots, "referrers") == ["Item 0x50", "Item 0x51"]
+    follow(snapshots, ".referrers", "Item 0x51")
+    follow(snapshots, ".path", "Array 0x40")
+    assert links(snapshots, "references") == ["Item 0x50", "Item 0x51"]
+    assert "and to 1 that the snapshot does not have" in snapshots.texts(".detail .hint")
+    for step in ["Item 0x51", "String 0x60", "Item 0x50"]:
+        snapshots.click("Back")
+        snapshots.until(lambda shown=step: snapshots.texts(".detail h3") == [shown], f"back at {step}")  # type: ignore[misc]
+    assert "Back" not in snapshots.texts("button")
+
+
+def test_it_says_what_nothing_or_only_a_cycle_holds(snapshots: Page, script: Script) -> None:
+    script.publish_raw([dump(HEAP)])
+    until_taken(snapshots, 1)
+    choose_class(snapshots, CLASSES, "Ring")
+    link(snapshots, "table", "0x71").click()
+    snapshots.until(lambda: "Only by a cycle: nothing outside refers to it." in snapshots.text, "it is a cycle")
+    assert links(snapshots, "referrers") == ["(unknown) 0x70"]
+    choose_class(snapshots, CLASSES, "Module")
+    link(snapshots, "table", "0x10").click()
+    snapshots.until(lambda: "Nothing in the snapshot but the interpreter itself." in snapshots.text, "it is a root")
+
+
+def test_progress_is_shown_while_one_comes_in_parts(snapshots: Page, script: Script) -> None:
+    script.publish_raw([dump(HEAP[:4], expected=9)])
+    told = "A snapshot is coming in: 4 of 9 objects."
+    snapshots.until(lambda: told in snapshots.text, "it is told")
+    assert snapshots.all("progress")[0].get_property("value") == pytest.approx(4 / 9)
+    assert taken(snapshots) == []
+    script.publish_raw([dump(HEAP[4:], expected=9)])
+    until_taken(snapshots, 1)
+    assert snapshots.all("progress") == []
+    assert told not in snapshots.text
+    choose_class(snapshots, CLASSES, "Item")
+    link(snapshots, "table", "0x51").click()
+    snapshots.until(lambda: path(snapshots)[:1] == ["Module 0x10"], "the parts refer to each other")
+
+
+def test_one_of_which_a_part_was_lost_is_shown_as_such(snapshots: Page, script: Script) -> None:
+    script.publish_raw([dump(HEAP[:4], expected=9)])
+    snapshots.until(lambda: "4 of 9 objects" in snapshots.text, "it comes in")
+    script.lose(1)
+    script.publish_raw([])
+    until_taken(snapshots, 1)
+    assert any("Of a snapshot only 4 of 9 objects came." in text for text in snapshots.alerts)
+    assert "4 of 9 came" in snapshots.texts(".snapshots button")[0]
+
+
+def test_the_second_is_shown_by_what_it_has_more_than_the_first(snapshots: Page, script: Script) -> None:
+    steady = objects_of("Steady", range(10, 13))
+    script.publish_raw([dump([*objects_of("Leaky", range(1, 5)), *steady, *objects_of("Gone", range(20, 22))])])
+    until_taken(snapshots, 1)
+    script.publish_raw([dump([*objects_of("Leaky", range(2, 105)), *steady, *objects_of("New", range(20, 22))], 2)])
+    until_taken(snapshots, 1, 2)
+    snapshots.until(lambda: snapshots.rows(COMPARED), "they are compared")
+    assert snapshots.rows(COMPARED) == [
+        ["Leaky", "+99", "+990 B", "100", "1", "103"],
+        ["New", "+2", "+20 B", "2", "0", "2"],  # at the addresses of what is gone
+        ["Gone", "−2", "−20 B", "0", "2", "0"],
+    ]
+    assert "3 classes changed since snapshot 1" in snapshots.text
+    choose_class(snapshots, COMPARED, "Leaky")
+    snapshots.until(lambda: "100 objects that snapshot 1 has not" in snapshots.text, "only the new ones are listed")
+    assert "0x2" not in [row[0] for row in snapshots.rows(OBJECTS)]
+    snapshots.choose("Compare with", "nothing")
+    snapshots.until(lambda: snapshots.row(CLASSES, "Leaky") == ["103", "1.0 KiB", "10 B"], "it alone is shown")
+    snapshots.all(".snapshots button")[0].click()
+    snapshots.until(lambda: snapshots.row(CLASSES, "Leaky") == ["4", "40 B", "10 B"], "the first is shown")
+
+
+def test_one_can_be_removed(snapshots: Page, script: Script) -> None:
+    for number in (1, 2, 3):
+        script.publish_raw([dump(objects_of("Thing", range(1, 10 * number)), number)])
+        until_taken(snapshots, *range(1, number + 1))
+    snapshots.until(lambda: "since snapshot 2" in snapshots.text, "the third is compared with the second")
+    snapshots.click("Remove snapshot 1")
+    until_taken(snapshots, 2, 3)
+    assert [button.get_attribute("aria-pressed") for button in snapshots.all("[data-number]")] == ["false", "true"]
+    assert "since snapshot 2" in snapshots.text
+    others = snapshots.script(
+        "return [...document.querySelector('[aria-label=\"Compare with\"]').options].map(o => o.text)"
+    )
+    assert [text.split(",")[0] for text in others] == ["nothing", "snapshot 2"]
+    snapshots.click("Remove snapshot 2")
+    until_taken(snapshots, 3)
+    snapshots.until(lambda: snapshots.row(CLASSES, "Thing")[0] == "29", "it is shown alone")
+    snapshots.click("Remove snapshot 3")
+    until_taken(snapshots)
+    snapshots.until(lambda: "No snapshot yet" in snapshots.text, "there is none")
+    assert snapshots.all("table") == []
+
+
+def test_one_is_saved_and_loaded_again(snapshots: Page, script: Script) -> None:
+    script.publish_raw([dump(HEAP[:4], expected=9)])
+    script.publish_raw([dump(HEAP[4:], expected=9)])
+    until_taken(snapshots, 1)
+    snapshots.until(lambda: len(snapshots.rows(CLASSES)) == 8, "its classes are shown")
+    before = snapshots.rows(CLASSES)
+    snapshots.click("Save snapshot 1")
+    file = snapshots.downloaded("snapshot-1.rbkit")
+    with file.open("rb") as stream:
+        events = list(recording.events(recording.read(stream)))
+    dumps = [event for event in events if isinstance(event, ObjectSpaceDump)]
+    assert [each.object_id for one in dumps for each in one.objects] == [each[3] for each in HEAP]
+    snapshots.click("Remove snapshot 1")
+    until_taken(snapshots)
+    snapshots.upload("Load snapshot…", file)
+    until_taken(snapshots, 2)
+    assert "from snapshot-1.rbkit" in snapshots.texts(".snapshots button")[0]
+    snapshots.until(lambda: snapshots.rows(CLASSES) == before, "they are the same")
+    choose_class(snapshots, CLASSES, "Item")
+    link(snapshots, "table", "0x50").click()
+    snapshots.until(lambda: path(snapshots)[:1] == ["Module 0x10"], "their references too")
+
+
+@pytest.mark.parametrize(
+    ("content", "told"),
+    [
+        (b"#!/bin/sh\necho no recording\n" * 100, "wrong.rbkit is not a recording of rbkit"),
+        (b"", "wrong.rbkit is empty"),
+        (msgpack.packb([0.0, 1, None, collection(0)]), "wrong.rbkit has no snapshot in it"),
+        (msgpack.packb([0.0, 1, None, collection(0)])[:-3], "wrong.rbkit"),
+    ],
+    ids=["text", "empty", "without", "cut"],
+)
+def test_a_file_that_cannot_be_loaded_is_told(snapshots: Page, tmp_path: Path, content: bytes, told: str) -> None:
+    file = tmp_path / "wrong.rbkit"
+    file.write_bytes(content)
+    snapshots.upload("Load snapshot…", file)
+    snapshots.until(lambda: told in snapshots.one("section[aria-label=Snapshots] .note").text, "it is told")
+
+
+def test_recorded_ruby_heap_gives_the_tables_of_python(snapshots: Page, script: Script) -> None:
+    payload = msgpack.unpackb(recorded("snapshot")[1][3], strict_map_key=False)
+    event = payload[2][0]
+    event[11] = len(event[2])  # of a larger one, the first thousand were kept
+    message = decode(msgpack.packb(payload))
+    assert isinstance(message, EventCollection)
+    assert isinstance(message.events[0], ObjectSpaceDump)
+    objects = message.events[0].objects
+    counts, sizes, largest = Counter[str](), Counter[str](), defaultdict[str, int](int)
+    for each in objects:
+        name, size = each.class_name or "(unknown)", each.size or 0
+        counts[name] += 1
+        sizes[name] += size
+        largest[name] = max(largest[name], size)
+    script.publish_raw([event])
+    until_taken(snapshots, 1)
+    snapshots.until(lambda: len(snapshots.rows(CLASSES)) == len(counts), "its classes are shown")
+    assert {name: row for name, *row in snapshots.rows(CLASSES)} == {
+        name: [f"{counts[name]:,}", in_bytes(sizes[name]), in_bytes(largest[name])] for name in counts
+    }
+    named = {each.object_id: f"{each.class_name} {each.object_id:#x}" for each in objects}
+    choose_class(snapshots, CLASSES, "Shop::Item")
+    snapshots.until(lambda: snapshots.rows(OBJECTS), "they are listed")
+    assert len(snapshots.rows(OBJECTS)) == 100
+    assert f"{counts['Shop::Item']} objects, the 100 largest are shown" in snapshots.text
+    first = snapshots.rows(OBJECTS)[0][0]
+    shown = next(each for each in objects if f"{each.object_id:#x}" == first)
+    link(snapshots, "table", f"{shown.object_id:#x}").click()
+    snapshots.until(lambda: snapshots.texts(".detail h3") == [named[shown.object_id]], "it is shown")
+    assert links(snapshots, "references") == [named[each] for each in shown.references if each in named]
+    referrers = [named[each.object_id] for each in objects if shown.object_id in each.references]
+    assert links(snapshots, "referrers") == referrers
+
+
+def in_bytes(size: int) -> str:
+    if size < 1024:
+        return f"{size} B"
+    return f"{size / 1024:.1f} KiB" if size < 100 * 1024 else f"{size / 1024:.0f} KiB"
+
+
+LEAKING = """
+import sys
+
+class Session:
+    def __init__(self, number):
+        self.number = number
+
+class Registry:
+    sessions = {}
+
+registry = Registry()
+
+for line in sys.stdin:
+    for number in range(500):
+        registry.sessions[len(registry.sessions)] = Session(number)
+    print("worked", flush=True)
+"""
+
+
+def test_a_leak_in_a_real_program_is_found(page: Page, program: Callable[[str], Program]) -> None:
+    leaking = program(LEAKING)
+    page.open(leaking.url, "snapshots")
+    page.until_live()
+    page.click("Take a snapshot")
+    until_taken(page, 1)
+    leaking.tell("work")
+    page.click("Take a snapshot")
+    until_taken(page, 1, 2)
+    page.until(lambda: page.rows(COMPARED), "they are compared")
+    first = page.rows(COMPARED)[0]
+    assert first[0] == "__main__.Session"
+    assert first[1] == "+500"
+    choose_class(page, COMPARED, "__main__.Session")
+    page.until(lambda: page.rows(OBJECTS), "they are listed")
+    link(page, "table", page.rows(OBJECTS)[0][0]).click()
+    page.until(lambda: path(page), "what holds it is shown")
+    names = [step.split()[0] for step in path(page)]
+    assert names[0] == "module"
+    assert "dict" in names
+    assert names[-1] == "__main__.Session"
