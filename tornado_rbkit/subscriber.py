@@ -17,6 +17,7 @@ from tornado_rbkit.protocol import message_counter
 _MIN_BATCH: Final = 64 * 1024  # bytes
 _MAX_DELIVERED: Final = 4 * 1024 * 1024  # bytes, batch × clients: about a millisecond of the web loop
 _MAX_MESSAGES: Final = 512
+_COPY_LIMIT: Final = 8 * 1024  # bytes
 _RECEIPT_POLL: Final = 0.001  # seconds: the resolution of epoll
 
 
@@ -116,8 +117,8 @@ class Subscriber:
         self._stream.on_recv(self._on_readable, copy=False)
 
     def _on_readable(self, parts: list[zmq.Frame]) -> None:
+        self._accept([_payload(parts)])
         self._stream.stop_on_recv()
-        self._accept(parts)
         self._turn()
 
     def _turn(self) -> None:
@@ -138,33 +139,45 @@ class Subscriber:
 
     def _drain(self) -> tuple[bool, bool]:
         """Receive up to a batch; return whether anything came and whether the socket is now empty."""
-        budget = self._batch_bytes
-        socket = self._stream.socket
-        for count in range(_MAX_MESSAGES):
-            if budget <= 0 or self._pending_bytes >= self._max_pending:
-                return count > 0, False
+        budget = min(self._batch_bytes, self._max_pending - self._pending_bytes)
+        receive = self._stream.socket.recv
+        payloads: list[Buffer] = []
+        emptied = False
+        while budget > 0 and len(payloads) < _MAX_MESSAGES:
             try:
-                parts = [socket.recv(zmq.NOBLOCK, copy=False)]
+                frame = receive(zmq.NOBLOCK, copy=False)
             except zmq.Again:
-                return count > 0, True
+                emptied = True
+                break
+            parts = [frame]
             while parts[-1].more:
-                parts.append(socket.recv(copy=False))  # a message arrives whole, so this does not wait
-            budget -= self._accept(parts)
-        return True, False
+                parts.append(receive(copy=False))  # a message arrives whole, so this does not wait
+            payload = _payload(parts)
+            budget -= len(payload)
+            payloads.append(payload)
+        self._accept(payloads)
+        return bool(payloads), emptied
 
-    def _accept(self, parts: list[zmq.Frame]) -> int:
-        """Keep one message and return its size; what rbkit does not do, several parts, is joined."""
-        payload: Buffer = parts[0].buffer if len(parts) == 1 else b"".join(part.buffer for part in parts)
-        self._count(payload)
+    def _accept(self, payloads: list[Buffer]) -> None:
+        if not payloads:
+            return
+        self._count(payloads)
         if self._forms:
-            self._pending.append(payload)
-            self._pending_bytes += len(payload)
+            self._pending.extend(payloads)
+            self._pending_bytes += sum(map(len, payloads))
         else:
             self._missed, self._restarted = 0, False  # nobody was there to miss it
-        return len(payload)
 
-    def _count(self, payload: Buffer) -> None:
-        counter = message_counter(payload)
+    def _count(self, payloads: list[Buffer]) -> None:
+        """Look for gaps in the counters; where the last is as far from the first as it should be, there are none."""
+        last = message_counter(payloads[-1])
+        if last is not None and self._next_counter == message_counter(payloads[0]) == last - len(payloads) + 1:
+            self._next_counter = last + 1
+            return
+        for payload in payloads:
+            self._count_one(message_counter(payload))
+
+    def _count_one(self, counter: int | None) -> None:
         if counter is None:
             return
         expected = self._next_counter
@@ -189,3 +202,11 @@ class Subscriber:
         self._sent = Batch(chunks, len(payloads), size, self._pending_bytes, self._missed, self._restarted)
         self._missed, self._restarted = 0, False
         self._deliver(self._sent)
+
+
+def _payload(parts: list[zmq.Frame]) -> Buffer:
+    """Return one message; what rbkit does not do, several parts, is joined."""
+    if len(parts) > 1:
+        return b"".join(part.buffer for part in parts)
+    # A small one is copied: holding on to the frame costs more. A large one is not: it would hold the GIL.
+    return parts[0].bytes if len(parts[0]) < _COPY_LIMIT else parts[0].buffer
