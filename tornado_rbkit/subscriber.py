@@ -11,11 +11,13 @@ import zmq
 from tornado.ioloop import IOLoop
 from zmq.eventloop.zmqstream import ZMQStream
 
-from tornado_rbkit.frames import Buffer, Chunk, Form, encode_data
+from tornado_rbkit.frames import FRAGMENT_SIZE, Buffer, Chunk, Form, encode_data
 from tornado_rbkit.protocol import message_counter
 
-_MIN_BATCH: Final = 64 * 1024  # bytes
-_MAX_DELIVERED: Final = 4 * 1024 * 1024  # bytes, batch × clients: about a millisecond of the web loop
+MAX_DELIVERED: Final = 4 * 1024 * 1024
+"""Bytes, batch × clients: about a millisecond of the web loop."""
+
+_MIN_BATCH: Final = FRAGMENT_SIZE * 7 // 8  # bytes: one chunk; smaller writes cost the kernel more for each byte
 _MAX_MESSAGES: Final = 512
 _COPY_LIMIT: Final = 8 * 1024  # bytes
 _RECEIPT_POLL: Final = 0.001  # seconds: the resolution of epoll
@@ -85,7 +87,7 @@ class Subscriber:
         self._max_pending = max_pending_bytes
         self._compression_level = compression_level
         self._forms: frozenset[Form] = frozenset()
-        self._batch_bytes = _MAX_DELIVERED
+        self._batch_bytes = MAX_DELIVERED
         self._pending: deque[Buffer] = deque()
         self._pending_bytes = 0
         self._missed = 0
@@ -99,7 +101,7 @@ class Subscriber:
     def set_audience(self, forms: Iterable[Form], clients: int) -> None:
         """Say in which forms batches are wanted, and for how many clients; with no form, data is let go by."""
         self._forms = frozenset(forms)
-        self._batch_bytes = max(_MIN_BATCH, _MAX_DELIVERED // max(1, clients))
+        self._batch_bytes = max(_MIN_BATCH, MAX_DELIVERED // max(1, clients))
 
     def reset_counter(self) -> None:
         """Begin to count anew: the connection was lost, and what was published meanwhile nobody can know."""
