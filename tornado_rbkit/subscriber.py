@@ -95,6 +95,7 @@ class Subscriber:
         self._next_counter: int | None = None
         self._connection_counter: int | None = None
         self._sent: Batch | None = None
+        self._handed_over_at = 0.0
         self._timer: object | None = None
         self._listen()
 
@@ -120,15 +121,22 @@ class Subscriber:
 
     def _on_readable(self, parts: list[zmq.Frame]) -> None:
         self._accept([_payload(parts)])
+        rested = self._io_loop.time() - self._handed_over_at > self._flush_interval
+        if rested and self._pending and self._acknowledged:
+            self._hand_over()  # often there is no other soon, and a timer would be one wake-up more
+            return
         self._stream.stop_on_recv()
         self._turn()
+
+    @property
+    def _acknowledged(self) -> bool:
+        return self._sent is None or self._sent.work is not None
 
     def _turn(self) -> None:
         """Take what is ready, hand over what may be, and arrange for the next turn."""
         self._timer = None
         received, emptied = self._drain()
-        acknowledged = self._sent is None or self._sent.work is not None
-        if self._pending and acknowledged:
+        if self._pending and self._acknowledged:
             self._hand_over()
         elif not received and not self._pending:
             self._listen()
@@ -193,6 +201,7 @@ class Subscriber:
         self._next_counter = counter + 1
 
     def _hand_over(self) -> None:
+        self._handed_over_at = self._io_loop.time()
         payloads: list[Buffer] = []
         size = 0
         while self._pending and size < self._batch_bytes and len(payloads) < _MAX_MESSAGES:
