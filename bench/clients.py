@@ -198,7 +198,9 @@ class Clients:
                         continue
                     began = began or time.perf_counter()
                     counts[client] += 1
-                    assert message[1:] == wanted[counts[client]], f"message {counts[client]} is another: {message[:60]!r}"
+                    assert message[1:] == wanted[counts[client]], (
+                        f"message {counts[client]} is another: {message[:60]!r}"
+                    )
                 if counts[client] == len(wanted) - 1:
                     waiting.discard(client)
             last = time.monotonic()
@@ -207,7 +209,7 @@ class Clients:
 
 
 def main() -> None:
-    soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    _, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
     resource.setrlimit(resource.RLIMIT_NOFILE, (hard, hard))
     clients: Clients | None = None
     load: list[bytes] = []

@@ -11,6 +11,7 @@ and sockets in a plain loop that serves nobody else; ``raw recv`` only receives,
 
 from __future__ import annotations
 
+from functools import partial
 from typing import Any, Final, NamedTuple
 
 from measure import Report, Runs, median, options, ratio, rounds, short, table
@@ -29,7 +30,13 @@ class Cell(NamedTuple):
 
     @property
     def name(self) -> str:
-        size = self.kind if not self.kind.isdigit() else f"{self.kind} B" if len(self.kind) < 4 else f"{self.kind[:-3]} KB"
+        size = (
+            self.kind
+            if not self.kind.isdigit()
+            else f"{self.kind} B"
+            if len(self.kind) < 4
+            else f"{self.kind[:-3]} KB"
+        )
         return f"{size}×{self.clients}" + (f" at {self.rate:g}/s" if self.rate else "")
 
 
@@ -56,7 +63,7 @@ CELLS: Final = (
 )
 
 
-def measure(name: str, cell: Cell) -> dict[str, Any]:
+def measure(cell: Cell, name: str) -> dict[str, Any]:
     """Run one server under one load."""
     with rig(name, cell.clients, kind=cell.kind, count=cell.messages) as running:
         facts = deliver(
@@ -89,7 +96,9 @@ def figures(cell: Cell, results: Runs, key: str, pattern: str, names: tuple[str,
 def main() -> None:
     parser = options("Measure what delivering costs, beside the peers.")
     parser.add_argument("--cells", nargs="+", metavar="NAME", help=", ".join(f'"{cell.name}"' for cell in CELLS))
-    parser.add_argument("--servers", nargs="+", metavar="NAME", choices=(*SERVERS, *LIMITS), default=(*SERVERS, *LIMITS))
+    parser.add_argument(
+        "--servers", nargs="+", metavar="NAME", choices=(*SERVERS, *LIMITS), default=(*SERVERS, *LIMITS)
+    )
     arguments = parser.parse_args()
     chosen = [cell for cell in CELLS if not arguments.cells or cell.name in arguments.cells]
     if arguments.quick:
@@ -99,7 +108,7 @@ def main() -> None:
     missing: Runs = {}
     for cell in chosen:
         names = [name for name in arguments.servers if not (cell.rate and name in LIMITS)]
-        measured[cell.name], gone = rounds(cell.name, names, arguments.rounds, lambda name: measure(name, cell))
+        measured[cell.name], gone = rounds(cell.name, names, arguments.rounds, partial(measure, cell))
         missing |= gone
     report.head()
     others = tuple(name for name in arguments.servers if name != NAIVE)

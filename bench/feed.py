@@ -37,7 +37,9 @@ def body(size: int) -> tuple[bytes, bytes]:
     events = [{**_EVENT, 2: {3: number, 4: "String"}} for number in range(max(0, size - 200) // 40)]
     padding = 0
     for _ in range(10):
-        packed = msgpack.packb({0: 7, 1: 1795388438444.0, 9: 1 << 31, 2: [*events, {**_EVENT, 2: {3: 0, 4: "." * padding}}]})
+        packed = msgpack.packb(
+            {0: 7, 1: 1795388438444.0, 9: 1 << 31, 2: [*events, {**_EVENT, 2: {3: 0, 4: "." * padding}}]}
+        )
         if len(packed) == size:
             return packed[:_COUNTER_AT], packed[_COUNTER_AT + 5 :]
         padding += size - len(packed)

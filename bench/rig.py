@@ -90,7 +90,9 @@ def rig(name: str, clients: int, *, deflate: bool = False, **options: Any) -> It
             yield Rig(measured, port, feed, viewers)
 
 
-def deliver(running: Rig, kind: str, count: int, *, rate: float | None = None, expected: int | None = None) -> dict[str, Any]:
+def deliver(
+    running: Rig, kind: str, count: int, *, rate: float | None = None, expected: int | None = None
+) -> dict[str, Any]:
     """Publish, receive and compare everything; return what it took of the server.
 
     Args:

@@ -39,7 +39,8 @@ async def project(options: Options) -> int:
         threaded = IOLoopThread()
         threaded.start()
     bridges = [Bridge(pub, req, threaded=threaded, **settings) for pub, req in feeds]
-    routes = rbkit_routes(bridges[0] if len(bridges) == 1 else dict(zip(map(str, range(len(feeds))), bridges)))
+    names = {str(number): bridge for number, bridge in enumerate(bridges)}
+    routes = rbkit_routes(bridges[0] if len(bridges) == 1 else names)
     return listen(Application([*routes, ("/neighbour", tornado_neighbour())]))
 
 
@@ -235,7 +236,13 @@ async def starlette(options: Options) -> int:
 
     application = Starlette(routes=[Route("/neighbour", neighbour), WebSocketRoute("/ws", handler)])
     config = uvicorn.Config(
-        application, "127.0.0.1", 0, log_level="error", ws_per_message_deflate=False, ws_ping_interval=None, backlog=2048
+        application,
+        "127.0.0.1",
+        0,
+        log_level="error",
+        ws_per_message_deflate=False,
+        ws_ping_interval=None,
+        backlog=2048,
     )
     server = uvicorn.Server(config)
     KEPT.append(asyncio.create_task(server.serve()))

@@ -9,7 +9,6 @@ from typing import Final
 
 import zmq
 from tornado.ioloop import IOLoop
-from zmq.eventloop.zmqstream import ZMQStream
 
 from tornado_rbkit.frames import FRAGMENT_SIZE, Buffer, Chunk, Form, encode_data
 from tornado_rbkit.protocol import message_counter
@@ -62,7 +61,7 @@ class Subscriber:
 
     def __init__(
         self,
-        stream: ZMQStream,
+        socket: zmq.Socket[bytes],
         io_loop: IOLoop,
         deliver: Callable[[Batch], None],
         *,
@@ -73,14 +72,14 @@ class Subscriber:
         """Begin to receive.
 
         Args:
-            stream: a SUB socket's, already connected.
+            socket: a SUB, already connected.
             io_loop: its loop.
             deliver: takes a batch to the clients, on whatever thread they are; must not block or raise.
             flush_interval: seconds of rest after the socket was emptied.
             max_pending_bytes: payload that may wait here.
             compression_level: 1 to 9, for clients whose form says compressed.
         """
-        self._stream = stream
+        self._socket = socket
         self._io_loop = io_loop
         self._deliver = deliver
         self._flush_interval = flush_interval
@@ -110,47 +109,58 @@ class Subscriber:
             self._connection_counter, self._next_counter = self._next_counter, None
 
     def close(self) -> None:
-        """Stop receiving; the stream is the owner's to close."""
+        """Stop receiving; the socket is the owner's to close."""
+        self._io_loop.remove_handler(self._socket)
         if self._timer is not None:
             self._io_loop.remove_timeout(self._timer)
             self._timer = None
         self._pending.clear()
 
     def _listen(self) -> None:
-        self._stream.on_recv(self._on_readable, copy=False)
+        """Wait for the next message; the socket is empty.
 
-    def _on_readable(self, parts: list[zmq.Frame]) -> None:
-        self._accept([_payload(parts)])
+        Not through a ZMQStream: it stays registered while it does not receive, and so wakes the loop from each rest.
+        """
+        self._io_loop.add_handler(self._socket, self._on_readable, IOLoop.READ)
+
+    def _on_readable(self, socket: zmq.Socket[bytes], events: int) -> None:
+        received, emptied = self._drain()
+        if not received:
+            return  # the file descriptor tells of more than messages
         rested = self._io_loop.time() - self._handed_over_at > self._flush_interval
-        if rested and self._pending and self._acknowledged:
+        if rested and emptied and self._pending and self._acknowledged:
             self._hand_over()  # often there is no other soon, and a timer would be one wake-up more
             return
-        self._stream.stop_on_recv()
-        self._turn()
-
-    @property
-    def _acknowledged(self) -> bool:
-        return self._sent is None or self._sent.work is not None
+        self._io_loop.remove_handler(self._socket)
+        self._go_on(emptied)
 
     def _turn(self) -> None:
-        """Take what is ready, hand over what may be, and arrange for the next turn."""
+        """Take what is ready; listen again if that is nothing."""
         self._timer = None
         received, emptied = self._drain()
+        if received or self._pending:
+            self._go_on(emptied)
+        else:
+            self._listen()
+
+    def _go_on(self, emptied: bool) -> None:
+        """Hand over what may be, and arrange for the next turn."""
         if self._pending and self._acknowledged:
             self._hand_over()
-        elif not received and not self._pending:
-            self._listen()
-            return
         rest = self._flush_interval
         if self._pending or not emptied:
             work = self._sent.work if self._sent else None
             rest = max(_RECEIPT_POLL, work or 0.0)
         self._timer = self._io_loop.call_later(rest, self._turn)
 
+    @property
+    def _acknowledged(self) -> bool:
+        return self._sent is None or self._sent.work is not None
+
     def _drain(self) -> tuple[bool, bool]:
         """Receive up to a batch; return whether anything came and whether the socket is now empty."""
         budget = min(self._batch_bytes, self._max_pending - self._pending_bytes)
-        receive = self._stream.socket.recv
+        receive = self._socket.recv
         payloads: list[Buffer] = []
         emptied = False
         while budget > 0 and len(payloads) < _MAX_MESSAGES:
