@@ -12,7 +12,7 @@ import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from functools import cache
 from pathlib import Path
 from typing import Any, Final, NamedTuple
@@ -35,6 +35,8 @@ class Rig(NamedTuple):
     port: int
     feed: Child
     clients: Child
+    replies: str
+    """Endpoint of the REP."""
 
 
 @cache
@@ -87,11 +89,21 @@ def rig(name: str, clients: int, *, deflate: bool = False, **options: Any) -> It
             viewers.ask(do="connect", port=port, clients=clients, deflate=deflate)
             feed.tell(do="sync")
             viewers.ask(do="sync")
-            yield Rig(measured, port, feed, viewers)
+            yield Rig(measured, port, feed, viewers, feeds[0][1])
 
 
 def deliver(
-    running: Rig, kind: str, count: int, *, rate: float | None = None, expected: int | None = None
+    running: Rig,
+    kind: str,
+    count: int,
+    *,
+    rate: float | None = None,
+    expected: int | None = None,
+    whole: bool = False,
+    deflated: bool = False,
+    stalled: int = 0,
+    patience: float = 120.0,
+    on_start: Callable[[], object] | None = None,
 ) -> dict[str, Any]:
     """Publish, receive and compare everything; return what it took of the server.
 
@@ -101,24 +113,32 @@ def deliver(
         count: messages.
         rate: a second; None for as fast as the feed can.
         expected: messages that clients get, if not all.
+        whole: messages may come in fragments.
+        deflated: messages are compressed.
+        stalled: clients that stop reading.
+        patience: seconds in which every other client has to receive something.
+        on_start: called when everything is prepared.
     """
-    bytes_ = running.feed.ask(do="load", kind=kind, count=count)["bytes"]
+    published = running.feed.ask(do="load", kind=kind, count=count)["bytes"]
     running.clients.ask(do="expect", kind=kind, count=count if expected is None else expected)
     time.sleep(0.05)  # what the set-up left behind
+    if on_start is not None:
+        on_start()
     pid = running.server.pid
     reset_peak(pid)
     memory = memory_bytes(pid)
     before = cpu_seconds(pid)
-    running.clients.tell(do="receive")
+    how = "receive deflated" if deflated else "receive whole" if whole else "receive"
+    running.clients.tell(do=how, stalled=stalled, patience=patience)
     running.feed.tell(do="go", rate=rate)
-    seconds = running.clients.hear()["seconds"]
+    received = running.clients.hear()
     cpu = cpu_seconds(pid) - before
     running.feed.hear()
     return {
+        **received,
         "cpu": cpu,
-        "seconds": seconds,
         "messages": count,
-        "bytes": bytes_,
+        "bytes": published,
         "memory": memory,
         "peak": memory_bytes(pid, "VmHWM"),
     }
