@@ -7,7 +7,7 @@ import contextlib
 import logging
 import os
 import time
-from collections import Counter
+from collections import Counter, deque
 from collections.abc import Callable, Mapping
 from typing import Any, Final, Literal
 
@@ -24,7 +24,7 @@ from tornado_rbkit.link import check_endpoint
 from tornado_rbkit.protocol import DEFAULT_PUB_PORT, DEFAULT_REQ_PORT, Notice, RbkitError
 from tornado_rbkit.requester import Outcome
 from tornado_rbkit.session import CLOSE_GOING_AWAY, CLOSE_TRY_AGAIN, Session
-from tornado_rbkit.subscriber import Batch
+from tornado_rbkit.subscriber import MAX_DELIVERED, Batch
 from tornado_rbkit.target import Target
 from tornado_rbkit.upstream import State
 
@@ -263,7 +263,6 @@ class Bridge:
 
     def on_batch(self, batch: Batch) -> None:
         """Give a batch to everybody, and a receipt when the loop has written it."""
-        started = time.perf_counter()
         try:
             self._pending = batch.pending
             self._totals.update(messages_in=batch.messages, bytes_in=batch.size, messages_missed=batch.missed)
@@ -272,11 +271,23 @@ class Bridge:
                 self._learn()
             if batch.missed:
                 self._notify(Notice("dropped", str(batch.missed)))
-            for session in list(self._sessions):
+        finally:
+            self._fan_out(batch, deque(self._sessions))
+
+    def _fan_out(self, batch: Batch, sessions: deque[Session]) -> None:
+        """Give a batch to as many as take a millisecond or so, and to the others once the loop had as long."""
+        started = time.perf_counter()
+        share = max(1, MAX_DELIVERED // max(1, batch.size))
+        try:
+            for _ in range(min(share, len(sessions))):
+                session = sessions.popleft()
                 session.outbox.send_data(batch.chunks.get(session.form, ()))
         finally:
             seconds = time.perf_counter() - started
-            self._loop.add_callback(batch.acknowledge, seconds)  # behind the writes that were put off
+            if sessions:
+                self._loop.call_later(seconds, self._fan_out, batch, sessions)
+            else:
+                self._loop.add_callback(batch.acknowledge, seconds)  # behind the writes that were put off
 
     def on_outcome(self, outcome: Outcome) -> None:
         """A command has come to its end."""

@@ -21,6 +21,7 @@ FRAGMENT_SIZE: Final = 256 * 1024
 JOIN_LIMIT: Final = 64 * 1024
 """Bytes. From here on, copying a payload into a joined chunk costs more than handing it to the kernel apart."""
 
+_MAX_HEADER: Final = 11  # bytes, the channel's included
 _FIN: Final = 0x80
 _RSV1: Final = 0x40  # "this message is compressed", on its first frame only
 _CONTINUATION: Final = 0x0
@@ -70,6 +71,8 @@ def encode_data(payloads: Iterable[Buffer], form: Form, *, compression_level: in
     chunks: list[Chunk] = []
     joined: list[Buffer] = []
     size = messages = 0
+    plain = form == Form()
+    header, header_length = b"", -1  # messages in a row are often as long as each other
 
     def flush() -> None:
         nonlocal size, messages
@@ -79,15 +82,24 @@ def encode_data(payloads: Iterable[Buffer], form: Form, *, compression_level: in
             size = messages = 0
 
     for payload in payloads:
-        runs = _encode(Channel.DATA, payload, form, compression_level)
-        length = len(runs[0][0]) + len(runs[0][1])
-        if len(runs) > 1 or length > JOIN_LIMIT:
-            flush()
-            chunks.append(_chunk(runs))
-            continue
+        if plain and len(payload) < JOIN_LIMIT - _MAX_HEADER:
+            if len(payload) != header_length:
+                header_length = len(payload)
+                header = _header(_FIN | _BINARY, header_length + 1) + Channel.DATA.value
+            body = payload
+        else:
+            runs = _encode(Channel.DATA, payload, form, compression_level)
+            if len(runs) > 1 or len(runs[0][0]) + len(runs[0][1]) > JOIN_LIMIT:
+                flush()
+                chunks.append(_chunk(runs))
+                continue
+            header_length = -1
+            header, body = runs[0]
+        length = len(header) + len(body)
         if size + length > FRAGMENT_SIZE:
             flush()
-        joined += runs[0]
+        joined.append(header)
+        joined.append(body)
         size += length
         messages += 1
     flush()

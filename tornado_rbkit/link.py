@@ -65,10 +65,10 @@ def check_endpoint(endpoint: str, setting: str) -> str:
 
 
 class Link:
-    """One SUB or REQ socket as a ZMQStream, beside a monitor of its connection. On its loop's thread only.
+    """One SUB or REQ socket beside a monitor of its connection. On its loop's thread only.
 
     Attributes:
-        stream: the socket; it is the owner's to receive from.
+        socket: the owner's to receive from.
         up: True while the peer has completed ZMTP's handshake.
     """
 
@@ -97,21 +97,19 @@ class Link:
             monitor = stack.enter_context(socket.get_monitor_socket(_UP | _DOWN | _REFUSED))
             socket.connect(endpoint)
             stack.pop_all()
-        self._socket = socket
+        self.socket = socket
         self._monitor = ZMQStream(monitor, io_loop)
         self._monitor.on_recv(self._on_event)
-        self.stream = ZMQStream(socket, io_loop)
 
     def stop(self) -> None:
-        """Receive nothing more, of the monitor's events neither."""
-        self.stream.stop_on_recv()
+        """Receive no more of the monitor's events."""
         self._monitor.stop_on_recv()
+        self.socket.disable_monitor()
 
     def close(self) -> None:
         """Close socket and monitor."""
-        self._socket.disable_monitor()
         self._monitor.close(linger=0)
-        self.stream.close(linger=0)
+        self.socket.close(linger=0)
 
     def _on_event(self, frames: list[bytes]) -> None:
         event = parse_monitor_message(frames)["event"]

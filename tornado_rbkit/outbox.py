@@ -66,7 +66,8 @@ class Outbox:
         self._messages_in_write = 0
         self._dropped_untold = 0
         self._flush_is_due = False
-        self._stall_timer: object | None = None
+        self._blocked = False
+        self._stall_timer: object | None = None  # it may run on when nothing is blocked any more
         self._progress_at = 0.0
         self._closed = False
         self._replies_gone: Future[None] | None = None
@@ -74,7 +75,7 @@ class Outbox:
     @property
     def blocked(self) -> bool:
         """True while the client's connection does not take what was handed to it."""
-        return self._stall_timer is not None
+        return self._blocked
 
     @property
     def messages_waiting(self) -> int:
@@ -94,13 +95,20 @@ class Outbox:
         """Queue profiling data, dropping the oldest that waits where the bound would be passed."""
         if self._closed:
             return
+        passed = 0
         for chunk in chunks:
+            if passed < WRITE_SIZE and self._pass(chunk):
+                passed += chunk.size
+                continue
             if chunk.size > self._max_backlog:
                 self._flush_unless_due()  # what can go makes room
             self._data.append(chunk)
             self.data_bytes += chunk.size
             self._keep_the_bound()
-        self._flush_unless_due()
+        if passed:
+            self._flush_next_turn()
+        else:
+            self._flush_unless_due()
 
     async def replies_gone(self) -> None:
         """Return once no reply waits, or the outbox is closed."""
@@ -117,8 +125,33 @@ class Outbox:
         self._data.clear()
         self._runs.clear()
         self.data_bytes = self.reply_bytes = self._messages_in_write = 0
+        self._blocked = False
         self._cancel_stall_timer()
         self._wake_waiters()
+
+    def _pass(self, chunk: Chunk) -> bool:
+        """Write a chunk that nothing waits before, past the queues; return False if it has to queue.
+
+        Most go out whole. Of one that does not, the rest has begun.
+        """
+        stream = self._stream
+        if self._flush_is_due or self._data or self._replies or self._runs or stream.writing() or stream.closed():
+            return False
+        if len(chunk.runs) > 1 or len(chunk.runs[0]) > 1 or isinstance(stream, SSLIOStream):
+            return False
+        buffer = memoryview(chunk.runs[0][0])
+        try:
+            sent = stream.write_to_fd(buffer)
+        except OSError:
+            return False  # see _write
+        self.bytes_sent += sent
+        if sent == chunk.size:
+            self.messages_sent += chunk.messages
+            return True
+        self.data_bytes += chunk.size - sent
+        self._begun, self._begun_is_data = chunk, True
+        self._runs.append((buffer[sent:],))
+        return True
 
     def _keep_the_bound(self) -> None:
         """Drop the oldest until the rest is within the bound, but for one message larger than it, which passes."""
@@ -155,17 +188,23 @@ class Outbox:
             return
         if blocked_on is not None:
             self._flush_is_due = True
+            self._blocked = True
             self._progress_at = self._stream.io_loop.time()
-            self._watch_progress(self._stall_timeout)
+            if self._stall_timer is None:
+                self._watch_progress(self._stall_timeout)
             self._stream.io_loop.add_future(blocked_on, self._on_unblocked)
             return
         self._account_taken()
+        self._flush_next_turn()
+
+    def _flush_next_turn(self) -> None:
+        """Go on with what is left, if anything, once everybody else had a turn."""
         if not self._flush_is_due and (self._replies or self._data or self._runs):
             self._flush_is_due = True
-            self._stream.io_loop.add_callback(self._flush)  # everybody else has a turn first
+            self._stream.io_loop.add_callback(self._flush)
 
     def _on_unblocked(self, future: Future[None]) -> None:
-        self._cancel_stall_timer()
+        self._blocked = False
         if future.exception() is not None:
             self.close()
         if not self._closed:
@@ -244,6 +283,9 @@ class Outbox:
         self._stall_timer = self._stream.io_loop.call_later(seconds, self._check_progress)
 
     def _check_progress(self) -> None:
+        self._stall_timer = None
+        if not self._blocked:
+            return
         remaining = self._progress_at + self._stall_timeout - self._stream.io_loop.time()
         if remaining > 0:
             self._watch_progress(remaining)

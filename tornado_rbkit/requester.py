@@ -30,15 +30,15 @@ class Requester:
 
     OPTIONS: ClassVar[Mapping[int, Any]] = {zmq.REQ_RELAXED: 1, zmq.REQ_CORRELATE: 1, zmq.IMMEDIATE: 1}
 
-    def __init__(self, stream: ZMQStream, io_loop: IOLoop, on_outcome: Callable[[Outcome], None]) -> None:
-        """Attach to a stream whose socket has `OPTIONS`; `on_outcome` is called once for each request."""
-        self._stream = stream
+    def __init__(self, socket: zmq.Socket[bytes], io_loop: IOLoop, on_outcome: Callable[[Outcome], None]) -> None:
+        """Attach to a socket that has `OPTIONS`; `on_outcome` is called once for each request."""
+        self._stream = ZMQStream(socket, io_loop)
         self._io_loop = io_loop
         self._on_outcome = on_outcome
         self._command: str | None = None
         self._sent_at = 0.0
         self._timer: object | None = None
-        stream.on_recv(self._on_reply)
+        self._stream.on_recv(self._on_reply)
 
     def request(self, command: str, timeout: float) -> None:
         """Send `command`, which `parse_command` has passed; seconds until it is given up."""
@@ -59,9 +59,14 @@ class Requester:
         if self._command is not None:
             self._end(CommandError("unavailable", f"{self._command}: {text}"))
 
-    def close(self) -> None:
-        """Fail what is in flight; the stream is the owner's to close."""
+    def stop(self) -> None:
+        """Fail what is in flight, and receive nothing more."""
         self.fail("the bridge has closed the connection")
+        self._stream.stop_on_recv()
+
+    def close(self) -> None:
+        """Close the socket, a turn of the loop after `stop`: the stream may have put something off until then."""
+        self._stream.close(linger=0)
 
     def _on_reply(self, parts: list[bytes]) -> None:
         if self._command is not None:  # else it is late, and nobody's

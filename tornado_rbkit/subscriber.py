@@ -9,14 +9,16 @@ from typing import Final
 
 import zmq
 from tornado.ioloop import IOLoop
-from zmq.eventloop.zmqstream import ZMQStream
 
-from tornado_rbkit.frames import Buffer, Chunk, Form, encode_data
+from tornado_rbkit.frames import FRAGMENT_SIZE, Buffer, Chunk, Form, encode_data
 from tornado_rbkit.protocol import message_counter
 
-_MIN_BATCH: Final = 64 * 1024  # bytes
-_MAX_DELIVERED: Final = 4 * 1024 * 1024  # bytes, batch × clients: about a millisecond of the web loop
+MAX_DELIVERED: Final = 4 * 1024 * 1024
+"""Bytes, batch × clients: about a millisecond of the web loop."""
+
+_MIN_BATCH: Final = FRAGMENT_SIZE * 7 // 8  # bytes: one chunk; smaller writes cost the kernel more for each byte
 _MAX_MESSAGES: Final = 512
+_COPY_LIMIT: Final = 8 * 1024  # bytes
 _RECEIPT_POLL: Final = 0.001  # seconds: the resolution of epoll
 
 
@@ -59,7 +61,7 @@ class Subscriber:
 
     def __init__(
         self,
-        stream: ZMQStream,
+        socket: zmq.Socket[bytes],
         io_loop: IOLoop,
         deliver: Callable[[Batch], None],
         *,
@@ -70,21 +72,21 @@ class Subscriber:
         """Begin to receive.
 
         Args:
-            stream: a SUB socket's, already connected.
+            socket: a SUB, already connected.
             io_loop: its loop.
             deliver: takes a batch to the clients, on whatever thread they are; must not block or raise.
             flush_interval: seconds of rest after the socket was emptied.
             max_pending_bytes: payload that may wait here.
             compression_level: 1 to 9, for clients whose form says compressed.
         """
-        self._stream = stream
+        self._socket = socket
         self._io_loop = io_loop
         self._deliver = deliver
         self._flush_interval = flush_interval
         self._max_pending = max_pending_bytes
         self._compression_level = compression_level
         self._forms: frozenset[Form] = frozenset()
-        self._batch_bytes = _MAX_DELIVERED
+        self._batch_bytes = MAX_DELIVERED
         self._pending: deque[Buffer] = deque()
         self._pending_bytes = 0
         self._missed = 0
@@ -92,13 +94,14 @@ class Subscriber:
         self._next_counter: int | None = None
         self._connection_counter: int | None = None
         self._sent: Batch | None = None
+        self._handed_over_at = 0.0
         self._timer: object | None = None
         self._listen()
 
     def set_audience(self, forms: Iterable[Form], clients: int) -> None:
         """Say in which forms batches are wanted, and for how many clients; with no form, data is let go by."""
         self._forms = frozenset(forms)
-        self._batch_bytes = max(_MIN_BATCH, _MAX_DELIVERED // max(1, clients))
+        self._batch_bytes = max(_MIN_BATCH, MAX_DELIVERED // max(1, clients))
 
     def reset_counter(self) -> None:
         """Begin to count anew: the connection was lost, and what was published meanwhile nobody can know."""
@@ -106,65 +109,95 @@ class Subscriber:
             self._connection_counter, self._next_counter = self._next_counter, None
 
     def close(self) -> None:
-        """Stop receiving; the stream is the owner's to close."""
+        """Stop receiving; the socket is the owner's to close."""
+        self._io_loop.remove_handler(self._socket)
         if self._timer is not None:
             self._io_loop.remove_timeout(self._timer)
             self._timer = None
         self._pending.clear()
 
     def _listen(self) -> None:
-        self._stream.on_recv(self._on_readable, copy=False)
+        """Wait for the next message; the socket is empty.
 
-    def _on_readable(self, parts: list[zmq.Frame]) -> None:
-        self._stream.stop_on_recv()
-        self._accept(parts)
-        self._turn()
+        Not through a ZMQStream: it stays registered while it does not receive, and so wakes the loop from each rest.
+        """
+        self._io_loop.add_handler(self._socket, self._on_readable, IOLoop.READ)
+
+    def _on_readable(self, socket: zmq.Socket[bytes], events: int) -> None:
+        received, emptied = self._drain()
+        if not received:
+            return  # the file descriptor tells of more than messages
+        rested = self._io_loop.time() - self._handed_over_at > self._flush_interval
+        if rested and emptied and self._pending and self._acknowledged:
+            self._hand_over()  # often there is no other soon, and a timer would be one wake-up more
+            return
+        self._io_loop.remove_handler(self._socket)
+        self._go_on(emptied)
 
     def _turn(self) -> None:
-        """Take what is ready, hand over what may be, and arrange for the next turn."""
+        """Take what is ready; listen again if that is nothing."""
         self._timer = None
         received, emptied = self._drain()
-        acknowledged = self._sent is None or self._sent.work is not None
-        if self._pending and acknowledged:
-            self._hand_over()
-        elif not received and not self._pending:
+        if received or self._pending:
+            self._go_on(emptied)
+        else:
             self._listen()
-            return
+
+    def _go_on(self, emptied: bool) -> None:
+        """Hand over what may be, and arrange for the next turn."""
+        if self._pending and self._acknowledged:
+            self._hand_over()
         rest = self._flush_interval
         if self._pending or not emptied:
             work = self._sent.work if self._sent else None
             rest = max(_RECEIPT_POLL, work or 0.0)
         self._timer = self._io_loop.call_later(rest, self._turn)
 
+    @property
+    def _acknowledged(self) -> bool:
+        return self._sent is None or self._sent.work is not None
+
     def _drain(self) -> tuple[bool, bool]:
         """Receive up to a batch; return whether anything came and whether the socket is now empty."""
-        budget = self._batch_bytes
-        socket = self._stream.socket
-        for count in range(_MAX_MESSAGES):
-            if budget <= 0 or self._pending_bytes >= self._max_pending:
-                return count > 0, False
+        budget = min(self._batch_bytes, self._max_pending - self._pending_bytes)
+        receive = self._socket.recv
+        payloads: list[Buffer] = []
+        emptied = False
+        while budget > 0 and len(payloads) < _MAX_MESSAGES:
             try:
-                parts = [socket.recv(zmq.NOBLOCK, copy=False)]
+                frame = receive(zmq.NOBLOCK, copy=False)
             except zmq.Again:
-                return count > 0, True
+                emptied = True
+                break
+            parts = [frame]
             while parts[-1].more:
-                parts.append(socket.recv(copy=False))  # a message arrives whole, so this does not wait
-            budget -= self._accept(parts)
-        return True, False
+                parts.append(receive(copy=False))  # a message arrives whole, so this does not wait
+            payload = _payload(parts)
+            budget -= len(payload)
+            payloads.append(payload)
+        self._accept(payloads)
+        return bool(payloads), emptied
 
-    def _accept(self, parts: list[zmq.Frame]) -> int:
-        """Keep one message and return its size; what rbkit does not do, several parts, is joined."""
-        payload: Buffer = parts[0].buffer if len(parts) == 1 else b"".join(part.buffer for part in parts)
-        self._count(payload)
+    def _accept(self, payloads: list[Buffer]) -> None:
+        if not payloads:
+            return
+        self._count(payloads)
         if self._forms:
-            self._pending.append(payload)
-            self._pending_bytes += len(payload)
+            self._pending.extend(payloads)
+            self._pending_bytes += sum(map(len, payloads))
         else:
             self._missed, self._restarted = 0, False  # nobody was there to miss it
-        return len(payload)
 
-    def _count(self, payload: Buffer) -> None:
-        counter = message_counter(payload)
+    def _count(self, payloads: list[Buffer]) -> None:
+        """Look for gaps in the counters; where the last is as far from the first as it should be, there are none."""
+        last = message_counter(payloads[-1])
+        if last is not None and self._next_counter == message_counter(payloads[0]) == last - len(payloads) + 1:
+            self._next_counter = last + 1
+            return
+        for payload in payloads:
+            self._count_one(message_counter(payload))
+
+    def _count_one(self, counter: int | None) -> None:
         if counter is None:
             return
         expected = self._next_counter
@@ -178,6 +211,7 @@ class Subscriber:
         self._next_counter = counter + 1
 
     def _hand_over(self) -> None:
+        self._handed_over_at = self._io_loop.time()
         payloads: list[Buffer] = []
         size = 0
         while self._pending and size < self._batch_bytes and len(payloads) < _MAX_MESSAGES:
@@ -189,3 +223,11 @@ class Subscriber:
         self._sent = Batch(chunks, len(payloads), size, self._pending_bytes, self._missed, self._restarted)
         self._missed, self._restarted = 0, False
         self._deliver(self._sent)
+
+
+def _payload(parts: list[zmq.Frame]) -> Buffer:
+    """Return one message; what rbkit does not do, several parts, is joined."""
+    if len(parts) > 1:
+        return b"".join(part.buffer for part in parts)
+    # A small one is copied: holding on to the frame costs more. A large one is not: it would hold the GIL.
+    return parts[0].bytes if len(parts[0]) < _COPY_LIMIT else parts[0].buffer

@@ -112,12 +112,14 @@ class Upstream:
         if self._subscriber is not None:
             self._subscriber.close()
         if self._requester is not None:
-            self._requester.close()
+            self._requester.stop()
         for link in self._links:
             link.stop()
 
     def close(self) -> None:
         """Close the sockets and end their context, after `stop`."""
+        if self._requester is not None:
+            self._requester.close()
         for link in self._links:
             link.close()
         if self._context is not None:
@@ -127,7 +129,7 @@ class Upstream:
         self._context = zmq.Context()
         self._sub = self._link(zmq.SUB, self._pub, self._sub_options)
         self._subscriber = Subscriber(
-            self._sub.stream,
+            self._sub.socket,
             self._io_loop,
             partial(self._post, self._listener.on_batch),
             flush_interval=self._flush_interval,
@@ -136,7 +138,7 @@ class Upstream:
         )
         self._requests = self._link(zmq.REQ, self._req, self._req_options)
         self._requester = Requester(
-            self._requests.stream, self._io_loop, partial(self._post, self._listener.on_outcome)
+            self._requests.socket, self._io_loop, partial(self._post, self._listener.on_outcome)
         )
 
     def _link(self, kind: int, endpoint: str, options: Mapping[int, Any]) -> Link:

@@ -1,0 +1,318 @@
+"""The viewers' side of the load: one process with many raw WebSockets, which checks every byte.
+
+A server's frames are the same for all who frame as RFC 6455 says (no fragments, no compression), so what each client
+has to receive from the first message to the last is known before, and compared as it comes: order, loss and content.
+"""
+
+from __future__ import annotations
+
+import base64
+import os
+import resource
+import select
+import socket
+import time
+import zlib
+from collections.abc import Iterable, Iterator
+from typing import Any
+
+from feed import END, GO, SYNC, messages
+from measure import order_waits, orders, say
+
+_CHUNK = 1 << 20
+_REST_SECONDS = 0.0005
+_PATIENCE_SECONDS = 120.0
+
+
+def frame(payload: bytes) -> bytes:
+    """Return the binary message that has the channel of published data and the payload."""
+    size = len(payload) + 1
+    if size < 126:
+        return bytes((0x82, size)) + b"1" + payload
+    if size < 1 << 16:
+        return b"\x82\x7e" + size.to_bytes(2, "big") + b"1" + payload
+    return b"\x82\x7f" + size.to_bytes(8, "big") + b"1" + payload
+
+
+def masked(payload: bytes, opcode: int) -> bytes:
+    """Return a short message from the client."""
+    return bytes((0x80 | opcode, 0x80 | len(payload))) + b"\0\0\0\0" + payload
+
+
+class Client:
+    """One WebSocket. It takes frames apart until ``GO``, and from there on compares."""
+
+    def __init__(self, port: int, deflate: bool = False, path: str = "/ws") -> None:
+        self.socket = socket.create_connection(("127.0.0.1", port))
+        self.socket.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
+        key = base64.b64encode(os.urandom(16)).decode()
+        extension = "Sec-WebSocket-Extensions: permessage-deflate\r\n" if deflate else ""
+        self.socket.sendall(
+            f"GET {path} HTTP/1.1\r\nHost: 127.0.0.1:{port}\r\nUpgrade: websocket\r\nConnection: Upgrade\r\n"
+            f"Sec-WebSocket-Key: {key}\r\nSec-WebSocket-Version: 13\r\nSec-WebSocket-Protocol: rbkit\r\n"
+            f"{extension}\r\n".encode()
+        )
+        head = b""
+        while not head.endswith(b"\r\n\r\n"):
+            byte = self.socket.recv(1)
+            assert byte, f"the server closed: {head!r}"
+            head += byte
+        assert head.startswith(b"HTTP/1.1 101 "), head
+        assert (b"permessage-deflate" in head) is deflate, head
+        self._keeps_context = b"server_no_context_takeover" not in head
+        self._inflater = zlib.decompressobj(-zlib.MAX_WBITS) if deflate else None
+        self._pieces: list[bytes] = []
+        self._have, self._need = 0, 2
+        self._parts: list[bytes] = []
+        self._compressed = False
+        self.synced = self.going = self.fresh = False
+        self.at = 0
+        self.checksum = 0
+        self.messages_seen = 0
+
+    def read(self) -> bytes:
+        data = self.socket.recv(_CHUNK)
+        if not data:
+            raise ConnectionError("the server closed the connection")
+        return data
+
+    def messages(self, data: bytes) -> Iterator[bytes]:
+        """Yield the whole messages that have come, channel and payload; answer pings."""
+        self._pieces.append(data)
+        self._have += len(data)
+        if self._have < self._need:
+            return  # of a large frame: it is not joined before it is whole
+        data, at = b"".join(self._pieces), 0
+        self._keep(data, at, 2)
+        while len(data) - at >= 2:
+            first, size, head = data[at], data[at + 1], at + 2
+            if size > 125:
+                head += 2 if size == 126 else 8
+                if len(data) < head:
+                    break
+                size = int.from_bytes(data[at + 2 : head], "big")
+            if len(data) < head + size:
+                self._keep(data, at, head + size - at)
+                return
+            payload = data[head : head + size]
+            at = head + size
+            if first & 0x0F == 9:
+                self.socket.sendall(masked(payload, 10))
+                continue
+            assert first & 0x0F < 3, f"an unexpected frame: {first:#x} {payload[:60]!r}"
+            if first & 0x0F:
+                self._compressed = bool(first & 0x40)
+            self._parts.append(payload)
+            if first & 0x80:
+                message, self._parts = b"".join(self._parts), []
+                self._keep(data, at, 2)
+                yield self._inflate(message) if self._compressed else message
+        self._keep(data, at, 2)
+
+    def _keep(self, data: bytes, at: int, need: int) -> None:
+        """Keep what follows, which begins with a frame of so many bytes at least."""
+        self._pieces = [data[at:]]
+        self._have, self._need = len(data) - at, need
+
+    def _inflate(self, message: bytes) -> bytes:
+        if not self._keeps_context:
+            self._inflater = zlib.decompressobj(-zlib.MAX_WBITS)
+        assert self._inflater is not None
+        return self._inflater.decompress(message + b"\x00\x00\xff\xff")
+
+    def drain(self, seconds: float) -> None:
+        """Read what comes, so long."""
+        deadline = time.perf_counter() + seconds
+        while (remaining := deadline - time.perf_counter()) > 0:
+            if select.select([self.socket], [], [], remaining)[0]:
+                self.messages_seen += sum(1 for _ in self.messages(self.read()))
+
+    def until_reply(self, command: bytes) -> None:
+        """Send a command and read up to its reply."""
+        self.socket.sendall(command)
+        while True:
+            replied = False
+            for message in self.messages(self.read()):
+                replied |= message.startswith(b"0\x83")
+                self.messages_seen += 1
+            if replied:
+                return
+
+    def sync(self) -> None:
+        """Read on until ``SYNC`` or ``GO`` has come."""
+        for message in self.messages(self.read()):
+            self.synced |= message == b"1" + SYNC
+            self.going |= message == b"1" + GO
+            if self.going:
+                return  # what is behind it is left to be compared
+
+    def compare(self, expected: bytes) -> None:
+        """Read on and compare."""
+        self._compare(expected, self.read())
+
+    def note(self, data: bytes) -> None:
+        """Take in what came behind ``GO``, for the sum of it only."""
+        self.at += len(data)
+        self.checksum = zlib.crc32(data, self.checksum)
+
+    def rest(self) -> bytes:
+        """Return what came behind the last message."""
+        return b"".join(self._pieces)
+
+    def begin(self, expected: bytes) -> None:
+        """Compare what came behind ``GO`` with it."""
+        self._compare(expected, self.rest())
+
+    def _compare(self, expected: bytes, data: bytes) -> None:
+        if not expected.startswith(data, self.at):
+            wrong = next(i for i, byte in enumerate(data) if expected[self.at + i : self.at + i + 1] != bytes((byte,)))
+            raise AssertionError(
+                f"not what was published, {self.at + wrong} bytes after the first message: "
+                f"{data[max(0, wrong - 8) : wrong + 40]!r}"
+            )
+        self.at += len(data)
+
+
+class Clients:
+    """All of them, on one epoll; it rests a moment after each turn, so that reading costs little."""
+
+    def __init__(self) -> None:
+        self.all: list[Client] = []
+        self._poll = select.epoll()
+        self._by_number: dict[int, Client] = {}
+        self._began = 0.0
+        self.waiting: set[Client] = set()
+
+    def connect(self, port: int, count: int, deflate: bool, path: str) -> None:
+        """Open so many more."""
+        for _ in range(count):
+            client = Client(port, deflate, path)
+            self.all.append(client)
+            self._by_number[client.socket.fileno()] = client
+            self._poll.register(client.socket, select.EPOLLIN)
+
+    def drain(self) -> None:
+        """Read, and look at nothing, until the next order."""
+        while not order_waits():
+            for client in self.ready(time.monotonic() + _PATIENCE_SECONDS):
+                client.read()
+            time.sleep(_REST_SECONDS)
+
+    def ready(self, deadline: float) -> Iterable[Client]:
+        events = self._poll.poll(1.0)
+        if time.monotonic() > deadline:
+            raise TimeoutError("the clients waited too long for the next message")
+        return [self._by_number[number] for number, _ in events]
+
+    def wait_for_sync(self) -> None:
+        """Read until all have seen ``SYNC``."""
+        deadline = time.monotonic() + _PATIENCE_SECONDS
+        while not all(client.synced for client in self.all):
+            for client in self.ready(deadline):
+                client.sync()
+
+    def going(self, stalled: int, patience: float) -> Iterator[Client]:
+        """Yield each client that has something to read and has seen ``GO``, until it is said to be `done`.
+
+        The first time, that is with what came behind ``GO``.
+        """
+        for client in self.all[:stalled]:
+            self._poll.unregister(client.socket)
+        self.waiting = set(self.all[stalled:])
+        last = time.monotonic()
+        while self.waiting:
+            for client in self.ready(last + patience):
+                if not client.going:
+                    client.sync()
+                    if not client.going:
+                        continue
+                    self._began = self._began or time.perf_counter()
+                    client.fresh = True
+                yield client
+                client.fresh = False
+            last = time.monotonic()
+            time.sleep(_REST_SECONDS)
+
+    def done(self, client: Client) -> None:
+        """This one has got everything."""
+        self.waiting.discard(client)
+        self._poll.unregister(client.socket)
+
+    def receive(self, expected: bytes, stalled: int, patience: float) -> dict[str, Any]:
+        """Receive exactly these bytes, from ``GO`` to the last; return the seconds from the first ``GO``."""
+        for client in self.going(stalled, patience):
+            if client.fresh:
+                client.begin(expected)
+            else:
+                client.compare(expected)
+            if client.at == len(expected):
+                self.done(client)
+        return {"seconds": time.perf_counter() - self._began}
+
+    def receive_whole(self, load: list[bytes], stalled: int, patience: float) -> dict[str, Any]:
+        """Receive these messages, however they are framed."""
+        wanted = [*load, END]
+        for client in self.going(stalled, patience):
+            for message in client.messages(b"" if client.fresh else client.read()):
+                wanted_one = wanted[client.at]
+                assert message[1:] == wanted_one, f"message {client.at} is another one: {message[:60]!r}"
+                client.at += 1
+            if client.at == len(wanted):
+                self.done(client)
+        return {"seconds": time.perf_counter() - self._began}
+
+    def receive_deflated(self, load: list[bytes], stalled: int, patience: float) -> dict[str, Any]:
+        """Receive these messages compressed. The first client looks into them, the others have to get its bytes."""
+        wanted = [*load, END]
+        leader = self.all[0]
+        seen = 0
+        for client in self.going(stalled, patience):
+            data = client.rest() if client.fresh else client.read()
+            client.note(data)
+            if client is leader:
+                for message in client.messages(b"" if client.fresh else data):
+                    assert message[1:] == wanted[seen], f"message {seen} is another one: {message[:60]!r}"
+                    seen += 1
+            if seen == len(wanted):
+                for other in [other for other in self.waiting if other.at >= leader.at]:
+                    self.done(other)
+        sums = {(client.at, client.checksum) for client in self.all}
+        assert len(sums) == 1, f"the clients got different bytes: {sums}"
+        return {"seconds": time.perf_counter() - self._began, "received": leader.at}
+
+
+def main() -> None:
+    _, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    resource.setrlimit(resource.RLIMIT_NOFILE, (hard, hard))
+    clients = Clients()
+    load: list[bytes] = []
+    expected = b""
+    try:
+        for order in orders():
+            match order["do"]:
+                case "connect":
+                    clients.connect(
+                        order["port"], order["clients"], order.get("deflate", False), order.get("path", "/ws")
+                    )
+                    say(connected=len(clients.all))
+                case "expect":
+                    load = list(messages(order["kind"], order["count"]))
+                    expected = b"".join([*map(frame, load), frame(END)])
+                    say(bytes=len(expected))
+                case "drain":
+                    clients.drain()
+                case "sync":
+                    clients.wait_for_sync()
+                    say(synced=True)
+                case "receive":
+                    say(**clients.receive(expected, order.get("stalled", 0), order.get("patience", _PATIENCE_SECONDS)))
+                case "receive whole":
+                    say(**clients.receive_whole(load, order["stalled"], order["patience"]))
+                case "receive deflated":
+                    say(**clients.receive_deflated(load, order["stalled"], order["patience"]))
+    except (OSError, AssertionError) as error:
+        say(failed=f"{type(error).__name__}: {error}")
+
+
+if __name__ == "__main__":
+    main()

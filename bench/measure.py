@@ -1,0 +1,277 @@
+"""Measuring: processes that are told and asked, CPU time by the scheduler, rounds, ratios, tables, the machine.
+
+CPU time is the kernel's count of what every thread of a process has run (``/proc/PID/task/*/schedstat``), which does
+not depend on who else uses the machine as much as the clock on the wall does. What is compared runs in turn within a
+round, in an order that moves on from round to round, and a ratio is the median of the ratios within the rounds.
+"""
+
+from __future__ import annotations
+
+import argparse
+import contextlib
+import json
+import os
+import platform
+import select
+import statistics
+import subprocess
+import sys
+import tempfile
+import threading
+import time
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from importlib.metadata import PackageNotFoundError, version
+from pathlib import Path
+from typing import Any, Final
+
+PATIENCE_SECONDS: Final = 180.0
+_PACKAGES: Final = ("tornado_rbkit", "tornado", "pyzmq", "picows", "websockets", "aiohttp", "starlette", "uvicorn")
+
+
+class UnavailableError(Exception):
+    """Something cannot be measured here; the text is why."""
+
+
+# In a child
+
+
+def say(**facts: Any) -> None:
+    """Answer the parent."""
+    sys.stdout.write(json.dumps(facts) + "\n")
+    sys.stdout.flush()
+
+
+def orders() -> Iterator[dict[str, Any]]:
+    """Yield what the parent says, until it is done."""
+    with open(0, "rb", buffering=0, closefd=False) as unbuffered:  # `order_waits` has to see what was not read yet
+        for line in unbuffered:
+            yield json.loads(line)
+
+
+def order_waits(seconds: float = 0.0) -> bool:
+    """Return whether the parent has said something, waiting so long for it."""
+    return bool(select.select([0], [], [], seconds)[0])
+
+
+# In the parent
+
+
+class Child:
+    """A process that takes orders and answers each with a line, both JSON."""
+
+    def __init__(self, command: Sequence[str], env: Mapping[str, str] | None = None) -> None:
+        self._stderr = tempfile.TemporaryFile("w+")  # noqa: SIM115 - closed in `end`
+        self._process = subprocess.Popen(
+            command,
+            stdin=subprocess.PIPE,
+            stdout=subprocess.PIPE,
+            stderr=self._stderr,
+            text=True,
+            env=None if env is None else os.environ | env,
+        )
+        self._timer = threading.Timer(PATIENCE_SECONDS, self._process.kill)
+        self._timer.daemon = True
+        self._timer.start()
+        self.pid = self._process.pid
+
+    def tell(self, **order: Any) -> None:
+        """Give an order."""
+        assert self._process.stdin
+        with contextlib.suppress(BrokenPipeError):  # `hear` tells why
+            self._process.stdin.write(json.dumps(order) + "\n")
+            self._process.stdin.flush()
+
+    def hear(self) -> dict[str, Any]:
+        """Return the next answer."""
+        assert self._process.stdout
+        line = self._process.stdout.readline()
+        if not line:
+            self._process.wait()
+            raise RuntimeError(f"{self._process.args!r} ended early:\n{self.errors()}")
+        facts: dict[str, Any] = json.loads(line)
+        if "failed" in facts:
+            raise RuntimeError(facts["failed"])
+        return facts
+
+    def ask(self, **order: Any) -> dict[str, Any]:
+        """Give an order and return the answer."""
+        self.tell(**order)
+        return self.hear()
+
+    def errors(self) -> str:
+        """Return what it wrote to standard error."""
+        self._stderr.seek(0)
+        return self._stderr.read()
+
+    def end(self) -> None:
+        """End it, whatever it does."""
+        self._timer.cancel()
+        self._process.kill()
+        self._process.wait()
+        for pipe in (self._process.stdin, self._process.stdout, self._stderr):
+            if pipe is not None:
+                with contextlib.suppress(BrokenPipeError):
+                    pipe.close()
+
+
+@contextlib.contextmanager
+def child(script: str, *arguments: str) -> Iterator[Child]:
+    """Run one of the scripts beside this one."""
+    started = Child([sys.executable, str(Path(__file__).with_name(script)), *arguments])
+    try:
+        yield started
+    finally:
+        started.end()
+
+
+def cpu_seconds(pid: int) -> float:
+    """Return what the threads of a process have run; one that has ended is not in it."""
+    total = 0
+    for file in Path(f"/proc/{pid}/task").glob("*/schedstat"):
+        with contextlib.suppress(OSError):  # ended just now
+            total += int(file.read_text().split()[0])
+    return total / 1e9
+
+
+def memory_bytes(pid: int, key: str = "VmRSS") -> int:
+    """Return ``VmRSS``, or the peak since `reset_peak` with ``VmHWM``."""
+    for line in Path(f"/proc/{pid}/status").read_text().splitlines():
+        if line.startswith(key + ":"):
+            return int(line.split()[1]) * 1024
+    raise LookupError(key)
+
+
+def reset_peak(pid: int) -> None:
+    """Begin anew with ``VmHWM``."""
+    Path(f"/proc/{pid}/clear_refs").write_text("5")
+
+
+Runs = dict[str, list[dict[str, Any]]]
+
+
+def rounds(what: str, names: Sequence[str], count: int, run: Callable[[str], dict[str, Any]]) -> tuple[Runs, Runs]:
+    """Run all names once in each round; return what they gave, and (as runs too) why some could not."""
+    results: Runs = {name: [] for name in names}
+    missing: Runs = {}
+    for number in range(count):
+        turn = number * 3 % len(names)
+        for name in (*names[turn:], *names[:turn]):
+            if name in missing:
+                continue
+            note(f"{what}, round {number + 1} of {count}: {name}")
+            try:
+                results[name].append(run(name))
+            except UnavailableError as error:
+                missing[name] = [{"reason": str(error)}]
+    for name in missing:
+        del results[name]
+    return results, missing
+
+
+def note(text: str) -> None:
+    """Show progress."""
+    print(text, file=sys.stderr, flush=True)
+
+
+def median(runs: Sequence[Mapping[str, Any]], key: str) -> float:
+    """Return the median of what the runs say."""
+    return statistics.median(run[key] for run in runs)
+
+
+def ratio(runs: Sequence[Mapping[str, Any]], others: Sequence[Mapping[str, Any]], key: str) -> float:
+    """Return the median of the ratios within the rounds."""
+    return statistics.median(run[key] / other[key] for run, other in zip(runs, others, strict=True))
+
+
+def percentile(values: Sequence[float], percent: float) -> float:
+    """Return the value that so many percent are not above."""
+    ordered = sorted(values)
+    return ordered[min(len(ordered) - 1, int(len(ordered) * percent / 100))]
+
+
+def table(heads: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
+    """Return a Markdown table that is also readable as it stands."""
+    widths = [max(len(row[column]) for row in (heads, *rows)) for column in range(len(heads))]
+
+    def line(cells: Sequence[str]) -> str:
+        return "| " + " | ".join(cell.ljust(width) for cell, width in zip(cells, widths, strict=True)) + " |"
+
+    return "\n".join((line(heads), line(["-" * width for width in widths]), *map(line, rows)))
+
+
+def short(value: float) -> str:
+    """Return a ratio or a small figure with two significant digits."""
+    return f"{value:.0f}" if value >= 10 else f"{value:.2g}" if value < 1 else f"{value:.1f}"
+
+
+def machine() -> dict[str, Any]:
+    """Describe what the figures are from."""
+    models = [
+        line.partition(":")[2].strip()
+        for line in Path("/proc/cpuinfo").read_text().splitlines()
+        if line.lower().startswith(("model name", "hardware"))
+    ]
+    versions = {}
+    for package in _PACKAGES:
+        with contextlib.suppress(PackageNotFoundError):
+            versions[package] = version(package)
+    return {
+        "cpu": models[0] if models else platform.machine(),
+        "cores": len(os.sched_getaffinity(0)),
+        "memory_gb": round(os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES") / 2**30, 1),
+        "system": f"{platform.system()} {platform.release()}",
+        "python": f"{platform.python_implementation()} {platform.python_version()}",
+        "load_before": os.getloadavg()[0],
+        "versions": versions,
+    }
+
+
+def options(description: str, default_rounds: int = 5) -> argparse.ArgumentParser:
+    """Return a parser with what all benchmarks take."""
+    parser = argparse.ArgumentParser(description=description)
+    parser.add_argument("--rounds", type=int, default=default_rounds, help=f"(default: {default_rounds})")
+    parser.add_argument("--quick", action="store_true", help="little work, to see that it runs; the figures are noise")
+    parser.add_argument("--json", type=Path, metavar="FILE", help="also write everything that was measured")
+    return parser
+
+
+class Report:
+    """What one benchmark prints and writes."""
+
+    def __init__(self, arguments: argparse.Namespace) -> None:
+        if not sys.platform.startswith("linux"):
+            raise SystemExit("this needs Linux")
+        self._arguments = arguments
+        self._machine = machine()
+        self._parts: dict[str, Any] = {}
+        self._began = time.time()
+
+    def add(self, name: str, part: Any) -> None:
+        """Keep something for the JSON file."""
+        self._parts[name] = part
+
+    def head(self) -> None:
+        """Print what the figures are from."""
+        host = self._machine
+        versions = ", ".join(f"{name} {number}" for name, number in host["versions"].items())
+        print(
+            f"{host['cpu']}, {host['cores']} cores, {host['memory_gb']} GB, {host['system']}, {host['python']}, "
+            f"load {host['load_before']:.2f} before the run\n{versions}\n{self._arguments.rounds} rounds; medians"
+        )
+
+    def missing(self, missing: Runs) -> None:
+        """Print what could not be measured."""
+        for name, [facts] in missing.items():
+            print(f"{name} is left out: {facts['reason']}")
+
+    def write(self) -> None:
+        """Write the JSON file, if one is wanted."""
+        if self._arguments.json:
+            facts = {
+                "command": " ".join(sys.argv),
+                "machine": self._machine,
+                "rounds": self._arguments.rounds,
+                "seconds": round(time.time() - self._began, 1),
+                **self._parts,
+            }
+            self._arguments.json.write_text(json.dumps(facts, indent=1) + "\n")
