@@ -11,16 +11,19 @@ const MAX_FRAMES = 1500;
 class Node {
   self = 0;
   total = 0;
-  children = new Map(); // by function index
+  children = new Map(); // by frame index
 
-  constructor(fn, parent) {
+  /** `frame` is an index, of a `fn` at a line. */
+  constructor(frame, fn, parent) {
+    this.frame = frame;
     this.fn = fn;
     this.parent = parent;
   }
 }
 
 export class CpuProfile {
-  functions = []; // {label, file, line, self, total, lines: Map of line to samples}
+  functions = []; // {label, file, line, self, total, frames: Map of line to frame index}
+  frames = []; // {fn, line}: a function that is at a line
   threads = new Map(); // id to {root, samples, order: leaf nodes}
   samples = 0;
   first = null; // ms
@@ -41,10 +44,11 @@ export class CpuProfile {
     node.total++;
     for (let i = frames.length - 1; i >= 0; i--) {
       const index = this.#function(frames[i]);
-      let child = node.children.get(index);
+      const frame = this.#frame(index, frames[i][Field.LINE]);
+      let child = node.children.get(frame);
       if (child === undefined) {
-        child = new Node(index, node);
-        node.children.set(index, child);
+        child = new Node(frame, index, node);
+        node.children.set(frame, child);
       }
       child.total++;
       if (this.#seen[index] !== this.samples) {
@@ -53,10 +57,7 @@ export class CpuProfile {
       }
       node = child;
     }
-    const innermost = this.functions[node.fn];
-    const line = frames[0][Field.LINE];
-    innermost.self++;
-    innermost.lines.set(line, (innermost.lines.get(line) ?? 0) + 1);
+    this.functions[node.fn].self++;
     node.self++;
     thread.samples++;
     if (this.#ordered < MAX_ORDERED) {
@@ -100,16 +101,20 @@ export class CpuProfile {
   details(index, thread = null) {
     const callers = new Map();
     const callees = new Map();
-    const add = (map, fn, samples) => map.set(fn, (map.get(fn) ?? 0) + samples);
-    const walk = (node, inside) => {
+    const lines = new Map();
+    const add = (map, key, samples) => map.set(key, (map.get(key) ?? 0) + samples);
+    // However deep it recurses, a sample counts once: its outermost caller, and each function it calls where that is met first.
+    const walk = (node, inside, called) => {
       for (const child of node.children.values()) {
-        if (node.fn === index && child.fn !== index) add(callees, child.fn, child.total);
+        const calls = node.fn === index && child.fn !== index && !called.has(child.fn);
+        if (calls) add(callees, child.fn, child.total);
         if (child.fn === index && !inside) add(callers, node.fn, child.total);
-        walk(child, inside || child.fn === index);
+        if (child.fn === index && child.self) add(lines, this.frames[child.frame].line, child.self);
+        walk(child, inside || child.fn === index, calls ? new Set(called).add(child.fn) : called);
       }
     };
-    for (const root of this.#roots(thread)) walk(root, false);
-    const { label, file, line, lines } = this.functions[index];
+    for (const root of this.#roots(thread)) walk(root, false, new Set());
+    const { label, file, line } = this.functions[index];
     const named = (map) =>
       [...map]
         .sort((a, b) => b[1] - a[1])
@@ -131,7 +136,7 @@ export class CpuProfile {
       $schema: "https://www.speedscope.app/file-format-schema.json",
       exporter: "tornado_rbkit",
       name,
-      shared: { frames: this.functions.map(({ label, file, line }) => ({ name: label, file, line })) },
+      shared: { frames: this.frames.map(({ fn, line }) => ({ name: this.functions[fn].label, file: this.functions[fn].file, line })) },
       profiles: [...this.threads].map(([id, thread]) => {
         const stacks = thread.order.length === thread.samples ? thread.order.map((node) => [node, 1]) : leaves(thread.root);
         return {
@@ -140,7 +145,7 @@ export class CpuProfile {
           unit: "none",
           startValue: 0,
           endValue: thread.samples,
-          samples: stacks.map(([node]) => stack(node)),
+          samples: stacks.map(([node]) => stack(node).map(({ frame }) => frame)),
           weights: stacks.map(([, weight]) => weight),
         };
       }),
@@ -150,19 +155,20 @@ export class CpuProfile {
   /** Return the lines that flamegraph.pl and its kin read. */
   collapsed() {
     const word = (label) => label.replaceAll(";", ":").replaceAll("\n", " ");
-    return [...this.threads]
-      .flatMap(([id, { root }]) =>
-        leaves(root).map(([node, count]) =>
-          [`thread ${id}`, ...stack(node).map((fn) => word(this.functions[fn].label))].join(";") + ` ${count}\n`,
-        ),
-      )
-      .join("");
+    const counts = new Map();
+    for (const [id, { root }] of this.threads) {
+      for (const [node, count] of leaves(root)) {
+        const line = [`thread ${id}`, ...stack(node).map(({ fn }) => word(this.functions[fn].label))].join(";");
+        counts.set(line, (counts.get(line) ?? 0) + count);
+      }
+    }
+    return [...counts].map(([line, count]) => `${line} ${count}\n`).join("");
   }
 
   #thread(id) {
     let thread = this.threads.get(id);
     if (thread === undefined) {
-      thread = { root: new Node(null, null), samples: 0, order: [] };
+      thread = { root: new Node(null, null, null), samples: 0, order: [] };
       this.threads.set(id, thread);
     }
     return thread;
@@ -175,8 +181,18 @@ export class CpuProfile {
     let index = this.#byName.get(key);
     if (index === undefined) {
       index = this.functions.length;
-      this.functions.push({ label, file, line: frame[Field.LINE], self: 0, total: 0, lines: new Map() });
+      this.functions.push({ label, file, line: frame[Field.LINE], self: 0, total: 0, frames: new Map() });
       this.#byName.set(key, index);
+    }
+    return index;
+  }
+
+  #frame(fn, line) {
+    const { frames } = this.functions[fn];
+    let index = frames.get(line);
+    if (index === undefined) {
+      index = this.frames.push({ fn, line }) - 1;
+      frames.set(line, index);
     }
     return index;
   }
@@ -238,9 +254,9 @@ function leaves(root) {
   return found;
 }
 
-/** Return the functions of a stack, outermost first. */
+/** Return the nodes of a stack, outermost first. */
 function stack(node) {
-  const functions = [];
-  for (; node.fn !== null; node = node.parent) functions.push(node.fn);
-  return functions.reverse();
+  const nodes = [];
+  for (; node.parent !== null; node = node.parent) nodes.push(node);
+  return nodes.reverse();
 }

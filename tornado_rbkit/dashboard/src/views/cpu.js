@@ -20,13 +20,15 @@ export class CpuView {
   #drawnFor = "";
   #function = null;
   #total = 0;
+  #matching = 0;
 
   constructor() {
     this.thread = h("select", { "aria-label": "Thread", onchange: () => this.#redraw() });
     this.search = h("input", { type: "search", placeholder: "function or file", "aria-label": "Search functions", oninput: () => this.#find() });
     this.reset = h("button", { type: "button", hidden: true, onclick: () => this.#unzoom() }, "Whole graph");
     this.hovered = h("p", { class: "hint hovered" }, HINT);
-    this.box = h("div", { class: "flame", role: "img", "aria-label": "Flame graph; the table below has the same in numbers" });
+    this.plot = h("div");
+    this.box = h("div", { class: "flame", role: "img", "aria-label": "Flame graph; the table below has the same in numbers" }, this.plot);
     this.summary = h("span", { class: "hint" });
     this.note = h("p", { class: "note", role: "status" });
     const share = (key) => (row) => `${format.count(row[key])}  ${format.percent(row[key], this.#total)}`;
@@ -65,7 +67,7 @@ export class CpuView {
       this.box,
       h("div", { class: "columns" }, this.table.element, this.detail),
     );
-    new ResizeObserver(() => this.#fit()).observe(this.box);
+    new ResizeObserver(() => this.#fit()).observe(this.plot);
   }
 
   async update(header, process) {
@@ -88,6 +90,7 @@ export class CpuView {
     setText(this.summary, data.samples ? `${format.count(data.samples)} samples${rate}` : "");
     const notes = [];
     if (!data.samples) notes.push(off(header, "CPU", "start_cpu_profiling"));
+    else if (!this.#matching) notes.push(`No function has “${this.search.value}” in its name or file.`);
     if (data.missing) notes.push(`${format.count(data.missing)} messages are missing: there may have been more samples.`);
     setText(this.note, notes.join(" "));
   }
@@ -111,7 +114,7 @@ export class CpuView {
   #draw(tree) {
     this.box.hidden = !tree.value;
     if (this.#zoomed || !tree.value) return; // what is looked at stays as it is
-    const width = this.box.clientWidth;
+    const width = this.plot.clientWidth;
     if (!width) return;
     if (this.#graph === null) {
       this.#graph = flamegraph()
@@ -122,10 +125,10 @@ export class CpuView {
         .inverted(true)
         .sort((a, b) => (a.data.name < b.data.name ? -1 : 1))
         .setLabelHandler((node) => `${node.data.name}, ${format.percent(node.value, tree.value)}`)
+        .setSearchMatch(({ data }, text) => data.fn !== undefined && `${data.name} ${data.file}`.toLowerCase().includes(text.toLowerCase()))
         .onHover((node) => this.#hover(node))
-        .onClick((node) => this.#zoom(node))
-        .setSearchMatch(({ data }, text) => `${data.name} ${data.file}`.toLowerCase().includes(text.toLowerCase()));
-      select(this.box).datum(tree).call(this.#graph);
+        .onClick((node) => this.#zoom(node));
+      select(this.plot).datum(tree).call(this.#graph);
     } else {
       this.#graph.setLabelHandler((node) => `${node.data.name}, ${format.percent(node.value, tree.value)}`);
       this.#graph.update(tree);
@@ -136,8 +139,9 @@ export class CpuView {
   async #drawTable(thread) {
     const { sort, descending } = this.table;
     const data = await ask("functions", { process: this.process, thread, filter: this.search.value, sort, descending, limit: SHOWN });
+    this.#matching = data.matching;
     this.table.update(data.rows);
-    if (this.#function !== null) await this.#drawDetails();
+    if (this.#function !== null && !this.detail.contains(document.activeElement)) await this.#drawDetails();
   }
 
   #hover(node) {
@@ -175,7 +179,9 @@ export class CpuView {
   async #choose(index) {
     this.#function = index;
     this.table.select(index);
+    const followed = this.detail.contains(document.activeElement);
     await this.#drawDetails();
+    if (followed) this.detail.querySelector("h3").focus(); // what was clicked is gone
   }
 
   async #drawDetails() {
@@ -188,10 +194,8 @@ export class CpuView {
         h("span", { class: "hint" }, ` ${format.count(samples)} samples`),
       );
     const list = (title, items) => [h("h4", {}, title), items.length ? h("ul", {}, ...items.map(item)) : h("p", { class: "hint" }, "none")];
-    const focus = this.detail.contains(document.activeElement);
-    if (focus) return; // it is being read
     this.detail.replaceChildren(
-      h("h3", {}, data.label),
+      h("h3", { tabindex: "-1" }, data.label),
       h("p", { class: "hint", title: data.file }, format.place(data.file, data.line)),
       ...list("Called by", data.callers),
       ...list("Calls", data.callees),
@@ -217,7 +221,7 @@ export class CpuView {
   }
 
   #fit() {
-    const width = this.box.clientWidth;
+    const width = this.plot.clientWidth;
     if (this.#graph === null || !width || width === this.#graph.width()) return;
     this.#graph.width(width);
     this.#graph.update();
