@@ -1,0 +1,63 @@
+"""What axe-core finds in each view, in light and dark: nothing serious."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import msgpack
+import pytest
+
+import tornado_rbkit.dashboard
+from tests.dashboard.conftest import Page, Script, Serve
+from tests.fake_rbkit import recorded
+
+AXE = Path(tornado_rbkit.dashboard.__file__).parent / "node_modules/axe-core/axe.min.js"
+"""A dependency of the sources, which the bundle does not have."""
+
+CONTENT = {
+    "memory": "[1-9][0-9]*/s",
+    "objects": "Shop::Item",
+    "snapshots": "Remove",
+    "cpu": "100.0 %",
+}
+
+
+@pytest.mark.parametrize("scheme", ["light", "dark"])
+def test_axe_finds_nothing_serious(page: Page, site: Serve, script: Script, scheme: str) -> None:
+    page.driver.execute_cdp_cmd(
+        "Emulation.setEmulatedMedia", {"features": [{"name": "prefers-color-scheme", "value": scheme}]}
+    )
+    page.open(site(script.rbkit).url)
+    page.until_live()
+    for name in ("allocations", "snapshot", "cpu"):
+        for _, channel, _, message in recorded(name):
+            if channel == 1:
+                script.publish_raw(msgpack.unpackb(message, strict_map_key=False)[2])  # as of one process
+    script.lose(1)  # so that the first snapshot, a piece of one, is complete as far as it can be
+    script.publish_raw([])
+    page.driver.execute_cdp_cmd("Runtime.evaluate", {"expression": AXE.read_text()})
+    found = {}
+    for view, content in CONTENT.items():
+        page.script("location.hash = arguments[0]", view)
+        shown = f"return new RegExp(arguments[0]).test(document.querySelector('#view-{view}').innerText)"
+        page.until(lambda code=shown, text=content: page.script(code, text), f"{view} is shown")  # type: ignore[misc]
+        if view == "snapshots":
+            open_an_object(page)
+        page.script("document.querySelectorAll('.alerts button').forEach(button => button.click())")
+        violations = page.script("return axe.run().then(({violations}) => violations)")
+        found[view] = [
+            (one["id"], node["html"], node["failureSummary"])
+            for one in violations
+            if one["impact"] in ("serious", "critical")
+            for node in one["nodes"]
+        ]
+    page.driver.execute_cdp_cmd("Emulation.setEmulatedMedia", {"features": []})
+    assert found == {view: [] for view in CONTENT}
+
+
+def open_an_object(page: Page) -> None:
+    page.until(lambda: page.all(".columns tbody button"), "classes are listed")
+    page.all(".columns tbody button")[0].click()
+    page.until(lambda: page.all(".objects tbody button"), "objects are listed")
+    page.all(".objects tbody button")[0].click()
+    page.until(lambda: "Held by" in page.text, "one is shown")
