@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 import sys
 import threading
 import time
@@ -18,6 +19,9 @@ from tests.profiler.test_memory import Touchy
 from tornado_rbkit import profiler
 from tornado_rbkit.profiler import endpoints
 from tornado_rbkit.profiler.heap import size_function
+from tornado_rbkit.profiler.memory import MemoryProfile
+from tornado_rbkit.profiler.objects import class_name, is_own, own_ids
+from tornado_rbkit.profiler.publisher import Publisher
 from tornado_rbkit.protocol import EventType, HeapObject, ObjectSpaceDump
 
 
@@ -151,6 +155,24 @@ def test_the_profilers_own_objects_are_left_out(client: Client) -> None:
     _, objects = snapshot(client)
     ours = {item.class_name for item in objects if (item.class_name or "").startswith("tornado_rbkit.profiler")}
     assert not ours
+
+
+def test_nothing_of_a_comparison_that_is_under_way_is_listed() -> None:
+    profile = MemoryProfile(Publisher(), list)
+    for _ in profile._begin(baseline=True):
+        pass
+    made = [[] for _ in range(10_000)]  # type: ignore[var-annotated]
+    before = gc.get_objects()
+    known = {id(item) for item in before} | {id(before)}
+    profile._tick = profile._begin()
+    for _ in range(3):
+        profile._step(profile._tick)
+    ours = own_ids([profile])
+    now = gc.get_objects()
+    told = known | ours | {id(known), id(ours), id(now)}
+    new = [item for item in now if id(item) not in told]
+    assert [item for item in new if not is_own(class_name(type(item)))] == []
+    assert not ours & {id(item) for item in made}
 
 
 def test_nothing_that_serves_the_profiler_is_told_or_listed() -> None:

@@ -175,8 +175,8 @@ def own_ids(roots: Iterable[object]) -> set[int]:
             found.update(map(id, item))
         elif type(item) is GeneratorType:  # a walk, whose lists are ours but hold the host's objects
             mine = list(filter(_is_own, gc.get_referents(item)))
-            found.update(id(other) for other in mine if id(type(other)) in _CONTAINER_IDS)
-            waiting.extend(other for other in mine if id(other) not in found)
+            found.update(id(other) for other in mine if type(other) is list)
+            waiting.extend(other for other in mine if type(other) is not list)
         elif type(item) is FunctionType:
             waiting.extend((item.__closure__, item.__defaults__))
         elif id(type(item)) not in _CONTAINER_IDS or len(item) < _LARGE:  # type: ignore[arg-type]

@@ -79,8 +79,8 @@ class Profile:
     def answer(self, request: list[bytes]) -> bytes:
         """Run every part of a request and return the reply to the last, which is ``ok`` to what is no command."""
         reply = _OK
-        for part in request:
-            command = self._commands.get(part.partition(b"\0")[0])  # rbkit takes what comes before a NUL
+        for at in range(len(request)):  # an iterator of the list would be in the snapshot
+            command = self._commands.get(request[at].partition(b"\0")[0])  # rbkit takes what comes before a NUL
             reply = _OK if command is None else command()
         return reply
 

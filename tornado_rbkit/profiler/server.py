@@ -237,7 +237,8 @@ class Server:
                 self._answer()
 
     def _answer(self) -> None:
-        self._request = self._rep.recv_multipart()
+        # always the same list: a comparison that is under way would keep the one before, and a snapshot show it
+        self._request[:] = self._rep.recv_multipart()
         try:
             reply = self._profile.answer(self._request)
         except Exception:  # noqa: BLE001 - a REP socket that does not answer is dead for every client
