@@ -2,6 +2,11 @@
 
 import { h, setAttribute, setText } from "./dom.js";
 
+// em, as in the style sheet.
+const NAME_WIDTH = 15;
+const NUMBER_WIDTH = 6.4;
+const SHARE_WIDTH = 10;
+
 export class Table {
   element;
   sort;
@@ -29,6 +34,8 @@ export class Table {
     this.headers = new Map();
     const header = h("tr", {}, ...columns.map((column) => this.#header(column, onsort)));
     const table = h("table", {}, h("caption", { class: "unseen" }, caption), h("thead", {}, header), this.#body);
+    const widths = columns.slice(1).map(({ bar }) => (bar ? SHARE_WIDTH : NUMBER_WIDTH));
+    table.style.minWidth = `${widths.reduce((sum, width) => sum + width, NAME_WIDTH)}em`; // narrower, it is scrolled
     this.element = h(
       "div",
       {

@@ -125,6 +125,7 @@ export class CpuView {
         .inverted(true)
         .sort((a, b) => (a.data.name < b.data.name ? -1 : 1))
         .setLabelHandler((node) => `${node.data.name}, ${format.percent(node.value, tree.value)}`)
+        .setColorMapper((node, original) => (node.highlight ? original : colourOf(node.data)))
         .setSearchMatch(({ data }, text) => data.fn !== undefined && `${data.name} ${data.file}`.toLowerCase().includes(text.toLowerCase()))
         .onHover((node) => this.#hover(node))
         .onClick((node) => this.#zoom(node));
@@ -226,6 +227,13 @@ export class CpuView {
     this.#graph.width(width);
     this.#graph.update();
   }
+}
+
+/** Return a warm colour that black can be read on, the same for a function each time. */
+function colourOf({ name, fn }) {
+  let hash = 0;
+  if (fn !== undefined) for (const character of name) hash = (hash * 31 + character.codePointAt(0)) % 4096;
+  return `hsl(${10 + (hash % 45)} 85% ${66 + (hash % 13)}%)`;
 }
 
 const HINT = "Point at a frame to see its name, click to zoom into it.";
