@@ -119,8 +119,7 @@ def test_what_jupyter_is_given_has_the_package_s_version() -> None:
     assert (path.parent / package["jupyterlab"]["_build"]["load"]).is_file()
 
 
-def test_every_picture_of_the_readme_is_there_and_small() -> None:
+def test_every_picture_of_the_readme_is_there() -> None:
     pictures = re.findall(r"!\[.*?\]\((.*?)\)", README)
     assert pictures
-    for picture in pictures:
-        assert (ROOT / picture).stat().st_size < 60_000, picture
+    assert [picture for picture in pictures if not (ROOT / picture).is_file()] == []

@@ -7,9 +7,10 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import logging
 import socket
 import threading
-from collections.abc import AsyncIterator, Awaitable, Callable
+from collections.abc import AsyncIterator, Awaitable, Callable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -41,6 +42,7 @@ from pytest_jupyter.jupyter_server import (  # noqa: F401
 from pytest_jupyter.pytest_tornasync import http_server_port  # noqa: F401
 from tornado.httpclient import AsyncHTTPClient, HTTPClientError, HTTPRequest
 from tornado.httpserver import HTTPServer
+from tornado.log import access_log, app_log, gen_log
 from tornado.websocket import WebSocketClientConnection, websocket_connect
 from traitlets.config import Config
 
@@ -178,7 +180,21 @@ async def jp_asyncio_loop() -> asyncio.AbstractEventLoop:
 
 
 @pytest.fixture
+def tornado_logging() -> Iterator[None]:
+    """Give Tornado its loggers back: a server takes them over, and has them tell of every request."""
+    own = logging.getLogger("tornado")
+    before = own.parent, own.propagate, own.level
+    names = {log: log.name for log in (app_log, access_log, gen_log)}
+    yield
+    own.parent, own.propagate = before[:2]
+    own.setLevel(before[2])
+    for log, name in names.items():
+        log.name = name
+
+
+@pytest.fixture
 async def jupyter(
+    tornado_logging: None,
     jp_configurable_serverapp: Callable[..., ServerApp],  # noqa: F811
     http_server_port: tuple[socket.socket, int],  # noqa: F811
     tmp_path: Path,

@@ -35,7 +35,6 @@ class RbkitExtension(ExtensionApp):
     name = "rbkit"
     description = __doc__
     extension_url = "/rbkit/"
-    load_other_extensions = True
 
     pub = Unicode(
         allow_none=True,
