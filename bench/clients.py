@@ -13,7 +13,7 @@ import select
 import socket
 import time
 import zlib
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterator
 from typing import Any
 
 from feed import END, GO, SYNC, messages
@@ -198,7 +198,7 @@ class Clients:
                 client.read()
             time.sleep(_REST_SECONDS)
 
-    def ready(self, deadline: float) -> Iterable[Client]:
+    def ready(self, deadline: float) -> list[Client]:
         events = self._poll.poll(1.0)
         if time.monotonic() > deadline:
             raise TimeoutError("the clients waited too long for the next message")
@@ -221,7 +221,9 @@ class Clients:
         self.waiting = set(self.all[stalled:])
         last = time.monotonic()
         while self.waiting:
-            for client in self.ready(last + patience):
+            ready = self.ready(last + patience)
+            last = time.monotonic() if ready else last
+            for client in ready:
                 if not client.going:
                     client.sync()
                     if not client.going:
@@ -230,7 +232,6 @@ class Clients:
                     client.fresh = True
                 yield client
                 client.fresh = False
-            last = time.monotonic()
             time.sleep(_REST_SECONDS)
 
     def done(self, client: Client) -> None:

@@ -33,16 +33,22 @@ def messages(kind: str, count: int, first: int = 0) -> Iterator[bytes]:
 
 
 def body(size: int) -> tuple[bytes, bytes]:
-    """Return what is before and behind the counter in a message of `size` bytes (from 64 on), most of it events."""
-    events = [{**_EVENT, 2: {3: number, 4: "String"}} for number in range(max(0, size - 200) // 40)]
+    """Return what is before and behind the counter in a message of `size` bytes (from 100 on), most of it events."""
+    packer = msgpack.Packer(autoreset=False)
+    event = msgpack.packb(_EVENT)
+    events = max(0, size - 200) // len(event)
+    packer.pack_map_header(4)
+    for item in (0, 7, 1, 1795388438444.0, 9, 1 << 31, 2):
+        packer.pack(item)
+    packer.pack_array_header(events + 1)
+    head = packer.bytes()
     padding = 0
     for _ in range(10):
-        packed = msgpack.packb(
-            {0: 7, 1: 1795388438444.0, 9: 1 << 31, 2: [*events, {**_EVENT, 2: {3: 0, 4: "." * padding}}]}
-        )
-        if len(packed) == size:
-            return packed[:_COUNTER_AT], packed[_COUNTER_AT + 5 :]
-        padding += size - len(packed)
+        last = msgpack.packb({**_EVENT, 2: {3: 0, 4: "." * padding}})
+        missing = size - len(head) - events * len(event) - len(last)
+        if not missing:
+            return head[:_COUNTER_AT], head[_COUNTER_AT + 5 :] + event * events + last
+        padding += missing
     raise AssertionError(f"{size} bytes cannot be made")
 
 

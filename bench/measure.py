@@ -204,7 +204,7 @@ def short(value: float) -> str:
     return f"{value:.0f}" if value >= 10 else f"{value:.2g}" if value < 1 else f"{value:.1f}"
 
 
-def machine() -> dict[str, Any]:
+def machine(packages: Sequence[str] = _PACKAGES) -> dict[str, Any]:
     """Describe what the figures are from."""
     models = [
         line.partition(":")[2].strip()
@@ -212,7 +212,7 @@ def machine() -> dict[str, Any]:
         if line.lower().startswith(("model name", "hardware"))
     ]
     versions = {}
-    for package in _PACKAGES:
+    for package in packages:
         with contextlib.suppress(PackageNotFoundError):
             versions[package] = version(package)
     return {

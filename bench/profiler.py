@@ -19,7 +19,6 @@ import gc
 import importlib.util
 import json
 import os
-import platform
 import random
 import resource
 import shutil
@@ -33,9 +32,10 @@ from array import array
 from collections import Counter, deque
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
-from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any, Final, NamedTuple
+
+from measure import UnavailableError, machine, note, table
 
 _PATIENCE_SECONDS: Final = 300.0
 _TICK_SECONDS: Final = 0.001
@@ -247,10 +247,6 @@ def memory_kb(key: str) -> int:
 
 
 # The parent: one measured process at a time
-
-
-class UnavailableError(Exception):
-    """A peer cannot be used here; the text is why."""
 
 
 class Process:
@@ -667,20 +663,6 @@ def calibrate(work: str, seconds: float, units: int) -> int:
 # The tables
 
 
-def note(text: str) -> None:
-    print(text, file=sys.stderr, flush=True)
-
-
-def table(heads: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
-    """Return a Markdown table that is also readable as it stands."""
-    widths = [max(len(row[column]) for row in (heads, *rows)) for column in range(len(heads))]
-
-    def line(cells: Sequence[str]) -> str:
-        return "| " + " | ".join(cell.ljust(width) for cell, width in zip(cells, widths, strict=True)) + " |"
-
-    return "\n".join((line(heads), line(["-" * width for width in widths]), *map(line, rows)))
-
-
 def median(runs: Sequence[dict[str, Any]], key: str) -> float | None:
     values = [run[key] for run in runs if run.get(key) is not None]
     return statistics.median(values) if values else None
@@ -790,29 +772,6 @@ def heap_table(results: Rounds) -> str:
     return table((*heads, "messages", "MB sent", "objects or blocks", "delivers"), rows)
 
 
-def machine() -> dict[str, Any]:
-    models = [
-        line.partition(":")[2].strip()
-        for line in Path("/proc/cpuinfo").read_text().splitlines()
-        if line.lower().startswith(("model name", "hardware"))
-    ]
-    versions = {}
-    for package in _PACKAGES:
-        try:
-            versions[package] = version(package)
-        except PackageNotFoundError:
-            versions[package] = "not installed"
-    return {
-        "cpu": models[0] if models else platform.machine(),
-        "cores": len(os.sched_getaffinity(0)),
-        "memory_gb": round(os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES") / 2**30, 1),
-        "system": f"{platform.system()} {platform.release()}",
-        "python": f"{platform.python_implementation()} {platform.python_version()}",
-        "load_before": os.getloadavg()[0],
-        "versions": versions,
-    }
-
-
 def reasons(missing: dict[str, str]) -> Iterator[str]:
     for name, reason in missing.items():
         yield f"\\* {name}: {reason}"
@@ -834,7 +793,7 @@ def main() -> None:
     if options.rounds < 1 or options.seconds <= 0 or options.objects < 4:
         parser.error("--rounds, --seconds and --objects must be above 0, and the objects at least 4")
 
-    host = machine()
+    host = machine(_PACKAGES)
     units = calibrate("compute", options.seconds, 100)
     computed, compute_missing = measure("compute", units, COMPUTE, options.rounds)
     thousands = calibrate("allocate", max(3.0, options.seconds), 300)  # objects are looked at once a second

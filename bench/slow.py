@@ -3,8 +3,8 @@
     pip install -e '.[bench]'
     python bench/slow.py [--rounds N] [--quick] [--json FILE]
 
-Two clients; one reads nothing after the first message. The bridge's bound for a client (`max_backlog_bytes`) is set to
-16 MiB, so that it is reached; the others have no bound, or wait for the client that does not read.
+Two clients; one reads nothing after the first message. The bridge's bound for a client (`max_backlog_bytes`) is the
+default, 64 MiB; the others have no bound, or wait for the client that does not read.
 """
 
 from __future__ import annotations
@@ -16,7 +16,7 @@ from measure import Report, median, memory_bytes, options, rounds, table
 from rig import NAIVE, NODE_PEER, PYTHON_PEERS, THREADED, UNTHREADED, deliver, rig
 
 SERVERS: Final = (THREADED, UNTHREADED, NAIVE, *PYTHON_PEERS, NODE_PEER)
-_BOUND: Final = 16 * 2**20
+_BOUND: Final = 64 * 2**20
 _SIZE: Final = 20_000
 _RATE: Final = 1_000
 
@@ -39,7 +39,7 @@ def measure(seconds: float, name: str) -> dict[str, Any]:
 def main() -> None:
     """Measure and print."""
     arguments = options("Measure what a client costs that does not read.", 3).parse_args()
-    seconds = 2.0 if arguments.quick else 8.0
+    seconds = 4.0 if arguments.quick else 8.0
     report = Report(arguments)
     measured, missing = rounds("slow", SERVERS, arguments.rounds, partial(measure, seconds))
     report.head()

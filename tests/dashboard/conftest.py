@@ -179,8 +179,11 @@ def chromium(tmp_path_factory: pytest.TempPathFactory) -> Iterator[webdriver.Chr
 
 
 @pytest.fixture
-def page(chromium: webdriver.Chrome, tmp_path: Path) -> Iterator[Page]:
-    """A page of one's own; at the end the browser's console must be empty, but for what the test says."""
+def page(chromium: webdriver.Chrome, site: Serve, tmp_path: Path) -> Iterator[Page]:
+    """A page of one's own; at the end the browser's console must be empty, but for what the test says.
+
+    What it looks at, as `site`, is made before it and so ends after it: a page whose server ends has much to say.
+    """
     downloads = tmp_path / "downloads"
     downloads.mkdir()
     behaviour = {"behavior": "allow", "downloadPath": str(downloads)}

@@ -314,7 +314,7 @@ def program(tmp_path: Path) -> Iterator[str]:
             process.terminate()
 
 
-def test_a_real_program_s_hot_function_has_its_share(page: Page, program: str) -> None:
+def test_a_real_program_s_hot_function_has_its_share(program: str, page: Page) -> None:
     page.open(program, "cpu")
     page.until_live()
     page.click("Start CPU profiling")

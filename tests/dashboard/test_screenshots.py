@@ -35,7 +35,7 @@ def live(page: Page, name: str) -> int:
 
 
 def test_the_demo_shows_its_leak_and_its_hot_function(
-    page: Page, demo: str, tmp_path: Path, request: pytest.FixtureRequest
+    demo: str, page: Page, tmp_path: Path, request: pytest.FixtureRequest
 ) -> None:
     folder = PICTURES if request.config.getoption("--screenshots") else tmp_path
     folder.mkdir(exist_ok=True)
