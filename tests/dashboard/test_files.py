@@ -43,6 +43,25 @@ def test_what_is_saved_is_what_was_received_and_other_tools_read_it(page: Page, 
     assert ours == subprocess.run(export, capture_output=True, text=True, check=True).stdout
 
 
+def test_what_is_saved_can_be_replayed(page: Page, site: Serve, rbkit: FakeRbkit) -> None:
+    page.open(site(rbkit).url, "objects")
+    page.until_live()
+    publish(rbkit, "allocations")
+    page.until(lambda: page.rows("Live objects"), "objects are shown")
+    live = page.rows("Live objects")
+    page.click("Save session")
+    saved = page.downloaded(f"fake-{page.facts['pid']}.rbkit")
+    command = [sys.executable, "-m", "tornado_rbkit", "replay", "--port", "0", "--speed", "100", str(saved)]
+    with subprocess.Popen(command, stdout=subprocess.PIPE, text=True) as process:
+        try:
+            assert process.stdout is not None
+            page.open(process.stdout.readline().removeprefix("ready ").strip(), "objects")
+            page.until(lambda: page.rows("Live objects") == live, "it shows the same")
+            page.driver.get("about:blank")  # it would say in the console that the server went away
+        finally:
+            process.terminate()
+
+
 def test_it_is_opened_again_without_a_profiler(page: Page, site: Serve, rbkit: FakeRbkit, tmp_path: Path) -> None:
     page.open(site(rbkit).url, "cpu")
     page.until_live()

@@ -125,7 +125,7 @@ def test_objects_are_followed_both_ways(snapshots: Page, script: Script) -> None
     choose_class(snapshots, CLASSES, "Item")
     snapshots.until(lambda: len(snapshots.rows(OBJECTS)) == 2, "they are listed")
     assert snapshots.rows(OBJECTS) == [["0x51", "56 B", "…/app/item.rb:4"], ["0x50", "40 B", "…/app/item.rb:3"]]
-    assert "2 objects" in snapshots.texts(".objects .hint")
+    assert snapshots.texts(".objects .hint") == ["2 objects."]
     link(snapshots, "table", "0x50").click()
     snapshots.until(lambda: snapshots.texts(".detail h3") == ["Item 0x50"], "it is shown")
     assert "40 B, made at …/app/item.rb:3" in snapshots.texts(".detail p")
@@ -341,6 +341,7 @@ def test_a_leak_in_a_real_program_is_found(page: Page, program: Callable[[str], 
     choose_class(page, COMPARED, "__main__.Session")
     page.until(lambda: page.rows(OBJECTS), "they are listed")
     link(page, "table", page.rows(OBJECTS)[0][0]).click()
+    assert "known of those made while the memory profile was on" in page.text
     page.until(lambda: path(page), "what holds it is shown")
     names = [step.split()[0] for step in path(page)]
     assert names[0] == "module"

@@ -283,6 +283,6 @@ export function select(rows, { filter = "", sort, descending = true, limit = 200
   const order = descending ? -1 : 1;
   const matching = rows
     .filter((row) => row.name.toLowerCase().includes(wanted))
-    .sort((a, b) => order * compare(a[sort], b[sort]) || compare(a.name, b.name));
+    .sort((a, b) => order * compare(a[sort], b[sort]) || b.bytes - a.bytes || compare(a.name, b.name));
   return { rows: matching.slice(0, limit), matching: matching.length };
 }

@@ -198,7 +198,8 @@ export class SnapshotsView {
     setText(this.objectsTitle, name);
     const which = this.#against === null ? "objects" : `objects that snapshot ${this.#against} has not`;
     const cut = data.matching > data.rows.length ? `, the ${data.rows.length} largest are shown` : "";
-    setText(this.objectsNote, `${format.count(data.matching)} ${which}${cut}`);
+    const unknown = data.rows.length && !data.rows.some((row) => row.file) ? ` ${UNKNOWN_PLACES}` : "";
+    setText(this.objectsNote, `${format.count(data.matching)} ${which}${cut}.${unknown}`);
     this.objects.rearrange();
     this.objects.update(data.rows);
     this.objectsTitle.focus({ preventScroll: false });
@@ -275,3 +276,5 @@ export class SnapshotsView {
 const EMPTY =
   "No snapshot yet. To find a leak: take one, let the program do its work for a while, take another; " +
   "the second is then shown by what it has more than the first.";
+
+const UNKNOWN_PLACES = "Where one was made is known of those made while the memory profile was on.";
