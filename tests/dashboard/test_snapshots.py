@@ -347,3 +347,19 @@ def test_a_leak_in_a_real_program_is_found(page: Page, program: Callable[[str], 
     assert names[0] == "module"
     assert "dict" in names
     assert names[-1] == "__main__.Session"
+
+
+def test_another_viewer_s_does_not_push_aside_what_is_read(snapshots: Page, script: Script) -> None:
+    script.publish_raw([dump(HEAP, 1)])
+    until_taken(snapshots, 1)
+    choose_class(snapshots, CLASSES, "Item")
+    script.publish_raw([dump(HEAP, 2)])
+    until_taken(snapshots, 1, 2)
+    assert snapshots.texts(".objects h3") == ["Item"]
+    assert snapshots.one("[data-number][aria-pressed=true]").get_attribute("data-number") == "1"
+    script.rbkit.snapshot = collection(script.rbkit.counter, [dump(HEAP, 3)])
+    snapshots.click("Take a snapshot")
+    snapshots.until(
+        lambda: snapshots.one("[data-number][aria-pressed=true]").get_attribute("data-number") == "3",
+        "one's own is shown",
+    )

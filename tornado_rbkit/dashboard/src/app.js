@@ -201,7 +201,10 @@ class Page {
 
   async #send(command, button) {
     if (button.getAttribute("aria-disabled")) return;
-    if (command === "objectspace_snapshot") this.#open("snapshots");
+    if (command === "objectspace_snapshot") {
+      this.#views[2][2].asked = true;
+      this.#open("snapshots");
+    }
     const error = await ask("command", command);
     if (error !== null) this.#fail(`${command}: ${error}`);
     await this.#tick();
@@ -312,7 +315,7 @@ class Page {
     const { messages, bytes, missing, dropped, undecodable, recorded, notKept, log } = this.#header;
     const parts = [`${format.count(messages)} messages, ${format.bytes(bytes)} received`];
     if (missing) parts.push(`${format.count(missing)} missing`);
-    if (dropped) parts.push(`${format.count(dropped)} of them dropped by the server because this page was too slow`);
+    if (dropped) parts.push(`${format.count(dropped)} of them by the word of the server: this page was too slow, or they were lost before it`);
     if (undecodable) parts.push(`${format.count(undecodable)} not readable`);
     if (notKept) parts.push(`of which the last ${format.bytes(recorded)} can be saved`);
     setText(this.honesty, parts.join("; "));

@@ -104,7 +104,10 @@ export class SnapshotsView {
     this.#drawList(list, header);
     const newest = list.at(-1);
     const has = (wanted) => list.some(({ number }) => number === wanted);
-    if (newest && !before.some(({ number }) => number === newest.number)) {
+    const isNew = newest && !before.some(({ number }) => number === newest.number);
+    // What another viewer took does not push aside what is being read.
+    if (isNew && (this.asked || this.#className === null)) {
+      this.asked = false;
       // The second of two is shown by what it has more than the one before it.
       await this.#show(newest.number, list.length > 1 ? list.at(-2).number : null);
     } else if (!has(this.#number)) {
@@ -117,6 +120,7 @@ export class SnapshotsView {
   }
 
   #known = null;
+  asked = false; // for a snapshot, by the user of this page
 
   #tell(text) {
     setText(this.note, text);
