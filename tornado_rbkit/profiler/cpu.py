@@ -7,11 +7,11 @@ sampling interval (but 0.5 ms), for the whole process, and set back afterwards, 
 meanwhile. `CPUSampler.status` tells what rate of looks is reached.
 
 Where the sampler comes late, some thread has computed meanwhile and the others have waited, for the GIL or for what
-they waited for before. So what it sees then is told once for each tick it missed, with that tick's time; of a stop
-longer than `MAKE_UP_SECONDS` (the process was suspended) only so much. Without this a thread that computes for a few
-milliseconds between waits, when the sampler gets the GIL best, would be seen computing down to half as often as it
-does. Bursts of 2 to 10 ms come out within some 5 % of the time there is. What bias remains: within a burst of a few
-milliseconds the end weighs more than the beginning.
+they waited for before. So what it sees then is told once for each tick it missed, with that tick's time, but for
+`MAKE_UP_SECONDS` at the most: on a machine that keeps the sampler waiting for longer, ticks are lost, as they are
+where an extension's call holds the GIL for longer. Without this a thread that computes for a few milliseconds between
+waits, when the sampler gets the GIL best, would be seen computing down to half as often as it does. What bias remains:
+within a burst of a few milliseconds the end weighs more than the beginning.
 
 Clocks: ``wall`` samples every thread, ``cpu`` those that burned an interval's worth of CPU time since they were last
 sampled, once for each interval of it, so that a thread's samples are in proportion to its CPU time. Per-thread CPU
@@ -47,8 +47,9 @@ MIN_SWITCH_INTERVAL: Final = 0.0005
 MAX_DEPTH: Final = 1000
 """Frames of one sample; the outer ones of a deeper stack are left out."""
 
-MAKE_UP_SECONDS: Final = 1.0
-"""What a late sample stands for at the most."""
+MAKE_UP_SECONDS: Final = 0.02
+"""What a late sample stands for at the most. Longer than that it is the system that keeps the sampler waiting, and one
+look would be told a hundred times over."""
 
 HAS_CPU_CLOCK: Final = sys.platform.startswith("linux")
 

@@ -174,8 +174,10 @@ def own_ids(roots: Iterable[object]) -> set[int]:
         if type(item) is KindsById:
             found.update(map(id, item))
         elif type(item) is GeneratorType:  # a walk, whose lists are ours but hold the host's objects
-            mine = list(filter(_is_own, gc.get_referents(item)))
-            found.update(id(other) for other in mine if type(other) is list)
+            held = gc.get_referents(item)
+            frames = [other for other in held if type(other) is FrameType]  # on Python 3.10 it is this that holds them
+            mine = list(filter(_is_own, held + gc.get_referents(*frames)))
+            found.update(id(other) for other in (*frames, *mine) if type(other) is list or type(other) is FrameType)
             waiting.extend(other for other in mine if type(other) is not list)
         elif type(item) is FunctionType:
             waiting.extend((item.__closure__, item.__defaults__))
