@@ -24,7 +24,7 @@ from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any, Final
 
-PATIENCE_SECONDS: Final = 180.0
+PATIENCE_SECONDS: Final = 600.0
 _PACKAGES: Final = ("tornado_rbkit", "tornado", "pyzmq", "picows", "websockets", "aiohttp", "starlette", "uvicorn")
 
 

@@ -36,10 +36,10 @@ class Load(NamedTuple):
 
 LOADS: Final = (
     Load("at rest", "2000", 10, 1, 1),
-    Load("paced, 2 KB×10 at 2,000/s", "2000", 10, 6_000, 2_000),
-    Load("burst, 2 KB×10", "2000", 10, 20_000, None),
-    Load("burst, 2 KB×100", "2000", 100, 6_000, None),
-    Load("burst, 20 KB×10", "20000", 10, 2_500, None),
+    Load("paced, 2 KB×10 at 2,000/s", "2000", 10, 4_000, 2_000),
+    Load("burst, 2 KB×10", "2000", 10, 8_000, None),
+    Load("burst, 2 KB×100", "2000", 100, 1_500, None),
+    Load("burst, 20 KB×10", "20000", 10, 1_500, None),
 )
 
 
