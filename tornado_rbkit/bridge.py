@@ -22,15 +22,17 @@ from tornado_rbkit.frames import Form
 from tornado_rbkit.iothread import IOLoopThread
 from tornado_rbkit.link import check_endpoint
 from tornado_rbkit.protocol import DEFAULT_PUB_PORT, DEFAULT_REQ_PORT, Notice, RbkitError
+from tornado_rbkit.repeats import Repeats, times
 from tornado_rbkit.requester import Outcome
 from tornado_rbkit.session import CLOSE_GOING_AWAY, CLOSE_TRY_AGAIN, Session
 from tornado_rbkit.subscriber import MAX_DELIVERED, Batch
 from tornado_rbkit.target import Target
-from tornado_rbkit.upstream import State
+from tornado_rbkit.upstream import Reach, State
 
 _log = logging.getLogger(__name__)
 
 _MIB: Final = 1024 * 1024
+_PROBE_INTERVALS: Final = (1.0, 60.0)  # seconds, doubling: each request to a dead command channel stays in its queue
 _CLOSE_GRACE: Final = 1.0  # seconds that clients have to answer a close frame, and the profiler a last command
 
 
@@ -133,15 +135,19 @@ class Bridge:
         self._forms: Counter[Form] = Counter()
         self._connection: Connection | None = None
         self._parting: set[Connection] = set()  # those that are being closed
-        self._reached: frozenset[str] = frozenset()  # endpoints
+        self._reach = Reach(frozenset(), {})
+        self._repeats = Repeats()
+        self._loss_logged = False
+        self._probe_timer: object | None = None
+        self._probe_interval = _PROBE_INTERVALS[0]
         self._idle_timer: object | None = None
         self._restart_told = False
-        self._is_another = False  # than the one before, by `retarget`
+        self._is_another = False  # than the one before, by `retarget` or by its counter
         self._pending = 0
         self._empty = asyncio.Event()
         self._guard: asyncio.Task[None] | None = None
         self._closing: asyncio.Task[None] | None = None
-        self._totals = Counter(messages_in=0, bytes_in=0, messages_missed=0)
+        self._totals = Counter(messages_in=0, bytes_in=0, messages_missed=0, messages_foreign=0, disconnects=0)
         self._departed = Counter(messages_sent=0, messages_dropped=0, bytes_sent=0)
 
     @property
@@ -251,6 +257,7 @@ class Bridge:
             "pub": self.pub,
             "req": self.req,
             "state": self._state.value,
+            "trouble": self._trouble(),
             **self._target.stats(),
             "commands_waiting": len(self._commands),
             "bytes_pending": self._pending,
@@ -266,9 +273,13 @@ class Bridge:
         try:
             self._pending = batch.pending
             self._totals.update(messages_in=batch.messages, bytes_in=batch.size, messages_missed=batch.missed)
+            if batch.foreign:
+                self._on_foreign(batch.foreign)
             if batch.restarted:
-                self._on_restarted()
-                self._learn()
+                self._is_another = True
+                if self._state is State.CONNECTED:  # else the other socket is not there yet
+                    self._on_restarted()
+                    self._learn()
             if batch.missed:
                 self._notify(Notice("dropped", str(batch.missed)))
         finally:
@@ -293,9 +304,9 @@ class Bridge:
         """A command has come to its end."""
         self._commands.on_outcome(outcome)
 
-    def on_reached(self, endpoints: frozenset[str]) -> None:
-        """These are connected now."""
-        self._reached = endpoints
+    def on_reached(self, reach: Reach) -> None:
+        """An endpoint was connected, lost, or found to be none of rbkit's."""
+        self._reach = reach
 
     def on_failure(self, reason: str) -> None:
         """The sockets could not be made; the next client tries again."""
@@ -308,8 +319,11 @@ class Bridge:
         """The profiler came, or went."""
         before, self._state = self._state, state
         if state is State.CONNECTED:
-            _log.info("connected to the rbkit server at %s", self.req)
-            self._restart_told = False
+            if self._loss_logged:
+                _log.warning("the rbkit server at %s is back", self.req)
+            elif before is not State.DISCONNECTED:
+                _log.info("connected to the rbkit server at %s", self.req)
+            self._loss_logged = self._restart_told = False
             for session, timer in self._sessions.items():
                 self._cancel(timer)
                 self._sessions[session] = None
@@ -321,7 +335,12 @@ class Bridge:
             self._learn()
             self._commands.open()
         else:
-            _log.warning("the rbkit server at %s went away", self.req)
+            self._totals["disconnects"] += 1
+            count = self._repeats.add("went away")
+            self._loss_logged = count > 0
+            if count:
+                _log.warning("the rbkit server at %s went away%s", self.req, times(count))
+            self._stop_probing()
             self._notify(Notice("server", "disconnected"))
             self._commands.close(f"the rbkit server at {self.req} is not connected")
 
@@ -336,16 +355,64 @@ class Bridge:
         self._commands.submit("handshake", lambda outcome: None, self, first=True)
 
     def _on_settled(self, command: str, outcome: Outcome) -> None:
+        before = self._target.trouble
         if self._target.note(command, outcome):
             self._on_restarted()
+        trouble = self._target.trouble
+        if trouble and not before:
+            _log.warning("the rbkit server at %s %s", self.req, trouble)
+        elif before and outcome.error is None:
+            _log.warning("the rbkit server at %s answers again", self.req)
+        self._probe_later(outcome)
+
+    def _probe_later(self, outcome: Outcome) -> None:
+        """After a time-out ask again, so that the status says when the profiler goes on, though no client asks."""
+        self._stop_probing()
+        if outcome.error is None:
+            self._probe_interval = _PROBE_INTERVALS[0]
+        elif outcome.error.reason == "timeout":
+            self._probe_timer = self._later(self._probe_interval, self._probe)
+            self._probe_interval = min(2 * self._probe_interval, _PROBE_INTERVALS[1])
+
+    def _probe(self) -> None:
+        self._probe_timer = None
+        if not self._commands and self._state is State.CONNECTED:
+            self._learn()
+
+    def _stop_probing(self) -> None:
+        self._cancel(self._probe_timer)
+        self._probe_timer = None
 
     def _on_restarted(self) -> None:
         """The process is another one: its pid changed, or its message_counter began again. Said once a connection."""
+        self._is_another = False
         if not self._restart_told:
             self._restart_told = True
             _log.info("the process at %s is another one than before", self.req)
             self._target.restarted()
             self._notify(Notice("server", "restarted"))
+
+    def _on_foreign(self, count: int) -> None:
+        logged = not self._totals["messages_foreign"]
+        self._totals["messages_foreign"] += count
+        if logged:
+            _log.warning(
+                "%s publishes what is not rbkit's; it is passed on, and counted as messages_foreign", self.pub
+            )
+
+    def _trouble(self) -> str | None:
+        """Return in words for an operator what is wrong with the profiler, None for nothing."""
+        if self._state is State.IDLE:
+            return None
+        if self._reach.refusals:
+            each = (f"{endpoint} ({count} times so far)" for endpoint, count in self._reach.refusals.items())
+            return f"not an rbkit server, or one that sends more than max_message_bytes: {', '.join(each)}"
+        if self._state is not State.CONNECTED:
+            missing = [endpoint for endpoint in (self.pub, self.req) if endpoint not in self._reach.up]
+            return f"no rbkit server at {' and '.join(missing)}; it is tried again each second"
+        if self._target.trouble:
+            return f"the rbkit server at {self.req} {self._target.trouble}"
+        return None
 
     async def _stop_profiling(self, timeout: float | None = None) -> None:
         """Stop what was started through this bridge; the profiler answers each command, or its time-out does."""
@@ -367,7 +434,7 @@ class Bridge:
     def _give_up(self, session: Session) -> None:
         """The profiler could not be reached in time for a client."""
         self._sessions[session] = None
-        missing = self.pub if self.req in self._reached else self.req
+        missing = self.pub if self.req in self._reach.up else self.req
         session.close(CLOSE_TRY_AGAIN, f"rbkit server is not running at {missing}")
 
     def _tell_audience(self) -> None:
@@ -400,7 +467,8 @@ class Bridge:
         connection, self._connection = self._connection, None
         self._state = State.IDLE
         self._pending = 0
-        self._reached = frozenset()
+        self._reach = Reach(frozenset(), {})
+        self._stop_probing()
         self._commands.close("the bridge has closed the connection")
         if connection is not None:
             await self._part(connection)

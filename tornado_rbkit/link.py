@@ -16,6 +16,7 @@ from zmq.eventloop.zmqstream import ZMQStream
 from zmq.utils.monitor import parse_monitor_message
 
 from tornado_rbkit.protocol import RbkitError
+from tornado_rbkit.repeats import Repeats, times
 
 _log = logging.getLogger(__name__)
 
@@ -23,9 +24,12 @@ _TCP: Final = re.compile(r"tcp://(\[[0-9A-Fa-f:.]+(%\w+)?\]|[A-Za-z0-9._-]+):(?P
 _MAX_IPC_PATH: Final = 107 if sys.platform.startswith("linux") else 103  # bytes, sockaddr_un's sun_path
 _UP: Final = zmq.EVENT_HANDSHAKE_SUCCEEDED  # a TCP connect alone also succeeds to a process that is stopped
 _DOWN: Final = zmq.EVENT_DISCONNECTED
+_RETRIED: Final = zmq.EVENT_CONNECT_RETRIED
 _REFUSED: Final = (
     zmq.EVENT_HANDSHAKE_FAILED_NO_DETAIL | zmq.EVENT_HANDSHAKE_FAILED_PROTOCOL | zmq.EVENT_HANDSHAKE_FAILED_AUTH
 )
+_RECONNECT: Final = 1.0  # seconds
+_STEADY: Final = 1.0  # seconds; a peer that breaks ZMTP does so at once
 
 _OPTIONS: Final[Mapping[int, int]] = {
     zmq.LINGER: 0,
@@ -70,6 +74,7 @@ class Link:
     Attributes:
         socket: the owner's to receive from.
         up: True while the peer has completed ZMTP's handshake.
+        refusals: connections that ended because the peer is not what it should be, since one of them lasted.
     """
 
     def __init__(
@@ -87,14 +92,18 @@ class Link:
             zmq.ZMQError: there are too few file descriptors, or the endpoint is none.
         """
         self.up = False
+        self.refusals = 0
         self.endpoint = endpoint
+        self._io_loop = io_loop
+        self._max_message_bytes = options.get(zmq.MAXMSGSIZE, -1)
         self._on_change = on_change
-        self._refusals = 0
+        self._repeats = Repeats()
+        self._reconnect_timer: object | None = None
         with contextlib.ExitStack() as stack:
             socket = stack.enter_context(context.socket(kind))
             for option, value in {**_OPTIONS, **options}.items():
                 socket.setsockopt(option, value)
-            monitor = stack.enter_context(socket.get_monitor_socket(_UP | _DOWN | _REFUSED))
+            monitor = stack.enter_context(socket.get_monitor_socket(_UP | _DOWN | _REFUSED | _RETRIED))
             socket.connect(endpoint)
             stack.pop_all()
         self.socket = socket
@@ -104,6 +113,7 @@ class Link:
     def stop(self) -> None:
         """Receive no more of the monitor's events."""
         self._monitor.stop_on_recv()
+        self._cancel_reconnect()
         self.socket.disable_monitor()
 
     def close(self) -> None:
@@ -114,10 +124,48 @@ class Link:
     def _on_event(self, frames: list[bytes]) -> None:
         event = parse_monitor_message(frames)["event"]
         if event & _REFUSED:
-            self._refusals += 1
-            if self._refusals == 1:
-                _log.warning("%s is not a ZMQ socket of the kind expected (%s)", self.endpoint, zmq.Event(event).name)
-            return
-        self._refusals = 0
-        self.up = event == _UP
+            self._refuse(f"is not a ZMQ socket of the kind expected ({zmq.Event(event).name})")
+        elif event == _RETRIED:
+            self._cancel_reconnect()
+        elif event == _DOWN:
+            if self._reconnect_timer is None:
+                self._reconnect_timer = self._io_loop.call_later(_RECONNECT, self._reconnect)
+            self._set_up(False)
+        else:
+            self._cancel_reconnect()
+            self._set_up(True)
+            if self.refusals:
+                self._io_loop.call_later(_STEADY, self._forgive, self.refusals)
+
+    def _forgive(self, refusals: int) -> None:
+        if self.up and self.refusals == refusals:
+            self.refusals = 0
+            self._on_change()
+
+    def _set_up(self, up: bool) -> None:
+        if up is not self.up:
+            self.up = up
+            self._on_change()
+
+    def _refuse(self, reason: str) -> None:
+        self.refusals += 1
+        count = self._repeats.add(reason)
+        if count:
+            _log.warning("%s %s%s", self.endpoint, reason, times(count))
         self._on_change()
+
+    def _reconnect(self) -> None:
+        """Connect anew: libzmq does so when a connection is lost, and gives up for good when ZMTP was violated.
+
+        See ``session_base_t::engine_error``; it says CONNECT_RETRIED at once when it goes on by itself.
+        """
+        self._reconnect_timer = None
+        self._refuse(f"broke ZMTP, or sent a message of more than {self._max_message_bytes} bytes (max_message_bytes)")
+        with contextlib.suppress(zmq.ZMQError):  # it has forgotten that it was connected
+            self.socket.disconnect(self.endpoint)
+        self.socket.connect(self.endpoint)
+
+    def _cancel_reconnect(self) -> None:
+        if self._reconnect_timer is not None:
+            self._io_loop.remove_timeout(self._reconnect_timer)
+            self._reconnect_timer = None

@@ -33,6 +33,7 @@ class Batch:
         pending: what waits behind it, bytes.
         missed: how many the profiler's counter says were lost on the way here.
         restarted: the counter began again.
+        foreign: how many came without a counter, which rbkit's have.
         work: the receipt, None until the receiver has written it: the seconds it was busy with the batch. A plain
             store that is read at the next turn; a callback would wake the thread once more for each batch.
     """
@@ -43,6 +44,7 @@ class Batch:
     pending: int
     missed: int
     restarted: bool
+    foreign: int
     work: float | None = None
 
     def acknowledge(self, seconds: float) -> None:
@@ -90,6 +92,7 @@ class Subscriber:
         self._pending: deque[Buffer] = deque()
         self._pending_bytes = 0
         self._missed = 0
+        self._foreign = 0
         self._restarted = False
         self._next_counter: int | None = None
         self._connection_counter: int | None = None
@@ -186,7 +189,7 @@ class Subscriber:
             self._pending.extend(payloads)
             self._pending_bytes += sum(map(len, payloads))
         else:
-            self._missed, self._restarted = 0, False  # nobody was there to miss it
+            self._missed, self._foreign, self._restarted = 0, 0, False  # nobody was there to miss it
 
     def _count(self, payloads: list[Buffer]) -> None:
         """Look for gaps in the counters; where the last is as far from the first as it should be, there are none."""
@@ -199,6 +202,7 @@ class Subscriber:
 
     def _count_one(self, counter: int | None) -> None:
         if counter is None:
+            self._foreign += 1
             return
         expected = self._next_counter
         if expected is None:
@@ -220,8 +224,9 @@ class Subscriber:
             size += len(payload)
         self._pending_bytes -= size
         chunks = {form: encode_data(payloads, form, compression_level=self._compression_level) for form in self._forms}
-        self._sent = Batch(chunks, len(payloads), size, self._pending_bytes, self._missed, self._restarted)
-        self._missed, self._restarted = 0, False
+        waiting = self._pending_bytes
+        self._sent = Batch(chunks, len(payloads), size, waiting, self._missed, self._restarted, self._foreign)
+        self._missed, self._foreign, self._restarted = 0, 0, False
         self._deliver(self._sent)
 
 

@@ -23,6 +23,8 @@ class Target:
     def __init__(self) -> None:
         self.handshake: Handshake | None = None
         self.answers: bool | None = None
+        self._unanswered = 0
+        self._foreign = False
         self._recording: set[str] = set()  # by the command that stops it
         self._started_here: set[str] = set()
         self._last: deque[tuple[str, Outcome]] = deque(maxlen=_REMEMBERED)
@@ -32,6 +34,7 @@ class Target:
         self._last.append((command, outcome))
         reason = outcome.error.reason if outcome.error else None
         self.answers = reason is None
+        self._unanswered = self._unanswered + 1 if reason == "timeout" else 0
         if command in _STOPS:  # without a reply it may have been carried out all the same
             stop = _STOPS[command]
             if stop not in self._recording:
@@ -48,6 +51,18 @@ class Target:
         """The process is another one, in which nobody has started anything."""
         self._recording.clear()
         self._started_here.clear()
+
+    @property
+    def trouble(self) -> str | None:
+        """What is wrong with the process that answers, in words for an operator, None for nothing."""
+        if self._unanswered:
+            return (
+                f"does not answer commands (no reply to {self._unanswered} so far): the process is stopped or very "
+                "busy, or somebody's empty request has killed its command channel, which only a restart mends"
+            )
+        if self._foreign:
+            return "is not rbkit, or speaks another protocol: its reply to handshake is none"
+        return None
 
     def to_stop(self) -> list[str]:
         """Return the commands that stop what was started from here."""
@@ -72,7 +87,8 @@ class Target:
         try:
             message = decode(reply)
         except DecodeError:
-            return False  # whatever answers there is not rbkit, which is for its clients to find out
+            message = None
+        self._foreign = not isinstance(message, Handshake)
         if not isinstance(message, Handshake):
             return False
         other = self.handshake is not None and self.handshake.pid != message.pid

@@ -5,7 +5,7 @@ from __future__ import annotations
 import enum
 from collections.abc import Callable, Mapping
 from functools import partial
-from typing import Any, Protocol
+from typing import Any, NamedTuple, Protocol
 
 import zmq
 from tornado.ioloop import IOLoop
@@ -25,6 +25,13 @@ class State(enum.Enum):
     DISCONNECTED = "disconnected"  # it was there, and is gone
 
 
+class Reach(NamedTuple):
+    """Which endpoints are connected, and how many connections in a row those that are not rbkit's have cost."""
+
+    up: frozenset[str]
+    refusals: Mapping[str, int]
+
+
 class UpstreamListener(Protocol):
     """Who hears of it, on the web server's loop."""
 
@@ -32,7 +39,7 @@ class UpstreamListener(Protocol):
 
     def on_outcome(self, outcome: Outcome) -> None: ...
 
-    def on_reached(self, endpoints: frozenset[str]) -> None: ...
+    def on_reached(self, reach: Reach) -> None: ...
 
     def on_state(self, state: State) -> None: ...
 
@@ -153,7 +160,9 @@ class Upstream:
             self._subscriber.reset_counter()
         if self._requester is not None and not self._requests.up:
             self._requester.fail("the rbkit server went away before it replied; it may have been carried out")
-        self._post(self._listener.on_reached, frozenset(link.endpoint for link in self._links if link.up))
+        up = frozenset(link.endpoint for link in self._links if link.up)
+        refusals = {link.endpoint: link.refusals for link in self._links if link.refusals}
+        self._post(self._listener.on_reached, Reach(up, refusals))
         if len(self._links) == 2 and all(link.up for link in self._links):
             state = State.CONNECTED
         elif self._state is State.CONNECTED:
