@@ -72,6 +72,7 @@ Serve = Callable[..., Awaitable[Server]]
 
 def pytest_addoption(parser: pytest.Parser) -> None:
     parser.addoption("--screenshots", action="store_true", help="make the README's pictures of the dashboard anew")
+    parser.addoption("--soak", type=float, default=0.0, metavar="SECONDS", help="how long the faults go on")
 
 
 @pytest.fixture(autouse=True)

@@ -1,0 +1,46 @@
+"""What the faults are done to: a steady profiler, and a server before it, each a process."""
+
+from __future__ import annotations
+
+import contextlib
+import itertools
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from tests.fake_rbkit import free_port
+from tests.faults.serving import Serving, bridge_command, serving
+from tests.faults.steady import SteadyProcess
+
+Serve = Callable[..., Serving]
+
+
+@pytest.fixture
+def soak(request: pytest.FixtureRequest) -> float:
+    """The seconds of --soak, 0 without."""
+    seconds: float = request.config.getoption("--soak")
+    return seconds
+
+
+@pytest.fixture
+def profiler() -> Iterator[SteadyProcess]:
+    """A profiler that publishes 500 messages a second, of each of which the bytes are known."""
+    process = SteadyProcess(f"tcp://127.0.0.1:{free_port()}", f"tcp://127.0.0.1:{free_port()}")
+    process.start()
+    yield process
+    process.close()
+
+
+@pytest.fixture
+def serve(tmp_path: Path) -> Iterator[Serve]:
+    """Return what serves a bridge: `serve(pub=..., req=..., **options)`; it must end in order, without an error."""
+    numbers = itertools.count()
+    with contextlib.ExitStack() as stack:
+
+        def start(**options: Any) -> Serving:
+            log = tmp_path / f"server-{next(numbers)}.log"
+            return stack.enter_context(serving(log, bridge_command(**options)))
+
+        yield start

@@ -1,0 +1,111 @@
+"""A profiler whose every message is known beforehand, as a process: what reaches a viewer is checked byte by byte."""
+
+from __future__ import annotations
+
+import argparse
+import functools
+import os
+import random
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+from typing import Any
+
+import msgpack
+
+from tests.fake_rbkit import FakeRbkit
+
+ROOT = Path(__file__).parents[2]
+
+
+@functools.lru_cache(maxsize=1000)
+def message(counter: int) -> bytes:
+    """Return the published message with that counter: mostly small, some past every limit of the framing."""
+    size = 300_000 if counter % 500 == 499 else 70_000 if counter % 50 == 49 else counter * 7 % 240
+    noise = random.Random(counter).randbytes(size)
+    packed: bytes = msgpack.packb(
+        {0: 7, 1: 1795388438444.0, 9: counter, 2: [{0: 0, 1: 1.0, 2: {3: counter, 4: noise}}]}
+    )
+    return packed
+
+
+class SteadyProcess:
+    """The process; it publishes from its start on, at a rate. It is the child of one that has all imported."""
+
+    def __init__(self, pub: str, req: str, rate: float = 500.0) -> None:
+        self.pub, self.req = pub, req
+        self.pid = 0
+        self._parent = subprocess.Popen(
+            [sys.executable, "-m", "tests.faults.steady", pub, req, str(rate)],
+            stdin=subprocess.PIPE,
+            stdout=subprocess.PIPE,
+            text=True,
+            cwd=ROOT,
+        )
+
+    @property
+    def endpoints(self) -> dict[str, Any]:
+        return {"pub": self.pub, "req": self.req}
+
+    def start(self) -> None:
+        """Start it, and return when its sockets are bound."""
+        assert self._parent.stdin is not None
+        self._parent.stdin.write("start\n")
+        self._parent.stdin.flush()
+        self.pid = int(self._read())
+
+    def kill(self) -> None:
+        """End it as the kernel does when there is no memory left, and return when it is gone."""
+        if self.pid:
+            self.send_signal(signal.SIGKILL)
+            assert self._read() == "gone\n"
+            self.pid = 0
+
+    def freeze(self) -> None:
+        """Stop it without ending it, and return once it has stopped."""
+        self.send_signal(signal.SIGSTOP)
+        while Path(f"/proc/{self.pid}/stat").read_text().rpartition(")")[2].split()[0] != "T":
+            time.sleep(0.001)
+
+    def send_signal(self, number: int) -> None:
+        os.kill(self.pid, number)
+
+    def close(self) -> None:
+        self.kill()
+        self._parent.communicate()
+
+    def _read(self) -> str:
+        assert self._parent.stdout is not None
+        return self._parent.stdout.readline()
+
+
+def _main() -> None:
+    parser = argparse.ArgumentParser()
+    parser.add_argument("pub")
+    parser.add_argument("req")
+    parser.add_argument("rate", type=float)
+    arguments = parser.parse_args()
+    for _ in sys.stdin:
+        pid = os.fork()
+        if pid == 0:
+            _publish(arguments.pub, arguments.req, arguments.rate)
+        os.waitpid(pid, 0)
+        print("gone", flush=True)
+
+
+def _publish(pub: str, req: str, rate: float) -> None:
+    with FakeRbkit(pub, req) as server:
+        print(os.getpid(), flush=True)
+        begun = time.monotonic()
+        while True:
+            due = int((time.monotonic() - begun) * rate)
+            while server.counter < due:
+                server.publish(message(server.counter))
+                server.counter += 1
+            time.sleep(0.005)
+
+
+if __name__ == "__main__":
+    _main()

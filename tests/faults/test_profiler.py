@@ -1,0 +1,111 @@
+"""The profiler is killed, stopped, slow, and wedged by others, under load and before many viewers."""
+
+from __future__ import annotations
+
+import asyncio
+import signal
+import time
+from typing import Any
+
+import zmq
+
+from tests.faults.conftest import Serve
+from tests.faults.steady import SteadyProcess
+from tests.faults.witness import witnesses
+
+SHORT = {"command_timeouts": {"handshake": 0.5, "trigger_gc": 0.5}}
+
+
+async def test_killed_and_restarted_fifty_times_under_load_loses_no_viewer_and_no_byte(
+    serve: Serve, profiler: SteadyProcess, soak: float
+) -> None:
+    server = serve(**profiler.endpoints)
+    ends = time.monotonic() + soak
+    rounds = 0
+    async with witnesses(server.ws, 20) as viewers:
+        await viewers[0].goes_on()
+        while rounds < 50 or time.monotonic() < ends:
+            rounds += 1
+            profiler.kill()
+            for viewer in viewers:
+                await viewer.until_told("disconnected", rounds)
+            await asyncio.to_thread(profiler.start)
+            for viewer in viewers:
+                await viewer.until_told("connected", rounds)
+                await viewer.goes_on(1)
+            assert await viewers[rounds % 20].ask("trigger_gc") == b"ok"
+            if rounds == 10:
+                before = server.memory, server.descriptors, server.threads
+    for viewer in viewers:
+        assert viewer.notices["disconnected"] == viewer.notices["connected"] == viewer.notices["restarted"] == rounds
+    memory, descriptors, threads = before
+    assert server.memory < memory + 16e6
+    assert server.descriptors <= descriptors
+    assert server.threads == threads
+
+
+async def test_stopped_and_continued_is_told_in_the_status_and_goes_on(serve: Serve, profiler: SteadyProcess) -> None:
+    server = serve(**profiler.endpoints, **SHORT)
+    async with witnesses(server.ws, 5) as viewers:
+        assert await viewers[0].ask("trigger_gc") == b"ok"
+        for _ in range(2):
+            await asyncio.to_thread(profiler.freeze)
+            assert (await viewers[0].ask("trigger_gc")).startswith(b"error:timeout")
+            trouble = (await asyncio.to_thread(lambda: server.status))["trouble"]
+            assert "does not answer" in trouble
+            profiler.send_signal(signal.SIGCONT)
+            for viewer in viewers:
+                await viewer.goes_on()
+            await status_of(
+                server, lambda status: status["trouble"] is None, "it answers again, and nobody had to ask"
+            )
+        assert await viewers[1].ask("trigger_gc") == b"ok"
+        assert all(not viewer.notices for viewer in viewers), "it never went away"
+    assert server.log.count("does not answer") == server.log.count("answers again") == 2
+
+
+async def test_slow_to_answer_keeps_the_order_of_replies_and_the_stream(serve: Serve, profiler: SteadyProcess) -> None:
+    server = serve(**profiler.endpoints)
+    async with witnesses(server.ws, 5) as viewers:
+        assert await viewers[0].ask("trigger_gc") == b"ok"
+        profiler.freeze()
+        asking = [asyncio.create_task(viewer.ask(command)) for viewer in viewers for command in ("trigger_gc",) * 4]
+        await status_of(server, lambda status: status["commands_waiting"] == 20, "all wait for the first")
+        profiler.send_signal(signal.SIGCONT)
+        assert await asyncio.gather(*asking) == [b"ok"] * 20
+        for viewer in viewers:
+            await viewer.goes_on()
+            assert viewer.missing <= viewer.told
+
+
+async def test_wedged_by_somebody_else_s_empty_request_is_said_once_in_plain_words_and_mended_by_a_restart(
+    serve: Serve, profiler: SteadyProcess
+) -> None:
+    server = serve(**profiler.endpoints, **SHORT)
+    async with witnesses(server.ws, 5) as viewers:
+        assert await viewers[0].ask("trigger_gc") == b"ok"
+        with zmq.Context() as context, context.socket(zmq.REQ) as somebody:
+            somebody.linger = 0
+            somebody.connect(profiler.req)
+            somebody.send(b"")
+            assert not somebody.poll(200)
+        for _ in range(4):
+            assert (await viewers[0].ask("trigger_gc")).startswith(b"error:timeout")
+        trouble = (await asyncio.to_thread(lambda: server.status))["trouble"]
+        assert "does not answer" in trouble
+        assert "restart" in trouble
+        assert "empty request" in trouble
+        for viewer in viewers:
+            await viewer.goes_on()
+        assert server.log.count("empty request") == 1
+        profiler.kill()
+        await asyncio.to_thread(profiler.start)
+        await viewers[0].until_told("restarted")
+        assert await viewers[0].ask("trigger_gc") == b"ok"
+        status = await status_of(server, lambda status: status["answers"], "it answers")
+        assert status["trouble"] is None
+    assert server.log.count("answers again") == 1
+
+
+async def status_of(server: Any, condition: Any, what: str) -> dict[str, Any]:
+    return await asyncio.to_thread(server.until, condition, what)

@@ -1,0 +1,122 @@
+"""A viewer that checks every byte it is sent, and knows of every message whether it came, or was told as lost."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+from collections import Counter
+from collections.abc import AsyncIterator
+from types import TracebackType
+
+from websockets.asyncio.client import ClientConnection, connect
+from websockets.exceptions import ConnectionClosed
+from websockets.typing import Subprotocol
+
+from tests.conftest import until
+from tests.faults.steady import message
+from tornado_rbkit.protocol import message_counter, parse_notice
+
+
+class Witness:
+    """One viewer of a steady profiler.
+
+    Attributes:
+        messages: published messages that came, each of them as it was published and in order.
+        told: messages that were told to be missing.
+        missing: messages that are missing by the profiler's own count.
+        foreign: messages that are not the profiler's, where such may come.
+        notices: how often each notice about the profiler came.
+    """
+
+    def __init__(self, url: str, *, foreign: bool = False) -> None:
+        self.messages = self.told = self.missing = self.foreign = 0
+        self._foreign_expected = foreign
+        self.notices: Counter[str] = Counter()
+        self.replies: asyncio.Queue[bytes] = asyncio.Queue()
+        self.closed: tuple[int, str] | None = None
+        self._url = url
+        self._next: int | None = None
+        self._beginnings = 0
+        self._reading: asyncio.Task[None] | None = None
+
+    async def __aenter__(self) -> Witness:
+        self.connection: ClientConnection = await connect(
+            self._url, subprotocols=[Subprotocol("rbkit")], max_size=None, compression=None, open_timeout=30
+        )
+        self._reading = asyncio.create_task(self._read())
+        return self
+
+    async def __aexit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
+    ) -> None:
+        await self.connection.close()
+        assert self._reading is not None
+        await self._reading  # what it found wrong is raised here
+
+    async def ask(self, command: str, timeout: float = 15.0) -> bytes:
+        """Send a command and return its reply."""
+        await self.connection.send(command)
+        return await asyncio.wait_for(self.replies.get(), timeout)
+
+    async def goes_on(self, count: int = 20, timeout: float = 15.0) -> None:
+        """Return when that many more messages have come."""
+        enough = self.messages + count
+        await until(lambda: self._open() and self.messages >= enough, f"{count} messages more", timeout)
+
+    async def until_told(self, notice: str, count: int = 1, timeout: float = 15.0) -> None:
+        """Return when a notice about the profiler has come that often."""
+        await until(lambda: self._open() and self.notices[notice] >= count, f"{count} times {notice}", timeout)
+
+    def _open(self) -> bool:
+        assert self._reading is not None
+        if self._reading.done():
+            self._reading.result()
+            raise AssertionError(f"closed with {self.closed}")
+        return True
+
+    async def _read(self) -> None:
+        try:
+            async for received in self.connection:
+                assert isinstance(received, bytes)
+                self._take(received[:1], received[1:])
+        except ConnectionClosed:
+            pass
+        self.closed = (self.connection.close_code or 0, self.connection.close_reason or "")
+
+    def _take(self, channel: bytes, payload: bytes) -> None:
+        if channel == b"1":
+            self._take_data(payload)
+            return
+        assert channel == b"0", channel
+        notice = parse_notice(payload)
+        if notice is None:
+            self.replies.put_nowait(payload)
+        elif notice.name == "dropped":
+            self.told += int(notice.value)
+        elif notice.name == "server":
+            self.notices[notice.value] += 1
+            if notice.value != "restarted":
+                self._next = None  # what was published meanwhile nobody can know
+
+    def _take_data(self, payload: bytes) -> None:
+        counter = message_counter(payload)
+        if counter is None and self._foreign_expected:
+            self.foreign += 1
+            return
+        assert counter is not None, payload[:40]
+        assert payload == message(counter), f"message {counter} is not as it was published"
+        if self._next is not None:
+            if counter < self._next:  # the first of another process: a notice overtakes the data that waits
+                self._beginnings += 1
+                assert self._beginnings <= self.notices["disconnected"], f"message {counter} after {self._next - 1}"
+            else:
+                self.missing += counter - self._next
+        self._next = counter + 1
+        self.messages += 1
+
+
+@contextlib.asynccontextmanager
+async def witnesses(url: str, count: int) -> AsyncIterator[list[Witness]]:
+    """Have that many viewers."""
+    async with contextlib.AsyncExitStack() as stack:
+        yield [await stack.enter_async_context(Witness(url)) for _ in range(count)]
