@@ -7,10 +7,11 @@ import hmac
 import inspect
 import ipaddress
 import logging
+import re
 from collections.abc import Awaitable, Callable, Collection
 from dataclasses import dataclass
 from typing import Any, Final, Literal, TypeAlias
-from urllib.parse import urlsplit
+from urllib.parse import quote, urlsplit
 
 from tornado.web import HTTPError, RequestHandler
 
@@ -66,6 +67,12 @@ class Access:
         for name in ("allowed_origins", "allowed_hosts"):
             if isinstance(getattr(self, name), str):
                 raise ValueError(f"{name}={getattr(self, name)!r} is one string; allowed: a list of them")
+        for origin in self.allowed_origins:
+            if origin != "*" and not re.fullmatch(r"[A-Za-z][A-Za-z0-9+.-]*://[^/\\s]*|null", origin):
+                raise ValueError(f"allowed_origins has {origin!r}; allowed: as https://tools.example, or '*'")
+        for host in self.allowed_hosts or ():
+            if "/" in host or _host_name(host) is None:
+                raise ValueError(f"allowed_hosts has {host!r}; allowed: a name or an address (--allow-host)")
         if isinstance(self.commands, str) and self.commands != "any":
             raise ValueError(f'commands={self.commands!r} is one string; allowed: a list of them, or "any"')
         if self.token == "":
@@ -149,6 +156,10 @@ class AccessHandler(RequestHandler):
         """Raise `Refusal` unless the request may watch; for subclasses with rules of their own."""
         await self.access.check_request(self)
 
+    def _request_summary(self) -> str:
+        """Return what stands in a log line: without the query, in which there may be a token."""
+        return f"{self.request.method} {quote(self.request.path, safe='/%~:@')} ({self.request.remote_ip})"
+
     def write_error(self, status_code: int, **kwargs: Any) -> None:
         """Say in plain text what was wrong, and which setting changes it."""
         error = kwargs.get("exc_info", (None, None, None))[1]
@@ -180,9 +191,11 @@ def _host_name(header: str) -> str | None:
     except ValueError:
         pass
     try:
-        host = (urlsplit("//" + header).hostname or "").rstrip(".")
+        host = (urlsplit("//" + header).hostname or "").removesuffix(".")
     except ValueError:
         return None
+    if header.startswith("[") and not re.fullmatch(r"\[[^\]]*\](:[0-9]*)?", header):
+        return None  # urlsplit lets go of what follows the bracket
     try:
         return str(ipaddress.ip_address(host))
     except ValueError:

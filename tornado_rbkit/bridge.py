@@ -6,6 +6,7 @@ import asyncio
 import contextlib
 import logging
 import os
+import re
 import time
 from collections import Counter, deque
 from collections.abc import Callable, Mapping
@@ -20,7 +21,7 @@ from tornado_rbkit.commands import CommandQueue
 from tornado_rbkit.connection import Connection
 from tornado_rbkit.frames import Form
 from tornado_rbkit.iothread import IOLoopThread
-from tornado_rbkit.link import check_endpoint
+from tornado_rbkit.link import EndpointError, check_endpoint
 from tornado_rbkit.protocol import DEFAULT_PUB_PORT, DEFAULT_REQ_PORT, Notice, RbkitError
 from tornado_rbkit.repeats import Repeats, times
 from tornado_rbkit.requester import Outcome
@@ -512,7 +513,10 @@ class Bridge:
 
 
 def _default_endpoint(variable: str, port: int) -> str:
-    return f"tcp://127.0.0.1:{os.environ.get(variable) or port}"
+    given = os.environ.get(variable) or str(port)
+    if not re.fullmatch(r"[0-9]{1,5}", given) or not 0 < int(given) < 65536:
+        raise EndpointError(f"{variable}={given!r} is not a port; allowed: 1 to 65535")
+    return f"tcp://127.0.0.1:{given}"
 
 
 def _check(least: int, **arguments: float) -> None:

@@ -8,7 +8,9 @@ import contextlib
 import inspect
 import json
 import logging
+import math
 import os
+import re
 import secrets
 import signal
 import sys
@@ -19,9 +21,9 @@ from typing import Final, TextIO
 
 from tornado.httpserver import HTTPServer
 from tornado.netutil import bind_sockets
-from tornado.web import Application
+from tornado.web import Application, HTTPError
 
-from tornado_rbkit.access import is_loopback
+from tornado_rbkit.access import AccessHandler, is_loopback
 from tornado_rbkit.bridge import Bridge
 from tornado_rbkit.client import RbkitClient
 from tornado_rbkit.export import collapsed, json_lines, speedscope
@@ -31,11 +33,14 @@ from tornado_rbkit.program import ServerFailedError, own_module, prepare
 from tornado_rbkit.progress import Progress
 from tornado_rbkit.protocol import COMMANDS, Event, Handshake, RbkitError
 from tornado_rbkit.recording import Record, Recorder, RecordingError, events, read
+from tornado_rbkit.repeats import RepeatsFilter
 from tornado_rbkit.replay import ReplayServer
 from tornado_rbkit.routes import rbkit_routes
 from tornado_rbkit.targets import DiscoveredTargets
 
 DEFAULT_PORT: Final = 8765
+IDLE_TIMEOUT: Final = 20.0
+"""Seconds in which a request to the stand-alone server has to be there, its first line counted from the connection."""
 
 _LOG_FORMAT: Final = "%(levelname)s %(message)s"
 _FORMATS: Final = {"speedscope": speedscope, "collapsed": collapsed, "json": json_lines}
@@ -49,12 +54,14 @@ def main(arguments: Sequence[str] | None = None) -> int:
         if inspect.iscoroutine(result):
             level = logging.INFO if options.verbose else logging.ERROR if options.quiet else logging.WARNING
             logging.basicConfig(level=level, format=_LOG_FORMAT)
+            for handler in logging.getLogger().handlers:
+                handler.addFilter(RepeatsFilter())
             result = asyncio.run(result)
     except BrokenPipeError:  # whoever read the output has enough; and Python will flush it once more
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return 1
     except (RbkitError, ValueError, OSError) as error:
-        print(f"tornado-rbkit: {error}", file=sys.stderr)
+        print(f"tornado-rbkit: {_reason(error)}", file=sys.stderr)
         return 1 if isinstance(error, RbkitError) and not isinstance(error, ValueError) else 2
     if callable(result):  # a program, whose errors are its own
         result = result()
@@ -75,6 +82,12 @@ def _as_python_does(arguments: Sequence[str]) -> list[str]:
     elif at < len(plain) and plain[at].startswith("-m"):
         plain[at : at + 1] = ["-m", *filter(None, [plain[at][2:]])]
     return plain
+
+
+def _reason(error: Exception) -> str:
+    if isinstance(error, OSError) and error.filename is not None and error.strerror:
+        return f"{error.filename}: {error.strerror}"
+    return str(error)
 
 
 def _parser() -> argparse.ArgumentParser:
@@ -120,7 +133,7 @@ def _parser() -> argparse.ArgumentParser:
     record.add_argument("--memory", action="store_true", help="profile memory meanwhile")
     record.add_argument("--cpu", action="store_true", help="profile CPU use meanwhile")
     record.add_argument("--snapshot", action="store_true", help="take a heap snapshot, at the beginning")
-    record.add_argument("--seconds", type=float, metavar="S", help="stop after that time")
+    record.add_argument("--seconds", type=_seconds, metavar="S", help="stop after that time")
     _add_client_options(record)
 
     replay = commands.add_parser("replay", help="serve a recorded file as if it were live")
@@ -140,7 +153,9 @@ def _parser() -> argparse.ArgumentParser:
 def _add_server_options(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--host", default="127.0.0.1", help="address to listen on (%(default)s)")
     parser.add_argument("--port", type=_port, default=DEFAULT_PORT, help="port, 0 picks a free one (%(default)s)")
-    parser.add_argument("--prefix", default="/rbkit", help="path of the page and the WebSocket (%(default)s)")
+    parser.add_argument(
+        "--prefix", type=_path, default="/rbkit", help="path of the page and the WebSocket (%(default)s)"
+    )
     parser.add_argument("--token", help="demand this token; made up and printed on an address that is not loopback")
     parser.add_argument("--allow-host", action="append", default=[], metavar="NAME", help="a Host to answer to")
     parser.add_argument("--allow-origin", action="append", default=[], metavar="URL", help="an origin to let in")
@@ -161,6 +176,19 @@ def _port(text: str) -> int:
     if not 0 <= port < 65536:
         raise argparse.ArgumentTypeError(f"{text} is out of range; allowed: 0 to 65535")
     return port
+
+
+def _seconds(text: str) -> float:
+    seconds = float(text)
+    if not 0 <= seconds < math.inf:
+        raise argparse.ArgumentTypeError(f"{text} is out of range; allowed: 0 or more")
+    return seconds
+
+
+def _path(text: str) -> str:
+    if re.search(r"[\s?#%\\]", text):
+        raise argparse.ArgumentTypeError(f"{text!r} is not the path of a URL; allowed: as /tools/rbkit")
+    return text
 
 
 async def _serve(options: argparse.Namespace) -> int:
@@ -224,6 +252,10 @@ async def _replay(options: argparse.Namespace) -> int:
             file.seek(0)
             return read(file)
 
+        try:
+            next(records(), None)
+        except RecordingError as error:
+            raise ValueError(f"{options.file}: {error}") from error
         with ReplayServer(records, speed=options.speed) as server:
             return await _serve_until_stopped(options, _bridge(options, server.pub, server.req))
 
@@ -243,14 +275,23 @@ def _bridge(
     )
 
 
+class _NothingHandler(AccessHandler):
+    """What is at no path of ours; its log line is as ours are."""
+
+    def prepare(self) -> None:
+        raise HTTPError(404)
+
+
 async def _serve_until_stopped(
     options: argparse.Namespace, bridges: Bridge | Mapping[str, Bridge], ended: asyncio.Task[int] | None = None
 ) -> int:
     """Serve until a signal comes, or what is served has `ended`."""
+    if not options.host:
+        raise ValueError("there is no address to listen on; allowed: 0.0.0.0 for all of them (--host)")
     token = options.token
-    if token is None and not is_loopback(options.host):
+    made_up = token is None and not is_loopback(options.host)
+    if made_up:
         token = secrets.token_urlsafe(24)
-        print(f"token {token}")
     routes = rbkit_routes(
         bridges,
         prefix=options.prefix,
@@ -262,10 +303,14 @@ async def _serve_until_stopped(
     )
     try:
         sockets = bind_sockets(options.port, options.host)
-    except OSError as error:
-        address = f"{options.host} port {options.port}"
-        raise OSError(f"cannot listen on {address}: {error.strerror or error} (--host, --port)") from error
-    server = HTTPServer(Application(routes))
+    except (OSError, UnicodeError) as error:
+        reason = getattr(error, "strerror", None) or error
+        raise OSError(f"cannot listen on {options.host} port {options.port}: {reason} (--host, --port)") from error
+    if made_up:
+        print(f"token {token}")
+    application = Application(routes, default_handler_class=_NothingHandler)
+    # Commands and pages are small and whole: who takes longer to ask holds a descriptor for nothing.
+    server = HTTPServer(application, idle_connection_timeout=IDLE_TIMEOUT, body_timeout=IDLE_TIMEOUT)
     server.add_sockets(sockets)
     stopped = _stop_signal()
     if ended is not None:
@@ -285,6 +330,7 @@ async def _serve_until_stopped(
 
 
 async def _record(options: argparse.Namespace) -> int:
+    _check_output(options.output)  # before anything is switched on
     stopping = asyncio.create_task(_stop_signal().wait())
     async with RbkitClient(options.url, token=options.token) as rbkit:
         facts = await rbkit.command("handshake")
@@ -309,6 +355,13 @@ async def _record(options: argparse.Namespace) -> int:
     return 0
 
 
+def _check_output(path: str) -> None:
+    """Raise OSError unless a file can be written there; what is there already is left as it is."""
+    folder = os.path.dirname(os.path.abspath(path))
+    if os.path.isdir(path) or not os.path.isdir(folder) or not os.access(folder, os.W_OK):
+        raise OSError(f"cannot write {path}: it is a folder, or in one that cannot be written to (--output)")
+
+
 async def _ask_what_to_record(
     options: argparse.Namespace, rbkit: RbkitClient, recorder: Recorder, facts: Handshake | str
 ) -> None:
@@ -329,6 +382,7 @@ async def _export(options: argparse.Namespace) -> int:
         size = os.fstat(file.fileno()).st_size
         output: TextIO = sys.stdout
         if options.output is not None:
+            _check_output(options.output)
             output = stack.enter_context(open(options.output, "w", encoding="utf-8"))  # noqa: ASYNC230
         progress = stack.enter_context(Progress(lambda: f"{100 * file.tell() // max(1, size)} %"))
         cut_off: list[RecordingError] = []

@@ -9,6 +9,7 @@ from collections import deque
 from collections.abc import AsyncIterator
 from types import TracebackType
 from typing import Final, NamedTuple
+from urllib.parse import urlsplit
 
 from tornado.httpclient import HTTPClientError, HTTPRequest
 from tornado.websocket import WebSocketClientConnection, WebSocketClosedError, WebSocketError, websocket_connect
@@ -84,8 +85,8 @@ class RbkitClient:
         Raises:
             ValueError: `url` is not a WebSocket's.
         """
-        if not url.startswith(("ws://", "wss://")):
-            raise ValueError(f"url={url!r} is not a WebSocket's; allowed: ws://... or wss://...")
+        if not _is_websocket(url):
+            raise ValueError(f"url={url!r} is not a WebSocket's; allowed: ws://HOST:PORT/... or wss://HOST:PORT/...")
         self._url = url
         self._headers = {"Authorization": f"Bearer {token}"} if token else {}
         self._reconnect = reconnect
@@ -292,3 +293,11 @@ def _handshake(reply: bytes) -> Handshake:
     if not isinstance(message, Handshake):
         raise RbkitError(f"the reply is {type(message).__name__}, not a handshake")
     return message
+
+
+def _is_websocket(url: str) -> bool:
+    try:
+        parts = urlsplit(url)
+        return parts.scheme in ("ws", "wss") and bool(parts.hostname) and parts.port != 0
+    except ValueError:  # a port or an address that is none
+        return False

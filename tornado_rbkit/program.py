@@ -141,7 +141,8 @@ def _serve_beside(pub: str, req: str, port: int) -> str:
     process.stdout.close()
     if not ready:
         process.stdin.close()
-        process.wait()
+        if process.wait() == 2:
+            raise SystemExit(2)  # it has said what was asked wrongly
         raise ServerFailedError("the web server did not start")
     atexit.register(_end, process, os.getpid())
     if hasattr(os, "register_at_fork"):

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import math
 import threading
 import time
 from collections.abc import Callable, Iterable, Iterator
@@ -43,8 +44,8 @@ class ReplayServer:
         Raises:
             ValueError: `speed` is not above 0.
         """
-        if not speed > 0:
-            raise ValueError(f"speed={speed!r} is out of range; allowed: more than 0")
+        if not 0 < speed < math.inf:
+            raise ValueError(f"speed={speed!r} is out of range; allowed: more than 0, and finite")
         self.pub = self.req = ""
         self._records = records
         self._speed = speed

@@ -5,7 +5,7 @@ from __future__ import annotations
 import enum
 from collections.abc import Callable, Mapping
 from functools import partial
-from typing import Any, NamedTuple, Protocol
+from typing import Any, Final, NamedTuple, Protocol
 
 import zmq
 from tornado.ioloop import IOLoop
@@ -14,6 +14,9 @@ from tornado_rbkit.frames import Form
 from tornado_rbkit.link import Link
 from tornado_rbkit.requester import Outcome, Requester
 from tornado_rbkit.subscriber import Batch, Subscriber
+
+MAX_REPLY_BYTES: Final = 16 * 1024 * 1024
+"""A reply is never dropped, and 32 of them may wait for one client. rbkit's longest is a handshake."""
 
 
 class State(enum.Enum):
@@ -87,7 +90,8 @@ class Upstream:
         self._listener = listener
         self._post = post
         self._sub_options: dict[int, Any] = {zmq.RCVHWM: rcvhwm, zmq.MAXMSGSIZE: max_message_bytes, zmq.SUBSCRIBE: b""}
-        self._req_options: dict[int, Any] = {zmq.MAXMSGSIZE: max_message_bytes, **Requester.OPTIONS}
+        reply_bytes = min(max_message_bytes, MAX_REPLY_BYTES)
+        self._req_options: dict[int, Any] = {zmq.MAXMSGSIZE: reply_bytes, **Requester.OPTIONS}
         self._flush_interval = flush_interval
         self._max_pending_bytes = max_pending_bytes
         self._compression_level = compression_level

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Awaitable
 from typing import Any, Final
+from urllib.parse import urlsplit
 
 from tornado.concurrent import Future
 from tornado.httputil import HTTPServerRequest
@@ -67,6 +68,7 @@ class RbkitWebSocketHandler(AccessHandler, WebSocketHandler):
         await self.check_request()
         if SUBPROTOCOL not in offered(self.request):
             raise Refusal(400, f"this WebSocket speaks the subprotocol {SUBPROTOCOL!r}; offer it to connect")
+        self._check_origin_is_one()
         encoding = self.get_query_argument("encoding", self.bridge.default_encoding)
         if encoding not in ("binary", "escaped"):
             raise Refusal(400, f"encoding={encoding[:40]!r} is unknown; allowed: binary, escaped")
@@ -74,11 +76,21 @@ class RbkitWebSocketHandler(AccessHandler, WebSocketHandler):
         self._form = Form(escaped=encoding == "escaped", deflate=self._extension is not None)
         await super().get(*args, **kwargs)
 
+    def _check_origin_is_one(self) -> None:
+        origin = self.request.headers.get("Origin", "")
+        try:
+            urlsplit(origin)
+        except ValueError:  # which Tornado's own check would raise
+            raise self._origin_refusal(origin) from None
+
+    def _origin_refusal(self, origin: str) -> Refusal:
+        return Refusal(403, f"the origin {origin[:200]!r} is not allowed; add it to the setting `allowed_origins`")
+
     def check_origin(self, origin: str) -> bool:
         """Allow the server's own origin and those of `Access.allowed_origins`."""
         if self.access.allows_origin(origin) or super().check_origin(origin):
             return True
-        raise Refusal(403, f"the origin {origin[:200]!r} is not allowed; add it to the setting `allowed_origins`")
+        raise self._origin_refusal(origin)
 
     def select_subprotocol(self, subprotocols: list[str]) -> str | None:
         """Choose ``rbkit``, which `get` has found among them."""

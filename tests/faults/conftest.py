@@ -14,7 +14,7 @@ from tests.fake_rbkit import free_port
 from tests.faults.serving import Serving, bridge_command, serving
 from tests.faults.steady import SteadyProcess
 
-Serve = Callable[..., Serving]
+Launch = Callable[..., Serving]
 
 
 @pytest.fixture
@@ -34,8 +34,8 @@ def profiler() -> Iterator[SteadyProcess]:
 
 
 @pytest.fixture
-def serve(tmp_path: Path) -> Iterator[Serve]:
-    """Return what serves a bridge: `serve(pub=..., req=..., **options)`; it must end in order, without an error."""
+def launch(tmp_path: Path) -> Iterator[Launch]:
+    """Return what serves a bridge: `launch(pub=..., req=..., **options)`; it must end in order, without an error."""
     numbers = itertools.count()
     with contextlib.ExitStack() as stack:
 

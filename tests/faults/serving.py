@@ -92,8 +92,8 @@ class Serving:
         """End it as an operator does; it must have gone on to the end, and have logged no error."""
         self.process.send_signal(signal.SIGTERM)
         assert self.process.wait(10) == 0, self.log
-        assert "Traceback" not in self.log
-        assert "ERROR" not in self.log
+        assert "Traceback" not in self.log, self.log
+        assert "ERROR" not in self.log, self.log
 
     def _figure(self, name: str) -> int:
         for line in Path(f"/proc/{self.process.pid}/status").read_text().splitlines():
@@ -126,9 +126,11 @@ async def _main() -> None:
     logging.basicConfig(level=logging.INFO, format="%(levelname)s %(message)s")
     logging.getLogger("tornado.access").setLevel(logging.WARNING)
     logging.getLogger("asyncio").setLevel(logging.ERROR)  # with -X dev it tells of slow callbacks
-    bridge = Bridge(**json.loads(sys.argv[1]))
+    options = json.loads(sys.argv[1])
+    host = options.pop("host", "127.0.0.1")
+    bridge = Bridge(**options)
     server = HTTPServer(Application(rbkit_routes(bridge)))
-    sockets = bind_sockets(0, "127.0.0.1", backlog=2048)
+    sockets = bind_sockets(0, host, backlog=2048)
     server.add_sockets(sockets)
     stopped = asyncio.Event()
     asyncio.get_running_loop().add_signal_handler(signal.SIGTERM, stopped.set)

@@ -20,15 +20,38 @@ from tests.fake_rbkit import FakeRbkit
 ROOT = Path(__file__).parents[2]
 
 
-@functools.lru_cache(maxsize=1000)
-def message(counter: int) -> bytes:
+SNAPSHOT = 5_000_000
+
+
+@functools.lru_cache(maxsize=200)
+def message(counter: int, snapshot: bool = False) -> bytes:
     """Return the published message with that counter: mostly small, some past every limit of the framing."""
-    size = 300_000 if counter % 500 == 499 else 70_000 if counter % 50 == 49 else counter * 7 % 240
+    size = (
+        SNAPSHOT
+        if snapshot
+        else 300_000
+        if counter % 500 == 499
+        else 70_000
+        if counter % 50 == 49
+        else counter * 7 % 240
+    )
     noise = random.Random(counter).randbytes(size)
     packed: bytes = msgpack.packb(
         {0: 7, 1: 1795388438444.0, 9: counter, 2: [{0: 0, 1: 1.0, 2: {3: counter, 4: noise}}]}
     )
     return packed
+
+
+class SteadyRbkit(FakeRbkit):
+    """The server in it; of a snapshot it takes note, for the thread that counts the messages."""
+
+    snapshot_is_due = False
+
+    def _run_command(self, command: bytes) -> bytes:
+        if command == b"objectspace_snapshot":
+            self.snapshot_is_due = True
+            return b"ok"
+        return super()._run_command(command)
 
 
 class SteadyProcess:
@@ -96,13 +119,15 @@ def _main() -> None:
 
 
 def _publish(pub: str, req: str, rate: float) -> None:
-    with FakeRbkit(pub, req) as server:
+    server = SteadyRbkit(pub, req)
+    with server:
         print(os.getpid(), flush=True)
         begun = time.monotonic()
         while True:
             due = int((time.monotonic() - begun) * rate)
             while server.counter < due:
-                server.publish(message(server.counter))
+                large, server.snapshot_is_due = server.snapshot_is_due, False
+                server.publish(message(server.counter, large))
                 server.counter += 1
             time.sleep(0.005)
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import itertools
 import random
 import re
 import socket
@@ -12,8 +13,10 @@ from collections.abc import Callable, Iterator
 from typing import Any
 
 import pytest
+import zmq
 
-from tests.faults.conftest import Serve
+from tests.fake_rbkit import free_port
+from tests.faults.conftest import Launch
 from tests.faults.steady import SteadyProcess
 from tests.faults.witness import Witness
 
@@ -95,9 +98,9 @@ def shake_hands(connection: socket.socket) -> None:
     ids=lambda talk: talk.__name__,
 )
 async def test_what_is_not_zmq_is_told_and_the_profiler_is_found_again_afterwards(
-    serve: Serve, profiler: SteadyProcess, talk: Callable[[socket.socket], None]
+    launch: Launch, profiler: SteadyProcess, talk: Callable[[socket.socket], None]
 ) -> None:
-    server = serve(**profiler.endpoints, max_message_bytes=1 << 20)
+    server = launch(**profiler.endpoints, max_message_bytes=1 << 20)
     async with Witness(server.ws, foreign=True) as viewer:
         await viewer.goes_on()
         profiler.kill()
@@ -117,3 +120,87 @@ async def test_what_is_not_zmq_is_told_and_the_profiler_is_found_again_afterward
         assert await viewer.ask("trigger_gc") == b"ok"
         await asyncio.to_thread(server.until, lambda status: status["trouble"] is None, "all is well")
     assert len(server.log.splitlines()) < 12, server.log
+
+
+async def test_a_rep_that_answers_nonsense_and_a_pub_of_noise_are_passed_on_and_named(launch: Launch) -> None:
+    endpoints = {"pub": f"tcp://127.0.0.1:{free_port()}", "req": f"tcp://127.0.0.1:{free_port()}"}
+    server = launch(**endpoints)
+    noise = random.Random(4)
+    answers = itertools.cycle(
+        [b"", b"\x80", b"\xc1", b"ok", b"\xdd\xff\xff\xff\xff", b"\x91" * 5000, noise.randbytes(9)]
+    )
+    with bound(zmq.PUB, endpoints["pub"]) as pub, bound(zmq.REP, endpoints["req"]) as rep:
+        async with Witness(server.ws, foreign=True) as viewer:
+            for _ in range(50):
+                asking = asyncio.create_task(viewer.ask("handshake"))
+                while not asking.done():
+                    if rep.poll(0):
+                        rep.recv()
+                        rep.send(next(answers))
+                    pub.send(noise.randbytes(noise.randrange(300)))
+                    await asyncio.sleep(0.002)
+                assert not asking.result().startswith(b"error:")
+            status = await asyncio.to_thread(lambda: server.status)
+            assert "is not rbkit" in status["trouble"]
+            assert status["messages_foreign"] == status["messages_in"] > 50
+    assert server.log.count("is not rbkit, or speaks another protocol") == 1
+    assert server.log.count("publishes what is not rbkit's") == 1
+
+
+async def test_a_message_past_the_bound_costs_its_connection_and_no_memory(launch: Launch) -> None:
+    endpoints = {"pub": f"tcp://127.0.0.1:{free_port()}", "req": f"tcp://127.0.0.1:{free_port()}"}
+    server = launch(**endpoints, max_message_bytes=32 << 20)
+    with bound(zmq.PUB, endpoints["pub"]) as pub, FakeRep(endpoints["req"]):
+        async with Witness(server.ws, foreign=True) as viewer:
+            await asyncio.to_thread(server.until, lambda status: status["answers"], "it is connected")
+            before = server.memory
+            huge = bytes(500 << 20)
+            pub.send(huge, copy=False)
+            await viewer.until_told("disconnected")
+            await viewer.until_told("connected")
+            assert server.memory_peak < before + (64 << 20)
+            allowed = bytes(30 << 20)
+            while not viewer.foreign:  # a PUB socket sends nothing before it knows of the subscription
+                pub.send(allowed)
+                await asyncio.sleep(0.2)
+    assert "max_message_bytes" in server.log
+
+
+async def test_a_reply_past_its_bound_is_none_and_costs_no_memory(launch: Launch) -> None:
+    endpoints = {"pub": f"tcp://127.0.0.1:{free_port()}", "req": f"tcp://127.0.0.1:{free_port()}"}
+    server = launch(**endpoints)
+    with bound(zmq.PUB, endpoints["pub"]), FakeRep(endpoints["req"], bytes(100 << 20)):
+        async with Witness(server.ws) as viewer:
+            assert (await viewer.ask("trigger_gc")).startswith(b"error:unavailable trigger_gc")
+            assert server.memory_peak < 128 << 20
+
+
+@contextlib.contextmanager
+def bound(kind: int, endpoint: str) -> Iterator[zmq.Socket[bytes]]:
+    with zmq.Context() as context, context.socket(kind) as made:
+        made.linger = 0
+        made.bind(endpoint)
+        yield made
+
+
+class FakeRep:
+    """A REP socket in a thread that answers all with the same bytes."""
+
+    def __init__(self, endpoint: str, reply: bytes = b"ok") -> None:
+        self._endpoint, self._reply = endpoint, reply
+        self._stopped = threading.Event()
+        self._thread = threading.Thread(target=self._run)
+
+    def __enter__(self) -> None:
+        self._thread.start()
+
+    def __exit__(self, *_: object) -> None:
+        self._stopped.set()
+        self._thread.join()
+
+    def _run(self) -> None:
+        with bound(zmq.REP, self._endpoint) as rep:
+            while not self._stopped.is_set():
+                if rep.poll(10):
+                    rep.recv()
+                    rep.send(self._reply)

@@ -9,7 +9,7 @@ from typing import Any
 
 import zmq
 
-from tests.faults.conftest import Serve
+from tests.faults.conftest import Launch
 from tests.faults.steady import SteadyProcess
 from tests.faults.witness import witnesses
 
@@ -17,9 +17,9 @@ SHORT = {"command_timeouts": {"handshake": 0.5, "trigger_gc": 0.5}}
 
 
 async def test_killed_and_restarted_fifty_times_under_load_loses_no_viewer_and_no_byte(
-    serve: Serve, profiler: SteadyProcess, soak: float
+    launch: Launch, profiler: SteadyProcess, soak: float
 ) -> None:
-    server = serve(**profiler.endpoints)
+    server = launch(**profiler.endpoints)
     ends = time.monotonic() + soak
     rounds = 0
     async with witnesses(server.ws, 20) as viewers:
@@ -44,8 +44,8 @@ async def test_killed_and_restarted_fifty_times_under_load_loses_no_viewer_and_n
     assert server.threads == threads
 
 
-async def test_stopped_and_continued_is_told_in_the_status_and_goes_on(serve: Serve, profiler: SteadyProcess) -> None:
-    server = serve(**profiler.endpoints, **SHORT)
+async def test_stopped_and_continued_is_told_and_goes_on(launch: Launch, profiler: SteadyProcess) -> None:
+    server = launch(**profiler.endpoints, **SHORT)
     async with witnesses(server.ws, 5) as viewers:
         assert await viewers[0].ask("trigger_gc") == b"ok"
         for _ in range(2):
@@ -64,8 +64,8 @@ async def test_stopped_and_continued_is_told_in_the_status_and_goes_on(serve: Se
     assert server.log.count("does not answer") == server.log.count("answers again") == 2
 
 
-async def test_slow_to_answer_keeps_the_order_of_replies_and_the_stream(serve: Serve, profiler: SteadyProcess) -> None:
-    server = serve(**profiler.endpoints)
+async def test_slow_to_answer_keeps_the_replies_and_the_stream(launch: Launch, profiler: SteadyProcess) -> None:
+    server = launch(**profiler.endpoints)
     async with witnesses(server.ws, 5) as viewers:
         assert await viewers[0].ask("trigger_gc") == b"ok"
         profiler.freeze()
@@ -79,9 +79,9 @@ async def test_slow_to_answer_keeps_the_order_of_replies_and_the_stream(serve: S
 
 
 async def test_wedged_by_somebody_else_s_empty_request_is_said_once_in_plain_words_and_mended_by_a_restart(
-    serve: Serve, profiler: SteadyProcess
+    launch: Launch, profiler: SteadyProcess
 ) -> None:
-    server = serve(**profiler.endpoints, **SHORT)
+    server = launch(**profiler.endpoints, **SHORT)
     async with witnesses(server.ws, 5) as viewers:
         assert await viewers[0].ask("trigger_gc") == b"ok"
         with zmq.Context() as context, context.socket(zmq.REQ) as somebody:

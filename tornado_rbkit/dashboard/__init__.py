@@ -4,11 +4,12 @@ built, and talk to the WebSocket beside it; they ask nothing of any other server
 
 from __future__ import annotations
 
+import re
 from pathlib import Path
 from typing import Final
 
 from tornado.template import Template
-from tornado.web import StaticFileHandler
+from tornado.web import HTTPError, StaticFileHandler
 
 from tornado_rbkit.access import Access, AccessHandler, Refusal
 from tornado_rbkit.pages import PageHandler
@@ -51,6 +52,8 @@ class AssetHandler(AccessHandler, StaticFileHandler):
     async def get(self, path: str, include_body: bool = True) -> None:
         """Answer with a file; the browser asks each time whether it has changed."""
         await self.check_request()
+        if not re.fullmatch(r"[\w.-]+", path):  # StaticFileHandler raises for what no file can be called
+            raise HTTPError(404)
         await super().get(path, include_body)
 
     def set_extra_headers(self, path: str) -> None:

@@ -1,0 +1,70 @@
+"""A client that writes what it likes: bytes on a TCP connection, and what RFC 6455 forbids."""
+
+from __future__ import annotations
+
+import asyncio
+import socket
+import struct
+
+HANDSHAKE = (
+    b"GET /rbkit/ws HTTP/1.1\r\nHost: 127.0.0.1\r\nUpgrade: websocket\r\nConnection: Upgrade\r\n"
+    b"Sec-WebSocket-Key: dGhlIHNhbXBsZSBub25jZQ==\r\nSec-WebSocket-Version: 13\r\n"
+    b"Sec-WebSocket-Protocol: rbkit\r\n\r\n"
+)
+
+
+def frame(payload: bytes, *, first: int = 0x81, mask: bytes | None = b"abcd", length: int | None = None) -> bytes:
+    """Return a frame as RFC 6455 section 5.2 draws it, or not: with any first byte, length, and mask or none."""
+    length = len(payload) if length is None else length
+    bit = 0x80 if mask else 0
+    if length < 126:
+        head = bytes((first, bit | length))
+    elif length < 65536:
+        head = struct.pack("!BBH", first, bit | 126, length)
+    else:
+        head = struct.pack("!BBQ", first, bit | 127, length)
+    if not mask:
+        return head + payload
+    return head + mask + bytes(byte ^ mask[at % 4] for at, byte in enumerate(payload))
+
+
+class Raw:
+    """One connection. It reads only when told."""
+
+    def __init__(self, port: int) -> None:
+        self._port = port
+
+    async def __aenter__(self) -> Raw:
+        self.reader, self.writer = await asyncio.open_connection("127.0.0.1", self._port, limit=1 << 16)
+        return self
+
+    async def __aexit__(self, *_: object) -> None:
+        self.writer.transport.abort()
+
+    async def upgrade(self) -> None:
+        self.writer.write(HANDSHAKE)
+        assert b" 101 " in await asyncio.wait_for(self.reader.readuntil(b"\r\n\r\n"), 15)
+
+    async def until(self, marker: bytes, timeout: float = 15.0) -> None:
+        """Read on until something comes."""
+        received = b""
+        while marker not in received:
+            more = await asyncio.wait_for(self.reader.read(65536), timeout)
+            assert more, f"closed before {marker!r} came"
+            received = received[-len(marker) :] + more
+
+    async def end(self, timeout: float = 15.0) -> bytes:
+        """Read on until the server closes, and return what came, its last kilobytes."""
+        received = b""
+        try:
+            while more := await asyncio.wait_for(self.reader.read(65536), timeout):
+                received = (received + more)[-4096:]
+        except ConnectionError:
+            pass
+        return received
+
+    def reset(self) -> None:
+        """Close with an RST, in the middle of whatever is under way."""
+        sock = self.writer.get_extra_info("socket")
+        sock.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, struct.pack("ii", 1, 0))
+        self.writer.transport.abort()

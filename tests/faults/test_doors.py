@@ -1,0 +1,121 @@
+"""The stand-alone server's doors: what is not a file, not an origin, not a line, not in a hurry."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+from tests.faults.raw import HANDSHAKE, Raw
+from tests.faults.serving import Serving, serving
+from tests.faults.steady import SteadyProcess
+from tests.faults.witness import Witness
+
+KEY = "dGhlIHNhbXBsZSBub25jZQ=="
+PROGRAM = "import sys, tornado_rbkit.cli as cli; cli.IDLE_TIMEOUT = 1.0; sys.exit(cli.main(sys.argv[1:]))"
+
+
+@pytest.fixture
+def server(profiler: SteadyProcess, tmp_path: Path) -> Iterator[Serving]:
+    """`tornado-rbkit -v serve` with a token, whose patience is a second."""
+    options = ["-v", "serve", "--pub", profiler.pub, "--req", profiler.req, "--port", "0", "--token", "s3cret"]
+    with serving(tmp_path / "log", [sys.executable, "-X", "dev", "-W", "error", "-c", PROGRAM, *options]) as running:
+        yield running
+
+
+async def answer(server: Serving, request: str) -> bytes:
+    async with Raw(server.port) as client:
+        client.writer.write(request.encode("latin-1"))
+        return await client.end()
+
+
+def get(path: str, *headers: str) -> str:
+    lines = [f"GET {path} HTTP/1.1", "Connection: close", "Authorization: Bearer s3cret", *headers]
+    return "\r\n".join([*lines, *([] if any(line.startswith("Host") for line in headers) else ["Host: a"]), "", ""])
+
+
+@pytest.mark.parametrize(
+    "path",
+    [
+        *("../__init__.py", "%2e%2e/page.html", "..%2fpage.html", "%2e%2e%2f%2e%2e%2faccess.py", "....//page.html"),
+        *("/etc/passwd", "%2fetc%2fpasswd", "..\\page.html", "%5c..%5cpage.html", "%00", "app.js%00", "%ff", ".", ""),
+        *("a/" * 1000, "app.js/", "%c0%ae%c0%ae/page.html", "app.js/../../page.html"),
+    ],
+)
+async def test_what_is_not_a_file_of_the_page_is_not_found(server: Serving, path: str) -> None:
+    got = await answer(server, get(f"/rbkit/static/{path}", "Host: 127.0.0.1"))
+    assert got.split(b" ")[1] in (b"404", b"403", b"400"), got[:200]
+
+
+async def test_hosts_in_every_disguise(server: Serving) -> None:
+    for host in ("127.0.0.1", "LOCALHOST", "localhost.", "localhost:1", "[::1]", "[::1]:8765", "127.1.2.3"):
+        assert b" 200 " in (await answer(server, get("/rbkit/status", f"Host: {host}")))[:20], host
+    for host in (
+        *("evil.example", "127.0.0.1.evil.example", "localhost.evil.example", "127.0.0.1@evil.example", "0.0.0.0"),
+        *("evil.example:127", "[::1].evil.example", "xn--localhost", "2130706433", "0x7f.1", "::ffff:8.8.8.8"),
+        *("localhost..", "evil.example#localhost", "evil.example/localhost", "[::]", " "),
+    ):
+        got = await answer(server, get("/rbkit/status", f"Host: {host}"))
+        assert got.split(b" ")[1:2] != [b"200"], host
+
+
+@pytest.mark.parametrize(
+    "origin", ["http://[", "http://[::1", "http://a:b", "%", "http://127.0.0.1.evil.example", "\xff"]
+)
+async def test_an_origin_that_is_no_origin_is_refused_and_no_error(server: Serving, origin: str) -> None:
+    headers = ["Upgrade: websocket", "Connection: Upgrade", "Sec-WebSocket-Version: 13", "Host: 127.0.0.1"]
+    request = get(
+        "/rbkit/ws", *headers, f"Sec-WebSocket-Key: {KEY}", "Sec-WebSocket-Protocol: rbkit", f"Origin: {origin}"
+    )
+    assert b" 403 " in (await answer(server, request.replace("Connection: close\r\n", "")))[:20]
+
+
+async def test_nothing_that_a_stranger_writes_stands_in_the_log_as_it_is(server: Serving) -> None:
+    for text in ("\x1b[31mFORGED", "a\x85FORGED forged", "a\rFORGED", "a\x0bFORGED", "%0aFORGED%20forged"):
+        await answer(server, get(f"/rbkit/{text}", "Host: 127.0.0.1"))
+        await answer(server, get("/rbkit/status", f"Host: {text}"))
+        await answer(server, get("/rbkit/status", "Host: 127.0.0.1", f"Origin: {text}", f"X: {text}"))
+        await answer(server, get(f"/rbkit/ws?encoding={text}", "Host: 127.0.0.1"))
+    async with Witness(f"{server.ws}?token=s3cret") as viewer:
+        for text in ("\x1b[31mFORGED", "a\nFORGED forged", "a\u2028FORGED"):
+            assert (await viewer.ask(text)).startswith(b"error:invalid-command")
+    assert not set(server.log) - set(map(chr, range(32, 127))) - {"\n"}
+    assert not [line for line in server.log.splitlines() if not line.startswith(("INFO ", "WARNING "))]
+
+
+async def test_the_token_does_not_stand_in_the_log(server: Serving) -> None:
+    for path in ("/rbkit/status?token=s3cret", "/rbkit/nothing?token=s3cret", "/rbkit/ws?token=s3cret"):
+        await answer(server, get(path, "Host: 127.0.0.1"))
+    assert "/rbkit/status" in server.log
+    assert "s3cret" not in server.log
+
+
+async def test_who_takes_forever_to_ask_is_let_go_and_who_watches_is_not(server: Serving) -> None:
+    async with Witness(f"{server.ws}?token=s3cret") as viewer, contextlib.AsyncExitStack() as stack:
+        slow = [await stack.enter_async_context(Raw(server.port)) for _ in range(60)]
+
+        async def trickle(client: Raw, text: bytes) -> None:
+            with contextlib.suppress(ConnectionError):
+                for byte in text * 100:
+                    client.writer.write(bytes([byte]))
+                    await client.writer.drain()
+                    await asyncio.sleep(0.05)
+
+        texts = [b"", HANDSHAKE[:-2], b"POST / HTTP/1.1\r\nHost: a\r\nContent-Length: 1000000\r\n\r\n"]
+        talking = [asyncio.create_task(trickle(client, texts[at % 3])) for at, client in enumerate(slow)]
+        await asyncio.wait_for(asyncio.gather(*(client.end() for client in slow)), 40)
+        for task in talking:
+            task.cancel()
+        assert await viewer.ask("trigger_gc") == b"ok"
+    assert len(server.log.splitlines()) < 40, "a repeated line is counted, not repeated"
+
+
+async def test_a_flood_of_refusals_is_counted_in_the_log(server: Serving) -> None:
+    for _ in range(120):
+        await answer(server, get("/rbkit/status", "Host: evil.example"))
+    assert "(100 times in short succession)" in server.log
+    assert server.log.count("evil.example") <= 3

@@ -1,0 +1,132 @@
+"""Every wrong option of every command: one line that says what to do, exit status 2, no traceback."""
+
+from __future__ import annotations
+
+import os
+import socket
+import subprocess
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+COMMAND = [sys.executable, "-m", "tornado_rbkit"]
+
+SERVER_OPTIONS = [
+    (["--port", "70000"], "0 to 65535"),
+    (["--port", "USED"], "--port"),
+    (["--port", "nan"], "--port"),
+    (["--host", "no.such.host.invalid"], "--host"),
+    (["--host", "203.0.113.1"], "--host"),
+    (["--host", ""], "--host"),
+    (["--host", "x" * 300], "--host"),
+    (["--max-clients", "0"], "max_clients"),
+    (["--max-clients", "1.5"], "--max-clients"),
+    (["--compression-level", "99"], "0 (off) to 9"),
+    (["--encoding", "utf-8"], "binary"),
+    (["--token", ""], "token"),
+    (["--allow-origin", "tools.example"], "https://"),
+    (["--allow-host", "http://tools.example"], "--allow-host"),
+    (["--prefix", "/a b"], "--prefix"),
+    (["--prefix", "/a?b"], "--prefix"),
+    (["--unknown"], "--unknown"),
+]
+CLIENT_OPTIONS = [
+    (["--url", "nonsense"], "ws://"),
+    (["--url", "http://127.0.0.1:1/"], "ws://"),
+    (["--url", "ws://"], "ws://"),
+    (["--url", "ws://127.0.0.1:x/"], "url="),
+    (["--url", "ws://[::1/"], "url="),
+]
+WRONG = [
+    ([], "COMMAND"),
+    (["-v", "-q", "list"], "not allowed with"),
+    (["bogus"], "bogus"),
+    *((["serve", *options], text) for options, text in SERVER_OPTIONS),
+    (["serve", "--pub", "tcp://*:5555"], "tcp://HOST:PORT"),
+    (["serve", "--pub", "127.0.0.1:5555"], "tcp://HOST:PORT"),
+    (["serve", "--req", "ipc://"], "ipc://PATH"),
+    (["serve", "--req", "tcp://127.0.0.1:0"], "tcp://HOST:PORT"),
+    (["serve", "--idle-grace", "nan"], "idle_grace"),
+    (["serve", "--idle-grace", "-1"], "idle_grace"),
+    (["serve", "--idle-grace", "soon"], "--idle-grace"),
+    *((["demo", *options], text) for options, text in SERVER_OPTIONS),
+    (["run"], "a script"),
+    (["run", "MISSING"], "no script"),
+    (["run", "FOLDER"], "no script"),
+    (["run", "--port", "70000", "SCRIPT"], "0 to 65535"),
+    (["run", "--port", "USED", "SCRIPT"], "--port"),
+    (["run", "-m", "no_such_module"], "no_such_module"),
+    *((["send", "handshake", *options], text) for options, text in CLIENT_OPTIONS),
+    (["send"], "COMMAND"),
+    *((["record", "-o", "NEW", *options], text) for options, text in CLIENT_OPTIONS),
+    (["record"], "--output"),
+    (["record", "-o", "FOLDER"], "--output"),
+    (["record", "-o", "MISSING/file"], "--output"),
+    (["record", "-o", "NEW", "--seconds", "nan"], "--seconds"),
+    (["record", "-o", "NEW", "--seconds", "-1"], "--seconds"),
+    *((["replay", "RECORDING", *options], text) for options, text in SERVER_OPTIONS),
+    (["replay", "MISSING"], "MISSING"),
+    (["replay", "FOLDER"], "FOLDER"),
+    (["replay", "SCRIPT"], "recording"),
+    (["replay", "RECORDING", "--speed", "0"], "speed"),
+    (["replay", "RECORDING", "--speed", "nan"], "speed"),
+    (["replay", "RECORDING", "--speed", "inf"], "speed"),
+    (["export", "MISSING"], "MISSING"),
+    (["export", "FOLDER"], "FOLDER"),
+    (["export", "RECORDING", "-o", "FOLDER"], "--output"),
+    (["export", "RECORDING", "-o", "MISSING/file"], "--output"),
+    (["export", "RECORDING", "--format", "svg"], "speedscope"),
+]
+
+
+@pytest.fixture(scope="module")
+def places(tmp_path_factory: pytest.TempPathFactory) -> Iterator[dict[str, str]]:
+    """What the names in capitals stand for."""
+    folder = tmp_path_factory.mktemp("wrong")
+    (folder / "script.py").write_text("print('ran')\n")
+    (folder / "recording").write_bytes(b"\x94\xcb" + bytes(8) + b"\x01\xc0\xc4\x00")
+    with socket.socket() as used:
+        used.bind(("127.0.0.1", 0))
+        used.listen()
+        yield {
+            "MISSING": str(folder / "missing"),
+            "FOLDER": str(folder),
+            "SCRIPT": str(folder / "script.py"),
+            "NEW": str(folder / "new"),
+            "RECORDING": str(folder / "recording"),
+            "USED": str(used.getsockname()[1]),
+        }
+
+
+@pytest.mark.parametrize(("arguments", "text"), WRONG, ids=[" ".join(arguments)[:60] for arguments, _ in WRONG])
+def test_one_line_says_what_to_do(arguments: list[str], text: str, places: dict[str, str], tmp_path: Path) -> None:
+    finished = run([part.replace(*capital(part, places)) for part in arguments], tmp_path)
+    lines = [line for line in finished.stderr.splitlines() if not line.startswith(("usage:", " "))]
+    assert "Traceback" not in finished.stderr
+    assert finished.returncode == 2, finished.stderr
+    assert len(lines) == 1, finished.stderr
+    assert text.replace(*capital(text, places)) in lines[0]
+    assert finished.stdout == ""
+
+
+@pytest.mark.parametrize("variable", ["RBKIT_PUB_PORT", "RBKIT_REQ_PORT"])
+def test_a_wrong_port_in_the_environment_is_named(variable: str, tmp_path: Path) -> None:
+    finished = run(["serve", "--port", "0"], tmp_path, **{variable: "7e3"})
+    assert finished.returncode == 2
+    assert len(finished.stderr.splitlines()) == 1, finished.stderr
+    assert variable in finished.stderr
+
+
+def capital(text: str, places: dict[str, str]) -> tuple[str, str]:
+    """Return what in a text is to be replaced by what."""
+    return next(((name, place) for name, place in places.items() if name in text), ("\0", ""))
+
+
+def run(arguments: list[str], folder: Path, **environment: str) -> subprocess.CompletedProcess[str]:
+    plain = {name: value for name, value in os.environ.items() if not name.startswith("RBKIT_")}
+    runtime = {"RBKIT_RUNTIME_DIR": str(folder / "runtime")}
+    return subprocess.run(
+        [*COMMAND, *arguments], capture_output=True, text=True, timeout=20, env={**plain, **runtime, **environment}
+    )

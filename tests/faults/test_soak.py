@@ -1,0 +1,73 @@
+"""Mixed load for a while: what a server holds stays level, and its counters add up to the message."""
+
+from __future__ import annotations
+
+import asyncio
+import random
+import time
+
+from tests.conftest import until
+from tests.faults.conftest import Launch
+from tests.faults.raw import Raw, frame
+from tests.faults.serving import Serving
+from tests.faults.steady import SteadyProcess
+from tests.faults.test_clients import until_alone
+from tests.faults.witness import witnesses
+
+SECONDS = 20.0
+COMMANDS = [b"trigger_gc", b"handshake", b"nonsense", b"", b"objectspace_snapshot", b"use_cpu_time"]
+
+
+async def test_mixed_load_leaves_all_level_and_the_counters_add_up(
+    launch: Launch, profiler: SteadyProcess, soak: float
+) -> None:
+    server = launch(**profiler.endpoints, max_backlog_bytes=2 << 20, stall_timeout=3.0, ping_interval=5.0)
+    seconds = max(SECONDS, soak)
+    levels: list[tuple[int, int, int]] = []
+    async with witnesses(server.ws, 5) as viewers:
+        await viewers[0].goes_on()
+        ends = time.monotonic() + seconds
+        visitors = [asyncio.create_task(visit(server, random.Random(number), ends)) for number in range(8)]
+        while time.monotonic() < ends:
+            await asyncio.sleep(seconds / 20)
+            levels.append(await asyncio.to_thread(lambda: (server.memory, server.descriptors, server.threads)))
+            assert await viewers[0].ask("use_wall_time", 30) == b"ok"
+        await asyncio.gather(*visitors)
+        await until_alone(server, 5)
+        # Nothing more comes from here on, so that what is counted stays as it is.
+        profiler.freeze()
+        settled = await asyncio.to_thread(server.until, is_settled, "all that was received is sent or dropped", 60)
+        first = settled["clients"][0]
+        assert settled["messages_in"] == first["messages_sent"] + first["messages_dropped"]
+        for viewer, client in zip(viewers, settled["clients"], strict=True):
+            sent, dropped = client["messages_sent"], client["messages_dropped"]
+            await until(lambda viewer=viewer, sent=sent: viewer.messages == sent, "what was sent has come")
+            assert viewer.missing == viewer.told == dropped + settled["messages_missed"]
+        profiler.kill()
+    half = len(levels) // 2
+    assert max(level[0] for level in levels[half:]) < max(level[0] for level in levels[:half]) + (48 << 20)
+    assert {level[2] for level in levels} == {server.threads}
+    assert server.descriptors <= min(level[1] for level in levels)
+
+
+def is_settled(status: dict[str, object]) -> bool:
+    """Return whether each client has been sent, or lost, all that came since the first of them."""
+    clients = status["clients"]
+    assert isinstance(clients, list)
+    return not status["bytes_pending"] and all(client["messages_waiting"] == 0 for client in clients)
+
+
+async def visit(server: Serving, chance: random.Random, ends: float) -> None:
+    """Come, ask, read or not, and go in one of the ways there are."""
+    while time.monotonic() < ends:
+        async with Raw(server.port) as client:
+            await client.upgrade()
+            for _ in range(chance.randrange(5)):
+                client.writer.write(frame(chance.choice(COMMANDS[: 4 if chance.random() < 0.95 else 6])))
+            if chance.random() < 0.3:
+                client.writer.transport.pause_reading()  # type: ignore[attr-defined]
+            await asyncio.sleep(chance.random())
+            if chance.random() < 0.3:
+                client.reset()
+            elif chance.random() < 0.5:
+                client.writer.write(frame(b"\x03\xe8", first=0x88))
