@@ -68,7 +68,7 @@ class Access:
             if isinstance(getattr(self, name), str):
                 raise ValueError(f"{name}={getattr(self, name)!r} is one string; allowed: a list of them")
         for origin in self.allowed_origins:
-            if origin != "*" and not re.fullmatch(r"[A-Za-z][A-Za-z0-9+.-]*://[^/\\s]*|null", origin):
+            if origin != "*" and not re.fullmatch(r"[A-Za-z][A-Za-z0-9+.-]*://[^/\s]*|null", origin):
                 raise ValueError(f"allowed_origins has {origin!r}; allowed: as https://tools.example, or '*'")
         for host in self.allowed_hosts or ():
             if "/" in host or _host_name(host) is None:

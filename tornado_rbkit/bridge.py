@@ -180,9 +180,10 @@ class Bridge:
         if self._state is State.CONNECTED:
             self.on_state(State.DISCONNECTED)
         self.pub, self.req = pub, req
-        self._reached = frozenset()
+        self._reach = Reach(frozenset(), {})
         self._pending = 0
         self._is_another = True
+        self._stop_probing()
         self._parting.add(connection)
         self._loop.add_callback(self._part, connection)
         self._connect()

@@ -252,11 +252,12 @@ async def _replay(options: argparse.Namespace) -> int:
             file.seek(0)
             return read(file)
 
+        replay = ReplayServer(records, speed=options.speed)
         try:
             next(records(), None)
         except RecordingError as error:
             raise ValueError(f"{options.file}: {error}") from error
-        with ReplayServer(records, speed=options.speed) as server:
+        with replay as server:
             return await _serve_until_stopped(options, _bridge(options, server.pub, server.req))
 
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import random
 import time
+from functools import partial
 
 from tests.conftest import until
 from tests.faults.conftest import Launch
@@ -12,7 +13,7 @@ from tests.faults.raw import Raw, frame
 from tests.faults.serving import Serving
 from tests.faults.steady import SteadyProcess
 from tests.faults.test_clients import until_alone
-from tests.faults.witness import witnesses
+from tests.faults.witness import Witness, witnesses
 
 SECONDS = 20.0
 COMMANDS = [b"trigger_gc", b"handshake", b"nonsense", b"", b"objectspace_snapshot", b"use_cpu_time"]
@@ -41,13 +42,17 @@ async def test_mixed_load_leaves_all_level_and_the_counters_add_up(
         assert settled["messages_in"] == first["messages_sent"] + first["messages_dropped"]
         for viewer, client in zip(viewers, settled["clients"], strict=True):
             sent, dropped = client["messages_sent"], client["messages_dropped"]
-            await until(lambda viewer=viewer, sent=sent: viewer.messages == sent, "what was sent has come")
+            await until(partial(has_all, viewer, sent), "what was sent has come")
             assert viewer.missing == viewer.told == dropped + settled["messages_missed"]
         profiler.kill()
     half = len(levels) // 2
     assert max(level[0] for level in levels[half:]) < max(level[0] for level in levels[:half]) + (48 << 20)
     assert {level[2] for level in levels} == {server.threads}
     assert server.descriptors <= min(level[1] for level in levels)
+
+
+def has_all(viewer: Witness, sent: int) -> bool:
+    return viewer.messages == sent
 
 
 def is_settled(status: dict[str, object]) -> bool:
