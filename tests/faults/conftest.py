@@ -17,6 +17,13 @@ from tests.faults.steady import SteadyProcess
 Launch = Callable[..., Serving]
 
 
+def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
+    """Give what --soak lengthens the time for it."""
+    seconds: float = config.getoption("--soak")
+    for item in items if seconds else ():
+        item.add_marker(pytest.mark.timeout(seconds + 600))
+
+
 @pytest.fixture
 def soak(request: pytest.FixtureRequest) -> float:
     """The seconds of --soak, 0 without."""

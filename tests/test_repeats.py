@@ -1,0 +1,46 @@
+"""What is repeated is logged at the 1st, 10th, 100th time, and anew after a minute of quiet."""
+
+from __future__ import annotations
+
+import logging
+
+import pytest
+
+from tornado_rbkit import repeats
+from tornado_rbkit.repeats import Repeats, RepeatsFilter
+
+
+def test_each_power_of_ten_is_to_be_logged() -> None:
+    events = Repeats()
+    assert [count for count in (events.add("lost") for _ in range(1000)) if count] == [1, 10, 100, 1000]
+
+
+def test_what_comes_after_a_quiet_minute_is_news(monkeypatch: pytest.MonkeyPatch) -> None:
+    now = 0.0
+    monkeypatch.setattr(repeats.time, "monotonic", lambda: now)
+    events = Repeats()
+    assert [events.add("lost") for _ in range(3)] == [1, 0, 0]
+    now = 61.0
+    assert events.add("lost") == 1
+
+
+def test_strangers_cannot_fill_the_memory() -> None:
+    events = Repeats()
+    for number in range(5000):
+        assert events.add(number) == 1
+    assert len(events._counts) <= 1000
+
+
+def test_the_filter_counts_warnings_by_what_they_are_about_and_lets_the_rest_pass() -> None:
+    chosen = RepeatsFilter()
+
+    def passes(level: int, *args: object) -> str | None:
+        record = logging.LogRecord("tornado.access", level, "", 0, "%d %s", args, None)
+        return record.getMessage() if chosen.filter(record) else None
+
+    said = [passes(logging.WARNING, 403, f"/{number}") for number in range(10)]
+    assert said[0] == "403 /0"
+    assert said[1:9] == [None] * 8
+    assert said[9] == "403 /9 (10 times in short succession)"
+    assert passes(logging.WARNING, 404, "/") == "404 /"
+    assert [passes(logging.INFO, 200, "/") for _ in range(3)] == ["200 /"] * 3
