@@ -6,7 +6,6 @@ import logging
 
 import pytest
 
-from tornado_rbkit import repeats
 from tornado_rbkit.repeats import Repeats, RepeatsFilter
 
 
@@ -17,7 +16,7 @@ def test_each_power_of_ten_is_to_be_logged() -> None:
 
 def test_what_comes_after_a_quiet_minute_is_news(monkeypatch: pytest.MonkeyPatch) -> None:
     now = 0.0
-    monkeypatch.setattr(repeats.time, "monotonic", lambda: now)
+    monkeypatch.setattr("time.monotonic", lambda: now)
     events = Repeats()
     assert [events.add("lost") for _ in range(3)] == [1, 0, 0]
     now = 61.0
