@@ -57,7 +57,6 @@ WRONG = [
     (["run", "FOLDER"], "no script"),
     (["run", "--port", "70000", "SCRIPT"], "0 to 65535"),
     (["run", "--port", "USED", "SCRIPT"], "--port"),
-    (["run", "-m", "no_such_module"], "no_such_module"),
     *((["send", "handshake", *options], text) for options, text in CLIENT_OPTIONS),
     (["send"], "COMMAND"),
     *((["record", "-o", "NEW", *options], text) for options, text in CLIENT_OPTIONS),
