@@ -137,7 +137,7 @@ async def test_a_target_that_is_not_there_is_not_found(
 def test_the_handlers_hide_nothing_of_jupyter_s() -> None:
     """Names that mean one thing to Jupyter and another to us would be found by nobody else."""
     meant = {"initialize", "get", "write_error", "finish", "check_origin", "head"}
-    meant |= {"get_login_url", "auth_resource"}
+    meant |= {"get_login_url", "auth_resource", "_request_summary"}
     meant |= {"access", "__module__", "__doc__", "__annotations__", "__firstlineno__", "__static_attributes__"}
     ours = [
         kind
