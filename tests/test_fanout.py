@@ -121,15 +121,19 @@ async def test_every_client_gets_every_message_in_order(serve: Serve, rbkit: Fak
 
 
 async def test_viewers_that_take_turns_get_every_message_in_order(
-    serve: Serve, rbkit: FakeRbkit, threaded: bool, monkeypatch: pytest.MonkeyPatch
+    serve: Serve,
+    rbkit: FakeRbkit,
+    threaded: bool,
+    stall: list[StalledClient],
+    monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     monkeypatch.setattr("tornado_rbkit.bridge.MAX_DELIVERED", 1)  # so that a batch goes to one viewer at a time
     server = await serve(Bridge(**rbkit.endpoints, threaded=threaded))
-    clients = [await server.connected() for _ in range(4)]
-    leaving = clients.pop()
+    clients = [await server.connected() for _ in range(3)]
+    leaving = await stalled(server, stall)
     messages = [rbkit.publish_collection(padding=20_000) for _ in range(300)]
-    await receive_data(leaving)
-    leaving.close()
+    await leaving.read_frame()
+    leaving.socket.close()
     for client in clients:
         assert [await receive_data(client) for _ in messages] == messages
 
