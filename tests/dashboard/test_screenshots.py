@@ -22,7 +22,7 @@ SIZE = (1140, 880)
 def demo(tmp_path: Path) -> Iterator[str]:
     """`tornado-rbkit demo`, as one would start it to look at."""
     command = [sys.executable, "-m", "tornado_rbkit", "demo", "--port", "0"]
-    with subprocess.Popen(command, stdout=subprocess.PIPE, text=True) as process:
+    with subprocess.Popen(command, stdout=subprocess.PIPE, text=True, cwd="/") as process:  # which the page shows
         try:
             assert process.stdout is not None
             yield process.stdout.readline().removeprefix("ready ").strip()

@@ -67,6 +67,17 @@ def test_a_snapshot_has_none_of_the_sets_it_is_made_with(client: Client) -> None
     assert sum(item.class_name == "set" for item in objects) < 50
 
 
+def test_nothing_of_a_snapshot_is_left_for_the_next_to_list(client: Client) -> None:
+    gc.disable()  # what the collector would free is left too
+    try:
+        snapshot(client)
+        numbers = Counter(item.class_name for item in snapshot(client)[1])["int"]
+        gc.collect()
+        assert numbers - Counter(item.class_name for item in snapshot(client)[1])["int"] < 500
+    finally:
+        gc.enable()
+
+
 def test_an_object_tells_its_class_its_size_and_what_it_refers_to(client: Client) -> None:
     order = Order(1)
     holder = [order, "a string of its own"]

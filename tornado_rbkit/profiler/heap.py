@@ -79,14 +79,14 @@ class Snapshot:
         self._sizes: dict[int, Callable[[Any], int]] = {}
         self._packer = msgpack.Packer(autoreset=False)
         self._tracing = tracemalloc.is_tracing()
-        self._roots = [*own, self]
+        self._roots = own
         self._own: set[int] = set()
 
     def walk(self) -> Iterator[None]:
         """Look at every object, and yield after each slice; the host's turn is the caller's to give."""
         size = SliceSize(500)
         tracked = gc.get_objects()
-        self._own = own_ids(self._roots) | own_frames()  # now, for what another thread of ours has just made
+        self._own = own_ids([*self._roots, self]) | own_frames()  # now, for what another thread of ours has just made
         for objects in (tracked, self._values):
             at = 0
             while at < len(objects):  # the values grow by those the values refer to
