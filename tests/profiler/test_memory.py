@@ -7,6 +7,7 @@ import sys
 import time
 import tracemalloc
 from collections.abc import Iterable
+from typing import Any
 
 import msgpack
 import pytest
@@ -203,6 +204,11 @@ def test_no_code_of_the_hosts_is_called(client: Client) -> None:
     del touchy
 
 
+def own_callbacks(callbacks: list[Any]) -> list[Any]:
+    """Return those of the profiler: others may have been here before."""
+    return [each for each in callbacks if getattr(each, "__module__", "").startswith("tornado_rbkit")]
+
+
 class Unequal:
     """A callback of the host's that cannot be compared."""
 
@@ -219,11 +225,11 @@ def test_the_hosts_callbacks_are_not_asked_whether_they_are_ours(client: Client)
     host = Unequal()
     gc.callbacks.append(host)
     try:
+        before = list(gc.callbacks)
         client.ask(b"start_memory_profile", b"stop_memory_profile")
-        assert len(gc.callbacks) == 1
-        assert gc.callbacks[0] is host
+        assert list(map(id, gc.callbacks)) == list(map(id, before))
     finally:
-        del gc.callbacks[0]
+        del gc.callbacks[-1]
 
 
 def test_the_profilers_own_objects_are_left_out(client: Client) -> None:
@@ -271,7 +277,7 @@ def test_nothing_of_a_collection_is_told_while_memory_profiling_is_off(
     client.ask(b"trigger_gc")
     client.ask(b"handshake")
     assert server.status()["messages"] == 0
-    assert not gc.callbacks
+    assert not own_callbacks(gc.callbacks)
 
 
 def test_the_figures_have_rbkits_keys(client: Client) -> None:
@@ -355,7 +361,7 @@ def test_stopping_forgets_everything(client: Client, server: profiler.Server) ->
     client.ask(b"start_memory_profile", b"stop_memory_profile")
     client.ask(b"handshake")
     assert server.status()["memory"]["tracked_objects"] == 0
-    assert not gc.callbacks
+    assert not own_callbacks(gc.callbacks)
 
 
 def test_stopping_tells_what_came_and_went_since_the_last_tick(client: Client) -> None:
@@ -379,5 +385,5 @@ def test_stopping_takes_no_longer_than_it_may(client: Client, monkeypatch: pytes
     heap = [[] for _ in range(100_000)]  # type: ignore[var-annotated]
     client.ask(b"start_memory_profile")
     assert client.ask(b"stop_memory_profile") == b"ok"
-    assert not gc.callbacks
+    assert not own_callbacks(gc.callbacks)
     del heap

@@ -80,6 +80,7 @@ from tornado_rbkit.protocol import EventType, Field
 
 STATS_SECONDS: Final = 5.0
 TICK_SECONDS: Final = 1.0
+_LEAST_REST: Final = 0.05
 """The shortest time between two comparisons."""
 
 SHARE: Final = 0.05
@@ -174,7 +175,8 @@ class MemoryProfile:
             self._tick = self._begin()
         if self._tick is not None:
             self._step(self._tick)
-        return 0.001 if self._tick is not None else max(0.0, due - now)
+        # A wake-up costs time as well, and so moves what is due: coming back sooner might never get there.
+        return 0.001 if self._tick is not None else max(_LEAST_REST, due - now)
 
     def status(self) -> dict[str, Any]:
         """Return the cost of the last comparison (seconds of CPU), how many there were, and the pause between."""
