@@ -6,7 +6,7 @@ import { Field } from "./protocol.js";
 const MAX_ORDERED = 2_000_000;
 
 // Frames of a flame graph: SVG with more of them takes longer to draw than a person waits.
-const MAX_FRAMES = 1500;
+const MAX_FRAMES = 600;
 
 class Node {
   self = 0;

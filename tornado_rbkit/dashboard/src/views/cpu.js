@@ -8,7 +8,7 @@ import { ask } from "../rpc.js";
 import { Table } from "../table.js";
 import { off } from "./memory.js";
 
-const SHOWN = 200;
+const SHOWN = 100;
 const CELL_HEIGHT = 18; // px
 
 export class CpuView {
