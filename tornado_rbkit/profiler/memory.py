@@ -239,12 +239,13 @@ class MemoryProfile:
                     present[shard][object_id] = kind
                 del part, item
             yield
-        if not gc.get_freeze_count():
+        frozen_now = gc.get_freeze_count()  # which counts them one by one
+        if not frozen_now:
             self._aside = set()
         yield from self._tell_destroyed(
             timestamp,
             present,
-            some_frozen=gc.get_freeze_count() > frozen,
+            some_frozen=frozen_now > frozen,
             some_untracked=DICTS_ARE_UNTRACKED and _full_collections() > collections,
         )
         self._known = present
