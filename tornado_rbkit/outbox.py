@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import contextlib
+import socket
 from collections import deque
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from typing import Final
 
 from tornado.concurrent import Future
@@ -14,6 +15,8 @@ from tornado_rbkit.frames import JOIN_LIMIT, Buffer, Chunk, Run
 
 WRITE_SIZE: Final = 1024 * 1024
 """Bytes handed to a stream at a time, so that a reply never waits behind more than that."""
+
+_GATHERS: Final = hasattr(socket.socket, "sendmsg")  # which Windows has not
 
 
 class Outbox:
@@ -91,15 +94,12 @@ class Outbox:
         self.reply_bytes += chunk.size
         self._flush_unless_due()
 
-    def send_data(self, chunks: Iterable[Chunk]) -> None:
+    def send_data(self, chunks: Sequence[Chunk]) -> None:
         """Queue profiling data, dropping the oldest that waits where the bound would be passed."""
         if self._closed:
             return
-        passed = 0
-        for chunk in chunks:
-            if passed < WRITE_SIZE and self._pass(chunk):
-                passed += chunk.size
-                continue
+        passed = self._pass(chunks) if self._nothing_waits else 0
+        for chunk in chunks[passed:]:
             if chunk.size > self._max_backlog:
                 self._flush_unless_due()  # what can go makes room
             self._data.append(chunk)
@@ -129,29 +129,39 @@ class Outbox:
         self._cancel_stall_timer()
         self._wake_waiters()
 
-    def _pass(self, chunk: Chunk) -> bool:
-        """Write a chunk that nothing waits before, past the queues; return False if it has to queue.
+    @property
+    def _nothing_waits(self) -> bool:
+        return not (self._flush_is_due or self._runs or self._data or self._replies or self._stream.closed())
 
-        Most go out whole. Of one that does not, the rest has begun.
+    def _pass(self, chunks: Sequence[Chunk]) -> int:
+        """Write chunks that nothing waits before past the queues, up to `WRITE_SIZE`; return how many.
+
+        Most go out whole. Of one that does not the rest has begun, and those behind it have to queue.
         """
-        stream = self._stream
-        if self._flush_is_due or self._data or self._replies or self._runs or stream.writing() or stream.closed():
-            return False
-        if len(chunk.runs) > 1 or len(chunk.runs[0]) > 1 or isinstance(stream, SSLIOStream):
-            return False
-        buffer = memoryview(chunk.runs[0][0])
-        try:
-            sent = stream.write_to_fd(buffer)
-        except OSError:
-            return False  # see _write
+        buffers: list[Buffer] = []
+        size = count = 0
+        for chunk in chunks:
+            if len(chunk.runs) > 1 or size >= WRITE_SIZE:
+                break
+            buffers += chunk.runs[0]
+            size += chunk.size
+            count += 1
+        sent = self._send(buffers) if count else 0
         self.bytes_sent += sent
-        if sent == chunk.size:
+        if sent == size:
+            self.messages_sent += sum(chunk.messages for chunk in chunks[:count])
+            return count
+        for number, chunk in enumerate(chunks):
+            if sent < chunk.size:
+                if not sent:
+                    return number
+                self._begun, self._begun_is_data = chunk, True
+                self._runs.append(tuple(_without(chunk.runs[0], sent)))
+                self.data_bytes += chunk.size - sent
+                return number + 1
             self.messages_sent += chunk.messages
-            return True
-        self.data_bytes += chunk.size - sent
-        self._begun, self._begun_is_data = chunk, True
-        self._runs.append((buffer[sent:],))
-        return True
+            sent -= chunk.size
+        raise AssertionError("more was sent than there was")
 
     def _keep_the_bound(self) -> None:
         """Drop the oldest until the rest is within the bound, but for one message larger than it, which passes."""
@@ -257,24 +267,29 @@ class Outbox:
             self._messages_in_write += self._begun.messages
 
     def _write(self, buffers: list[Buffer]) -> Future[None] | None:
-        """Hand whole frames over; return what completes when they are taken, None if that is so already.
-
-        `IOStream.write` makes a Future and a queue entry for each call, so the socket is tried first. Not with TLS:
-        OpenSSL wants a write that would block to be tried again with the same bytes, which only the stream can do.
-        """
-        stream = self._stream
+        """Hand whole frames over; return what completes when they are taken, None if that is so already."""
+        buffers = _join_small(buffers)
         blocked_on: Future[None] | None = None
-        for buffer in _join_small(buffers):
-            if stream.closed():
-                raise StreamClosedError
-            rest = memoryview(buffer)
-            if blocked_on is None and not stream.writing() and not isinstance(stream, SSLIOStream):
-                with contextlib.suppress(OSError):  # would block; or an error that write() meets too, and handles
-                    rest = rest[stream.write_to_fd(rest) :]
+        for rest in _without(buffers, self._send(buffers)):
             for at in range(0, len(rest), JOIN_LIMIT):
-                blocked_on = stream.write(rest[at : at + JOIN_LIMIT])
+                blocked_on = self._stream.write(rest[at : at + JOIN_LIMIT])
                 blocked_on.add_done_callback(self._on_progress)
         return blocked_on
+
+    def _send(self, buffers: Sequence[Buffer]) -> int:
+        """Have the kernel take what it takes now; return how many bytes that is.
+
+        `IOStream.write` makes a Future and a queue entry for each buffer, and a system call too. Not with TLS: OpenSSL
+        wants a write that would block to be tried again with the same bytes, which only the stream can do.
+        """
+        stream = self._stream
+        if stream.closed():
+            raise StreamClosedError
+        if not buffers or stream.writing() or isinstance(stream, SSLIOStream):
+            return 0
+        with contextlib.suppress(OSError):  # would block; or an error that write() meets too, and handles
+            return stream.socket.sendmsg(buffers) if _GATHERS else stream.write_to_fd(memoryview(buffers[0]))
+        return 0
 
     def _on_progress(self, future: Future[None]) -> None:
         self._progress_at = self._stream.io_loop.time()
@@ -303,15 +318,25 @@ class Outbox:
             self._replies_gone = None
 
 
-def _join_small(buffers: list[Buffer]) -> Iterator[Buffer]:
-    """Join neighbours up to `JOIN_LIMIT`: below it a system call costs more than a copy."""
+def _join_small(buffers: list[Buffer]) -> list[Buffer]:
+    """Join neighbours up to `JOIN_LIMIT`: there may be more than one system call takes."""
+    joined: list[Buffer] = []
     small: list[Buffer] = []
     size = 0
     for buffer in buffers:
         if size + len(buffer) > JOIN_LIMIT and small:
-            yield small[0] if len(small) == 1 else b"".join(small)
+            joined.append(small[0] if len(small) == 1 else b"".join(small))
             small, size = [], 0
         small.append(buffer)
         size += len(buffer)
     if small:
-        yield small[0] if len(small) == 1 else b"".join(small)
+        joined.append(small[0] if len(small) == 1 else b"".join(small))
+    return joined
+
+
+def _without(buffers: Sequence[Buffer], sent: int) -> Iterator[memoryview]:
+    """Yield what is left of `buffers` behind the first `sent` bytes."""
+    for buffer in buffers:
+        if sent < len(buffer):
+            yield memoryview(buffer)[sent:]
+        sent = max(0, sent - len(buffer))
