@@ -123,7 +123,7 @@ async def line() -> AsyncIterator[Line]:
 async def test_data_and_replies_arrive_whole_and_in_order(line: Line) -> None:
     near = line.outbox()
     near.outbox.send_data([chunk(number, 10 * KIB) for number in range(30)])
-    near.outbox.send_data(chunk(number, 700 * KIB) for number in range(30, 33))
+    near.outbox.send_data([chunk(number, 700 * KIB) for number in range(30, 33)])
     await line.client.read_until(lambda: len(line.client.messages) == 33)
     assert line.client.numbers == list(range(33))
     await until(lambda: near.outbox.data_bytes == 0, "nothing waits")

@@ -274,7 +274,9 @@ class Bridge:
         """Give a batch to everybody, and a receipt when the loop has written it."""
         try:
             self._pending = batch.pending
-            self._totals.update(messages_in=batch.messages, bytes_in=batch.size, messages_missed=batch.missed)
+            self._totals["messages_in"] += batch.messages
+            self._totals["bytes_in"] += batch.size
+            self._totals["messages_missed"] += batch.missed
             if batch.foreign:
                 self._on_foreign(batch.foreign)
             if batch.restarted:
@@ -287,7 +289,7 @@ class Bridge:
         finally:
             self._fan_out(batch, deque(self._sessions))
 
-    def _fan_out(self, batch: Batch, sessions: deque[Session]) -> None:
+    def _fan_out(self, batch: Batch, sessions: deque[Session], worked: float = 0.0) -> None:
         """Give a batch to as many as take a millisecond or so, and to the others once the loop had as long."""
         started = time.perf_counter()
         share = max(1, MAX_DELIVERED // max(1, batch.size))
@@ -298,9 +300,9 @@ class Bridge:
         finally:
             seconds = time.perf_counter() - started
             if sessions:
-                self._loop.call_later(seconds, self._fan_out, batch, sessions)
+                self._loop.call_later(seconds, self._fan_out, batch, sessions, worked + seconds)
             else:
-                self._loop.add_callback(batch.acknowledge, seconds)  # behind the writes that were put off
+                batch.acknowledge(worked + seconds)
 
     def on_outcome(self, outcome: Outcome) -> None:
         """A command has come to its end."""

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import contextlib
 import socket
 from collections import deque
 from collections.abc import Callable, Iterator, Sequence
@@ -55,6 +54,7 @@ class Outbox:
         self.data_bytes = self.reply_bytes = self.bytes_sent = 0
         self.messages_sent = self.messages_dropped = 0
         self._stream = stream
+        self._is_tls = isinstance(stream, SSLIOStream)
         self._max_backlog = max_backlog_bytes
         self._stall_timeout = stall_timeout
         self._on_stalled = on_stalled
@@ -98,7 +98,7 @@ class Outbox:
         """Queue profiling data, dropping the oldest that waits where the bound would be passed."""
         if self._closed:
             return
-        passed = self._pass(chunks) if self._nothing_waits else 0
+        passed = self._pass(chunks)
         for chunk in chunks[passed:]:
             if chunk.size > self._max_backlog:
                 self._flush_unless_due()  # what can go makes room
@@ -129,39 +129,40 @@ class Outbox:
         self._cancel_stall_timer()
         self._wake_waiters()
 
-    @property
-    def _nothing_waits(self) -> bool:
-        return not (self._flush_is_due or self._runs or self._data or self._replies or self._stream.closed())
-
     def _pass(self, chunks: Sequence[Chunk]) -> int:
         """Write chunks that nothing waits before past the queues, up to `WRITE_SIZE`; return how many.
 
         Most go out whole. Of one that does not the rest has begun, and those behind it have to queue.
         """
+        if self._flush_is_due or self._runs or self._data or self._replies:
+            return 0
         buffers: list[Buffer] = []
-        size = count = 0
+        size = messages = count = 0
         for chunk in chunks:
             if len(chunk.runs) > 1 or size >= WRITE_SIZE:
                 break
             buffers += chunk.runs[0]
             size += chunk.size
+            messages += chunk.messages
             count += 1
-        sent = self._send(buffers) if count else 0
+        sent = self._send(buffers)
         self.bytes_sent += sent
         if sent == size:
-            self.messages_sent += sum(chunk.messages for chunk in chunks[:count])
+            self.messages_sent += messages
             return count
-        for number, chunk in enumerate(chunks):
+        count = 0
+        for chunk in chunks:
+            if not sent:
+                break
+            count += 1
             if sent < chunk.size:
-                if not sent:
-                    return number
                 self._begun, self._begun_is_data = chunk, True
                 self._runs.append(tuple(_without(chunk.runs[0], sent)))
                 self.data_bytes += chunk.size - sent
-                return number + 1
+                break
             self.messages_sent += chunk.messages
             sent -= chunk.size
-        raise AssertionError("more was sent than there was")
+        return count
 
     def _keep_the_bound(self) -> None:
         """Drop the oldest until the rest is within the bound, but for one message larger than it, which passes."""
@@ -283,13 +284,12 @@ class Outbox:
         wants a write that would block to be tried again with the same bytes, which only the stream can do.
         """
         stream = self._stream
-        if stream.closed():
-            raise StreamClosedError
-        if not buffers or stream.writing() or isinstance(stream, SSLIOStream):
+        if not buffers or stream.writing() or stream.closed() or self._is_tls:
             return 0
-        with contextlib.suppress(OSError):  # would block; or an error that write() meets too, and handles
+        try:
             return stream.socket.sendmsg(buffers) if _GATHERS else stream.write_to_fd(memoryview(buffers[0]))
-        return 0
+        except OSError:
+            return 0  # would block; or an error that write() meets too, and handles
 
     def _on_progress(self, future: Future[None]) -> None:
         self._progress_at = self._stream.io_loop.time()

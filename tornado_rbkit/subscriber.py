@@ -148,12 +148,13 @@ class Subscriber:
 
     def _go_on(self, emptied: bool) -> None:
         """Hand over what may be, and arrange for the next turn."""
+        rest = _RECEIPT_POLL
         if self._pending and self._acknowledged:
+            if self._sent is not None and self._sent.work is not None:
+                rest = max(rest, self._sent.work)  # the next one will take as long
             self._hand_over()
-        rest = self._flush_interval
-        if self._pending or not emptied:
-            work = self._sent.work if self._sent else None
-            rest = max(_RECEIPT_POLL, work or 0.0)
+        if emptied and not self._pending:
+            rest = self._flush_interval
         self._timer = self._io_loop.call_later(rest, self._turn)
 
     @property
