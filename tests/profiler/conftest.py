@@ -111,7 +111,7 @@ def runtime(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
 
 @pytest.fixture
 def frozen() -> Iterator[None]:
-    """Take what pytest and the tests' modules hold out of the collector's lists, and so of snapshots and comparisons."""
+    """Take what pytest and the tests hold out of the collector's lists, and so out of snapshots and comparisons."""
     gc.collect()
     gc.freeze()
     yield
