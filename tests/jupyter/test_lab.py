@@ -13,7 +13,7 @@ from tests.jupyter.lab import PATIENCE, RUN_ALL, TOKEN, Lab, chromium, find, lab
 
 CELLS = [
     "%load_ext tornado_rbkit\n%rbkit start",
-    "%%rbkit\nfor _ in range(3):\n    sorted(range(10**6), key=str)",
+    "%%rbkit\nsorted(range(10**6), key=str)",
 ]
 
 
