@@ -6,6 +6,7 @@ import asyncio
 import logging
 import threading
 from collections.abc import AsyncIterator, Awaitable, Callable, Iterator
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -73,6 +74,12 @@ Serve = Callable[..., Awaitable[Server]]
 def pytest_addoption(parser: pytest.Parser) -> None:
     parser.addoption("--screenshots", action="store_true", help="make the README's pictures of the dashboard anew")
     parser.addoption("--soak", type=float, default=0.0, metavar="SECONDS", help="how long the faults go on")
+
+
+def pytest_xdist_auto_num_workers(config: pytest.Config) -> int | None:
+    """Run in this process what somebody looks at: modules or tests by name, or with -s; all else on every core."""
+    by_name = not all(Path(argument).is_dir() for argument in config.args)
+    return 0 if by_name or config.option.capture == "no" else None
 
 
 @pytest.fixture(autouse=True)

@@ -204,7 +204,7 @@ class TestSlowClient:
         server = await serve(Bridge(**rbkit.endpoints, threaded=threaded, max_backlog_bytes=bound))
         slow = await stalled(server, stall)
         fast = await server.connected()
-        count = 600
+        count = 300
         for number in range(count):
             message = rbkit.publish_collection(60_000)
             assert await receive_data(fast) == message

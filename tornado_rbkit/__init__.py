@@ -8,8 +8,8 @@ from tornado_rbkit.access import Access
 from tornado_rbkit.bridge import Bridge, BridgeFullError
 from tornado_rbkit.client import ConnectionLost, Gap, RbkitClient
 from tornado_rbkit.dashboard import AssetHandler, IndexHandler
+from tornado_rbkit.endpoints import EndpointError
 from tornado_rbkit.iothread import IOLoopThread
-from tornado_rbkit.link import EndpointError
 from tornado_rbkit.pages import StatusHandler, TargetsHandler
 from tornado_rbkit.protocol import CommandError, DecodeError, RbkitError
 from tornado_rbkit.routes import rbkit_routes

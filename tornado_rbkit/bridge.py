@@ -1,12 +1,9 @@
-"""One profiler and its viewers: fan-out one way, commands the other, and the life of the connection between."""
+"""One profiler and its viewers: fan-out one way, commands the other."""
 
 from __future__ import annotations
 
 import asyncio
-import contextlib
 import logging
-import os
-import re
 import time
 from collections import Counter, deque
 from collections.abc import Callable, Mapping
@@ -17,13 +14,14 @@ from tornado.iostream import IOStream
 from tornado.web import RequestHandler
 
 from tornado_rbkit.access import Access
+from tornado_rbkit.audience import Audience
 from tornado_rbkit.commands import CommandQueue
-from tornado_rbkit.connection import Connection
+from tornado_rbkit.endpoints import check_endpoint, default_endpoint
 from tornado_rbkit.frames import Form
 from tornado_rbkit.iothread import IOLoopThread
-from tornado_rbkit.link import EndpointError, check_endpoint
+from tornado_rbkit.lifeline import Lifeline
+from tornado_rbkit.probe import Probe
 from tornado_rbkit.protocol import DEFAULT_PUB_PORT, DEFAULT_REQ_PORT, Notice, RbkitError
-from tornado_rbkit.repeats import Repeats, times
 from tornado_rbkit.requester import Outcome
 from tornado_rbkit.session import CLOSE_GOING_AWAY, CLOSE_TRY_AGAIN, Session
 from tornado_rbkit.subscriber import MAX_DELIVERED, Batch
@@ -33,7 +31,6 @@ from tornado_rbkit.upstream import Reach, State
 _log = logging.getLogger(__name__)
 
 _MIB: Final = 1024 * 1024
-_PROBE_INTERVALS: Final = (1.0, 60.0)  # seconds, doubling: each request to a dead command channel stays in its queue
 _CLOSE_GRACE: Final = 1.0  # seconds that clients have to answer a close frame, and the profiler a last command
 
 
@@ -99,8 +96,8 @@ class Bridge:
             EndpointError: `pub` or `req` cannot be connected to.
             ValueError: another argument is out of its range.
         """
-        self.pub = check_endpoint(pub or _default_endpoint("RBKIT_PUB_PORT", DEFAULT_PUB_PORT), "pub")
-        self.req = check_endpoint(req or _default_endpoint("RBKIT_REQ_PORT", DEFAULT_REQ_PORT), "req")
+        pub = check_endpoint(pub or default_endpoint("RBKIT_PUB_PORT", DEFAULT_PUB_PORT), "pub")
+        req = check_endpoint(req or default_endpoint("RBKIT_REQ_PORT", DEFAULT_REQ_PORT), "req")
         _check(0, connect_timeout=connect_timeout, idle_grace=idle_grace, flush_interval=flush_interval)
         _check(0, ping_interval=ping_interval, ping_timeout=ping_timeout or 0)
         _check(1, max_clients=max_clients, max_backlog_bytes=max_backlog_bytes, max_pending_bytes=max_pending_bytes)
@@ -115,41 +112,46 @@ class Bridge:
         self.compression_level = compression_level
         self.ping_interval = ping_interval
         self.ping_timeout = min(ping_timeout or ping_interval, ping_interval)
-        self._threaded = threaded
         self._connect_timeout = connect_timeout
         self._max_clients = max_clients
         self._idle_grace = idle_grace
         self._stop_when_idle = stop_when_idle
         self._max_backlog_bytes = max_backlog_bytes
         self.stall_timeout = stall_timeout
-        self._upstream_options = {
-            "rcvhwm": rcvhwm,
-            "max_message_bytes": max_message_bytes,
-            "flush_interval": flush_interval,
-            "max_pending_bytes": max_pending_bytes,
-            "compression_level": compression_level,
-        }
+        self._lifeline = Lifeline(
+            pub,
+            req,
+            threaded,
+            self,
+            self.close,
+            rcvhwm=rcvhwm,
+            max_message_bytes=max_message_bytes,
+            flush_interval=flush_interval,
+            max_pending_bytes=max_pending_bytes,
+            compression_level=compression_level,
+        )
         self._state = State.IDLE
         self._target = Target()
-        self._commands = CommandQueue(self._send, command_timeouts or {}, self._on_settled)
-        self._sessions: dict[Session, object | None] = {}  # with the timer of its connect_timeout
-        self._forms: Counter[Form] = Counter()
-        self._connection: Connection | None = None
-        self._parting: set[Connection] = set()  # those that are being closed
-        self._reach = Reach(frozenset(), {})
-        self._repeats = Repeats()
-        self._loss_logged = False
-        self._probe_timer: object | None = None
-        self._probe_interval = _PROBE_INTERVALS[0]
+        self._commands = CommandQueue(self._lifeline.request, command_timeouts or {}, self._on_settled)
+        self._probe = Probe(self._ask_again)
+        self._sessions = Audience()
+        self._connect_timers: dict[Session, object] = {}  # of those for whom the profiler was not there yet
         self._idle_timer: object | None = None
         self._restart_told = False
         self._is_another = False  # than the one before, by `retarget` or by its counter
         self._pending = 0
-        self._empty = asyncio.Event()
-        self._guard: asyncio.Task[None] | None = None
         self._closing: asyncio.Task[None] | None = None
         self._totals = Counter(messages_in=0, bytes_in=0, messages_missed=0, messages_foreign=0, disconnects=0)
-        self._departed = Counter(messages_sent=0, messages_dropped=0, bytes_sent=0)
+
+    @property
+    def pub(self) -> str:
+        """Where the profiler publishes."""
+        return self._lifeline.pub
+
+    @property
+    def req(self) -> str:
+        """Where the profiler takes commands."""
+        return self._lifeline.req
 
     @property
     def state(self) -> State:
@@ -172,21 +174,17 @@ class Bridge:
             RuntimeError: the thread that was given has ended.
         """
         pub, req = check_endpoint(pub, "pub"), check_endpoint(req, "req")
-        connection = self._connection
-        if connection is None or self._closing is not None:
-            self.pub, self.req = pub, req
+        if not self._lifeline.is_open or self._closing is not None:
+            self._lifeline.pub, self._lifeline.req = pub, req
             return
-        connection.begin_closing()
+        self._lifeline.let_go()
         if self._state is State.CONNECTED:
             self.on_state(State.DISCONNECTED)
-        self.pub, self.req = pub, req
-        self._reach = Reach(frozenset(), {})
         self._pending = 0
         self._is_another = True
-        self._stop_probing()
-        self._parting.add(connection)
-        self._loop.add_callback(self._part, connection)
-        self._connect()
+        self._probe.stop()
+        self._lifeline.pub, self._lifeline.req = pub, req
+        self._lifeline.connect()
         self._tell_audience()
 
     def join(
@@ -219,10 +217,9 @@ class Bridge:
         )
         self._open()
         self._notify(Notice("client_count", str(len(self._sessions) + 1)))
-        waiting = self._state is not State.CONNECTED
-        self._sessions[session] = self._later(self._connect_timeout, self._give_up, session) if waiting else None
-        self._forms[form] += 1
-        self._empty.clear()
+        self._sessions.add(session)
+        if self._state is not State.CONNECTED:
+            self._connect_timers[session] = self._loop.call_later(self._connect_timeout, self._give_up, session)
         self._tell_audience()
         return session
 
@@ -230,16 +227,13 @@ class Bridge:
         """Remove a client whose WebSocket is closed. May be called twice."""
         if session not in self._sessions:
             return
-        self._cancel(self._sessions.pop(session))
         session.leave()
+        self._sessions.remove(session)
+        self._cancel(self._connect_timers.pop(session, None))
         self._commands.forget(session)
-        self._departed.update({name: getattr(session.outbox, name) for name in self._departed})
-        self._forms -= Counter([session.form])
         self._tell_audience()
-        if not self._sessions:
-            self._empty.set()
-            if self._closing is None:
-                self._idle_timer = self._later(self._idle_grace, self._go_idle)
+        if not self._sessions and self._closing is None:
+            self._idle_timer = self._loop.call_later(self._idle_grace, self._go_idle)
 
     async def close(self) -> None:
         """Close all clients with 1001, stop what was started here, close the connection. May be called twice.
@@ -252,9 +246,6 @@ class Bridge:
 
     def stats(self) -> dict[str, Any]:
         """Return what an operator would ask for, as JSON takes it; sizes are in bytes, times in seconds."""
-        sent = Counter(self._departed)
-        for session in self._sessions:
-            sent.update({name: getattr(session.outbox, name) for name in self._departed})
         return {
             "pub": self.pub,
             "req": self.req,
@@ -264,7 +255,7 @@ class Bridge:
             "commands_waiting": len(self._commands),
             "bytes_pending": self._pending,
             **self._totals,
-            **sent,
+            **self._sessions.totals(),
             "clients": [session.stats() for session in self._sessions],
         }
 
@@ -310,7 +301,7 @@ class Bridge:
 
     def on_reached(self, reach: Reach) -> None:
         """An endpoint was connected, lost, or found to be none of rbkit's."""
-        self._reach = reach
+        self._lifeline.reach = reach
 
     def on_failure(self, reason: str) -> None:
         """The sockets could not be made; the next client tries again."""
@@ -322,15 +313,12 @@ class Bridge:
     def on_state(self, state: State) -> None:
         """The profiler came, or went."""
         before, self._state = self._state, state
+        self._lifeline.log(before, state)
         if state is State.CONNECTED:
-            if self._loss_logged:
-                _log.warning("the rbkit server at %s is back", self.req)
-            elif before is not State.DISCONNECTED:
-                _log.info("connected to the rbkit server at %s", self.req)
-            self._loss_logged = self._restart_told = False
-            for session, timer in self._sessions.items():
+            self._restart_told = False
+            for timer in self._connect_timers.values():
                 self._cancel(timer)
-                self._sessions[session] = None
+            self._connect_timers.clear()
             if before is State.DISCONNECTED:
                 self._notify(Notice("server", "connected"))
             if self._is_another:
@@ -340,19 +328,11 @@ class Bridge:
             self._commands.open()
         else:
             self._totals["disconnects"] += 1
-            count = self._repeats.add("went away")
-            self._loss_logged = count > 0
-            if count:
-                _log.warning("the rbkit server at %s went away%s", self.req, times(count))
-            self._stop_probing()
+            self._probe.stop()
             self._notify(Notice("server", "disconnected"))
             self._commands.close(f"the rbkit server at {self.req} is not connected")
 
     # Commands
-
-    def _send(self, command: str, timeout: float) -> None:
-        assert self._connection is not None
-        self._connection.request(command, timeout)
 
     def _learn(self) -> None:
         """Ask for a handshake of our own, before whatever waits."""
@@ -367,25 +347,11 @@ class Bridge:
             _log.warning("the rbkit server at %s %s", self.req, trouble)
         elif before and outcome.error is None:
             _log.warning("the rbkit server at %s answers again", self.req)
-        self._probe_later(outcome)
+        self._probe.on_outcome(outcome)
 
-    def _probe_later(self, outcome: Outcome) -> None:
-        """After a time-out ask again, so that the status says when the profiler goes on, though no client asks."""
-        self._stop_probing()
-        if outcome.error is None:
-            self._probe_interval = _PROBE_INTERVALS[0]
-        elif outcome.error.reason == "timeout":
-            self._probe_timer = self._later(self._probe_interval, self._probe)
-            self._probe_interval = min(2 * self._probe_interval, _PROBE_INTERVALS[1])
-
-    def _probe(self) -> None:
-        self._probe_timer = None
+    def _ask_again(self) -> None:
         if not self._commands and self._state is State.CONNECTED:
             self._learn()
-
-    def _stop_probing(self) -> None:
-        self._cancel(self._probe_timer)
-        self._probe_timer = None
 
     def _on_restarted(self) -> None:
         """The process is another one: its pid changed, or its message_counter began again. Said once a connection."""
@@ -406,15 +372,9 @@ class Bridge:
 
     def _trouble(self) -> str | None:
         """Return in words for an operator what is wrong with the profiler, None for nothing."""
-        if self._state is State.IDLE:
-            return None
-        if self._reach.refusals:
-            each = (f"{endpoint} ({count} times so far)" for endpoint, count in self._reach.refusals.items())
-            return f"not an rbkit server, or one that sends more than max_message_bytes: {', '.join(each)}"
-        if self._state is not State.CONNECTED:
-            missing = [endpoint for endpoint in (self.pub, self.req) if endpoint not in self._reach.up]
-            return f"no rbkit server at {' and '.join(missing)}; it is tried again each second"
-        if self._target.trouble:
+        if self._lifeline.trouble:
+            return self._lifeline.trouble
+        if self._target.trouble and self._state is State.CONNECTED:
             return f"the rbkit server at {self.req} {self._target.trouble}"
         return None
 
@@ -432,34 +392,28 @@ class Bridge:
     # Clients
 
     def _notify(self, notice: Notice) -> None:
-        for session in list(self._sessions):
-            session.notify(notice)
+        self._sessions.notify(notice)
 
     def _give_up(self, session: Session) -> None:
         """The profiler could not be reached in time for a client."""
-        self._sessions[session] = None
-        missing = self.pub if self.req in self._reach.up else self.req
+        del self._connect_timers[session]
+        missing = self.pub if self.req in self._lifeline.reach.up else self.req
         session.close(CLOSE_TRY_AGAIN, f"rbkit server is not running at {missing}")
 
     def _tell_audience(self) -> None:
-        if self._connection is not None:
-            self._connection.set_audience(frozenset(self._forms), len(self._sessions))
+        self._lifeline.set_audience(self._sessions.forms, len(self._sessions))
 
     # Life
 
     def _open(self) -> None:
         self._cancel(self._idle_timer)
         self._idle_timer = None
-        if self._connection is not None:
+        if self._lifeline.is_open:
             return
         self._loop = IOLoop.current()
         self._state = State.CONNECTING
         self._commands.hold()
-        self._connect()
-
-    def _connect(self) -> None:
-        self._connection = Connection(self._threaded, self._loop, self, self.pub, self.req, **self._upstream_options)
-        self._guard = asyncio.create_task(self._close_when_cancelled(self._connection))
+        self._lifeline.connect()
 
     async def _go_idle(self) -> None:
         self._idle_timer = None
@@ -468,58 +422,25 @@ class Bridge:
             await self._disconnect()
 
     async def _disconnect(self) -> None:
-        connection, self._connection = self._connection, None
         self._state = State.IDLE
         self._pending = 0
-        self._reach = Reach(frozenset(), {})
-        self._stop_probing()
+        self._probe.stop()
         self._commands.close("the bridge has closed the connection")
-        if connection is not None:
-            await self._part(connection)
-
-    async def _part(self, connection: Connection) -> None:
-        self._parting.add(connection)
-        try:
-            await connection.close()
-        finally:
-            self._parting.discard(connection)
+        await self._lifeline.close()
 
     async def _close(self) -> None:
         self._cancel(self._idle_timer)
         for session in list(self._sessions):
             session.close(CLOSE_GOING_AWAY, "server shutting down")
-        await asyncio.gather(self._stop_profiling(_CLOSE_GRACE), self._wait_until_empty(_CLOSE_GRACE))
+        await asyncio.gather(self._stop_profiling(_CLOSE_GRACE), self._sessions.wait_until_empty(_CLOSE_GRACE))
         for session in list(self._sessions):
             session.abort()
             self.leave(session)
-        await asyncio.gather(self._disconnect(), *(connection.close() for connection in self._parting))
-
-    async def _wait_until_empty(self, timeout: float) -> None:
-        if self._sessions:
-            with contextlib.suppress(asyncio.TimeoutError):
-                await asyncio.wait_for(self._empty.wait(), timeout)
-
-    async def _close_when_cancelled(self, connection: Connection) -> None:
-        """Close with the event loop: asyncio.run() cancels all tasks when it ends, and waits for them."""
-        try:
-            await connection.wait_closed()
-        except asyncio.CancelledError:
-            await self.close()
-            raise
-
-    def _later(self, seconds: float, function: Callable[..., Any], *args: object) -> object:
-        return self._loop.call_later(seconds, function, *args)
+        await self._disconnect()
 
     def _cancel(self, timer: object | None) -> None:
         if timer is not None:
             self._loop.remove_timeout(timer)
-
-
-def _default_endpoint(variable: str, port: int) -> str:
-    given = os.environ.get(variable) or str(port)
-    if not re.fullmatch(r"[0-9]{1,5}", given) or not 0 < int(given) < 65536:
-        raise EndpointError(f"{variable}={given!r} is not a port; allowed: 1 to 65535")
-    return f"tcp://127.0.0.1:{given}"
 
 
 def _check(least: int, **arguments: float) -> None:

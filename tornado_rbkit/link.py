@@ -4,9 +4,6 @@ from __future__ import annotations
 
 import contextlib
 import logging
-import os
-import re
-import sys
 from collections.abc import Callable, Mapping
 from typing import Any, Final
 
@@ -15,13 +12,10 @@ from tornado.ioloop import IOLoop
 from zmq.eventloop.zmqstream import ZMQStream
 from zmq.utils.monitor import parse_monitor_message
 
-from tornado_rbkit.protocol import RbkitError
 from tornado_rbkit.repeats import Repeats, times
 
 _log = logging.getLogger(__name__)
 
-_TCP: Final = re.compile(r"tcp://(\[[0-9A-Fa-f:.]+(%\w+)?\]|[A-Za-z0-9._-]+):(?P<port>\d{1,5})")
-_MAX_IPC_PATH: Final = 107 if sys.platform.startswith("linux") else 103  # bytes, sockaddr_un's sun_path
 _UP: Final = zmq.EVENT_HANDSHAKE_SUCCEEDED  # a TCP connect alone also succeeds to a process that is stopped
 _DOWN: Final = zmq.EVENT_DISCONNECTED
 _RETRIED: Final = zmq.EVENT_CONNECT_RETRIED
@@ -43,29 +37,6 @@ _OPTIONS: Final[Mapping[int, int]] = {
     zmq.TCP_KEEPALIVE_CNT: 3,
     zmq.IPV6: 1,
 }
-
-
-class EndpointError(RbkitError, ValueError):
-    """An endpoint that no socket can connect to."""
-
-
-def check_endpoint(endpoint: str, setting: str) -> str:
-    """Return `endpoint` if a socket can connect to it.
-
-    Args:
-        endpoint: a ZMQ endpoint.
-        setting: what the user calls it, for the message.
-
-    Raises:
-        EndpointError: it is neither ``tcp://HOST:PORT`` nor ``ipc://PATH``.
-    """
-    match = _TCP.fullmatch(endpoint)
-    path = endpoint.removeprefix("ipc://")
-    if (match and 0 < int(match["port"]) < 65536) or (
-        path != endpoint and 0 < len(os.fsencode(path)) <= _MAX_IPC_PATH
-    ):
-        return endpoint
-    raise EndpointError(f"{setting}={endpoint!r} is not an endpoint; allowed: tcp://HOST:PORT or ipc://PATH")
 
 
 class Link:

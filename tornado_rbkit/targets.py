@@ -11,8 +11,8 @@ from pathlib import PurePath
 from typing import Final, NamedTuple
 
 from tornado_rbkit.bridge import Bridge
+from tornado_rbkit.endpoints import EndpointError
 from tornado_rbkit.iothread import IOLoopThread
-from tornado_rbkit.link import EndpointError
 from tornado_rbkit.profiler.discovery import RunningServer, list_servers
 from tornado_rbkit.routes import RESERVED_NAMES, check_name
 

@@ -36,6 +36,9 @@ context.ready
 """
 """Runs the notebook that is open, once its kernel is there; for a JupyterLab with expose_app_in_browser."""
 
+_OTHERS = ("jupyterlab", "jupyter_lsp", "notebook_shim", "jupyter_server_terminals")
+"""The extensions of this environment that a server alone does without."""
+
 _INSTALLED = Path(tornado_rbkit.__file__).parent / "jupyter" / "data"
 """What a wheel puts into the environment's etc and share."""
 
@@ -64,6 +67,10 @@ class Lab:
         self.folder = folder
         self.root = folder / "notebooks"
         self.root.mkdir()
+        (folder / "config").mkdir(exist_ok=True)
+        if program == "jupyter_server":
+            off = {"ServerApp": {"jpserver_extensions": dict.fromkeys(_OTHERS, False)}}
+            (folder / "config" / "jupyter_server_config.json").write_text(json.dumps(off))
         self._log = folder / "log"
         port = free_port()
         command = [

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 from collections.abc import Iterator
-from pathlib import Path
 
 import pytest
 from selenium.webdriver import Chrome, Keys
@@ -14,20 +13,33 @@ from tests.jupyter.lab import PATIENCE, RUN_ALL, TOKEN, Lab, chromium, find, lab
 
 CELLS = [
     "%load_ext tornado_rbkit\n%rbkit start",
-    "%%rbkit\nfor _ in range(3):\n    sorted(range(10**6), key=str)",
+    "%%rbkit\nsorted(range(10**6), key=str)",
 ]
 
 
-@pytest.fixture
-def server(tmp_path: Path) -> Iterator[Lab]:
-    with lab(tmp_path / "lab", "--LabApp.expose_app_in_browser=True", base_url="/user/ann/") as server:
+@pytest.fixture(scope="module")
+def server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Lab]:
+    folder = tmp_path_factory.mktemp("lab")
+    with lab(folder, "--LabApp.expose_app_in_browser=True", base_url="/user/ann/") as server:
         yield server
 
 
-@pytest.fixture
-def browser(tmp_path: Path) -> Iterator[Chrome]:
-    with chromium(tmp_path / "chromium") as browser:
+@pytest.fixture(scope="module")
+def chrome(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Chrome]:
+    with chromium(tmp_path_factory.mktemp("chromium")) as browser:
         yield browser
+
+
+@pytest.fixture
+def browser(chrome: Chrome) -> Iterator[Chrome]:
+    """A browser with one window, in which there is nothing."""
+    first = chrome.current_window_handle
+    yield chrome
+    for window in set(chrome.window_handles) - {first}:
+        chrome.switch_to.window(window)
+        chrome.close()
+    chrome.switch_to.window(first)
+    chrome.get("about:blank")
 
 
 def errors(browser: Chrome) -> list[str]:
@@ -37,7 +49,7 @@ def errors(browser: Chrome) -> list[str]:
 
 
 def test_the_launcher_s_card_opens_the_dashboard_in_a_tab(server: Lab, browser: Chrome) -> None:
-    browser.get(f"{server.url}lab?token={TOKEN}")
+    browser.get(f"{server.url}lab?reset&token={TOKEN}")
     find(browser, ".jp-LauncherCard", "rbkit dashboard").click()
     find(browser, ".lm-TabBar-tab.lm-mod-current", "rbkit dashboard")
     frame = find(browser, "iframe[src*='rbkit/']")
@@ -48,7 +60,7 @@ def test_the_launcher_s_card_opens_the_dashboard_in_a_tab(server: Lab, browser: 
 
 
 def test_the_command_palette_opens_it_once(server: Lab, browser: Chrome) -> None:
-    browser.get(f"{server.url}lab?token={TOKEN}")
+    browser.get(f"{server.url}lab?reset&token={TOKEN}")
     find(browser, ".jp-LauncherCard", "rbkit dashboard")
     for _ in range(2):
         browser.execute_script("jupyterapp.commands.execute('apputils:activate-command-palette')")
@@ -61,7 +73,7 @@ def test_the_command_palette_opens_it_once(server: Lab, browser: Chrome) -> None
 def test_a_notebook_is_profiled_and_its_picture_is_saved(server: Lab, browser: Chrome) -> None:
     path = server.root / "Analysis.ipynb"
     write_notebook(path, CELLS)
-    browser.get(f"{server.url}lab/tree/Analysis.ipynb?token={TOKEN}")
+    browser.get(f"{server.url}lab/workspaces/own/tree/Analysis.ipynb?token={TOKEN}")
     find(browser, ".jp-Notebook .jp-CodeCell")
     browser.execute_async_script(RUN_ALL)
     picture = find(browser, ".jp-RenderedSVG img")
@@ -70,7 +82,7 @@ def test_a_notebook_is_profiled_and_its_picture_is_saved(server: Lab, browser: C
     browser.execute_async_script("jupyterapp.commands.execute('docmanager:save').then(arguments[0])")
     outputs = [output for cell in json.loads(path.read_text())["cells"] for output in cell["outputs"]]
     assert "__main__.&lt;module&gt;" in "".join(outputs[-1]["data"]["image/svg+xml"])
-    browser.get(f"{server.url}lab/tree/Analysis.ipynb")
+    browser.get(f"{server.url}lab/workspaces/own/tree/Analysis.ipynb")
     find(browser, ".jp-RenderedSVG img")
 
     link = find(browser, ".jp-OutputArea-output a", "open the dashboard")

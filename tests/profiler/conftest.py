@@ -15,6 +15,7 @@ import pytest
 import zmq
 
 from tornado_rbkit import profiler
+from tornado_rbkit.profiler import memory, publisher
 from tornado_rbkit.protocol import Event, EventCollection, decode
 
 _E = TypeVar("_E")
@@ -109,19 +110,23 @@ def runtime(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
 
 
 @pytest.fixture
-def server() -> Iterator[profiler.Server]:
-    """A server on free ports; nothing of it may be left afterwards.
-
-    What pytest and the tests' modules hold is frozen, which takes it out of the collector's lists and so out of
-    snapshots and comparisons.
-    """
-    threads = set(threading.enumerate())
+def frozen() -> Iterator[None]:
+    """Take what pytest and the tests hold out of the collector's lists, and so out of snapshots and comparisons."""
     gc.collect()
     gc.freeze()
+    yield
+    gc.unfreeze()
+
+
+@pytest.fixture
+def server(frozen: None, monkeypatch: pytest.MonkeyPatch) -> Iterator[profiler.Server]:
+    """A server on free ports that compares and publishes ten times a second; nothing of it may be left afterwards."""
+    monkeypatch.setattr(memory, "TICK_SECONDS", 0.1)
+    monkeypatch.setattr(publisher, "BATCH_SECONDS", 0.1)
+    threads = set(threading.enumerate())
     running = profiler.start_server("tcp://127.0.0.1:*", "tcp://127.0.0.1:*", "test")
     yield running
     profiler.stop_server()
-    gc.unfreeze()
     left = {thread.name for thread in set(threading.enumerate()) - threads} & {"rbkit-server", "rbkit-cpu"}
     assert not left, f"threads that the profiler left behind: {left}"
 

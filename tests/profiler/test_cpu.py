@@ -65,6 +65,11 @@ def sleeper(stop: threading.Event) -> None:
     stop.wait()
 
 
+def counted(samples: list[CPUSample]) -> Counter[int]:
+    """Return the samples of each thread."""
+    return Counter(sample.frames[0].thread_id for sample in samples)
+
+
 @pytest.mark.parametrize("clock", [b"use_wall_time", pytest.param(b"use_cpu_time", marks=linux)])
 def test_a_function_that_burns_two_thirds_of_the_time_shows_as_two_thirds(client: Client, clock: bytes) -> None:
     seconds = Counter[str]()
@@ -105,7 +110,7 @@ def test_the_wall_clock_samples_every_thread_but_the_profilers(client: Client) -
         samples = client.events(CPUSample, lambda found: len(found) >= 300)
         ours = {thread.ident for thread in threading.enumerate() if thread.name.startswith("rbkit")}
     assert len(ours) == 2
-    seen = {sample.frames[0].thread_id for sample in samples}
+    seen = set(counted(samples))
     assert {*threads, threading.get_ident()} <= seen
     assert not seen & ours
 
@@ -113,12 +118,16 @@ def test_the_wall_clock_samples_every_thread_but_the_profilers(client: Client) -
 @linux
 def test_the_cpu_clock_leaves_out_who_sleeps(client: Client) -> None:
     with running(burner, sleeper) as (burning, sleeping):
+        clocks = {thread: time.pthread_getcpuclockid(thread) for thread in (burning, threading.get_ident())}
         client.ask(b"use_cpu_time")
         client.ask(b"start_cpu_profiling")
-        samples = client.events(CPUSample, lambda found: len(found) >= 300)
-    counts = Counter(sample.frames[0].thread_id for sample in samples)
+        before = {thread: time.clock_gettime(clock) for thread, clock in clocks.items()}
+        samples = client.events(CPUSample, lambda found: counted(found)[burning] >= 250)
+        burned = {thread: time.clock_gettime(clock) - before[thread] for thread, clock in clocks.items()}
+    counts = counted(samples)
     assert sleeping not in counts
-    assert counts[burning] > 250  # the rest is this thread, which decodes them
+    share = counts[burning] / sum(counts[thread] for thread in clocks)
+    assert share == pytest.approx(burned[burning] / sum(burned.values()), abs=0.1)
 
 
 @linux

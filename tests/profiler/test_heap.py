@@ -168,7 +168,7 @@ def test_the_profilers_own_objects_are_left_out(client: Client) -> None:
     assert not ours
 
 
-def test_nothing_of_a_comparison_that_is_under_way_is_listed() -> None:
+def test_nothing_of_a_comparison_that_is_under_way_is_listed(frozen: None) -> None:
     profile = MemoryProfile(Publisher(), list)
     for _ in profile._begin(baseline=True):
         pass
@@ -193,8 +193,12 @@ def test_nothing_that_serves_the_profiler_is_told_or_listed() -> None:
 import gc, time, zmq
 from tests.fake_rbkit import free_port
 from tornado_rbkit import profiler
+from tornado_rbkit.profiler import memory, publisher
 from tornado_rbkit.protocol import ObjCreated, ObjectSpaceDump, decode
 
+memory.TICK_SECONDS = publisher.BATCH_SECONDS = 0.1
+gc.collect()
+gc.freeze()  # comparisons take no time
 pub, req = (f"tcp://127.0.0.1:{free_port()}" for _ in range(2))
 context = zmq.Context()
 sub, ask = context.socket(zmq.SUB), context.socket(zmq.REQ)
@@ -207,29 +211,29 @@ def command(name):
     ask.send(name)
     reply()
 
-def listen(seconds):
-    end = time.monotonic() + seconds
-    while time.monotonic() < end:
-        try:
+def listen():
+    try:
+        while True:
             received.append(receive())
-        except zmq.Again:
-            pass
+    except zmq.Again:
+        pass
 
 def start():
-    profiler.start_server(pub, req, "x")
+    server = profiler.start_server(pub, req, "x")
     sub.connect(pub)
     ask.connect(req)
-
-def measure():
     command(b"start_memory_profile")
-    listen(1.3)
+    compare(server, 2)
     command(b"start_cpu_profiling")
-    listen(2.5)
+    compare(server, 5)
+
+def compare(server, ticks):
+    while server.status()["memory"]["ticks"] < ticks:
+        time.sleep(0.01)
 
 start()
-measure()
 command(b"objectspace_snapshot")
-listen(1.5)
+listen()
 profiler.stop_server()
 sub.disconnect(pub)
 ask.disconnect(req)
@@ -238,10 +242,9 @@ received.clear()
 before = gc.get_objects()
 ids = set(map(id, before))
 start()
-measure()
 command(b"objectspace_snapshot")
 after = gc.get_objects()
-listen(1.5)
+listen()
 profiler.stop_server()
 context.destroy()
 after = {id(item): item for item in after if id(item) not in ids and item is not before and item is not ids}

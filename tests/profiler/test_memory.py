@@ -102,7 +102,7 @@ def ids(items: Iterable[object]) -> set[int]:
     return set(map(id, items))
 
 
-def test_a_tuple_of_plain_values_is_not_told_because_the_collector_loses_sight_of_it() -> None:
+def test_a_tuple_of_plain_values_is_not_told_because_the_collector_loses_sight_of_it(frozen: None) -> None:
     comparison = Comparison()
     gc.disable()
     try:
@@ -121,7 +121,7 @@ def test_a_tuple_of_plain_values_is_not_told_because_the_collector_loses_sight_o
     assert len(comparison.tick()[1] & gone) > 900
 
 
-def test_a_tuple_of_tuples_without_end_is_not_told() -> None:
+def test_a_tuple_of_tuples_without_end_is_not_told(frozen: None) -> None:
     comparison = Comparison()
     chain: tuple[object, ...] = ()
     gc.disable()
@@ -134,7 +134,7 @@ def test_a_tuple_of_tuples_without_end_is_not_told() -> None:
 
 
 @pytest.mark.skipif(not DICTS_ARE_UNTRACKED, reason="dicts stay tracked")
-def test_a_dict_is_not_told_as_gone_because_the_collector_loses_sight_of_it() -> None:
+def test_a_dict_is_not_told_as_gone_because_the_collector_loses_sight_of_it(frozen: None) -> None:
     comparison = Comparison()
     gc.disable()
     try:
@@ -166,7 +166,7 @@ def test_a_dict_is_not_told_as_gone_because_the_collector_loses_sight_of_it() ->
     assert gone & destroyed  # but those at the address of another dict by now
 
 
-def test_what_is_frozen_is_not_told_as_gone() -> None:
+def test_what_is_frozen_is_not_told_as_gone(frozen: None) -> None:
     comparison = Comparison()
     leak = [Leaked() for _ in range(1000)]
     created = comparison.tick()[0] & ids(leak)
@@ -181,13 +181,13 @@ def test_what_is_frozen_is_not_told_as_gone() -> None:
     assert created <= comparison.tick()[1]
 
 
-def test_frames_are_not_told() -> None:
+def test_frames_are_not_told(frozen: None) -> None:
     comparison = Comparison()
     frame = sys._getframe()
     assert id(frame) not in comparison.tick()[0]
 
 
-def test_a_million_objects_are_known_in_small_dicts() -> None:
+def test_a_million_objects_are_known_in_small_dicts(frozen: None) -> None:
     comparison = Comparison()
     heap = [[] for _ in range(100_000)]  # type: ignore[var-annotated]
     comparison.tick()
@@ -344,16 +344,16 @@ def test_ticks_back_off_to_a_twentieth_of_the_time(cost: float, pause: float) ->
 
 
 def test_the_share_is_kept_with_a_large_heap(client: Client, server: profiler.Server) -> None:
-    heap = [[[]] for _ in range(80_000)]  # type: ignore[var-annotated]
+    heap = [[[]] for _ in range(20_000)]  # type: ignore[var-annotated]
     client.ask(b"start_memory_profile")
     leak = [Leaked()]
     name = f"{__name__}.Leaked"
     client.events(ObjCreated, lambda found: any(event.class_name == name for event in found))
     client.ask(b"handshake")
     status = server.status()["memory"]
-    assert status["tracked_objects"] > 160_000
+    assert status["tracked_objects"] > 40_000
     assert status["tick_interval"] >= status["tick_cost"] * 18.9
-    assert status["tick_interval"] > 1.0
+    assert status["tick_interval"] > memory.TICK_SECONDS
     del heap, leak
 
 

@@ -6,13 +6,13 @@ import errno
 import os
 import socket
 import stat
-import sys
 from pathlib import Path
 from typing import Any, Final
 from urllib.parse import urlsplit
 
 import zmq
 
+from tornado_rbkit.endpoints import MAX_IPC_PATH
 from tornado_rbkit.protocol import DEFAULT_PUB_PORT, DEFAULT_REQ_PORT, RbkitError
 
 PUB_VARIABLE: Final = "RBKIT_PUB_PORT"
@@ -20,9 +20,6 @@ REQ_VARIABLE: Final = "RBKIT_REQ_PORT"
 
 HIGH_WATER_MARK: Final = 1000
 """Messages that wait for one subscriber, as rbkit's; a subscriber that has more waiting loses what follows."""
-
-MAX_IPC_PATH: Final = 107 if sys.platform.startswith("linux") else 103
-"""Bytes, of sockaddr_un's sun_path."""
 
 _BACKLOG: Final = 100
 """Connections that wait to be accepted, as libzmq has it (ZMQ_BACKLOG)."""

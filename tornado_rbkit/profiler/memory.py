@@ -276,6 +276,7 @@ class MemoryProfile:
         if untracked and some_untracked:
             found: set[int] = set()
             yield from _find_dicts(untracked, found)
+            found.difference_update(map(id, present))  # which are new, and may be where one has been
             for object_id in untracked - found:
                 self._publisher.add(_destroyed(timestamp, object_id))
                 del present[object_id >> 16 & KindsById.LAST][object_id]

@@ -1,0 +1,48 @@
+"""Endpoints that a socket can connect to: those given, and rbkit's default ones."""
+
+from __future__ import annotations
+
+import os
+import re
+import sys
+from typing import Final
+
+from tornado_rbkit.protocol import RbkitError
+
+MAX_IPC_PATH: Final = 107 if sys.platform.startswith("linux") else 103
+"""Bytes, of sockaddr_un's sun_path."""
+
+_TCP: Final = re.compile(r"tcp://(\[[0-9A-Fa-f:.]+(%\w+)?\]|[A-Za-z0-9._-]+):(?P<port>\d{1,5})")
+
+
+class EndpointError(RbkitError, ValueError):
+    """An endpoint that no socket can connect to."""
+
+
+def check_endpoint(endpoint: str, setting: str) -> str:
+    """Return `endpoint` if a socket can connect to it.
+
+    Args:
+        endpoint: a ZMQ endpoint.
+        setting: what the user calls it, for the message.
+
+    Raises:
+        EndpointError: it is neither ``tcp://HOST:PORT`` nor ``ipc://PATH``.
+    """
+    match = _TCP.fullmatch(endpoint)
+    path = endpoint.removeprefix("ipc://")
+    if (match and 0 < int(match["port"]) < 65536) or (path != endpoint and 0 < len(os.fsencode(path)) <= MAX_IPC_PATH):
+        return endpoint
+    raise EndpointError(f"{setting}={endpoint!r} is not an endpoint; allowed: tcp://HOST:PORT or ipc://PATH")
+
+
+def default_endpoint(variable: str, port: int) -> str:
+    """Return the endpoint on 127.0.0.1 whose port an environment variable has, or else `port`.
+
+    Raises:
+        EndpointError: the variable is not a port.
+    """
+    given = os.environ.get(variable) or str(port)
+    if not re.fullmatch(r"[0-9]{1,5}", given) or not 0 < int(given) < 65536:
+        raise EndpointError(f"{variable}={given!r} is not a port; allowed: 1 to 65535")
+    return f"tcp://127.0.0.1:{given}"

@@ -1,0 +1,147 @@
+"""The connection to a profiler over its life: made, made anew elsewhere, let go."""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+from collections.abc import Awaitable, Callable
+from typing import Any, Final
+
+from tornado.ioloop import IOLoop
+
+from tornado_rbkit.connection import Connection
+from tornado_rbkit.frames import Form
+from tornado_rbkit.iothread import IOLoopThread
+from tornado_rbkit.repeats import Repeats, times
+from tornado_rbkit.upstream import Reach, State, UpstreamListener
+
+_log = logging.getLogger(__name__)
+
+_NOWHERE: Final = Reach(frozenset(), {})
+
+
+class Lifeline:
+    """One connection at the most, beside those that are still being closed. Web loop only, but for the constructor.
+
+    Attributes:
+        pub: where the profiler publishes, now or the next time.
+        req: where it takes commands.
+        reach: what of it is connected; whoever listens to the connection keeps it.
+    """
+
+    def __init__(
+        self,
+        pub: str,
+        req: str,
+        threaded: bool | IOLoopThread,
+        listener: UpstreamListener,
+        on_cancelled: Callable[[], Awaitable[None]],
+        **options: Any,
+    ) -> None:
+        """Describe a connection; all but `on_cancelled` are `Connection`'s.
+
+        Args:
+            pub: see `Connection`.
+            req: see `Connection`.
+            threaded: see `Connection`.
+            listener: see `Connection`.
+            on_cancelled: called when the event loop ends, and with it a connection that was not let go.
+            options: see `Connection`.
+        """
+        self.pub = pub
+        self.req = req
+        self.reach = _NOWHERE
+        self._threaded = threaded
+        self._listener = listener
+        self._on_cancelled = on_cancelled
+        self._options = options
+        self._repeats = Repeats()
+        self._loss_logged = False
+        self._connection: Connection | None = None
+        self._guards: dict[Connection, asyncio.Task[None]] = {}  # of each that is not closed yet
+
+    @property
+    def is_open(self) -> bool:
+        """Whether there is a connection, be its profiler there or not."""
+        return self._connection is not None
+
+    @property
+    def missing(self) -> list[str]:
+        """The endpoints that are not connected."""
+        return [endpoint for endpoint in (self.pub, self.req) if endpoint not in self.reach.up]
+
+    @property
+    def trouble(self) -> str | None:
+        """What is wrong with the connection, in words for an operator; None for nothing, or when there is none."""
+        if not self.is_open:
+            return None
+        if self.reach.refusals:
+            each = (f"{endpoint} ({count} times so far)" for endpoint, count in self.reach.refusals.items())
+            return f"not an rbkit server, or one that sends more than max_message_bytes: {', '.join(each)}"
+        if self.missing:
+            return f"no rbkit server at {' and '.join(self.missing)}; it is tried again each second"
+        return None
+
+    def connect(self) -> None:
+        """Begin to connect; there must be no connection.
+
+        Raises:
+            RuntimeError: the thread given is not running.
+            OSError: a thread cannot be started, for want of file descriptors.
+        """
+        connection = Connection(self._threaded, IOLoop.current(), self._listener, self.pub, self.req, **self._options)
+        self._connection = connection
+        self._guards[connection] = asyncio.create_task(self._guard(connection))
+
+    def let_go(self) -> None:
+        """Begin to close the connection, if there is one; another may be made at once.
+
+        Raises:
+            RuntimeError: the thread that was given has ended, and the sockets with it.
+        """
+        connection, self._connection, self.reach = self._connection, None, _NOWHERE
+        if connection is not None:
+            connection.begin_closing()
+
+    async def close(self) -> None:
+        """Let go, and return when everything is closed, what was let go of before included.
+
+        Raises:
+            RuntimeError: the thread that was given has ended, and the sockets with it.
+        """
+        self.let_go()
+        await asyncio.gather(*(connection.wait_closed() for connection in self._guards))
+
+    def set_audience(self, forms: frozenset[Form], clients: int) -> None:
+        """See `Connection.set_audience`; nothing happens without a connection."""
+        if self._connection is not None:
+            self._connection.set_audience(forms, clients)
+
+    def request(self, command: str, timeout: float) -> None:
+        """See `Connection.request`; there must be a connection."""
+        assert self._connection is not None
+        self._connection.request(command, timeout)
+
+    def log(self, before: State, state: State) -> None:
+        """Say that the profiler came, or went; the first of many times in short succession, the tenth, and so on."""
+        if state is not State.CONNECTED:
+            count = self._repeats.add("went away")
+            self._loss_logged = count > 0
+            if count:
+                _log.warning("the rbkit server at %s went away%s", self.req, times(count))
+            return
+        if self._loss_logged:
+            _log.warning("the rbkit server at %s is back", self.req)
+        elif before is not State.DISCONNECTED:
+            _log.info("connected to the rbkit server at %s", self.req)
+        self._loss_logged = False
+
+    async def _guard(self, connection: Connection) -> None:
+        """Close with the event loop: asyncio.run() cancels all tasks when it ends, and waits for them."""
+        try:
+            await connection.wait_closed()
+        except asyncio.CancelledError:
+            await self._on_cancelled()
+            raise
+        finally:
+            del self._guards[connection]
