@@ -22,7 +22,7 @@ SETTINGS: Final[dict[str, tuple[str, dict[str, Any]]]] = {
     "per client, naive": (NAIVE, {"compression": 1}),
     PLAIN: (THREADED, {}),
 }
-LOADS: Final = ((1, 4_000), (10, 3_000), (100, 200))
+LOADS: Final = ((1, 8_000), (10, 8_000), (100, 1_500))
 
 
 def measure(clients: int, count: int, name: str) -> dict[str, Any]:

@@ -283,7 +283,7 @@ class Bridge:
     def _fan_out(self, batch: Batch, sessions: deque[Session], worked: float = 0.0) -> None:
         """Give a batch to as many as take a millisecond or so, and to the others once the loop had as long."""
         started = time.perf_counter()
-        share = max(1, MAX_DELIVERED // max(1, batch.size))
+        share = max(1, MAX_DELIVERED // max(1, batch.encoded))
         try:
             for _ in range(min(share, len(sessions))):
                 session = sessions.popleft()

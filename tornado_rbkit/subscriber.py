@@ -14,9 +14,10 @@ from tornado_rbkit.frames import FRAGMENT_SIZE, Buffer, Chunk, Form, encode_data
 from tornado_rbkit.protocol import message_counter
 
 MAX_DELIVERED: Final = 4 * 1024 * 1024
-"""Bytes, batch × clients: about a millisecond of the web loop."""
+"""Bytes, encoded batch × clients: about a millisecond of the web loop."""
 
 _MIN_BATCH: Final = FRAGMENT_SIZE * 7 // 8  # bytes: one chunk; smaller writes cost the kernel more for each byte
+_MAX_DEFLATED: Final = 8 * _MIN_BATCH  # bytes before compression: some 4 ms of it, and recorded traffic's ratio
 _MAX_MESSAGES: Final = 512
 _COPY_LIMIT: Final = 8 * 1024  # bytes
 _RECEIPT_POLL: Final = 0.001  # seconds: the resolution of epoll
@@ -30,6 +31,7 @@ class Batch:
         chunks: the messages, for each form that a client has.
         messages: how many there are, before any client's bound.
         size: their payload, bytes.
+        encoded: bytes that a client gets, in the largest form.
         pending: what waits behind it, bytes.
         missed: how many the profiler's counter says were lost on the way here.
         restarted: the counter began again.
@@ -41,6 +43,7 @@ class Batch:
     chunks: dict[Form, list[Chunk]]
     messages: int
     size: int
+    encoded: int
     pending: int
     missed: int
     restarted: bool
@@ -57,8 +60,9 @@ class Subscriber:
 
     A wake-up costs more than the messages behind it, so all that is ready is taken at once and the socket is then
     left alone for `flush_interval`. After a batch that was full, it rests for as long as the web loop was busy with
-    it, so that the loop's other work gets every second turn. While the web loop is busy elsewhere, messages are
-    taken off the socket into a hold, which is bounded; past the bound the profiler's high-water mark applies.
+    it, so that the loop's other work gets every second turn; a thread of its own encodes the next one
+    meanwhile. While the web loop is busy elsewhere, messages are taken off the socket into a hold, which is bounded;
+    past the bound the profiler's high-water mark applies.
     """
 
     def __init__(
@@ -67,6 +71,7 @@ class Subscriber:
         io_loop: IOLoop,
         deliver: Callable[[Batch], None],
         *,
+        encode_ahead: bool,
         flush_interval: float,
         max_pending_bytes: int,
         compression_level: int,
@@ -77,6 +82,7 @@ class Subscriber:
             socket: a SUB, already connected.
             io_loop: its loop.
             deliver: takes a batch to the clients, on whatever thread they are; must not block or raise.
+            encode_ahead: encode the next batch while the last is delivered: `io_loop` is not the clients' loop.
             flush_interval: seconds of rest after the socket was emptied.
             max_pending_bytes: payload that may wait here.
             compression_level: 1 to 9, for clients whose form says compressed.
@@ -84,11 +90,12 @@ class Subscriber:
         self._socket = socket
         self._io_loop = io_loop
         self._deliver = deliver
+        self._encode_ahead = encode_ahead
         self._flush_interval = flush_interval
         self._max_pending = max_pending_bytes
         self._compression_level = compression_level
         self._forms: frozenset[Form] = frozenset()
-        self._batch_bytes = MAX_DELIVERED
+        self._batch_bytes = self._payload_bytes = MAX_DELIVERED
         self._pending: deque[Buffer] = deque()
         self._pending_bytes = 0
         self._missed = 0
@@ -97,6 +104,7 @@ class Subscriber:
         self._next_counter: int | None = None
         self._connection_counter: int | None = None
         self._sent: Batch | None = None
+        self._next: Batch | None = None  # encoded while the web loop was busy with the one before
         self._handed_over_at = 0.0
         self._timer: object | None = None
         self._listen()
@@ -105,6 +113,8 @@ class Subscriber:
         """Say in which forms batches are wanted, and for how many clients; with no form, data is let go by."""
         self._forms = frozenset(forms)
         self._batch_bytes = max(_MIN_BATCH, MAX_DELIVERED // max(1, clients))
+        deflates = any(form.deflate for form in self._forms)
+        self._payload_bytes = _MAX_DEFLATED if deflates else self._batch_bytes
 
     def reset_counter(self) -> None:
         """Begin to count anew: the connection was lost, and what was published meanwhile nobody can know."""
@@ -141,7 +151,7 @@ class Subscriber:
         """Take what is ready; listen again if that is nothing."""
         self._timer = None
         received, emptied = self._drain()
-        if received or self._pending:
+        if received or self._pending or self._next:
             self._go_on(emptied)
         else:
             self._listen()
@@ -149,13 +159,20 @@ class Subscriber:
     def _go_on(self, emptied: bool) -> None:
         """Hand over what may be, and arrange for the next turn."""
         rest = _RECEIPT_POLL
-        if self._pending and self._acknowledged:
-            if self._sent is not None and self._sent.work is not None:
-                rest = max(rest, self._sent.work)  # the next one will take as long
+        started = self._io_loop.time()
+        if (self._next or self._pending) and self._acknowledged:
+            work = self._sent.work if self._sent else None
             self._hand_over()
-        if emptied and not self._pending:
-            rest = self._flush_interval
-        self._timer = self._io_loop.call_later(rest, self._turn)
+            rest = max(rest, (work or 0.0) + self._io_loop.time() - started)  # the next one will take as long
+        at = self._io_loop.time() + rest
+        if self._encode_ahead and self._next is None:
+            if not self._pending and not emptied:
+                _, emptied = self._drain()
+            if self._pending:
+                self._next = self._encode()
+        if emptied and not self._pending and self._next is None:
+            at = self._io_loop.time() + self._flush_interval
+        self._timer = self._io_loop.call_at(at, self._turn)
 
     @property
     def _acknowledged(self) -> bool:
@@ -163,7 +180,7 @@ class Subscriber:
 
     def _drain(self) -> tuple[bool, bool]:
         """Receive up to a batch; return whether anything came and whether the socket is now empty."""
-        budget = min(self._batch_bytes, self._max_pending - self._pending_bytes)
+        budget = min(self._payload_bytes, self._max_pending - self._pending_bytes)
         receive = self._socket.recv
         payloads: list[Buffer] = []
         emptied = False
@@ -217,18 +234,34 @@ class Subscriber:
 
     def _hand_over(self) -> None:
         self._handed_over_at = self._io_loop.time()
-        payloads: list[Buffer] = []
-        size = 0
-        while self._pending and size < self._batch_bytes and len(payloads) < _MAX_MESSAGES:
-            payload = self._pending.popleft()
-            payloads.append(payload)
-            size += len(payload)
-        self._pending_bytes -= size
-        chunks = {form: encode_data(payloads, form, compression_level=self._compression_level) for form in self._forms}
-        waiting = self._pending_bytes
-        self._sent = Batch(chunks, len(payloads), size, waiting, self._missed, self._restarted, self._foreign)
-        self._missed, self._foreign, self._restarted = 0, 0, False
+        self._sent, self._next = self._next or self._encode(), None
         self._deliver(self._sent)
+
+    def _encode(self) -> Batch:
+        """Return the next batch of what waits, in slices until it is full."""
+        chunks: dict[Form, list[Chunk]] = {form: [] for form in self._forms}
+        messages = size = encoded = 0
+        while (
+            self._pending and messages < _MAX_MESSAGES and size < self._payload_bytes and encoded < self._batch_bytes
+        ):
+            payloads: list[Buffer] = []
+            end = size + _MIN_BATCH
+            while self._pending and size < end and messages + len(payloads) < _MAX_MESSAGES:
+                payload = self._pending.popleft()
+                payloads.append(payload)
+                size += len(payload)
+            messages += len(payloads)
+            largest = 0
+            for form, so_far in chunks.items():
+                more = encode_data(payloads, form, compression_level=self._compression_level)
+                so_far += more
+                largest = max(largest, sum(chunk.size for chunk in more))
+            encoded += largest
+        self._pending_bytes -= size
+        counts = self._missed, self._restarted, self._foreign
+        batch = Batch(chunks, messages, size, encoded, self._pending_bytes, *counts)
+        self._missed, self._foreign, self._restarted = 0, 0, False
+        return batch
 
 
 def _payload(parts: list[zmq.Frame]) -> Buffer:
