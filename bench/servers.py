@@ -260,9 +260,7 @@ def raw(options: Options) -> None:
     """Receive all that is ready, join it, ``sendall`` to each client: no loop, no bounds, no other work."""
     import clients as frames
 
-    sub = zmq.Context.instance().socket(zmq.SUB)
-    sub.subscribe(b"")
-    sub.connect(options["feeds"][0][0])
+    sub = subscribed(options)
     connections = accept_all(options["clients"])
     while True:
         batch = [sub.recv()]
@@ -282,9 +280,7 @@ def raw_recv(options: Options) -> None:
     """Receive everything and deliver only what is no event collection."""
     import clients as frames
 
-    sub = zmq.Context.instance().socket(zmq.SUB)
-    sub.subscribe(b"")
-    sub.connect(options["feeds"][0][0])
+    sub = subscribed(options)
     connections = accept_all(options["clients"])
     while True:
         message = sub.recv()
@@ -298,9 +294,7 @@ def raw_send(options: Options) -> None:
     import clients as frames
     import feed
 
-    sub = zmq.Context.instance().socket(zmq.SUB)
-    sub.subscribe(b"")
-    sub.connect(options["feeds"][0][0])
+    sub = subscribed(options)
     messages = feed.messages(options["kind"], options["count"])
     load = b"".join([*map(frames.frame, messages), frames.frame(feed.END)])
     connections = accept_all(options["clients"])
@@ -315,6 +309,14 @@ def raw_send(options: Options) -> None:
         for connection in connections:
             connection.sendall(piece)
     threading.Event().wait()
+
+
+def subscribed(options: Options) -> zmq.Socket[bytes]:
+    """Return a socket that receives what the feed publishes."""
+    sub: zmq.Socket[bytes] = zmq.Context.instance().socket(zmq.SUB)
+    sub.subscribe(b"")
+    sub.connect(options["feeds"][0][0])
+    return sub
 
 
 def accept_all(count: int) -> list[Any]:

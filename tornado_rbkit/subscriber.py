@@ -16,8 +16,9 @@ from tornado_rbkit.protocol import message_counter
 MAX_DELIVERED: Final = 4 * 1024 * 1024
 """Bytes, encoded batch × clients: about a millisecond of the web loop."""
 
-_MIN_BATCH: Final = FRAGMENT_SIZE * 7 // 8  # bytes: one chunk; smaller writes cost the kernel more for each byte
-_MAX_DEFLATED: Final = 8 * _MIN_BATCH  # bytes before compression: some 4 ms of it, and recorded traffic's ratio
+_SLICE: Final = FRAGMENT_SIZE * 7 // 8  # bytes that are encoded together: with headers and a last message, a chunk
+_MIN_BATCH: Final = 3 * _SLICE  # bytes; smaller writes cost the kernel more for each byte
+_MAX_DEFLATED: Final = 8 * _SLICE  # bytes before compression: some 4 ms of it, and recorded traffic's ratio
 _MAX_MESSAGES: Final = 512
 _COPY_LIMIT: Final = 8 * 1024  # bytes
 _RECEIPT_POLL: Final = 0.001  # seconds: the resolution of epoll
@@ -245,7 +246,7 @@ class Subscriber:
             self._pending and messages < _MAX_MESSAGES and size < self._payload_bytes and encoded < self._batch_bytes
         ):
             payloads: list[Buffer] = []
-            end = size + _MIN_BATCH
+            end = size + _SLICE
             while self._pending and size < end and messages + len(payloads) < _MAX_MESSAGES:
                 payload = self._pending.popleft()
                 payloads.append(payload)
