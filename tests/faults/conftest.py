@@ -10,6 +10,7 @@ from typing import Any
 
 import pytest
 
+from tests.dashboard.conftest import chromium as chromium
 from tests.fake_rbkit import free_port
 from tests.faults.serving import Serving, bridge_command, serving
 from tests.faults.steady import SteadyProcess
