@@ -28,6 +28,7 @@ from tornado_rbkit.bridge import Bridge
 from tornado_rbkit.client import RbkitClient
 from tornado_rbkit.export import collapsed, json_lines, speedscope
 from tornado_rbkit.iothread import IOLoopThread
+from tornado_rbkit.listener import Listener
 from tornado_rbkit.profiler import list_servers
 from tornado_rbkit.program import ServerFailedError, own_module, prepare
 from tornado_rbkit.progress import Progress
@@ -312,7 +313,7 @@ async def _serve_until_stopped(
     application = Application(routes, default_handler_class=_NothingHandler)
     # Commands and pages are small and whole: who takes longer to ask holds a descriptor for nothing.
     server = HTTPServer(application, idle_connection_timeout=IDLE_TIMEOUT, body_timeout=IDLE_TIMEOUT)
-    server.add_sockets(sockets)
+    listener = Listener(sockets, server.handle_stream)
     stopped = _stop_signal()
     if ended is not None:
         ended.add_done_callback(lambda _: stopped.set())
@@ -322,7 +323,7 @@ async def _serve_until_stopped(
     path = f"/{options.prefix.strip('/')}/".replace("//", "/")
     print(f"ready http://{host}:{sockets[0].getsockname()[1]}{path}", flush=True)
     await stopped.wait()
-    server.stop()
+    listener.close()
     await asyncio.gather(
         *(bridge.close() for bridge in ([bridges] if isinstance(bridges, Bridge) else bridges.values()))
     )

@@ -7,6 +7,7 @@ clients connect.
 
 from __future__ import annotations
 
+import errno
 import json
 import logging
 import os
@@ -58,13 +59,14 @@ def list_servers() -> list[RunningServer]:
 
     Raises:
         RuntimeFolderError: the folder is another user's, or others may write to it.
+        OSError: it cannot be read.
     """
     folder = runtime_folder()
     if not folder.is_dir():
         return []
     _verify(folder)
     found = []
-    for path in sorted(folder.glob("*.json")):
+    for path in sorted(folder / name for name in os.listdir(folder) if name.endswith(".json")):
         facts = _read(path)
         server = None if facts is None else _parse(facts)
         if facts is None or server is None:
@@ -123,8 +125,10 @@ def _verify(folder: Path) -> None:
 def _read(path: Path) -> dict[str, Any] | None:
     try:
         descriptor = os.open(path, os.O_RDONLY | getattr(os, "O_NOFOLLOW", 0) | getattr(os, "O_NONBLOCK", 0))
-    except OSError:  # removed meanwhile, or a link
-        return None
+    except OSError as error:
+        if error.errno in (errno.EMFILE, errno.ENFILE):
+            raise  # it says nothing about the file
+        return None  # removed meanwhile, or a link
     try:
         status = os.fstat(descriptor)
         if not stat.S_ISREG(status.st_mode) or (hasattr(os, "getuid") and status.st_uid != os.getuid()):
