@@ -22,7 +22,7 @@ def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item
     """Give what --soak lengthens the time for it."""
     seconds: float = config.getoption("--soak")
     for item in items if seconds else ():
-        item.add_marker(pytest.mark.timeout(seconds + 600))
+        item.add_marker(pytest.mark.timeout(seconds + 600), append=False)
 
 
 @pytest.fixture
