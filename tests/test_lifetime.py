@@ -335,12 +335,13 @@ def test_too_few_file_descriptors_refuse_a_client_and_pass(rbkit: FakeRbkit, kin
             url = f"ws://127.0.0.1:{{sockets[0].getsockname()[1]}}/rbkit/ws"
             _, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
             used = max(map(int, os.listdir("/proc/self/fd")))
-            resource.setrlimit(resource.RLIMIT_NOFILE, (used + 3, hard))  # libzmq aborts with a few more
-            try:
-                async with RbkitClient(url) as client:
-                    print("answered", await client.command("handshake"))
-            except ConnectionLost as error:
-                print("refused", error.code)
+            for spare in range(2, 12):  # with most of these libzmq would end the process
+                resource.setrlimit(resource.RLIMIT_NOFILE, (used + 1 + spare, hard))
+                try:
+                    async with RbkitClient(url) as client:
+                        print("answered", await client.command("handshake"))
+                except ConnectionLost as error:
+                    print("refused", error.code)
             resource.setrlimit(resource.RLIMIT_NOFILE, (1024, hard))
             async with RbkitClient(url) as client:
                 print(await client.command("trigger_gc"))
@@ -352,7 +353,7 @@ def test_too_few_file_descriptors_refuse_a_client_and_pass(rbkit: FakeRbkit, kin
     finished = subprocess.run(
         [sys.executable, "-c", textwrap.dedent(program)], capture_output=True, text=True, timeout=60
     )
-    assert finished.stdout == "refused 1013\nok\n", finished.stderr
+    assert finished.stdout == "refused 1013\n" * 10 + "ok\n", finished.stderr
 
 
 class TestOptions:

@@ -199,7 +199,6 @@ class Bridge:
 
         Raises:
             BridgeFullError: there are `max_clients` already, or the bridge is closed.
-            OSError: the connection needs more file descriptors than there are.
         """
         if self._closing is not None:
             raise BridgeFullError("the server is shutting down")
@@ -305,7 +304,7 @@ class Bridge:
 
     def on_failure(self, reason: str) -> None:
         """The sockets could not be made; the next client tries again."""
-        _log.error("cannot connect to the rbkit server at %s: %s", self.req, reason)
+        self._lifeline.log_failure(reason)
         for session in list(self._sessions):
             session.close(CLOSE_TRY_AGAIN, f"cannot connect to the rbkit server: {reason}")
         self._loop.add_callback(self._disconnect)

@@ -28,7 +28,9 @@ from tornado_rbkit.bridge import Bridge
 from tornado_rbkit.client import RbkitClient
 from tornado_rbkit.export import collapsed, json_lines, speedscope
 from tornado_rbkit.iothread import IOLoopThread
-from tornado_rbkit.profiler import list_servers
+from tornado_rbkit.listener import Listener
+from tornado_rbkit.profiler import RuntimeFolderError, list_servers
+from tornado_rbkit.profiler.discovery import check_chosen_folder
 from tornado_rbkit.program import ServerFailedError, own_module, prepare
 from tornado_rbkit.progress import Progress
 from tornado_rbkit.protocol import COMMANDS, Event, Handshake, RbkitError
@@ -62,7 +64,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
         return 1
     except (RbkitError, ValueError, OSError) as error:
         print(f"tornado-rbkit: {_reason(error)}", file=sys.stderr)
-        return 1 if isinstance(error, RbkitError) and not isinstance(error, ValueError) else 2
+        failed = isinstance(error, RbkitError) and not isinstance(error, ValueError | RuntimeFolderError)
+        return 1 if failed else 2
     if callable(result):  # a program, whose errors are its own
         result = result()
     return result or 0
@@ -198,6 +201,7 @@ async def _serve(options: argparse.Namespace) -> int:
 
 
 async def _serve_discovered(options: argparse.Namespace) -> int:
+    check_chosen_folder()
     targets = DiscoveredTargets(lambda pub, req, thread: _bridge(options, pub, req, threaded=thread))
     following = asyncio.create_task(targets.follow())
     await asyncio.sleep(0)  # for a first look
@@ -209,6 +213,7 @@ async def _serve_discovered(options: argparse.Namespace) -> int:
 
 
 async def _demo(options: argparse.Namespace) -> int:
+    check_chosen_folder()
     process = await asyncio.create_subprocess_exec(
         *own_module("tornado_rbkit.profiler.demo"),
         stdin=asyncio.subprocess.PIPE,
@@ -234,10 +239,12 @@ async def _demo(options: argparse.Namespace) -> int:
 
 
 def _run(options: argparse.Namespace) -> Callable[[], object]:
+    check_chosen_folder()
     return prepare(options.module, options.script, options.port, options.open)
 
 
 def _list(options: argparse.Namespace) -> int:
+    check_chosen_folder()
     for server in list_servers():
         started = time.strftime("%Y-%m-%d %H:%M:%S", time.localtime(server.started))
         print(f"{server.name}\t{server.pid}\t{server.pub}\t{server.req}\t{started}")
@@ -312,7 +319,7 @@ async def _serve_until_stopped(
     application = Application(routes, default_handler_class=_NothingHandler)
     # Commands and pages are small and whole: who takes longer to ask holds a descriptor for nothing.
     server = HTTPServer(application, idle_connection_timeout=IDLE_TIMEOUT, body_timeout=IDLE_TIMEOUT)
-    server.add_sockets(sockets)
+    listener = Listener(sockets, server.handle_stream)
     stopped = _stop_signal()
     if ended is not None:
         ended.add_done_callback(lambda _: stopped.set())
@@ -322,7 +329,7 @@ async def _serve_until_stopped(
     path = f"/{options.prefix.strip('/')}/".replace("//", "/")
     print(f"ready http://{host}:{sockets[0].getsockname()[1]}{path}", flush=True)
     await stopped.wait()
-    server.stop()
+    listener.close()
     await asyncio.gather(
         *(bridge.close() for bridge in ([bridges] if isinstance(bridges, Bridge) else bridges.values()))
     )

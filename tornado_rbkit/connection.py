@@ -4,13 +4,17 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import Callable
-from typing import Any
+from typing import Any, Final
 
 from tornado.ioloop import IOLoop
 
+from tornado_rbkit.descriptors import require_descriptors
 from tornado_rbkit.frames import Form
 from tornado_rbkit.iothread import IOLoopThread
 from tornado_rbkit.upstream import Upstream, UpstreamListener
+
+_DESCRIPTORS: Final = 24
+"""Those of a thread's loop, a ZMQ context, two sockets, their monitors and what they connect to, and a few more."""
 
 
 class Connection:
@@ -32,8 +36,9 @@ class Connection:
 
         Raises:
             RuntimeError: the thread given is not running.
-            OSError: a thread cannot be started, for want of file descriptors.
+            OSError: there are too few file descriptors.
         """
+        require_descriptors(_DESCRIPTORS)
         self._listener = listener
         self._web_loop = web_loop
         self._own_thread = threaded is True

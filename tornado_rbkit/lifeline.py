@@ -83,13 +83,17 @@ class Lifeline:
         return None
 
     def connect(self) -> None:
-        """Begin to connect; there must be no connection.
+        """Begin to connect; there must be no connection. What prevents it is told to the listener.
 
         Raises:
             RuntimeError: the thread given is not running.
-            OSError: a thread cannot be started, for want of file descriptors.
         """
-        connection = Connection(self._threaded, IOLoop.current(), self._listener, self.pub, self.req, **self._options)
+        loop = IOLoop.current()
+        try:
+            connection = Connection(self._threaded, loop, self._listener, self.pub, self.req, **self._options)
+        except OSError as error:
+            loop.add_callback(self._listener.on_failure, str(error))
+            return
         self._connection = connection
         self._guards[connection] = asyncio.create_task(self._guard(connection))
 
@@ -135,6 +139,12 @@ class Lifeline:
         elif before is not State.DISCONNECTED:
             _log.info("connected to the rbkit server at %s", self.req)
         self._loss_logged = False
+
+    def log_failure(self, reason: str) -> None:
+        """Say that there can be no connection; the first of many times in short succession, and so on."""
+        count = self._repeats.add("cannot connect")
+        if count:
+            _log.warning("cannot connect to the rbkit server at %s: %s%s", self.req, reason, times(count))
 
     async def _guard(self, connection: Connection) -> None:
         """Close with the event loop: asyncio.run() cancels all tasks when it ends, and waits for them."""

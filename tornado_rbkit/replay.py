@@ -12,11 +12,13 @@ from typing import Final
 
 import zmq
 
+from tornado_rbkit.descriptors import require_descriptors
 from tornado_rbkit.protocol import RbkitError
 from tornado_rbkit.recording import DATA, Record
 
 _log = logging.getLogger(__name__)
 
+_DESCRIPTORS: Final = 24  # a ZMQ context, two sockets, and who connects to them
 _TURN: Final = 0.05
 """Seconds that are waited for a command at a time."""
 
@@ -58,7 +60,12 @@ class ReplayServer:
         self._thread = threading.Thread(target=self._run, name="rbkit-replay", daemon=True)
 
     def __enter__(self) -> ReplayServer:
-        """Start the thread, and return once its sockets are bound."""
+        """Start the thread, and return once its sockets are bound.
+
+        Raises:
+            OSError: there are too few file descriptors.
+        """
+        require_descriptors(_DESCRIPTORS)
         self._thread.start()
         self._bound.wait()
         return self

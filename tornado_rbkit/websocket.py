@@ -120,7 +120,7 @@ class RbkitWebSocketHandler(AccessHandler, WebSocketHandler):
             return  # it left while `authorize` thought, and on_close has been called
         try:
             self._session = self.bridge.join(self, self._close_with, stream, self._form, self.access)
-        except (BridgeFullError, OSError) as error:
+        except BridgeFullError as error:
             self._close_with(CLOSE_TRY_AGAIN, str(error))
             return
         self._ping_later(self.bridge.ping_interval)

@@ -10,6 +10,7 @@ from typing import Any
 
 import pytest
 
+from tests.dashboard.conftest import chromium as chromium
 from tests.fake_rbkit import free_port
 from tests.faults.serving import Serving, bridge_command, serving
 from tests.faults.steady import SteadyProcess
@@ -21,7 +22,7 @@ def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item
     """Give what --soak lengthens the time for it."""
     seconds: float = config.getoption("--soak")
     for item in items if seconds else ():
-        item.add_marker(pytest.mark.timeout(seconds + 600))
+        item.add_marker(pytest.mark.timeout(seconds + 600), append=False)
 
 
 @pytest.fixture

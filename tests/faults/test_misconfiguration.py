@@ -118,6 +118,40 @@ def test_a_wrong_port_in_the_environment_is_named(variable: str, tmp_path: Path)
     assert variable in finished.stderr
 
 
+@pytest.mark.parametrize("command", [["list"], ["serve", "--port", "0"], ["demo", "--port", "0"], ["run", "SCRIPT"]])
+@pytest.mark.parametrize(
+    ("folder", "text"),
+    [
+        ("file", "is not a folder (a link is not followed); set RBKIT_RUNTIME_DIR"),
+        ("file/below", "cannot be made (Not a directory); set RBKIT_RUNTIME_DIR"),
+        ("open", "may be written by others (mode 777); chmod it 700"),
+    ],
+)
+def test_a_runtime_folder_that_cannot_be_used_is_refused_by_all_who_would(
+    command: list[str], folder: str, text: str, places: dict[str, str], tmp_path: Path
+) -> None:
+    (tmp_path / "file").touch()
+    (tmp_path / "open").mkdir()
+    (tmp_path / "open").chmod(0o777)
+    chosen = str(tmp_path / folder)
+    finished = run([part.replace(*capital(part, places)) for part in command], tmp_path, RBKIT_RUNTIME_DIR=chosen)
+    assert finished.returncode == 2, finished.stderr
+    assert finished.stderr == f"tornado-rbkit: {chosen} {text}\n"
+    assert finished.stdout == ""
+
+
+def test_a_program_that_starts_the_profiler_itself_is_told_of_the_folder_and_goes_on(tmp_path: Path) -> None:
+    (tmp_path / "file").touch()
+    code = "from tornado_rbkit import profiler; print(profiler.start_server('ipc://*', 'ipc://*').running)"
+    environment = os.environ | {"RBKIT_RUNTIME_DIR": str(tmp_path / "file")}
+    finished = subprocess.run(
+        [sys.executable, "-c", code], capture_output=True, text=True, timeout=20, env=environment
+    )
+    assert finished.stdout == "True\n", finished.stderr
+    assert len(finished.stderr.splitlines()) == 1
+    assert "is not a folder" in finished.stderr
+
+
 def capital(text: str, places: dict[str, str]) -> tuple[str, str]:
     """Return what in a text is to be replaced by what."""
     return next(((name, place) for name, place in places.items() if name in text), ("\0", ""))

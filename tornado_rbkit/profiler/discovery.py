@@ -7,6 +7,7 @@ clients connect.
 
 from __future__ import annotations
 
+import errno
 import json
 import logging
 import os
@@ -49,6 +50,16 @@ def runtime_folder() -> Path:
     return Path(tempfile.gettempdir(), f"rbkit-{user}")
 
 
+def check_chosen_folder() -> None:
+    """See whether the folder that RBKIT_RUNTIME_DIR names can be used, and make it if it is not there.
+
+    Raises:
+        RuntimeFolderError: it cannot be used.
+    """
+    if os.environ.get(DIRECTORY_VARIABLE):
+        _prepare(runtime_folder())
+
+
 def list_servers() -> list[RunningServer]:
     """Return the servers that run, in the order they started, and remove the files of processes that are gone.
 
@@ -58,13 +69,14 @@ def list_servers() -> list[RunningServer]:
 
     Raises:
         RuntimeFolderError: the folder is another user's, or others may write to it.
+        OSError: it cannot be read.
     """
     folder = runtime_folder()
-    if not folder.is_dir():
+    if not os.path.lexists(folder):
         return []
     _verify(folder)
     found = []
-    for path in sorted(folder.glob("*.json")):
+    for path in sorted(folder / name for name in os.listdir(folder) if name.endswith(".json")):
         facts = _read(path)
         server = None if facts is None else _parse(facts)
         if facts is None or server is None:
@@ -83,15 +95,14 @@ def announce(server: RunningServer) -> Path | None:
     partial = folder / f".{server.pid}.partial"
     facts = {**server._asdict(), "process_started": _process_started(server.pid)}
     try:
-        folder.mkdir(mode=0o700, parents=True, exist_ok=True)
-        _verify(folder)
+        _prepare(folder)
         partial.unlink(missing_ok=True)
         descriptor = os.open(partial, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600)
         with open(descriptor, "w", encoding="utf-8") as file:
             file.write(json.dumps(facts))  # json.dump leaves garbage that only the collector finds
         os.replace(partial, path)
     except OSError as error:
-        _log.warning("the profiler will not be found by its name, %s cannot be used: %s", folder, error)
+        _log.warning("the profiler will not be found by its name: %s", error)
         return None
     return path
 
@@ -100,6 +111,24 @@ def withdraw(path: Path | None) -> None:
     """Remove the file of this process's server. Does nothing if it is gone, or was never written."""
     if path is not None:
         _remove(path)
+
+
+def _prepare(folder: Path) -> None:
+    """Make the folder unless it is there.
+
+    Raises:
+        RuntimeFolderError: it cannot be used.
+    """
+    try:
+        folder.mkdir(mode=0o700, parents=True, exist_ok=True)
+    except FileExistsError:
+        pass  # and _verify says what it is
+    except OSError as error:
+        text = f"{folder} cannot be made ({error.strerror}); set {DIRECTORY_VARIABLE}"
+        raise RuntimeFolderError(text) from error
+    _verify(folder)
+    if not os.access(folder, os.R_OK | os.W_OK | os.X_OK):
+        raise RuntimeFolderError(f"{folder} cannot be written to; chmod it 700")
 
 
 def _verify(folder: Path) -> None:
@@ -123,8 +152,10 @@ def _verify(folder: Path) -> None:
 def _read(path: Path) -> dict[str, Any] | None:
     try:
         descriptor = os.open(path, os.O_RDONLY | getattr(os, "O_NOFOLLOW", 0) | getattr(os, "O_NONBLOCK", 0))
-    except OSError:  # removed meanwhile, or a link
-        return None
+    except OSError as error:
+        if error.errno in (errno.EMFILE, errno.ENFILE):
+            raise  # it says nothing about the file
+        return None  # removed meanwhile, or a link
     try:
         status = os.fstat(descriptor)
         if not stat.S_ISREG(status.st_mode) or (hasattr(os, "getuid") and status.st_uid != os.getuid()):

@@ -17,6 +17,7 @@ from typing import Any, Final, TypeVar
 
 import zmq
 
+from tornado_rbkit.descriptors import require_descriptors
 from tornado_rbkit.profiler.arguments import check_clock, check_interval, check_server
 from tornado_rbkit.profiler.cpu import DEFAULT_INTERVAL
 from tornado_rbkit.profiler.discovery import RunningServer, announce, withdraw
@@ -37,6 +38,7 @@ __all__ = [
     "stop_server",
 ]
 
+_DESCRIPTORS: Final = 24  # a ZMQ context, two sockets, what wakes the thread, the first clients
 _PATIENCE_SECONDS: Final = 1.0
 _HOSTS_TURN_SECONDS: Final = 0.0005
 _T = TypeVar("_T")
@@ -72,6 +74,7 @@ class Server:
     file: Path | None = None
 
     def __init__(self, pub: str, req: str, name: str) -> None:
+        require_descriptors(_DESCRIPTORS)
         self.name = name
         self.started = time.time()
         self._publisher = Publisher()
@@ -284,6 +287,7 @@ def start_server(pub: str | None = None, req: str | None = None, name: str | Non
         ArgumentError: an argument cannot be used; the error names it, and what is allowed.
         AlreadyRunningError: this process has a server.
         BindError: an endpoint is taken, or cannot be bound; the error names it.
+        OSError: there are too few file descriptors.
     """
     check_server(pub, req, name)
     with _lock:
@@ -319,6 +323,7 @@ def start_profiling(
         ArgumentError: an argument cannot be used; the error names it, and what is allowed.
         AlreadyRunningError: the server that runs has other endpoints than the ones given.
         BindError: an endpoint is taken, or cannot be bound; the error names it.
+        OSError: there are too few file descriptors.
     """
     check_server(pub, req, name)
     check_clock(clock_type)
