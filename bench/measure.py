@@ -103,6 +103,12 @@ class Child:
         self._stderr.seek(0)
         return self._stderr.read()
 
+    def finish(self) -> None:
+        """Wait for its own end, which must be a good one."""
+        code = self._process.wait()
+        if code or self.errors():
+            raise RuntimeError(f"{self._process.args!r} ended with {code}:\n{self.errors()}")
+
     def end(self) -> None:
         """End it, whatever it does."""
         self._timer.cancel()
@@ -204,7 +210,7 @@ def short(value: float) -> str:
     return f"{value:.0f}" if value >= 10 else f"{value:.2g}" if value < 1 else f"{value:.1f}"
 
 
-def machine(packages: Sequence[str] = _PACKAGES) -> dict[str, Any]:
+def machine(packages: Sequence[str]) -> dict[str, Any]:
     """Describe what the figures are from."""
     models = [
         line.partition(":")[2].strip()
@@ -238,11 +244,11 @@ def options(description: str, default_rounds: int = 5) -> argparse.ArgumentParse
 class Report:
     """What one benchmark prints and writes."""
 
-    def __init__(self, arguments: argparse.Namespace) -> None:
+    def __init__(self, arguments: argparse.Namespace, packages: Sequence[str] = _PACKAGES) -> None:
         if not sys.platform.startswith("linux"):
             raise SystemExit("this needs Linux")
         self._arguments = arguments
-        self._machine = machine()
+        self._machine = machine(packages)
         self._parts: dict[str, Any] = {}
         self._began = time.time()
 

@@ -328,7 +328,9 @@ class TestCompression:
             websockets_connect(server.ws, **options) as one,  # type: ignore[arg-type]
             websockets_connect(server.ws + "?encoding=escaped", **options) as two,  # type: ignore[arg-type]
         ):
-            sent = [rbkit.publish_collection(padding) for padding in (0, 500, 100_000, 2_000_000, 0, *[20_000] * 60) * 3]
+            sent = [
+                rbkit.publish_collection(padding) for padding in (0, 500, 100_000, 2_000_000, 0, *[20_000] * 60) * 3
+            ]
             for message in sent:
                 assert await receive_data(plain) == message
             for connection in (one, two):
