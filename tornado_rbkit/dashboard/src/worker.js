@@ -131,9 +131,9 @@ const methods = {
     return loaded.snapshots.length;
   },
 
-  flame({ process, thread }) {
+  flame({ process, thread, path }) {
     const { cpu } = session.processNumbered(process);
-    return { ...cpu.flame(thread), ...cpuSummary(cpu) };
+    return { ...cpu.flame(thread, path), ...cpuSummary(cpu) };
   },
 
   functions({ process, ...query }) {

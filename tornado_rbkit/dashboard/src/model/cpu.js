@@ -5,8 +5,12 @@ import { Field } from "./protocol.js";
 // Samples whose order is kept for export; beyond that, how often each stack was seen.
 const MAX_ORDERED = 2_000_000;
 
-// Frames of a flame graph: SVG with more of them takes longer to draw than a person waits.
-const MAX_FRAMES = 600;
+// Frames of a flame graph at a time, and the part of its width that one has at least.
+const MAX_FRAMES = 1000;
+const SMALLEST = 2000;
+
+// Callers, callees and lines of a function.
+const DETAILS = 50;
 
 class Node {
   self = 0;
@@ -73,16 +77,24 @@ export class CpuProfile {
       .sort((a, b) => b.samples - a.samples);
   }
 
-  /** Return a tree of {name, file, line, value, children} of a thread, or of all, without what is too small to see,
-   * or too much to draw. */
-  flame(thread) {
-    const roots = this.#roots(thread);
-    const total = roots.reduce((sum, root) => sum + root.total, 0);
-    for (let smallest = total / 2000; ; smallest *= 2) {
-      const left = { frames: MAX_FRAMES };
-      const children = this.#merge(roots, smallest, left);
-      if (left.frames > 0) return { tree: { name: "all", value: total, children }, total };
+  /** Return a tree of {name, file, line, fn, value, children} of a thread, or of all, without what is too small to see,
+   * or too much to draw. Of it only what the functions of a path lead to, as far as there is such a path: `zoom` levels. */
+  flame(thread, path = []) {
+    let nodes = this.#roots(thread);
+    const total = nodes.reduce((sum, root) => sum + root.total, 0);
+    const tree = { name: "all", value: total, children: [] };
+    let innermost = tree;
+    let zoom = 0;
+    for (const fn of path) {
+      const same = nodes.flatMap((node) => [...node.children.values()].filter((child) => child.fn === fn));
+      if (!same.length) break;
+      nodes = same;
+      innermost.children = [this.#frameOf(fn, same)];
+      innermost = innermost.children[0];
+      zoom++;
     }
+    this.#fill(innermost, nodes);
+    return { tree, zoom, total };
   }
 
   /** Return the functions of a thread, or of all, with the samples they were innermost in and those they were in. */
@@ -114,19 +126,20 @@ export class CpuProfile {
       }
     };
     for (const root of this.#roots(thread)) walk(root, false, new Set());
+    const sum = (map) => [...map.values()].reduce((all, samples) => all + samples, 0);
+    const most = (map, label) =>
+      [...map].sort((a, b) => b[1] - a[1]).slice(0, DETAILS).map(([key, samples]) => ({ index: key, label: label(key), samples }));
+    const labelOf = (fn) => (fn === null ? "(thread)" : this.functions[fn].label);
     const { label, file, line } = this.functions[index];
-    const named = (map) =>
-      [...map]
-        .sort((a, b) => b[1] - a[1])
-        .map(([fn, samples]) => ({ index: fn, label: fn === null ? "(thread)" : this.functions[fn].label, samples }));
     return {
-      index,
       label,
       file,
       line,
-      callers: named(callers),
-      callees: named(callees),
-      lines: [...lines].sort((a, b) => b[1] - a[1]).slice(0, 20),
+      self: sum(lines),
+      samples: sum(callers),
+      callers: most(callers, labelOf),
+      callees: most(callees, labelOf),
+      lines: most(lines, (number) => `line ${number}`),
     };
   }
 
@@ -201,23 +214,30 @@ export class CpuProfile {
     return thread === null ? [...this.threads.values()].map(({ root }) => root) : [this.threads.get(thread)?.root].filter(Boolean);
   }
 
-  #merge(nodes, smallest, left) {
-    const byFunction = new Map();
-    for (const node of nodes) {
-      for (const child of node.children.values()) {
-        const same = byFunction.get(child.fn);
-        if (same) same.push(child);
-        else byFunction.set(child.fn, [child]);
+  /** Give a frame of a flame graph all frames below it that are large enough, or the largest of them. */
+  #fill(top, nodes) {
+    const found = [{ frame: top, nodes }];
+    for (const { frame: parent, nodes } of found) {
+      const byFunction = new Map();
+      for (const node of nodes) {
+        for (const child of node.children.values()) {
+          const same = byFunction.get(child.fn);
+          if (same) same.push(child);
+          else byFunction.set(child.fn, [child]);
+        }
+      }
+      for (const [fn, same] of byFunction) {
+        const frame = this.#frameOf(fn, same);
+        if (frame.value * SMALLEST >= top.value) found.push({ frame, parent, nodes: same });
       }
     }
-    const merged = [];
-    for (const [fn, same] of byFunction) {
-      const value = same.reduce((sum, node) => sum + node.total, 0);
-      if (value < smallest || --left.frames <= 0) continue;
-      const { label, file, line } = this.functions[fn];
-      merged.push({ name: label, file, line, fn, value, children: this.#merge(same, smallest, left) });
-    }
-    return merged;
+    found.sort((a, b) => b.frame.value - a.frame.value); // none is larger than its parent, which stays before it
+    for (const { frame, parent } of found.slice(1, MAX_FRAMES)) parent.children.push(frame);
+  }
+
+  #frameOf(fn, nodes) {
+    const { label, file, line } = this.functions[fn];
+    return { name: label, file, line, fn, value: nodes.reduce((sum, node) => sum + node.total, 0), children: [] };
   }
 
   #count(thread) {
