@@ -177,7 +177,7 @@ def test_the_process_before_can_be_looked_at(objects: Page, script: Script) -> N
 def test_thousands_of_classes(objects: Page, script: Script) -> None:
     script.publish(*(event for number in range(2000) for event in born(0, f"Class{number:04}", number)))
     objects.until(lambda: "2,000 classes, 200 are shown; 2,000 live objects" in objects.text, "they are counted")
-    assert names(objects) == [f"Class{number:04}" for number in range(200)]
+    objects.until(lambda: names(objects) == [f"Class{number:04}" for number in range(200)], "they are listed")
     objects.type("Filter by class name", "class1999")
     objects.until(lambda: names(objects) == ["Class1999"], "one is found")
 

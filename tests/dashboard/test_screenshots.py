@@ -56,7 +56,7 @@ def test_the_demo_shows_its_leak_and_its_hot_function(
     take("memory")
     page.click("CPU")
     page.until(lambda: any("PriceList.discounted" in row[0] for row in page.rows("Functions")), "functions are there")
-    page.until(lambda: page.all(".flame rect"), "the flame graph is drawn")
+    page.until(lambda: page.all(".flame canvas"), "the flame graph is drawn")
     take("cpu")
     page.click("Snapshots")
     page.click("Take a snapshot")

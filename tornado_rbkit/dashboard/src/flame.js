@@ -11,7 +11,7 @@ const STEPS = { ArrowDown: [1, 0], ArrowUp: [-1, 0], ArrowLeft: [0, -1], ArrowRi
 
 export class FlameGraph {
   element;
-  #rows = []; // by depth: frames {key, parent, node, from, to}, from 0 to 1, from left to right
+  #rows = []; // by depth: frames {node, key, parent, children, depth, from, to}, from 0 to 1, from left to right
   #current = null; // key of the frame that is pointed at, or that the keyboard is at
   #found = () => false;
   #on;
@@ -27,6 +27,7 @@ export class FlameGraph {
       "div",
       {
         class: "flame",
+        hidden: true,
         tabindex: "0",
         role: "application",
         "aria-label": "Flame graph: arrow keys go from frame to frame, Enter zooms in. The table below has the same in numbers",
@@ -44,29 +45,32 @@ export class FlameGraph {
     matchMedia("(prefers-color-scheme: dark)").addEventListener("change", () => this.#paint());
   }
 
-  /** Draw a tree of {name, value, fn, children}, with the frame that `zoom` levels lead to as wide as the whole, and what is
-   * `found(node)` marked. It becomes no lower, unless it is `another` one: what is below it would jump. */
-  draw(tree, zoom, found, another) {
+  /**
+   * Draw frames {name, value, fn, parent} as the worker gives them, with that which `zoom` levels lead to as wide as the
+   * whole, and what is `found(node)` marked. It becomes no lower, unless it is `another` graph: what is below would jump.
+   */
+  draw(nodes, zoom, found, another) {
+    this.element.hidden = !nodes[0].value;
     this.#found = found;
     this.#rows = [];
-    this.#place(tree, null, 0, 1, zoom);
+    const frames = nodes.map((node) => ({ node, children: [] }));
+    for (const frame of frames) {
+      frame.parent = frames[frame.node.parent] ?? null;
+      frame.depth = frame.parent ? frame.parent.depth + 1 : 0;
+      frame.key = frame.parent ? `${frame.parent.key}/${frame.node.fn}` : "";
+      frame.parent?.children.push(frame);
+    }
+    Object.assign(frames[0], { from: 0, to: 1 });
+    for (const row = [frames[0]]; row.length; ) {
+      this.#rows.push([...row]);
+      for (const frame of row.splice(0)) {
+        row.push(...placed(frame, frame.depth < zoom));
+      }
+    }
     this.#tallest = Math.max(this.#rows.length, another ? 0 : this.#tallest);
     this.#spacer.style.height = `${this.#tallest * ROW}px`;
     this.#paint();
     this.#point(this.#frame(this.#current));
-  }
-
-  #place(node, parent, from, to, zoom) {
-    const depth = parent === null ? 0 : parent.depth + 1;
-    const frame = { key: parent === null ? "" : `${parent.key}/${node.fn}`, parent, node, from, to, depth };
-    (this.#rows[depth] ??= []).push(frame);
-    const whole = zoom > depth ? node.children[0].value : node.value;
-    let at = from;
-    for (const child of node.children.toSorted((a, b) => (a.name < b.name ? -1 : 1))) {
-      const end = at + ((to - from) * child.value) / whole;
-      this.#place(child, frame, at, end, zoom);
-      at = end;
-    }
   }
 
   #paint() {
@@ -154,10 +158,22 @@ export class FlameGraph {
 
   #beside(frame, down, right) {
     if (down < 0) return frame.parent;
-    const row = this.#rows[frame.depth + down] ?? [];
+    const row = this.#rows[frame.depth];
     if (right) return row[row.indexOf(frame) + right];
-    return row.filter(({ parent }) => parent === frame).sort((a, b) => b.node.value - a.node.value)[0];
+    return frame.children.toSorted((a, b) => b.node.value - a.node.value)[0];
   }
+}
+
+/** Return what a frame calls, by name from left to right; `alone` as wide as itself. */
+function placed({ node, children, from, to }, alone) {
+  const whole = alone ? children[0].node.value : node.value;
+  let at = from;
+  children.sort((a, b) => (a.node.name < b.node.name ? -1 : 1));
+  for (const child of children) {
+    child.from = at;
+    at = child.to = at + ((to - from) * child.node.value) / whole;
+  }
+  return children;
 }
 
 /** Return a warm colour that black can be read on, the same for a function each time. */

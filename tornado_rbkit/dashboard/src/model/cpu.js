@@ -77,24 +77,36 @@ export class CpuProfile {
       .sort((a, b) => b.samples - a.samples);
   }
 
-  /** Return a tree of {name, file, line, fn, value, children} of a thread, or of all, without what is too small to see,
-   * or too much to draw. Of it only what the functions of a path lead to, as far as there is such a path: `zoom` levels. */
+  /**
+   * Return the frames of a flame graph of a thread, or of all: {name, file, line, fn, value, parent}, the last an index;
+   * the whole is first, and parents come before what they call. What is too small to see is left out, or too much to
+   * draw. With a path of functions it has only what is in there, as far as there is such a path: `zoom` levels.
+   */
   flame(thread, path = []) {
     let nodes = this.#roots(thread);
     const total = nodes.reduce((sum, root) => sum + root.total, 0);
-    const tree = { name: "all", value: total, children: [] };
-    let innermost = tree;
-    let zoom = 0;
+    const frames = [{ name: "all", value: total, parent: null }];
     for (const fn of path) {
       const same = nodes.flatMap((node) => [...node.children.values()].filter((child) => child.fn === fn));
       if (!same.length) break;
       nodes = same;
-      innermost.children = [this.#frameOf(fn, same)];
-      innermost = innermost.children[0];
-      zoom++;
+      frames.push(this.#frameOf(fn, same, frames.length - 1));
     }
-    this.#fill(innermost, nodes);
-    return { tree, zoom, total };
+    const zoom = frames.length - 1;
+    const within = [{ frame: frames.pop(), nodes }];
+    const smallest = within[0].frame.value / SMALLEST;
+    for (const caller of within) {
+      for (const [fn, same] of byFunction(caller.nodes)) {
+        const frame = this.#frameOf(fn, same, caller);
+        if (frame.value >= smallest) within.push({ frame, nodes: same });
+      }
+    }
+    within.sort((a, b) => b.frame.value - a.frame.value); // none is larger than its parent, which stays before it
+    for (const one of within.slice(0, MAX_FRAMES)) {
+      one.at = frames.length;
+      frames.push(one.at === zoom ? one.frame : { ...one.frame, parent: one.frame.parent.at });
+    }
+    return { frames, zoom, total };
   }
 
   /** Return the functions of a thread, or of all, with the samples they were innermost in and those they were in. */
@@ -214,30 +226,9 @@ export class CpuProfile {
     return thread === null ? [...this.threads.values()].map(({ root }) => root) : [this.threads.get(thread)?.root].filter(Boolean);
   }
 
-  /** Give a frame of a flame graph all frames below it that are large enough, or the largest of them. */
-  #fill(top, nodes) {
-    const found = [{ frame: top, nodes }];
-    for (const { frame: parent, nodes } of found) {
-      const byFunction = new Map();
-      for (const node of nodes) {
-        for (const child of node.children.values()) {
-          const same = byFunction.get(child.fn);
-          if (same) same.push(child);
-          else byFunction.set(child.fn, [child]);
-        }
-      }
-      for (const [fn, same] of byFunction) {
-        const frame = this.#frameOf(fn, same);
-        if (frame.value * SMALLEST >= top.value) found.push({ frame, parent, nodes: same });
-      }
-    }
-    found.sort((a, b) => b.frame.value - a.frame.value); // none is larger than its parent, which stays before it
-    for (const { frame, parent } of found.slice(1, MAX_FRAMES)) parent.children.push(frame);
-  }
-
-  #frameOf(fn, nodes) {
+  #frameOf(fn, nodes, parent) {
     const { label, file, line } = this.functions[fn];
-    return { name: label, file, line, fn, value: nodes.reduce((sum, node) => sum + node.total, 0), children: [] };
+    return { name: label, file, line, fn, value: nodes.reduce((sum, node) => sum + node.total, 0), parent };
   }
 
   #count(thread) {
@@ -260,6 +251,19 @@ export class CpuProfile {
 
 function pick({ self, total }) {
   return { self, total };
+}
+
+/** Return the children of nodes, those of one function together. */
+function byFunction(nodes) {
+  const found = new Map();
+  for (const node of nodes) {
+    for (const child of node.children.values()) {
+      const same = found.get(child.fn);
+      if (same) same.push(child);
+      else found.set(child.fn, [child]);
+    }
+  }
+  return found;
 }
 
 /** Return the nodes in which samples ended, with how many. */

@@ -119,14 +119,13 @@ export class CpuView {
     this.thread.value = options.some(([value]) => value === chosen) ? chosen : "";
   }
 
-  #draw({ tree, zoom, total, threads, samples }, another) {
+  #draw({ frames, zoom, total, threads, samples }, another) {
     this.#total = total;
     this.#drawThreads(threads, samples);
-    this.graph.element.hidden = !total;
     this.reset.hidden = !zoom;
     const wanted = this.search.value.toLowerCase();
     const found = ({ fn, name, file }) => wanted !== "" && fn !== undefined && `${name} ${file}`.toLowerCase().includes(wanted);
-    this.graph.draw(tree, zoom, found, another);
+    this.graph.draw(frames, zoom, found, another);
   }
 
   async #drawTable(thread) {
