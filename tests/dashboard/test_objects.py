@@ -206,3 +206,17 @@ def test_recorded_ruby_traffic_gives_the_counts_of_python(objects: Page, script:
         name: (f"{live[name]:,}", f"{created[name]:,}", f"{destroyed[name]:,}") for name in created
     }
     assert f"{strangers} older than the profile were destroyed" in objects.text
+
+
+def test_objects_that_are_too_many_to_follow_are_said(page: Page, site: Serve, script: Script) -> None:
+    many = """
+        const size = Object.getOwnPropertyDescriptor(Map.prototype, 'size').get;
+        const more = count => count && count + 11_999_997;
+        Object.defineProperty(Map.prototype, 'size', {get() { return more(size.call(this)); }});
+    """
+    page.open_with(site(script.rbkit).url, "objects", many)
+    page.until_live()
+    script.publish(*born(0, "Thing", *range(5)))
+    told = "12,000,000 live objects are followed; 2 more are counted as created only, and their end is not known"
+    page.until(lambda: told in page.text, "it is said")
+    assert page.row("Live objects", "Thing")[0] == "3"

@@ -87,6 +87,7 @@ export class LiveObjects {
       live: this.classes.reduce((sum, row) => sum + row.live, 0),
       strangers: this.strangers,
       untracked: this.untracked,
+      most: MAX_TRACKED,
       uncertain: this.uncertain,
     };
   }

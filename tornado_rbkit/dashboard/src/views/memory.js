@@ -84,6 +84,12 @@ export class MemoryView {
     this.#mark();
   }
 
+  /** What follows is of another session. */
+  forget() {
+    this.#fixed = null;
+    this.#mark();
+  }
+
   /** Ask for what is in view, and draw it. */
   async update(header) {
     const end = header.lastTime === null ? Date.now() / 1000 : header.lastTime / 1000;
