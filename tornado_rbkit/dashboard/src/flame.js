@@ -19,6 +19,7 @@ export class FlameGraph {
   #canvas = h("canvas", { "aria-hidden": "true" });
   #widths = new Map(); // px, by name
   #tallest = 0; // rows
+  #due = null; // the frame it is painted with
 
   /** `onpoint(node)` is called with what is pointed at, null for nothing; `onchoose(path)` with the functions to a frame. */
   constructor(on) {
@@ -31,7 +32,7 @@ export class FlameGraph {
         tabindex: "0",
         role: "application",
         "aria-label": "Flame graph: arrow keys go from frame to frame, Enter zooms in. The table below has the same in numbers",
-        onscroll: () => this.#paint(),
+        onscroll: () => this.#repaint(),
         onpointermove: (event) => this.#point(this.#at(event)),
         onpointerleave: () => this.#point(null),
         onclick: (event) => this.#choose(this.#at(event)),
@@ -41,8 +42,8 @@ export class FlameGraph {
       h("div", { class: "pane" }, this.#canvas), // as large as what is seen of it
       this.#spacer,
     );
-    new ResizeObserver(() => this.#paint()).observe(this.element);
-    matchMedia("(prefers-color-scheme: dark)").addEventListener("change", () => this.#paint());
+    new ResizeObserver(() => this.#repaint()).observe(this.element);
+    matchMedia("(prefers-color-scheme: dark)").addEventListener("change", () => this.#repaint());
   }
 
   /**
@@ -69,11 +70,17 @@ export class FlameGraph {
     }
     this.#tallest = Math.max(this.#rows.length, another ? 0 : this.#tallest);
     this.#spacer.style.height = `${this.#tallest * ROW}px`;
-    this.#paint();
+    this.#repaint();
     this.#point(this.#frame(this.#current));
   }
 
+  /** Paint with the next frame. */
+  #repaint() {
+    this.#due ??= requestAnimationFrame(() => this.#paint());
+  }
+
   #paint() {
+    this.#due = null;
     const { clientWidth: width, clientHeight: height, scrollTop } = this.element;
     if (!width) return;
     const context = this.#canvas.getContext("2d");
@@ -132,7 +139,7 @@ export class FlameGraph {
     const key = frame?.key ?? null;
     if (key !== this.#current) {
       this.#current = key;
-      this.#paint();
+      this.#repaint();
     }
     this.#on.point(frame?.node ?? null);
   }

@@ -8,8 +8,13 @@ const NUMBER_WIDTH = 6.4;
 const SHARE_WIDTH = 10;
 const DRAWN_WIDTH = 9;
 
-// Cells that are written in a frame: the browser lays them out before the next, so none is long.
-const FRAME_CELLS = 100;
+// Cells in view that are written between two frames: the browser has them to lay out in the next, which should be short.
+const FRAME_CELLS = 50;
+
+/** Resolve after the next frame, in a task of its own. */
+function nextFrame() {
+  return new Promise((resolve) => requestAnimationFrame(() => setTimeout(resolve)));
+}
 
 export class Table {
   element;
@@ -20,6 +25,7 @@ export class Table {
   #body;
   #rows = new Map(); // by key: {row, cells, data}
   #order = []; // keys
+  #outOfView = new WeakSet(); // rows that the browser does not lay out
   #held = false;
   #selected = null;
   #rearrange = true;
@@ -35,6 +41,9 @@ export class Table {
     this.key = key;
     this.#onselect = onselect;
     this.#body = h("tbody", { role: "rowgroup" });
+    this.#body.addEventListener("contentvisibilityautostatechange", ({ target, skipped }) =>
+      skipped ? this.#outOfView.add(target) : this.#outOfView.delete(target),
+    );
     this.headers = new Map();
     const header = h("tr", { role: "row" }, ...columns.map((column) => this.#header(column, onsort)));
     // Roles, because some browsers take a table for none when its rows are laid out as a grid.
@@ -56,7 +65,7 @@ export class Table {
   }
 
   /**
-   * Show these rows, some in each of the next frames; unless others are given meanwhile. What is pointed at or has the
+   * Show these rows, some between each two frames; unless others are given meanwhile. What is pointed at or has the
    * focus is not moved; the order is made good afterwards.
    */
   async update(rows) {
@@ -72,12 +81,16 @@ export class Table {
     const kept = held ? this.#order.filter((key) => given.has(key)) : [];
     const order = [...new Set([...kept, ...given.keys()])];
     this.#order = order;
-    const rowsInFrame = Math.ceil(FRAME_CELLS / this.#columns.length);
+    let written = 0;
     for (let i = 0; i < order.length; i++) {
-      if (i && i % rowsInFrame === 0) await new Promise(requestAnimationFrame);
-      if (this.#order !== order) return;
+      if (written >= FRAME_CELLS) {
+        await nextFrame();
+        if (this.#order !== order) return;
+        written = 0;
+      }
       const row = this.#show(order[i], given.get(order[i]));
       if (this.#body.children[i] !== row) this.#body.insertBefore(row, this.#body.children[i] ?? null);
+      if (!this.#outOfView.has(row)) written += this.#columns.length;
     }
   }
 

@@ -6,7 +6,7 @@ import { Field } from "./protocol.js";
 const MAX_ORDERED = 2_000_000;
 
 // Frames of a flame graph at a time, and the part of its width that one has at least.
-const MAX_FRAMES = 1000;
+const MAX_FRAMES = 600;
 const SMALLEST = 2000;
 
 // Callers, callees and lines of a function.
