@@ -206,9 +206,13 @@ class Page {
     if (command === "objectspace_snapshot") {
       this.#views[2][2].asked = true;
       this.#open("snapshots");
+      this.#draw();
     }
     const error = await ask("command", command);
-    if (error !== null) this.#fail(`${command}: ${error}`);
+    if (error !== null) {
+      this.#fail(`${command}: ${error}`);
+      if (command === "objectspace_snapshot") this.#views[2][2].asked = false;
+    }
     await this.#tick();
   }
 

@@ -94,7 +94,7 @@ export class SnapshotsView {
     this.#known = [];
     this.#drawn = "";
     this.#number = this.#className = null;
-    this.failed = false;
+    this.failed = this.asked = false;
   }
 
   async update(header) {
@@ -106,7 +106,7 @@ export class SnapshotsView {
     const silent = Math.min(...incoming.map(({ silentSeconds }) => silentSeconds));
     const silence = silent >= SILENCE_SECONDS ? `, nothing for ${format.duration(silent)}` : "";
     if (incoming.length) this.#tell(`A snapshot is coming in: ${format.count(objects)} of ${format.count(expected)} objects${silence}.`);
-    else if (this.asked && header.pending) this.#tell("A snapshot was asked for: the process lists its objects.");
+    else if (this.asked) this.#tell("A snapshot was asked for. The process lists its objects…");
     else if (!this.failed) this.#tell(list.length ? "" : EMPTY);
     const drawn = JSON.stringify([list, header.processes.length]);
     if (drawn === this.#drawn) return;
