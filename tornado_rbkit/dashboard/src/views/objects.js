@@ -31,7 +31,7 @@ export class ObjectsView {
         number("middle", "middle", "survived one to three collections"),
         number("old", "old", "survived more than three collections"),
         number("created", "created", "since the profile began"),
-        number("destroyed", "destroyed", "since the profile began"),
+        number("destroyed", "gone", "destroyed since the profile began"),
       ],
     });
     this.filter = h("input", {
