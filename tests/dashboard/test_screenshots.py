@@ -50,6 +50,7 @@ def test_the_demo_shows_its_leak_and_its_hot_function(
     page.until(lambda: "Snapshot 1" in page.text, "the first is there")
     page.click("Objects")
     page.until(lambda: live(page, "tornado_rbkit.profiler.workload.Cart") > 200, "carts gather", timeout=60)
+    page.until(lambda: page.row("Live objects", "list")[2] != "0.0/s", "growth is told")
     take("objects")
     page.click("Memory")
     page.until(lambda: re.search(r"live objects\n[\d,]+", page.text), "the collector's figures came")
