@@ -3,8 +3,9 @@
     pip install '.[bench]'        # and Debian's chromium and chromium-driver
     python bench/dashboard.py [--seconds 15] [--rate 20] [--objects 1000000] [--json FILE]
 
-A publisher of its own process sends events as rbkit does, at a rate in MB/s, and then one heap snapshot; the page
-shows each of its views meanwhile. Tasks of more than 50 ms are what browsers report (PerformanceObserver "longtask").
+A publisher of its own process sends events as rbkit does, at a rate in MB/s, while the page shows each of its views,
+the opening of the view included; then two heap snapshots, which are looked into. Tasks of more than 50 ms are what
+browsers report (PerformanceObserver "longtask").
 """
 
 from __future__ import annotations
@@ -95,12 +96,12 @@ class Publisher:
                 self.send(self._events())
             self.answer(0.002)
 
-    def snapshot(self, objects: int) -> None:
-        """Send a snapshot in messages of twenty dumps, as the embedded profiler does."""
+    def snapshot(self, objects: int, number: int) -> None:
+        """Send a snapshot in messages of twenty dumps, as the embedded profiler does; of the next a tenth is new."""
         for begin in range(0, objects, 20 * DUMP):
             now = time.time() * 1000
             firsts = range(begin, min(begin + 20 * DUMP, objects), DUMP)
-            self.send(msgpack.packb([self._dump(now, first, objects) for first in firsts]))
+            self.send(msgpack.packb([self._dump(now, first, objects, number) for first in firsts]))
             self.answer(0)
 
     def _events(self) -> bytes:
@@ -128,19 +129,20 @@ class Publisher:
         ]
         return [{12: name, 13: name, 6: "/srv/shop.rb", 7: 1, 14: 0, 15: 1} for name in names]
 
-    def _dump(self, now: float, first: int, total: int) -> dict[int, Any]:
+    def _dump(self, now: float, first: int, total: int, number: int) -> dict[int, Any]:
+        moved = number * total // 10
         objects = [
             {
-                3: n * 48,
+                3: (n + moved) * 48,
                 4: f"Shop::Class{n % 500}",
-                5: [(n * 7 + k) % total * 48 for k in range(n % 5)],
+                5: [((n * 7 + k) % total + moved) * 48 for k in range(n % 5)],
                 6: None,
                 7: None,
                 8: 40 + n % 200,
             }
             for n in range(first, min(first + DUMP, total))
         ]
-        return {0: 5, 1: now, 10: 1, 11: total, 2: objects}
+        return {0: 5, 1: now, 10: number, 11: total, 2: objects}
 
 
 def publish(pipe: Connection) -> None:
@@ -177,27 +179,42 @@ def until(driver: webdriver.Chrome, selector: str, text: str, seconds: float = 1
     return time.monotonic() - started
 
 
+def click(driver: webdriver.Chrome, selector: str) -> None:
+    """Click the first element of these that is seen."""
+    next(each for each in driver.find_elements(By.CSS_SELECTOR, selector) if each.is_displayed()).click()
+
+
 def measure(driver: webdriver.Chrome, pipe: Connection, arguments: argparse.Namespace) -> Iterator[dict[str, Any]]:
-    """Yield a row for each view under a flood, and for a snapshot."""
+    """Yield a row for each view under a flood, and for each step with two snapshots."""
+
+    def row(what: str, rate: float | None = None) -> dict[str, Any]:
+        tasks = driver.execute_script("const tasks = window.longTasks; window.longTasks = []; return tasks")
+        return {"what": what, "MB/s": rate, "tasks": tasks}
+
     for view in ("memory", "objects", "cpu"):
         driver.execute_script(f"location.hash = '{view}'; window.longTasks.length = 0")
         pipe.send(("flood", arguments.seconds, arguments.rate))
         size, seconds = pipe.recv()
-        tasks = driver.execute_script("return window.longTasks")
-        yield {"what": f"{view} view", "MB/s": size / seconds / 1e6, "tasks": tasks, "MB": size / 1e6}
-    received = driver.find_element(By.TAG_NAME, "footer").get_attribute("textContent")
-    print(f"the page says: {received}", file=sys.stderr)
+        yield row(f"{view} view", size / seconds / 1e6)
+    footer = driver.find_element(By.TAG_NAME, "footer").get_attribute("textContent")
+    print(f"the page says: {footer}", file=sys.stderr)
     driver.execute_script("location.hash = 'snapshots'; window.longTasks.length = 0")
-    pipe.send(("snapshot", arguments.objects))
-    size, seconds = pipe.recv()
-    late = until(driver, ".snapshots", f"{arguments.objects:,} objects")
-    driver.find_element(By.CSS_SELECTOR, "tbody button").click()
-    until(driver, ".objects", "objects")
-    driver.find_element(By.CSS_SELECTOR, ".objects tbody button").click()
-    until(driver, ".detail", "Refers to")
-    tasks = driver.execute_script("return window.longTasks")
-    what = f"snapshot of {arguments.objects:,} objects, shown {late:.1f} s after it was sent, and looked into"
-    yield {"what": what, "MB/s": size / seconds / 1e6, "tasks": tasks, "MB": size / 1e6}
+    for number in (1, 2):
+        pipe.send(("snapshot", arguments.objects, number))
+        size, seconds = pipe.recv()
+        late = until(driver, ".snapshots", f"Snapshot {number}")
+        what = (
+            f"snapshot {number} of {arguments.objects:,} objects comes in, and is shown {late:.1f} s after it was sent"
+        )
+        yield row(what, size / seconds / 1e6)
+    until(driver, "#view-snapshots", "changed since snapshot 1")
+    yield row("the second is compared with the first")
+    click(driver, "#view-snapshots tbody button")
+    until(driver, ".objects", "objects that snapshot 1 has not")
+    yield row("a class is opened")
+    click(driver, ".objects tbody button")
+    until(driver, "#view-snapshots .detail", "Refers to")
+    yield row("an object is opened, with its way from a root")
 
 
 def main() -> None:
@@ -228,7 +245,8 @@ def main() -> None:
     print("| what | MB/s sent | tasks over 50 ms | the longest |\n| --- | --- | --- | --- |")
     for row in rows:
         longest = f"{max(row['tasks']):.0f} ms" if row["tasks"] else "–"
-        print(f"| {row['what']} | {row['MB/s']:.1f} | {len(row['tasks'])} | {longest} |")
+        rate = f"{row['MB/s']:.1f}" if row["MB/s"] else ""
+        print(f"| {row['what']} | {rate} | {len(row['tasks'])} | {longest} |")
     if arguments.json:
         with open(arguments.json, "w", encoding="utf-8") as file:
             json.dump(rows, file, indent=1)

@@ -16,6 +16,9 @@ from tests.fake_rbkit import FakeRbkit, rbkit_process
 from tornado_rbkit import AssetHandler, Bridge, IndexHandler, RbkitWebSocketHandler
 from tornado_rbkit.protocol import COMMANDS
 
+OFTEN = "const plain = setInterval; self.setInterval = (act, ms) => plain(act, ms / 20);"
+"""Have the page's worker ask each quarter of a second what is recorded, not each five seconds."""
+
 
 def test_it_says_who_is_profiled_and_what_is_recorded(page: Page, site: Serve, rbkit: FakeRbkit) -> None:
     page.open(site(rbkit).url)
@@ -48,7 +51,7 @@ def test_all_commands_can_be_given(page: Page, site: Serve, rbkit: FakeRbkit) ->
 
 
 def test_what_another_viewer_starts_is_shown(page: Page, site: Serve, rbkit: FakeRbkit) -> None:
-    page.open(site(rbkit).url)
+    page.open_with(site(rbkit).url, "", OFTEN)
     page.until_live()
     rbkit.enabled.add("cpu_profiling")
     page.until(lambda: page.facts["recording"] == "CPU", "the page has asked again")
@@ -169,7 +172,7 @@ def test_a_refused_websocket_says_why(page: Page, site: Serve, rbkit: FakeRbkit)
     allowed = {"now": True}
     page.expected_console = ["WebSocket connection to", "403"]
     server = site(rbkit, access={"authorize": lambda handler, command: allowed["now"]})
-    page.open(server.url)
+    page.open_with(server.url, "", OFTEN)
     page.until_live()
     allowed["now"] = False
     page.until(lambda: page.state == "refused" and "not authorized any more" in page.text, "it is refused")

@@ -9,9 +9,11 @@ import sys
 from collections import Counter
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import pytest
+from selenium.webdriver.common.action_chains import ActionChains
+from selenium.webdriver.common.keys import Keys
 
 from tests.dashboard.conftest import Page, Script, Serve
 from tests.fake_rbkit import FakeRbkit, recorded
@@ -67,6 +69,65 @@ def publish(script: Script, *stacks: list[dict[int, Any]]) -> None:
     script.publish(*((0.01 * number, CPU_SAMPLE, frames) for number, frames in enumerate(stacks)))
 
 
+class Frame(NamedTuple):
+    """A frame of the flame graph, as it is seen."""
+
+    name: str
+    figures: str
+    depth: int
+    x: float
+    width: int
+    found: bool
+
+
+def flame(page: Page) -> dict[str, Frame]:
+    """Return the frames that are drawn, by name: what is told of each patch of one colour when it is pointed at."""
+    frames = page.script(
+        """
+        const [graph, told] = ['.flame', '.hovered'].map(selector => document.querySelector(selector));
+        const canvas = graph.querySelector('canvas');
+        if (!canvas.checkVisibility() || !canvas.height) return [];
+        const copy = new OffscreenCanvas(canvas.width, canvas.height).getContext('2d', {willReadFrequently: true});
+        copy.drawImage(canvas, 0, 0);
+        const frames = [];
+        for (let y = 1; y < canvas.height; y += 18) { // above the text
+            const pixels = copy.getImageData(0, y, canvas.width, 1).data;
+            const colour = x => pixels.slice(4 * x, 4 * x + 4).join();
+            for (let x = 0, end; x < canvas.width; x = end) {
+                for (end = x + 1; end < canvas.width && colour(end) === colour(x); end++);
+                if (pixels[4 * x + 3]) frames.push({x, y, width: end - x, found: colour(x) === '230,0,230,255'});
+            }
+        }
+        const {left, top} = canvas.getBoundingClientRect();
+        const point = (type, x, y) => graph.dispatchEvent(
+            new PointerEvent(type, {bubbles: true, clientX: left + x, clientY: top + y}));
+        const rows = frames.map(({x, y, width, found}) => {
+            point('pointermove', x + width / 2, y);
+            const [name, , figures] = told.textContent.split('  ');
+            return [name, figures, (y - 1) / 18, x + width / 2, width, found];
+        });
+        point('pointerleave', 0, 0);
+        return rows;
+        """
+    )
+    return {frame[0]: Frame(*frame) for frame in frames}
+
+
+def until_drawn(page: Page, *names: str) -> dict[str, Frame]:
+    """Wait until these frames are drawn and no others."""
+    page.until(lambda: set(flame(page)) == {"all", *names}, f"the frames are {names}")
+    return flame(page)
+
+
+def click(page: Page, name: str) -> None:
+    """Click a frame."""
+    frame, canvas = flame(page)[name], page.one(".flame canvas")
+    size = canvas.size
+    ActionChains(page.driver).move_to_element_with_offset(
+        canvas, round(frame.x - size["width"] / 2), round(18 * frame.depth + 9 - size["height"] / 2)
+    ).click().perform()
+
+
 def test_functions_have_the_samples_that_python_counts(page: Page, site: Serve, rbkit: FakeRbkit) -> None:
     own, whole = counted(open_ruby(page, site, rbkit))
     assert shown(page) == {label: (own[label], whole[label]) for label in whole}
@@ -87,42 +148,70 @@ def test_the_flame_graph_has_each_stack_s_frames(page: Page, site: Serve, script
     page.open(site(script.rbkit).url, "cpu")
     page.until_live()
     publish(script, stack("main", "a", "b"), stack("main", "a"), stack("main", "c", thread=2))
-    page.until(lambda: len(page.all(".flame rect")) == 5, "all, main, a, b, c")
-    widths = dict(
-        page.script(
-            """
-            return [...document.querySelectorAll('.flame .frame')].map(frame =>
-                [frame.querySelector('title').textContent, frame.querySelector('rect').getBoundingClientRect().width]);
-            """
-        )
-    )
-    assert set(widths) == {"all, 100.0 %", "main, 100.0 %", "a, 66.7 %", "b, 33.3 %", "c, 33.3 %"}
-    assert widths["a, 66.7 %"] == pytest.approx(2 * widths["b, 33.3 %"], rel=0.02)
+    frames = until_drawn(page, "main", "a", "b", "c")
+    assert {name: (frame.depth, frame.figures) for name, frame in frames.items()} == {
+        "all": (0, "3 samples, 100.0 %"),
+        "main": (1, "3 samples, 100.0 %"),
+        "a": (2, "2 samples, 66.7 %"),
+        "b": (3, "1 sample, 33.3 %"),
+        "c": (2, "1 sample, 33.3 %"),
+    }
+    assert frames["a"].width == pytest.approx(2 * frames["b"].width, rel=0.02)
+    assert frames["c"].x > frames["a"].x
     # It grows.
     publish(script, stack("main", "d"))
-    page.until(lambda: len(page.all(".flame rect")) == 6, "d is there")
+    until_drawn(page, "main", "a", "b", "c", "d")
 
 
 def test_a_click_zooms_in_and_the_whole_comes_back(page: Page, site: Serve, script: Script) -> None:
     page.open(site(script.rbkit).url, "cpu")
     page.until_live()
-    publish(script, *[stack("main", "hot")] * 3, stack("main", "cold"))
-    page.until(lambda: len(page.all(".flame rect")) == 4, "all frames are drawn")
-
-    def width(label: str) -> float:
-        frames = {frame.text: frame for frame in page.all(".flame .frame")}
-        return float(frames[label].find_element("css selector", "rect").size["width"])
-
-    page.until(lambda: width("cold") == pytest.approx(width("main") / 4, rel=0.02), "it is a quarter")
-    next(frame for frame in page.all(".flame .frame") if frame.text == "cold").click()
-    page.until(lambda: width("cold") == width("main"), "it fills the graph")
-    page.until(lambda: "Called by" in page.one("#view-cpu .detail").text, "its details are shown")
-    publish(script, stack("main", "new"))
-    page.until(lambda: "5 samples" in page.text, "another has come")
-    assert width("cold") == width("main")  # what is looked at stays
+    publish(script, *[stack("main", "hot")] * 3, stack("main", "cold", "within"))
+    frames = until_drawn(page, "main", "hot", "cold", "within")
+    assert frames["cold"].width == pytest.approx(frames["main"].width / 4, rel=0.02)
+    click(page, "cold")
+    frames = until_drawn(page, "main", "cold", "within")
+    assert frames["cold"].width == frames["main"].width == frames["within"].width
+    assert frames["cold"].figures == "1 sample, 25.0 %"
+    page.until(lambda: page.texts("#view-cpu .detail h3") == ["cold"], "its details are shown")
+    # What is looked at goes on as well.
+    publish(script, stack("main", "new"), stack("main", "cold", "later"))
+    frames = until_drawn(page, "main", "cold", "within", "later")
+    assert frames["within"].width == pytest.approx(frames["cold"].width / 2, rel=0.02)
     page.click("Whole graph")
-    page.until(lambda: width("cold") == pytest.approx(width("main") / 5, rel=0.02), "the whole is there")
-    assert width("new") == pytest.approx(width("main") / 5, rel=0.02)  # with what has come
+    frames = until_drawn(page, "main", "hot", "cold", "within", "later", "new")
+    assert frames["cold"].width == pytest.approx(frames["main"].width / 3, rel=0.02)
+
+
+def test_the_flame_graph_is_walked_by_keyboard(page: Page, site: Serve, script: Script) -> None:
+    page.open(site(script.rbkit).url, "cpu")
+    page.until_live()
+    publish(script, *[stack("main", "hot")] * 2, stack("main", "cold"))
+    until_drawn(page, "main", "hot", "cold")
+    graph = page.one(".flame")
+
+    def told(*keys: str) -> str:
+        graph.send_keys(*keys)
+        return page.one(".hovered").text.split()[0]
+
+    assert told(Keys.ARROW_DOWN) == "all"
+    assert told(Keys.ARROW_DOWN, Keys.ARROW_DOWN) == "hot"  # the widest
+    assert told(Keys.ARROW_LEFT) == "cold"
+    assert told(Keys.ARROW_LEFT) == "cold"  # there is none further left
+    assert told(Keys.ARROW_UP) == "main"
+    assert told(Keys.ARROW_DOWN, Keys.ENTER) == "hot"
+    until_drawn(page, "main", "hot")
+
+
+def test_a_graph_of_deep_recursion_is_drawn_and_scrolled(page: Page, site: Serve, script: Script) -> None:
+    page.open(site(script.rbkit).url, "cpu")
+    page.until_live()
+    publish(script, stack("main", *["deeper"] * 2000), stack("main", "flat"))
+    page.until(lambda: {"main", "deeper", "flat"} <= set(flame(page)), "it is drawn")
+    canvas = page.one(".flame canvas").size
+    assert canvas["height"] < 700
+    page.script("document.querySelector('.flame').scrollTop = 9000")
+    page.until(lambda: set(flame(page)) == {"deeper"}, "it is deeper there")
 
 
 def test_callers_callees_and_lines_of_a_function(page: Page, site: Serve, script: Script) -> None:
@@ -131,13 +220,29 @@ def test_callers_callees_and_lines_of_a_function(page: Page, site: Serve, script
     publish(script, stack("main", "hub", "leaf"), stack("main", "hub", "leaf"), stack("other", "hub"), stack("hub"))
     page.until(lambda: "hub" in shown(page), "hub is there")
     page.click("hub")
-    page.until(lambda: "Called by" in page.one("#view-cpu .detail").text, "its details are shown")
-    lines = page.one("#view-cpu .detail").text.splitlines()
-    callers = lines[lines.index("Called by") + 1 : lines.index("Calls")]
-    callees = lines[lines.index("Calls") + 1 : lines.index("Its own samples by line")]
-    assert callers == ["main 2 samples", "other 1 samples", "(thread) 1 samples"]
-    assert callees == ["leaf 2 samples"]
-    assert lines[-2:] == ["line 1: 1", "line 0: 1"]
+    expected = {
+        "Called by": [["main", "2  50.0 %"], ["other", "1  25.0 %"], ["(thread)", "1  25.0 %"]],
+        "Calls": [["leaf", "2  50.0 %"]],
+        "Its own samples by line": [["line 1", "1  25.0 %"], ["line 0", "1  25.0 %"]],
+    }
+    page.until(lambda: lists(page) == expected, "they are its own")
+    assert "self 2 samples, 50.0 %; total 4 samples, 100.0 %" in page.one("#view-cpu .detail").text
+    assert page.texts("#view-cpu .detail button") == ["main", "other", "leaf"]  # what can be followed
+
+
+def test_details_go_on_under_the_focus(page: Page, site: Serve, script: Script) -> None:
+    page.open(site(script.rbkit).url, "cpu")
+    page.until_live()
+    publish(script, stack("one", "hub", "leaf"), stack("one", "hub"), stack("two", "hub"))
+    page.until(lambda: "hub" in shown(page), "hub is there")
+    page.click("hub")
+    page.until(lambda: len(lists(page)["Called by"]) == 2, "its callers are shown")
+    page.script("document.querySelector('#view-cpu .detail button').focus()")
+    assert page.driver.switch_to.active_element.text == "one"
+    publish(script, *[stack("two", "hub")] * 5)
+    expected = [["one", "2  25.0 %"], ["two", "6  75.0 %"]]
+    page.until(lambda: lists(page)["Called by"] == expected, "the figures go on")
+    assert page.driver.switch_to.active_element.text == "one"
 
 
 def at_line(frames: list[dict[int, Any]], line: int) -> list[dict[int, Any]]:
@@ -145,14 +250,9 @@ def at_line(frames: list[dict[int, Any]], line: int) -> list[dict[int, Any]]:
     return [frames[0] | {7: line}, *frames[1:]]
 
 
-def lists(page: Page) -> dict[str, list[str]]:
+def lists(page: Page) -> dict[str, list[list[str]]]:
     """Return what is said of the function in view, by title."""
-    return page.script(  # type: ignore[no-any-return]
-        """
-        return Object.fromEntries([...document.querySelectorAll('#view-cpu .detail h4')].map((title) =>
-            [title.innerText, [...title.nextElementSibling.querySelectorAll('li')].map((item) => item.innerText)]));
-        """
-    )
+    return {title: page.rows(title) for title in ("Called by", "Calls", "Its own samples by line")}
 
 
 def follow(page: Page, name: str) -> None:
@@ -169,9 +269,9 @@ def test_callers_and_callees_are_followed(page: Page, site: Serve, script: Scrip
     page.click("parse")
     page.until(lambda: page.texts("#view-cpu .detail h3") == ["parse"], "it is in view")
     follow(page, "load")
-    assert lists(page)["Calls"] == ["parse 1 samples"]
+    page.until(lambda: lists(page)["Calls"] == [["parse", "1  100.0 %"]], "what it calls")
     follow(page, "main")
-    assert lists(page)["Calls"] == ["load 1 samples", "save 1 samples"]
+    page.until(lambda: lists(page)["Calls"] == [["load", "1  50.0 %"], ["save", "1  50.0 %"]], "what it calls")
 
 
 def test_a_sample_counts_once_however_deep_it_recurses(page: Page, site: Serve, script: Script) -> None:
@@ -180,9 +280,8 @@ def test_a_sample_counts_once_however_deep_it_recurses(page: Page, site: Serve, 
     publish(script, stack("main", "walk", "walk", "visit", "walk", "visit"), stack("main", "walk"))
     page.until(lambda: shown(page) == {"visit": (1, 1), "walk": (1, 2), "main": (0, 2)}, "it counts once")
     page.click("walk")
-    page.until(lambda: lists(page), "its details are shown")
-    assert lists(page)["Called by"] == ["main 2 samples"]
-    assert lists(page)["Calls"] == ["visit 1 samples"]
+    page.until(lambda: lists(page)["Calls"] == [["visit", "1  50.0 %"]], "its details are shown")
+    assert lists(page)["Called by"] == [["main", "2  100.0 %"]]
 
 
 def test_lines_are_one_function_and_those_of_the_thread(page: Page, site: Serve, script: Script) -> None:
@@ -192,11 +291,15 @@ def test_lines_are_one_function_and_those_of_the_thread(page: Page, site: Serve,
     publish(script, stack("main", "work"), at_line(stack("main", "work"), 3), other, other)
     page.until(lambda: shown(page) == {"work": (4, 4), "main": (0, 4)}, "at whatever line")
     page.click("work")
-    page.until(lambda: lists(page), "its details are shown")
-    assert lists(page)["Its own samples by line"] == ["line 5: 2", "line 1: 1", "line 3: 1"]
+
+    def lines() -> list[list[str]]:
+        return lists(page)["Its own samples by line"]
+
+    every = [["line 5", "2  50.0 %"], ["line 1", "1  25.0 %"], ["line 3", "1  25.0 %"]]
+    page.until(lambda: lines() == every, "its details are shown")
     page.choose("Thread", "1 ")
-    alone = ["line 1: 1", "line 3: 1"]
-    page.until(lambda: lists(page)["Its own samples by line"] == alone, "one thread is shown alone")
+    alone = [["line 1", "1  50.0 %"], ["line 3", "1  50.0 %"]]
+    page.until(lambda: lines() == alone, "one thread is shown alone")
     assert shown(page) == {"work": (2, 2), "main": (0, 2)}
 
 
@@ -216,13 +319,16 @@ def test_search_filters_the_functions_and_marks_the_frames(page: Page, site: Ser
     page.until_live()
     publish(script, stack("main", "alpha"), stack("main", "beta"))
     page.until(lambda: set(shown(page)) == {"main", "alpha", "beta"}, "all are there")
-    marked = ".flame rect[fill='#e600e6' i]"
-    assert not page.all(marked)
+
+    def marked() -> set[str]:
+        return {frame.name for frame in flame(page).values() if frame.found}
+
+    assert marked() == set()
     page.type("Search functions", "ALPH")
     page.until(lambda: set(shown(page)) == {"alpha"}, "one is left")
-    page.until(lambda: len(page.all(marked)) == 1, "its frame is marked")
+    page.until(lambda: marked() == {"alpha"}, "its frame is marked")
     page.type("Search functions", "(")  # no regular expression
-    page.until(lambda: not page.all(marked), "none is marked")
+    page.until(lambda: marked() == set(), "none is marked")
     page.until(lambda: "No function has “(” in its name or file." in page.text, "it is said")
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 import subprocess
 import sys
 from pathlib import Path
@@ -9,7 +10,7 @@ from pathlib import Path
 import msgpack
 
 from tests.dashboard.conftest import Page, Script, Serve
-from tests.fake_rbkit import DATA, FakeRbkit, recorded
+from tests.fake_rbkit import DATA, FakeRbkit, collection, recorded
 from tornado_rbkit.recording import Record, read
 
 
@@ -108,16 +109,45 @@ def test_a_file_that_is_none_is_told_and_changes_nothing(
         assert page.state == "live"
 
 
-def test_of_a_file_that_was_cut_off_the_rest_is_shown(
+def test_of_a_file_that_was_cut_off_the_rest_is_shown_and_what_it_lacks_is_said(
     page: Page, site: Serve, rbkit: FakeRbkit, tmp_path: Path
 ) -> None:
     page.open(site(rbkit).url, "cpu")
     page.until_live()
     cut = tmp_path / "cut.rbkit"
-    cut.write_bytes((DATA / "cpu.msgpack").read_bytes() + msgpack.packb([1.0, 1, None, b"x" * 100])[:50])
+    piece = msgpack.packb({0: 5, 1: 0.0, 10: 1, 11: 2, 2: [{3: 1, 4: "Thing", 5: [], 6: None, 7: None, 8: 8}]})
+    dump = msgpack.packb([0.5, 1, None, collection(1_000, [msgpack.unpackb(piece, strict_map_key=False)])])
+    cut.write_bytes((DATA / "cpu.msgpack").read_bytes() + dump + msgpack.packb([1.0, 1, None, b"x" * 100])[:50])
     page.upload("Open session…", cut)
-    page.until(lambda: any("cut.rbkit is damaged after" in text for text in page.alerts), "it is told")
     page.until(lambda: page.rows("Functions"), "what is whole is shown")
+    page.until(
+        lambda: any("Of a snapshot only 1 of 2 objects came: the file ends" in text for text in page.alerts),
+        "it is said",
+    )
+    page.script("document.querySelectorAll('.alerts button').forEach(button => button.click())")
+    assert page.alerts == []
+    assert re.search(r"cut.rbkit is damaged after \d+ messages: it ends in the middle of one", page.one("header").text)
+    page.click("Snapshots")
+    page.until(
+        lambda: "incomplete: 1 of 2 came, the file ends there" in page.text, "the snapshot's end is not awaited"
+    )
+
+
+def test_what_was_looked_at_is_forgotten_with_its_session(page: Page, site: Serve, script: Script) -> None:
+    page.open(site(script.rbkit).url, "cpu")
+    page.until_live()
+    names = [f"function{number}" for number in range(200)]
+    script.publish(
+        *((0.0, 9, [{12: name, 13: name, 6: "/srv/shop.rb", 7: 1, 14: 0, 15: 1}]) for name in names),
+    )
+    page.type("Search functions", names[-1])
+    page.until(lambda: len(page.rows("Functions")) == 1, "the last is found")
+    page.click(names[-1])
+    page.until(lambda: page.texts("#view-cpu .detail h3") == names[-1:], "it is in view")
+    page.upload("Open session…", DATA / "cpu.msgpack")  # which has not so many functions
+    page.until(lambda: page.state == "from a file", "the file is shown")
+    page.until(lambda: f"No function has “{names[-1]}”" in page.text, "its functions are searched")
+    assert page.all("#view-cpu .detail") == []
 
 
 def test_messages_that_were_lost_are_lost_in_the_file_too(page: Page, site: Serve, script: Script) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import random
 from collections import Counter
 from typing import Any
 
@@ -177,7 +178,7 @@ def test_the_process_before_can_be_looked_at(objects: Page, script: Script) -> N
 def test_thousands_of_classes(objects: Page, script: Script) -> None:
     script.publish(*(event for number in range(2000) for event in born(0, f"Class{number:04}", number)))
     objects.until(lambda: "2,000 classes, 200 are shown; 2,000 live objects" in objects.text, "they are counted")
-    assert names(objects) == [f"Class{number:04}" for number in range(200)]
+    objects.until(lambda: names(objects) == [f"Class{number:04}" for number in range(200)], "they are listed")
     objects.type("Filter by class name", "class1999")
     objects.until(lambda: names(objects) == ["Class1999"], "one is found")
 
@@ -206,3 +207,25 @@ def test_recorded_ruby_traffic_gives_the_counts_of_python(objects: Page, script:
         name: (f"{live[name]:,}", f"{created[name]:,}", f"{destroyed[name]:,}") for name in created
     }
     assert f"{strangers} older than the profile were destroyed" in objects.text
+
+
+def test_many_objects_that_come_and_go_are_told_apart(objects: Page, script: Script) -> None:
+    chance = random.Random(1)
+    ids = [chance.choice([8, 16 * 4099, 1 << 33]) * chance.randrange(1, 1 << 20) for _ in range(8_000)]
+    live: dict[int, str] = {}
+    for batch in range(4):
+        events: list[tuple[float, int, Any]] = []
+        for _ in range(6_000):
+            each, name = chance.choice(ids), f"Class{chance.randrange(3)}"
+            if each in live:
+                del live[each]
+                events += dead(0, each)
+            else:
+                live[each] = name
+                events += born(0, name, each)
+        script.publish(*events)
+        objects.until(lambda done=batch: f"{done + 1} messages" in objects.one("footer").text, "it has come")  # type: ignore[misc]
+    counts = Counter(live.values())
+    expected = {name: f"{count:,}" for name, count in counts.items()}
+    objects.until(lambda: {row[0]: row[1] for row in objects.rows(TABLE)} == expected, f"they are {expected}")
+    assert "older than the profile were destroyed" not in objects.text

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections import Counter, defaultdict
 from collections.abc import Callable
 from pathlib import Path
@@ -10,7 +11,7 @@ from typing import Any
 import msgpack
 import pytest
 
-from tests.dashboard.conftest import Page, Program, Script, Serve
+from tests.dashboard.conftest import Page, Program, Script, Serve, Site
 from tests.fake_rbkit import collection, recorded
 from tornado_rbkit import recording
 from tornado_rbkit.protocol import EventCollection, EventType, ObjectSpaceDump, decode
@@ -172,14 +173,60 @@ def test_progress_is_shown_while_one_comes_in_parts(snapshots: Page, script: Scr
     snapshots.until(lambda: path(snapshots)[:1] == ["Module 0x10"], "the parts refer to each other")
 
 
-def test_one_of_which_a_part_was_lost_is_shown_as_such(snapshots: Page, script: Script) -> None:
-    script.publish_raw([dump(HEAP[:4], expected=9)])
-    snapshots.until(lambda: "4 of 9 objects" in snapshots.text, "it comes in")
+def lose_messages(script: Script, server: Site) -> None:
     script.lose(1)
     script.publish_raw([])
-    until_taken(snapshots, 1)
-    assert any("Of a snapshot only 4 of 9 objects came." in text for text in snapshots.alerts)
-    assert "4 of 9 came" in snapshots.texts(".snapshots button")[0]
+
+
+def restart(script: Script, server: Site) -> None:
+    script.rbkit.counter = 0
+    script.publish_raw([])
+
+
+def end_profiler(script: Script, server: Site) -> None:
+    script.rbkit.stop()
+
+
+def end_server(script: Script, server: Site) -> None:
+    server.stop()
+
+
+@pytest.mark.parametrize(
+    ("end", "told"),
+    [
+        (lose_messages, "messages are missing"),
+        (restart, "the process was restarted"),
+        (end_profiler, "the profiler went away"),
+        (end_server, "the connection was lost"),
+    ],
+)
+def test_one_whose_rest_will_not_come_is_shown_as_such(
+    page: Page, site: Serve, script: Script, end: Callable[[Script, Site], None], told: str
+) -> None:
+    server = site(script.rbkit)
+    page.open(server.url, "snapshots")
+    page.until_live()
+    script.publish_raw([])
+    script.publish_raw([dump(HEAP[:4], expected=9)])
+    page.until(lambda: "4 of 9 objects" in page.text, "it comes in")
+    page.expected_console = ["WebSocket connection to", "ERR_CONNECTION_REFUSED"] if end is end_server else []
+    end(script, server)
+    until_taken(page, 1)
+    assert any(f"Of a snapshot only 4 of 9 objects came: {told}." in text for text in page.alerts)
+    assert f"incomplete: 4 of 9 came, {told}" in page.texts(".snapshots button")[0]
+    assert page.all("progress") == []
+
+
+def test_one_that_does_not_go_on_is_given_up_in_the_end(page: Page, site: Serve, script: Script) -> None:
+    faster = "const now = performance.now.bind(performance); performance.now = () => 10 * now();"
+    page.open_with(site(script.rbkit).url, "snapshots", faster)
+    page.until_live()
+    script.publish_raw([dump(HEAP[:4], expected=9)])
+    page.until(lambda: re.search(r"4 of 9 objects, nothing for \d+ s", page.text), "its silence is told")
+    assert taken(page) == []
+    until_taken(page, 1)
+    assert "incomplete: 4 of 9 came, then nothing for 60 s" in page.texts(".snapshots button")[0]
+    assert "coming in" not in page.text
 
 
 def test_the_second_is_shown_by_what_it_has_more_than_the_first(snapshots: Page, script: Script) -> None:
@@ -264,6 +311,38 @@ def test_a_file_that_cannot_be_loaded_is_told(snapshots: Page, tmp_path: Path, c
     file.write_bytes(content)
     snapshots.upload("Load snapshot…", file)
     snapshots.until(lambda: told in snapshots.one("section[aria-label=Snapshots] .note").text, "it is told")
+
+
+def test_of_a_file_that_was_cut_off_the_whole_snapshots_and_a_piece_are_loaded(
+    snapshots: Page, tmp_path: Path
+) -> None:
+    parts = [[dump(HEAP)], [dump(HEAP[:4], 2, expected=9)], [dump(HEAP[4:], 2, expected=9)]]
+    content = b"".join(msgpack.packb([0.0, 1, None, collection(n, part)]) for n, part in enumerate(parts))
+    file = tmp_path / "cut.rbkit"
+    file.write_bytes(content[:-3])
+    snapshots.upload("Load snapshot…", file)
+    until_taken(snapshots, 1, 2)
+    note = snapshots.one("section[aria-label=Snapshots] .note")
+    told = "cut.rbkit is damaged after 2 messages: it ends in the middle of one. What came of its snapshots is shown."
+    snapshots.until(lambda: note.text == told, "it is told")
+    whole, piece = snapshots.texts(".snapshots li button:first-child")
+    assert "incomplete" not in whole
+    assert "incomplete: 4 of 9 came, the file ends there" in piece
+
+
+def test_of_a_long_way_from_a_root_the_ends_are_shown(snapshots: Page, script: Script) -> None:
+    length = 50_000
+    chain = [{3: 1, 4: "Module", 5: [2], 6: None, 7: None, 8: 8}]
+    chain += [{3: n, 4: "Link", 5: [n + 1], 6: None, 7: None, 8: 8} for n in range(2, length)]
+    chain += [{3: length, 4: "Last", 5: [], 6: None, 7: None, 8: 8}]
+    script.publish_raw([dump(chain)])
+    until_taken(snapshots, 1)
+    choose_class(snapshots, CLASSES, "Last")
+    link(snapshots, "table", f"{length:#x}").click()
+    snapshots.until(lambda: path(snapshots), "it is shown")
+    assert path(snapshots)[19:22] == ["Link 0x14", "… 49,960", f"Link {length - 19:#x}"]
+    assert path(snapshots)[-1] == f"Last {length:#x}"
+    assert len(path(snapshots)) == 41
 
 
 def test_recorded_ruby_heap_gives_the_tables_of_python(snapshots: Page, script: Script) -> None:

@@ -119,7 +119,9 @@ class Page {
     if (document.hidden || this.#busy) return;
     this.#busy = true;
     try {
+      const before = this.#header?.session;
       this.#header = await ask("header");
+      if (this.#header.session !== before) for (const [, , view] of this.#views) view.forget?.();
       this.#drawHeader();
       if (performance.now() - this.#drawnAt >= this.#view.refreshSeconds * 1000) await this.#draw();
     } finally {
@@ -204,9 +206,13 @@ class Page {
     if (command === "objectspace_snapshot") {
       this.#views[2][2].asked = true;
       this.#open("snapshots");
+      this.#draw();
     }
     const error = await ask("command", command);
-    if (error !== null) this.#fail(`${command}: ${error}`);
+    if (error !== null) {
+      this.#fail(`${command}: ${error}`);
+      if (command === "objectspace_snapshot") this.#views[2][2].asked = false;
+    }
     await this.#tick();
   }
 
@@ -251,7 +257,8 @@ class Page {
     setText(this.state, STATES[state]);
     setAttribute(this.state, "data-state", state);
     const wait = retryAt === null ? "" : ` Trying again in ${Math.max(0, Math.ceil((retryAt - Date.now()) / 1000))} s.`;
-    const reading = source?.file ? `${source.file}${source.bytes < source.size ? `, read ${format.percent(source.bytes, source.size)}` : ""}` : "";
+    const read = source?.bytes < source?.size ? `${source.file}, read ${format.percent(source.bytes, source.size)}` : source?.file;
+    const reading = source?.damage ?? read ?? "";
     setText(this.reason, state === "file" ? reading : [reason, reading].filter(Boolean).join(" ") + wait);
     this.retry.hidden = retryAt === null && state !== "refused";
     this.live.hidden = state !== "file";

@@ -20,11 +20,11 @@ export class Chart {
   #text = h("p", { class: "unseen" });
 
   /**
-   * `series`: {label, colour, scale, draw: "bars" for those that are no line, value(number) for its text}; `onzoom(from, to)` is called
-   * when the user marks a range.
+   * `series`: {label, colour, scale, draw: "bars" for those that are no line, value(number) for its text}; `steps` are those between the
+   * labels of the value axis, if not decimal; `onzoom(from, to)` is called when the user marks a range.
    */
-  constructor({ title, series, value, onzoom, onreset }) {
-    this.#options = { series, value, onzoom, onreset };
+  constructor({ title, series, value, steps, onzoom, onreset }) {
+    this.#options = { series, value, steps, onzoom, onreset };
     this.element = h("figure", { class: "chart" }, h("figcaption", {}, title), this.#box, this.#text);
     new ResizeObserver(() => this.#fit()).observe(this.#box);
     matchMedia("(prefers-color-scheme: dark)").addEventListener("change", () => this.#make());
@@ -60,7 +60,7 @@ export class Chart {
     this.#plot = null;
     const width = this.#box.clientWidth;
     if (!width || this.#shown === null) return;
-    const { series, onzoom, onreset } = this.#options;
+    const { series, steps, onzoom, onreset } = this.#options;
     const axis = { stroke: colour("dim"), grid: { stroke: colour("line"), width: 1 }, ticks: { stroke: colour("line"), width: 1 } };
     const scales = [...new Set(series.map((one) => one.scale ?? "y"))];
     this.#plot = new uPlot(
@@ -79,10 +79,11 @@ export class Chart {
           ...scales.map((scale, i) => ({
             ...axis,
             scale,
+            ...(steps && { incrs: steps }),
             side: i ? 1 : 3,
             grid: i ? { show: false } : axis.grid,
             size: 74,
-            values: (_, ticks) => ticks.map((tick) => this.#value(series.findIndex((one) => (one.scale ?? "y") === scale), tick)),
+            values: (plot, ticks) => this.#ticks(plot, scale, ticks),
           })),
         ],
         series: [
@@ -132,6 +133,14 @@ export class Chart {
       ctx.fillRect(at(time), bbox.top, 2 * devicePixelRatio, bbox.height);
     }
     ctx.restore();
+  }
+
+  /** Return the labels of a value axis, none while there is nothing to read there. */
+  #ticks(plot, scale, ticks) {
+    const { series } = this.#options;
+    const own = series.map((_, i) => i).filter((i) => (series[i].scale ?? "y") === scale);
+    const isKnown = own.some((i) => plot.data[i + 1].some((value) => value !== null && value !== undefined));
+    return ticks.map((tick) => (isKnown ? this.#value(own[0], tick) : ""));
   }
 
   #fit() {

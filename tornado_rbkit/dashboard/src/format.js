@@ -8,6 +8,11 @@ export function count(value) {
   return value === null || value === undefined ? "–" : counts.format(value);
 }
 
+/** Return how many of something there are; its plural has an s. */
+export function plural(value, noun) {
+  return `${count(value)} ${noun}${value === 1 ? "" : "s"}`;
+}
+
 export function signed(value) {
   return (value > 0 ? "+" : value < 0 ? "−" : "±") + counts.format(Math.abs(value));
 }

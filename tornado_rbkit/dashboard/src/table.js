@@ -2,10 +2,19 @@
 
 import { h, setAttribute, setText } from "./dom.js";
 
-// em, as in the style sheet.
+// em, as wide as the column is at least.
 const NAME_WIDTH = 15;
 const NUMBER_WIDTH = 6.4;
 const SHARE_WIDTH = 10;
+const DRAWN_WIDTH = 9;
+
+// Cells in view that are written between two frames: the browser has them to lay out in the next, which should be short.
+const FRAME_CELLS = 50;
+
+/** Resolve after the next frame, in a task of its own. */
+function nextFrame() {
+  return new Promise((resolve) => requestAnimationFrame(() => setTimeout(resolve)));
+}
 
 export class Table {
   element;
@@ -16,13 +25,14 @@ export class Table {
   #body;
   #rows = new Map(); // by key: {row, cells, data}
   #order = []; // keys
+  #outOfView = new WeakSet(); // rows that the browser does not lay out
   #held = false;
   #selected = null;
   #rearrange = true;
 
   /**
-   * `columns`: {key, label, title, text(row), bar(row) in 0..1, draw(cell, row), number}; `key(row)` names a row;
-   * `onsort()` is called when another order is wanted, `onselect(row)` when a row is chosen.
+   * `columns`: {key, label, title, text(row), bar(row) in 0..1, draw(cell, row), number}; `key(row)` names a row, null one
+   * that cannot be chosen; `onsort()` is called when another order is wanted, `onselect(row)` when a row is chosen.
    */
   constructor({ caption, columns, key, sort, descending = true, onsort = () => {}, onselect = null }) {
     this.sort = sort;
@@ -30,12 +40,18 @@ export class Table {
     this.#columns = columns;
     this.key = key;
     this.#onselect = onselect;
-    this.#body = h("tbody");
+    this.#body = h("tbody", { role: "rowgroup" });
+    this.#body.addEventListener("contentvisibilityautostatechange", ({ target, skipped }) =>
+      skipped ? this.#outOfView.add(target) : this.#outOfView.delete(target),
+    );
     this.headers = new Map();
-    const header = h("tr", {}, ...columns.map((column) => this.#header(column, onsort)));
-    const table = h("table", {}, h("caption", { class: "unseen" }, caption), h("thead", {}, header), this.#body);
-    const widths = columns.slice(1).map(({ bar }) => (bar ? SHARE_WIDTH : NUMBER_WIDTH));
-    table.style.minWidth = `${widths.reduce((sum, width) => sum + width, NAME_WIDTH)}em`; // narrower, it is scrolled
+    const header = h("tr", { role: "row" }, ...columns.map((column) => this.#header(column, onsort)));
+    // Roles, because some browsers take a table for none when its rows are laid out as a grid.
+    const table = h("table", { role: "table" }, h("caption", { class: "unseen" }, caption), h("thead", { role: "rowgroup" }, header), this.#body);
+    const widths = columns.map((column, i) => (i === 0 ? NAME_WIDTH : column.bar ? SHARE_WIDTH : column.draw ? DRAWN_WIDTH : NUMBER_WIDTH));
+    table.style.minWidth = `${widths.reduce((sum, width) => sum + width)}em`; // narrower, it is scrolled
+    const tracks = columns.map((column, i) => (column.number || column.draw ? `${widths[i]}em` : "minmax(0, 1fr)"));
+    table.style.setProperty("--columns", tracks.join(" "));
     this.element = h(
       "div",
       {
@@ -48,26 +64,34 @@ export class Table {
     this.#markSorted();
   }
 
-  /** Show these rows. What is pointed at or has the focus is not moved; the order is made good afterwards. */
-  update(rows) {
-    const keys = rows.map(this.key);
+  /**
+   * Show these rows, some between each two frames; unless others are given meanwhile. What is pointed at or has the
+   * focus is not moved; the order is made good afterwards.
+   */
+  async update(rows) {
+    const given = new Map(rows.map((data) => [this.key(data), data]));
     const held = (this.#held || this.#body.contains(document.activeElement)) && !this.#rearrange;
     this.#rearrange = false;
-    const present = new Set(keys);
     for (const [key, { row }] of this.#rows) {
-      if (!present.has(key)) {
+      if (!given.has(key)) {
         row.remove();
         this.#rows.delete(key);
       }
     }
-    rows.forEach((data, i) => this.#show(keys[i], data));
-    const kept = held ? this.#order.filter((key) => present.has(key)) : [];
-    const before = new Set(kept);
-    this.#order = [...kept, ...keys.filter((key) => !before.has(key))];
-    this.#order.forEach((key, i) => {
-      const { row } = this.#rows.get(key);
+    const kept = held ? this.#order.filter((key) => given.has(key)) : [];
+    const order = [...new Set([...kept, ...given.keys()])];
+    this.#order = order;
+    let written = 0;
+    for (let i = 0; i < order.length; i++) {
+      if (written >= FRAME_CELLS) {
+        await nextFrame();
+        if (this.#order !== order) return;
+        written = 0;
+      }
+      const row = this.#show(order[i], given.get(order[i]));
       if (this.#body.children[i] !== row) this.#body.insertBefore(row, this.#body.children[i] ?? null);
-    });
+      if (!this.#outOfView.has(row)) written += this.#columns.length;
+    }
   }
 
   /** The next rows are others: show them in their own order. */
@@ -82,7 +106,7 @@ export class Table {
   }
 
   #header(column, onsort) {
-    const cell = h("th", { scope: "col", class: column.bar ? "number share" : column.number ? "number" : column.draw ? "drawn" : null, title: column.title ?? null });
+    const cell = h("th", { scope: "col", role: "columnheader", class: column.number ? "number" : null, title: column.title ?? null });
     if (column.key) {
       cell.append(
         h(
@@ -116,14 +140,14 @@ export class Table {
   #show(key, data) {
     let shown = this.#rows.get(key);
     if (shown === undefined) {
-      shown = { row: h("tr"), cells: [], data };
+      shown = { row: h("tr", { role: "row" }), cells: [], data };
       for (const column of this.#columns) {
-        const cell = h(column === this.#columns[0] ? "th" : "td", { class: column.number ? "number" : null });
-        if (column === this.#columns[0]) cell.scope = "row";
+        const kind = column.number ? "number" : null;
+        const cell = column === this.#columns[0] ? h("th", { scope: "row", role: "rowheader" }) : h("td", { role: "cell", class: kind });
         shown.row.append(cell);
-        shown.cells.push(column === this.#columns[0] && this.#onselect ? this.#link(cell, shown) : cell);
+        shown.cells.push(column === this.#columns[0] && this.#onselect && key !== null ? this.#link(cell) : cell);
       }
-      if (this.#onselect) shown.row.addEventListener("click", () => this.#onselect(shown.data));
+      if (this.#onselect && key !== null) shown.row.addEventListener("click", () => this.#onselect(shown.data));
       this.#rows.set(key, shown);
       setAttribute(shown.row, "aria-selected", key === this.#selected ? "true" : null);
     }
@@ -134,6 +158,7 @@ export class Table {
       if (column.bar) shown.cells[i].style.setProperty("--share", `${100 * column.bar(data)}%`);
       if (column.hint) shown.cells[i].title = column.hint(data);
     });
+    return shown.row;
   }
 
   #link(cell) {

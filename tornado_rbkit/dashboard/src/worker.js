@@ -9,6 +9,8 @@ const OBJECTS_SHOWN = 100;
 // Other viewers' commands change what is recorded, which only a handshake tells.
 const HANDSHAKE_SECONDS = 5;
 
+const CHECK_SECONDS = 1;
+
 let session = new Session();
 let connection = null;
 let source = null; // {url} or {file, bytes, size}
@@ -58,6 +60,7 @@ const methods = {
       reason: connection?.reason ?? "",
       retryAt: connection?.retryAt ?? null,
       pending: asked,
+      session: session.number,
       source,
       facts,
       clients: session.clients,
@@ -89,7 +92,7 @@ const methods = {
   snapshots() {
     return {
       list: session.snapshots.map((snapshot) => ({ ...snapshot.summary(), from: snapshot.from ?? null })),
-      incoming: [...session.incoming.values()].map(({ objects, expected }) => ({ objects, expected })),
+      incoming: [...session.incoming.values()].map(({ objects, expected, silentSeconds }) => ({ objects, expected, silentSeconds })),
     };
   },
 
@@ -118,22 +121,22 @@ const methods = {
     session.snapshots.splice(session.snapshots.indexOf(snapshot(number)), 1);
   },
 
-  /** Add the snapshots of a file to those that are there; return how many. */
+  /** Add the snapshots of a file to those that are there; return how many, and what is wrong with the file or null. */
   async addSnapshots(file) {
     const into = session;
     const loaded = new Session();
-    await loaded.load(file, () => {});
+    const damage = await loaded.load(file, () => {});
     for (const snapshot of loaded.snapshots) {
       snapshot.number = into.nextSnapshotNumber();
       snapshot.from = file.name;
       into.snapshots.push(snapshot);
     }
-    return loaded.snapshots.length;
+    return { count: loaded.snapshots.length, damage };
   },
 
-  flame({ process, thread }) {
+  flame({ process, thread, path }) {
     const { cpu } = session.processNumbered(process);
-    return { ...cpu.flame(thread), ...cpuSummary(cpu) };
+    return { ...cpu.flame(thread, path), ...cpuSummary(cpu) };
   },
 
   functions({ process, ...query }) {
@@ -163,19 +166,17 @@ const methods = {
     const loaded = new Session();
     const before = source;
     source = { ...before, file: file.name, bytes: 0, size: file.size };
+    let damage;
     try {
-      await loaded.load(file, (bytes) => (source.bytes = bytes));
+      damage = await loaded.load(file, (bytes) => (source.bytes = bytes));
     } catch (error) {
-      if (!loaded.messages) {
-        source = before;
-        throw error;
-      }
-      loaded.log.push({ time: loaded.lastTime, text: error.message });
+      source = before;
+      throw error;
     }
     connection?.close();
     connection = null;
     session = loaded;
-    source = { file: file.name, bytes: file.size, size: file.size };
+    source = { file: file.name, bytes: file.size, size: file.size, damage };
   },
 };
 
@@ -184,6 +185,7 @@ setInterval(() => {
     askWhatIsRecorded();
   }
 }, HANDSHAKE_SECONDS * 1000);
+setInterval(() => session.checkIncoming(), CHECK_SECONDS * 1000);
 
 self.onmessage = async ({ data: { call, method, argument } }) => {
   try {

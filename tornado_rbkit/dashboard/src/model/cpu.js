@@ -5,8 +5,12 @@ import { Field } from "./protocol.js";
 // Samples whose order is kept for export; beyond that, how often each stack was seen.
 const MAX_ORDERED = 2_000_000;
 
-// Frames of a flame graph: SVG with more of them takes longer to draw than a person waits.
+// Frames of a flame graph at a time, and the part of its width that one has at least.
 const MAX_FRAMES = 600;
+const SMALLEST = 2000;
+
+// Callers, callees and lines of a function.
+const DETAILS = 50;
 
 class Node {
   self = 0;
@@ -73,16 +77,36 @@ export class CpuProfile {
       .sort((a, b) => b.samples - a.samples);
   }
 
-  /** Return a tree of {name, file, line, value, children} of a thread, or of all, without what is too small to see,
-   * or too much to draw. */
-  flame(thread) {
-    const roots = this.#roots(thread);
-    const total = roots.reduce((sum, root) => sum + root.total, 0);
-    for (let smallest = total / 2000; ; smallest *= 2) {
-      const left = { frames: MAX_FRAMES };
-      const children = this.#merge(roots, smallest, left);
-      if (left.frames > 0) return { tree: { name: "all", value: total, children }, total };
+  /**
+   * Return the frames of a flame graph of a thread, or of all: {name, file, line, fn, value, parent}, the last an index;
+   * the whole is first, and parents come before what they call. What is too small to see is left out, or too much to
+   * draw. With a path of functions it has only what is in there, as far as there is such a path: `zoom` levels.
+   */
+  flame(thread, path = []) {
+    let nodes = this.#roots(thread);
+    const total = nodes.reduce((sum, root) => sum + root.total, 0);
+    const frames = [{ name: "all", value: total, parent: null }];
+    for (const fn of path) {
+      const same = nodes.flatMap((node) => [...node.children.values()].filter((child) => child.fn === fn));
+      if (!same.length) break;
+      nodes = same;
+      frames.push(this.#frameOf(fn, same, frames.length - 1));
     }
+    const zoom = frames.length - 1;
+    const within = [{ frame: frames.pop(), nodes }];
+    const smallest = within[0].frame.value / SMALLEST;
+    for (const caller of within) {
+      for (const [fn, same] of byFunction(caller.nodes)) {
+        const frame = this.#frameOf(fn, same, caller);
+        if (frame.value >= smallest) within.push({ frame, nodes: same });
+      }
+    }
+    within.sort((a, b) => b.frame.value - a.frame.value); // none is larger than its parent, which stays before it
+    for (const one of within.slice(0, MAX_FRAMES)) {
+      one.at = frames.length;
+      frames.push(one.at === zoom ? one.frame : { ...one.frame, parent: one.frame.parent.at });
+    }
+    return { frames, zoom, total };
   }
 
   /** Return the functions of a thread, or of all, with the samples they were innermost in and those they were in. */
@@ -114,19 +138,20 @@ export class CpuProfile {
       }
     };
     for (const root of this.#roots(thread)) walk(root, false, new Set());
+    const sum = (map) => [...map.values()].reduce((all, samples) => all + samples, 0);
+    const most = (map, label) =>
+      [...map].sort((a, b) => b[1] - a[1]).slice(0, DETAILS).map(([key, samples]) => ({ index: key, label: label(key), samples }));
+    const labelOf = (fn) => (fn === null ? "(thread)" : this.functions[fn].label);
     const { label, file, line } = this.functions[index];
-    const named = (map) =>
-      [...map]
-        .sort((a, b) => b[1] - a[1])
-        .map(([fn, samples]) => ({ index: fn, label: fn === null ? "(thread)" : this.functions[fn].label, samples }));
     return {
-      index,
       label,
       file,
       line,
-      callers: named(callers),
-      callees: named(callees),
-      lines: [...lines].sort((a, b) => b[1] - a[1]).slice(0, 20),
+      self: sum(lines),
+      samples: sum(callers),
+      callers: most(callers, labelOf),
+      callees: most(callees, labelOf),
+      lines: most(lines, (number) => `line ${number}`),
     };
   }
 
@@ -201,23 +226,9 @@ export class CpuProfile {
     return thread === null ? [...this.threads.values()].map(({ root }) => root) : [this.threads.get(thread)?.root].filter(Boolean);
   }
 
-  #merge(nodes, smallest, left) {
-    const byFunction = new Map();
-    for (const node of nodes) {
-      for (const child of node.children.values()) {
-        const same = byFunction.get(child.fn);
-        if (same) same.push(child);
-        else byFunction.set(child.fn, [child]);
-      }
-    }
-    const merged = [];
-    for (const [fn, same] of byFunction) {
-      const value = same.reduce((sum, node) => sum + node.total, 0);
-      if (value < smallest || --left.frames <= 0) continue;
-      const { label, file, line } = this.functions[fn];
-      merged.push({ name: label, file, line, fn, value, children: this.#merge(same, smallest, left) });
-    }
-    return merged;
+  #frameOf(fn, nodes, parent) {
+    const { label, file, line } = this.functions[fn];
+    return { name: label, file, line, fn, value: nodes.reduce((sum, node) => sum + node.total, 0), parent };
   }
 
   #count(thread) {
@@ -240,6 +251,19 @@ export class CpuProfile {
 
 function pick({ self, total }) {
   return { self, total };
+}
+
+/** Return the children of nodes, those of one function together. */
+function byFunction(nodes) {
+  const found = new Map();
+  for (const node of nodes) {
+    for (const child of node.children.values()) {
+      const same = found.get(child.fn);
+      if (same) same.push(child);
+      else found.set(child.fn, [child]);
+    }
+  }
+  return found;
 }
 
 /** Return the nodes in which samples ended, with how many. */

@@ -1,5 +1,6 @@
 // The objects that were made since the profile began and live still, by class and by age.
 
+import { IdTable } from "./idtable.js";
 import { EventType, Field } from "./protocol.js";
 
 const HISTORY_SECONDS = 2;
@@ -14,7 +15,7 @@ const MIDDLE_AGES = 3;
 // A class and the number of the collection before an object's birth, in one double: 26 bits and 27.
 const EPOCHS = 2 ** 27;
 
-// A JavaScript Map holds 2 ** 24 entries; beyond that births are counted and their deaths are not known.
+// They take half a gigabyte; beyond that births are counted and their deaths are not known.
 const MAX_TRACKED = 12_000_000;
 
 class ClassRow {
@@ -32,7 +33,7 @@ class ClassRow {
 
 export class LiveObjects {
   classes = [];
-  tracked = new Map(); // id to class and epoch
+  tracked = new IdTable(); // id to class and epoch
   strangers = 0; // deaths of objects that are older than the profile
   untracked = 0;
   uncertain = false; // messages were missed, so some of these counts are wrong
@@ -60,7 +61,7 @@ export class LiveObjects {
 
   /** Let go of the objects one by one; their counts stay. */
   end() {
-    this.tracked = new Map();
+    this.tracked = new IdTable();
   }
 
   /** Return the classes that a table shows. */
@@ -87,6 +88,7 @@ export class LiveObjects {
       live: this.classes.reduce((sum, row) => sum + row.live, 0),
       strangers: this.strangers,
       untracked: this.untracked,
+      most: MAX_TRACKED,
       uncertain: this.uncertain,
     };
   }
@@ -94,7 +96,7 @@ export class LiveObjects {
   #create(payload) {
     const id = payload[Field.OBJECT_ID];
     const known = this.tracked.get(id);
-    if (known !== undefined) this.#forget(known); // its death was among what is missing
+    if (known >= 0) this.#forget(known); // its death was among what is missing
     const index = this.#index(payload[Field.CLASS_NAME] ?? "(unknown)");
     const row = this.classes[index];
     row.created++;
@@ -109,7 +111,7 @@ export class LiveObjects {
 
   #destroy(id) {
     const known = this.tracked.get(id);
-    if (known === undefined) {
+    if (known < 0) {
       this.strangers++;
       return;
     }

@@ -10,6 +10,11 @@ import { Timeline } from "./timeline.js";
 
 const KEPT_PROCESSES = 5;
 
+// The parts of a snapshot follow each other within a second or so; a debugger may hold its process for longer.
+const SNAPSHOT_PATIENCE_SECONDS = 60;
+
+let sessions = 0;
+
 // Ids are decoded as doubles: those of 64 bits keep 53, more than an address has.
 const decoder = new Decoder();
 
@@ -35,6 +40,7 @@ class Process {
 }
 
 export class Session {
+  number = ++sessions;
   recording = new Recording();
   timeline = new Timeline();
   snapshots = [];
@@ -94,13 +100,13 @@ export class Session {
     if (name === "client_count") this.clients = Number(value);
     if (name === "dropped") this.dropped += Number(value);
     if (name === "server" && value === "restarted") this.restart();
-    if (name === "server" && value === "disconnected") this.#abandon();
+    if (name === "server" && value === "disconnected") this.#abandon("the profiler went away");
   }
 
   /** What follows is of another process. */
   restart() {
     if (this.process.since === null && !this.process.facts) return; // nothing is known of one before
-    this.#abandon();
+    this.#abandon("the process was restarted");
     this.#counter = null;
     this.process.objects.end();
     this.timeline.restart((this.lastTime ?? Date.now()) / 1000);
@@ -111,11 +117,32 @@ export class Session {
 
   /** The connection was lost: messages may be missing before the next. */
   interrupted() {
-    this.#abandon();
+    this.#abandon("the connection was lost");
   }
 
-  /** Read a file to its end; `progress` is told the bytes so far. */
+  /** Look whether the rest of a snapshot still comes. */
+  checkIncoming() {
+    this.#abandon(`then nothing for ${SNAPSHOT_PATIENCE_SECONDS} s`, (incoming) => incoming.silentSeconds >= SNAPSHOT_PATIENCE_SECONDS);
+  }
+
+  /**
+   * Read a file to its end; `progress` is told the bytes so far. Return null, or what is wrong with a file of which a part
+   * could be read; throws of one that could not be read at all.
+   */
   async load(file, progress) {
+    try {
+      await this.#read(file, progress);
+      return null;
+    } catch (error) {
+      if (!this.messages) throw error;
+      this.#say(error.message);
+      return error.message;
+    } finally {
+      this.#abandon("the file ends there");
+    }
+  }
+
+  async #read(file, progress) {
     let bytes = 0;
     for await (const [seconds, channel, command, payload] of read(file)) {
       bytes += payload.length;
@@ -125,9 +152,8 @@ export class Session {
         const notice = parseNotice(textOf(payload) ?? "");
         if (notice) this.notice(...notice, payload, seconds);
       }
-      progress(bytes, file.size);
+      progress(bytes);
     }
-    this.#abandon();
   }
 
   nextSnapshotNumber() {
@@ -173,10 +199,11 @@ export class Session {
     this.version++;
   }
 
-  /** What has not come by now will not come. */
-  #abandon() {
-    for (const incoming of this.incoming.values()) {
-      this.#say(`Of a snapshot only ${incoming.objects} of ${incoming.expected} objects came.`);
+  /** What has not come of a snapshot by now will not come. */
+  #abandon(why, isMeant = () => true) {
+    for (const incoming of [...this.incoming.values()].filter(isMeant)) {
+      incoming.ending = why;
+      this.#say(`Of a snapshot only ${incoming.objects} of ${incoming.expected} objects came: ${why}.`);
       this.#finish(incoming);
     }
   }
@@ -194,7 +221,7 @@ export class Session {
     this.timeline.gap(time / 1000, missing);
     this.process.objects.uncertain = true;
     this.process.cpu.missing += missing;
-    this.#abandon();
+    this.#abandon("messages are missing");
     this.version++;
   }
 

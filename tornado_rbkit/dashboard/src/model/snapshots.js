@@ -8,6 +8,9 @@ const ROOT_CLASSES = new Set(["module", "frame", "Module", "Class", "Thread"]);
 
 const NOWHERE = 0xffffffff;
 
+// Of a long path, as through a linked list, its first and its last steps.
+const PATH_ENDS = 20;
+
 /** A column of numbers that grows. */
 class Column {
   length = 0;
@@ -50,6 +53,8 @@ export class IncomingSnapshot {
   expected = 0;
   objects = 0;
   records = []; // of the recording, for saving it
+  ending = null; // why the rest did not come
+  #addedAt = 0; // ms
   #ids = new Column(Float64Array);
   #classes = new Column(Uint32Array);
   #sizes = new Column(Float64Array);
@@ -69,8 +74,14 @@ export class IncomingSnapshot {
     return this.objects >= this.expected;
   }
 
+  /** Seconds since the last part came. */
+  get silentSeconds() {
+    return (performance.now() - this.#addedAt) / 1000;
+  }
+
   /** Take one event of it. */
   add(event) {
+    this.#addedAt = performance.now();
     this.expected = event[Field.COMPLETE_MESSAGE_COUNT];
     for (const object of event[Field.PAYLOAD]) {
       this.#ids.push(object[Field.OBJECT_ID]);
@@ -96,6 +107,7 @@ export class IncomingSnapshot {
       process,
       time: this.time,
       expected: this.expected,
+      ending: this.ending,
       ids,
       indexes,
       references,
@@ -123,8 +135,8 @@ export class Snapshot {
   }
 
   summary() {
-    const { number, process, time, expected, objects, bytes } = this;
-    return { number, process, time, expected, objects, bytes };
+    const { number, process, time, expected, ending, objects, bytes } = this;
+    return { number, process, time, expected, ending, objects, bytes };
   }
 
   /** Return, by class: how many, their bytes, and the largest. */
@@ -208,15 +220,21 @@ export class Snapshot {
     return this.#referrers;
   }
 
-  /** Return the objects from a root to this one; empty if it hangs on a cycle that nothing outside refers to. */
+  /**
+   * Return the objects from a root to this one, and how many of them are left out in the middle; none if it hangs on a
+   * cycle that nothing outside refers to.
+   */
   #path(index) {
     this.#paths ??= this.#shortestPaths();
     const path = [];
     for (let i = index; i !== NOWHERE; i = this.#paths[i]) {
-      if (this.#paths[i] === UNREACHED) return [];
-      path.push(this.#object(i));
+      if (this.#paths[i] === UNREACHED) return { steps: [], omitted: 0 };
+      path.push(i);
     }
-    return path.reverse();
+    path.reverse();
+    const omitted = Math.max(0, path.length - 2 * PATH_ENDS);
+    if (omitted) path.splice(PATH_ENDS, omitted);
+    return { steps: path.map((i) => this.#object(i)), omitted };
   }
 
   /** Return for each object the one before it on a shortest path from a root, NOWHERE for a root. */

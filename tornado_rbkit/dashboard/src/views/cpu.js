@@ -1,34 +1,31 @@
 // Where the time goes: a flame graph that grows, and the functions by their own and their whole time.
 
-import flamegraph from "d3-flame-graph/src/flamegraph.js";
-import { select } from "d3-selection";
-import { h, save, setAttribute, setText } from "../dom.js";
+import { h, save, setText } from "../dom.js";
+import { FlameGraph } from "../flame.js";
 import * as format from "../format.js";
 import { ask } from "../rpc.js";
 import { Table } from "../table.js";
 import { off } from "./memory.js";
 
 const SHOWN = 100;
-const CELL_HEIGHT = 18; // px
 
 export class CpuView {
   element;
-  refreshSeconds = 2;
-  #graph = null;
-  #zoomed = false;
+  refreshSeconds = 1;
+  #path = []; // functions, to the frame that is zoomed into
   #samples = -1;
   #drawnFor = "";
   #function = null;
   #total = 0;
+  #samplesOfFunction = 0;
   #matching = 0;
 
   constructor() {
     this.thread = h("select", { "aria-label": "Thread", onchange: () => this.#redraw() });
-    this.search = h("input", { type: "search", placeholder: "function or file", "aria-label": "Search functions", oninput: () => this.#find() });
+    this.search = h("input", { type: "search", placeholder: "function or file", "aria-label": "Search functions", oninput: () => this.#redraw() });
     this.reset = h("button", { type: "button", hidden: true, onclick: () => this.#unzoom() }, "Whole graph");
     this.hovered = h("p", { class: "hint hovered" }, HINT);
-    this.plot = h("div");
-    this.box = h("div", { class: "flame", role: "img", "aria-label": "Flame graph; the table below has the same in numbers" }, this.plot);
+    this.graph = new FlameGraph({ point: (node) => this.#hover(node), choose: (path) => this.#zoom(path) });
     this.summary = h("span", { class: "hint" });
     this.note = h("p", { class: "note", role: "status" });
     const share = (key) => (row) => `${format.count(row[key])}  ${format.percent(row[key], this.#total)}`;
@@ -46,7 +43,14 @@ export class CpuView {
         { key: "file", label: "file", text: (row) => format.place(row.file, row.line), hint: (row) => row.file },
       ],
     });
-    this.detail = h("div", { class: "detail" });
+    this.name = h("h3", { tabindex: "-1" });
+    this.place = h("p", { class: "hint" });
+    this.lists = [
+      this.#list("callers", "Called by", "function"),
+      this.#list("callees", "Calls", "function"),
+      this.#list("lines", "Its own samples by line", "line"),
+    ];
+    this.detail = h("div", { class: "detail", hidden: true }, this.name, this.place, ...this.lists.flatMap(({ elements }) => elements));
     const exporting = (kind, label, title) => h("button", { type: "button", title, onclick: () => this.#export(kind) }, label);
     this.element = h(
       "section",
@@ -64,25 +68,29 @@ export class CpuView {
       ),
       this.note,
       this.hovered,
-      this.box,
+      this.graph.element,
       h("div", { class: "columns" }, this.table.element, this.detail),
     );
-    new ResizeObserver(() => this.#fit()).observe(this.plot);
+  }
+
+  /** What follows is of another session or process. */
+  forget() {
+    this.#path = [];
+    this.#function = null;
+    this.detail.hidden = true;
   }
 
   async update(header, process) {
+    if (process !== this.process) this.forget();
     this.process = process;
     const thread = this.#thread;
-    const data = await ask("flame", { process, thread });
-    this.#drawThreads(data.threads, data.samples);
-    const drawnFor = `${process} ${thread}`;
+    const drawnFor = JSON.stringify([process, thread, this.#path]);
+    const data = await ask("flame", { process, thread, path: this.#path });
     const another = drawnFor !== this.#drawnFor;
-    this.#total = data.total;
-    if (another || data.samples < this.#samples) this.#unzoom();
     if (data.samples !== this.#samples || another) {
       this.#samples = data.samples;
       this.#drawnFor = drawnFor;
-      this.#draw(data.tree);
+      this.#draw(data, another);
       await this.#drawTable(thread);
     }
     const seconds = (data.last - data.first) / 1000;
@@ -111,62 +119,40 @@ export class CpuView {
     this.thread.value = options.some(([value]) => value === chosen) ? chosen : "";
   }
 
-  #draw(tree) {
-    this.box.hidden = !tree.value;
-    if (this.#zoomed || !tree.value) return; // what is looked at stays as it is
-    const width = this.plot.clientWidth;
-    if (!width) return;
-    if (this.#graph === null) {
-      this.#graph = flamegraph()
-        .width(width)
-        .cellHeight(CELL_HEIGHT)
-        .minFrameSize(1)
-        .transitionDuration(0)
-        .inverted(true)
-        .sort((a, b) => (a.data.name < b.data.name ? -1 : 1))
-        .setLabelHandler((node) => `${node.data.name}, ${format.percent(node.value, tree.value)}`)
-        .setColorMapper((node, original) => (node.highlight ? original : colourOf(node.data)))
-        .setSearchMatch(({ data }, text) => data.fn !== undefined && `${data.name} ${data.file}`.toLowerCase().includes(text.toLowerCase()))
-        .onHover((node) => this.#hover(node))
-        .onClick((node) => this.#zoom(node));
-      select(this.plot).datum(tree).call(this.#graph);
-    } else {
-      this.#graph.setLabelHandler((node) => `${node.data.name}, ${format.percent(node.value, tree.value)}`);
-      this.#graph.update(tree);
-    }
-    if (this.search.value) this.#graph.search(this.search.value);
+  #draw({ frames, zoom, total, threads, samples }, another) {
+    this.#total = total;
+    this.#drawThreads(threads, samples);
+    this.reset.hidden = !zoom;
+    const wanted = this.search.value.toLowerCase();
+    const found = ({ fn, name, file }) => wanted !== "" && fn !== undefined && `${name} ${file}`.toLowerCase().includes(wanted);
+    this.graph.draw(frames, zoom, found, another);
   }
 
   async #drawTable(thread) {
     const { sort, descending } = this.table;
     const data = await ask("functions", { process: this.process, thread, filter: this.search.value, sort, descending, limit: SHOWN });
     this.#matching = data.matching;
-    this.table.update(data.rows);
-    if (this.#function !== null && !this.detail.contains(document.activeElement)) await this.#drawDetails();
+    await this.table.update(data.rows);
+    if (this.#function !== null) await this.#drawDetails();
   }
 
   #hover(node) {
-    const { name, file, line } = node.data;
-    setText(this.hovered, `${name}  ${format.place(file, line)}  ${format.count(node.value)} samples, ${format.percent(node.value, this.#total)}`);
+    if (node === null) {
+      setText(this.hovered, HINT);
+      return;
+    }
+    const { name, file, line } = node;
+    setText(this.hovered, `${name}  ${format.place(file, line)}  ${format.plural(node.value, "sample")}, ${format.percent(node.value, this.#total)}`);
   }
 
-  #zoom(node) {
-    this.#zoomed = Boolean(node.parent);
-    this.reset.hidden = !this.#zoomed;
-    if (node.data.fn !== undefined) this.#choose(node.data.fn);
-  }
-
-  #unzoom() {
-    if (!this.#zoomed) return;
-    this.#zoomed = false;
-    this.reset.hidden = true;
-    this.#graph.resetZoom();
+  #zoom(path) {
+    this.#path = path;
+    if (path.length) this.#choose(path.at(-1));
     this.#redraw();
   }
 
-  #find() {
-    if (this.search.value) this.#graph?.search(this.search.value);
-    else this.#graph?.clear();
+  #unzoom() {
+    this.#path = [];
     this.#redraw();
   }
 
@@ -180,38 +166,51 @@ export class CpuView {
   async #choose(index) {
     this.#function = index;
     this.table.select(index);
+    for (const { table } of this.lists) table.rearrange();
     const followed = this.detail.contains(document.activeElement);
     await this.#drawDetails();
-    if (followed) this.detail.querySelector("h3").focus(); // what was clicked is gone
+    if (followed) this.name.focus(); // what was clicked is gone
   }
 
   async #drawDetails() {
     const data = await ask("functionDetails", { process: this.process, index: this.#function, thread: this.#thread });
-    const item = ({ index, label, samples }) =>
-      h(
-        "li",
-        {},
-        index === null ? label : h("button", { type: "button", class: "link", onclick: () => this.#choose(index) }, label),
-        h("span", { class: "hint" }, ` ${format.count(samples)} samples`),
-      );
-    const list = (title, items) => [h("h4", {}, title), items.length ? h("ul", {}, ...items.map(item)) : h("p", { class: "hint" }, "none")];
-    this.detail.replaceChildren(
-      h("h3", { tabindex: "-1" }, data.label),
-      h("p", { class: "hint", title: data.file }, format.place(data.file, data.line)),
-      ...list("Called by", data.callers),
-      ...list("Calls", data.callees),
-      h("h4", {}, "Its own samples by line"),
-      data.lines.length
-        ? h("ul", {}, ...data.lines.map(([line, samples]) => h("li", {}, `line ${line}: ${format.count(samples)}`)))
-        : h("p", { class: "hint" }, "none"),
-    );
+    const share = (samples) => `${format.plural(samples, "sample")}, ${format.percent(samples, this.#total)}`;
+    this.detail.hidden = false;
+    setText(this.name, data.label);
+    setText(this.place, `${[format.place(data.file, data.line), `self ${share(data.self)}`, `total ${share(data.samples)}`].filter(Boolean).join("; ")}`);
+    this.place.title = data.file;
+    this.#samplesOfFunction = data.samples;
+    for (const { key, table, none } of this.lists) {
+      table.element.hidden = !data[key].length;
+      none.hidden = data[key].length > 0;
+      await table.update(data[key]);
+    }
+  }
+
+  /** Return the parts of a list of the function in view: `key` of its details. */
+  #list(key, title, label) {
+    const table = new Table({
+      caption: title,
+      key: (row) => row.index,
+      onselect: key === "lines" ? null : (row) => this.#choose(row.index),
+      columns: [
+        { label, text: (row) => row.label },
+        {
+          label: "samples",
+          title: "and their share of all samples of the function above",
+          number: true,
+          text: (row) => `${format.count(row.samples)}  ${format.percent(row.samples, this.#samplesOfFunction)}`,
+          bar: (row) => row.samples / this.#samplesOfFunction,
+        },
+      ],
+    });
+    const none = h("p", { class: "hint" }, "none");
+    return { key, table, none, elements: [h("h4", {}, title), none, table.element] };
   }
 
   async #clear() {
     await ask("clearCpu", { process: this.process });
-    this.#function = null;
-    this.detail.replaceChildren();
-    this.#unzoom();
+    this.forget();
     this.#redraw();
   }
 
@@ -220,20 +219,6 @@ export class CpuView {
     const text = await ask("exportCpu", { process: this.process, format: kind, name });
     save(text, kind === "speedscope" ? `${name}.speedscope.json` : `${name}.collapsed.txt`);
   }
-
-  #fit() {
-    const width = this.plot.clientWidth;
-    if (this.#graph === null || !width || width === this.#graph.width()) return;
-    this.#graph.width(width);
-    this.#graph.update();
-  }
 }
 
-/** Return a warm colour that black can be read on, the same for a function each time. */
-function colourOf({ name, fn }) {
-  let hash = 0;
-  if (fn !== undefined) for (const character of name) hash = (hash * 31 + character.codePointAt(0)) % 4096;
-  return `hsl(${10 + (hash % 45)} 85% ${66 + (hash % 13)}%)`;
-}
-
-const HINT = "Point at a frame to see its name, click to zoom into it.";
+const HINT = "Point at a frame for its figures, click to zoom in; with the keyboard, arrows and Enter.";

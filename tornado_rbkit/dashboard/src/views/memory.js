@@ -31,6 +31,7 @@ export class MemoryView {
     this.size = new Chart({
       title: "Memory",
       value: format.bytes,
+      steps: Array.from({ length: 50 }, (_, i) => 2 ** i),
       series: [
         { label: "heap size", colour: "c1" },
         { label: "memory size", colour: "c2" },
@@ -69,7 +70,7 @@ export class MemoryView {
     this.element = h(
       "section",
       { "aria-label": "Memory" },
-      h("div", { class: "tiles" }, ...["heap size", "memory size", "live objects", "created", "destroyed", "GC runs", "GC share"].map((name) => this.#tile(name))),
+      h("div", { class: "tiles" }, ...["heap size", "memory size", "live objects", "created", "destroyed", "GC runs", "longest GC", "GC share"].map((name) => this.#tile(name))),
       h(
         "div",
         { class: "bar", role: "group", "aria-label": "Time range" },
@@ -81,6 +82,12 @@ export class MemoryView {
       h("div", { class: "charts" }, ...[this.size, this.live, this.rates, this.gc].map((chart) => chart.element)),
       h("details", {}, h("summary", {}, "All figures of the collector"), this.figures.element),
     );
+    this.#mark();
+  }
+
+  /** What follows is of another session. */
+  forget() {
+    this.#fixed = null;
     this.#mark();
   }
 
@@ -109,7 +116,8 @@ export class MemoryView {
     this.#set("created", rate(totals.created));
     this.#set("destroyed", rate(totals.destroyed));
     const longest = runs.reduce((most, [, pause]) => Math.max(most, pause), 0);
-    this.#set("GC runs", runCount ? `${format.count(runCount)}, longest ${format.milliseconds(longest)}` : "–");
+    this.#set("GC runs", runCount ? format.count(runCount) : "–");
+    this.#set("longest GC", runCount ? format.milliseconds(longest) : "–");
     this.#set("GC share", format.percent(totals.pauses / 1000, totals.seconds));
     this.figures.update(Object.entries(lastStats ?? {}));
     const notes = [];

@@ -31,7 +31,7 @@ export class ObjectsView {
         number("middle", "middle", "survived one to three collections"),
         number("old", "old", "survived more than three collections"),
         number("created", "created", "since the profile began"),
-        number("destroyed", "destroyed", "since the profile began"),
+        number("destroyed", "gone", "destroyed since the profile began"),
       ],
     });
     this.filter = h("input", {
@@ -77,7 +77,11 @@ export class ObjectsView {
     const notes = [];
     if (!data.matching) notes.push(this.filter.value ? `No class has “${this.filter.value}” in its name.` : off(header, "memory", "start_memory_profile"));
     if (data.uncertain) notes.push("Messages are missing, so some counts are wrong: stop and start the memory profile to count anew.");
-    if (data.untracked) notes.push(`${format.count(data.untracked)} objects are too many to follow and are in "created" only.`);
+    if (data.untracked) {
+      notes.push(
+        `${format.count(data.most)} live objects are followed; ${format.count(data.untracked)} more are counted as created only, and their end is not known.`,
+      );
+    }
     setText(this.note, notes.join(" "));
   }
 }

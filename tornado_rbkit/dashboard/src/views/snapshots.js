@@ -6,6 +6,7 @@ import { ask } from "../rpc.js";
 import { Table } from "../table.js";
 
 const SHOWN = 200;
+const SILENCE_SECONDS = 5; // of a snapshot that comes in
 
 export class SnapshotsView {
   element;
@@ -88,17 +89,28 @@ export class SnapshotsView {
     );
   }
 
+  /** What follows is of another session. */
+  forget() {
+    this.#known = [];
+    this.#drawn = "";
+    this.#number = this.#className = null;
+    this.failed = this.asked = false;
+  }
+
   async update(header) {
     const { list, incoming } = await ask("snapshots");
     const objects = incoming.reduce((sum, one) => sum + one.objects, 0);
     const expected = incoming.reduce((sum, one) => sum + one.expected, 0);
     this.progress.hidden = !incoming.length;
     if (incoming.length) this.progress.value = objects / Math.max(1, expected);
-    if (incoming.length) this.#tell(`A snapshot is coming in: ${format.count(objects)} of ${format.count(expected)} objects.`);
+    const silent = Math.min(...incoming.map(({ silentSeconds }) => silentSeconds));
+    const silence = silent >= SILENCE_SECONDS ? `, nothing for ${format.duration(silent)}` : "";
+    if (incoming.length) this.#tell(`A snapshot is coming in: ${format.count(objects)} of ${format.count(expected)} objects${silence}.`);
+    else if (this.asked) this.#tell("A snapshot was asked for. The process lists its objects…");
     else if (!this.failed) this.#tell(list.length ? "" : EMPTY);
     const drawn = JSON.stringify([list, header.processes.length]);
     if (drawn === this.#drawn) return;
-    const before = this.#known ?? [];
+    const before = this.#known;
     this.#drawn = drawn;
     this.#known = list;
     this.#drawList(list, header);
@@ -119,7 +131,7 @@ export class SnapshotsView {
     }
   }
 
-  #known = null;
+  #known = []; // summaries
   asked = false; // for a snapshot, by the user of this page
 
   #tell(text) {
@@ -130,7 +142,7 @@ export class SnapshotsView {
     this.list.replaceChildren(
       ...list.map((one) => {
         const old = header.processes.length > 1 && one.process !== header.processes.at(-1).number;
-        const part = one.objects < one.expected ? `, ${format.count(one.objects)} of ${format.count(one.expected)} came` : "";
+        const part = one.objects < one.expected ? `, incomplete: ${format.count(one.objects)} of ${format.count(one.expected)} came, ${one.ending}` : "";
         const origin = one.from ? `, from ${one.from}` : old ? ", of the process before" : "";
         return h(
           "li",
@@ -222,6 +234,7 @@ export class SnapshotsView {
     this.detail.replaceChildren();
     if (id === null) return;
     const object = await ask("snapshotObject", { number: this.#number, id });
+    const { steps } = object.path;
     const title = h("h3", { tabindex: "-1" }, `${object.name} ${format.objectId(object.id)}`);
     const back = h("button", { type: "button", onclick: () => this.#open(this.#trail.pop()) }, "Back");
     const more = (shown, count) => (count > shown ? h("p", { class: "hint" }, `and ${format.count(count - shown)} more`) : null);
@@ -230,9 +243,9 @@ export class SnapshotsView {
       title,
       h("p", {}, [format.bytes(object.size), format.place(object.file, object.line)].filter(Boolean).join(", made at ")),
       h("h4", {}, "Held by"),
-      object.path.length > 1
-        ? h("ol", { class: "path", "aria-label": "A shortest path from a root" }, ...object.path.map((step) => this.#item(step, id)))
-        : h("p", { class: "hint" }, object.path.length ? "Nothing in the snapshot but the interpreter itself." : "Only by a cycle: nothing outside refers to it."),
+      steps.length > 1
+        ? h("ol", { class: "path", "aria-label": "A shortest path from a root" }, ...this.#steps(object.path, id))
+        : h("p", { class: "hint" }, steps.length ? "Nothing in the snapshot but the interpreter itself." : "Only by a cycle: nothing outside refers to it."),
       h("h4", {}, `Referred to by ${format.count(object.referrerCount)}`),
       h("ul", { class: "referrers" }, ...object.referrers.map((one) => this.#item(one, id))),
       ...[more(object.referrers.length, object.referrerCount)].filter(Boolean),
@@ -242,6 +255,14 @@ export class SnapshotsView {
       ...(object.elsewhere ? [h("p", { class: "hint" }, `and to ${format.count(object.elsewhere)} that the snapshot does not have`)] : []),
     );
     title.focus();
+  }
+
+  #steps({ steps, omitted }, current) {
+    const items = steps.map((step) => this.#item(step, current));
+    if (!omitted) return items;
+    const half = steps.length / 2;
+    setAttribute(items[half], "value", half + omitted + 1); // its number in the list
+    return [...items.slice(0, half), h("li", { class: "hint omitted" }, `… ${format.count(omitted)} more …`), ...items.slice(half)];
   }
 
   #item(object, current) {
@@ -259,7 +280,9 @@ export class SnapshotsView {
     this.failed = false;
     this.#tell(`Reading ${file.name}…`);
     try {
-      if (!(await ask("addSnapshots", file))) throw new Error(`${file.name} has no snapshot in it`);
+      const { count, damage } = await ask("addSnapshots", file);
+      if (!count) throw new Error(damage ?? `${file.name} has no snapshot in it`);
+      if (damage !== null) throw new Error(`${damage}. What came of its snapshots is shown.`);
     } catch (error) {
       this.failed = true;
       this.#tell(error.message);

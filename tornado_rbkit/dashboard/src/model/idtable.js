@@ -1,0 +1,80 @@
+// A map from object ids to numbers in two flat arrays: a JavaScript Map makes an object of every id above 2 ** 31, and
+// takes several times as long. Open addressing with linear probing.
+
+const FIRST_BITS = 16;
+const FULLEST = 0.6;
+
+export class IdTable {
+  size = 0;
+  #bits;
+  #mask;
+  #keys;
+  #values; // one more than the number, 0 where there is none
+
+  constructor(bits = FIRST_BITS) {
+    this.#allocate(bits);
+  }
+
+  /** Return the number of an id, -1 if there is none. */
+  get(id) {
+    return this.#values[this.#slot(id)] - 1;
+  }
+
+  /** Give an id a number, which is not negative. */
+  set(id, number) {
+    let slot = this.#slot(id);
+    if (this.#values[slot] === 0) {
+      if (++this.size > FULLEST * this.#keys.length) {
+        this.#grow();
+        slot = this.#slot(id);
+      }
+      this.#keys[slot] = id;
+    }
+    this.#values[slot] = number + 1;
+  }
+
+  delete(id) {
+    let free = this.#slot(id);
+    if (this.#values[free] === 0) return;
+    this.size--;
+    this.#values[free] = 0;
+    // What was put further on because this slot was taken moves up.
+    for (let at = (free + 1) & this.#mask; this.#values[at] !== 0; at = (at + 1) & this.#mask) {
+      const home = this.#home(this.#keys[at]);
+      if (((at - home) & this.#mask) < ((at - free) & this.#mask)) continue;
+      this.#keys[free] = this.#keys[at];
+      this.#values[free] = this.#values[at];
+      this.#values[at] = 0;
+      free = at;
+    }
+  }
+
+  #home(id) {
+    return Math.imul((id >>> 0) ^ Math.imul(id / 4294967296, 0x85ebca6b), 0x9e3779b1) >>> (32 - this.#bits);
+  }
+
+  /** Return where an id is, or where it would be put. */
+  #slot(id) {
+    let slot = this.#home(id);
+    while (this.#values[slot] !== 0 && this.#keys[slot] !== id) slot = (slot + 1) & this.#mask;
+    return slot;
+  }
+
+  #allocate(bits) {
+    this.#bits = bits;
+    this.#mask = 2 ** bits - 1;
+    this.#keys = new Float64Array(2 ** bits);
+    this.#values = new Float64Array(2 ** bits);
+  }
+
+  #grow() {
+    const [keys, values] = [this.#keys, this.#values];
+    this.#allocate(this.#bits + 1);
+    for (let i = 0; i < keys.length; i++) {
+      if (values[i] === 0) continue;
+      const slot = this.#slot(keys[i]);
+      this.#keys[slot] = keys[i];
+      this.#values[slot] = values[i];
+    }
+  }
+}
