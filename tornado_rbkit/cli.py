@@ -5,6 +5,7 @@ from __future__ import annotations
 import argparse
 import asyncio
 import contextlib
+import errno
 import inspect
 import json
 import logging
@@ -12,9 +13,7 @@ import math
 import os
 import re
 import secrets
-import signal
 import sys
-import threading
 import time
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from typing import Final, TextIO
@@ -38,6 +37,7 @@ from tornado_rbkit.recording import Record, Recorder, RecordingError, events, re
 from tornado_rbkit.repeats import RepeatsFilter
 from tornado_rbkit.replay import ReplayServer
 from tornado_rbkit.routes import rbkit_routes
+from tornado_rbkit.stopping import stop_at_eof, stop_signal
 from tornado_rbkit.targets import DiscoveredTargets
 
 DEFAULT_PORT: Final = 8765
@@ -45,6 +45,7 @@ IDLE_TIMEOUT: Final = 20.0
 """Seconds in which a request to the stand-alone server has to be there, its first line counted from the connection."""
 
 _LOG_FORMAT: Final = "%(levelname)s %(message)s"
+_FULL: Final = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EIO)
 _FORMATS: Final = {"speedscope": speedscope, "collapsed": collapsed, "json": json_lines}
 
 
@@ -59,16 +60,25 @@ def main(arguments: Sequence[str] | None = None) -> int:
             for handler in logging.getLogger().handlers:
                 handler.addFilter(RepeatsFilter())
             result = asyncio.run(result)
-    except BrokenPipeError:  # whoever read the output has enough; and Python will flush it once more
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        if sys.stdout is not None:
+            sys.stdout.flush()
+    except BrokenPipeError:  # whoever read the output has enough
+        _forget_output()
         return 1
     except (RbkitError, ValueError, OSError) as error:
         print(f"tornado-rbkit: {_reason(error)}", file=sys.stderr)
-        failed = isinstance(error, RbkitError) and not isinstance(error, ValueError | RuntimeFolderError)
-        return 1 if failed else 2
+        if isinstance(error, OSError) and error.errno in _FULL:
+            _forget_output()
+            return 1
+        return 1 if isinstance(error, RbkitError) and not isinstance(error, ValueError | RuntimeFolderError) else 2
     if callable(result):  # a program, whose errors are its own
         result = result()
     return result or 0
+
+
+def _forget_output() -> None:
+    """Let nobody have what could not be written, for Python will flush it once more."""
+    os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
 
 
 def _as_python_does(arguments: Sequence[str]) -> list[str]:
@@ -320,11 +330,11 @@ async def _serve_until_stopped(
     # Commands and pages are small and whole: who takes longer to ask holds a descriptor for nothing.
     server = HTTPServer(application, idle_connection_timeout=IDLE_TIMEOUT, body_timeout=IDLE_TIMEOUT)
     listener = Listener(sockets, server.handle_stream)
-    stopped = _stop_signal()
+    stopped = stop_signal()
     if ended is not None:
         ended.add_done_callback(lambda _: stopped.set())
     if getattr(options, "until_eof", False):
-        _stop_at_eof(stopped)
+        stop_at_eof(stopped)
     host = f"[{options.host}]" if ":" in options.host else options.host
     path = f"/{options.prefix.strip('/')}/".replace("//", "/")
     print(f"ready http://{host}:{sockets[0].getsockname()[1]}{path}", flush=True)
@@ -339,7 +349,16 @@ async def _serve_until_stopped(
 
 async def _record(options: argparse.Namespace) -> int:
     _check_output(options.output)  # before anything is switched on
-    stopping = asyncio.create_task(_stop_signal().wait())
+    try:
+        return await _record_session(options)
+    except OSError as error:
+        if error.errno in _FULL:
+            raise OSError(error.errno, error.strerror, options.output) from error
+        raise
+
+
+async def _record_session(options: argparse.Namespace) -> int:
+    stopping = asyncio.create_task(stop_signal().wait())
     async with RbkitClient(options.url, token=options.token) as rbkit:
         facts = await rbkit.command("handshake")
         with open(options.output, "wb") as file:  # noqa: ASYNC230 - a record is a few kilobytes
@@ -350,14 +369,13 @@ async def _record(options: argparse.Namespace) -> int:
                 await progress.until(recording, stopping, following)
                 if recording.done():
                     await progress.until(stopping, following, timeout=options.seconds)
-            if not following.done():
-                recording.cancel()
-                await recorder.ask_all(rbkit, reversed(_stops(options, facts)))
+            recording.cancel()
+            raised = await recorder.ask_each(rbkit, reversed(_stops(options, facts)))
             await rbkit.close()
             stopping.cancel()
             results = await asyncio.gather(following, recording, return_exceptions=True)
     print(recorder.progress())
-    for result in results:
+    for result in (*results, *raised):
         if isinstance(result, Exception):
             raise result
     return 0
@@ -423,25 +441,3 @@ async def _send(options: argparse.Namespace) -> int:
     else:
         print(reply)
     return 0
-
-
-def _stop_at_eof(stopped: asyncio.Event) -> None:
-    """Set the event when standard input ends: whoever holds its other end is gone."""
-    loop = asyncio.get_running_loop()
-
-    def wait() -> None:
-        while os.read(sys.stdin.fileno(), 4096):  # not sys.stdin, whose lock this thread would hold at exit
-            pass
-        loop.call_soon_threadsafe(stopped.set)
-
-    threading.Thread(target=wait, daemon=True).start()
-
-
-def _stop_signal() -> asyncio.Event:
-    """Return an event that SIGTERM and SIGINT set."""
-    stopped = asyncio.Event()
-    loop = asyncio.get_running_loop()
-    for number in (signal.SIGTERM, signal.SIGINT):
-        # Not loop.add_signal_handler, which Windows does not have.
-        signal.signal(number, lambda *_: loop.call_soon_threadsafe(stopped.set))
-    return stopped

@@ -81,6 +81,16 @@ class Recorder:
             if error is not None:
                 raise error
 
+    async def ask_each(self, rbkit: RbkitClient, commands: Iterable[str]) -> list[Exception]:
+        """The same, and go on whatever becomes of one; return what was raised."""
+        raised: list[Exception] = []
+        for command in commands:
+            try:
+                await self.ask_all(rbkit, [command])
+            except (RbkitError, OSError) as error:
+                raised.append(error)
+        return raised
+
     async def follow(self, rbkit: RbkitClient) -> None:
         """Write what is published, and the notices, until the client is closed.
 
