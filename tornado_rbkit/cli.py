@@ -62,6 +62,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
             result = asyncio.run(result)
         if sys.stdout is not None:
             sys.stdout.flush()
+    except KeyboardInterrupt:
+        return 130  # as of a process that SIGINT ended
     except BrokenPipeError:  # whoever read the output has enough
         _forget_output()
         return 1
@@ -432,9 +434,12 @@ def _as_far_as(items: Iterable[Event], progress: Progress, cut_off: list[Recordi
 async def _send(options: argparse.Namespace) -> int:
     async with RbkitClient(options.url, token=options.token) as rbkit:
         asking = asyncio.create_task(rbkit.command(options.command))
-        with Progress(lambda: f"waiting for the reply to {options.command}") as progress:
-            await progress.until(asking)
-        reply = asking.result()
+        try:
+            with Progress(lambda: f"waiting for the reply to {options.command}") as progress:
+                await progress.until(asking)
+            reply = asking.result()
+        finally:
+            asking.cancel()  # where Ctrl-C was faster
     if isinstance(reply, Handshake):
         for name, value in reply._asdict().items():
             print(f"{name}: {value}")

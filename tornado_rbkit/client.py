@@ -89,7 +89,7 @@ class RbkitClient:
         if not _is_websocket(url):
             raise ValueError(f"url={url!r} is not a WebSocket's; allowed: ws://HOST:PORT/... or wss://HOST:PORT/...")
         self._url = url
-        self._headers = {"Authorization": f"Bearer {token}"} if token else {}
+        self._headers = {"Authorization": _as_latin_1(f"Bearer {token}")} if token else {}
         self._reconnect = reconnect
         self._max_message_size = max_message_size
         self._max_pending_bytes = max_pending_bytes
@@ -289,6 +289,11 @@ class RbkitClient:
             if not reply.done():
                 code = self._lost.code if self._lost else None
                 reply.set_exception(ConnectionLost(self._url, code, reason))
+
+
+def _as_latin_1(text: str) -> str:
+    """Return what Tornado, which sends headers in Latin-1, makes UTF-8 of."""
+    return text.encode().decode("latin-1")
 
 
 def _handshake(reply: bytes) -> Handshake:

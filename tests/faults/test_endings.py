@@ -88,6 +88,20 @@ def test_export_to_a_full_disk_says_so_in_one_line(tmp_path: Path) -> None:
     assert finished.returncode == 1
 
 
+async def test_send_that_is_interrupted_says_nothing(launch: Launch, profiler: SteadyProcess) -> None:
+    server = launch(**profiler.endpoints)
+    async with Witness(server.ws) as viewer:
+        await viewer.goes_on()
+        profiler.freeze()
+        command = [*COMMAND, "send", "trigger_gc", "--url", server.ws]
+        with subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE) as process:
+            await asyncio.to_thread(server.until, lambda status: status["commands_waiting"], "it waits for its reply")
+            process.send_signal(signal.SIGINT)
+            output = await asyncio.to_thread(process.communicate, timeout=30)
+        profiler.send_signal(signal.SIGCONT)
+    assert (output, process.returncode) == ((b"", b""), 130)
+
+
 async def test_send_of_what_is_no_text_is_one_line(launch: Launch, profiler: SteadyProcess) -> None:
     server = launch(**profiler.endpoints)
     command = [*COMMAND, "send", os.fsdecode(b"\xff\xfe"), "--url", server.ws]
