@@ -25,7 +25,7 @@ COMMANDS = [b"trigger_gc", b"handshake", b"nonsense", b"", b"objectspace_snapsho
 async def test_mixed_load_leaves_all_level_and_the_counters_add_up(
     launch: Launch, profiler: SteadyProcess, soak: float
 ) -> None:
-    server = launch(**profiler.endpoints, max_backlog_bytes=2 << 20, stall_timeout=3.0, ping_interval=5.0)
+    server = launch(**profiler.endpoints, max_backlog_bytes=2 << 20)
     seconds = max(SECONDS, soak)
     levels: list[tuple[int, int, int]] = []
     async with witnesses(server.ws, 5) as viewers:
