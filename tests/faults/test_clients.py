@@ -165,6 +165,43 @@ async def test_closing_in_the_middle_of_a_snapshot_is_nobody_else_s_concern(
         await until_alone(server, 3)
 
 
+async def test_a_flood_of_pings_whose_pongs_nobody_reads_costs_no_memory(
+    launch: Launch, profiler: SteadyProcess
+) -> None:
+    server = launch(**profiler.endpoints, max_backlog_bytes=1 << 20)
+    async with undisturbed(server), Raw(server.port) as client:
+        await client.upgrade()
+        client.writer.transport.pause_reading()  # type: ignore[attr-defined]
+        before = server.memory
+        pings = frame(bytes(125), first=0x89) * 500
+        for _ in range(100):  # 6 MB, and an entry in a queue for each
+            client.writer.write(pings)
+            await client.writer.drain()
+        assert server.memory_peak < before + (8 << 20)
+
+
+async def test_who_sends_no_more_and_reads_on_is_let_go(launch: Launch, profiler: SteadyProcess) -> None:
+    server = launch(**profiler.endpoints)
+    async with undisturbed(server), Raw(server.port) as client:
+        await client.upgrade()
+        client.writer.write_eof()
+        await client.end()
+        await until_alone(server, 3)
+
+
+async def test_ended_in_the_middle_of_a_snapshot_it_says_goodbye(launch: Launch, profiler: SteadyProcess) -> None:
+    server = launch(**profiler.endpoints)
+    async with Witness(server.ws) as viewer, Raw(server.port) as stuck:
+        await viewer.goes_on()
+        await stuck.upgrade()
+        stuck.writer.transport.pause_reading()  # type: ignore[attr-defined]
+        await viewer.connection.send("objectspace_snapshot")
+        await viewer.goes_on()
+        await asyncio.to_thread(server.end)
+        await viewer.connection.wait_closed()
+        assert viewer.connection.close_code == 1001
+
+
 VISITOR = """
 import asyncio, sys
 from tests.faults.witness import Witness

@@ -1,4 +1,4 @@
-"""A request without the envelope of a REQ socket, which a REP socket announces and does not give: nobody waits for it."""
+"""A request without an envelope, which a REP socket announces and does not give: nobody waits for it."""
 
 from __future__ import annotations
 
