@@ -30,7 +30,7 @@ from tornado_rbkit.iothread import IOLoopThread
 from tornado_rbkit.listener import Listener
 from tornado_rbkit.profiler import RuntimeFolderError, list_servers
 from tornado_rbkit.profiler.discovery import check_chosen_folder
-from tornado_rbkit.program import ServerFailedError, own_module, prepare
+from tornado_rbkit.program import ServerFailedError, as_python_does, own_module, prepare
 from tornado_rbkit.progress import Progress
 from tornado_rbkit.protocol import COMMANDS, Event, Handshake, RbkitError
 from tornado_rbkit.recording import Record, Recorder, RecordingError, events, read
@@ -51,7 +51,7 @@ _FORMATS: Final = {"speedscope": speedscope, "collapsed": collapsed, "json": jso
 
 def main(arguments: Sequence[str] | None = None) -> int:
     """Run a command line and return its exit status: 0, 1 for what failed, 2 for what was asked wrongly."""
-    options = _parser().parse_args(_as_python_does(sys.argv[1:] if arguments is None else arguments))
+    options = _parser().parse_args(as_python_does(sys.argv[1:] if arguments is None else arguments))
     try:
         result = options.run(options)
         if inspect.iscoroutine(result):
@@ -83,26 +83,15 @@ def _forget_output() -> None:
     os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
 
 
-def _as_python_does(arguments: Sequence[str]) -> list[str]:
-    """Return the arguments with what argparse does not take before a program: ``--``, and a module behind ``-m``."""
-    plain = list(arguments)
-    at = next((at for at, argument in enumerate(plain) if argument not in ("-v", "--verbose", "-q", "--quiet")), 0)
-    if plain[at : at + 1] != ["run"]:
-        return plain
-    at += 1
-    while plain[at : at + 1] and (plain[at] in ("--open", "--port") or plain[at].startswith("--port=")):
-        at += 2 if plain[at] == "--port" else 1
-    if plain[at : at + 1] == ["--"]:
-        del plain[at]
-    elif at < len(plain) and plain[at].startswith("-m"):
-        plain[at : at + 1] = ["-m", *filter(None, [plain[at][2:]])]
-    return plain
-
-
 def _reason(error: Exception) -> str:
     if isinstance(error, OSError) and error.filename is not None and error.strerror:
-        return f"{error.filename}: {error.strerror}"
-    return str(error)
+        return _line(f"{error.filename}: {error.strerror}")
+    return _line(str(error))
+
+
+def _line(text: object) -> str:
+    """Return what somebody else has written as it can stand on a terminal."""
+    return "".join(character if character.isprintable() else " " for character in str(text)[:1000])
 
 
 def _parser() -> argparse.ArgumentParser:
@@ -442,7 +431,7 @@ async def _send(options: argparse.Namespace) -> int:
             asking.cancel()  # where Ctrl-C was faster
     if isinstance(reply, Handshake):
         for name, value in reply._asdict().items():
-            print(f"{name}: {value}")
+            print(f"{name}: {_line(value)}")
     else:
-        print(reply)
+        print(_line(reply))
     return 0
