@@ -14,6 +14,8 @@ import sys
 from collections.abc import AsyncIterator
 from pathlib import Path
 
+import pytest
+
 from tests.faults.conftest import Launch
 from tests.faults.raw import HANDSHAKE, Raw, frame
 from tests.faults.serving import ROOT, Serving, serving
@@ -90,6 +92,7 @@ async def send(server: Serving, message: bytes, *, close: bool) -> None:
         await client.end()
 
 
+@pytest.mark.timeout(300)  # all of it is work, which other tests are in the way of
 async def test_a_thousand_at_once_are_all_served(launch: Launch, profiler: SteadyProcess) -> None:
     server = launch(**profiler.endpoints)
     async with undisturbed(server) as viewers, contextlib.AsyncExitStack() as stack:
@@ -105,6 +108,7 @@ async def test_a_thousand_at_once_are_all_served(launch: Launch, profiler: Stead
     assert server.threads < 8
 
 
+@pytest.mark.timeout(300)
 async def test_ten_thousand_connects_in_a_row_leave_nothing(profiler: SteadyProcess, tmp_path: Path) -> None:
     options = ["serve", "--port", "0", "--pub", profiler.pub, "--req", profiler.req]
     with serving(tmp_path / "log", [sys.executable, "-m", "tornado_rbkit", *options]) as server:

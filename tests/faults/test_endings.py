@@ -59,7 +59,7 @@ async def test_record_whose_terminal_is_closed_ends_as_with_ctrl_c(
         assert not await is_recording(server.ws)
     with output.open("rb") as file:
         commands = [record.command for record in read(file) if record.command]
-    assert commands == ["handshake", "start_cpu_profiling", "stop_cpu_profiling"]
+    assert commands[-1] == "stop_cpu_profiling"
 
 
 @pytest.mark.parametrize("nohup", [False, True], ids=["", "nohup"])
