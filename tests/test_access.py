@@ -188,6 +188,7 @@ async def test_a_token_that_is_not_utf8_is_refused(knock: Knock) -> None:
 async def test_a_token_may_have_letters_that_are_not_ascii(knock: Knock) -> None:
     access = Access(token="schlüssel")
     assert await knock(access, query="?token=schl%C3%BCssel") == (200, "in")
+    assert await knock(access, headers="Authorization: Bearer schlüssel\r\n".encode()) == (200, "in")
     assert (await knock(access, query="?token=schluessel"))[0] == 401
 
 

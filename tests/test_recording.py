@@ -10,7 +10,9 @@ import signal
 import subprocess
 import sys
 import time
+from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import msgpack
 import pytest
@@ -72,6 +74,13 @@ class TestReading:
         with pytest.raises(RecordingError, match="in the middle of a record"):
             next(records)
 
+    def test_wherever_it_was_cut_off_it_says_so(self) -> None:
+        first = len(packed([0.0, DATA, None, collection(0)]))
+        whole = packed([0.0, DATA, None, collection(0)]) + packed([1.0, DATA, None, bytes(70_000)])
+        for end in (*range(first + 1, first + 40), len(whole) - 1):
+            with pytest.raises(RecordingError, match=f"in the middle of a record, at byte {first}"):
+                list(read(io.BytesIO(whole[:end])))
+
     def test_an_empty_file_is_an_empty_recording(self) -> None:
         assert list(read(io.BytesIO(b""))) == []
 
@@ -98,6 +107,12 @@ class TestExport:
             "thread 1;main;c 1",
             "thread 2;idle 1",
         ]
+
+    @pytest.mark.parametrize("export", [speedscope, collapsed, json_lines])
+    def test_values_of_other_types_than_rbkit_s_are_exported_as_they_are(self, export: Callable[..., Any]) -> None:
+        frame = {12: 5, 13: 7, 6: None, 7: "z", 14: 0, 15: None}
+        odd = [{0: 9, 1: None, 2: [frame]}, {0: 77, 1: 1.0, 2: b"\xff"}, {0: 6, 1: 1.0, 2: {b"k": b"\xff"}}]
+        assert list(export(events([Record(0.0, DATA, None, collection(0, odd))]), "odd"))
 
     def test_json_has_every_event_with_its_fields_by_name(self) -> None:
         lines = [json.loads(line) for line in json_lines(events(read(io.BytesIO(SAMPLES))), "session")]

@@ -77,6 +77,8 @@ class Access:
             raise ValueError(f'commands={self.commands!r} is one string; allowed: a list of them, or "any"')
         if self.token == "":
             raise ValueError("token='' would let everybody in; allowed: None, or a string that is not empty")
+        if self.token is not None and not self.token.isprintable():
+            raise ValueError("token has characters that cannot be sent; allowed: those that can be printed")
 
     async def check_request(self, handler: RequestHandler) -> None:
         """Check Host, token and `authorize` for an HTTP request.
@@ -140,6 +142,7 @@ class Access:
         if self.token is None:
             return
         scheme, _, given = handler.request.headers.get("Authorization", "").partition(" ")
+        given = given.encode("latin-1", "replace").decode(errors="replace")  # Tornado takes headers for Latin-1
         if scheme.lower() != "bearer":
             given = handler.get_query_argument("token", "")
         if not hmac.compare_digest(given.strip().encode(), self.token.encode()):

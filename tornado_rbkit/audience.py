@@ -4,13 +4,17 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import logging
 from collections import Counter
 from collections.abc import Iterator
 from typing import Final
 
 from tornado_rbkit.frames import Form
 from tornado_rbkit.protocol import Notice
+from tornado_rbkit.repeats import Repeats, times
 from tornado_rbkit.session import Session
+
+_log = logging.getLogger(__name__)
 
 _TOTALS: Final = ("messages_sent", "messages_dropped", "bytes_sent")  # of each one's outbox
 
@@ -23,6 +27,7 @@ class Audience:
         self._forms: Counter[Form] = Counter()
         self._departed = Counter(dict.fromkeys(_TOTALS, 0))
         self._empty = asyncio.Event()
+        self._repeats = Repeats()
 
     def __len__(self) -> int:
         return len(self._sessions)
@@ -56,6 +61,12 @@ class Audience:
         """Tell something to all."""
         for session in list(self._sessions):
             session.notify(notice)
+
+    def log_closing(self, remote: str | None, reason: str) -> None:
+        """Say that a viewer was closed for what it did; of many in short succession the first, the tenth, ...."""
+        count = self._repeats.add(reason)
+        if count:
+            _log.warning("the viewer at %s was closed: %s%s", remote, reason, times(count))
 
     def totals(self) -> Counter[str]:
         """Return what was sent to all, those that have left included; sizes are in bytes."""

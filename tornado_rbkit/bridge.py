@@ -7,6 +7,7 @@ import logging
 import time
 from collections import Counter, deque
 from collections.abc import Callable, Mapping
+from functools import partial
 from typing import Any, Final, Literal
 
 from tornado.ioloop import IOLoop
@@ -23,7 +24,7 @@ from tornado_rbkit.lifeline import Lifeline
 from tornado_rbkit.probe import Probe
 from tornado_rbkit.protocol import DEFAULT_PUB_PORT, DEFAULT_REQ_PORT, Notice, RbkitError
 from tornado_rbkit.requester import Outcome
-from tornado_rbkit.session import CLOSE_GOING_AWAY, CLOSE_TRY_AGAIN, Session
+from tornado_rbkit.session import CLOSE_GOING_AWAY, CLOSE_POLICY, CLOSE_TOO_BIG, CLOSE_TRY_AGAIN, Session
 from tornado_rbkit.subscriber import MAX_DELIVERED, Batch
 from tornado_rbkit.target import Target
 from tornado_rbkit.upstream import Reach, State
@@ -116,7 +117,6 @@ class Bridge:
         self._max_clients = max_clients
         self._idle_grace = idle_grace
         self._stop_when_idle = stop_when_idle
-        self._max_backlog_bytes = max_backlog_bytes
         self.stall_timeout = stall_timeout
         self._lifeline = Lifeline(
             pub,
@@ -133,6 +133,9 @@ class Bridge:
         self._state = State.IDLE
         self._target = Target()
         self._commands = CommandQueue(self._lifeline.request, command_timeouts or {}, self._on_settled)
+        self._new_session = partial(
+            Session, submit=self._commands.submit, max_backlog_bytes=max_backlog_bytes, stall_timeout=stall_timeout
+        )
         self._probe = Probe(self._ask_again)
         self._sessions = Audience()
         self._connect_timers: dict[Session, object] = {}  # of those for whom the profiler was not there yet
@@ -204,16 +207,13 @@ class Bridge:
             raise BridgeFullError("the server is shutting down")
         if len(self._sessions) >= self._max_clients:
             raise BridgeFullError(f"client limit reached (max_clients={self._max_clients})")
-        session = Session(
-            handler,
-            close,
-            stream,
-            form,
-            access,
-            self._commands.submit,
-            max_backlog_bytes=self._max_backlog_bytes,
-            stall_timeout=self.stall_timeout,
-        )
+
+        def close_and_log(code: int, reason: str) -> None:
+            if code in (CLOSE_POLICY, CLOSE_TOO_BIG):
+                self._sessions.log_closing(handler.request.remote_ip, reason)
+            close(code, reason)
+
+        session = self._new_session(handler, close_and_log, stream, form, access)
         self._open()
         self._notify(Notice("client_count", str(len(self._sessions) + 1)))
         self._sessions.add(session)

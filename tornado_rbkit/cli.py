@@ -5,6 +5,7 @@ from __future__ import annotations
 import argparse
 import asyncio
 import contextlib
+import errno
 import inspect
 import json
 import logging
@@ -12,9 +13,7 @@ import math
 import os
 import re
 import secrets
-import signal
 import sys
-import threading
 import time
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from typing import Final, TextIO
@@ -31,13 +30,14 @@ from tornado_rbkit.iothread import IOLoopThread
 from tornado_rbkit.listener import Listener
 from tornado_rbkit.profiler import RuntimeFolderError, list_servers
 from tornado_rbkit.profiler.discovery import check_chosen_folder
-from tornado_rbkit.program import ServerFailedError, own_module, prepare
+from tornado_rbkit.program import ServerFailedError, as_python_does, own_module, prepare
 from tornado_rbkit.progress import Progress
 from tornado_rbkit.protocol import COMMANDS, Event, Handshake, RbkitError
 from tornado_rbkit.recording import Record, Recorder, RecordingError, events, read
 from tornado_rbkit.repeats import RepeatsFilter
 from tornado_rbkit.replay import ReplayServer
 from tornado_rbkit.routes import rbkit_routes
+from tornado_rbkit.stopping import stop_at_eof, stop_signal
 from tornado_rbkit.targets import DiscoveredTargets
 
 DEFAULT_PORT: Final = 8765
@@ -45,12 +45,13 @@ IDLE_TIMEOUT: Final = 20.0
 """Seconds in which a request to the stand-alone server has to be there, its first line counted from the connection."""
 
 _LOG_FORMAT: Final = "%(levelname)s %(message)s"
+_FULL: Final = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EIO)
 _FORMATS: Final = {"speedscope": speedscope, "collapsed": collapsed, "json": json_lines}
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
     """Run a command line and return its exit status: 0, 1 for what failed, 2 for what was asked wrongly."""
-    options = _parser().parse_args(_as_python_does(sys.argv[1:] if arguments is None else arguments))
+    options = _parser().parse_args(as_python_does(sys.argv[1:] if arguments is None else arguments))
     try:
         result = options.run(options)
         if inspect.iscoroutine(result):
@@ -59,38 +60,38 @@ def main(arguments: Sequence[str] | None = None) -> int:
             for handler in logging.getLogger().handlers:
                 handler.addFilter(RepeatsFilter())
             result = asyncio.run(result)
-    except BrokenPipeError:  # whoever read the output has enough; and Python will flush it once more
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        if sys.stdout is not None:
+            sys.stdout.flush()
+    except KeyboardInterrupt:
+        return 130  # as of a process that SIGINT ended
+    except BrokenPipeError:  # whoever read the output has enough
+        _forget_output()
         return 1
     except (RbkitError, ValueError, OSError) as error:
         print(f"tornado-rbkit: {_reason(error)}", file=sys.stderr)
-        failed = isinstance(error, RbkitError) and not isinstance(error, ValueError | RuntimeFolderError)
-        return 1 if failed else 2
+        if isinstance(error, OSError) and error.errno in _FULL:
+            _forget_output()
+            return 1
+        return 1 if isinstance(error, RbkitError) and not isinstance(error, ValueError | RuntimeFolderError) else 2
     if callable(result):  # a program, whose errors are its own
         result = result()
     return result or 0
 
 
-def _as_python_does(arguments: Sequence[str]) -> list[str]:
-    """Return the arguments with what argparse does not take before a program: ``--``, and a module behind ``-m``."""
-    plain = list(arguments)
-    at = next((at for at, argument in enumerate(plain) if argument not in ("-v", "--verbose", "-q", "--quiet")), 0)
-    if plain[at : at + 1] != ["run"]:
-        return plain
-    at += 1
-    while plain[at : at + 1] and (plain[at] in ("--open", "--port") or plain[at].startswith("--port=")):
-        at += 2 if plain[at] == "--port" else 1
-    if plain[at : at + 1] == ["--"]:
-        del plain[at]
-    elif at < len(plain) and plain[at].startswith("-m"):
-        plain[at : at + 1] = ["-m", *filter(None, [plain[at][2:]])]
-    return plain
+def _forget_output() -> None:
+    """Let nobody have what could not be written, for Python will flush it once more."""
+    os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
 
 
 def _reason(error: Exception) -> str:
     if isinstance(error, OSError) and error.filename is not None and error.strerror:
-        return f"{error.filename}: {error.strerror}"
-    return str(error)
+        return _line(f"{error.filename}: {error.strerror}")
+    return _line(str(error))
+
+
+def _line(text: object) -> str:
+    """Return what somebody else has written as it can stand on a terminal."""
+    return "".join(character if character.isprintable() else " " for character in str(text)[:1000])
 
 
 def _parser() -> argparse.ArgumentParser:
@@ -320,11 +321,11 @@ async def _serve_until_stopped(
     # Commands and pages are small and whole: who takes longer to ask holds a descriptor for nothing.
     server = HTTPServer(application, idle_connection_timeout=IDLE_TIMEOUT, body_timeout=IDLE_TIMEOUT)
     listener = Listener(sockets, server.handle_stream)
-    stopped = _stop_signal()
+    stopped = stop_signal()
     if ended is not None:
         ended.add_done_callback(lambda _: stopped.set())
     if getattr(options, "until_eof", False):
-        _stop_at_eof(stopped)
+        stop_at_eof(stopped)
     host = f"[{options.host}]" if ":" in options.host else options.host
     path = f"/{options.prefix.strip('/')}/".replace("//", "/")
     print(f"ready http://{host}:{sockets[0].getsockname()[1]}{path}", flush=True)
@@ -339,7 +340,16 @@ async def _serve_until_stopped(
 
 async def _record(options: argparse.Namespace) -> int:
     _check_output(options.output)  # before anything is switched on
-    stopping = asyncio.create_task(_stop_signal().wait())
+    try:
+        return await _record_session(options)
+    except OSError as error:
+        if error.errno in _FULL:
+            raise OSError(error.errno, error.strerror, options.output) from error
+        raise
+
+
+async def _record_session(options: argparse.Namespace) -> int:
+    stopping = asyncio.create_task(stop_signal().wait())
     async with RbkitClient(options.url, token=options.token) as rbkit:
         facts = await rbkit.command("handshake")
         with open(options.output, "wb") as file:  # noqa: ASYNC230 - a record is a few kilobytes
@@ -350,14 +360,13 @@ async def _record(options: argparse.Namespace) -> int:
                 await progress.until(recording, stopping, following)
                 if recording.done():
                     await progress.until(stopping, following, timeout=options.seconds)
-            if not following.done():
-                recording.cancel()
-                await recorder.ask_all(rbkit, reversed(_stops(options, facts)))
+            recording.cancel()
+            raised = await recorder.ask_each(rbkit, reversed(_stops(options, facts)))
             await rbkit.close()
             stopping.cancel()
             results = await asyncio.gather(following, recording, return_exceptions=True)
     print(recorder.progress())
-    for result in results:
+    for result in (*results, *raised):
         if isinstance(result, Exception):
             raise result
     return 0
@@ -414,34 +423,15 @@ def _as_far_as(items: Iterable[Event], progress: Progress, cut_off: list[Recordi
 async def _send(options: argparse.Namespace) -> int:
     async with RbkitClient(options.url, token=options.token) as rbkit:
         asking = asyncio.create_task(rbkit.command(options.command))
-        with Progress(lambda: f"waiting for the reply to {options.command}") as progress:
-            await progress.until(asking)
-        reply = asking.result()
+        try:
+            with Progress(lambda: f"waiting for the reply to {options.command}") as progress:
+                await progress.until(asking)
+            reply = asking.result()
+        finally:
+            asking.cancel()  # where Ctrl-C was faster
     if isinstance(reply, Handshake):
         for name, value in reply._asdict().items():
-            print(f"{name}: {value}")
+            print(f"{name}: {_line(value)}")
     else:
-        print(reply)
+        print(_line(reply))
     return 0
-
-
-def _stop_at_eof(stopped: asyncio.Event) -> None:
-    """Set the event when standard input ends: whoever holds its other end is gone."""
-    loop = asyncio.get_running_loop()
-
-    def wait() -> None:
-        while os.read(sys.stdin.fileno(), 4096):  # not sys.stdin, whose lock this thread would hold at exit
-            pass
-        loop.call_soon_threadsafe(stopped.set)
-
-    threading.Thread(target=wait, daemon=True).start()
-
-
-def _stop_signal() -> asyncio.Event:
-    """Return an event that SIGTERM and SIGINT set."""
-    stopped = asyncio.Event()
-    loop = asyncio.get_running_loop()
-    for number in (signal.SIGTERM, signal.SIGINT):
-        # Not loop.add_signal_handler, which Windows does not have.
-        signal.signal(number, lambda *_: loop.call_soon_threadsafe(stopped.set))
-    return stopped

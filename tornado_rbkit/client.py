@@ -12,6 +12,7 @@ from typing import Final, NamedTuple
 from urllib.parse import urlsplit
 
 from tornado.httpclient import HTTPClientError, HTTPRequest
+from tornado.iostream import UnsatisfiableReadError
 from tornado.websocket import WebSocketClientConnection, WebSocketClosedError, WebSocketError, websocket_connect
 
 from tornado_rbkit.protocol import (
@@ -88,7 +89,7 @@ class RbkitClient:
         if not _is_websocket(url):
             raise ValueError(f"url={url!r} is not a WebSocket's; allowed: ws://HOST:PORT/... or wss://HOST:PORT/...")
         self._url = url
-        self._headers = {"Authorization": f"Bearer {token}"} if token else {}
+        self._headers = {"Authorization": _as_latin_1(f"Bearer {token}")} if token else {}
         self._reconnect = reconnect
         self._max_message_size = max_message_size
         self._max_pending_bytes = max_pending_bytes
@@ -147,13 +148,15 @@ class RbkitClient:
 
         Raises:
             ConnectionLost: there is no connection, or it was lost before the reply came.
+            ValueError: a text that has no UTF-8.
         """
+        payload = message.encode() if isinstance(message, str) else message
         if self._connection is None:
             raise self._lost or ConnectionLost(self._url, None, "not connected")
         reply: asyncio.Future[bytes] = asyncio.get_running_loop().create_future()
         self._asked.append(reply)
         with contextlib.suppress(WebSocketClosedError):  # the reader finds out why, and fails the reply with it
-            await self._connection.write_message(message, binary=isinstance(message, bytes))
+            await self._connection.write_message(payload, binary=isinstance(message, bytes))
         return await reply
 
     async def events(self) -> AsyncIterator[Event | Gap | Notice]:
@@ -215,7 +218,7 @@ class RbkitClient:
         except HTTPClientError as error:
             body = error.response.body.decode(errors="replace").strip() if error.response else ""
             raise ConnectionLost(self._url, error.code, body or str(error)) from error
-        except (OSError, WebSocketError) as error:
+        except (OSError, WebSocketError, UnsatisfiableReadError) as error:
             raise ConnectionLost(self._url, None, str(error)) from error
 
     async def _read(self) -> None:
@@ -286,6 +289,11 @@ class RbkitClient:
             if not reply.done():
                 code = self._lost.code if self._lost else None
                 reply.set_exception(ConnectionLost(self._url, code, reason))
+
+
+def _as_latin_1(text: str) -> str:
+    """Return what Tornado, which sends headers in Latin-1, makes UTF-8 of."""
+    return text.encode().decode("latin-1")
 
 
 def _handshake(reply: bytes) -> Handshake:

@@ -58,7 +58,7 @@ def folded(sample: CPUSample) -> tuple[str, ...]:
 def json_lines(events: Iterable[Event], name: str) -> Iterator[str]:
     """Yield one JSON object a line for each event, with its type and its fields by name."""
     for event in events:
-        yield json.dumps({"event": type(event).__name__, **_fields(event)})
+        yield json.dumps({"event": type(event).__name__, **_fields(event)}, default=repr)
 
 
 def _samples(events: Iterable[Event]) -> Iterator[CPUSample]:
@@ -66,14 +66,17 @@ def _samples(events: Iterable[Event]) -> Iterator[CPUSample]:
 
 
 def _one_word(frame: StackFrame) -> str:
-    return frame.label.replace(";", ":").replace("\n", " ").encode(errors="backslashreplace").decode()
+    return str(frame.label).replace(";", ":").replace("\n", " ").encode(errors="backslashreplace").decode()
 
 
 def _fields(event: Event) -> dict[str, Any]:
-    return {
-        name: [item._asdict() for item in value] if _is_list_of_tuples(value) else value
-        for name, value in event._asdict().items()
-    }
+    return {name: _plain(value) for name, value in event._asdict().items()}
+
+
+def _plain(value: object) -> object:
+    if isinstance(value, dict):
+        return {str(name): item for name, item in value.items()}
+    return [item._asdict() for item in value] if _is_list_of_tuples(value) else value  # type: ignore[attr-defined]
 
 
 def _is_list_of_tuples(value: object) -> bool:

@@ -11,7 +11,7 @@ import subprocess
 import sys
 import types
 import webbrowser
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Final
 
 from tornado_rbkit.profiler import start_server
@@ -22,6 +22,22 @@ _PATIENCE: Final = 5.0  # seconds; a server that closes its viewers takes two at
 
 class ServerFailedError(RbkitError):
     """What was started beside a program did not start; it has said why."""
+
+
+def as_python_does(arguments: Sequence[str]) -> list[str]:
+    """Return the arguments with what argparse does not take before a program: ``--``, and a module behind ``-m``."""
+    plain = list(arguments)
+    at = next((at for at, argument in enumerate(plain) if argument not in ("-v", "--verbose", "-q", "--quiet")), 0)
+    if plain[at : at + 1] != ["run"]:
+        return plain
+    at += 1
+    while plain[at : at + 1] and (plain[at] in ("--open", "--port") or plain[at].startswith("--port=")):
+        at += 2 if plain[at] == "--port" else 1
+    if plain[at : at + 1] == ["--"]:
+        del plain[at]
+    elif at < len(plain) and plain[at].startswith("-m"):
+        plain[at : at + 1] = ["-m", *filter(None, [plain[at][2:]])]
+    return plain
 
 
 def prepare(module: list[str], script: list[str], port: int, open_browser: bool) -> Callable[[], None]:

@@ -81,6 +81,16 @@ class Recorder:
             if error is not None:
                 raise error
 
+    async def ask_each(self, rbkit: RbkitClient, commands: Iterable[str]) -> list[Exception]:
+        """The same, and go on whatever becomes of one; return what was raised."""
+        raised: list[Exception] = []
+        for command in commands:
+            try:
+                await self.ask_all(rbkit, [command])
+            except (RbkitError, OSError) as error:
+                raised.append(error)
+        return raised
+
     async def follow(self, rbkit: RbkitClient) -> None:
         """Write what is published, and the notices, until the client is closed.
 
@@ -115,8 +125,10 @@ def read(file: BinaryIO) -> Iterator[Record]:
         RecordingError: it is not a recording, or was cut off.
     """
     unpacker = msgpack.Unpacker(file, max_buffer_size=0)
+    whole = 0  # bytes; after a record that is cut off, tell() is somewhere within it
     try:
         for item in unpacker:
+            whole = unpacker.tell()
             seconds, channel, command, payload = item
             if channel not in (REPLY, DATA) or not isinstance(payload, bytes):
                 raise RecordingError(f"a record on channel {channel!r}; expected {REPLY} or {DATA}")
@@ -124,9 +136,9 @@ def read(file: BinaryIO) -> Iterator[Record]:
     except (TypeError, ValueError, msgpack.UnpackException) as error:
         if isinstance(error, RecordingError):
             raise
-        raise RecordingError(f"not a recording of tornado-rbkit: {error}") from error
-    if unpacker.tell() != file.tell():
-        raise RecordingError(f"it ends in the middle of a record, at byte {unpacker.tell()}")
+        raise RecordingError(f"not a recording of tornado-rbkit: {error!r}") from error
+    if whole != file.tell():
+        raise RecordingError(f"it ends in the middle of a record, at byte {whole}")
 
 
 def events(records: Iterable[Record]) -> Iterator[Event]:

@@ -142,5 +142,8 @@ class ReplayServer:
     def _answer(self, rep: zmq.Socket[bytes], seconds: float) -> None:
         """Answer a command if one comes within that time."""
         if rep.poll(int(seconds * 1000)):
-            command = rep.recv_multipart()[0]
+            try:
+                command = rep.recv_multipart(zmq.NOBLOCK)[0]
+            except zmq.Again:  # it had no envelope
+                return
             rep.send(self._handshake if command == b"handshake" and self._handshake else b"ok")

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Awaitable
 from typing import Any, Final
 from urllib.parse import urlsplit
@@ -22,6 +23,9 @@ MAX_MESSAGE_SIZE: Final = 64 * 1024
 """Bytes from a client; a longer message closes with 1009. One over `MAX_COMMAND_LENGTH` is answered with an error."""
 
 _READ_LIMIT: Final = 1024 * 1024  # where Tornado cuts the connection in the middle of a message
+_OFFERED: Final = re.compile(  # what can be agreed to, RFC 7692 section 7.1
+    r'((server|client)_no_context_takeover|server_max_window_bits="?15"?|client_max_window_bits(="?([89]|1[0-5])"?)?)$'
+)
 _MAX_REASON: Final = 123  # bytes, RFC 6455 section 5.5
 
 
@@ -195,15 +199,15 @@ class RbkitWebSocketHandler(AccessHandler, WebSocketHandler):
         """Agree to permessage-deflate without context takeover, so that one compressed message serves all.
 
         A server may promise that to any offer (RFC 7692 section 7.1.1.1), but one for a window smaller than zlib's
-        could not be shared. Tornado is left the offer that was chosen, for the messages of the client.
+        could not be shared. What a client says of its own window and context need not be answered, for Tornado
+        inflates any; it is left an offer without parameters, some of which it would raise for.
         """
         offers = self.request.headers.get("Sec-WebSocket-Extensions", "")
         for offer in offers.split(",") if self.bridge.compression_level else ():
             name, *parameters = (item.strip() for item in offer.split(";"))
-            agreed = [item for item in parameters if "=" in item]  # the others are hints to us
-            if name == "permessage-deflate" and all(
-                item == "server_max_window_bits=15" for item in agreed if item.startswith("server_max_window_bits")
-            ):
-                self.request.headers["Sec-WebSocket-Extensions"] = offer
+            names = {item.partition("=")[0] for item in parameters}
+            if name == "permessage-deflate" and len(names) == len(parameters) and all(map(_OFFERED.match, parameters)):
+                self.request.headers["Sec-WebSocket-Extensions"] = name
+                agreed = ["server_max_window_bits=15"] if "server_max_window_bits" in names else []
                 self._extension = "; ".join([name, *agreed, "server_no_context_takeover"])
                 return

@@ -14,6 +14,8 @@ import sys
 from collections.abc import AsyncIterator
 from pathlib import Path
 
+import pytest
+
 from tests.faults.conftest import Launch
 from tests.faults.raw import HANDSHAKE, Raw, frame
 from tests.faults.serving import ROOT, Serving, serving
@@ -90,6 +92,7 @@ async def send(server: Serving, message: bytes, *, close: bool) -> None:
         await client.end()
 
 
+@pytest.mark.timeout(300)  # all of it is work, which other tests are in the way of
 async def test_a_thousand_at_once_are_all_served(launch: Launch, profiler: SteadyProcess) -> None:
     server = launch(**profiler.endpoints)
     async with undisturbed(server) as viewers, contextlib.AsyncExitStack() as stack:
@@ -105,6 +108,7 @@ async def test_a_thousand_at_once_are_all_served(launch: Launch, profiler: Stead
     assert server.threads < 8
 
 
+@pytest.mark.timeout(300)
 async def test_ten_thousand_connects_in_a_row_leave_nothing(profiler: SteadyProcess, tmp_path: Path) -> None:
     options = ["serve", "--port", "0", "--pub", profiler.pub, "--req", profiler.req]
     with serving(tmp_path / "log", [sys.executable, "-m", "tornado_rbkit", *options]) as server:
@@ -148,6 +152,7 @@ async def test_half_of_them_stalled_or_trickling_delay_nobody(launch: Launch, pr
         await asyncio.to_thread(
             server.until, lambda status: len(status["clients"]) <= 6, "who takes nothing is closed", 40
         )
+        assert server.log.count("the viewer at 127.0.0.1 was closed: too slow for 3 s (stall_timeout)") == 1
 
 
 async def test_closing_in_the_middle_of_a_snapshot_is_nobody_else_s_concern(
@@ -162,6 +167,43 @@ async def test_closing_in_the_middle_of_a_snapshot_is_nobody_else_s_concern(
                 await client.reader.readexactly(1000)
                 client.reset()
         await until_alone(server, 3)
+
+
+async def test_a_flood_of_pings_whose_pongs_nobody_reads_costs_no_memory(
+    launch: Launch, profiler: SteadyProcess
+) -> None:
+    server = launch(**profiler.endpoints, max_backlog_bytes=1 << 20)
+    async with undisturbed(server), Raw(server.port) as client:
+        await client.upgrade()
+        client.writer.transport.pause_reading()  # type: ignore[attr-defined]
+        before = server.memory
+        pings = frame(bytes(125), first=0x89) * 500
+        for _ in range(50):  # 3 MB, and an entry in a queue for each
+            client.writer.write(pings)
+            await client.writer.drain()
+        assert server.memory_peak < before + (8 << 20)
+
+
+async def test_who_sends_no_more_and_reads_on_is_let_go(launch: Launch, profiler: SteadyProcess) -> None:
+    server = launch(**profiler.endpoints)
+    async with undisturbed(server), Raw(server.port) as client:
+        await client.upgrade()
+        client.writer.write_eof()
+        await client.end()
+        await until_alone(server, 3)
+
+
+async def test_ended_in_the_middle_of_a_snapshot_it_says_goodbye(launch: Launch, profiler: SteadyProcess) -> None:
+    server = launch(**profiler.endpoints)
+    async with Witness(server.ws) as viewer, Raw(server.port) as stuck:
+        await viewer.goes_on()
+        await stuck.upgrade()
+        stuck.writer.transport.pause_reading()  # type: ignore[attr-defined]
+        await viewer.connection.send("objectspace_snapshot")
+        await viewer.goes_on()
+        await asyncio.to_thread(server.end)
+        await viewer.connection.wait_closed()
+        assert viewer.connection.close_code == 1001
 
 
 VISITOR = """

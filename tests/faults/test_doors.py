@@ -86,6 +86,20 @@ async def test_nothing_that_a_stranger_writes_stands_in_the_log_as_it_is(server:
     assert not [line for line in server.log.splitlines() if not line.startswith(("INFO ", "WARNING "))]
 
 
+async def test_nothing_of_a_request_becomes_a_header(server: Serving) -> None:
+    for path in (
+        "/rbkit?a=%0d%0aX-Forged:%201",
+        "/rbkit?a=\x85X-Forged: 1",
+        "/rbkit/%0d%0aX-Forged:%201",
+        "//e/rbkit",
+    ):
+        got = await answer(server, get(path, "Host: 127.0.0.1"))
+        head = got.partition(b"\r\n\r\n")[0].lower()
+        assert b"\nx-forged" not in head
+        assert b"location: //" not in head
+        assert b"location: http" not in head
+
+
 async def test_the_token_does_not_stand_in_the_log(server: Serving) -> None:
     for path in ("/rbkit/status?token=s3cret", "/rbkit/nothing?token=s3cret", "/rbkit/ws?token=s3cret"):
         await answer(server, get(path, "Host: 127.0.0.1"))

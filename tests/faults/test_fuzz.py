@@ -94,7 +94,7 @@ UPGRADED = st.tuples(st.just(HANDSHAKE), st.lists(frames(), min_size=1, max_size
 
 
 async def test_requests_and_frames_made_up_from_a_seed(launch: Launch, profiler: SteadyProcess, soak: float) -> None:
-    server = launch(**profiler.endpoints)
+    server = launch(**profiler.endpoints, compression_level=1)
     cases: list[tuple[bytes, list[bytes]]] = []
 
     @seed(20)

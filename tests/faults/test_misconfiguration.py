@@ -26,6 +26,8 @@ SERVER_OPTIONS = [  # of serve, demo and replay, which share what reads them
     (["--compression-level", "99"], "0 (off) to 9"),
     (["--encoding", "utf-8"], "binary"),
     (["--token", ""], "token"),
+    (["--token", "a\nb"], "token"),
+    (["--token", os.fsdecode(b"\xff")], "token"),
     (["--allow-origin", "tools.example"], "https://"),
     (["--allow-host", "http://tools.example"], "--allow-host"),
     (["--prefix", "/a b"], "--prefix"),
@@ -150,6 +152,14 @@ def test_a_program_that_starts_the_profiler_itself_is_told_of_the_folder_and_goe
     assert finished.stdout == "True\n", finished.stderr
     assert len(finished.stderr.splitlines()) == 1
     assert "is not a folder" in finished.stderr
+
+
+def test_jupyter_without_its_extra_says_what_to_install() -> None:
+    code = "import sys; sys.modules['jupyter_server'] = None; from tornado_rbkit.jupyter import main; main()"
+    finished = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=20)
+    assert finished.returncode == 2, finished.stderr
+    assert len(finished.stderr.splitlines()) == 1
+    assert "pip install 'tornado_rbkit[jupyter]'" in finished.stderr
 
 
 def capital(text: str, places: dict[str, str]) -> tuple[str, str]:

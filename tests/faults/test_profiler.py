@@ -64,13 +64,19 @@ async def test_stopped_and_continued_is_told_and_goes_on(launch: Launch, profile
     assert server.log.count("does not answer") == server.log.count("answers again") == 2
 
 
-async def test_slow_to_answer_keeps_the_replies_and_the_stream(launch: Launch, profiler: SteadyProcess) -> None:
-    server = launch(**profiler.endpoints)
+async def test_slow_to_answer_keeps_the_replies_and_the_stream(
+    launch: Launch, profiler: SteadyProcess, soak: float
+) -> None:
+    """Slow for a moment, or for a minute with --soak."""
+    server = launch(**profiler.endpoints, command_timeouts={"trigger_gc": 90})
     async with witnesses(server.ws, 5) as viewers:
         assert await viewers[0].ask("trigger_gc") == b"ok"
         profiler.freeze()
-        asking = [asyncio.create_task(viewer.ask(command)) for viewer in viewers for command in ("trigger_gc",) * 4]
+        asking = [
+            asyncio.create_task(viewer.ask(command, 90)) for viewer in viewers for command in ("trigger_gc",) * 4
+        ]
         await status_of(server, lambda status: status["commands_waiting"] == 20, "all wait for the first")
+        await asyncio.sleep(min(soak, 60))
         profiler.send_signal(signal.SIGCONT)
         assert await asyncio.gather(*asking) == [b"ok"] * 20
         for viewer in viewers:

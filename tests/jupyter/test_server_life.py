@@ -60,7 +60,7 @@ def test_settings_are_read_from_a_file_and_a_wrong_one_is_told_in_a_line(tmp_pat
 
 
 def test_the_help_tells_of_every_setting(tmp_path: Path) -> None:
-    program = "from tornado_rbkit.jupyter.application import main; main()"
+    program = "from tornado_rbkit.jupyter import main; main()"
     command = [sys.executable, "-c", program, "--help-all"]  # what `jupyter rbkit` runs
     text = subprocess.run(command, env=environment(tmp_path), capture_output=True, text=True, check=True).stdout
     traits = RbkitExtension.class_own_traits(config=True)

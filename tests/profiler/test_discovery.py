@@ -86,6 +86,9 @@ def test_a_pid_that_came_again_is_not_the_process(runtime: Path) -> None:
         '{"name": "x", "pid": -1, "pub": "", "req": "", "started": 1}',
         '{"name": "x", "pid": 99999999999999, "pub": "", "req": "", "started": 1}',
         '{"name": "x", "pid": true, "pub": "", "req": "", "started": 1}',
+        '{"name": "x", "pid": 1, "pub": "", "req": "", "started": 1e400}',
+        '{"name": "x", "pid": 1, "pub": "", "req": "", "started": -1e300}',
+        '{"name": "x", "pid": 1, "pub": "tcp://a:1\\nforged", "req": "", "started": 1}',
         "[" * 60_000,
         "\udcff",
     ],
@@ -96,6 +99,12 @@ def test_a_file_that_is_no_servers_is_ignored(server: profiler.Server, runtime: 
     (runtime / "link.json").symlink_to("/etc/passwd")
     assert len(profiler.list_servers()) == 1
     assert (runtime / "x.json").exists()
+
+
+def test_a_name_is_told_in_one_short_line(server: profiler.Server, runtime: Path) -> None:
+    facts = {"name": "a\x1b[31m\n\tb\udcff" + "c" * 9999, "pid": os.getpid(), "pub": "", "req": "", "started": 1}
+    (runtime / "x.json").write_text(json.dumps(facts))
+    assert profiler.list_servers()[0].name == "a?[31m??b?" + "c" * 190
 
 
 @unix

@@ -6,6 +6,7 @@ beside them. Hence nothing is imported here.
 
 from __future__ import annotations
 
+import sys
 from typing import Any
 
 
@@ -13,3 +14,13 @@ def _jupyter_server_extension_points() -> list[dict[str, Any]]:
     from tornado_rbkit.jupyter.application import RbkitExtension
 
     return [{"module": "tornado_rbkit.jupyter", "app": RbkitExtension}]
+
+
+def main() -> None:
+    """Run ``jupyter rbkit``, or say what is missing for it."""
+    try:
+        from tornado_rbkit.jupyter.application import RbkitExtension
+    except ModuleNotFoundError as error:
+        print(f"jupyter-rbkit: there is no {error.name}; pip install 'tornado_rbkit[jupyter]'", file=sys.stderr)
+        sys.exit(2)
+    RbkitExtension.launch_instance()  # type: ignore[no-untyped-call]

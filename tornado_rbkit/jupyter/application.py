@@ -139,6 +139,3 @@ def _endpoints(name: str, target: Any) -> Endpoints:
         example = '{"pub": "tcp://...", "req": "tcp://..."}'
         raise ValueError(f"targets[{name!r}] is {target!r}; allowed: a dict like {example}")
     return Endpoints(target["pub"], target["req"])
-
-
-main = RbkitExtension.launch_instance

@@ -21,6 +21,8 @@ from tornado_rbkit.protocol import RbkitError
 
 DIRECTORY_VARIABLE: Final = "RBKIT_RUNTIME_DIR"
 _MAX_BYTES: Final = 65_536
+_MAX_NAME: Final = 200  # characters, of what stands in lists, logs and paths
+_LATEST: Final = 1 << 36  # seconds, which every calendar has
 _log = logging.getLogger(__name__)
 
 
@@ -172,11 +174,14 @@ def _read(path: Path) -> dict[str, Any] | None:
 
 def _parse(facts: dict[str, Any]) -> RunningServer | None:
     name, pid, pub, req, started = (facts.get(field) for field in RunningServer._fields)
-    if not (isinstance(name, str) and isinstance(pub, str) and isinstance(req, str)):
+    if not (isinstance(name, str) and isinstance(pub, str) and isinstance(req, str) and (pub + req).isprintable()):
         return None
-    if type(pid) is not int or not 0 < pid < 1 << 31 or type(started) not in (int, float):
+    if type(pid) is not int or not 0 < pid < 1 << 31 or not isinstance(started, int | float):
         return None
-    return RunningServer(name, pid, pub, req, float(started))  # type: ignore[arg-type]
+    if not 0 <= started < _LATEST:
+        return None
+    shown = "".join(character if character.isprintable() else "?" for character in name[:_MAX_NAME])
+    return RunningServer(shown, pid, pub, req, float(started))
 
 
 def _runs(pid: int, process_started: object) -> bool:

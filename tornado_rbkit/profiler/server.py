@@ -241,7 +241,10 @@ class Server:
 
     def _answer(self) -> None:
         # always the same list: a comparison that is under way would keep the one before, and a snapshot show it
-        self._request[:] = self._rep.recv_multipart()
+        try:
+            self._request[:] = self._rep.recv_multipart(zmq.NOBLOCK)
+        except zmq.Again:  # it was announced, and had no envelope (rep_t::xrecv): to wait would be for somebody else's
+            return
         try:
             reply = self._profile.answer(self._request)
         except Exception:  # noqa: BLE001 - a REP socket that does not answer is dead for every client

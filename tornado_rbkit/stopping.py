@@ -1,0 +1,34 @@
+"""What ends a command that runs until it is told to end."""
+
+from __future__ import annotations
+
+import asyncio
+import os
+import signal
+import sys
+import threading
+
+_HANGUP = getattr(signal, "SIGHUP", None)  # its terminal was closed; Windows has none
+
+
+def stop_signal() -> asyncio.Event:
+    """Return an event that SIGTERM, SIGINT and SIGHUP set, but for the last one under nohup."""
+    stopped = asyncio.Event()
+    loop = asyncio.get_running_loop()
+    for number in (signal.SIGTERM, signal.SIGINT, _HANGUP):
+        if number is not None and (number != _HANGUP or signal.getsignal(number) != signal.SIG_IGN):
+            # Not loop.add_signal_handler, which Windows does not have.
+            signal.signal(number, lambda *_: loop.call_soon_threadsafe(stopped.set))
+    return stopped
+
+
+def stop_at_eof(stopped: asyncio.Event) -> None:
+    """Set the event when standard input ends: whoever holds its other end is gone."""
+    loop = asyncio.get_running_loop()
+
+    def wait() -> None:
+        while os.read(sys.stdin.fileno(), 4096):  # not sys.stdin, whose lock this thread would hold at exit
+            pass
+        loop.call_soon_threadsafe(stopped.set)
+
+    threading.Thread(target=wait, daemon=True).start()
