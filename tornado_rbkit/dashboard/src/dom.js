@@ -48,3 +48,8 @@ export function fileButton(label, title, accept, onfile) {
   });
   return h("span", {}, h("button", { type: "button", title, onclick: () => input.click() }, label), input);
 }
+
+/** Resolve after the next frame, in a task of its own. */
+export function nextFrame() {
+  return new Promise((resolve) => requestAnimationFrame(() => setTimeout(resolve)));
+}

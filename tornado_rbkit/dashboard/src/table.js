@@ -1,6 +1,6 @@
 // A table that is sorted by its headers, and whose rows stay where they are while it is being read.
 
-import { h, setAttribute, setText } from "./dom.js";
+import { h, nextFrame, setAttribute, setText } from "./dom.js";
 
 // em, as wide as the column is at least.
 const NAME_WIDTH = 15;
@@ -10,11 +10,6 @@ const DRAWN_WIDTH = 9;
 
 // Cells in view that are written between two frames: the browser has them to lay out in the next, which should be short.
 const FRAME_CELLS = 50;
-
-/** Resolve after the next frame, in a task of its own. */
-function nextFrame() {
-  return new Promise((resolve) => requestAnimationFrame(() => setTimeout(resolve)));
-}
 
 export class Table {
   element;

@@ -2,7 +2,7 @@
 
 import uPlot from "uplot";
 import { Chart } from "../chart.js";
-import { h, setAttribute, setText } from "../dom.js";
+import { h, nextFrame, setAttribute, setText } from "../dom.js";
 import * as format from "../format.js";
 import { ask } from "../rpc.js";
 import { Table } from "../table.js";
@@ -101,9 +101,12 @@ export class MemoryView {
     const { stats, rates, runs, gaps, restarts } = data;
     const draw = (chart, points) => chart.update(points, range, gaps, restarts);
     draw(this.size, [stats.x, stats.heap, stats.memsize]);
+    await nextFrame(); // each chart in a task of its own
     draw(this.live, [stats.x, stats.live]);
+    await nextFrame();
     draw(this.rates, [rates.x, rates.created, rates.destroyed]);
     const shares = [rates.x, rates.pauses.map((ms) => (ms === null ? null : ms / 10))];
+    await nextFrame();
     draw(this.gc, uPlot.join([shares, [runs.map(([start]) => start), runs.map(([, pause]) => pause)]]));
     this.#tell(data, header);
   }
