@@ -48,7 +48,7 @@ class Connection:
         self._io_loop = self._thread.io_loop if self._thread is not None else web_loop
         self._closing = False
         self._closed: asyncio.Future[None] = asyncio.get_running_loop().create_future()
-        options["encode_ahead"] = self._thread is not None
+        options["on_thread"] = self._thread is not None
         self._upstream = Upstream(self._io_loop, pub, req, listener, self._post, **options)
         self._io_loop.add_callback(self._upstream.open)
 

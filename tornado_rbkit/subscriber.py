@@ -61,9 +61,9 @@ class Subscriber:
 
     A wake-up costs more than the messages behind it, so all that is ready is taken at once and the socket is then
     left alone for `flush_interval`. After a batch that was full, it rests for as long as the web loop was busy with
-    it, so that the loop's other work gets every second turn; a thread of its own encodes the next one
-    meanwhile. While the web loop is busy elsewhere, messages are taken off the socket into a hold, which is bounded;
-    past the bound the profiler's high-water mark applies.
+    it, so that the loop's other work gets every second turn; on a thread, the next one is compressed meanwhile. While
+    the web loop is busy elsewhere, messages are taken off the socket into a hold, which is bounded; past the bound the
+    profiler's high-water mark applies.
     """
 
     def __init__(
@@ -72,7 +72,7 @@ class Subscriber:
         io_loop: IOLoop,
         deliver: Callable[[Batch], None],
         *,
-        encode_ahead: bool,
+        on_thread: bool,
         flush_interval: float,
         max_pending_bytes: int,
         compression_level: int,
@@ -83,7 +83,7 @@ class Subscriber:
             socket: a SUB, already connected.
             io_loop: its loop.
             deliver: takes a batch to the clients, on whatever thread they are; must not block or raise.
-            encode_ahead: encode the next batch while the last is delivered: `io_loop` is not the clients' loop.
+            on_thread: `io_loop` is not the clients' loop.
             flush_interval: seconds of rest after the socket was emptied.
             max_pending_bytes: payload that may wait here.
             compression_level: 1 to 9, for clients whose form says compressed.
@@ -91,7 +91,8 @@ class Subscriber:
         self._socket = socket
         self._io_loop = io_loop
         self._deliver = deliver
-        self._encode_ahead = encode_ahead
+        self._on_thread = on_thread
+        self._encodes_ahead = False
         self._flush_interval = flush_interval
         self._max_pending = max_pending_bytes
         self._compression_level = compression_level
@@ -116,6 +117,7 @@ class Subscriber:
         self._batch_bytes = max(_MIN_BATCH, MAX_DELIVERED // max(1, clients))
         deflates = any(form.deflate for form in self._forms)
         self._payload_bytes = _MAX_DEFLATED if deflates else self._batch_bytes
+        self._encodes_ahead = self._on_thread and deflates  # zlib gives up the GIL, which the web loop wants then
 
     def reset_counter(self) -> None:
         """Begin to count anew: the connection was lost, and what was published meanwhile nobody can know."""
@@ -166,7 +168,7 @@ class Subscriber:
             self._hand_over()
             rest = max(rest, (work or 0.0) + self._io_loop.time() - started)  # the next one will take as long
         at = self._io_loop.time() + rest
-        if self._encode_ahead and self._next is None:
+        if self._encodes_ahead and self._next is None:
             if not self._pending and not emptied:
                 _, emptied = self._drain()
             if self._pending:

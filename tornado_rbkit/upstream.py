@@ -66,7 +66,7 @@ class Upstream:
         *,
         rcvhwm: int,
         max_message_bytes: int,
-        encode_ahead: bool,
+        on_thread: bool,
         flush_interval: float,
         max_pending_bytes: int,
         compression_level: int,
@@ -81,7 +81,7 @@ class Upstream:
             post: calls a method of the listener, with its argument, on the listener's own loop.
             rcvhwm: messages that may wait in the SUB socket (ZMQ_RCVHWM).
             max_message_bytes: a longer message ends the connection (ZMQ_MAXMSGSIZE).
-            encode_ahead: see `Subscriber`.
+            on_thread: see `Subscriber`.
             flush_interval: see `Subscriber`.
             max_pending_bytes: see `Subscriber`.
             compression_level: see `Subscriber`.
@@ -94,7 +94,7 @@ class Upstream:
         self._sub_options: dict[int, Any] = {zmq.RCVHWM: rcvhwm, zmq.MAXMSGSIZE: max_message_bytes, zmq.SUBSCRIBE: b""}
         reply_bytes = min(max_message_bytes, MAX_REPLY_BYTES)
         self._req_options: dict[int, Any] = {zmq.MAXMSGSIZE: reply_bytes, **Requester.OPTIONS}
-        self._encode_ahead = encode_ahead
+        self._on_thread = on_thread
         self._flush_interval = flush_interval
         self._max_pending_bytes = max_pending_bytes
         self._compression_level = compression_level
@@ -146,7 +146,7 @@ class Upstream:
             self._sub.socket,
             self._io_loop,
             partial(self._post, self._listener.on_batch),
-            encode_ahead=self._encode_ahead,
+            on_thread=self._on_thread,
             flush_interval=self._flush_interval,
             max_pending_bytes=self._max_pending_bytes,
             compression_level=self._compression_level,

@@ -185,7 +185,8 @@ class Page:
             time.sleep(0.02)
 
     def until_live(self) -> None:
-        self.until(lambda: self.state == "live", "the page is live")
+        """Wait until the page has the profiler, and what its handshake says."""
+        self.until(lambda: self.state == "live" and "pid" in self.facts, "the page is live")
 
 
 @pytest.fixture(scope="session")

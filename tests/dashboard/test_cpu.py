@@ -192,7 +192,7 @@ def test_the_flame_graph_is_walked_by_keyboard(page: Page, site: Serve, script: 
 
     def told(*keys: str) -> str:
         graph.send_keys(*keys)
-        return page.one(".hovered").text.split()[0]
+        return page.one(".hovered [aria-live=polite]").text
 
     assert told(Keys.ARROW_DOWN) == "all"
     assert told(Keys.ARROW_DOWN, Keys.ARROW_DOWN) == "hot"  # the widest

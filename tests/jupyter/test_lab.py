@@ -13,7 +13,7 @@ from tests.jupyter.lab import PATIENCE, RUN_ALL, TOKEN, Lab, chromium, find, lab
 
 CELLS = [
     "%load_ext tornado_rbkit\n%rbkit start",
-    "%%rbkit\nsorted(range(10**6), key=str)",
+    "%%rbkit\nfor number in range(2 * 10**6):\n    str(number)",
 ]
 
 

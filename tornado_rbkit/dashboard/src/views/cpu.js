@@ -24,7 +24,8 @@ export class CpuView {
     this.thread = h("select", { "aria-label": "Thread", onchange: () => this.#redraw() });
     this.search = h("input", { type: "search", placeholder: "function or file", "aria-label": "Search functions", oninput: () => this.#redraw() });
     this.reset = h("button", { type: "button", hidden: true, onclick: () => this.#unzoom() }, "Whole graph");
-    this.hovered = h("p", { class: "hint hovered" }, HINT);
+    this.pointed = h("span", { "aria-live": "polite" }, HINT); // its figures change while it grows, and are not read out
+    this.figures = h("span");
     this.graph = new FlameGraph({ point: (node) => this.#hover(node), choose: (path) => this.#zoom(path) });
     this.summary = h("span", { class: "hint" });
     this.note = h("p", { class: "note", role: "status" });
@@ -67,7 +68,7 @@ export class CpuView {
         this.summary,
       ),
       this.note,
-      this.hovered,
+      h("p", { class: "hint hovered" }, this.pointed, this.figures),
       this.graph.element,
       h("div", { class: "columns" }, this.table.element, this.detail),
     );
@@ -137,12 +138,10 @@ export class CpuView {
   }
 
   #hover(node) {
-    if (node === null) {
-      setText(this.hovered, HINT);
-      return;
-    }
-    const { name, file, line } = node;
-    setText(this.hovered, `${name}  ${format.place(file, line)}  ${format.plural(node.value, "sample")}, ${format.percent(node.value, this.#total)}`);
+    setText(this.pointed, node?.name ?? HINT);
+    const figures = ({ file, line, value }) =>
+      `  ${format.place(file, line)}  ${format.plural(value, "sample")}, ${format.percent(value, this.#total)}`;
+    setText(this.figures, node ? figures(node) : "");
   }
 
   #zoom(path) {
