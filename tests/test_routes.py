@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import errno
 import json
+import os
 
 import pytest
 from tornado.httpclient import AsyncHTTPClient, HTTPClientError, HTTPResponse
@@ -89,6 +91,19 @@ class TestPrefix:
         assert b'src="static/app.js"' in page.body
         assert (await fetch(server, "/tools/rbkit/static/app.js")).code == 200
         assert (await fetch(server, "/rbkit/")).code == 404
+
+    @pytest.mark.logs_errors  # Tornado's own of a 503
+    async def test_what_no_descriptor_is_left_for_is_refused_for_now(
+        self, serve: Serve, rbkit: FakeRbkit, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+    ) -> None:
+        def fail(*_: object) -> object:
+            raise OSError(errno.EMFILE, os.strerror(errno.EMFILE))
+
+        server = await serve(Bridge(**rbkit.endpoints))
+        monkeypatch.setattr("tornado.web.open", fail, raising=False)
+        assert (await fetch(server, "/rbkit/static/app.css")).code == 503
+        assert "app.css cannot be read: Too many open files" in caplog.text
+        assert "Traceback" not in caplog.text
 
     @pytest.mark.parametrize("prefix", ["", "/"])
     async def test_may_be_the_root(self, serve: Serve, rbkit: FakeRbkit, prefix: str) -> None:

@@ -54,7 +54,10 @@ class AssetHandler(AccessHandler, StaticFileHandler):
         await self.check_request()
         if not re.fullmatch(r"[\w.-]+", path):  # StaticFileHandler raises for what no file can be called
             raise HTTPError(404)
-        await super().get(path, include_body)
+        try:
+            await super().get(path, include_body)
+        except OSError as error:
+            raise HTTPError(503, f"{path} cannot be read: {error.strerror}") from error
 
     def set_extra_headers(self, path: str) -> None:
         """Have the files that a new version brings taken at once, and nothing guessed about them."""
