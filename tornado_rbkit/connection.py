@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import Callable
-from typing import Any, Final
+from typing import Any
 
 from tornado.ioloop import IOLoop
 
@@ -12,9 +12,6 @@ from tornado_rbkit.descriptors import require_descriptors
 from tornado_rbkit.frames import Form
 from tornado_rbkit.iothread import IOLoopThread
 from tornado_rbkit.upstream import Upstream, UpstreamListener
-
-_DESCRIPTORS: Final = 24
-"""Those of a thread's loop, a ZMQ context, two sockets, their monitors and what they connect to, and a few more."""
 
 
 class Connection:
@@ -38,7 +35,7 @@ class Connection:
             RuntimeError: the thread given is not running.
             OSError: there are too few file descriptors.
         """
-        require_descriptors(_DESCRIPTORS)
+        require_descriptors()
         self._listener = listener
         self._web_loop = web_loop
         self._own_thread = threaded is True

@@ -18,7 +18,6 @@ from tornado_rbkit.recording import DATA, Record
 
 _log = logging.getLogger(__name__)
 
-_DESCRIPTORS: Final = 24  # a ZMQ context, two sockets, and who connects to them
 _TURN: Final = 0.05
 """Seconds that are waited for a command at a time."""
 
@@ -65,7 +64,7 @@ class ReplayServer:
         Raises:
             OSError: there are too few file descriptors.
         """
-        require_descriptors(_DESCRIPTORS)
+        require_descriptors()
         self._thread.start()
         self._bound.wait()
         return self

@@ -38,7 +38,6 @@ __all__ = [
     "stop_server",
 ]
 
-_DESCRIPTORS: Final = 24  # a ZMQ context, two sockets, what wakes the thread, the first clients
 _PATIENCE_SECONDS: Final = 1.0
 _HOSTS_TURN_SECONDS: Final = 0.0005
 _T = TypeVar("_T")
@@ -74,7 +73,7 @@ class Server:
     file: Path | None = None
 
     def __init__(self, pub: str, req: str, name: str) -> None:
-        require_descriptors(_DESCRIPTORS)
+        require_descriptors()
         self.name = name
         self.started = time.time()
         self._publisher = Publisher()
