@@ -132,15 +132,24 @@ class Page:
         return button.get_attribute("title") if button.get_attribute("aria-disabled") else None
 
     def rows(self, caption: str) -> list[list[str]]:
-        """Return what is in a table, row by row."""
-        return self.script(  # type: ignore[no-any-return]
-            """
-            const captions = [...document.querySelectorAll('caption')];
-            const table = captions.find(caption => caption.textContent.startsWith(arguments[0])).closest('table');
-            return [...table.tBodies[0].rows].map(row => [...row.cells].map(cell => cell.textContent));
-            """,
-            caption,
-        )
+        """Return what is in a table, row by row, once all of it is."""
+        found: list[list[list[str]]] = []
+
+        def look() -> bool:
+            rows = self.script(
+                """
+                const captions = [...document.querySelectorAll('caption')];
+                const table = captions.find(caption => caption.textContent.startsWith(arguments[0])).closest('table');
+                if (table.tBodies[0].ariaBusy) return null;
+                return [...table.tBodies[0].rows].map(row => [...row.cells].map(cell => cell.textContent));
+                """,
+                caption,
+            )
+            found.extend([] if rows is None else [rows])
+            return rows is not None
+
+        self.until(look, f"{caption} is written")
+        return found[0]
 
     def row(self, caption: str, name: str) -> list[str]:
         """Return one row of a table, without its name."""

@@ -367,8 +367,7 @@ def test_recorded_ruby_heap_gives_the_tables_of_python(snapshots: Page, script: 
     }
     named = {each.object_id: f"{each.class_name} {each.object_id:#x}" for each in objects}
     choose_class(snapshots, CLASSES, "Shop::Item")
-    snapshots.until(lambda: snapshots.rows(OBJECTS), "they are listed")
-    assert len(snapshots.rows(OBJECTS)) == 100
+    snapshots.until(lambda: len(snapshots.rows(OBJECTS)) == 100, "they are listed")
     assert f"{counts['Shop::Item']} objects, the 100 largest are shown" in snapshots.text
     first = snapshots.rows(OBJECTS)[0][0]
     shown = next(each for each in objects if f"{each.object_id:#x}" == first)

@@ -79,6 +79,7 @@ export class Table {
     let written = 0;
     for (let i = 0; i < order.length; i++) {
       if (written >= FRAME_CELLS) {
+        setAttribute(this.#body, "aria-busy", "true");
         await nextFrame();
         if (this.#order !== order) return;
         written = 0;
@@ -87,6 +88,7 @@ export class Table {
       if (this.#body.children[i] !== row) this.#body.insertBefore(row, this.#body.children[i] ?? null);
       if (!this.#outOfView.has(row)) written += this.#columns.length;
     }
+    setAttribute(this.#body, "aria-busy", null);
   }
 
   /** The next rows are others: show them in their own order. */
