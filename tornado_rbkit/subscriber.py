@@ -162,8 +162,8 @@ class Subscriber:
     def _go_on(self, emptied: bool) -> None:
         """Hand over what may be, and arrange for the next turn."""
         rest = _RECEIPT_POLL
-        started = self._io_loop.time()
         if (self._next or self._pending) and self._acknowledged:
+            started = self._io_loop.time()
             work = self._sent.work if self._sent else None
             self._hand_over()
             rest = max(rest, (work or 0.0) + self._io_loop.time() - started)  # the next one will take as long

@@ -21,7 +21,7 @@ export class FlameGraph {
   #tallest = 0; // rows
   #due = null; // the frame it is painted with
 
-  /** `onpoint(node)` is called with what is pointed at, null for nothing; `onchoose(path)` with the functions to a frame. */
+  /** `on.point(node)` is called with what is pointed at, null for nothing; `on.choose(path)` with the functions to a frame. */
   constructor(on) {
     this.#on = on;
     this.element = h(

@@ -176,7 +176,7 @@ export class CpuView {
     const share = (samples) => `${format.plural(samples, "sample")}, ${format.percent(samples, this.#total)}`;
     this.detail.hidden = false;
     setText(this.name, data.label);
-    setText(this.place, `${[format.place(data.file, data.line), `self ${share(data.self)}`, `total ${share(data.samples)}`].filter(Boolean).join("; ")}`);
+    setText(this.place, [format.place(data.file, data.line), `self ${share(data.self)}`, `total ${share(data.samples)}`].filter(Boolean).join("; "));
     this.place.title = data.file;
     this.#samplesOfFunction = data.samples;
     for (const { key, table, none } of this.lists) {
