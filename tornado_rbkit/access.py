@@ -75,10 +75,8 @@ class Access:
                 raise ValueError(f"allowed_hosts has {host!r}; allowed: a name or an address (--allow-host)")
         if isinstance(self.commands, str) and self.commands != "any":
             raise ValueError(f'commands={self.commands!r} is one string; allowed: a list of them, or "any"')
-        if self.token == "":
-            raise ValueError("token='' would let everybody in; allowed: None, or a string that is not empty")
-        if self.token is not None and not self.token.isprintable():
-            raise ValueError("token has characters that cannot be sent; allowed: those that can be printed")
+        if self.token is not None:
+            check_token(self.token, "token")
 
     async def check_request(self, handler: RequestHandler) -> None:
         """Check Host, token and `authorize` for an HTTP request.
@@ -171,6 +169,20 @@ class AccessHandler(RequestHandler):
             self.finish(error.text + "\n")
         else:
             super().write_error(status_code, **kwargs)
+
+
+def check_token(token: str, setting: str) -> str:
+    """Return a token that a client can send.
+
+    Raises:
+        ValueError: it is empty, has characters that cannot be printed, or begins or ends with a space.
+    """
+    if not token:
+        raise ValueError(f"the token is empty, and would let everybody in; allowed: one that is not empty ({setting})")
+    if not token.isprintable() or "\ufffd" in token or token != token.strip():
+        allowed = "those that can be printed, without a space at either end"
+        raise ValueError(f"the token has characters that cannot be sent; allowed: {allowed} ({setting})")
+    return token
 
 
 async def _within(timeout: float, answer: Awaitable[bool]) -> bool:

@@ -13,6 +13,7 @@ import math
 import os
 import re
 import secrets
+import stat
 import sys
 import time
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
@@ -22,7 +23,7 @@ from tornado.httpserver import HTTPServer
 from tornado.netutil import bind_sockets
 from tornado.web import Application, HTTPError
 
-from tornado_rbkit.access import AccessHandler, is_loopback
+from tornado_rbkit.access import AccessHandler, check_token, is_loopback
 from tornado_rbkit.bridge import Bridge
 from tornado_rbkit.client import RbkitClient
 from tornado_rbkit.export import collapsed, json_lines, speedscope
@@ -40,10 +41,13 @@ from tornado_rbkit.routes import rbkit_routes
 from tornado_rbkit.stopping import stop_at_eof, stop_signal
 from tornado_rbkit.targets import DiscoveredTargets
 
+_log = logging.getLogger(__name__)
+
 DEFAULT_PORT: Final = 8765
 IDLE_TIMEOUT: Final = 20.0
 """Seconds in which a request to the stand-alone server has to be there, its first line counted from the connection."""
 
+_MAX_TOKEN_FILE: Final = 4096  # bytes
 _LOG_FORMAT: Final = "%(levelname)s %(message)s"
 _FULL: Final = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EIO)
 _FORMATS: Final = {"speedscope": speedscope, "collapsed": collapsed, "json": json_lines}
@@ -160,7 +164,7 @@ def _add_server_options(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--prefix", type=_path, default="/rbkit", help="path of the page and the WebSocket (%(default)s)"
     )
-    parser.add_argument("--token", help="demand this token; made up and printed on an address that is not loopback")
+    _add_token_options(parser, "token to demand; on an address that is not loopback one is made up and printed")
     parser.add_argument("--allow-host", action="append", default=[], metavar="NAME", help="a Host to answer to")
     parser.add_argument("--allow-origin", action="append", default=[], metavar="URL", help="an origin to let in")
     parser.add_argument("--read-only", action="store_true", help="refuse all commands but handshake")
@@ -172,7 +176,14 @@ def _add_server_options(parser: argparse.ArgumentParser) -> None:
 
 def _add_client_options(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--url", default=f"ws://127.0.0.1:{DEFAULT_PORT}/rbkit/ws", help="(%(default)s)")
-    parser.add_argument("--token", help="for a server that demands one")
+    _add_token_options(parser, "token for a server that demands one")
+
+
+def _add_token_options(parser: argparse.ArgumentParser, text: str) -> None:
+    given = parser.add_mutually_exclusive_group()
+    seen = "the process list shows it, but not RBKIT_TOKEN, nor what is in a --token-file"
+    given.add_argument("--token", help=f"{text} ({seen})")
+    given.add_argument("--token-file", metavar="FILE", help="file that has the token; without either, RBKIT_TOKEN")
 
 
 def _port(text: str) -> int:
@@ -193,6 +204,35 @@ def _path(text: str) -> str:
     if re.search(r"[\s?#%\\]", text):
         raise argparse.ArgumentTypeError(f"{text!r} is not the path of a URL; allowed: as /tools/rbkit")
     return text
+
+
+def _token(options: argparse.Namespace) -> str | None:
+    """Return the token of --token or --token-file, else of the environment variable RBKIT_TOKEN; None without any.
+
+    A token in the --url of a client comes before that of the environment.
+
+    Raises:
+        ValueError: it is empty, or cannot be sent.
+        OSError: the file cannot be read.
+    """
+    if options.token is not None:
+        return check_token(options.token, "--token")
+    if options.token_file is not None:
+        return check_token(_read_token(options.token_file), f"--token-file {options.token_file}")
+    if re.search(r"[?&]token=", getattr(options, "url", "")):
+        return None
+    token = os.environ.get("RBKIT_TOKEN")
+    return None if token is None else check_token(token, "RBKIT_TOKEN")
+
+
+def _read_token(path: str) -> str:
+    with open(path, "rb") as file:
+        if os.name == "posix" and os.fstat(file.fileno()).st_mode & stat.S_IROTH:
+            _log.warning("every user of this machine can read the token in %s; chmod o-r %s", path, path)
+        content = file.read(_MAX_TOKEN_FILE + 1)
+    if len(content) > _MAX_TOKEN_FILE:
+        raise ValueError(f"--token-file {path} has more than {_MAX_TOKEN_FILE} bytes; allowed: one line, the token")
+    return content.decode("utf-8-sig", "replace").strip()
 
 
 async def _serve(options: argparse.Namespace) -> int:
@@ -297,7 +337,7 @@ async def _serve_until_stopped(
     """Serve until a signal comes, or what is served has `ended`."""
     if not options.host:
         raise ValueError("there is no address to listen on; allowed: 0.0.0.0 for all of them (--host)")
-    token = options.token
+    token = _token(options)
     made_up = token is None and not is_loopback(options.host)
     if made_up:
         token = secrets.token_urlsafe(24)
@@ -350,7 +390,7 @@ async def _record(options: argparse.Namespace) -> int:
 
 async def _record_session(options: argparse.Namespace) -> int:
     stopping = asyncio.create_task(stop_signal().wait())
-    async with RbkitClient(options.url, token=options.token) as rbkit:
+    async with RbkitClient(options.url, token=_token(options)) as rbkit:
         facts = await rbkit.command("handshake")
         with open(options.output, "wb") as file:  # noqa: ASYNC230 - a record is a few kilobytes
             recorder = Recorder(file)
@@ -421,7 +461,7 @@ def _as_far_as(items: Iterable[Event], progress: Progress, cut_off: list[Recordi
 
 
 async def _send(options: argparse.Namespace) -> int:
-    async with RbkitClient(options.url, token=options.token) as rbkit:
+    async with RbkitClient(options.url, token=_token(options)) as rbkit:
         asking = asyncio.create_task(rbkit.command(options.command))
         try:
             with Progress(lambda: f"waiting for the reply to {options.command}") as progress:
