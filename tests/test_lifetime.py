@@ -136,7 +136,7 @@ class TestClose:
     @pytest.mark.parametrize("kind", [True, False], ids=["threaded", "unthreaded"])
     def test_happens_by_itself_when_the_event_loop_ends(self, rbkit: FakeRbkit, kind: bool) -> None:
         program = f"""
-            import asyncio, threading
+            import asyncio, logging, threading
             from tornado.httpserver import HTTPServer
             from tornado.netutil import bind_sockets
             from tornado.web import Application
@@ -151,6 +151,7 @@ class TestClose:
                     print(await client.command("start_cpu_profiling"))
                 server.stop()
 
+            logging.getLogger("asyncio").setLevel(logging.ERROR)  # its warnings say how slow the machine is
             asyncio.run(main())
             print([thread.name for thread in threading.enumerate() if thread.name.startswith("rbkit")])
         """

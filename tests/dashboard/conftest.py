@@ -16,34 +16,20 @@ from typing import Any
 
 import msgpack
 import pytest
-from selenium import webdriver
 from selenium.common.exceptions import StaleElementReferenceException
-from selenium.webdriver.chrome.service import Service
+from selenium.webdriver.chromium.webdriver import ChromiumDriver
 from selenium.webdriver.common.by import By
 from selenium.webdriver.remote.webelement import WebElement
 from tornado.httpserver import HTTPServer
 from tornado.netutil import bind_sockets
 from tornado.web import Application
 
+from tests.browser import open_browser
 from tests.fake_rbkit import FakeRbkit
 from tornado_rbkit import Bridge, rbkit_routes
 
 PATIENCE = 20.0
 """Seconds until a test fails that waits for something."""
-
-FLAGS = [
-    "--headless",
-    "--no-sandbox",
-    "--disable-gpu",
-    "--disable-quic",
-    "--no-first-run",
-    "--disable-background-networking",
-    "--disable-component-update",
-    "--disable-sync",
-    "--force-device-scale-factor=1",
-    "--window-size=1280,1000",
-]
-
 
 VISIBLE = "[...document.querySelectorAll(arguments[0])].filter(element => element.checkVisibility())"
 
@@ -51,7 +37,7 @@ VISIBLE = "[...document.querySelectorAll(arguments[0])].filter(element => elemen
 class Page:
     """The dashboard in the browser, as its user sees it: by the words on it."""
 
-    def __init__(self, driver: webdriver.Chrome, downloads: Path) -> None:
+    def __init__(self, driver: ChromiumDriver, downloads: Path) -> None:
         self.driver = driver
         self.downloads = downloads
         self.expected_console: list[str] = []
@@ -199,19 +185,13 @@ class Page:
 
 
 @pytest.fixture(scope="session")
-def chromium(tmp_path_factory: pytest.TempPathFactory) -> Iterator[webdriver.Chrome]:
-    options = webdriver.ChromeOptions()
-    for flag in [*FLAGS, f"--user-data-dir={tmp_path_factory.mktemp('chromium')}"]:
-        options.add_argument(flag)
-    options.binary_location = "/usr/bin/chromium"
-    options.set_capability("goog:loggingPrefs", {"browser": "ALL"})
-    driver = webdriver.Chrome(options, Service("/usr/bin/chromedriver"))
-    yield driver
-    driver.quit()
+def chromium(tmp_path_factory: pytest.TempPathFactory) -> Iterator[ChromiumDriver]:
+    with open_browser(tmp_path_factory.mktemp("chromium")) as driver:
+        yield driver
 
 
 @pytest.fixture
-def page(chromium: webdriver.Chrome, site: Serve, tmp_path: Path) -> Iterator[Page]:
+def page(chromium: ChromiumDriver, site: Serve, tmp_path: Path) -> Iterator[Page]:
     """A page of one's own; at the end the browser's console must be empty, but for what the test says.
 
     What it looks at, as `site`, is made before it and so ends after it: a page whose server ends has much to say.

@@ -7,6 +7,7 @@ import base64
 import contextlib
 import os
 import random
+import shutil
 from collections.abc import AsyncGenerator, AsyncIterator, Callable
 from pathlib import Path
 from typing import Any, TypeAlias
@@ -14,7 +15,7 @@ from urllib.parse import unquote_to_bytes
 
 import aiohttp
 import pytest
-from selenium import webdriver
+from selenium.webdriver.chromium.webdriver import ChromiumDriver
 from tornado.httpserver import HTTPServer
 from tornado.ioloop import PeriodicCallback
 from tornado.netutil import bind_sockets
@@ -120,7 +121,7 @@ async def by_node(query: str, port: int, deflate: bool) -> AsyncGenerator[Messag
 
 
 @pytest.fixture
-def by_chromium(chromium: webdriver.Chrome) -> Read:
+def by_chromium(chromium: ChromiumDriver) -> Read:
     """Return the reader that is a browser; it offers permessage-deflate, whether it is wanted or not."""
 
     async def read(query: str, port: int, deflate: bool) -> AsyncGenerator[Message, None]:
@@ -229,6 +230,8 @@ READERS = ["websockets", "aiohttp", "wsproto", "node", "chromium"]
 def read(request: pytest.FixtureRequest) -> Read:
     """Return a parser by its name."""
     name = f"by_{request.param}"
+    if name == "by_node" and not shutil.which("node"):
+        pytest.skip("Node.js is not on PATH")
     found: Read = request.getfixturevalue(name) if name == "by_chromium" else globals()[name]
     return found
 

@@ -13,13 +13,11 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-from selenium.webdriver import Chrome, ChromeOptions
-from selenium.webdriver.chrome.service import Service
+from selenium.webdriver.chromium.webdriver import ChromiumDriver
 from selenium.webdriver.common.by import By
 from selenium.webdriver.support.ui import WebDriverWait
 
 import tornado_rbkit
-from tests.dashboard.conftest import FLAGS
 from tests.fake_rbkit import free_port
 
 TOKEN = "s3cret"
@@ -131,22 +129,7 @@ def lab(folder: Path, *options: str, base_url: str = "/", program: str = "jupyte
             server.stop()
 
 
-@contextlib.contextmanager
-def chromium(folder: Path) -> Iterator[Chrome]:
-    """A browser with a profile of its own."""
-    options = ChromeOptions()
-    options.binary_location = "/usr/bin/chromium"
-    for flag in (*FLAGS, f"--user-data-dir={folder}"):
-        options.add_argument(flag)
-    options.set_capability("goog:loggingPrefs", {"browser": "ALL"})
-    browser = Chrome(options, Service("/usr/bin/chromedriver"))
-    try:
-        yield browser
-    finally:
-        browser.quit()
-
-
-def find(browser: Chrome, css: str, text: str = "") -> Any:
+def find(browser: ChromiumDriver, css: str, text: str = "") -> Any:
     """Return the first element of a selector that has a text, once it is there to be seen."""
 
     def seen(_: Any) -> Any:

@@ -5,7 +5,8 @@ from __future__ import annotations
 import tempfile
 from pathlib import Path
 
-from tests.jupyter.lab import RUN_ALL, TOKEN, chromium, find, lab, write_notebook
+from tests.browser import open_browser
+from tests.jupyter.lab import RUN_ALL, TOKEN, find, lab, write_notebook
 
 PICTURE = Path(__file__).parents[2] / "tornado_rbkit" / "jupyter" / "notebook.png"
 
@@ -26,7 +27,10 @@ max((json.loads(line) for line in lines), key=score)["id"]""",
 def main() -> None:
     with tempfile.TemporaryDirectory() as name:
         folder = Path(name)
-        with lab(folder / "lab", "--LabApp.expose_app_in_browser=True") as server, chromium(folder / "c") as browser:
+        with (
+            lab(folder / "lab", "--LabApp.expose_app_in_browser=True") as server,
+            open_browser(folder / "c") as browser,
+        ):
             write_notebook(server.root / "Scores.ipynb", CELLS)
             browser.set_window_size(920, 700)
             browser.get(f"{server.url}doc/tree/Scores.ipynb?token={TOKEN}")

@@ -6,10 +6,12 @@ import json
 from collections.abc import Iterator
 
 import pytest
-from selenium.webdriver import Chrome, Keys
+from selenium.webdriver import Keys
+from selenium.webdriver.chromium.webdriver import ChromiumDriver
 from selenium.webdriver.support.ui import WebDriverWait
 
-from tests.jupyter.lab import PATIENCE, RUN_ALL, TOKEN, Lab, chromium, find, lab, write_notebook
+from tests.browser import open_browser
+from tests.jupyter.lab import PATIENCE, RUN_ALL, TOKEN, Lab, find, lab, write_notebook
 
 CELLS = [
     "%load_ext tornado_rbkit\n%rbkit start",
@@ -25,13 +27,13 @@ def server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Lab]:
 
 
 @pytest.fixture(scope="module")
-def chrome(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Chrome]:
-    with chromium(tmp_path_factory.mktemp("chromium")) as browser:
+def chrome(tmp_path_factory: pytest.TempPathFactory) -> Iterator[ChromiumDriver]:
+    with open_browser(tmp_path_factory.mktemp("chromium")) as browser:
         yield browser
 
 
 @pytest.fixture
-def browser(chrome: Chrome) -> Iterator[Chrome]:
+def browser(chrome: ChromiumDriver) -> Iterator[ChromiumDriver]:
     """A browser with one window, in which there is nothing."""
     first = chrome.current_window_handle
     yield chrome
@@ -42,13 +44,13 @@ def browser(chrome: Chrome) -> Iterator[Chrome]:
     chrome.get("about:blank")
 
 
-def errors(browser: Chrome) -> list[str]:
+def errors(browser: ChromiumDriver) -> list[str]:
     """Return what the browser complains of that is ours."""
     entries: list[dict[str, str]] = browser.get_log("browser")  # type: ignore[no-untyped-call]
     return [entry["message"] for entry in entries if entry["level"] == "SEVERE" and "rbkit" in entry["message"]]
 
 
-def test_the_launcher_s_card_opens_the_dashboard_in_a_tab(server: Lab, browser: Chrome) -> None:
+def test_the_launcher_s_card_opens_the_dashboard_in_a_tab(server: Lab, browser: ChromiumDriver) -> None:
     browser.get(f"{server.url}lab?reset&token={TOKEN}")
     find(browser, ".jp-LauncherCard", "rbkit dashboard").click()
     find(browser, ".lm-TabBar-tab.lm-mod-current", "rbkit dashboard")
@@ -59,7 +61,7 @@ def test_the_launcher_s_card_opens_the_dashboard_in_a_tab(server: Lab, browser: 
     assert errors(browser) == []
 
 
-def test_the_command_palette_opens_it_once(server: Lab, browser: Chrome) -> None:
+def test_the_command_palette_opens_it_once(server: Lab, browser: ChromiumDriver) -> None:
     browser.get(f"{server.url}lab?reset&token={TOKEN}")
     find(browser, ".jp-LauncherCard", "rbkit dashboard")
     for _ in range(2):
@@ -70,7 +72,7 @@ def test_the_command_palette_opens_it_once(server: Lab, browser: Chrome) -> None
     assert errors(browser) == []
 
 
-def test_a_notebook_is_profiled_and_its_picture_is_saved(server: Lab, browser: Chrome) -> None:
+def test_a_notebook_is_profiled_and_its_picture_is_saved(server: Lab, browser: ChromiumDriver) -> None:
     path = server.root / "Analysis.ipynb"
     write_notebook(path, CELLS)
     browser.get(f"{server.url}lab/workspaces/own/tree/Analysis.ipynb?token={TOKEN}")
