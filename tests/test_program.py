@@ -219,6 +219,15 @@ class TestRun:
         pytest.fail("the server is still there")
 
 
+def test_a_server_beside_a_program_ends_when_its_standard_input_cannot_be_read(
+    tmp_path: Path, started: list[subprocess.Popen[str]]
+) -> None:
+    with (tmp_path / "written").open("w") as written:
+        server = start(started, "serve", "--port", "0", "--until-eof", stdin=written, stderr=subprocess.PIPE)
+    assert "Traceback" not in server.communicate(timeout=30)[1]
+    assert server.returncode == 0
+
+
 @pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
 async def test_demo_has_something_to_look_at_and_ends_with_status_0(
     started: list[subprocess.Popen[str]], number: signal.Signals

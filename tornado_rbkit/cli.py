@@ -17,7 +17,7 @@ import stat
 import sys
 import time
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from typing import Final, TextIO
+from typing import Any, Final, TextIO
 
 from tornado.httpserver import HTTPServer
 from tornado.netutil import bind_sockets
@@ -247,7 +247,10 @@ async def _serve_discovered(options: argparse.Namespace) -> int:
     following = asyncio.create_task(targets.follow())
     await asyncio.sleep(0)  # for a first look
     try:
-        return await _serve_until_stopped(options, targets)
+        status = await _serve_until_stopped(options, targets, following)
+        if following.done():
+            following.result()  # raises what ended it
+        return status
     finally:
         following.cancel()
         await asyncio.wait([following])
@@ -332,7 +335,7 @@ class _NothingHandler(AccessHandler):
 
 
 async def _serve_until_stopped(
-    options: argparse.Namespace, bridges: Bridge | Mapping[str, Bridge], ended: asyncio.Task[int] | None = None
+    options: argparse.Namespace, bridges: Bridge | Mapping[str, Bridge], ended: asyncio.Task[Any] | None = None
 ) -> int:
     """Serve until a signal comes, or what is served has `ended`."""
     if not options.host:

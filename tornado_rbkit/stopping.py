@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import os
 import signal
 import sys
@@ -27,8 +28,9 @@ def stop_at_eof(stopped: asyncio.Event) -> None:
     loop = asyncio.get_running_loop()
 
     def wait() -> None:
-        while os.read(sys.stdin.fileno(), 4096):  # not sys.stdin, whose lock this thread would hold at exit
-            pass
+        with contextlib.suppress(OSError):  # a standard input that cannot be read has ended too
+            while os.read(sys.stdin.fileno(), 4096):  # not sys.stdin, whose lock this thread would hold at exit
+                pass
         loop.call_soon_threadsafe(stopped.set)
 
     threading.Thread(target=wait, daemon=True).start()

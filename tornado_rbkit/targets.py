@@ -3,10 +3,13 @@
 from __future__ import annotations
 
 import asyncio
+import functools
+import itertools
 import logging
 import re
 import time
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from dataclasses import dataclass
 from pathlib import PurePath
 from typing import Final, NamedTuple
 
@@ -14,6 +17,8 @@ from tornado_rbkit.bridge import Bridge
 from tornado_rbkit.endpoints import EndpointError
 from tornado_rbkit.iothread import IOLoopThread
 from tornado_rbkit.profiler.discovery import RunningServer, list_servers
+from tornado_rbkit.protocol import RbkitError
+from tornado_rbkit.repeats import Repeats, times
 from tornado_rbkit.routes import RESERVED_NAMES, check_name
 
 _log = logging.getLogger(__name__)
@@ -25,6 +30,10 @@ KEEP_SECONDS: Final = 10.0
 """How long a process that has gone while it was watched keeps its name, for the one that is started in its place."""
 
 
+class DiscoveryError(RbkitError):
+    """Processes cannot be found any more; all bridges of a `DiscoveredTargets` are closed."""
+
+
 class Endpoints(NamedTuple):
     """Where a profiler publishes and takes commands; None for rbkit's default ports."""
 
@@ -32,8 +41,19 @@ class Endpoints(NamedTuple):
     req: str | None
 
 
+@dataclass
+class _Entry:
+    """A process that has a name here. `gives_up_at` (monotonic seconds) is None while the process runs."""
+
+    server: RunningServer
+    bridge: Bridge
+    gives_up_at: float | None = None
+
+
 class DiscoveredTargets(Mapping[str, Bridge]):
     """What `rbkit_routes` takes, kept up with `list_servers`. Web loop only.
+
+    A process has one entry from the first look that finds it, and keeps its name for as long as it runs.
 
     While there is none, there is one bridge, without a name, to rbkit's default ports: a Ruby process does not
     announce itself.
@@ -62,12 +82,11 @@ class DiscoveredTargets(Mapping[str, Bridge]):
         self._fixed = {
             check_name(name): make_bridge(pub, req, self._thread) for name, (pub, req) in (fixed or {}).items()
         }
-        self._bridges: dict[str, Bridge] = {}
-        self._names: dict[RunningServer, str] = {}
-        self._gone: dict[str, tuple[RunningServer, float]] = {}  # by name, with the time at which it is given up
+        self._found: dict[str, _Entry] = {}
         self._unreachable: set[RunningServer] = set()
         self._leaving: set[asyncio.Task[None]] = set()
         self._unusable = ""
+        self._repeats = Repeats()
 
     def __getitem__(self, name: str) -> Bridge:
         return self._shown()[name]
@@ -79,74 +98,112 @@ class DiscoveredTargets(Mapping[str, Bridge]):
         return len(self._shown())
 
     async def follow(self) -> None:
-        """Look again and again until cancelled; then close all bridges, and join their thread."""
-        self._thread.start()
+        """Look again and again until cancelled; then close all bridges, and join their thread.
+
+        A look that fails is logged and repeated.
+
+        Raises:
+            DiscoveryError: the I/O thread of the bridges could not be started, or has ended.
+        """
         try:
-            while True:
-                self.look()
+            self._start_thread()
+            while self._thread.is_alive():
+                self._try(self.look)
                 await asyncio.sleep(LOOK_INTERVAL)
+            raise DiscoveryError("the I/O thread of the profilers' connections has ended")
         finally:
-            bridges = [self._default, *self._fixed.values(), *self._bridges.values()]
-            await asyncio.gather(*self._leaving, *(bridge.close() for bridge in bridges))
+            bridges = [self._default, *self._fixed.values(), *(entry.bridge for entry in self._found.values())]
+            await asyncio.gather(*self._leaving, *(self._close(bridge) for bridge in bridges))
             self._thread.stop()
 
     def look(self) -> None:
-        """Add bridges for the processes that have come, and close those of processes that have gone.
+        """Add bridges for the processes that were started, and close the bridges of processes that ended.
 
-        One that was watched is kept for `KEEP_SECONDS`, and handed on to a process of the same name.
+        A process that had clients keeps its entry for `KEEP_SECONDS`, which a process of the same name takes over.
         """
-        servers = self._servers()
-        for server in self._names.keys() - servers:
-            name = self._names.pop(server)
-            _log.info("%s has gone", name)
-            self._gone[name] = (server, time.monotonic() + KEEP_SECONDS)
+        now = time.monotonic()
+        servers = dict.fromkeys(self._servers())
+        self._unreachable &= servers.keys()
+        for name, entry in self._found.items():
+            if entry.server in servers:
+                entry.gives_up_at = None  # its file may have been missing for one look
+            elif entry.gives_up_at is None:
+                _log.info("%s has gone", name)
+                entry.gives_up_at = now + KEEP_SECONDS
+        known = {entry.server for entry in self._found.values()} | self._unreachable
         for server in servers:
-            if server not in self._names and server not in self._unreachable:
-                self._add(server)
-        for name, (_, end) in list(self._gone.items()):
-            if time.monotonic() >= end or not self._bridges[name].watched:
-                self._give_up(name)
+            if server not in known:
+                self._try(functools.partial(self._add, server))
+        for name, entry in list(self._found.items()):
+            if entry.gives_up_at is not None and (now >= entry.gives_up_at or not entry.bridge.watched):
+                closing = asyncio.create_task(self._close(self._found.pop(name).bridge))
+                self._leaving.add(closing)
+                closing.add_done_callback(self._leaving.discard)
 
-    def _give_up(self, name: str) -> None:
-        del self._gone[name]
-        closing = asyncio.create_task(self._bridges.pop(name).close())
-        self._leaving.add(closing)
-        closing.add_done_callback(self._leaving.discard)
+    def _start_thread(self) -> None:
+        try:
+            self._thread.start()
+        except (OSError, RuntimeError) as error:  # too few descriptors, or threads
+            raise DiscoveryError(f"the I/O thread of the profilers' connections did not start: {error}") from error
+
+    def _try(self, step: Callable[[], None]) -> None:
+        """Run a step; log its error, throttled, since the next look repeats it."""
+        try:
+            step()
+        except Exception as error:  # noqa: BLE001 - one process, or one bad second, must not end it for the others
+            count = self._repeats.add(repr(error)[:200])
+            if count:
+                _log.exception("looking for processes failed and will be repeated%s", times(count))
+
+    async def _close(self, bridge: Bridge) -> None:
+        try:
+            await bridge.close()
+        except Exception:  # noqa: BLE001 - the others are to be closed too
+            _log.exception("closing the connection to %s failed", bridge.pub)
 
     def _add(self, server: RunningServer) -> None:
-        before = [name for name, (gone, _) in self._gone.items() if gone.name == server.name]
-        name = before[0] if before else self._name(server)
+        orphaned = (
+            name
+            for name, entry in self._found.items()
+            if entry.gives_up_at is not None and entry.server.name == server.name
+        )
+        before = next(orphaned, None)
+        name = before or self._free_name(server)
         try:
-            if before:
-                self._bridges[name].retarget(server.pub, server.req)
-                del self._gone[name]
+            if before is None:
+                bridge = self._make_bridge(server.pub, server.req, self._thread)
             else:
-                self._bridges[name] = self._make_bridge(server.pub, server.req, self._thread)
+                bridge = self._found[before].bridge
+                bridge.retarget(server.pub, server.req)
         except EndpointError as error:
             self._unreachable.add(server)
             _log.warning("%s cannot be served: %s", name, error)
         else:
-            self._names[server] = name
+            self._found[name] = _Entry(server, bridge)
             _log.info("%s has come, at %s", name, server.pub)
 
     def _shown(self) -> dict[str, Bridge]:
-        return {**self._fixed, **self._bridges} or {"": self._default}
+        found = {name: entry.bridge for name, entry in self._found.items()}
+        return {**self._fixed, **found} or {"": self._default}
 
-    def _servers(self) -> list[RunningServer]:
+    def _servers(self) -> Iterable[RunningServer]:
         try:
             servers = list_servers() if self._discovery else []
         except OSError as error:
             if str(error) != self._unusable:  # said once, not each second
                 self._unusable = str(error)
                 _log.warning("processes are not found by themselves: %s", error)
-            return list(self._names)
+            return [entry.server for entry in self._found.values() if entry.gives_up_at is None]
         self._unusable = ""
         return servers
 
-    def _name(self, server: RunningServer) -> str:
-        """Return a name that a path can have: that of the program, with the pid where it is taken."""
+    def _free_name(self, server: RunningServer) -> str:
+        """Return a name that a path can have and nobody has: the program's, else with the pid, else counted on."""
         plain = path_name(server.name)
-        return plain if plain not in {*self._fixed, *self._bridges, *RESERVED_NAMES} else f"{plain}-{server.pid}"
+        with_pid = f"{plain}-{server.pid}"
+        counted = (f"{with_pid}-{count}" for count in itertools.count(2))
+        taken = {*self._fixed, *self._found, *RESERVED_NAMES}
+        return next(name for name in itertools.chain([plain, with_pid], counted) if name not in taken)
 
 
 def path_name(program: str) -> str:

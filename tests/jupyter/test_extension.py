@@ -8,7 +8,7 @@ from typing import Any
 
 import pytest
 
-from tests.conftest import ask, closing, receive_data
+from tests.conftest import ask, closing, receive_data, until
 from tests.fake_rbkit import FakeRbkit
 from tests.jupyter.conftest import StartJupyter
 
@@ -31,6 +31,21 @@ async def test_viewers_are_closed_with_1001_when_the_server_stops(jupyter: Start
     stopping = asyncio.create_task(server.extension.stop_extension())
     assert await closing(connection) == (1001, "server shutting down")
     await stopping
+
+
+async def test_the_end_of_discovery_is_logged_with_its_reason(
+    jupyter: StartJupyter, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("tornado_rbkit.targets.LOOK_INTERVAL", 0.01)
+    server = await jupyter()
+    thread = server.extension.bridges._thread
+    await until(thread.is_alive, "the thread runs")
+    thread.stop()
+    following = server.extension._following
+    assert following is not None
+    await until(following.done, "nothing is followed")
+    await asyncio.sleep(0)  # for the callback that logs it
+    assert "RbkitExtension is off until the server restarts: the I/O thread" in capsys.readouterr().err
 
 
 @pytest.mark.parametrize(

@@ -118,6 +118,12 @@ class RbkitExtension(ExtensionApp):
     def _start_following(self) -> None:
         if not self._stopped:
             self._following = asyncio.create_task(self.bridges.follow())
+            self._following.add_done_callback(self._log_end)
+
+    def _log_end(self, following: asyncio.Task[None]) -> None:
+        """Log why the profilers are not followed any more, unless the server stops."""
+        if not following.cancelled() and (error := following.exception()) is not None:
+            self.log.error("RbkitExtension is off until the server restarts: %s", error, exc_info=error)
 
     def _make_targets(self) -> DiscoveredTargets:
         """Return the bridges.

@@ -1,0 +1,267 @@
+"""Bridges by name for the processes that are found: names, arrivals and departures, and looks that fail."""
+
+from __future__ import annotations
+
+import asyncio
+import re
+import subprocess
+import sys
+from collections.abc import Callable
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
+
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from tests.conftest import until
+from tornado_rbkit import Bridge
+from tornado_rbkit.iothread import IOLoopThread
+from tornado_rbkit.profiler.discovery import RunningServer
+from tornado_rbkit.routes import NAME, RESERVED_NAMES
+from tornado_rbkit.targets import KEEP_SECONDS, DiscoveredTargets, DiscoveryError, Endpoints
+
+
+class WatchedBridge(Bridge):
+    """A bridge that has clients when the test says so, and records that it was closed."""
+
+    clients = False
+    closed = False
+
+    @property
+    def watched(self) -> bool:
+        return self.clients
+
+    async def close(self) -> None:
+        self.closed = True
+        await super().close()
+
+
+class Machine:
+    """The processes of a machine, their `DiscoveredTargets`, and its clock."""
+
+    def __init__(self, monkeypatch: pytest.MonkeyPatch, *fixed: str) -> None:
+        self.processes: list[RunningServer] = []
+        self.broken: set[int] = set()
+        self.now = 0.0
+        self._started = 0
+        monkeypatch.setattr("tornado_rbkit.targets.time", SimpleNamespace(monotonic=lambda: self.now))
+        monkeypatch.setattr("tornado_rbkit.targets.list_servers", lambda: list(self.processes))
+        endpoints = {name: Endpoints("tcp://127.0.0.1:1", "tcp://127.0.0.1:2") for name in fixed}
+        self.targets = DiscoveredTargets(self._make_bridge, endpoints)
+
+    def start(self, name: str, pid: int) -> RunningServer:
+        self._started += 1
+        port = 1000 + 2 * self._started
+        server = RunningServer(name, pid, f"tcp://127.0.0.1:{port}", f"tcp://127.0.0.1:{port + 1}", self._started)
+        self.processes.append(server)
+        return server
+
+    def shown(self) -> dict[str, str]:
+        """Return the publisher's endpoint for each name."""
+        return {name: bridge.pub for name, bridge in self.targets.items() if name}
+
+    def _make_bridge(self, pub: str | None, req: str | None, thread: IOLoopThread) -> WatchedBridge:
+        if pub is not None and int(pub.rpartition(":")[2]) in self.broken:
+            raise ZeroDivisionError
+        return WatchedBridge(pub, req, threaded=thread)
+
+
+# The names and pids collide as often as they can.
+programs = st.sampled_from(["web", "web-1", "web-2", "web-1-2", "web-2-2", "/srv/web", "ws", "-", "fixed", "fixed-1"])
+steps = st.lists(
+    st.one_of(
+        st.tuples(st.just("start"), programs, st.integers(1, 2)),
+        st.tuples(st.just("break"), programs, st.integers(1, 2)),
+        st.tuples(st.sampled_from(["end", "watch", "unwatch", "hide", "look", "wait", "mend"]), st.integers(0, 9)),
+    ),
+    max_size=40,
+)
+
+
+@pytest.mark.logs_errors
+@settings(max_examples=150, deadline=None)
+@given(steps)
+def test_each_process_has_one_entry_and_keeps_its_name_whatever_comes_and_goes(history: list[tuple[Any, ...]]) -> None:
+    with pytest.MonkeyPatch.context() as monkeypatch:
+        asyncio.run(_follow_history(monkeypatch, history))
+
+
+async def _follow_history(monkeypatch: pytest.MonkeyPatch, history: list[tuple[Any, ...]]) -> None:
+    machine = Machine(monkeypatch, "fixed")
+    names: dict[RunningServer, str] = {}
+    for action, *about in history:
+        index = about[0] if isinstance(about[0], int) else 0
+        chosen = machine.processes[index % len(machine.processes)] if machine.processes else None
+        if action in ("start", "break"):
+            server = machine.start(*about)
+            if action == "break":
+                machine.broken.add(int(server.pub.rpartition(":")[2]))
+        elif action == "end" and chosen:
+            machine.processes.remove(chosen)
+        elif action in ("watch", "unwatch") and chosen in names:
+            bridge = machine.targets[names[chosen]]
+            assert isinstance(bridge, WatchedBridge)
+            bridge.clients = action == "watch"
+        elif action == "hide":
+            everybody, machine.processes = machine.processes, []
+            machine.targets.look()
+            machine.processes = everybody
+        elif action == "wait":
+            machine.now += KEEP_SECONDS / 2
+        elif action == "mend":
+            machine.broken.clear()
+        kept = {s: n for s, n in names.items() if action != "hide" or _is_watched(machine, n)}
+        machine.targets.look()
+        shown = machine.shown()
+        assert shown.pop("fixed") == "tcp://127.0.0.1:1"
+        reachable = [s for s in machine.processes if int(s.pub.rpartition(":")[2]) not in machine.broken]
+        for server in reachable:
+            assert list(shown.values()).count(server.pub) == 1, "a process has exactly one entry"
+        names = {server: name for name, pub in shown.items() for server in machine.processes if server.pub == pub}
+        for server, name in names.items():
+            assert re.fullmatch(NAME, name)
+            assert name not in RESERVED_NAMES
+            assert kept.get(server, name) == name, "a process keeps its name"
+            bridge = machine.targets[name]
+            assert isinstance(bridge, WatchedBridge)
+            assert not bridge.closed
+        for name in shown.keys() - names.values():
+            assert _is_watched(machine, name), "only an entry with clients outlives its process"
+    machine.processes.clear()
+    machine.now += KEEP_SECONDS
+    machine.targets.look()
+    machine.now += KEEP_SECONDS
+    machine.targets.look()
+    assert list(machine.targets) == ["fixed"]
+
+
+def _is_watched(machine: Machine, name: str) -> bool:
+    bridge = machine.targets.get(name)
+    return bridge is not None and bridge.watched
+
+
+async def test_a_name_made_of_name_and_pid_that_is_taken_is_counted_on(monkeypatch: pytest.MonkeyPatch) -> None:
+    machine = Machine(monkeypatch)
+    squatter, first, second = machine.start("web-7", 1), machine.start("web", 6), machine.start("web", 7)
+    machine.targets.look()
+    assert machine.shown() == {"web-7": squatter.pub, "web": first.pub, "web-7-2": second.pub}
+    machine.processes.remove(squatter)
+    machine.targets.look()
+    assert machine.shown() == {"web": first.pub, "web-7-2": second.pub}
+
+
+async def test_a_file_that_was_missing_for_a_moment_disturbs_no_client(monkeypatch: pytest.MonkeyPatch) -> None:
+    machine = Machine(monkeypatch)
+    first, second = machine.start("web", 1), machine.start("web", 2)
+    machine.targets.look()
+    bridges = dict(machine.targets)
+    for bridge in bridges.values():
+        assert isinstance(bridge, WatchedBridge)
+        bridge.clients = True
+    machine.processes.clear()
+    machine.targets.look()
+    machine.processes[:] = [second, first]
+    machine.targets.look()
+    machine.now += KEEP_SECONDS
+    machine.targets.look()
+    assert dict(machine.targets) == bridges
+    assert machine.shown() == {"web": first.pub, "web-2": second.pub}
+
+
+@pytest.mark.logs_errors
+async def test_a_look_that_fails_is_logged_a_few_times_and_repeated(
+    monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    machine = Machine(monkeypatch)
+    looks = 0
+
+    def fail() -> list[RunningServer]:
+        nonlocal looks
+        looks += 1
+        raise ZeroDivisionError("unexpected")
+
+    monkeypatch.setattr("tornado_rbkit.targets.LOOK_INTERVAL", 0.0)
+    monkeypatch.setattr("tornado_rbkit.targets.list_servers", fail)
+    following = asyncio.create_task(machine.targets.follow())
+    try:
+        await until(lambda: looks > 50, "looks are repeated")
+        machine.start("web", 1)
+        monkeypatch.setattr("tornado_rbkit.targets.list_servers", lambda: list(machine.processes))
+        await until(lambda: "web" in machine.targets, "a process is found afterwards")
+    finally:
+        following.cancel()
+        await asyncio.wait([following])
+    assert caplog.text.count("looking for processes failed") == len(str(looks)), "the 1st, the 10th, the 100th"
+
+
+@pytest.mark.logs_errors
+async def test_a_process_that_makes_a_look_fail_hides_no_other(monkeypatch: pytest.MonkeyPatch) -> None:
+    machine = Machine(monkeypatch)
+    bad, good = machine.start("bad", 1), machine.start("good", 2)
+    machine.broken.add(int(bad.pub.rpartition(":")[2]))
+    machine.targets.look()
+    assert machine.shown() == {"good": good.pub}
+    machine.broken.clear()
+    machine.targets.look()
+    assert machine.shown() == {"good": good.pub, "bad": bad.pub}
+
+
+def end_thread(targets: DiscoveredTargets) -> None:
+    targets._thread.io_loop.add_callback(targets._thread.io_loop.stop)
+
+
+def refuse_thread(targets: DiscoveredTargets) -> None:
+    def start() -> None:
+        raise OSError(24, "Too many open files")
+
+    targets._thread.start = start  # type: ignore[method-assign]
+
+
+@pytest.mark.parametrize(
+    ("when", "fault", "reason"),
+    [("before", refuse_thread, "did not start.*Too many open files"), ("after", end_thread, "has ended")],
+)
+async def test_following_ends_with_a_reason_without_its_thread(
+    monkeypatch: pytest.MonkeyPatch, when: str, fault: Callable[[DiscoveredTargets], None], reason: str
+) -> None:
+    machine = Machine(monkeypatch)
+    monkeypatch.setattr("tornado_rbkit.targets.LOOK_INTERVAL", 0.01)
+    if when == "before":
+        fault(machine.targets)
+    following = asyncio.create_task(machine.targets.follow())
+    if when == "after":
+        await until(machine.targets._thread.is_alive, "the thread runs")
+        fault(machine.targets)
+    with pytest.raises(DiscoveryError, match=reason):
+        await asyncio.wait_for(following, 10)
+
+
+DYING = """
+import sys
+from tornado_rbkit import cli, iothread
+if sys.argv.pop(1) == "start":
+    def run(self):
+        self._error = OSError(24, "Too many open files")
+        self._ready.set()
+    iothread.IOLoopThread._run = run
+else:
+    start = iothread.IOLoopThread.start
+    def dying(self):
+        start(self)
+        self.io_loop.add_callback(self.io_loop.stop)
+    iothread.IOLoopThread.start = dying
+sys.exit(cli.main(["serve", "--port", "0"]))
+"""
+
+
+@pytest.mark.parametrize(("when", "reason"), [("start", "did not start"), ("later", "has ended")])
+def test_serve_ends_with_a_reason_when_it_can_find_nobody_any_more(
+    when: str, reason: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("RBKIT_RUNTIME_DIR", str(tmp_path / "runtime"))
+    ended = subprocess.run([sys.executable, "-c", DYING, when], capture_output=True, text=True, timeout=60)
+    assert ended.returncode == 1
+    assert re.search(rf"^tornado-rbkit: the I/O thread of the profilers' connections {reason}", ended.stderr, re.M)
+    assert "Traceback" not in ended.stderr
