@@ -12,10 +12,21 @@ from tornado.web import RequestHandler
 
 from tests.conftest import Serve, Server, ask, closing, receive, until
 from tests.fake_rbkit import FakeRbkit
-from tornado_rbkit import Bridge
+from tornado_rbkit import Access, Bridge, CommandError
 
 PAGES = ["/rbkit/", "/rbkit/static/app.js", "/rbkit/status", "/rbkit/targets", "/rbkit/metrics"]
 DOORS = ["/rbkit/ws", "/any/where", *PAGES]
+
+
+class OddError(BaseException):
+    """What no `except Exception` catches."""
+
+
+class Unsure:
+    """What cannot be taken for true or false, as the arrays of numpy and the expressions of SQLAlchemy."""
+
+    def __bool__(self) -> bool:
+        raise ValueError("ambiguous")
 
 
 async def knock(server: Server, path: str, query: str = "", **headers: str) -> tuple[int, str]:
@@ -188,6 +199,89 @@ class TestAuthorize:
         connection = await server.connected()
         assert (await ask(connection, "trigger_gc")).startswith(b"0error:forbidden")
         assert await ask(connection, "use_cpu_time") == b"0ok"
+
+    @pytest.mark.logs_errors
+    @pytest.mark.parametrize("kind", ["sync", "async", "future"])
+    @pytest.mark.parametrize(
+        "answer", [ValueError(), asyncio.CancelledError(), asyncio.TimeoutError(), OddError(), Unsure()]
+    )
+    async def test_that_answers_oddly_refuses_and_answers_on(
+        self, serve: Serve, rbkit: FakeRbkit, kind: str, answer: object
+    ) -> None:
+        def decide(command: str) -> object:
+            if command != "trigger_gc":
+                return True
+            if isinstance(answer, BaseException):
+                raise answer
+            return answer
+
+        async def decide_later(command: str) -> object:
+            await asyncio.sleep(0)
+            return decide(command)
+
+        def decide_in_a_future(command: str) -> asyncio.Future[object]:
+            future: asyncio.Future[object] = asyncio.get_running_loop().create_future()
+            try:
+                future.set_result(decide(command))
+            except BaseException as error:  # noqa: BLE001 - it is what is tested
+                future.set_exception(error)
+            return future
+
+        rules: dict[str, Callable[[str], Any]] = {"sync": decide, "async": decide_later, "future": decide_in_a_future}
+        server = await serve(Bridge(**rbkit.endpoints), authorize=lambda handler, command: rules[kind](command))
+        connection = await server.connected()
+        for _ in range(2):
+            assert (await ask(connection, "trigger_gc")).startswith(b"0error:forbidden trigger_gc: `authorize` failed")
+        assert await ask(connection, "use_cpu_time") == b"0ok"
+        assert b"trigger_gc" not in rbkit.received
+
+    @pytest.mark.logs_errors
+    async def test_that_raises_for_each_command_is_logged_now_and_then(
+        self, serve: Serve, rbkit: FakeRbkit, caplog: pytest.LogCaptureFixture
+    ) -> None:
+        def authorize(handler: RequestHandler, command: str) -> bool:
+            if command != "handshake":
+                raise LookupError("no such user")
+            return True
+
+        server = await serve(Bridge(**rbkit.endpoints), authorize=authorize)
+        connection = await server.connected()
+        for _ in range(30):
+            await ask(connection, "trigger_gc")
+        assert caplog.text.count("authorize raised") == 2, "the first and the tenth"
+
+    @pytest.mark.parametrize("end", ["cancelled", "failed"])
+    @pytest.mark.logs_errors
+    async def test_the_end_of_the_asking_task_refuses_what_waits_and_the_next_command_is_asked_for(
+        self, serve: Serve, rbkit: FakeRbkit, monkeypatch: pytest.MonkeyPatch, end: str
+    ) -> None:
+        asking: list[asyncio.Task[Any]] = []
+        goes_on = asyncio.Event()
+
+        async def refusal(*arguments: object) -> CommandError | None:
+            task = asyncio.current_task()
+            assert task is not None
+            asking.append(task)
+            await goes_on.wait()
+            raise MemoryError
+
+        server = await serve(Bridge(**rbkit.endpoints), authorize=lambda handler, command: True)
+        connection = await server.connected()
+        with monkeypatch.context() as patch:
+            patch.setattr(Access, "refusal", refusal)
+            for command in ("trigger_gc", "use_cpu_time"):
+                await connection.write_message(command)
+            await until(lambda: server.bridge.stats()["clients"][0]["commands_waiting"] == 2, "both wait")
+            if end == "cancelled":
+                asking[0].cancel()
+            goes_on.set()
+            for command in ("trigger_gc", "use_cpu_time"):
+                message = await receive(connection)
+                assert isinstance(message, bytes)
+                assert message.startswith(f"0error:forbidden {command}".encode())
+        assert await ask(connection, "use_wall_time") == b"0ok"
+        assert server.bridge.stats()["clients"][0]["commands_waiting"] == 0
+        assert b"trigger_gc" not in rbkit.received
 
     async def test_that_takes_watching_away_closes_with_1008(self, serve: Serve, rbkit: FakeRbkit) -> None:
         allowed = {"handshake"}

@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import asyncio
+import threading
 from pathlib import Path
 from typing import Literal
 from urllib.parse import unquote_to_bytes
 
 import msgpack
 import pytest
+import zmq
 from tornado.httpclient import HTTPClientError
 from websockets.asyncio.client import connect as websockets_connect
 from websockets.typing import Subprotocol
@@ -16,6 +18,7 @@ from websockets.typing import Subprotocol
 from tests.conftest import Serve, ask, receive, receive_data
 from tests.fake_rbkit import FakeRbkit, collection
 from tornado_rbkit import Bridge
+from tornado_rbkit.session import MAX_ESCAPED_REPLY
 
 
 def published(path: Path) -> list[bytes]:
@@ -73,6 +76,77 @@ async def test_a_reply_is_the_bytes_of_rbkit_behind_a_zero(serve: Serve, rbkit: 
     assert await ask(connection, "trigger_gc") == b"0ok"
     rbkit.reply[b"trigger_gc"] = b"\xff\x00 not text"
     assert await ask(connection, "trigger_gc") == b"0\xff\x00 not text"
+
+
+@pytest.mark.parametrize(
+    "reply", [b"server:puma 6.4", b"dropped:1000", b"client_count:7", b"error:timeout none", b"error:"]
+)
+@pytest.mark.parametrize("encoding", ["binary", "escaped"])
+async def test_a_reply_that_begins_as_the_bridge_s_own_messages_do_is_an_error_in_its_place(
+    serve: Serve, rbkit: FakeRbkit, threaded: bool, encoding: str, reply: bytes
+) -> None:
+    rbkit.reply[b"which_server"] = reply
+    server = await serve(Bridge(**rbkit.endpoints, threaded=threaded), commands="any")
+    connection = await server.connected(f"?encoding={encoding}")
+    for command in ("use_cpu_time", "which_server", "trigger_gc"):
+        await connection.write_message(command)
+    messages = [unquote_to_bytes(await receive(connection)) for _ in range(3)]
+    assert messages[::2] == [b"0ok", b"0ok"]
+    assert messages[1].startswith(b"0error:invalid-reply which_server: the reply begins with " + repr(reply).encode())
+
+
+async def test_the_client_library_gives_each_reply_to_its_command_whatever_it_begins_with(
+    serve: Serve, rbkit: FakeRbkit
+) -> None:
+    rbkit.reply[b"which_server"] = b"server:puma 6.4"
+    rbkit.reply[b"which_error"] = b"error:busy none"
+    server = await serve(Bridge(**rbkit.endpoints), commands="any")
+    async with server.client() as client:
+        asked = ["trigger_gc", "which_server", "which_error", "use_cpu_time"]
+        answers = await asyncio.gather(*map(client.command, asked), return_exceptions=True)
+        assert [getattr(answer, "reason", answer) for answer in answers] == [
+            "ok",
+            "invalid-reply",
+            "invalid-reply",
+            "ok",
+        ]
+
+
+async def test_a_reply_of_many_parts_is_joined_and_bounded_as_a_whole(
+    serve: Serve, rbkit: FakeRbkit, threaded: bool
+) -> None:
+    with zmq.Context() as context, context.socket(zmq.REP) as rep:
+        req = f"tcp://127.0.0.1:{rep.bind_to_random_port('tcp://127.0.0.1')}"
+
+        def answer() -> None:
+            for parts in ([rbkit.handshake()], [b"a", b"b"], [bytes(60)] * 20, [b"ok"]):
+                rep.recv()
+                rep.send_multipart(parts)
+
+        profiler = threading.Thread(target=answer)
+        profiler.start()
+        server = await serve(Bridge(rbkit.pub, req, threaded=threaded, max_message_bytes=1000))
+        connection = await server.connected()
+        assert await ask(connection, "trigger_gc") == b"0ab"
+        assert await ask(connection, "trigger_gc") == (
+            b"0error:invalid-reply trigger_gc: the reply has 1200 bytes; allowed: at most 1000"
+        )
+        assert await ask(connection, "trigger_gc") == b"0ok"
+        profiler.join()
+
+
+async def test_a_long_reply_is_not_escaped_but_refused(serve: Serve, rbkit: FakeRbkit) -> None:
+    rbkit.reply[b"trigger_gc"] = bytes(MAX_ESCAPED_REPLY + 1)
+    server = await serve(Bridge(**rbkit.endpoints))
+    escaped, plain = await server.connected("?encoding=escaped"), await server.connected()
+    await escaped.write_message("trigger_gc")
+    while "client_count" in (message := str(await receive(escaped))):
+        pass
+    assert message.startswith("0error%3Ainvalid-reply%20trigger_gc%3A%20the%20reply%20has%20262145%20bytes")
+    assert await ask(plain, "trigger_gc") == b"0" + rbkit.reply[b"trigger_gc"]
+    rbkit.reply[b"trigger_gc"] = bytes(MAX_ESCAPED_REPLY)
+    await escaped.write_message("trigger_gc")
+    assert await receive(escaped) == "0" + "%00" * MAX_ESCAPED_REPLY
 
 
 async def test_a_command_may_be_text_or_binary(serve: Serve, rbkit: FakeRbkit) -> None:

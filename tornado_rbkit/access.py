@@ -16,8 +16,10 @@ from urllib.parse import quote, urlsplit
 from tornado.web import HTTPError, RequestHandler
 
 from tornado_rbkit.protocol import COMMANDS, CommandError, parse_command
+from tornado_rbkit.repeats import Repeats, times
 
 _log = logging.getLogger(__name__)
+_repeats = Repeats()  # of what the applications' `authorize` raise: a client may ask as often as it likes
 
 Authorize: TypeAlias = Callable[[RequestHandler, str], bool | Awaitable[bool]]
 
@@ -43,7 +45,8 @@ class Access:
     Attributes:
         authorize: asked with the handler and a command before each command, and with ``handshake`` before the
             WebSocket opens and before a page or a status is shown. Returns whether it may be, or an awaitable that
-            does. Raising, or taking longer than `AUTHORIZE_TIMEOUT`, refuses.
+            does. Refused is also what it raises for, answers neither true nor false to, or takes longer for than
+            `AUTHORIZE_TIMEOUT`.
         read_only: refuse all commands but ``handshake``.
         commands: the commands that may be sent, or ``"any"``.
         allowed_origins: origins, such as ``https://example.com``, from which browsers may connect, beside the
@@ -113,19 +116,28 @@ class Access:
         return command
 
     async def refusal(self, handler: RequestHandler, command: str) -> CommandError | None:
-        """Ask `authorize`; return why not, None if it may be. Raises nothing but its own cancellation."""
+        """Ask `authorize`; return why the command is refused, None if it is allowed.
+
+        Whatever `authorize` raises refuses. Only the caller's own cancellation is raised, and what is meant to end
+        the process: KeyboardInterrupt and SystemExit.
+        """
         if self.authorize is None:
             return None
         try:
-            answer = self.authorize(handler, command)
+            answer = _call(self.authorize, handler, command)
             if inspect.isawaitable(answer):
-                answer = await _within(AUTHORIZE_TIMEOUT, answer)
-        except asyncio.TimeoutError:
-            return CommandError("forbidden", f"{command}: `authorize` took longer than {AUTHORIZE_TIMEOUT:g} s")
-        except Exception:  # noqa: BLE001 - the application's code; that it fails must let nobody in
-            _log.exception("authorize raised; %s is refused", command)
+                asked = _call(asyncio.ensure_future, answer)
+                if not await _done_within(AUTHORIZE_TIMEOUT, asked):
+                    text = f"{command}: `authorize` took longer than {AUTHORIZE_TIMEOUT:g} s"
+                    return CommandError("forbidden", text)
+                answer = _call(asked.result)
+            allowed = _call(bool, answer)
+        except Exception as error:  # noqa: BLE001 - the application's code; that it fails must let nobody in
+            count = _repeats.add((self.authorize, type(error)))
+            if count:
+                _log.exception("authorize raised; %s is refused%s", command, times(count))
             return CommandError("forbidden", f"{command}: `authorize` failed; the server's log has the reason")
-        return None if answer else CommandError("forbidden", f"{command}: not allowed by the setting `authorize`")
+        return None if allowed else CommandError("forbidden", f"{command}: not allowed by the setting `authorize`")
 
     def _check_host(self, header: str) -> None:
         if self.allowed_hosts is None:
@@ -185,18 +197,26 @@ def check_token(token: str, setting: str) -> str:
     return token
 
 
-async def _within(timeout: float, answer: Awaitable[bool]) -> bool:
-    """Return an answer. That it was cancelled, by whom ever, is an error like others; that this was is not."""
-    asked = asyncio.ensure_future(answer)
+def _call(function: Callable[..., Any], *arguments: Any) -> Any:
+    """Call code of the application's; raise what is neither an Exception nor meant to end the process as one.
+
+    A CancelledError that the application raises is not the cancellation of the task that asked.
+    """
     try:
-        done, _ = await asyncio.wait([asked], timeout=timeout)
+        return function(*arguments)
+    except (Exception, KeyboardInterrupt, SystemExit):
+        raise
+    except BaseException as error:
+        raise RuntimeError(f"`authorize` raised {error!r}") from error
+
+
+async def _done_within(timeout: float, asked: asyncio.Future[Any]) -> bool:
+    """Wait for an answer, at most `timeout` seconds; cancel it when it is too late or this is cancelled."""
+    try:
+        await asyncio.wait([asked], timeout=timeout)
+        return asked.done()
     finally:
         asked.cancel()
-    if not done:
-        raise asyncio.TimeoutError
-    if asked.cancelled():
-        raise RuntimeError("`authorize` was cancelled")
-    return asked.result()
 
 
 def _host_name(header: str) -> str | None:

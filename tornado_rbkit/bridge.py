@@ -23,10 +23,11 @@ from tornado_rbkit.iothread import IOLoopThread
 from tornado_rbkit.lifeline import Lifeline
 from tornado_rbkit.probe import Probe
 from tornado_rbkit.protocol import DEFAULT_PUB_PORT, DEFAULT_REQ_PORT, Notice, RbkitError
+from tornado_rbkit.repeats import Repeats, times
 from tornado_rbkit.requester import Outcome
 from tornado_rbkit.session import CLOSE_GOING_AWAY, CLOSE_POLICY, CLOSE_TOO_BIG, CLOSE_TRY_AGAIN, Session
 from tornado_rbkit.subscriber import MAX_DELIVERED, Batch
-from tornado_rbkit.target import Target
+from tornado_rbkit.target import Target, Trouble
 from tornado_rbkit.upstream import Reach, State
 
 _log = logging.getLogger(__name__)
@@ -140,6 +141,8 @@ class Bridge:
         self._sessions = Audience()
         self._connect_timers: dict[Session, object] = {}  # of those for whom the profiler was not there yet
         self._idle_timer: object | None = None
+        self._repeats = Repeats()
+        self._trouble_logged = False
         self._restart_told = False
         self._is_another = False  # than the one before, by `retarget` or by its counter
         self._pending = 0
@@ -341,12 +344,23 @@ class Bridge:
         before = self._target.trouble
         if self._target.note(command, outcome):
             self._on_restarted()
-        trouble = self._target.trouble
-        if trouble and not before:
-            _log.warning("the rbkit server at %s %s", self.req, trouble)
-        elif before and outcome.error is None:
-            _log.warning("the rbkit server at %s answers again", self.req)
+        if self._target.trouble is not before:
+            self._log_trouble()
         self._probe.on_outcome(outcome)
+
+    def _log_trouble(self) -> None:
+        """Log that a trouble of the process has begun or ended; to be called at that edge only."""
+        trouble = self._target.trouble
+        if trouble is None:
+            if self._trouble_logged:
+                _log.warning("the rbkit server at %s answers again", self.req)
+            self._trouble_logged = False
+            return
+        # A time-out passes before each silence; replies that are not rbkit's come as fast as they are asked for.
+        count = 1 if trouble is Trouble.SILENT else self._repeats.add(trouble)
+        self._trouble_logged |= count > 0
+        if count:
+            _log.warning("the rbkit server at %s %s%s", self.req, self._target.describe_trouble(), times(count))
 
     def _ask_again(self) -> None:
         if not self._commands and self._state is State.CONNECTED:
@@ -374,7 +388,7 @@ class Bridge:
         if self._lifeline.trouble:
             return self._lifeline.trouble
         if self._target.trouble and self._state is State.CONNECTED:
-            return f"the rbkit server at {self.req} {self._target.trouble}"
+            return f"the rbkit server at {self.req} {self._target.describe_trouble()}"
         return None
 
     async def _stop_profiling(self, timeout: float | None = None) -> None:

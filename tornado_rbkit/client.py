@@ -24,6 +24,7 @@ from tornado_rbkit.protocol import (
     Notice,
     RbkitError,
     decode,
+    decode_handshake,
     message_counter,
     parse_notice,
 )
@@ -135,13 +136,14 @@ class RbkitClient:
 
         Raises:
             CommandError: it was not carried out; `reason` and `text` say why.
+            DecodeError: the reply is neither a text nor a handshake.
             ConnectionLost: there is no connection.
         """
         reply = await self.request(name)
         error = CommandError.from_reply(reply)
         if error is not None:
             raise error
-        return reply.decode(errors="replace") if reply[:1].isalpha() else _handshake(reply)
+        return reply.decode(errors="replace") if reply[:1].isalpha() else decode_handshake(reply)
 
     async def request(self, message: str | bytes) -> bytes:
         """Send a message as it is and return the reply's bytes, an error's among them.
@@ -294,13 +296,6 @@ class RbkitClient:
 def _as_latin_1(text: str) -> str:
     """Return what Tornado, which sends headers in Latin-1, makes UTF-8 of."""
     return text.encode().decode("latin-1")
-
-
-def _handshake(reply: bytes) -> Handshake:
-    message = decode(reply)
-    if not isinstance(message, Handshake):
-        raise RbkitError(f"the reply is {type(message).__name__}, not a handshake")
-    return message
 
 
 def _is_websocket(url: str) -> bool:

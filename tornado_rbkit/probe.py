@@ -27,9 +27,9 @@ class Probe:
     def on_outcome(self, outcome: Outcome) -> None:
         """A command has come to its end, whoever asked."""
         self.stop()
-        if outcome.error is None:
+        if outcome.answered:
             self._interval = _INTERVALS[0]
-        elif outcome.error.reason == "timeout":
+        elif outcome.error is not None and outcome.error.reason == "timeout":
             self._timer = IOLoop.current().call_later(self._interval, self._fire)
             self._interval = min(2 * self._interval, _INTERVALS[1])
 

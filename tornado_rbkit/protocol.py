@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import enum
 import math
+import reprlib
 from collections.abc import Callable, Collection
 from typing import Any, Final, Literal, NamedTuple, TypeAlias
 
@@ -36,6 +37,12 @@ COMMANDS: Final = frozenset(
 
 MAX_COMMAND_LENGTH: Final = 256
 """Bytes; the longest command of protocol 2.1 has 20."""
+
+MAX_HANDSHAKE_BYTES: Final = 16 * 1024
+"""A handshake has some 250 bytes: two versions, two modes, and a process name and a path of at most a few KiB.
+
+MessagePack of n bytes can hold n lists, which take 80 times as much memory and 400 ns each to decode.
+"""
 
 
 class Channel(bytes, enum.Enum):
@@ -83,6 +90,8 @@ class Field(enum.IntEnum):
 
 # Errors
 
+_ERROR: Final = b"error:"  # the beginning of a message of the reply channel that is no reply
+
 
 class RbkitError(Exception):
     """The base of every error this package raises on purpose."""
@@ -112,9 +121,9 @@ class CommandError(RbkitError):
     @classmethod
     def from_reply(cls, payload: bytes) -> CommandError | None:
         """Return the error a reply stands for, None if it is not one."""
-        if not payload.startswith(b"error:"):
+        if not payload.startswith(_ERROR):
             return None
-        reason, _, text = payload[6:].decode(errors="replace").partition(" ")
+        reason, _, text = payload[len(_ERROR) :].decode(errors="replace").partition(" ")
         return cls(reason, text)
 
 
@@ -177,6 +186,21 @@ def parse_notice(payload: bytes) -> Notice | None:
     if colon and name.decode("latin-1") in NOTICES:
         return Notice(name.decode("latin-1"), value.decode("latin-1"))
     return None
+
+
+def check_reply(command: str, reply: bytes) -> None:
+    """Refuse a profiler's reply that a client would take for a notice or for an error of the bridge.
+
+    Replies, errors and notices share one channel and are told apart by how they begin, so a reply that begins like
+    one of the others must not be passed on: the replies after it would be taken for those of other commands.
+
+    Raises:
+        CommandError: ``invalid-reply``; it takes the place of the reply.
+    """
+    if reply.startswith(_ERROR) or parse_notice(reply):
+        raise CommandError(
+            "invalid-reply", f"{command}: the reply begins with {reply[:40]!r}, as only a bridge's own messages may"
+        )
 
 
 # Events
@@ -309,7 +333,21 @@ def decode(payload: bytes | memoryview) -> EventCollection | Handshake:
             return _decode_handshake(message)
     except (ValueError, TypeError, LookupError, AttributeError, msgpack.UnpackException) as error:
         raise DecodeError(f"{len(payload)} bytes that are not an rbkit message: {error!r}") from error
-    raise DecodeError(f"a message of event type {kind!r}; expected event_collection (7) or handshake (8)")
+    raise DecodeError(f"a message of event type {reprlib.repr(kind)}; expected event_collection (7) or handshake (8)")
+
+
+def decode_handshake(reply: bytes) -> Handshake:
+    """Decode the reply to ``handshake``.
+
+    Raises:
+        DecodeError: the reply is not a handshake, or has more than `MAX_HANDSHAKE_BYTES`.
+    """
+    if len(reply) > MAX_HANDSHAKE_BYTES:
+        raise DecodeError(f"a reply to handshake of {len(reply)} bytes; allowed: at most {MAX_HANDSHAKE_BYTES}")
+    message = decode(reply)
+    if not isinstance(message, Handshake):
+        raise DecodeError(f"the reply to handshake is {type(message).__name__}")
+    return message
 
 
 def _decode_event(event: dict[int, Any]) -> Event:
@@ -398,7 +436,7 @@ def _decode_handshake(message: dict[int, Any]) -> Handshake:
         raise TypeError("a timestamp or a pid that is no number")
     for fact in (*handshake[1:5], *handshake[8:]):
         if not isinstance(fact, str):
-            raise TypeError(f"{fact!r} where a string is expected")
+            raise TypeError(f"{reprlib.repr(fact)} where a string is expected")
     return handshake
 
 

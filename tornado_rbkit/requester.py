@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import time
 from collections.abc import Callable, Mapping
 from typing import Any, ClassVar, NamedTuple
 
@@ -9,7 +10,7 @@ import zmq
 from tornado.ioloop import IOLoop
 from zmq.eventloop.zmqstream import ZMQStream
 
-from tornado_rbkit.protocol import CommandError
+from tornado_rbkit.protocol import CommandError, check_reply
 
 
 class Outcome(NamedTuple):
@@ -18,6 +19,11 @@ class Outcome(NamedTuple):
     reply: bytes
     error: CommandError | None
     seconds: float
+
+    @property
+    def answered(self) -> bool:
+        """Whether the profiler replied, with something that could be passed on or not."""
+        return self.error is None or self.error.reason == "invalid-reply"
 
 
 class Requester:
@@ -30,11 +36,26 @@ class Requester:
 
     OPTIONS: ClassVar[Mapping[int, Any]] = {zmq.REQ_RELAXED: 1, zmq.REQ_CORRELATE: 1, zmq.IMMEDIATE: 1}
 
-    def __init__(self, socket: zmq.Socket[bytes], io_loop: IOLoop, on_outcome: Callable[[Outcome], None]) -> None:
-        """Attach to a socket that has `OPTIONS`; `on_outcome` is called once for each request."""
+    def __init__(
+        self,
+        socket: zmq.Socket[bytes],
+        io_loop: IOLoop,
+        on_outcome: Callable[[Outcome], None],
+        *,
+        max_reply_bytes: int,
+    ) -> None:
+        """Attach to a socket that has `OPTIONS`.
+
+        Args:
+            socket: a REQ, already connecting.
+            io_loop: its loop.
+            on_outcome: called once for each request.
+            max_reply_bytes: bound on the parts of a reply together (ZMQ_MAXMSGSIZE bounds each part).
+        """
         self._stream = ZMQStream(socket, io_loop)
         self._io_loop = io_loop
         self._on_outcome = on_outcome
+        self._max_reply_bytes = max_reply_bytes
         self._command: str | None = None
         self._sent_at = 0.0
         self._timer: object | None = None
@@ -43,12 +64,15 @@ class Requester:
     def request(self, command: str, timeout: float) -> None:
         """Send `command`, which `parse_command` has passed; seconds until it is given up."""
         self._command = command
-        self._sent_at = self._io_loop.time()
+        self._sent_at = time.monotonic()
         try:
             # Not through the stream: its queue would keep the command for a peer that comes back.
             self._stream.socket.send(command.encode(), zmq.NOBLOCK)
         except zmq.Again:
             self.fail("the connection to the rbkit server is lost; it was not sent")
+            return
+        except zmq.ZMQError as error:
+            self.fail(f"it was not sent ({error})")
             return
         self._timer = self._io_loop.call_later(timeout, self._on_timeout, timeout)
         # Sending may have used up the edge that would announce the reply; this looks again.
@@ -69,8 +93,20 @@ class Requester:
         self._stream.close(linger=0)
 
     def _on_reply(self, parts: list[bytes]) -> None:
-        if self._command is not None:  # else it is late, and nobody's
-            self._end(None, b"".join(parts))
+        command = self._command
+        if command is None:
+            return  # it is late, and nobody's
+        try:
+            size = sum(map(len, parts))
+            if size > self._max_reply_bytes:
+                text = f"the reply has {size} bytes; allowed: at most {self._max_reply_bytes}"
+                raise CommandError("invalid-reply", f"{command}: {text}")
+            reply = b"".join(parts)
+            check_reply(command, reply)
+        except CommandError as error:
+            self._end(error)
+        else:
+            self._end(None, reply)
 
     def _on_timeout(self, timeout: float) -> None:
         text = f"no reply to {self._command} within {timeout:g} s; it may still be carried out (`command_timeouts`)"
@@ -80,4 +116,4 @@ class Requester:
         if self._timer is not None:
             self._io_loop.remove_timeout(self._timer)
         self._command = self._timer = None
-        self._on_outcome(Outcome(error.to_reply() if error else reply, error, self._io_loop.time() - self._sent_at))
+        self._on_outcome(Outcome(error.to_reply() if error else reply, error, time.monotonic() - self._sent_at))

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import logging
 from collections import deque
 from collections.abc import Awaitable, Callable
 from dataclasses import dataclass
@@ -18,6 +19,8 @@ from tornado_rbkit.outbox import Outbox
 from tornado_rbkit.protocol import CommandError, Notice
 from tornado_rbkit.requester import Outcome
 
+_log = logging.getLogger(__name__)
+
 MAX_WAITING: Final = 32
 """Commands of one client."""
 
@@ -26,6 +29,9 @@ MAX_OWED: Final = 16384
 
 MAX_OWED_BYTES: Final = 1024 * 1024
 """The same, of replies that are ready."""
+
+MAX_ESCAPED_REPLY: Final = 256 * 1024
+"""Bytes of a reply before it is escaped, which takes the web loop 40 ms per MiB."""
 
 CLOSE_GOING_AWAY: Final = 1001
 CLOSE_POLICY: Final = 1008
@@ -172,10 +178,15 @@ class Session:
         """Submit a command once it is allowed, after those that were asked before it."""
         if self._access.authorize is None:
             self._submit_for(owed, command)
-            return
-        self._unauthorized.append((owed, command))
-        if self._authorizing is None:
+        else:
+            self._unauthorized.append((owed, command))
+            self._start_authorizing()
+
+    def _start_authorizing(self) -> None:
+        """See to it that a task asks for what waits; the end of that task, whatever it is, calls `_on_authorized`."""
+        if self._unauthorized and self._authorizing is None:
             self._authorizing = asyncio.create_task(self._authorize_in_turn())
+            self._authorizing.add_done_callback(self._on_authorized)
 
     async def _authorize_in_turn(self) -> None:
         while self._unauthorized:
@@ -183,22 +194,46 @@ class Session:
             refusal = await self._access.refusal(self._handler, command)
             if self._left:
                 return
-            self._unauthorized.popleft()
             if refusal is None:
                 self._submit_for(owed, command)
-                continue
-            self._settle(owed, refusal.to_reply())
-            if command == WATCH:
+            else:
+                self._settle(owed, refusal.to_reply())
+            if self._left:
+                return
+            self._unauthorized.popleft()
+            if refusal is not None and command == WATCH:
                 self.close(CLOSE_POLICY, "not authorized any more (authorize)")
                 return
+
+    def _on_authorized(self, task: asyncio.Task[None]) -> None:
+        """Refuse what waits if the task has failed; ask on for what has come since it ended."""
         self._authorizing = None
+        if self._left:
+            return
+        error = None if task.cancelled() else task.exception()
+        if error is not None:
+            _log.error("asking `authorize` has failed; what waits for it is refused", exc_info=error)
+        if task.cancelled() or error is not None:
+            unauthorized, self._unauthorized = self._unauthorized, deque()
+            for owed, command in unauthorized:
+                text = f"{command}: `authorize` failed; the server's log has the reason"
+                self._settle(owed, CommandError("forbidden", text).to_reply())
+        self._start_authorizing()
 
     def _submit_for(self, owed: _Owed, command: str) -> None:
-        self._submit(command, lambda outcome: self._settle(owed, outcome.reply), self)
+        self._submit(command, lambda outcome: self._settle(owed, self._reply(command, outcome)), self)
+
+    def _reply(self, command: str, outcome: Outcome) -> bytes:
+        size = len(outcome.reply)
+        if not self.form.escaped or size <= MAX_ESCAPED_REPLY:
+            return outcome.reply
+        text = f"{command}: the reply has {size} bytes; allowed: at most {MAX_ESCAPED_REPLY} with encoding=escaped"
+        return CommandError("invalid-reply", text).to_reply()
 
     def _settle(self, owed: _Owed, reply: bytes) -> None:
-        self.waiting -= 1
-        self._answer(owed, reply)
+        if owed.reply is None:  # else it was refused by `_on_authorized` already
+            self.waiting -= 1
+            self._answer(owed, reply)
 
     def _answer(self, owed: _Owed, reply: bytes) -> None:
         owed.reply = reply

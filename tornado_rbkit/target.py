@@ -2,14 +2,22 @@
 
 from __future__ import annotations
 
+import enum
 from collections import deque
 from typing import Any, Final
 
-from tornado_rbkit.protocol import DecodeError, Handshake, decode
+from tornado_rbkit.protocol import DecodeError, Handshake, decode_handshake
 from tornado_rbkit.requester import Outcome
 
 _STOPS: Final = {"start_memory_profile": "stop_memory_profile", "start_cpu_profiling": "stop_cpu_profiling"}
 _REMEMBERED: Final = 32
+
+
+class Trouble(enum.Enum):
+    """What can be wrong with a process that is connected."""
+
+    SILENT = "silent"  # it does not answer commands
+    FOREIGN = "foreign"  # it answers, but not as rbkit does
 
 
 class Target:
@@ -33,8 +41,11 @@ class Target:
         """Take in what became of a command; return whether it tells that the process is another one than before."""
         self._last.append((command, outcome))
         reason = outcome.error.reason if outcome.error else None
-        self.answers = reason is None
-        self._unanswered = self._unanswered + 1 if reason == "timeout" else 0
+        self.answers = outcome.answered
+        if outcome.answered:
+            self._unanswered = 0
+        elif reason == "timeout":
+            self._unanswered += 1
         if command in _STOPS:  # without a reply it may have been carried out all the same
             stop = _STOPS[command]
             if stop not in self._recording:
@@ -43,7 +54,7 @@ class Target:
         elif command in _STOPS.values() and reason is None:
             self._recording.discard(command)
             self._started_here.discard(command)
-        elif command == "handshake" and reason is None:
+        elif command == "handshake" and outcome.answered:
             return self._learn(outcome.reply)
         return False
 
@@ -53,8 +64,14 @@ class Target:
         self._started_here.clear()
 
     @property
-    def trouble(self) -> str | None:
-        """What is wrong with the process that answers, in words for an operator, None for nothing."""
+    def trouble(self) -> Trouble | None:
+        """What is wrong with the process, None for nothing."""
+        if self._unanswered:
+            return Trouble.SILENT
+        return Trouble.FOREIGN if self._foreign else None
+
+    def describe_trouble(self) -> str | None:
+        """Return what is wrong with the process, in words for an operator, None for nothing."""
         if self._unanswered:
             return (
                 f"does not answer commands (no reply to {self._unanswered} so far): the process is stopped or very "
@@ -85,12 +102,11 @@ class Target:
 
     def _learn(self, reply: bytes) -> bool:
         try:
-            message = decode(reply)
+            message = decode_handshake(reply)
         except DecodeError:
-            message = None
-        self._foreign = not isinstance(message, Handshake)
-        if not isinstance(message, Handshake):
+            self._foreign = True
             return False
+        self._foreign = False
         other = self.handshake is not None and self.handshake.pid != message.pid
         if other:
             self.restarted()

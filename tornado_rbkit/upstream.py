@@ -92,8 +92,8 @@ class Upstream:
         self._listener = listener
         self._post = post
         self._sub_options: dict[int, Any] = {zmq.RCVHWM: rcvhwm, zmq.MAXMSGSIZE: max_message_bytes, zmq.SUBSCRIBE: b""}
-        reply_bytes = min(max_message_bytes, MAX_REPLY_BYTES)
-        self._req_options: dict[int, Any] = {zmq.MAXMSGSIZE: reply_bytes, **Requester.OPTIONS}
+        self._max_reply_bytes = min(max_message_bytes, MAX_REPLY_BYTES)
+        self._req_options: dict[int, Any] = {zmq.MAXMSGSIZE: self._max_reply_bytes, **Requester.OPTIONS}
         self._on_thread = on_thread
         self._flush_interval = flush_interval
         self._max_pending_bytes = max_pending_bytes
@@ -153,7 +153,10 @@ class Upstream:
         )
         self._requests = self._link(zmq.REQ, self._req, self._req_options)
         self._requester = Requester(
-            self._requests.socket, self._io_loop, partial(self._post, self._listener.on_outcome)
+            self._requests.socket,
+            self._io_loop,
+            partial(self._post, self._listener.on_outcome),
+            max_reply_bytes=self._max_reply_bytes,
         )
 
     def _link(self, kind: int, endpoint: str, options: Mapping[int, Any]) -> Link:
