@@ -19,7 +19,6 @@ import time
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from typing import Any, Final, TextIO
 
-from tornado.httpserver import HTTPServer
 from tornado.netutil import bind_sockets
 from tornado.web import Application, HTTPError
 
@@ -28,7 +27,7 @@ from tornado_rbkit.bridge import Bridge
 from tornado_rbkit.client import RbkitClient
 from tornado_rbkit.export import collapsed, json_lines, speedscope
 from tornado_rbkit.iothread import IOLoopThread
-from tornado_rbkit.listener import Listener
+from tornado_rbkit.listener import BoundedServer, Listener
 from tornado_rbkit.profiler import RuntimeFolderError, list_servers
 from tornado_rbkit.profiler.discovery import check_chosen_folder
 from tornado_rbkit.program import ServerFailedError, as_python_does, own_module, prepare
@@ -44,9 +43,7 @@ from tornado_rbkit.targets import DiscoveredTargets
 _log = logging.getLogger(__name__)
 
 DEFAULT_PORT: Final = 8765
-IDLE_TIMEOUT: Final = 20.0
-"""Seconds in which a request to the stand-alone server has to be there, its first line counted from the connection."""
-
+_SPARE_REQUESTS: Final = 128  # connections without a WebSocket, beside those of `max_clients` that connect
 _MAX_TOKEN_FILE: Final = 4096  # bytes
 _LOG_FORMAT: Final = "%(levelname)s %(message)s"
 _FULL: Final = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EIO)
@@ -361,9 +358,9 @@ async def _serve_until_stopped(
     if made_up:
         print(f"token {token}")
     application = Application(routes, default_handler_class=_NothingHandler)
-    # Commands and pages are small and whole: who takes longer to ask holds a descriptor for nothing.
-    server = HTTPServer(application, idle_connection_timeout=IDLE_TIMEOUT, body_timeout=IDLE_TIMEOUT)
-    listener = Listener(sockets, server.handle_stream)
+    # Clients that connect at the same time are not WebSockets yet, so that their number is not less.
+    server = BoundedServer(application, max_requests=options.max_clients + _SPARE_REQUESTS)
+    listener = Listener(sockets, server)
     stopped = stop_signal()
     if ended is not None:
         ended.add_done_callback(lambda _: stopped.set())

@@ -35,7 +35,8 @@ async def test_who_is_there_goes_on_and_who_comes_waits(profiler: SteadyProcess,
             async with Witness(server.ws) as another:
                 await another.goes_on()
             assert viewer.missing == viewer.told == 0
-        assert server.log.count("\n") == 1, server.log
+        lines = [line for line in server.log.splitlines() if "Executing <" not in line]  # asyncio's, of a busy machine
+        assert len(lines) == 1, server.log
 
 
 def test_a_look_for_processes_that_fails_is_not_taken_for_their_end(tmp_path: Path) -> None:

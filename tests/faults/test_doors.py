@@ -16,7 +16,7 @@ from tests.faults.steady import SteadyProcess
 from tests.faults.witness import Witness
 
 KEY = "dGhlIHNhbXBsZSBub25jZQ=="
-PROGRAM = "import sys, tornado_rbkit.cli as cli; cli.IDLE_TIMEOUT = 1.0; sys.exit(cli.main(sys.argv[1:]))"
+PROGRAM = "import sys; from tornado_rbkit import cli, listener; listener.REQUEST_TIMEOUT = 1.0; sys.exit(cli.main())"
 
 
 @pytest.fixture
