@@ -8,7 +8,7 @@ from collections.abc import Callable, Iterator, Sequence
 from typing import Final
 
 from tornado.concurrent import Future
-from tornado.iostream import IOStream, SSLIOStream, StreamClosedError
+from tornado.iostream import IOStream, SSLIOStream, StreamBufferFullError, StreamClosedError
 
 from tornado_rbkit.frames import JOIN_LIMIT, Buffer, Chunk, Run
 
@@ -56,6 +56,7 @@ class Outbox:
         self._stream = stream
         self._is_tls = isinstance(stream, SSLIOStream)
         self._max_backlog = max_backlog_bytes
+        self._write_size = min(WRITE_SIZE, max_backlog_bytes)
         self._stall_timeout = stall_timeout
         self._on_stalled = on_stalled
         self._on_caught_up = on_caught_up
@@ -63,7 +64,7 @@ class Outbox:
         self._data: deque[Chunk] = deque()
         self._begun: Chunk | None = None
         self._begun_is_data = False
-        self._runs: deque[Run] = deque()  # what is left of the chunk that has begun
+        self._runs: deque[Run] = deque()  # of the chunk that has begun, those not yet written; each is whole frames
         self._in_write = 0  # bytes handed over and not taken
         self._data_in_write = 0  # those of them that count in data_bytes
         self._messages_in_write = 0
@@ -98,17 +99,10 @@ class Outbox:
         """Queue profiling data, dropping the oldest that waits where the bound would be passed."""
         if self._closed:
             return
-        passed = self._pass(chunks)
-        for chunk in chunks[passed:]:
-            if chunk.size > self._max_backlog:
-                self._flush_unless_due()  # what can go makes room
-            self._data.append(chunk)
-            self.data_bytes += chunk.size
-            self._keep_the_bound()
-        if passed:
-            self._flush_next_turn()
-        else:
-            self._flush_unless_due()
+        self._data.extend(chunks)
+        self.data_bytes += sum(chunk.size for chunk in chunks)
+        self._flush_unless_due()  # what can be written makes room
+        self._keep_the_bound()
 
     async def replies_gone(self) -> None:
         """Return once no reply waits, or the outbox is closed."""
@@ -128,41 +122,6 @@ class Outbox:
         self._blocked = False
         self._cancel_stall_timer()
         self._wake_waiters()
-
-    def _pass(self, chunks: Sequence[Chunk]) -> int:
-        """Write chunks that nothing waits before past the queues, up to `WRITE_SIZE`; return how many.
-
-        Most go out whole. Of one that does not the rest has begun, and those behind it have to queue.
-        """
-        if self._flush_is_due or self._runs or self._data or self._replies:
-            return 0
-        buffers: list[Buffer] = []
-        size = messages = count = 0
-        for chunk in chunks:
-            if len(chunk.runs) > 1 or size >= WRITE_SIZE:
-                break
-            buffers += chunk.runs[0]
-            size += chunk.size
-            messages += chunk.messages
-            count += 1
-        sent = self._send(buffers)
-        self.bytes_sent += sent
-        if sent == size:
-            self.messages_sent += messages
-            return count
-        count = 0
-        for chunk in chunks:
-            if not sent:
-                break
-            count += 1
-            if sent < chunk.size:
-                self._begun, self._begun_is_data = chunk, True
-                self._runs.append(tuple(_without(chunk.runs[0], sent)))
-                self.data_bytes += chunk.size - sent
-                break
-            self.messages_sent += chunk.messages
-            sent -= chunk.size
-        return count
 
     def _keep_the_bound(self) -> None:
         """Drop the oldest until the rest is within the bound, but for one message larger than it, which passes."""
@@ -194,7 +153,7 @@ class Outbox:
             return
         try:
             blocked_on = self._write(self._next_buffers())
-        except StreamClosedError:
+        except (StreamClosedError, StreamBufferFullError):
             self.close()  # the handler learns of it from Tornado
             return
         if blocked_on is not None:
@@ -234,9 +193,9 @@ class Outbox:
             self._on_caught_up(dropped)
 
     def _next_buffers(self) -> list[Buffer]:
-        """Take off the queues what is written in one go: up to `WRITE_SIZE`, or one run of a large message."""
+        """Take off the queues what is written in one go: up to `_write_size`, or one run of a large message."""
         buffers: list[Buffer] = []
-        while self._in_write < WRITE_SIZE and self._begin():
+        while self._in_write < self._write_size and self._begin():
             if buffers and len(self._runs) > 1:
                 break  # a large message has its writes to itself
             run = self._runs.popleft()
@@ -268,13 +227,28 @@ class Outbox:
             self._messages_in_write += self._begun.messages
 
     def _write(self, buffers: list[Buffer]) -> Future[None] | None:
-        """Hand whole frames over; return what completes when they are taken, None if that is so already."""
+        """Write whole frames: the kernel takes what it can, and the stream buffers all the rest before this returns.
+
+        This is the only function that writes. Pings, pongs and close frames are written to the stream by other code at
+        any time, so a frame must never be left half written: whatever fails after its first byte closes the stream.
+
+        Returns:
+            A future that completes when the kernel has taken the last byte; None if it has already.
+        """
         buffers = _join_small(buffers)
         blocked_on: Future[None] | None = None
-        for rest in _without(buffers, self._send(buffers)):
-            for at in range(0, len(rest), JOIN_LIMIT):
-                blocked_on = self._stream.write(rest[at : at + JOIN_LIMIT])
-                blocked_on.add_done_callback(self._on_progress)
+        written = self._send(buffers)
+        try:
+            for rest in _without(buffers, written):
+                for at in range(0, len(rest), JOIN_LIMIT):
+                    piece = rest[at : at + JOIN_LIMIT]
+                    blocked_on = self._stream.write(piece)
+                    blocked_on.add_done_callback(self._on_progress)
+                    written += len(piece)
+        except BaseException:  # closed; or `max_write_buffer_size` of the stream is reached
+            self._stream.close()
+            raise
+        assert written == sum(map(len, buffers)), "a frame was cut"
         return blocked_on
 
     def _send(self, buffers: Sequence[Buffer]) -> int:
