@@ -259,7 +259,7 @@ class TestSlowClient:
             await slow.read_to_the_end()
         assert time.monotonic() - started > 0.5
         assert closed.value.args[0][:2] == (1008).to_bytes(2, "big")
-        assert b"stall_timeout" in closed.value.args[0]
+        assert closed.value.args[0][2:] == b"too slow for 0.5 s (stall_timeout)"
         assert await ask(fast, "trigger_gc") == b"0ok"
 
     async def test_that_reads_slowly_but_reads_is_kept(
@@ -290,7 +290,7 @@ async def test_a_client_that_does_not_answer_pings_is_closed(
     with pytest.raises(EOFError) as closed:
         await mute.read_to_the_end()
     assert closed.value.args[0][:2] == (1008).to_bytes(2, "big")
-    assert b"ping_timeout" in closed.value.args[0]
+    assert closed.value.args[0][2:] == b"no pong within 0.2 s (ping_timeout)"
     for _ in range(3):
         assert await ask(healthy, "trigger_gc") == b"0ok"
 

@@ -33,6 +33,7 @@ from tornado_rbkit.protocol import (
     RbkitError,
     UnknownEvent,
     decode,
+    is_refused,
     message_counter,
     parse_command,
     parse_notice,
@@ -440,3 +441,25 @@ def test_event_types_and_fields_have_rbkits_numbers() -> None:
         "CPU_SAMPLE",
     ]
     assert [field.value for field in Field] == list(range(16))
+
+
+# Closing
+
+
+@pytest.mark.parametrize(
+    ("code", "reason", "refused"),
+    [
+        (1008, "not authorized any more (authorize)", True),
+        (1008, "", True),
+        (1008, None, True),
+        (1008, "too slow for 60 s (stall_timeout)", False),
+        (1008, "no pong within 15 s (ping_timeout)", False),
+        (1001, "server shutting down", False),
+        (1006, None, False),
+        (None, None, False),
+    ],
+)
+def test_only_a_client_that_is_not_authorized_is_refused_for_good(
+    code: int | None, reason: str | None, refused: bool
+) -> None:
+    assert is_refused(code, reason) is refused

@@ -22,10 +22,19 @@ from tornado_rbkit.frames import Form
 from tornado_rbkit.iothread import IOLoopThread
 from tornado_rbkit.lifeline import Lifeline
 from tornado_rbkit.probe import Probe
-from tornado_rbkit.protocol import DEFAULT_PUB_PORT, DEFAULT_REQ_PORT, Notice, RbkitError
+from tornado_rbkit.protocol import (
+    CLOSE_GOING_AWAY,
+    CLOSE_POLICY,
+    CLOSE_TOO_BIG,
+    CLOSE_TRY_AGAIN,
+    DEFAULT_PUB_PORT,
+    DEFAULT_REQ_PORT,
+    Notice,
+    RbkitError,
+)
 from tornado_rbkit.repeats import Repeats, times
 from tornado_rbkit.requester import Outcome
-from tornado_rbkit.session import CLOSE_GOING_AWAY, CLOSE_POLICY, CLOSE_TOO_BIG, CLOSE_TRY_AGAIN, Session
+from tornado_rbkit.session import Session
 from tornado_rbkit.subscriber import MAX_DELIVERED, Batch
 from tornado_rbkit.target import Target, Trouble
 from tornado_rbkit.upstream import Reach, State

@@ -203,6 +203,28 @@ def check_reply(command: str, reply: bytes) -> None:
         )
 
 
+# Closing
+
+CLOSE_GOING_AWAY: Final = 1001
+CLOSE_POLICY: Final = 1008
+CLOSE_TOO_BIG: Final = 1009
+CLOSE_TRY_AGAIN: Final = 1013
+
+NOT_AUTHORIZED: Final = "not authorized"
+"""How the reason of a `CLOSE_POLICY` begins when `authorize` refuses; a client should not reconnect by itself."""
+
+TOO_SLOW: Final = "too slow"
+"""How the reason of a `CLOSE_POLICY` begins when the client took no data for `stall_timeout`; it may reconnect."""
+
+NO_PONG: Final = "no pong"
+"""How the reason of a `CLOSE_POLICY` begins when the client answered no ping for `ping_timeout`; it may reconnect."""
+
+
+def is_refused(close_code: int | None, close_reason: str | None) -> bool:
+    """Return whether a bridge closed a WebSocket for good: `CLOSE_POLICY`, and not because the client was too slow."""
+    return close_code == CLOSE_POLICY and not (close_reason or "").startswith((TOO_SLOW, NO_PONG))
+
+
 # Events
 
 

@@ -16,7 +16,7 @@ from tornado.web import RequestHandler
 from tornado_rbkit.access import WATCH, Access
 from tornado_rbkit.frames import Form, encode_notice, encode_reply
 from tornado_rbkit.outbox import Outbox
-from tornado_rbkit.protocol import CommandError, Notice
+from tornado_rbkit.protocol import CLOSE_POLICY, NOT_AUTHORIZED, TOO_SLOW, CommandError, Notice
 from tornado_rbkit.requester import Outcome
 
 _log = logging.getLogger(__name__)
@@ -32,11 +32,6 @@ MAX_OWED_BYTES: Final = 1024 * 1024
 
 MAX_ESCAPED_REPLY: Final = 256 * 1024
 """Bytes of a reply before it is escaped, which takes the web loop 40 ms per MiB."""
-
-CLOSE_GOING_AWAY: Final = 1001
-CLOSE_POLICY: Final = 1008
-CLOSE_TOO_BIG: Final = 1009
-CLOSE_TRY_AGAIN: Final = 1013
 
 
 class Submit(Protocol):
@@ -90,7 +85,7 @@ class Session:
             stream,
             max_backlog_bytes=max_backlog_bytes,
             stall_timeout=stall_timeout,
-            on_stalled=partial(self.close, CLOSE_POLICY, f"too slow for {stall_timeout:g} s (stall_timeout)"),
+            on_stalled=partial(self.close, CLOSE_POLICY, f"{TOO_SLOW} for {stall_timeout:g} s (stall_timeout)"),
             on_caught_up=lambda count: self.notify(Notice("dropped", str(count))),
         )
         self.waiting = 0
@@ -202,7 +197,7 @@ class Session:
                 return
             self._unauthorized.popleft()
             if refusal is not None and command == WATCH:
-                self.close(CLOSE_POLICY, "not authorized any more (authorize)")
+                self.close(CLOSE_POLICY, f"{NOT_AUTHORIZED} any more (authorize)")
                 return
 
     def _on_authorized(self, task: asyncio.Task[None]) -> None:

@@ -16,8 +16,8 @@ from tornado.websocket import WebSocketClosedError, WebSocketHandler
 from tornado_rbkit.access import Access, AccessHandler, Refusal
 from tornado_rbkit.bridge import Bridge, BridgeFullError
 from tornado_rbkit.frames import JOIN_LIMIT, Form
-from tornado_rbkit.protocol import SUBPROTOCOL
-from tornado_rbkit.session import CLOSE_POLICY, CLOSE_TOO_BIG, CLOSE_TRY_AGAIN, Session
+from tornado_rbkit.protocol import CLOSE_POLICY, CLOSE_TOO_BIG, CLOSE_TRY_AGAIN, NO_PONG, SUBPROTOCOL
+from tornado_rbkit.session import Session
 
 MAX_MESSAGE_SIZE: Final = 64 * 1024
 """Bytes from a client; a longer message closes with 1009. One over `MAX_COMMAND_LENGTH` is answered with an error."""
@@ -174,7 +174,7 @@ class RbkitWebSocketHandler(AccessHandler, WebSocketHandler):
         if IOLoop.current().time() - self._pinged_at < patience:
             self._ping_timer = IOLoop.current().call_later(self.bridge.ping_timeout, self._check_pong)
         else:
-            self._session.close(CLOSE_POLICY, f"no pong within {patience:g} s (ping_timeout)")
+            self._session.close(CLOSE_POLICY, f"{NO_PONG} within {patience:g} s (ping_timeout)")
 
     def _ping_later(self, seconds: float) -> None:
         if self.bridge.ping_interval:
