@@ -3,10 +3,16 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import gc
+import os
+import re
 import warnings
-from collections.abc import AsyncIterator
+from base64 import b64encode
+from collections.abc import AsyncIterator, Coroutine
+from hashlib import sha1
 from typing import Any
+from urllib.parse import quote, quote_plus
 
 import pytest
 from tornado.httpserver import HTTPServer
@@ -16,7 +22,8 @@ from tornado.websocket import WebSocketHandler
 
 from tests.conftest import Serve, Server, until
 from tests.fake_rbkit import FakeRbkit, collection, free_port
-from tornado_rbkit import Bridge, ConnectionLost, Gap, RbkitClient, RbkitError, rbkit_routes
+from tornado_rbkit import Bridge, ConnectionLost, DecodeError, Gap, RbkitClient, RbkitError, rbkit_routes
+from tornado_rbkit.client import _asking_for_binary
 from tornado_rbkit.protocol import COMMANDS, CommandError, GCEndSweep, Handshake, Notice
 
 
@@ -366,9 +373,9 @@ class Comeback:
         self.url = f"ws://127.0.0.1:{self.port}/rbkit/ws"
         self._rbkit = rbkit
 
-    def start(self) -> None:
+    def start(self, **access: Any) -> None:
         self.bridge = Bridge(pub=self._rbkit.pub, req=self._rbkit.req)
-        self._http = HTTPServer(Application(rbkit_routes(self.bridge)))
+        self._http = HTTPServer(Application(rbkit_routes(self.bridge, **access)))
         self._http.listen(self.port, "127.0.0.1")
 
     async def stop(self) -> None:
@@ -438,3 +445,238 @@ async def test_events_end_when_the_client_is_closed_while_it_reconnects(server: 
         await until(lambda: client._connection is None, "the connection is lost")
         await client.close()
         assert await soon(waiting) is None
+
+
+# What the client asks for
+
+
+@pytest.mark.parametrize(
+    ("url", "asked"),
+    [
+        ("ws://h/ws", "ws://h/ws?encoding=binary"),
+        ("ws://h", "ws://h?encoding=binary"),
+        ("wss://u:p@[::1]:1/a?token=x%26y&flag", "wss://u:p@[::1]:1/a?token=x%26y&flag&encoding=binary"),
+        ("ws://h/ws?encoding=escaped&a=1&encoding", "ws://h/ws?a=1&encoding=binary"),
+        ("ws://h/ws?", "ws://h/ws?encoding=binary"),
+        ("ws://h/ws?a=1#part", "ws://h/ws?a=1&encoding=binary"),
+    ],
+)
+def test_binary_is_asked_for_beside_what_the_url_asks_for(url: str, asked: str) -> None:
+    assert _asking_for_binary(url) == asked
+
+
+async def test_a_server_that_sends_text_is_understood(rbkit: FakeRbkit) -> None:
+    class Middleware(Scripted):
+        """Knows the escaped encoding only, and writes a space as Ruby does."""
+
+        def on_message(self, message: str | bytes) -> None:
+            self.write_message("0" + quote_plus(b"error:busy 1+1 %"))
+            self.write_message("1" + quote_plus(collection(0)))
+
+    server = HTTPServer(Application([("/", Middleware, {"said": []})]))
+    sockets = bind_sockets(0, "127.0.0.1")
+    server.add_sockets(sockets)
+    async with RbkitClient(f"ws://127.0.0.1:{sockets[0].getsockname()[1]}/") as client:
+        with pytest.raises(CommandError, match=r"busy: 1\+1 %"):
+            await soon(client.command("handshake"))
+        assert await soon(anext(client.events())) == GCEndSweep(1.0)
+    server.stop()
+    await server.close_all_connections()
+
+
+async def test_a_handshake_that_is_none_is_a_decode_error(scripted: Any) -> None:
+    async with RbkitClient(scripted(b"0client_count:2")) as client:
+        waiting = asyncio.ensure_future(client.command("handshake"))
+        await asyncio.sleep(0)
+        client._take(b"0ok")
+        with pytest.raises(DecodeError):
+            await soon(waiting)
+
+
+# Who comes back
+
+
+class Policy(Scripted):
+    """Closes at once with the code and the reason that its query names; counts who came."""
+
+    came = 0
+
+    async def open(self) -> None:
+        type(self).came += 1
+        self.close(int(self.get_argument("code")), self.get_argument("reason"))
+
+
+@pytest.fixture
+async def policy() -> AsyncIterator[str]:
+    Policy.came = 0
+    server = HTTPServer(Application([("/", Policy, {"said": []})]))
+    sockets = bind_sockets(0, "127.0.0.1")
+    server.add_sockets(sockets)
+    yield f"ws://127.0.0.1:{sockets[0].getsockname()[1]}/"
+    server.stop()
+    await server.close_all_connections()
+
+
+@pytest.mark.parametrize(
+    ("code", "reason"),
+    [
+        (1008, "too slow for 60 s (stall_timeout)"),
+        (1008, "no pong within 15 s (ping_timeout)"),
+        (1001, "the server shuts down"),
+        (1013, "rbkit server is not running at tcp://127.0.0.1:5556"),
+    ],
+)
+async def test_with_reconnect_a_client_comes_back_unless_it_is_refused(policy: str, code: int, reason: str) -> None:
+    async with RbkitClient(f"{policy}?code={code}&reason={quote(reason)}", reconnect=True) as client:
+        assert await take(client.messages(), 2) == [Gap(None), Gap(None)]
+    assert Policy.came >= 3
+
+
+@pytest.mark.parametrize("reason", ["not authorized any more (authorize)", ""])
+async def test_with_reconnect_a_client_that_is_not_authorized_any_more_does_not_come_back(
+    policy: str, reason: str
+) -> None:
+    async with RbkitClient(f"{policy}?code=1008&reason={quote(reason)}", reconnect=True) as client:
+        with pytest.raises(ConnectionLost) as caught:
+            await soon(anext(client.messages()))
+        assert (caught.value.code, caught.value.reason, caught.value.is_final) == (1008, reason, True)
+        with pytest.raises(ConnectionLost):
+            await soon(client.command("handshake"))
+    assert Policy.came == 1
+
+
+async def test_with_reconnect_a_token_that_is_refused_later_ends_it(rbkit: FakeRbkit, place: Comeback) -> None:
+    async with RbkitClient(place.url, token="old", reconnect=True) as client:
+        await soon(client.command("handshake"))
+        await place.stop()
+        place.start(token="new")
+        with pytest.raises(ConnectionLost) as caught:
+            await soon(anext(client.messages()))
+        assert caught.value.code == 401
+
+
+async def test_the_pause_before_the_next_attempt_grows_until_a_message_has_come(
+    policy: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    pauses: list[float] = []
+    sleep = asyncio.sleep
+
+    async def noted(seconds: float) -> None:
+        if seconds > 10:  # Tornado's, between two pings
+            await sleep(seconds)
+        else:
+            pauses.append(seconds)
+            await sleep(0)
+
+    monkeypatch.setattr(asyncio, "sleep", noted)
+    monkeypatch.setattr("random.uniform", lambda low, high: high)
+    async with RbkitClient(f"{policy}?code=1013&reason=full", reconnect=True) as client:
+        await take(client.messages(), 9)
+    assert pauses[:9] == [0.1, 0.2, 0.4, 0.8, 1.6, 3.2, 6.4, 10.0, 10.0]
+
+
+# Cancellation
+
+
+def descriptors() -> int:
+    return len(os.listdir("/proc/self/fd"))
+
+
+async def turns(count: int) -> None:
+    for _ in range(count):
+        await asyncio.sleep(0)
+
+
+async def cancelled_after(count: int, work: Coroutine[Any, Any, Any]) -> bool:
+    """Run something for that many turns of the loop and cancel it; return whether it was done before."""
+    task = asyncio.ensure_future(work)
+    await turns(count)
+    was_done = task.done()
+    task.cancel()
+    with contextlib.suppress(asyncio.CancelledError, ConnectionLost):
+        await soon(task)
+    return was_done
+
+
+async def opens_and_asks(server: Server) -> None:
+    async with server.client() as client:
+        await client.command("handshake")
+
+
+async def opens_and_follows(server: Server) -> None:
+    async with server.client() as client:
+        async for _ in client.events():
+            pass
+
+
+async def opens_and_closes(server: Server) -> None:
+    client = server.client()
+    await client.__aenter__()
+    await client.close()
+
+
+async def reconnects(server: Server) -> None:
+    async with server.client(reconnect=True) as client:
+        assert client._connection is not None
+        client._connection.stream.close()  # what a network that fails does
+        await anext(client.messages())
+        await client.command("handshake")
+
+
+async def slowly(handler: Any, command: str | None) -> bool:
+    await turns(3)
+    return True
+
+
+@pytest.mark.skipif(not os.path.isdir("/proc/self/fd"), reason="descriptors are counted in /proc")
+@pytest.mark.parametrize("work", [opens_and_asks, opens_and_follows, opens_and_closes, reconnects])
+@pytest.mark.parametrize("authorize", [None, slowly], ids=["", "slow-authorize"])
+async def test_nothing_is_left_of_a_client_that_was_cancelled_after_any_turn_of_the_loop(
+    rbkit: FakeRbkit, serve: Serve, monkeypatch: pytest.MonkeyPatch, work: Any, authorize: Any
+) -> None:
+    monkeypatch.setattr("tornado_rbkit.client._FIRST_BACKOFF", 0.001)
+    server = await serve(Bridge(**rbkit.endpoints, idle_grace=3600), authorize=authorize)
+    await opens_and_asks(server)
+    await until(lambda: not server.bridge.stats()["clients"], "the first client has left")
+    await turns(10)
+    tasks, files = len(asyncio.all_tasks()), descriptors()
+    count = 0
+    while count < 60 or (work is not opens_and_follows and count < 1_000_000):
+        if await cancelled_after(count, work(server)) and work is not opens_and_follows:
+            break
+        count += 1 + count // 20
+
+    def is_clean() -> bool:
+        return (len(server.bridge.stats()["clients"]), len(asyncio.all_tasks()), descriptors()) == (0, tasks, files)
+
+    await until(is_clean, f"no client, {tasks} tasks, {files} descriptors")
+
+
+async def test_closing_that_is_cancelled_cuts_the_connection() -> None:
+    """A server that confirms no close is waited for up to 5 s, but not when the wait is cancelled."""
+    gone = asyncio.Event()
+
+    async def deaf(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        head = await reader.readuntil(b"\r\n\r\n")
+        key = re.search(rb"Sec-WebSocket-Key: (\S+)", head, re.IGNORECASE)
+        assert key
+        accept = b64encode(sha1(key[1] + b"258EAFA5-E914-47DA-95CA-C5AB0DC85B11").digest())
+        writer.write(
+            b"HTTP/1.1 101 Switching Protocols\r\nUpgrade: websocket\r\nConnection: Upgrade\r\n"
+            b"Sec-WebSocket-Accept: " + accept + b"\r\n\r\n"
+        )
+        with contextlib.suppress(ConnectionError):
+            await reader.read()
+        writer.close()
+        gone.set()
+
+    async with await asyncio.start_server(deaf, "127.0.0.1", 0) as server:
+        client = RbkitClient(f"ws://127.0.0.1:{server.sockets[0].getsockname()[1]}/")
+        await soon(client.__aenter__())
+        closing = asyncio.ensure_future(client.close())
+        await turns(3)
+        assert not closing.done()
+        closing.cancel()
+        await asyncio.wait_for(gone.wait(), 4)
+        assert client._reader is not None
+        await asyncio.wait_for(asyncio.wait([client._reader]), 4)

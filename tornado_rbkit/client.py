@@ -8,8 +8,8 @@ import random
 from collections import deque
 from collections.abc import AsyncIterator
 from types import TracebackType
-from typing import Final, NamedTuple
-from urllib.parse import urlsplit
+from typing import Final, Literal, NamedTuple, overload
+from urllib.parse import unquote_to_bytes, urlsplit, urlunsplit
 
 from tornado.httpclient import HTTPClientError, HTTPRequest
 from tornado.iostream import UnsatisfiableReadError
@@ -33,6 +33,14 @@ _FIRST_BACKOFF: Final = 0.1  # seconds, doubled with each failure
 _LAST_BACKOFF: Final = 10.0
 _PING_INTERVAL: Final = 30.0  # seconds; a server that vanished is noticed within two of them
 
+_POLICY_VIOLATION: Final = 1008
+_RETRY_REASONS: Final = ("too slow", "no pong")
+"""How the reasons of close code 1008 begin after which a client may come back; after others it is not authorized."""
+
+_UNAUTHORIZED: Final = (401, 403)
+
+_closing: set[asyncio.Task[None]] = set()  # the event loop keeps weak references only
+
 
 class ConnectionLost(RbkitError, ConnectionError):
     """The WebSocket could not be opened, or was closed by the other end.
@@ -40,12 +48,20 @@ class ConnectionLost(RbkitError, ConnectionError):
     Attributes:
         code: the WebSocket close code, or the HTTP status of the refusal; None where there was neither.
         reason: as the other end gave it.
+        is_final: whether the server refuses this client, so that connecting again is of no use: HTTP status 401 or
+            403, or close code 1008 without a reason that begins with ``too slow`` or ``no pong``.
     """
 
     def __init__(self, url: str, code: int | None, reason: str) -> None:
         super().__init__(f"{url}: {reason or 'connection lost'}" + (f" ({code})" if code else ""))
         self.code = code
         self.reason = reason
+
+    @property
+    def is_final(self) -> bool:
+        if self.code == _POLICY_VIOLATION:
+            return not self.reason.startswith(_RETRY_REASONS)
+        return self.code in _UNAUTHORIZED
 
 
 class Gap(NamedTuple):
@@ -77,9 +93,10 @@ class RbkitClient:
         """Describe a connection; entering the context opens it.
 
         Args:
-            url: of the WebSocket, ``ws://`` or ``wss://``.
+            url: of the WebSocket, ``ws://`` or ``wss://``; ``encoding=binary`` is added to its query.
             token: sent as ``Authorization: Bearer``, for a server that asks for one.
-            reconnect: connect again, with backoff, whenever the connection is lost, and say so by a `Gap`.
+            reconnect: connect again, with backoff, whenever the connection is lost, and report it as a `Gap`; except
+                after a loss that `ConnectionLost.is_final`.
             max_message_size: bytes; a heap snapshot is one message, of 50 MB per million objects.
             max_pending_bytes: published data that waits for `events`, behind the next message; past that the oldest is
                 let go, and told as a `Gap`.
@@ -90,6 +107,7 @@ class RbkitClient:
         if not _is_websocket(url):
             raise ValueError(f"url={url!r} is not a WebSocket's; allowed: ws://HOST:PORT/... or wss://HOST:PORT/...")
         self._url = url
+        self._binary_url = _asking_for_binary(url)
         self._headers = {"Authorization": _as_latin_1(f"Bearer {token}")} if token else {}
         self._reconnect = reconnect
         self._max_message_size = max_message_size
@@ -102,6 +120,7 @@ class RbkitClient:
         self._connection: WebSocketClientConnection | None = None
         self._reader: asyncio.Task[None] | None = None
         self._lost: ConnectionLost | None = None
+        self._over = True  # there is no connection, and none will come
         self._closed = False
 
     async def __aenter__(self) -> RbkitClient:
@@ -110,8 +129,9 @@ class RbkitClient:
         Raises:
             ConnectionLost: the server cannot be reached, or refuses.
         """
-        self._connection = await self._connect()
-        self._reader = asyncio.create_task(self._read())
+        connection = self._connection = await self._connect()
+        self._over = False
+        self._reader = asyncio.create_task(self._read(connection))
         return self
 
     async def __aexit__(
@@ -120,30 +140,48 @@ class RbkitClient:
         await self.close()
 
     async def close(self) -> None:
-        """Close the connection; commands without a reply fail. May be called twice."""
+        """Close the connection; commands without a reply fail. May be called twice.
+
+        It waits up to 5 s for the server to confirm. When that is cancelled, the connection is cut.
+        """
         self._closed = True
-        if self._connection is not None:
-            self._connection.close()
-        if self._reader is not None:
-            if self._connection is None:
-                self._reader.cancel()  # it waits to connect again
-            await asyncio.wait([self._reader])
         self._fail_asked("the client was closed")
         self._arrived.set()
+        if self._reader is None:
+            return
+        connection = self._connection
+        if connection is None:
+            self._reader.cancel()  # it waits to connect again
+        else:
+            connection.close()
+        try:
+            await asyncio.wait([self._reader])
+        except asyncio.CancelledError:
+            if connection is not None:
+                _cut(connection)
+            raise
+        if not self._reader.cancelled():
+            self._reader.result()
+
+    @overload
+    async def command(self, name: Literal["handshake"]) -> Handshake: ...
+
+    @overload
+    async def command(self, name: str) -> Handshake | str: ...
 
     async def command(self, name: str) -> Handshake | str:
         """Send a command and return its reply: a `Handshake`, or the text, which is ``ok`` for all others.
 
         Raises:
             CommandError: it was not carried out; `reason` and `text` say why.
-            DecodeError: the reply is neither a text nor a handshake.
             ConnectionLost: there is no connection.
+            DecodeError: the reply to ``handshake`` is not one.
         """
         reply = await self.request(name)
         error = CommandError.from_reply(reply)
         if error is not None:
             raise error
-        return reply.decode(errors="replace") if reply[:1].isalpha() else decode_handshake(reply)
+        return decode_handshake(reply) if name == "handshake" else reply.decode(errors="replace")
 
     async def request(self, message: str | bytes) -> bytes:
         """Send a message as it is and return the reply's bytes, an error's among them.
@@ -154,12 +192,15 @@ class RbkitClient:
         """
         payload = message.encode() if isinstance(message, str) else message
         if self._connection is None:
-            raise self._lost or ConnectionLost(self._url, None, "not connected")
+            raise self._why_not()
         reply: asyncio.Future[bytes] = asyncio.get_running_loop().create_future()
         self._asked.append(reply)
-        with contextlib.suppress(WebSocketClosedError):  # the reader finds out why, and fails the reply with it
-            await self._connection.write_message(payload, binary=isinstance(message, bytes))
-        return await reply
+        try:
+            with contextlib.suppress(WebSocketClosedError):  # the reader finds out why, and fails the reply with it
+                await self._connection.write_message(payload, binary=isinstance(message, bytes))
+            return await reply
+        finally:
+            reply.cancel()  # of a cancelled request: it keeps its place in the order, and nobody waits for it
 
     async def events(self) -> AsyncIterator[Event | Gap | Notice]:
         """Yield what the profiler publishes, decoded, from the opening of the connection on.
@@ -168,7 +209,7 @@ class RbkitClient:
         something. It ends when the client is closed.
 
         Raises:
-            ConnectionLost: the connection was lost, and `reconnect` is not set.
+            ConnectionLost: the connection was lost, and is not opened again (`reconnect`).
             DecodeError: a message is not rbkit's.
         """
         async for item in self.messages():
@@ -187,8 +228,8 @@ class RbkitClient:
             while not self._pending:
                 if self._closed:
                     return
-                if self._lost is not None and not self._reconnect:
-                    raise self._lost
+                if self._over:
+                    raise self._why_not()
                 self._arrived.clear()
                 await self._arrived.wait()
             item = self._pending.popleft()
@@ -209,44 +250,65 @@ class RbkitClient:
             return 0
         return max(0, counter - expected)  # a lower one is another process's
 
+    def _why_not(self) -> ConnectionLost:
+        """Return the error of a client that has no connection."""
+        return self._lost or ConnectionLost(self._url, None, "not connected")
+
     async def _connect(self) -> WebSocketClientConnection:
-        try:
-            return await websocket_connect(
-                HTTPRequest(self._url, headers=self._headers),
+        opening = asyncio.ensure_future(
+            websocket_connect(
+                HTTPRequest(self._binary_url, headers=self._headers),
                 subprotocols=[SUBPROTOCOL],
                 max_message_size=self._max_message_size,
                 ping_interval=_PING_INTERVAL,
             )
+        )
+        try:
+            return await asyncio.shield(opening)
+        except asyncio.CancelledError:  # which does not stop Tornado's opening of the connection
+            task = asyncio.create_task(_cut_when_open(opening))
+            _closing.add(task)
+            task.add_done_callback(_closing.discard)
+            raise
         except HTTPClientError as error:
             body = error.response.body.decode(errors="replace").strip() if error.response else ""
             raise ConnectionLost(self._url, error.code, body or str(error)) from error
         except (OSError, WebSocketError, UnsatisfiableReadError) as error:
             raise ConnectionLost(self._url, None, str(error)) from error
 
-    async def _read(self) -> None:
-        while self._connection is not None:
-            connection = self._connection
-            while (message := await connection.read_message()) is not None:
-                self._take(message.encode() if isinstance(message, str) else message)
-            connection.close()  # it is, and Tornado warns of one that was not told so
-            self._connection = None
-            self._lost = ConnectionLost(self._url, connection.close_code, connection.close_reason or "")
-            self._fail_asked(self._lost.reason or "connection lost")
-            if self._reconnect and not self._closed:
-                await self._connect_again()
+    async def _read(self, connection: WebSocketClientConnection) -> None:
+        """Take messages until the connection is lost for good."""
+        backoff = _FIRST_BACKOFF
+        try:
+            while True:
+                while (message := await connection.read_message()) is not None:
+                    self._take(_as_binary(message))
+                    backoff = _FIRST_BACKOFF
+                connection.close()  # it is, and Tornado warns of one that was not told so
+                self._connection = None
+                self._lose(ConnectionLost(self._url, connection.close_code, connection.close_reason or ""))
+                while self._connection is None:
+                    if not self._is_to_reconnect():
+                        return
+                    await asyncio.sleep(backoff * random.uniform(0.5, 1.0))  # noqa: S311 - spreads clients, hides nothing
+                    backoff = min(_LAST_BACKOFF, backoff * 2)
+                    try:
+                        connection = self._connection = await self._connect()
+                    except ConnectionLost as error:
+                        self._lose(error)
+                self._lost = None
+                self._put(Gap(None))
+        finally:
+            self._over = True
+            self._fail_asked("connection lost")
             self._arrived.set()
 
-    async def _connect_again(self) -> None:
-        backoff = _FIRST_BACKOFF
-        while self._connection is None:
-            await asyncio.sleep(backoff * random.uniform(0.5, 1.0))  # noqa: S311 - spreads clients, hides nothing
-            backoff = min(_LAST_BACKOFF, backoff * 2)
-            try:
-                self._connection = await self._connect()
-            except ConnectionLost as error:
-                self._lost = error
-        self._lost = None
-        self._put(Gap(None))
+    def _lose(self, lost: ConnectionLost) -> None:
+        self._lost = lost
+        self._fail_asked(lost.reason or "connection lost")
+
+    def _is_to_reconnect(self) -> bool:
+        return self._reconnect and not self._closed and not (self._lost and self._lost.is_final)
 
     def _take(self, message: bytes) -> None:
         channel, payload = message[:1], message[1:]
@@ -296,6 +358,33 @@ class RbkitClient:
 def _as_latin_1(text: str) -> str:
     """Return what Tornado, which sends headers in Latin-1, makes UTF-8 of."""
     return text.encode().decode("latin-1")
+
+
+async def _cut_when_open(opening: asyncio.Future[WebSocketClientConnection]) -> None:
+    """Close a connection that nobody waits for any more, as soon as it is open; there is no way to before."""
+    with contextlib.suppress(HTTPClientError, OSError, WebSocketError, UnsatisfiableReadError):  # it does not open
+        connection = await opening
+        _cut(connection)
+        while await connection.read_message() is not None:  # or Tornado's reader waits for ever
+            pass
+
+
+def _cut(connection: WebSocketClientConnection) -> None:
+    """Close a connection at once, whatever the other end does."""
+    connection.close()
+    connection.stream.close()
+
+
+def _as_binary(message: str | bytes) -> bytes:
+    """Return a message in the binary encoding. A server that knows only the escaped one sends text."""
+    return unquote_to_bytes(message.replace("+", " ")) if isinstance(message, str) else message
+
+
+def _asking_for_binary(url: str) -> str:
+    """Return a URL whose query asks for the binary encoding, whatever encoding it asked for."""
+    parts = urlsplit(url)
+    query = [item for item in parts.query.split("&") if item and item.partition("=")[0] != "encoding"]
+    return urlunsplit(parts._replace(query="&".join([*query, "encoding=binary"]), fragment=""))
 
 
 def _is_websocket(url: str) -> bool:
