@@ -680,3 +680,18 @@ async def test_closing_that_is_cancelled_cuts_the_connection() -> None:
         await asyncio.wait_for(gone.wait(), 4)
         assert client._reader is not None
         await asyncio.wait_for(asyncio.wait([client._reader]), 4)
+
+
+@pytest.mark.parametrize("reply", [b"server:puma 6.4", b"dropped:1000000", b"client_count:7", b"error:busy no"])
+async def test_a_reply_of_the_profiler_is_never_taken_for_a_notice(
+    rbkit: FakeRbkit, serve: Serve, reply: bytes
+) -> None:
+    rbkit.reply = {b"which_server": reply}
+    server = await serve(Bridge(**rbkit.endpoints), commands="any")
+    async with server.client() as client:
+        odd, usual = await soon(
+            asyncio.gather(client.command("which_server"), client.command("trigger_gc"), return_exceptions=True)
+        )
+        assert isinstance(odd, CommandError)
+        assert (odd.reason, usual) == ("invalid-reply", "ok")
+        assert not client._pending

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import errno
 import io
 import json
 import re
@@ -10,12 +11,13 @@ import signal
 import subprocess
 import sys
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
 import msgpack
 import pytest
+import zmq
 
 from tests.conftest import Serve, until
 from tests.fake_rbkit import DATA as RECORDINGS
@@ -23,7 +25,7 @@ from tests.fake_rbkit import FakeRbkit, collection
 from tornado_rbkit import Bridge, RbkitClient
 from tornado_rbkit.export import collapsed, json_lines, speedscope
 from tornado_rbkit.progress import Progress
-from tornado_rbkit.protocol import CommandError, Handshake
+from tornado_rbkit.protocol import CommandError, Handshake, RbkitError
 from tornado_rbkit.recording import DATA, REPLY, Record, Recorder, RecordingError, events, read
 from tornado_rbkit.replay import ReplayServer
 from tornado_rbkit.upstream import State
@@ -199,6 +201,96 @@ class TestReplay:
             server = await serve(Bridge(replay.pub, replay.req))
             async with server.client() as client:
                 assert isinstance(await client.messages().__anext__(), bytes)
+
+    async def test_a_file_that_cannot_be_read_further_ends_it_with_the_reason(self, serve: Serve) -> None:
+        def broken() -> Iterator[Record]:
+            yield Record(0.0, REPLY, "handshake", b"ok")
+            yield Record(0.0, DATA, None, collection(0))
+            yield Record(0.0, DATA, None, collection(1))
+            raise OSError(errno.EIO, "Input/output error")
+
+        replay = ReplayServer(broken)
+        with pytest.raises(RbkitError, match="Input/output error"), replay:  # noqa: PT012 - it is raised on leaving
+            server = await serve(Bridge(replay.pub, replay.req))
+            async with server.client() as client:
+                assert await client.messages().__anext__() == collection(0)
+            await until(replay.ended.done, "its thread has ended")
+
+    def test_sockets_that_cannot_be_bound_are_an_error_at_once(self, monkeypatch: pytest.MonkeyPatch) -> None:
+        def bind(self: object, endpoint: str) -> None:
+            raise zmq.ZMQError(errno.EADDRINUSE)
+
+        monkeypatch.setattr(zmq.Socket, "bind", bind)
+        with pytest.raises(RbkitError, match="Address already in use"), ReplayServer(list):
+            pass
+
+    async def test_a_subscriber_that_does_not_read_holds_it_up_and_does_not_fill_the_memory(self) -> None:
+        taken = 0
+        payload = bytes(1_000_000)
+
+        def endless() -> Iterator[Record]:
+            nonlocal taken
+            while True:
+                taken += 1
+                yield Record(0.0, DATA, None, payload)
+
+        with (
+            ReplayServer(endless) as replay,
+            zmq.Context() as context,
+            context.socket(zmq.SUB) as stuck,
+            context.socket(zmq.REQ) as asking,
+        ):
+            stuck.linger = asking.linger = 0
+            stuck.rcvhwm = 1
+            stuck.subscribe(b"")
+            stuck.connect(replay.pub)
+            asking.connect(replay.req)
+            await until(lambda: taken > 1010, "it has begun")  # behind the search for a handshake
+            before = -1
+            while taken != before:  # it goes on until as much waits as may
+                before = taken
+                for _ in range(5):
+                    asking.send(b"trigger_gc")  # 50 ms are waited for the subscriber each time
+                    assert await asyncio.to_thread(asking.recv) == b"ok"
+            assert taken < 1100
+            received = 0
+            while received < 300:  # and for one that reads again it goes on without a loss
+                assert len(await asyncio.to_thread(stuck.recv)) == len(payload)
+                received += 1
+            assert taken >= 1300
+
+    async def test_answers_the_handshake_that_came_after_the_first_message(self, serve: Serve) -> None:
+        handshake = next(record for record in recording("commands") if record.command == "handshake")
+        records = [Record(0.0, DATA, None, collection(0)), Record(60.0, DATA, None, collection(1)), handshake]
+        with ReplayServer(lambda: records) as replay:
+            server = await serve(Bridge(replay.pub, replay.req))
+            async with server.client() as client:
+                assert (await client.command("handshake")).rbkit_server_version == "0.1.10"
+
+    def test_the_command_ends_with_the_reason_when_its_thread_has_ended(self, tmp_path: Path) -> None:
+        program = """
+import sys
+from tornado_rbkit import cli
+
+times = 0
+
+def read(file):
+    global times
+    times += 1
+    if times == 2:  # the first time the command looks whether it is a recording
+        raise OSError(5, "Input/output error")
+    return iter(())
+
+cli.read = read
+sys.exit(cli.main(["replay", sys.argv[1], "--port", "0"]))
+"""
+        path = tmp_path / "session.rbkit"
+        path.write_bytes(SAMPLES)
+        finished = subprocess.run(
+            [sys.executable, "-W", "error", "-c", program, str(path)], capture_output=True, text=True, timeout=60
+        )
+        assert finished.returncode == 1
+        assert finished.stderr == "tornado-rbkit: the replay has ended: [Errno 5] Input/output error\n"
 
     def test_a_speed_of_nothing_is_refused(self) -> None:
         with pytest.raises(ValueError, match="more than 0"):

@@ -306,7 +306,11 @@ async def _replay(options: argparse.Namespace) -> int:
         except RecordingError as error:
             raise ValueError(f"{options.file}: {error}") from error
         with replay as server:
-            return await _serve_until_stopped(options, _bridge(options, server.pub, server.req))
+            ended = asyncio.wrap_future(server.ended)
+            status = await _serve_until_stopped(options, _bridge(options, server.pub, server.req), ended)
+            if ended.done():
+                ended.exception()  # which the replay raises
+            return status
 
 
 def _bridge(
@@ -332,7 +336,7 @@ class _NothingHandler(AccessHandler):
 
 
 async def _serve_until_stopped(
-    options: argparse.Namespace, bridges: Bridge | Mapping[str, Bridge], ended: asyncio.Task[Any] | None = None
+    options: argparse.Namespace, bridges: Bridge | Mapping[str, Bridge], ended: asyncio.Future[Any] | None = None
 ) -> int:
     """Serve until a signal comes, or what is served has `ended`."""
     if not options.host:

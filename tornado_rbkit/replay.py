@@ -7,6 +7,8 @@ import math
 import threading
 import time
 from collections.abc import Callable, Iterable, Iterator
+from concurrent.futures import Future, ThreadPoolExecutor
+from itertools import islice
 from types import TracebackType
 from typing import Final
 
@@ -19,18 +21,26 @@ from tornado_rbkit.recording import DATA, Record
 _log = logging.getLogger(__name__)
 
 _TURN: Final = 0.05
-"""Seconds that are waited for a command at a time."""
+"""Seconds that are waited for a command, or for a subscriber that is slow, at a time."""
+
+_HIGH_WATER_MARK: Final = 32
+"""Messages that may wait for one subscriber; a heap snapshot of Ruby is one message of 50 MB."""
+
+_HANDSHAKE_WITHIN: Final = 1000
+"""Records among which the first handshake is looked for before the first is played."""
 
 
 class ReplayServer:
     """Publishes the messages of a recording with their timing, from the first subscriber on, while it is entered.
 
-    It stops when the last subscriber has left, and begins anew with each that comes.
+    It stops when the last subscriber has left, and begins anew with each that comes. No message is lost: it waits for
+    a subscriber that does not take its messages.
 
     It answers ``handshake`` as the recorded process did the last time before, and ``ok`` to all else, as rbkit does.
     Its sockets are made, used and closed on a thread of its own.
 
     Attributes:
+        ended: done when the thread has ended, with the exception that ended it before it was to stop.
         pub: the endpoint it publishes at, once it is entered.
         req: the endpoint it takes commands at, once it is entered.
     """
@@ -56,17 +66,22 @@ class ReplayServer:
         self._error: RbkitError | None = None
         self._bound = threading.Event()
         self._stop_is_due = threading.Event()
-        self._thread = threading.Thread(target=self._run, name="rbkit-replay", daemon=True)
+        self._executor = ThreadPoolExecutor(1, "rbkit-replay")
+        self.ended: Future[None] = Future()
 
     def __enter__(self) -> ReplayServer:
         """Start the thread, and return once its sockets are bound.
 
         Raises:
             OSError: there are too few file descriptors.
+            RbkitError: the sockets cannot be opened.
         """
         require_descriptors()
-        self._thread.start()
+        self.ended = self._executor.submit(self._run)
+        self.ended.add_done_callback(lambda _: self._bound.set())
         self._bound.wait()
+        if self.ended.done():
+            self.__exit__(None, None, None)
         return self
 
     def __exit__(
@@ -76,21 +91,30 @@ class ReplayServer:
 
         Raises:
             RecordingError: the recording turned out to be none, or to be cut off.
+            RbkitError: the thread has ended before it was to stop.
         """
         self._stop_is_due.set()
-        self._thread.join()
-        if self._error is not None and error is None:
+        self._executor.shutdown()
+        if error is not None:
+            return
+        died_of = self.ended.exception()
+        if died_of is not None:
+            raise RbkitError(f"the replay has ended: {died_of}") from died_of
+        if self._error is not None:
             raise self._error
 
     def _run(self) -> None:
         with zmq.Context() as context, context.socket(zmq.XPUB) as pub, context.socket(zmq.REP) as rep:
             pub.linger = rep.linger = 0
-            pub.sndhwm = 0  # nothing is lost that was recorded
+            pub.sndhwm = _HIGH_WATER_MARK
+            pub.xpub_nodrop = True  # at the high-water mark, sending waits
+            pub.sndtimeo = int(_TURN * 1000)
             pub.bind("tcp://127.0.0.1:*")
             rep.bind("tcp://127.0.0.1:*")
             self.pub = pub.getsockopt_string(zmq.LAST_ENDPOINT)
             self.req = rep.getsockopt_string(zmq.LAST_ENDPOINT)
             self._bound.set()
+            self._handshake = self._first_handshake()
             pub.xpub_verboser = True  # one viewer may come before the one before it has gone
             while not self._stop_is_due.is_set():
                 self._play(self._messages(), pub, rep)
@@ -109,10 +133,19 @@ class ReplayServer:
             wait = _TURN if message is None else started + (message.seconds - first) / self._speed - time.monotonic()
             if wait > 0:
                 self._answer(rep, min(wait, _TURN))
-            elif message is not None:
-                pub.send(message.payload)
+            elif message is not None and self._sends(pub, message.payload):
                 message = self._next(messages)
+            else:
+                self._answer(rep, 0)
             self._heed(pub)
+
+    def _sends(self, pub: zmq.Socket[bytes], payload: bytes) -> bool:
+        """Publish a message; return False where a subscriber has not taken those before it."""
+        try:
+            pub.send(payload)
+        except zmq.Again:
+            return False
+        return True
 
     def _heed(self, pub: zmq.Socket[bytes]) -> None:
         """Take in who has subscribed and who has left."""
@@ -129,6 +162,16 @@ class ReplayServer:
                 _log.error("the recording ends here: %s", error)
                 self._error = error
             return None
+
+    def _first_handshake(self) -> bytes:
+        """Return the first reply to ``handshake``: a process may have published before it was asked."""
+        try:
+            for record in islice(self._records(), _HANDSHAKE_WITHIN):
+                if record.command == "handshake":
+                    return record.payload
+        except RbkitError:  # reported when it is played
+            pass
+        return b""
 
     def _messages(self) -> Iterator[Record]:
         """Yield the published messages, and take in the handshakes between them."""
