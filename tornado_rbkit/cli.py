@@ -29,7 +29,7 @@ from tornado_rbkit.export import collapsed, json_lines, speedscope
 from tornado_rbkit.iothread import IOLoopThread
 from tornado_rbkit.listener import BoundedServer, Listener
 from tornado_rbkit.profiler import RuntimeFolderError, list_servers
-from tornado_rbkit.profiler.discovery import check_chosen_folder
+from tornado_rbkit.profiler.folder import check_chosen_folder
 from tornado_rbkit.program import ServerFailedError, as_python_does, own_module, prepare
 from tornado_rbkit.progress import Progress
 from tornado_rbkit.protocol import COMMANDS, Event, Handshake, RbkitError

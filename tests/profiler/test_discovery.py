@@ -5,6 +5,8 @@ from __future__ import annotations
 import json
 import logging
 import os
+import signal
+import socket
 import stat
 import subprocess
 import sys
@@ -12,12 +14,15 @@ from pathlib import Path
 
 import pytest
 
+from tests.fake_rbkit import free_port
 from tests.profiler.conftest import Client
 from tests.profiler.python import python
 from tornado_rbkit import profiler
-from tornado_rbkit.profiler.discovery import runtime_folder
+from tornado_rbkit.profiler.discovery import Announcement, unique_key
+from tornado_rbkit.profiler.folder import runtime_folder
 from tornado_rbkit.protocol import CPUSample, GCStats, Handshake, decode
 
+linux = pytest.mark.skipif(not sys.platform.startswith("linux"), reason="/proc tells it on Linux")
 unix = pytest.mark.skipif(os.name == "nt", reason="owners and modes are Unix's")
 
 
@@ -65,13 +70,124 @@ def test_the_file_of_a_killed_process_is_ignored_and_removed(runtime: Path) -> N
     assert list(runtime.iterdir()) == []
 
 
-@pytest.mark.skipif(not sys.platform.startswith("linux"), reason="the start of a process is known on Linux")
+def announced(folder: Path, **changed: object) -> Path:
+    """Write a file as a server of this process would, but for some facts; return its path."""
+    server = profiler.RunningServer("announced", 1, "tcp://127.0.0.1:1", "tcp://127.0.0.1:1", 1.0)
+    written = Announcement("template", server).path
+    assert written is not None
+    path = folder / f"{unique_key()}.json"
+    path.write_text(json.dumps({**json.loads(written.read_text()), "pid": os.getpid(), **changed}))
+    written.unlink()
+    return path
+
+
+@linux
 def test_a_pid_that_came_again_is_not_the_process(runtime: Path) -> None:
-    runtime.mkdir(mode=0o700)
-    facts = {"name": "old", "pid": os.getpid(), "pub": "tcp://1", "req": "tcp://2", "started": 1.0}
-    (runtime / "1.json").write_text(json.dumps({**facts, "process_started": 1}))
+    path = announced(runtime, process_started=1)
     assert profiler.list_servers() == []
-    assert not (runtime / "1.json").exists()
+    assert not path.exists()
+
+
+@pytest.mark.parametrize("elsewhere", [{"pid_namespace": 1}, {"pid_namespace": None}, {"host": "another.example"}])
+def test_the_file_of_another_pid_namespace_or_host_is_never_removed(
+    runtime: Path, elsewhere: dict[str, object]
+) -> None:
+    no_process = 0x7FFFFFFF
+    path = announced(runtime, pid=no_process, **elsewhere)
+    assert profiler.list_servers() == [], "nobody accepts connections"
+    assert path.exists()
+    with socket.create_server(("127.0.0.1", 0)) as listening:
+        req = f"tcp://127.0.0.1:{listening.getsockname()[1]}"
+        announced(runtime, pid=no_process, req=req, **elsewhere)
+        assert [server.req for server in profiler.list_servers()] == [req]
+
+
+@linux
+def test_nothing_is_removed_where_proc_shows_another_namespace(
+    runtime: Path, server: profiler.Server, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    path = announced(runtime, process_started=1)
+    with monkeypatch.context() as patched:
+        patched.setattr(os, "readlink", lambda path: "1")
+        assert [found.name for found in profiler.list_servers()] == ["test"]
+    assert path.exists()
+
+
+@linux
+@pytest.mark.parametrize("endpoints", ["", "'tcp://127.0.0.1:*', 'tcp://127.0.0.1:*'"])
+def test_a_killed_child_that_nobody_waited_for_is_not_listed(runtime: Path, endpoints: str) -> None:
+    script = f"from tornado_rbkit import profiler; profiler.start_server({endpoints}); print(flush=True); input()"
+    with subprocess.Popen([sys.executable, "-c", script], stdin=subprocess.PIPE, stdout=subprocess.PIPE) as child:
+        assert child.stdout is not None
+        child.stdout.readline()
+        assert [server.pid for server in profiler.list_servers()] == [child.pid]
+        os.kill(child.pid, signal.SIGKILL)
+        os.waitid(os.P_PID, child.pid, os.WEXITED | os.WNOWAIT)  # it is a zombie now, and stays one
+        assert profiler.list_servers() == []
+        assert list(runtime.iterdir()) == []
+
+
+@unix
+@pytest.mark.parametrize("endpoints", ["", "'tcp://127.0.0.1:*', 'tcp://127.0.0.1:*'"])
+def test_a_program_that_replaced_a_profiled_one_is_not_listed(runtime: Path, endpoints: str) -> None:
+    script = f"""
+import os, sys
+from tornado_rbkit import profiler
+profiler.start_server({endpoints})
+os.execv(sys.executable, [sys.executable, "-c", "print(flush=True); input()"])
+"""
+    with subprocess.Popen([sys.executable, "-c", script], stdin=subprocess.PIPE, stdout=subprocess.PIPE) as process:
+        assert process.stdout is not None
+        process.stdout.readline()
+        assert profiler.list_servers() == []
+        process.communicate(b"\n")
+    assert profiler.list_servers() == []
+    assert list(runtime.iterdir()) == []
+
+
+@unix
+def test_a_program_that_replaced_itself_is_listed_once(runtime: Path) -> None:
+    """Autoreload calls exec, and the new program takes the same ports."""
+    ports = [f"tcp://127.0.0.1:{free_port()}" for _ in range(2)]
+    script = f"""
+import os, sys
+from tornado_rbkit import profiler
+profiler.start_server(*{ports}, name=sys.argv[1])
+if sys.argv[1] == "before":
+    os.execv(sys.executable, [sys.executable, "-c", sys.orig_argv[2], "after"])
+print(flush=True)
+input()
+"""
+    command = [sys.executable, "-c", script, "before"]
+    with subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE) as process:
+        assert process.stdout is not None
+        process.stdout.readline()
+        assert [server.name for server in profiler.list_servers()] == ["after"]
+        assert len(list(runtime.iterdir())) == 1
+        process.communicate(b"\n")
+
+
+def test_an_endpoint_is_one_process_s(runtime: Path, server: profiler.Server) -> None:
+    announced(runtime, req=server.req, pid_namespace=1)
+    assert [found.name for found in profiler.list_servers()] == ["test"], "the other was there before"
+
+
+@unix
+def test_a_stopped_process_is_still_listed(runtime: Path) -> None:
+    script = "from tornado_rbkit import profiler; profiler.start_server(); print(flush=True); input()"
+    with subprocess.Popen([sys.executable, "-c", script], stdin=subprocess.PIPE, stdout=subprocess.PIPE) as process:
+        assert process.stdout is not None
+        process.stdout.readline()
+        process.send_signal(signal.SIGSTOP)
+        try:
+            for _ in range(150):  # more than its backlog takes
+                assert [server.pid for server in profiler.list_servers()] == [process.pid]
+        finally:
+            process.send_signal(signal.SIGCONT)
+        [server] = profiler.list_servers()
+        with Client(server.pub, server.req) as client:
+            assert client.ask(b"trigger_gc") == b"ok"
+        process.communicate(b"\n")
 
 
 @pytest.mark.parametrize(

@@ -8,8 +8,9 @@ Nothing is measured until a client, or `start_profiling`, asks for it.
 """
 
 from tornado_rbkit.profiler.arguments import ArgumentError
-from tornado_rbkit.profiler.discovery import RunningServer, RuntimeFolderError, list_servers
+from tornado_rbkit.profiler.discovery import RunningServer, list_servers
 from tornado_rbkit.profiler.endpoints import BindError
+from tornado_rbkit.profiler.folder import RuntimeFolderError
 from tornado_rbkit.profiler.server import (
     AlreadyRunningError,
     Server,

@@ -2,10 +2,15 @@
 
 from __future__ import annotations
 
+import contextlib
 import errno
+import ipaddress
+import logging
 import os
 import socket
 import stat
+import tempfile
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any, Final
 from urllib.parse import urlsplit
@@ -13,10 +18,18 @@ from urllib.parse import urlsplit
 import zmq
 
 from tornado_rbkit.endpoints import MAX_IPC_PATH
-from tornado_rbkit.protocol import DEFAULT_PUB_PORT, DEFAULT_REQ_PORT, RbkitError
+from tornado_rbkit.profiler.folder import prepare_folder, runtime_folder, temporary_folder
+from tornado_rbkit.protocol import RbkitError
 
-PUB_VARIABLE: Final = "RBKIT_PUB_PORT"
-REQ_VARIABLE: Final = "RBKIT_REQ_PORT"
+_DEFAULTS: Final = {zmq.PUB: ("RBKIT_PUB_PORT", "pub"), zmq.REP: ("RBKIT_REQ_PORT", "req")}
+"""By kind of socket: the variable of its port, and the suffix of its file."""
+
+_UNIX_SOCKETS: Final = os.name != "nt" and hasattr(socket, "AF_UNIX")
+_FOLDERS: Final[tuple[Callable[[], Path], ...]] = (
+    runtime_folder,
+    lambda: temporary_folder(tempfile.gettempdir()),
+    lambda: temporary_folder("/tmp"),  # noqa: S108 - the user's own folder in it, which is checked
+)
 
 HIGH_WATER_MARK: Final = 1000
 """Messages that wait for one subscriber, as rbkit's; a subscriber that has more waiting loses what follows."""
@@ -24,38 +37,70 @@ HIGH_WATER_MARK: Final = 1000
 _BACKLOG: Final = 100
 """Connections that wait to be accepted, as libzmq has it (ZMQ_BACKLOG)."""
 
+_PROBE_SECONDS: Final = 0.05
+"""How long a connection on this machine may take; one that takes longer waits in the backlog of a busy process."""
+
+_log = logging.getLogger(__name__)
+
 
 class BindError(RbkitError, OSError):
-    """An endpoint that cannot be bound; `endpoint` is which, `errno` is why."""
+    """An endpoint that cannot be bound; `endpoint` is which, `errno` and `reason` are why."""
 
-    def __init__(self, number: int, text: str, endpoint: str) -> None:
-        super().__init__(number, f"{text}: {endpoint}")
+    def __init__(self, number: int, reason: str, endpoint: str) -> None:
+        super().__init__(number, f"{reason}: {endpoint}")
+        self.reason = reason
         self.endpoint = endpoint
 
 
-def pub_endpoint(given: str | None) -> str:
-    """Return the endpoint of the PUB socket: the one given, else RBKIT_PUB_PORT's, else 127.0.0.1:5555.
+def bind_chosen(
+    context: zmq.Context[Any], kind: zmq.SocketType, given: str | None, key: str
+) -> tuple[zmq.Socket[bytes], str]:
+    """Return a socket bound to the endpoint that was given, or that the environment names, or to one of its own.
+
+    Its own is a Unix socket in the runtime folder or, where that cannot be used or its path is too long, in the
+    user's folder for temporary files; else a free port on 127.0.0.1, which is logged, since other users can connect
+    to it. See `bind` for the rest.
+
+    Args:
+        context: of the server's sockets.
+        kind: PUB or REP.
+        given: an endpoint; without it the port of RBKIT_PUB_PORT or RBKIT_REQ_PORT, where that is set.
+        key: what the file of a socket of its own is called, from `unique_key`.
 
     Raises:
-        BindError: RBKIT_PUB_PORT is not a port.
+        BindError: the endpoint given, or the variable's port, is taken, malformed, or may not be bound.
     """
-    return given or _from_environment(PUB_VARIABLE, DEFAULT_PUB_PORT)
+    if given:
+        return bind(context, kind, given)
+    variable, suffix = _DEFAULTS[kind]
+    port = os.environ.get(variable)
+    if port:
+        return _bind_to_port(context, kind, variable, port)
+    reasons = []
+    for find_folder in _FOLDERS if _UNIX_SOCKETS else ():
+        try:
+            path = find_folder() / f"{key}.{suffix}"
+            if not str(path).isprintable():
+                raise BindError(errno.EINVAL, "a socket's path has to be printable", repr(str(path)))
+            prepare_folder(path.parent)
+            return bind(context, kind, f"ipc://{path}")
+        except OSError as error:
+            reasons.append(str(error))
+    sock, endpoint = bind(context, kind, "tcp://127.0.0.1:*")
+    if reasons and kind == zmq.REP:
+        _log.warning("every user of this machine can command the profiler at %s: %s", endpoint, "; ".join(reasons))
+    return sock, endpoint
 
 
-def req_endpoint(given: str | None) -> str:
-    """Return the endpoint of the REP socket: the one given, else RBKIT_REQ_PORT's, else 127.0.0.1:5556.
-
-    Raises:
-        BindError: RBKIT_REQ_PORT is not a port.
-    """
-    return given or _from_environment(REQ_VARIABLE, DEFAULT_REQ_PORT)
-
-
-def _from_environment(variable: str, default: int) -> str:
-    port = os.environ.get(variable, "") or str(default)
+def _bind_to_port(
+    context: zmq.Context[Any], kind: zmq.SocketType, variable: str, port: str
+) -> tuple[zmq.Socket[bytes], str]:
     if not (port.isascii() and port.isdigit() and 0 < int(port) < 65536):
         raise BindError(errno.EINVAL, f"{variable} must be a port, 1 to 65535", port)
-    return f"tcp://127.0.0.1:{port}"
+    try:
+        return bind(context, kind, f"tcp://127.0.0.1:{port}")
+    except BindError as error:
+        raise BindError(error.errno or errno.EINVAL, f"{variable}: {error.reason}", error.endpoint) from error
 
 
 def bind(context: zmq.Context[Any], kind: int, endpoint: str) -> tuple[zmq.Socket[bytes], str]:
@@ -75,7 +120,7 @@ def bind(context: zmq.Context[Any], kind: int, endpoint: str) -> tuple[zmq.Socke
     try:
         sock.linger = 0
         sock.sndhwm = HIGH_WATER_MARK
-        if endpoint.startswith("ipc://") and endpoint != "ipc://*" and hasattr(socket, "AF_UNIX"):
+        if endpoint.startswith("ipc://") and endpoint != "ipc://*" and _UNIX_SOCKETS:
             _bind_to_file(sock, endpoint)
         else:  # for "ipc://*" libzmq makes a folder that is its owner's alone
             sock.bind(endpoint)
@@ -117,6 +162,24 @@ def unlink(endpoint: str) -> None:
         Path(endpoint.removeprefix("ipc://")).unlink(missing_ok=True)
 
 
+def restore(sock: zmq.Socket[bytes], endpoint: str) -> None:
+    """Listen again at an endpoint of `bind_chosen` if somebody removed its file or folder; connections stay.
+
+    Raises:
+        OSError: the folder cannot be used, or the endpoint cannot be bound; it can be tried again.
+    """
+    path = Path(endpoint.removeprefix("ipc://"))
+    if os.path.lexists(path):
+        return
+    prepare_folder(path.parent)
+    with contextlib.suppress(zmq.ZMQError):  # an earlier try has done it
+        sock.unbind(endpoint)
+    try:
+        _bind_to_file(sock, endpoint)
+    except zmq.ZMQError as error:
+        raise BindError(error.errno or errno.EINVAL, f"cannot be bound ({error.strerror})", endpoint) from error
+
+
 def _answers(path: str) -> bool:
     """Return True if a process accepts connections on this socket file."""
     try:
@@ -124,9 +187,38 @@ def _answers(path: str) -> bool:
             return True  # a file of somebody's, which libzmq would remove
     except OSError:
         return False
-    with socket.socket(socket.AF_UNIX) as probe:
+    return _connects(socket.AF_UNIX, path)
+
+
+def accepts(endpoint: str) -> bool:
+    """Return whether a process accepts connections at an endpoint. Any thread; it takes `_PROBE_SECONDS` at most.
+
+    True too where that cannot be told: at an address that is neither a Unix socket nor loopback.
+
+    Raises:
+        OSError: there are too few file descriptors.
+    """
+    if endpoint.startswith("ipc://"):
+        return not _UNIX_SOCKETS or _connects(socket.AF_UNIX, endpoint.removeprefix("ipc://"))
+    try:
+        parts = urlsplit(endpoint)
+        host = {"0.0.0.0": "127.0.0.1", "::": "::1"}.get(parts.hostname or "", parts.hostname or "")  # noqa: S104
+        address = ipaddress.ip_address(host)
+        port = parts.port
+    except ValueError:
+        return True
+    if parts.scheme != "tcp" or not port or not address.is_loopback:
+        return True
+    return _connects(socket.AF_INET if address.version == 4 else socket.AF_INET6, (host, port))
+
+
+def _connects(family: int, address: str | tuple[str, int]) -> bool:
+    with socket.socket(family) as probe:
+        probe.settimeout(_PROBE_SECONDS)
         try:
-            probe.connect(path)
+            probe.connect(address)
+        except (TimeoutError, BlockingIOError):  # the backlog is full: the process is stopped, or busy
+            return True
         except OSError:
             return False
     return True

@@ -20,8 +20,8 @@ import zmq
 from tornado_rbkit.descriptors import require_descriptors
 from tornado_rbkit.profiler.arguments import check_clock, check_interval, check_server
 from tornado_rbkit.profiler.cpu import DEFAULT_INTERVAL
-from tornado_rbkit.profiler.discovery import RunningServer, announce, withdraw
-from tornado_rbkit.profiler.endpoints import BindError, bind, pub_endpoint, release_inherited, req_endpoint, unlink
+from tornado_rbkit.profiler.discovery import Announcement, RunningServer, unique_key
+from tornado_rbkit.profiler.endpoints import BindError, bind_chosen, release_inherited, restore, unlink
 from tornado_rbkit.profiler.memory import release_callback
 from tornado_rbkit.profiler.profile import Profile, default_name
 from tornado_rbkit.profiler.publisher import Publisher
@@ -42,6 +42,9 @@ _PATIENCE_SECONDS: Final = 1.0
 _HOSTS_TURN_SECONDS: Final = 0.0005
 _T = TypeVar("_T")
 _log = logging.getLogger(__name__)
+
+_LOOK_SECONDS: Final = 2.0
+"""Between two looks at the files by which the server is reached; clients of a process that ended are kept longer."""
 
 _LINGER_MS: Final = 200
 """What `stop_server` waits at most for the last messages, and the last reply, to reach their clients."""
@@ -67,13 +70,14 @@ class Server:
         req: the endpoint of the REP socket.
         name: the process_name of the handshake.
         started: seconds since the Unix epoch.
-        file: where other processes find it, None if the runtime folder could not be used.
     """
 
-    file: Path | None = None
+    _announcement: Announcement | None = None
+    _is_cut_off = False
 
-    def __init__(self, pub: str, req: str, name: str) -> None:
+    def __init__(self, pub: str | None, req: str | None, name: str) -> None:
         require_descriptors()
+        self._key = unique_key()
         self.name = name
         self.started = time.time()
         self._publisher = Publisher()
@@ -101,6 +105,12 @@ class Server:
 
     def __repr__(self) -> str:
         return f"<Server {self.name!r} pub={self.pub} req={self.req}{'' if self.running else ' stopped'}>"
+
+    @property
+    def file(self) -> Path | None:
+        """Where other processes find this server; None while the runtime folder cannot be used. Any thread."""
+        announcement = self._announcement
+        return None if announcement is None else announcement.path
 
     @property
     def running(self) -> bool:
@@ -200,22 +210,26 @@ class Server:
         except OSError:  # it is awake already, or it has stopped
             return
 
-    def _run(self, pub: str, req: str) -> None:
+    def _run(self, pub: str | None, req: str | None) -> None:
         leave_signals_to_the_host()
         try:
             for kind, endpoint in ((zmq.PUB, pub), (zmq.REP, req)):
-                self._sockets.append(bind(self._context, kind, endpoint))
+                self._sockets.append(bind_chosen(self._context, kind, endpoint, self._key))
+            (self._pub, bound_pub), (self._rep, bound_req) = self._sockets
+            server = RunningServer(self.name, os.getpid(), bound_pub, bound_req, self.started)
+            self._announcement = Announcement(self._key, server)
         except BaseException as error:  # noqa: BLE001 - it is for who starts the server
             self._close()
             self._bound.set_exception(error)
             return
-        (self._pub, bound_pub), (self._rep, bound_req) = self._sockets
         self._poller.register(self._rep, zmq.POLLIN)
         self._poller.register(self._wake_out.fileno(), zmq.POLLIN)
         self._bound.set_result((bound_pub, bound_req))
         try:
             self._serve()
         finally:
+            if self._announcement is not None:
+                self._announcement.withdraw()
             self._profile.close()
             self._publish(flush=True)
             self._close()
@@ -227,16 +241,36 @@ class Server:
         self._context.term()
 
     def _serve(self) -> None:
+        next_look = time.monotonic() + _LOOK_SECONDS
         while not self._stopping:
             while self._calls:
                 self._calls.popleft()()
             seconds = self._work()
             self._publish()
-            self._poller.poll(None if seconds is None else int(seconds * 1000))
+            until_look = next_look - time.monotonic()
+            if until_look <= 0:
+                self._stay_reachable()
+                next_look, until_look = time.monotonic() + _LOOK_SECONDS, _LOOK_SECONDS
+            self._poller.poll(int(1000 * (until_look if seconds is None else min(seconds, until_look))))
             with contextlib.suppress(BlockingIOError):
                 self._wake_out.recv(4096)
             if int(self._rep.get(zmq.EVENTS)) & zmq.POLLIN:
                 self._answer()
+
+    def _stay_reachable(self) -> None:
+        """Make the socket files and the announcement again if a cleaner, or the end of a session, removed them."""
+        try:
+            for sock, endpoint in self._sockets:
+                if Path(endpoint).stem == self._key:
+                    restore(sock, endpoint)
+        except OSError as error:
+            if not self._is_cut_off:
+                _log.warning("nobody can connect to the profiler any more: %s", error)
+            self._is_cut_off = True
+        else:
+            self._is_cut_off = False
+        assert self._announcement is not None
+        self._announcement.keep()
 
     def _answer(self) -> None:
         # always the same list: a comparison that is under way would keep the one before, and a snapshot show it
@@ -277,9 +311,10 @@ def start_server(pub: str | None = None, req: str | None = None, name: str | Non
     """Start the profiler's server in this process. Nothing is measured until something asks for it. Any thread.
 
     Args:
-        pub: the endpoint of the PUB socket; without it 127.0.0.1 and the port RBKIT_PUB_PORT, or 5555.
+        pub: the endpoint of the PUB socket; without it 127.0.0.1 and the port RBKIT_PUB_PORT if that is set, else a
+            Unix socket in the runtime folder, which `list_servers` finds, and on Windows a free port on 127.0.0.1.
             ``tcp://127.0.0.1:*`` takes a free port. The file of an ``ipc://`` socket is its owner's alone.
-        req: the endpoint of the REP socket; without it 127.0.0.1 and the port RBKIT_REQ_PORT, or 5556.
+        req: the endpoint of the REP socket, in the same way; its variable is RBKIT_REQ_PORT.
         name: what clients see as the process's name; without it the script's.
 
     Returns:
@@ -356,7 +391,6 @@ def stop_server() -> None:
     with _lock:
         server, _server = _server, None
         if server is not None:
-            withdraw(server.file)
             server.stop()
 
 
@@ -368,9 +402,8 @@ def current_server() -> Server | None:
 def _start(pub: str | None, req: str | None, name: str | None) -> Server:
     global _server
     _hook()
-    _server = server = Server(pub_endpoint(pub), req_endpoint(req), name or default_name())
-    server.file = announce(RunningServer(server.name, os.getpid(), server.pub, server.req, server.started))
-    return server
+    _server = Server(pub, req, name or default_name())
+    return _server
 
 
 def _hook() -> None:
