@@ -20,10 +20,15 @@ _TOTALS: Final = ("messages_sent", "messages_dropped", "bytes_sent")  # of each 
 
 
 class Audience:
-    """The sessions of one bridge, in the order in which they came. Web loop only."""
+    """The sessions of one bridge, in the order in which they came. Web loop only.
+
+    Attributes:
+        generation: how many clients have joined so far.
+    """
 
     def __init__(self) -> None:
-        self._sessions: dict[Session, None] = {}
+        self.generation = 0
+        self._sessions: dict[Session, int] = {}  # with the generation that each began
         self._forms: Counter[Form] = Counter()
         self._departed = Counter(dict.fromkeys(_TOTALS, 0))
         self._empty = asyncio.Event()
@@ -45,7 +50,8 @@ class Audience:
 
     def add(self, session: Session) -> None:
         """A viewer has come."""
-        self._sessions[session] = None
+        self.generation += 1
+        self._sessions[session] = self.generation
         self._forms[session.form] += 1
         self._empty.clear()
 
@@ -56,6 +62,14 @@ class Audience:
         self._count(session, self._departed)
         if not self._sessions:
             self._empty.set()
+
+    def joined_by(self, generation: int) -> Iterator[Session]:
+        """Yield the sessions that had joined by that generation.
+
+        A client gets only batches that were encoded when its encoding was already asked for. It might otherwise get
+        one that was encoded for a client that has left, and miss the next one, encoded before it was asked for again.
+        """
+        return (session for session, joined in self._sessions.items() if joined <= generation)
 
     def notify(self, notice: Notice) -> None:
         """Tell something to all."""

@@ -86,7 +86,7 @@ class Bridge:
             req: the endpoint where it takes commands, by default port 5556 or ``RBKIT_REQ_PORT`` on 127.0.0.1.
             threaded: True, the ZMQ sockets get a thread of their own; an `IOLoopThread`, they live on that one, which
                 its owner starts before the first client and stops after `close`; False, on the web server's loop,
-                which then waits while large messages are escaped or compressed.
+                which then also escapes and compresses, for at most about 10 ms in a row.
             default_encoding: of clients that do not say ``?encoding=``; ``escaped`` is the Ruby middleware's.
             connect_timeout: seconds from a client's opening in which the profiler has to be reached.
             command_timeouts: seconds by command, over 5 for each and 300 for ``objectspace_snapshot``.
@@ -289,7 +289,7 @@ class Bridge:
             if batch.missed:
                 self._notify(Notice("dropped", str(batch.missed)))
         finally:
-            self._fan_out(batch, deque(self._sessions))
+            self._fan_out(batch, deque(self._sessions.joined_by(batch.generation)))
 
     def _fan_out(self, batch: Batch, sessions: deque[Session], worked: float = 0.0) -> None:
         """Give a batch to as many as take a millisecond or so, and to the others once the loop had as long."""
@@ -423,7 +423,7 @@ class Bridge:
         session.close(CLOSE_TRY_AGAIN, f"rbkit server is not running at {missing}")
 
     def _tell_audience(self) -> None:
-        self._lifeline.set_audience(self._sessions.forms, len(self._sessions))
+        self._lifeline.set_audience(self._sessions.forms, len(self._sessions), self._sessions.generation)
 
     # Life
 

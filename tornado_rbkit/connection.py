@@ -49,9 +49,9 @@ class Connection:
         self._upstream = Upstream(self._io_loop, pub, req, listener, self._post, **options)
         self._io_loop.add_callback(self._upstream.open)
 
-    def set_audience(self, forms: frozenset[Form], clients: int) -> None:
+    def set_audience(self, forms: frozenset[Form], clients: int, generation: int) -> None:
         """See `Upstream.set_audience`."""
-        self._io_loop.add_callback(self._upstream.set_audience, forms, clients)
+        self._io_loop.add_callback(self._upstream.set_audience, forms, clients, generation)
 
     def request(self, command: str, timeout: float) -> None:
         """See `Upstream.request`."""

@@ -7,7 +7,8 @@ compressed message be shared. Pure functions on immutable data: any thread.
 from __future__ import annotations
 
 import zlib
-from collections.abc import Iterable, Iterator
+from collections.abc import Generator, Iterable, Iterator
+from itertools import chain
 from typing import Final, NamedTuple, TypeAlias
 from urllib.parse import quote_from_bytes
 
@@ -61,12 +62,28 @@ def encode_notice(payload: bytes, form: Form) -> Chunk:
 
 
 def encode_data(payloads: Iterable[Buffer], form: Form, *, compression_level: int = 1) -> list[Chunk]:
+    """Return published messages as chunks; see `encode_in_slices`."""
+    slices = encode_in_slices(payloads, form, compression_level=compression_level)
+    while True:
+        try:
+            next(slices)
+        except StopIteration as end:
+            chunks: list[Chunk] = end.value
+            return chunks
+
+
+def encode_in_slices(
+    payloads: Iterable[Buffer], form: Form, *, compression_level: int = 1
+) -> Generator[None, None, list[Chunk]]:
     """Return published messages as chunks: small ones joined up to `FRAGMENT_SIZE`, a large one in a chunk of its own.
+
+    The generator pauses after each `JOIN_LIMIT` bytes of a message that it escapes or compresses, which take a few
+    milliseconds, so that the caller can do other work in between, or close it.
 
     Args:
         payloads: the messages as the profiler published them, in order.
-        form: that of the clients they are for.
-        compression_level: 1 to 9 as in zlib, where the form says compressed.
+        form: the encoding of the clients.
+        compression_level: 1 to 9 as in zlib, used if the encoding is compressed.
     """
     chunks: list[Chunk] = []
     joined: list[Buffer] = []
@@ -88,7 +105,10 @@ def encode_data(payloads: Iterable[Buffer], form: Form, *, compression_level: in
                 header = _header(_FIN | _BINARY, header_length + 1) + Channel.DATA.value
             body = payload
         else:
-            runs = _encode(Channel.DATA, payload, form, compression_level)
+            if plain or len(payload) <= JOIN_LIMIT:
+                runs = _encode(Channel.DATA, payload, form, compression_level)
+            else:
+                runs = yield from _encode_large(Channel.DATA, payload, form, compression_level)
             if len(runs) > 1 or len(runs[0][0]) + len(runs[0][1]) > JOIN_LIMIT:
                 flush()
                 chunks.append(_chunk(runs))
@@ -111,10 +131,17 @@ def escape(payload: Buffer) -> bytes:
 
     It is the Ruby middleware's form but for the space, which that writes ``+`` and its own demo client reads wrong.
     """
+    return b"".join(map(_escape, _slices(payload)))
+
+
+def _escape(piece: Buffer) -> bytes:
+    return quote_from_bytes(bytes(piece), safe="").encode("ascii")
+
+
+def _slices(payload: Buffer) -> Iterator[memoryview]:
+    """Cut a payload: urllib makes a list with an entry for each byte that it escapes."""
     view = memoryview(payload)
-    # In slices: urllib makes a list with an entry for each byte.
-    slices = (bytes(view[at : at + JOIN_LIMIT]) for at in range(0, len(view), JOIN_LIMIT))
-    return "".join(quote_from_bytes(piece, safe="") for piece in slices).encode("ascii")
+    return (view[at : at + JOIN_LIMIT] for at in range(0, len(view), JOIN_LIMIT))
 
 
 def _encode(channel: Channel, payload: Buffer, form: Form, compression_level: int = 1) -> list[tuple[bytes, Buffer]]:
@@ -123,11 +150,34 @@ def _encode(channel: Channel, payload: Buffer, form: Form, compression_level: in
     prefix: bytes = channel.value
     body = escape(payload) if form.escaped else payload
     if form.deflate:
-        opcode, prefix, body = opcode | _RSV1, b"", _deflate(prefix, body, compression_level)
+        opcode, prefix, body = opcode | _RSV1, b"", b"".join(_deflate((prefix, body), compression_level))
     length = len(prefix) + len(body)
     if length <= FRAGMENT_SIZE:
         return [(_header(_FIN | opcode, length) + prefix, body)]
     return list(_fragments(opcode, prefix, memoryview(body)))
+
+
+def _encode_large(
+    channel: Channel, payload: Buffer, form: Form, compression_level: int
+) -> Generator[None, None, list[tuple[bytes, Buffer]]]:
+    """Return the frames of one escaped or compressed message, and never hold its whole encoded body twice."""
+    opcode = _TEXT if form.escaped else _BINARY
+    pieces: Iterator[Buffer] = chain(
+        (channel.value,), map(_escape, _slices(payload)) if form.escaped else _slices(payload)
+    )
+    if form.deflate:
+        opcode, pieces = opcode | _RSV1, _deflate(pieces, compression_level)
+    frames: list[tuple[bytes, Buffer]] = []
+    body = bytearray()
+    for piece in pieces:
+        body += piece
+        while len(body) > FRAGMENT_SIZE:
+            frames.append((_header(opcode, FRAGMENT_SIZE), bytes(body[:FRAGMENT_SIZE])))
+            opcode = _CONTINUATION
+            del body[:FRAGMENT_SIZE]
+        yield
+    frames.append((_header(_FIN | opcode, len(body)), bytes(body)))
+    return frames
 
 
 def _fragments(opcode: int, prefix: bytes, body: memoryview) -> Iterator[tuple[bytes, Buffer]]:
@@ -148,10 +198,12 @@ def _header(first: int, length: int) -> bytes:
     return bytes((first, 127)) + length.to_bytes(8, "big")
 
 
-def _deflate(prefix: bytes, body: Buffer, level: int) -> bytes:
+def _deflate(pieces: Iterable[Buffer], level: int) -> Iterator[bytes]:
+    """Compress the pieces of one message."""
     compressor = zlib.compressobj(level, zlib.DEFLATED, -zlib.MAX_WBITS)
-    pieces = (compressor.compress(prefix), compressor.compress(body), compressor.flush(zlib.Z_SYNC_FLUSH))
-    return b"".join(pieces)[:-4]  # without the 00 00 ff ff, which the receiver puts back
+    for piece in pieces:
+        yield compressor.compress(piece)
+    yield compressor.flush(zlib.Z_SYNC_FLUSH)[:-4]  # without the 00 00 ff ff, which the receiver puts back
 
 
 def _chunk(frames: list[tuple[bytes, Buffer]]) -> Chunk:

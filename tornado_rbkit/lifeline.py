@@ -116,10 +116,10 @@ class Lifeline:
         self.let_go()
         await asyncio.gather(*(connection.wait_closed() for connection in self._guards))
 
-    def set_audience(self, forms: frozenset[Form], clients: int) -> None:
+    def set_audience(self, forms: frozenset[Form], clients: int, generation: int) -> None:
         """See `Connection.set_audience`; nothing happens without a connection."""
         if self._connection is not None:
-            self._connection.set_audience(forms, clients)
+            self._connection.set_audience(forms, clients, generation)
 
     def request(self, command: str, timeout: float) -> None:
         """See `Connection.request`; there must be a connection."""

@@ -2,15 +2,17 @@
 
 from __future__ import annotations
 
+import enum
+import time
 from collections import deque
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Generator, Iterable, Iterator
 from dataclasses import dataclass
-from typing import Final
+from typing import Final, Protocol
 
 import zmq
 from tornado.ioloop import IOLoop
 
-from tornado_rbkit.frames import FRAGMENT_SIZE, Buffer, Chunk, Form, encode_data
+from tornado_rbkit.frames import FRAGMENT_SIZE, Buffer, Chunk, Form, encode_in_slices
 from tornado_rbkit.protocol import message_counter
 
 MAX_DELIVERED: Final = 4 * 1024 * 1024
@@ -22,53 +24,181 @@ _MAX_DEFLATED: Final = 8 * _SLICE  # bytes before compression: some 4 ms of it, 
 _MAX_MESSAGES: Final = 512
 _COPY_LIMIT: Final = 8 * 1024  # bytes
 _RECEIPT_POLL: Final = 0.001  # seconds: the resolution of epoll
+_MAX_RECEIPT_POLL: Final = 0.01  # seconds, in silence: RCVHWM messages must not arrive meanwhile
+_ENCODING_TURN: Final = 0.01  # seconds of encoding before the loop has a turn
 
 
 @dataclass(slots=True)
 class Batch:
-    """What one hand-over carries. All of it is fixed before it crosses, but for `work`.
+    """The content of one hand-over. All of it is fixed before it crosses, except `work`.
 
     Attributes:
-        chunks: the messages, for each form that a client has.
+        chunks: the messages, for each encoding that a client uses.
+        generation: of the audience when encoding began; a client that joined later does not get the batch.
         messages: how many there are, before any client's bound.
         size: their payload, bytes.
-        encoded: bytes that a client gets, in the largest form.
-        pending: what waits behind it, bytes.
-        missed: how many the profiler's counter says were lost on the way here.
+        encoded: bytes that a client gets, in the largest encoding.
+        pending: payload that waits behind it, bytes.
+        missed: messages lost before they arrived here, by the profiler's counter.
         restarted: the counter began again.
-        foreign: how many came without a counter, which rbkit's have.
+        foreign: messages without a counter, which rbkit's have.
         work: the receipt, None until the receiver has written it: the seconds it was busy with the batch. A plain
             store that is read at the next turn; a callback would wake the thread once more for each batch.
     """
 
     chunks: dict[Form, list[Chunk]]
-    messages: int
-    size: int
-    encoded: int
-    pending: int
-    missed: int
-    restarted: bool
-    foreign: int
+    generation: int
+    messages: int = 0
+    size: int = 0
+    encoded: int = 0
+    pending: int = 0
+    missed: int = 0
+    restarted: bool = False
+    foreign: int = 0
     work: float | None = None
 
     def acknowledge(self, seconds: float) -> None:
-        """Write the receipt; for the receiver, on its own thread."""
+        """Release the chunks and write the receipt. For the receiver, on its own thread."""
+        self.chunks = {}
         self.work = seconds
 
 
-class Subscriber:
-    """The pacing of one SUB socket. On its loop's thread only.
+class Source(Protocol):
+    """Where a `Subscriber` takes published messages from."""
 
-    A wake-up costs more than the messages behind it, so all that is ready is taken at once and the socket is then
+    def take(self, max_bytes: int, max_messages: int) -> tuple[list[Buffer], bool]:
+        """Return the messages that are ready, in order, and whether none is left.
+
+        Stop at `max_messages`, or with the message that reaches `max_bytes`.
+        """
+
+    def watch(self, on_ready: Callable[[], None]) -> None:
+        """Call `on_ready` whenever messages may be ready, until `unwatch`. What was ready before may not count."""
+
+    def unwatch(self) -> None:
+        """Stop calling `on_ready`."""
+
+
+class SocketSource:
+    """The messages of a SUB socket. On its loop's thread only."""
+
+    def __init__(self, socket: zmq.Socket[bytes], io_loop: IOLoop) -> None:
+        """Wrap a connected socket, which remains the owner's to close."""
+        self._socket = socket
+        self._io_loop = io_loop
+
+    def take(self, max_bytes: int, max_messages: int) -> tuple[list[Buffer], bool]:
+        """See `Source.take`."""
+        receive = self._socket.recv
+        payloads: list[Buffer] = []
+        while max_bytes > 0 and len(payloads) < max_messages:
+            try:
+                frame = receive(zmq.NOBLOCK, copy=False)
+            except zmq.Again:
+                return payloads, True
+            parts = [frame]
+            while parts[-1].more:
+                parts.append(receive(copy=False))  # a message arrives whole, so this does not wait
+            payload = _payload(parts)
+            max_bytes -= len(payload)
+            payloads.append(payload)
+        return payloads, False
+
+    def watch(self, on_ready: Callable[[], None]) -> None:
+        """See `Source.watch`.
+
+        Not through a ZMQStream: it stays registered while it does not receive, and so wakes the loop from each rest.
+        """
+        self._io_loop.add_handler(self._socket, lambda socket, events: on_ready(), IOLoop.READ)
+
+    def unwatch(self) -> None:
+        """See `Source.unwatch`."""
+        self._io_loop.remove_handler(self._socket)
+
+
+class LossCounter:
+    """Gaps in the messages' counters, restarts of the counter and messages without one, until they are reported.
+
+    Attributes:
+        missed: see `Batch`.
+        restarted: see `Batch`.
+        foreign: see `Batch`.
+    """
+
+    def __init__(self) -> None:
+        self.missed = self.foreign = 0
+        self.restarted = False
+        self._next: int | None = None
+        self._before: int | None = None  # the next counter of the connection before, until this one's first message
+
+    def __bool__(self) -> bool:
+        """Return whether there is something to report."""
+        return bool(self.missed or self.foreign or self.restarted)
+
+    def reset(self) -> None:
+        """Start anew after a lost connection: what was published meanwhile cannot be known."""
+        if self._next is not None:
+            self._before, self._next = self._next, None
+
+    def count(self, payloads: list[Buffer], *, wanted: bool) -> None:
+        """Compare the counters of messages that arrived one after another.
+
+        Without clients nobody wants them: they are no loss then, and only a restart is kept.
+        """
+        before = self.missed, self.foreign
+        for payload in payloads:
+            counter = message_counter(payload)
+            if counter is None:
+                self.foreign += 1
+                continue
+            if self._next is None:
+                self.restarted |= self._before is not None and counter < self._before
+                self._before = None
+            elif counter > self._next:
+                self.missed += counter - self._next
+            elif counter < self._next:
+                self.restarted = True
+            self._next = counter + 1
+        if not wanted:
+            self.missed, self.foreign = before
+
+    def report(self, batch: Batch) -> None:
+        """Move what is to be reported into a batch."""
+        batch.missed, batch.restarted, batch.foreign = self.missed, self.restarted, self.foreign
+        self.missed, self.restarted, self.foreign = 0, False, 0
+
+
+class Phase(enum.Enum):
+    """What a `Subscriber` waits for."""
+
+    LISTENING = "listening"  # the source to be ready
+    RESTING = "resting"  # a timer, until which the source and the web loop are left alone
+    WAITING = "waiting"  # the receipt of the last batch, which a timer looks for
+    ENCODING = "encoding"  # a timer, to go on with a batch that takes more than one turn to encode
+    CLOSED = "closed"
+
+
+class Subscriber:
+    """The pacing of one profiler's messages. On its loop's thread only.
+
+    A wake-up costs more than the messages behind it, so all that is ready is taken at once and the source is then
     left alone for `flush_interval`. After a batch that was full, it rests for as long as the web loop was busy with
     it, so that the loop's other work gets every second turn; on a thread, the next one is compressed meanwhile. While
-    the web loop is busy elsewhere, messages are taken off the socket into a hold, which is bounded; past the bound the
-    profiler's high-water mark applies.
+    the web loop is busy elsewhere, messages are taken off the source into a hold, which is bounded; past the bound the
+    profiler's high-water mark applies. Encoding stops after each 10 ms for one turn of the loop, so a large message
+    delays neither commands nor `close`.
+
+    Invariant, whenever no method is running: if anything is pending, encoded and not handed over, or counted and not
+    reported, or if the source was not empty when it was last asked, then a timer is set. Only otherwise is the phase
+    `LISTENING`, in which the source is watched. `_go_on` chooses the phase, and `_wait` enters it.
+
+    Attributes:
+        phase: what is awaited.
     """
 
     def __init__(
         self,
-        socket: zmq.Socket[bytes],
+        source: Source,
         io_loop: IOLoop,
         deliver: Callable[[Batch], None],
         *,
@@ -76,19 +206,22 @@ class Subscriber:
         flush_interval: float,
         max_pending_bytes: int,
         compression_level: int,
+        clock: Callable[[], float] = time.monotonic,
     ) -> None:
         """Begin to receive.
 
         Args:
-            socket: a SUB, already connected.
-            io_loop: its loop.
-            deliver: takes a batch to the clients, on whatever thread they are; must not block or raise.
+            source: where the messages come from, on `io_loop`.
+            io_loop: its loop; only its timers are used.
+            deliver: takes a batch to the clients, on whatever thread they are; must not block, raise or call back.
             on_thread: `io_loop` is not the clients' loop.
-            flush_interval: seconds of rest after the socket was emptied.
+            flush_interval: seconds of rest after the source was emptied.
             max_pending_bytes: payload that may wait here.
-            compression_level: 1 to 9, for clients whose form says compressed.
+            compression_level: 1 to 9, for clients whose encoding is compressed.
+            clock: seconds that pass evenly, whatever is done to the system's clock.
         """
-        self._socket = socket
+        self.phase = Phase.RESTING
+        self._source = source
         self._io_loop = io_loop
         self._deliver = deliver
         self._on_thread = on_thread
@@ -96,175 +229,206 @@ class Subscriber:
         self._flush_interval = flush_interval
         self._max_pending = max_pending_bytes
         self._compression_level = compression_level
+        self._clock = clock
         self._forms: frozenset[Form] = frozenset()
+        self._generation = 0
         self._batch_bytes = self._payload_bytes = MAX_DELIVERED
         self._pending: deque[Buffer] = deque()
         self._pending_bytes = 0
-        self._missed = 0
-        self._foreign = 0
-        self._restarted = False
-        self._next_counter: int | None = None
-        self._connection_counter: int | None = None
+        self._losses = LossCounter()
+        self._encoding: Iterator[None] | None = None  # of the next batch
+        self._next: Batch | None = None  # encoded
         self._sent: Batch | None = None
-        self._next: Batch | None = None  # encoded while the web loop was busy with the one before
-        self._handed_over_at = 0.0
+        self._handed_over_at = self._rests_until = float("-inf")  # by the clock
         self._timer: object | None = None
-        self._listen()
+        self._wait(Phase.LISTENING)
 
-    def set_audience(self, forms: Iterable[Form], clients: int) -> None:
-        """Say in which forms batches are wanted, and for how many clients; with no form, data is let go by."""
+    def set_audience(self, forms: Iterable[Form], clients: int, generation: int) -> None:
+        """Say in which encodings batches are wanted; with none, what is pending or arrives is discarded.
+
+        Args:
+            forms: the encodings.
+            clients: how many clients there are.
+            generation: a number that grows with each client that joins, see `Batch.generation`.
+        """
         self._forms = frozenset(forms)
+        self._generation = generation
         self._batch_bytes = max(_MIN_BATCH, MAX_DELIVERED // max(1, clients))
         deflates = any(form.deflate for form in self._forms)
         self._payload_bytes = _MAX_DEFLATED if deflates else self._batch_bytes
         self._encodes_ahead = self._on_thread and deflates  # zlib gives up the GIL, which the web loop wants then
+        if not self._forms:
+            self._discard()
 
     def reset_counter(self) -> None:
-        """Begin to count anew: the connection was lost, and what was published meanwhile nobody can know."""
-        if self._next_counter is not None:
-            self._connection_counter, self._next_counter = self._next_counter, None
+        """Start counting anew, because the connection was lost, and look for messages once.
+
+        Whoever reconnects the socket processes its commands, libzmq's "messages have arrived" among them, and it does
+        not become readable for those again.
+        """
+        self._losses.reset()
+        if self.phase is Phase.LISTENING:
+            self._wait(Phase.RESTING, self._flush_interval)
 
     def close(self) -> None:
-        """Stop receiving; the socket is the owner's to close."""
-        self._io_loop.remove_handler(self._socket)
+        """Stop receiving; the source's socket is the owner's to close. May be called twice."""
+        if self.phase is Phase.LISTENING:
+            self._source.unwatch()
         if self._timer is not None:
             self._io_loop.remove_timeout(self._timer)
             self._timer = None
-        self._pending.clear()
-
-    def _listen(self) -> None:
-        """Wait for the next message; the socket is empty.
-
-        Not through a ZMQStream: it stays registered while it does not receive, and so wakes the loop from each rest.
-        """
-        self._io_loop.add_handler(self._socket, self._on_readable, IOLoop.READ)
-
-    def _on_readable(self, socket: zmq.Socket[bytes], events: int) -> None:
-        received, emptied = self._drain()
-        if not received:
-            return  # the file descriptor tells of more than messages
-        rested = self._io_loop.time() - self._handed_over_at > self._flush_interval
-        if rested and emptied and self._pending and self._acknowledged:
-            self._hand_over()  # often there is no other soon, and a timer would be one wake-up more
-            return
-        self._io_loop.remove_handler(self._socket)
-        self._go_on(emptied)
+        self.phase = Phase.CLOSED
+        self._discard()
 
     def _turn(self) -> None:
-        """Take what is ready; listen again if that is nothing."""
+        """Do what can be done now, and wait for what is next."""
         self._timer = None
-        received, emptied = self._drain()
-        if received or self._pending or self._next:
-            self._go_on(emptied)
-        else:
-            self._listen()
+        phase, seconds = Phase.RESTING, self._flush_interval
+        try:
+            phase, seconds = self._go_on()
+        finally:  # an exception, as when memory is exhausted, is the loop's to log
+            self._wait(phase, seconds)
 
-    def _go_on(self, emptied: bool) -> None:
-        """Hand over what may be, and arrange for the next turn."""
-        rest = _RECEIPT_POLL
-        if (self._next or self._pending) and self._acknowledged:
-            started = self._io_loop.time()
-            work = self._sent.work if self._sent else None
+    def _wait(self, phase: Phase, seconds: float = 0.0) -> None:
+        """Enter a phase. This alone watches the source and sets the timer."""
+        if self.phase is Phase.LISTENING and phase is not Phase.LISTENING:
+            self._source.unwatch()
+        elif phase is Phase.LISTENING and self.phase is not Phase.LISTENING:
+            self._source.watch(self._turn)
+        self.phase = phase
+        if phase is not Phase.LISTENING:
+            self._timer = self._io_loop.call_later(seconds, self._turn)
+
+    def _go_on(self) -> tuple[Phase, float]:
+        """Take what is ready, encode for a while and hand over a batch if one is due.
+
+        Return the phase that follows, and how many seconds it lasts, unless it is listening.
+        """
+        started = self._clock()
+        was_quiet = self.phase is Phase.LISTENING and started - self._handed_over_at > self._flush_interval
+        received, emptied = self._take()
+        due = self._acknowledged and started >= self._rests_until
+        delivered = due and self._encode()
+        if delivered:
+            work = (self._sent.work if self._sent else None) or 0.0
             self._hand_over()
-            rest = max(rest, (work or 0.0) + self._io_loop.time() - started)  # the next one will take as long
-        at = self._io_loop.time() + rest
-        if self._encodes_ahead and self._next is None:
-            if not self._pending and not emptied:
-                _, emptied = self._drain()
-            if self._pending:
-                self._next = self._encode()
-        if emptied and not self._pending and self._next is None:
-            at = self._io_loop.time() + self._flush_interval
-        self._timer = self._io_loop.call_at(at, self._turn)
+            now = self._rests_until = self._handed_over_at = self._clock()
+            if self._pending or not emptied:
+                self._rests_until += work + now - started  # the next one will take as long
+        if delivered or not due:
+            if self._encodes_ahead and not emptied and not self._unreported and self._encoding is None:
+                _, emptied = self._take()
+            if self._encoding is not None or (self._encodes_ahead and self._pending):
+                self._encode()
+        now = self._clock()
+        rest = max(_RECEIPT_POLL, self._rests_until - now)
+        if self._encoding is not None:
+            return Phase.ENCODING, 0.0 if self._on_thread else now - started
+        if self._unreported and not self._acknowledged:
+            silence = 0.0 if received else (now - self._handed_over_at) / 8
+            return Phase.WAITING, min(max(_RECEIPT_POLL, silence), _MAX_RECEIPT_POLL)
+        if self._unreported or not emptied:
+            return Phase.RESTING, rest
+        if delivered and was_quiet:
+            return Phase.LISTENING, 0.0  # often there is no other soon, and a timer would be one wake-up more
+        if delivered or received:
+            return Phase.RESTING, self._flush_interval
+        return Phase.LISTENING, 0.0
 
     @property
     def _acknowledged(self) -> bool:
         return self._sent is None or self._sent.work is not None
 
-    def _drain(self) -> tuple[bool, bool]:
-        """Receive up to a batch; return whether anything came and whether the socket is now empty."""
-        budget = min(self._payload_bytes, self._max_pending - self._pending_bytes)
-        receive = self._socket.recv
-        payloads: list[Buffer] = []
-        emptied = False
-        while budget > 0 and len(payloads) < _MAX_MESSAGES:
-            try:
-                frame = receive(zmq.NOBLOCK, copy=False)
-            except zmq.Again:
-                emptied = True
-                break
-            parts = [frame]
-            while parts[-1].more:
-                parts.append(receive(copy=False))  # a message arrives whole, so this does not wait
-            payload = _payload(parts)
-            budget -= len(payload)
-            payloads.append(payload)
-        self._accept(payloads)
-        return bool(payloads), emptied
+    @property
+    def _unreported(self) -> bool:
+        """Whether another batch is needed: for messages, for losses, or because the last one announced more."""
+        return bool(self._next or self._pending or self._losses or (self._sent and self._sent.pending))
 
-    def _accept(self, payloads: list[Buffer]) -> None:
-        if not payloads:
-            return
-        self._count(payloads)
+    def _take(self) -> tuple[bool, bool]:
+        """Take up to a batch off the source; return whether anything came and whether the source is now empty."""
+        budget = min(self._payload_bytes, self._max_pending - self._pending_bytes)
+        payloads, emptied = self._source.take(budget, _MAX_MESSAGES)
+        self._losses.count(payloads, wanted=bool(self._forms))
         if self._forms:
             self._pending.extend(payloads)
             self._pending_bytes += sum(map(len, payloads))
-        else:
-            self._missed, self._foreign, self._restarted = 0, 0, False  # nobody was there to miss it
-
-    def _count(self, payloads: list[Buffer]) -> None:
-        """Look for gaps in the counters; where the last is as far from the first as it should be, there are none."""
-        last = message_counter(payloads[-1])
-        if last is not None and self._next_counter == message_counter(payloads[0]) == last - len(payloads) + 1:
-            self._next_counter = last + 1
-            return
-        for payload in payloads:
-            self._count_one(message_counter(payload))
-
-    def _count_one(self, counter: int | None) -> None:
-        if counter is None:
-            self._foreign += 1
-            return
-        expected = self._next_counter
-        if expected is None:
-            self._restarted |= self._connection_counter is not None and counter < self._connection_counter
-            self._connection_counter = None
-        elif counter > expected:
-            self._missed += counter - expected
-        elif counter < expected:
-            self._restarted = True
-        self._next_counter = counter + 1
+        return bool(payloads), emptied
 
     def _hand_over(self) -> None:
-        self._handed_over_at = self._io_loop.time()
-        self._sent, self._next = self._next or self._encode(), None
+        assert self._next is not None
+        self._sent, self._next = self._next, None
+        self._sent.pending = self._pending_bytes
+        self._losses.report(self._sent)
         self._deliver(self._sent)
 
-    def _encode(self) -> Batch:
-        """Return the next batch of what waits, in slices until it is full."""
-        chunks: dict[Form, list[Chunk]] = {form: [] for form in self._forms}
-        messages = size = encoded = 0
-        while (
-            self._pending and messages < _MAX_MESSAGES and size < self._payload_bytes and encoded < self._batch_bytes
-        ):
-            payloads: list[Buffer] = []
-            end = size + _SLICE
-            while self._pending and size < end and messages + len(payloads) < _MAX_MESSAGES:
-                payload = self._pending.popleft()
-                payloads.append(payload)
-                size += len(payload)
-            messages += len(payloads)
-            largest = 0
-            for form, so_far in chunks.items():
-                more = encode_data(payloads, form, compression_level=self._compression_level)
-                so_far += more
-                largest = max(largest, sum(chunk.size for chunk in more))
-            encoded += largest
+    def _discard(self) -> None:
+        self._pending.clear()
+        self._pending_bytes = 0
+        self._encoding = self._next = None
+
+    def _encode(self) -> bool:
+        """Encode the next batch for up to `_ENCODING_TURN`; return whether it is complete."""
+        if self._next is None:
+            if self._encoding is None:
+                if not self._unreported:
+                    return False
+                self._encoding = self._encode_batch()
+            encoding, self._encoding = self._encoding, None
+            until = self._clock() + _ENCODING_TURN
+            for _ in encoding:
+                if self._clock() >= until:
+                    self._encoding = encoding
+                    return False
+        return True
+
+    def _encode_batch(self) -> Iterator[None]:
+        """Make `_next` of what is pending, slice by slice until it is full or a client joins."""
+        batch = Batch({form: [] for form in self._forms}, self._generation)
+        try:
+            while (
+                self._pending
+                and batch.generation == self._generation
+                and batch.messages < _MAX_MESSAGES
+                and batch.size < self._payload_bytes
+                and batch.encoded < self._batch_bytes
+            ):
+                payloads = self._take_slice(_MAX_MESSAGES - batch.messages)
+                batch.messages += len(payloads)
+                batch.size += sum(map(len, payloads))
+                largest = 0
+                for form, chunks in batch.chunks.items():
+                    more = yield from self._encode_slice(payloads, form)
+                    chunks += more
+                    largest = max(largest, sum(chunk.size for chunk in more))
+                    yield
+                batch.encoded += largest
+        except Exception:
+            self._losses.missed += batch.messages
+            raise
+        self._next = batch
+
+    def _take_slice(self, max_messages: int) -> list[Buffer]:
+        """Take up to about `_SLICE` bytes off what is pending."""
+        payloads: list[Buffer] = []
+        size = 0
+        while self._pending and size < _SLICE and len(payloads) < max_messages:
+            payload = self._pending.popleft()
+            payloads.append(payload)
+            size += len(payload)
         self._pending_bytes -= size
-        counts = self._missed, self._restarted, self._foreign
-        batch = Batch(chunks, messages, size, encoded, self._pending_bytes, *counts)
-        self._missed, self._foreign, self._restarted = 0, 0, False
-        return batch
+        return payloads
+
+    def _encode_slice(self, payloads: list[Buffer], form: Form) -> Generator[None, None, list[Chunk]]:
+        """Encode for as long as there are clients with that encoding, who are those that this batch is for."""
+        encoding = encode_in_slices(payloads, form, compression_level=self._compression_level)
+        while form in self._forms:
+            try:
+                next(encoding)
+            except StopIteration as end:
+                chunks: list[Chunk] = end.value
+                return chunks
+            yield
+        return []
 
 
 def _payload(parts: list[zmq.Frame]) -> Buffer:

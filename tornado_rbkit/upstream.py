@@ -13,7 +13,7 @@ from tornado.ioloop import IOLoop
 from tornado_rbkit.frames import Form
 from tornado_rbkit.link import Link
 from tornado_rbkit.requester import Outcome, Requester
-from tornado_rbkit.subscriber import Batch, Subscriber
+from tornado_rbkit.subscriber import Batch, SocketSource, Subscriber
 
 MAX_REPLY_BYTES: Final = 16 * 1024 * 1024
 """A reply is never dropped, and 32 of them may wait for one client. rbkit's longest is a handshake."""
@@ -111,10 +111,10 @@ class Upstream:
         except (zmq.ZMQError, OSError) as error:
             self._post(self._listener.on_failure, str(error))
 
-    def set_audience(self, forms: frozenset[Form], clients: int) -> None:
+    def set_audience(self, forms: frozenset[Form], clients: int, generation: int) -> None:
         """See `Subscriber.set_audience`."""
         if self._subscriber is not None:
-            self._subscriber.set_audience(forms, clients)
+            self._subscriber.set_audience(forms, clients, generation)
 
     def request(self, command: str, timeout: float) -> None:
         """See `Requester.request`."""
@@ -143,7 +143,7 @@ class Upstream:
         self._context = zmq.Context()
         self._sub = self._link(zmq.SUB, self._pub, self._sub_options)
         self._subscriber = Subscriber(
-            self._sub.socket,
+            SocketSource(self._sub.socket, self._io_loop),
             self._io_loop,
             partial(self._post, self._listener.on_batch),
             on_thread=self._on_thread,
