@@ -17,6 +17,7 @@ from tornado.web import RequestHandler
 from tornado_rbkit.access import Access
 from tornado_rbkit.audience import Audience
 from tornado_rbkit.commands import CommandQueue
+from tornado_rbkit.deadline import Deadline
 from tornado_rbkit.endpoints import check_endpoint, default_endpoint
 from tornado_rbkit.frames import Form
 from tornado_rbkit.iothread import IOLoopThread
@@ -148,7 +149,7 @@ class Bridge:
         )
         self._probe = Probe(self._ask_again)
         self._sessions = Audience()
-        self._connect_timers: dict[Session, object] = {}  # of those for whom the profiler was not there yet
+        self._connect_deadlines: dict[Session, Deadline] = {}  # of those for whom the profiler was not there yet
         self._idle_timer: object | None = None
         self._repeats = Repeats()
         self._trouble_logged = False
@@ -230,7 +231,7 @@ class Bridge:
         self._notify(Notice("client_count", str(len(self._sessions) + 1)))
         self._sessions.add(session)
         if self._state is not State.CONNECTED:
-            self._connect_timers[session] = self._loop.call_later(self._connect_timeout, self._give_up, session)
+            self._connect_deadlines[session] = Deadline(self._connect_timeout, partial(self._give_up, session))
         self._tell_audience()
         return session
 
@@ -240,7 +241,9 @@ class Bridge:
             return
         session.leave()
         self._sessions.remove(session)
-        self._cancel(self._connect_timers.pop(session, None))
+        deadline = self._connect_deadlines.pop(session, None)
+        if deadline is not None:
+            deadline.cancel()
         self._commands.forget(session)
         self._tell_audience()
         if not self._sessions and self._closing is None:
@@ -327,9 +330,9 @@ class Bridge:
         self._lifeline.log(before, state)
         if state is State.CONNECTED:
             self._restart_told = False
-            for timer in self._connect_timers.values():
-                self._cancel(timer)
-            self._connect_timers.clear()
+            for deadline in self._connect_deadlines.values():
+                deadline.cancel()
+            self._connect_deadlines.clear()
             if before is State.DISCONNECTED:
                 self._notify(Notice("server", "connected"))
             if self._is_another:
@@ -418,7 +421,7 @@ class Bridge:
 
     def _give_up(self, session: Session) -> None:
         """The profiler could not be reached in time for a client."""
-        del self._connect_timers[session]
+        del self._connect_deadlines[session]
         missing = self.pub if self.req in self._lifeline.reach.up else self.req
         session.close(CLOSE_TRY_AGAIN, f"rbkit server is not running at {missing}")
 

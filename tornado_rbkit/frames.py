@@ -56,8 +56,12 @@ def encode_reply(payload: bytes, form: Form) -> Chunk:
 
 def encode_notice(payload: bytes, form: Form) -> Chunk:
     """Return a message of the reply channel whose text is never escaped, as the Ruby middleware has it."""
-    body = Channel.REPLY.value + payload
-    frame = _header(_FIN | (_TEXT if form.escaped else _BINARY), len(body)) + body
+    return encode_message(Channel.REPLY.value + payload, binary=not form.escaped)
+
+
+def encode_message(payload: bytes, *, binary: bool) -> Chunk:
+    """Return a message without a channel, in one frame that is not compressed."""
+    frame = _header(_FIN | (_BINARY if binary else _TEXT), len(payload)) + payload
     return Chunk(((frame,),), len(frame), 1)
 
 

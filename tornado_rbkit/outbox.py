@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import socket
+import time
 from collections import deque
 from collections.abc import Callable, Iterator, Sequence
 from typing import Final
@@ -10,6 +11,7 @@ from typing import Final
 from tornado.concurrent import Future
 from tornado.iostream import IOStream, SSLIOStream, StreamBufferFullError, StreamClosedError
 
+from tornado_rbkit.deadline import Deadline
 from tornado_rbkit.frames import JOIN_LIMIT, Buffer, Chunk, Run
 
 WRITE_SIZE: Final = 1024 * 1024
@@ -71,7 +73,7 @@ class Outbox:
         self._dropped_untold = 0
         self._flush_is_due = False
         self._blocked = False
-        self._stall_timer: object | None = None  # it may run on when nothing is blocked any more
+        self._stall_deadline: Deadline | None = None  # it may run on when nothing is blocked any more
         self._progress_at = 0.0
         self._closed = False
         self._replies_gone: Future[None] | None = None
@@ -120,7 +122,9 @@ class Outbox:
         self._runs.clear()
         self.data_bytes = self.reply_bytes = self._messages_in_write = 0
         self._blocked = False
-        self._cancel_stall_timer()
+        if self._stall_deadline is not None:
+            self._stall_deadline.cancel()
+            self._stall_deadline = None
         self._wake_waiters()
 
     def _keep_the_bound(self) -> None:
@@ -159,8 +163,8 @@ class Outbox:
         if blocked_on is not None:
             self._flush_is_due = True
             self._blocked = True
-            self._progress_at = self._stream.io_loop.time()
-            if self._stall_timer is None:
+            self._progress_at = time.monotonic()
+            if self._stall_deadline is None:
                 self._watch_progress(self._stall_timeout)
             self._stream.io_loop.add_future(blocked_on, self._on_unblocked)
             return
@@ -266,25 +270,20 @@ class Outbox:
             return 0  # would block; or an error that write() meets too, and handles
 
     def _on_progress(self, future: Future[None]) -> None:
-        self._progress_at = self._stream.io_loop.time()
+        self._progress_at = time.monotonic()
 
     def _watch_progress(self, seconds: float) -> None:
-        self._stall_timer = self._stream.io_loop.call_later(seconds, self._check_progress)
+        self._stall_deadline = Deadline(seconds, self._check_progress)
 
     def _check_progress(self) -> None:
-        self._stall_timer = None
+        self._stall_deadline = None
         if not self._blocked:
             return
-        remaining = self._progress_at + self._stall_timeout - self._stream.io_loop.time()
+        remaining = self._progress_at + self._stall_timeout - time.monotonic()
         if remaining > 0:
-            self._watch_progress(remaining)
+            self._watch_progress(max(remaining, self._stall_timeout / 4))
         else:
             self._on_stalled()
-
-    def _cancel_stall_timer(self) -> None:
-        if self._stall_timer is not None:
-            self._stream.io_loop.remove_timeout(self._stall_timer)
-            self._stall_timer = None
 
     def _wake_waiters(self) -> None:
         if self._replies_gone is not None:

@@ -2,20 +2,24 @@
 
 from __future__ import annotations
 
+import asyncio
 import re
+import time
 from collections.abc import Awaitable
+from functools import partial
 from typing import Any, Final
 from urllib.parse import urlsplit
 
 from tornado.concurrent import Future
+from tornado.escape import json_encode, utf8
 from tornado.httputil import HTTPServerRequest
-from tornado.ioloop import IOLoop
 from tornado.routing import Matcher
 from tornado.websocket import WebSocketClosedError, WebSocketHandler
 
 from tornado_rbkit.access import Access, AccessHandler, Refusal
 from tornado_rbkit.bridge import Bridge, BridgeFullError
-from tornado_rbkit.frames import JOIN_LIMIT, Form
+from tornado_rbkit.deadline import Deadline
+from tornado_rbkit.frames import JOIN_LIMIT, Form, encode_message
 from tornado_rbkit.protocol import CLOSE_POLICY, CLOSE_TOO_BIG, CLOSE_TRY_AGAIN, NO_PONG, SUBPROTOCOL
 from tornado_rbkit.session import Session
 
@@ -61,10 +65,11 @@ class RbkitWebSocketHandler(AccessHandler, WebSocketHandler):
         self.bridge = bridge
         self.access = access or Access()
         self._session: Session | None = None
-        self._ping_timer: object | None = None
-        self._pong_is_due = False
+        self._ping_timer: asyncio.TimerHandle | None = None
+        self._pong_deadline: Deadline | None = None
         self._pinged_at = 0.0
-        self._sent_before_pong = 0
+        self._sent_before_ping = 0
+        self._read = 0  # bytes that the client has read for certain: those before a ping that it answered
         self._extension: str | None = None
 
     async def get(self, *args: Any, **kwargs: Any) -> None:
@@ -78,7 +83,28 @@ class RbkitWebSocketHandler(AccessHandler, WebSocketHandler):
             raise Refusal(400, f"encoding={encoding[:40]!r} is unknown; allowed: binary, escaped")
         self._negotiate_deflate()
         self._form = Form(escaped=encoding == "escaped", deflate=self._extension is not None)
+        self._wrap_hooks()
         await super().get(*args, **kwargs)
+
+    def _wrap_hooks(self) -> None:
+        """Do what `open` and `on_pong` are needed for even if a subclass overrides them without calling super().
+
+        They are hooks without a body in Tornado. The client joins when an overridden `open` has returned, unless that
+        closed the connection: it may have checked who the client is.
+        """
+        overridden_open, overridden_on_pong = self.open, self.on_pong
+
+        async def open(*args: str, **kwargs: str) -> None:
+            opening = overridden_open(*args, **kwargs)
+            if opening is not None:
+                await opening
+            self._join()
+
+        def on_pong(data: bytes) -> None:
+            self._note_pong()
+            return overridden_on_pong(data)
+
+        self.open, self.on_pong = open, on_pong  # type: ignore[method-assign]
 
     def _check_origin_is_one(self) -> None:
         origin = self.request.headers.get("Origin", "")
@@ -114,20 +140,31 @@ class RbkitWebSocketHandler(AccessHandler, WebSocketHandler):
         """Bytes; see `tornado.websocket.WebSocketHandler.max_message_size`."""
         return _READ_LIMIT
 
-    def open(self, *args: str, **kwargs: str) -> None:
-        """Join the bridge."""
-        assert self.ws_connection is not None
+    def open(self, *args: str, **kwargs: str) -> Awaitable[None] | None:
+        """Join the bridge. An override that does not call super() lets the client join when it returns."""
+        self._join()
+        return None
+
+    def _join(self) -> None:
+        """Join the bridge, unless that has happened or the connection is closed or closing."""
+        if self._session is not None or self.ws_connection is None or self.ws_connection.is_closing():
+            return
         self.set_nodelay(True)
         stream = self.ws_connection.stream  # not documented, and the only way to bound what a client is owed
         assert stream is not None
-        if stream.closed():
-            return  # it left while `authorize` thought, and on_close has been called
         try:
             self._session = self.bridge.join(self, self._close_with, stream, self._form, self.access)
         except BridgeFullError as error:
             self._close_with(CLOSE_TRY_AGAIN, str(error))
             return
+        stream.set_close_callback(self._leave)  # a subclass may override `on_close`
         self._ping_later(self.bridge.ping_interval)
+
+    def _leave(self) -> None:
+        """Leave the bridge. May be called twice."""
+        self._cancel_ping()
+        if self._session is not None:
+            self.bridge.leave(self._session)
 
     def on_message(self, message: str | bytes) -> Awaitable[None] | None:
         """Take one command."""
@@ -138,52 +175,65 @@ class RbkitWebSocketHandler(AccessHandler, WebSocketHandler):
             return None
         return self._session.ask(message)
 
-    def on_pong(self, data: bytes) -> None:
-        """The client is alive, and has read what was sent before the ping."""
-        self._pong_is_due = False
-        if self._session is not None:
-            self._sent_before_pong = self._session.outbox.bytes_sent
-
     def on_close(self) -> None:
-        """Leave the bridge."""
-        self._cancel_ping()
-        if self._session is not None:
-            self.bridge.leave(self._session)
+        """Leave the bridge. An override need not call super(): the end of the connection does the same."""
+        self._leave()
 
     def _ping(self) -> None:
-        """Ask for a sign of life. A client with data in its way is the outbox's to judge, by `stall_timeout`."""
-        assert self._session is not None
-        if not self._session.outbox.blocked:
-            try:
-                self.ping()
-            except WebSocketClosedError:
-                return  # on_close follows
-            self._pong_is_due = True
-            self._pinged_at = IOLoop.current().time()
-        self._ping_timer = IOLoop.current().call_later(self.bridge.ping_timeout, self._check_pong)
-
-    def _check_pong(self) -> None:
-        """Close a client that is silent. The pong may be behind megabytes that the kernel has still to send."""
+        """Ask for a sign of life, unless data is stuck: then the outbox judges the client, by `stall_timeout`."""
         assert self._session is not None
         outbox = self._session.outbox
-        if not self._pong_is_due or outbox.blocked:
-            self._ping_later(self.bridge.ping_interval - self.bridge.ping_timeout)
+        if outbox.blocked:
+            self._ping_later(self.bridge.ping_interval)
             return
-        behind_data = outbox.bytes_sent - self._sent_before_pong > JOIN_LIMIT
-        patience = max(self.bridge.ping_timeout, self.bridge.stall_timeout if behind_data else 0)
-        if IOLoop.current().time() - self._pinged_at < patience:
-            self._ping_timer = IOLoop.current().call_later(self.bridge.ping_timeout, self._check_pong)
+        try:
+            self.ping()
+        except WebSocketClosedError:
+            return  # on_close follows
+        self._pinged_at = time.monotonic()
+        self._sent_before_ping = outbox.bytes_sent
+        is_behind_data = outbox.bytes_sent - self._read > JOIN_LIMIT  # which the kernel may still have to send
+        patience = max(self.bridge.ping_timeout, self.bridge.stall_timeout if is_behind_data else 0)
+        self._pong_deadline = Deadline(patience, partial(self._on_no_pong, patience))
+
+    def _note_pong(self) -> None:
+        """Note that the client is alive and has read what was sent before the ping."""
+        if self._pong_deadline is not None:
+            self._pong_deadline.cancel()
+            self._pong_deadline = None
+            self._read = self._sent_before_ping
+            self._ping_later(max(0.0, self._pinged_at + self.bridge.ping_interval - time.monotonic()))
+
+    def _on_no_pong(self, patience: float) -> None:
+        assert self._session is not None
+        self._pong_deadline = None
+        if self._session.outbox.blocked:
+            self._ping_later(self.bridge.ping_interval)
         else:
             self._session.close(CLOSE_POLICY, f"{NO_PONG} within {patience:g} s (ping_timeout)")
 
     def _ping_later(self, seconds: float) -> None:
         if self.bridge.ping_interval:
-            self._ping_timer = IOLoop.current().call_later(seconds, self._ping)
+            self._ping_timer = asyncio.get_running_loop().call_later(seconds, self._ping)
 
     def _cancel_ping(self) -> None:
-        if self._ping_timer is not None:
-            IOLoop.current().remove_timeout(self._ping_timer)
-            self._ping_timer = None
+        for timer in (self._ping_timer, self._pong_deadline):
+            if timer is not None:
+                timer.cancel()
+
+    def write_message(self, message: str | bytes | dict[str, Any], binary: bool = False) -> Future[None]:
+        """Send a message of the application's own, never between the fragments of one of the profiler's.
+
+        See `tornado.websocket.WebSocketHandler.write_message`; the future completes when no such message and no reply
+        waits any more.
+        """
+        if self._session is None:
+            return super().write_message(message, binary)
+        if self.ws_connection is None or self.ws_connection.is_closing():
+            raise WebSocketClosedError
+        payload = utf8(json_encode(message) if isinstance(message, dict) else message)
+        self._session.outbox.send_reply(encode_message(payload, binary=binary))
+        return asyncio.ensure_future(self._session.outbox.replies_gone())
 
     def _close_with(self, code: int, reason: str) -> None:
         self._cancel_ping()

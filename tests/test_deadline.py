@@ -1,0 +1,250 @@
+"""Deadlines for clients: a pause of the server closes nobody, and the system clock has no say."""
+
+from __future__ import annotations
+
+import asyncio
+import time
+from collections.abc import Callable
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from tests.conftest import Serve, until
+from tests.fake_rbkit import FakeRbkit
+from tests.test_fanout import StalledClient, stall, stalled
+from tests.test_outbox import KIB, MIB, Line, chunk, line
+from tornado_rbkit import Bridge
+from tornado_rbkit.deadline import Deadline
+
+__all__ = ["line", "stall"]  # fixtures
+
+
+class Clock:
+    """The monotonic clock and the system clock, which a test sets forward.
+
+    Setting it forward by much between two turns of the loop is what a stopped process sees when it continues.
+    """
+
+    def __init__(self) -> None:
+        self._monotonic, self._system = time.monotonic, time.time
+        self._ahead = 0.0
+
+    def monotonic(self) -> float:
+        return self._monotonic() + self._ahead
+
+    def system(self) -> float:
+        return self._system() + self._ahead
+
+    def pause(self, seconds: float) -> None:
+        """Let time pass in which the loop does not run."""
+        self._ahead += seconds
+
+    async def run(self, seconds: float) -> None:
+        """Let time pass in which the loop runs."""
+        for _ in range(int(seconds / 0.05)):
+            self._ahead += 0.05
+            for _ in range(5):
+                await asyncio.sleep(0)
+
+
+@pytest.fixture
+def clock(monkeypatch: pytest.MonkeyPatch) -> Clock:
+    clock = Clock()
+    monkeypatch.setattr(time, "monotonic", clock.monotonic)  # asyncio's clock
+    monkeypatch.setattr(time, "time", clock.system)  # Tornado's
+    return clock
+
+
+class TestDeadline:
+    async def test_calls_back_once_when_the_time_has_passed(self, clock: Clock) -> None:
+        calls: list[float] = []
+        Deadline(10, lambda: calls.append(1))
+        await clock.run(9.8)
+        assert not calls
+        await clock.run(0.5)
+        assert calls
+        await clock.run(30)
+        assert len(calls) == 1
+
+    @pytest.mark.parametrize("before", [0.0, 5.0, 9.85])
+    async def test_starts_over_after_a_pause_that_it_did_not_see(self, clock: Clock, before: float) -> None:
+        calls: list[float] = []
+        Deadline(10, lambda: calls.append(1))
+        await clock.run(before)
+        clock.pause(60)
+        await clock.run(9.7)
+        assert not calls
+        await clock.run(0.6)
+        assert calls
+
+    async def test_lets_the_loop_run_before_it_calls_back_after_a_pause_that_ended_in_time(self, clock: Clock) -> None:
+        calls: list[float] = []
+        Deadline(10, lambda: calls.append(1))
+        await asyncio.sleep(0)
+        clock.pause(9.95)
+        for _ in range(5):
+            await asyncio.sleep(0)
+        assert not calls
+        await clock.run(0.3)
+        assert calls
+
+    async def test_never_calls_back_after_it_was_cancelled(self, clock: Clock) -> None:
+        calls: list[float] = []
+        deadlines = [Deadline(10, lambda: calls.append(1)) for _ in range(3)]
+        deadlines[0].cancel()
+        await clock.run(9.95)
+        deadlines[1].cancel()
+        clock.pause(60)
+        await clock.run(1)
+        deadlines[2].cancel()
+        deadlines[2].cancel()
+        await clock.run(30)
+        assert not calls
+
+    async def test_of_no_seconds_is_due_at_once(self) -> None:
+        called = asyncio.Event()
+        Deadline(0, called.set)
+        await asyncio.wait_for(called.wait(), 10)
+
+
+@given(st.lists(st.tuples(st.booleans(), st.floats(0.01, 30)), max_size=30))
+def test_the_loop_has_run_for_a_while_before_any_deadline_is_over(stretches: list[tuple[bool, float]]) -> None:
+    """Time passes in stretches, in which the loop runs or not."""
+    loop = ManualLoop()
+    called_at: list[float] = []
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(asyncio, "get_running_loop", lambda: loop)
+        Deadline(10, lambda: called_at.append(loop.now))
+    paused_until = 0.0
+    for runs, seconds in stretches:
+        if called_at:
+            break
+        if runs:
+            loop.run(seconds)
+        else:
+            loop.now += seconds
+            if seconds > 0.2:
+                paused_until = loop.now
+            loop.fire()
+    if called_at:
+        assert called_at[0] >= 10 - 1e-6
+        assert called_at[0] - paused_until >= 0.1 - 1e-6, "it judged before the loop had read"
+    else:
+        loop.run(10.3)
+        assert called_at
+
+
+class ManualLoop:
+    """An event loop's clock and timers."""
+
+    def __init__(self) -> None:
+        self.now = 0.0
+        self._timers: list[tuple[float, Callable[[], object]]] = []
+
+    def time(self) -> float:
+        return self.now
+
+    def call_at(self, when: float, callback: Callable[[], object]) -> object:
+        self._timers.append((when, callback))
+        return object()
+
+    def fire(self) -> None:
+        due = [timer for timer in self._timers if timer[0] <= self.now]
+        self._timers = [timer for timer in self._timers if timer[0] > self.now]
+        for _, callback in due:
+            callback()
+
+    def run(self, seconds: float) -> None:
+        end = self.now + seconds
+        while self._timers and min(self._timers, key=lambda timer: timer[0])[0] <= end:
+            self.now = max(self.now, min(when for when, _ in self._timers))
+            self.fire()
+        self.now = end
+
+
+class TestSlowClient:
+    async def test_is_not_taken_for_stalled_because_the_server_was_paused(self, clock: Clock, line: Line) -> None:
+        near = line.outbox(stall_timeout=5)
+        near.outbox.send_data([chunk(0, 4 * MIB)])
+        assert near.outbox.blocked
+        await clock.run(4)
+        line.far.socket.recv(64 * KIB)  # the client reads on, and the server would have written on
+        clock.pause(20)
+        await clock.run(4.5)
+        assert near.stalled == 0
+        assert line.near.socket is not None
+
+    async def test_that_takes_nothing_is_stalled_all_the_same(self, clock: Clock, line: Line) -> None:
+        near = line.outbox(stall_timeout=5)
+        near.outbox.send_data([chunk(0, 4 * MIB)])
+        await clock.run(4)
+        clock.pause(20)
+        await clock.run(4.5)
+        assert near.stalled == 0
+        await clock.run(2)
+        assert near.stalled == 1
+
+    async def test_is_stalled_although_the_system_clock_goes_back(
+        self, clock: Clock, line: Line, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        near = line.outbox(stall_timeout=5)
+        near.outbox.send_data([chunk(0, 4 * MIB)])
+        await clock.run(1)
+        real = time.time
+        monkeypatch.setattr(time, "time", lambda: real() - 3600)
+        await clock.run(6)
+        assert near.stalled == 1
+
+    async def test_is_not_stalled_because_the_system_clock_goes_forward(
+        self, clock: Clock, line: Line, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        near = line.outbox(stall_timeout=5)
+        near.outbox.send_data([chunk(0, 4 * MIB)])
+        real = time.time
+        monkeypatch.setattr(time, "time", lambda: real() + 3600)
+        await clock.run(4)
+        assert near.stalled == 0
+
+
+class TestPong:
+    async def test_that_came_while_the_server_was_paused_counts(
+        self, serve: Serve, rbkit: FakeRbkit, stall: list[StalledClient], clock: Clock
+    ) -> None:
+        server = await serve(Bridge(**rbkit.endpoints, threaded=False, ping_interval=10, ping_timeout=5))
+        client = await stalled(server, stall)
+        await until(lambda: server.bridge.stats()["handshake"], "the bridge is connected")
+        for _ in range(3):
+            ping = asyncio.ensure_future(client.read_frame())
+            while not ping.done():
+                await clock.run(0.5)
+            assert ping.result() == (0x89, b"")
+            client.socket.send(b"\x8a\x80\0\0\0\0")
+            clock.pause(60)
+            await clock.run(1)
+            assert len(server.bridge.stats()["clients"]) == 1
+
+    async def test_that_does_not_come_closes_the_client(
+        self, serve: Serve, rbkit: FakeRbkit, stall: list[StalledClient], clock: Clock
+    ) -> None:
+        server = await serve(Bridge(**rbkit.endpoints, threaded=False, ping_interval=10, ping_timeout=5))
+        client = await stalled(server, stall)
+        await until(lambda: server.bridge.stats()["handshake"], "the bridge is connected")
+        await clock.run(10.5)
+        assert await client.read_frame() == (0x89, b"")
+        clock.pause(60)
+        await clock.run(4)
+        assert len(server.bridge.stats()["clients"]) == 1, "the server was away, not the client"
+        await clock.run(2)
+        first, payload = await client.read_frame()
+        assert (first, payload[2:]) == (0x88, b"no pong within 5 s (ping_timeout)")
+
+
+async def test_a_profiler_that_answered_while_the_server_was_paused_is_there(
+    serve: Serve, rbkit: FakeRbkit, clock: Clock
+) -> None:
+    server = await serve(Bridge(**rbkit.endpoints, threaded=False, connect_timeout=2))
+    connection = await server.connect()
+    clock.pause(60)
+    await connection.write_message("trigger_gc")
+    assert await asyncio.wait_for(connection.read_message(), 10) == b"0ok"

@@ -1,0 +1,52 @@
+"""A deadline for somebody else, which a pause of this process does not use up."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Callable
+from typing import Final
+
+_GRACE: Final = 0.1
+"""Seconds; what arrived while the process was paused has been read and written once the loop has run for so long."""
+
+
+class Deadline:
+    """Calls back after a number of seconds, unless the event loop was late: then it starts over.
+
+    A timer that fires late means that the process was stopped (SIGSTOP, a debugger) or that its loop was blocked.
+    Timers run before the loop has read what arrived meanwhile, so a verdict would hit clients that did nothing wrong.
+    For the same reason the last part of the time is a timer of its own, during which the loop runs.
+
+    The clock is the event loop's, which is monotonic; `tornado.ioloop.IOLoop.time` is the system clock, which steps.
+    Event loop's thread only.
+    """
+
+    def __init__(self, seconds: float, callback: Callable[[], object]) -> None:
+        """Start the timer.
+
+        Args:
+            seconds: from now on.
+            callback: called once, unless `cancel` was called before.
+        """
+        self._loop = asyncio.get_running_loop()
+        self._seconds = seconds
+        self._grace = min(_GRACE, max(seconds / 4, _GRACE / 10))
+        self._callback = callback
+        self._start()
+
+    def cancel(self) -> None:
+        """Do not call back. May be called twice, and after the callback."""
+        self._timer.cancel()
+
+    def _start(self) -> None:
+        self._wait(max(0.0, self._seconds - self._grace), lambda: self._wait(self._grace, self._callback))
+
+    def _wait(self, seconds: float, then: Callable[[], object]) -> None:
+        due = self._loop.time() + seconds
+        self._timer = self._loop.call_at(due, lambda: self._on_time(due, then))
+
+    def _on_time(self, due: float, then: Callable[[], object]) -> None:
+        if self._loop.time() - due > self._grace:
+            self._start()
+        else:
+            then()
