@@ -15,6 +15,7 @@ import pytest
 
 import tornado_rbkit
 from tornado_rbkit import Access, Bridge, RbkitClient
+from tornado_rbkit.access import AccessSettings
 from tornado_rbkit.jupyter.application import RbkitExtension
 from tornado_rbkit.protocol import COMMANDS
 
@@ -73,8 +74,11 @@ def test_every_option_is_in_the_readme_with_its_default(target: type) -> None:
 
 
 def test_every_setting_of_access_is_in_the_readme() -> None:
-    for field in dataclasses.fields(Access):
+    settings = [field for field in dataclasses.fields(Access) if field.init]
+    for field in settings:
         documented(field.name)
+    documented("anywhere")
+    assert AccessSettings.__annotations__.keys() == {field.name for field in settings}
 
 
 @pytest.mark.parametrize(

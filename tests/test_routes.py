@@ -11,7 +11,7 @@ from tornado.httpclient import AsyncHTTPClient, HTTPClientError, HTTPResponse
 from tornado.httpserver import HTTPServer
 from tornado.netutil import bind_sockets
 from tornado.web import Application, RequestHandler
-from tornado.websocket import WebSocketHandler
+from tornado.websocket import WebSocketError, WebSocketHandler
 
 from tests.conftest import Serve, Server, ask, receive, until
 from tests.fake_rbkit import FakeRbkit
@@ -76,6 +76,16 @@ class TestAnywhereMount:
         assert (await fetch(server, "/page")).body == b"the application's"
         assert (await fetch(server, "/page", **{"Sec-WebSocket-Protocol": "rbkit"})).body == b"the application's"
 
+    async def test_can_be_left_out(self, serve: Serve, rbkit: FakeRbkit) -> None:
+        server = await serve(Bridge(**rbkit.endpoints), routes_after=AFTER, anywhere=False)
+        for path in ("/robots.txt", "/rbkit/", "/rbkit/wsx"):
+            with pytest.raises(WebSocketError, match="Non-websocket response"):
+                await server.connect(path=path)
+        mine = await server.connect(path="/any/ws")
+        await mine.write_message("echo")
+        assert await receive(mine) == "echo", "it is the application's"
+        assert await ask(await server.connect(), "trigger_gc") == b"0ok"
+
 
 class TestPrefix:
     async def test_has_a_page_the_status_and_the_websocket(self, serve: Serve, rbkit: FakeRbkit) -> None:
@@ -117,6 +127,13 @@ class TestPrefix:
         page = await fetch(server, "/tools?token=x")
         assert page.effective_url == server.url + "/tools/?token=x"
         assert b'src="static/app.js?token=x"' in page.body
+
+    @pytest.mark.parametrize(
+        "prefix", ["/a b", "/a?b", "/a#b", "/a%20b", "/größe", "/a/../b", "..", "/./a", '/"', "/a\\b"]
+    )
+    def test_cannot_be_what_browsers_send_otherwise(self, prefix: str) -> None:
+        with pytest.raises(ValueError, match=r"the prefix .* is not the path of a URL; allowed: .*--prefix"):
+            rbkit_routes(Bridge(), prefix=prefix)
 
     async def test_is_taken_literally(self, serve: Serve, rbkit: FakeRbkit) -> None:
         server = await serve(Bridge(**rbkit.endpoints), prefix="/a.b")

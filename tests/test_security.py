@@ -3,16 +3,21 @@
 from __future__ import annotations
 
 import asyncio
+import json
+import re
 from collections.abc import Callable
 from typing import Any
 
 import pytest
 from tornado.httpclient import AsyncHTTPClient, HTTPClientError
-from tornado.web import RequestHandler
+from tornado.httpserver import HTTPServer
+from tornado.httputil import HTTPHeaders, HTTPServerRequest, RequestStartLine
+from tornado.netutil import bind_sockets
+from tornado.web import Application, RequestHandler
 
 from tests.conftest import Serve, Server, ask, closing, receive, until
 from tests.fake_rbkit import FakeRbkit
-from tornado_rbkit import Access, Bridge, CommandError
+from tornado_rbkit import Access, Bridge, CommandError, IndexHandler
 
 PAGES = ["/rbkit/", "/rbkit/static/app.js", "/rbkit/status", "/rbkit/targets", "/rbkit/metrics"]
 DOORS = ["/rbkit/ws", "/any/where", *PAGES]
@@ -318,3 +323,140 @@ async def test_what_a_client_sends_does_not_forge_log_lines(
     await ask(connection, "x\nERROR forged")
     await knock(server, "/rbkit/ws", Origin="http://evil\x85ERROR forged")
     assert "\nERROR forged" not in caplog.text
+
+
+class TestOpenMount:
+    @pytest.mark.parametrize("path", ["/rbkit/status", "/any/where"])
+    async def test_is_warned_about_once_when_somebody_comes_from_another_machine(
+        self, serve: Serve, rbkit: FakeRbkit, caplog: pytest.LogCaptureFixture, path: str
+    ) -> None:
+        server = await serve(Bridge(**rbkit.endpoints))
+        for address in ("127.0.0.1", "::1", "::ffff:127.0.0.1", "127.1.2.3, 127.0.0.1", "unknown", ""):
+            assert await is_open(server, path, X_Forwarded_For=address)
+        assert "may watch and command" not in caplog.text
+        for address in ("192.0.2.7", "127.0.0.1, 192.0.2.8", "192.0.2.9"):
+            assert await is_open(server, path, X_Forwarded_For=address)
+        (line,) = [record.getMessage() for record in caplog.records if "may watch and command" in record.getMessage()]
+        for part in ("192.0.2.7", "`token`", "`authorize`", "`read_only`"):
+            assert part in line
+
+    async def test_is_warned_about_where_the_connection_is_from_another_machine(
+        self, rbkit: FakeRbkit, caplog: pytest.LogCaptureFixture
+    ) -> None:
+        access, start = Access(), RequestStartLine("GET", "/", "HTTP/1.1")
+        for remote, warns in (("127.0.0.1", False), ("0.0.0.0", False), ("::1", False), ("192.0.2.7", True)):
+            request = HTTPServerRequest(start_line=start, headers=HTTPHeaders({"Host": "a"}))
+            request.remote_ip = remote  # what Tornado has of the socket; of a Unix socket it is 0.0.0.0
+            access._warn_if_open(request)
+            assert ("may watch and command" in caplog.text) is warns
+
+    @pytest.mark.parametrize(
+        "rules",
+        [{"token": "s3cret"}, {"read_only": True}, {"authorize": lambda handler, command: True}],
+        ids=["token", "read_only", "authorize"],
+    )
+    async def test_is_not_one_that_has_rules(
+        self, serve: Serve, rbkit: FakeRbkit, caplog: pytest.LogCaptureFixture, rules: dict[str, Any]
+    ) -> None:
+        server = await serve(Bridge(**rbkit.endpoints), **rules)
+        assert await is_open(server, "/rbkit/status", "?token=s3cret", X_Forwarded_For="192.0.2.7")
+        assert caplog.text == ""
+
+
+class TestAddressesOfClients:
+    @pytest.mark.parametrize(
+        ("rules", "shown"),
+        [
+            ({}, True),
+            ({"token": "s3cret"}, True),
+            ({"read_only": True}, False),
+            ({"commands": ["handshake", "trigger_gc"]}, False),
+            ({"commands": ["objectspace_snapshot"]}, True),
+            ({"commands": "any"}, True),
+            ({"commands": "any", "read_only": True}, False),
+            ({"authorize": lambda handler, command: command == "handshake"}, False),
+            ({"authorize": lambda handler, command: command != "trigger_gc"}, True),
+        ],
+    )
+    async def test_are_shown_to_those_who_may_take_a_snapshot(
+        self, serve: Serve, rbkit: FakeRbkit, rules: dict[str, Any], shown: bool
+    ) -> None:
+        server = await serve(Bridge(**rbkit.endpoints), **rules)
+        await server.connect("?token=s3cret")
+        await until(lambda: server.bridge.stats()["clients"], "it has joined")
+        response = await AsyncHTTPClient().fetch(server.url + "/rbkit/status?token=s3cret")
+        (client,) = json.loads(response.body)["clients"]
+        assert client.get("remote") == ("127.0.0.1" if shown else None)
+        assert client["bytes_waiting"] == 0, "the figures are there all the same"
+        assert server.bridge.stats()["clients"][0]["remote"] == "127.0.0.1", "the bridge's own are whole"
+
+    @pytest.mark.parametrize("page", ["/rbkit/targets", "/rbkit/metrics", "/rbkit/"])
+    async def test_are_on_no_other_page(self, serve: Serve, rbkit: FakeRbkit, page: str) -> None:
+        server = await serve(Bridge(**rbkit.endpoints))
+        await server.connected()
+        assert b"127.0.0.1" not in (await AsyncHTTPClient().fetch(server.url + page)).body
+
+
+class TestHead:
+    @pytest.mark.parametrize("path", PAGES)
+    async def test_is_answered_as_get_is_without_the_body(self, serve: Serve, rbkit: FakeRbkit, path: str) -> None:
+        server = await serve(Bridge(**rbkit.endpoints), token="s3cret")
+        for query in ("?token=s3cret", "?token=wrong"):
+            get = await AsyncHTTPClient().fetch(server.url + path + query, raise_error=False)
+            head = await AsyncHTTPClient().fetch(server.url + path + query, method="HEAD", raise_error=False)
+            assert head.code == get.code
+            assert (head.body, head.headers["Content-Type"]) == (b"", get.headers["Content-Type"])
+            assert abs(int(head.headers["Content-Length"]) - len(get.body)) < 50, "figures may have changed"
+
+
+class TestHeaders:
+    @pytest.mark.parametrize("path", [*PAGES, "/rbkit/ws", "/rbkit"])
+    @pytest.mark.parametrize("query", ["", "?token=s3cret"])
+    async def test_no_response_lets_the_address_go_to_other_sites(
+        self, serve: Serve, rbkit: FakeRbkit, path: str, query: str
+    ) -> None:
+        server = await serve(Bridge(**rbkit.endpoints), token="s3cret")
+        response = await AsyncHTTPClient().fetch(server.url + path + query, raise_error=False, follow_redirects=False)
+        assert response.headers["Referrer-Policy"] == "no-referrer"
+        assert response.headers["X-Content-Type-Options"] == "nosniff"
+
+    @pytest.mark.parametrize(
+        ("rules", "expected"),
+        [
+            ({}, ["frame-ancestors 'self'"]),
+            ({"frame_ancestors": "'self' https://portal.example"}, ["frame-ancestors 'self' https://portal.example"]),
+            ({"frame_ancestors": "*"}, ["frame-ancestors *"]),
+            ({"frame_ancestors": None}, []),
+        ],
+        ids=str,
+    )
+    async def test_which_sites_may_frame_the_page_is_a_setting(
+        self, serve: Serve, rbkit: FakeRbkit, rules: dict[str, Any], expected: list[str]
+    ) -> None:
+        server = await serve(Bridge(**rbkit.endpoints), **rules)
+        headers = (await AsyncHTTPClient().fetch(server.url + "/rbkit/")).headers
+        assert re.findall(r"frame-ancestors[^;]*", "; ".join(headers.get_list("Content-Security-Policy"))) == expected
+        assert "default-src 'none'" in headers["Content-Security-Policy"]
+
+    async def test_which_sites_may_frame_the_page_is_the_application_s_where_it_says_so(self) -> None:
+        class Mine(IndexHandler):
+            def set_default_headers(self) -> None:
+                super().set_default_headers()
+                self.set_header("Content-Security-Policy", "frame-ancestors https://portal.example")
+
+        bridge = Bridge("tcp://127.0.0.1:1", "tcp://127.0.0.1:1")
+        http = HTTPServer(Application([("/mine/", Mine, {"bridge": bridge})]))
+        sockets = bind_sockets(0, "127.0.0.1")
+        http.add_sockets(sockets)
+        server = Server(bridge, http, sockets[0].getsockname()[1])
+        headers = (await AsyncHTTPClient().fetch(server.url + "/mine/")).headers
+        policies = headers.get_list("Content-Security-Policy")
+        assert policies[0] == "frame-ancestors https://portal.example"
+        assert [policy for policy in policies[1:] if "frame-ancestors" in policy] == []
+        assert policies[1].startswith("default-src 'none'")
+        await server.close()
+
+    @pytest.mark.parametrize("value", ["", "'self'; script-src *", "a\nb", "a, b", "ä"])
+    def test_sources_that_are_none_are_refused_at_once(self, value: str) -> None:
+        with pytest.raises(ValueError, match=r"frame_ancestors=.*; allowed: "):
+            Access(frame_ancestors=value)

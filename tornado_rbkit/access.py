@@ -9,12 +9,14 @@ import ipaddress
 import logging
 import re
 from collections.abc import Awaitable, Callable, Collection
-from dataclasses import dataclass
-from typing import Any, Final, Literal, TypeAlias
+from dataclasses import dataclass, field
+from typing import Any, Final, Literal, TypeAlias, TypedDict
 from urllib.parse import quote, urlsplit
 
+from tornado.httputil import HTTPServerRequest
 from tornado.web import HTTPError, RequestHandler
 
+from tornado_rbkit.guesses import Guesses
 from tornado_rbkit.protocol import COMMANDS, CommandError, parse_command
 from tornado_rbkit.repeats import Repeats, times
 
@@ -30,12 +32,33 @@ AUTHORIZE_TIMEOUT: Final = 10.0
 """Seconds; an `authorize` that takes longer has refused."""
 
 
-class Refusal(HTTPError):
-    """A request that is turned away, with a text for the people at the other end."""
+SNAPSHOT: Final = "objectspace_snapshot"
+"""Clients that may send this command are shown the addresses of the other clients: it reveals more than those."""
 
-    def __init__(self, status_code: int, text: str) -> None:
+
+class Refusal(HTTPError):
+    """A request that is turned away, with a text for the people at the other end.
+
+    Attributes:
+        delay: seconds to wait before the answer, or until the client closes the connection.
+    """
+
+    def __init__(self, status_code: int, text: str, delay: float = 0.0) -> None:
         super().__init__(status_code, text)
         self.text = text
+        self.delay = delay
+
+
+class AccessSettings(TypedDict, total=False):
+    """The settings of `Access`, for functions that take them as keyword arguments."""
+
+    authorize: Authorize | None
+    read_only: bool
+    commands: Collection[str] | Literal["any"]
+    allowed_origins: Collection[str]
+    allowed_hosts: Collection[str] | None
+    token: str | None
+    frame_ancestors: str | None
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -51,9 +74,13 @@ class Access:
         commands: the commands that may be sent, or ``"any"``.
         allowed_origins: origins, such as ``https://example.com``, from which browsers may connect, beside the
             server's own; ``"*"`` among them allows all.
-        allowed_hosts: names that the Host header may have, beside ``localhost`` and loopback addresses: the guard
-            against DNS rebinding. None allows all.
+        allowed_hosts: names and addresses that the Host header may have, beside ``localhost`` and loopback addresses:
+            the guard against DNS rebinding. None, or ``"*"`` among them, allows all. Not asked where a `token` is
+            demanded, which the page of another site cannot know.
         token: what the request must bring as ``?token=`` or ``Authorization: Bearer``. None asks for none.
+        frame_ancestors: the sites that may show the dashboard in a frame, as sources of the directive of that name in
+            Content-Security-Policy, such as ``"'self' https://portal.example"``. None leaves that to a header of the
+            application's or of a proxy.
 
     Raises:
         ValueError: a setting is not what it has to be.
@@ -65,30 +92,41 @@ class Access:
     allowed_origins: Collection[str] = ()
     allowed_hosts: Collection[str] | None = None
     token: str | None = None
+    frame_ancestors: str | None = "'self'"
+    _guesses: Guesses = field(default_factory=Guesses, init=False, repr=False, compare=False)
+    _warned: set[str] = field(default_factory=set, init=False, repr=False, compare=False)
 
     def __post_init__(self) -> None:
         for name in ("allowed_origins", "allowed_hosts"):
             if isinstance(getattr(self, name), str):
                 raise ValueError(f"{name}={getattr(self, name)!r} is one string; allowed: a list of them")
         for origin in self.allowed_origins:
-            if origin != "*" and not re.fullmatch(r"[A-Za-z][A-Za-z0-9+.-]*://[^/\s]*|null", origin):
-                raise ValueError(f"allowed_origins has {origin!r}; allowed: as https://tools.example, or '*'")
+            if origin != "*" and not _is_origin(origin):
+                allowed = "as https://tools.example or http://10.0.0.5:8080, as browsers send it, or '*'"
+                raise ValueError(f"allowed_origins has {origin!r}; allowed: {allowed} (--allow-origin)")
         for host in self.allowed_hosts or ():
-            if "/" in host or _host_name(host) is None:
-                raise ValueError(f"allowed_hosts has {host!r}; allowed: a name or an address (--allow-host)")
+            if host != "*" and not _is_host(host):
+                allowed = "an ASCII name or an address, as browsers send it, or '*' alone for all"
+                raise ValueError(f"allowed_hosts has {host!r}; allowed: {allowed} (--allow-host)")
         if isinstance(self.commands, str) and self.commands != "any":
             raise ValueError(f'commands={self.commands!r} is one string; allowed: a list of them, or "any"')
         if self.token is not None:
             check_token(self.token, "token")
+        if re.search(r"[;,\x00-\x1f\x7f-\U0010ffff]", self.frame_ancestors or "") or self.frame_ancestors == "":
+            allowed = "None, or sources as \"'self' https://portal.example\""
+            raise ValueError(f"frame_ancestors={self.frame_ancestors!r} cannot be a header; allowed: {allowed}")
 
     async def check_request(self, handler: RequestHandler) -> None:
-        """Check Host, token and `authorize` for an HTTP request.
+        """Check the token, or the Host where none is demanded, and `authorize` for an HTTP request.
 
         Raises:
             Refusal: 403, or 401 where the token is wrong.
         """
-        self._check_host(handler.request.headers.get("Host", ""))
-        self._check_token(handler)
+        if self.token is None:
+            self._check_host(handler.request.headers.get("Host", ""))
+            self._warn_if_open(handler.request)
+        else:
+            self._check_token(handler, self.token)
         refusal = await self.refusal(handler, WATCH)
         if refusal is not None:
             raise Refusal(403, refusal.text)
@@ -139,8 +177,30 @@ class Access:
             return CommandError("forbidden", f"{command}: `authorize` failed; the server's log has the reason")
         return None if allowed else CommandError("forbidden", f"{command}: not allowed by the setting `authorize`")
 
+    async def shows_clients(self, handler: RequestHandler) -> bool:
+        """Return whether a page may show the addresses of the clients: to those who may send `SNAPSHOT`."""
+        try:
+            self.parse(SNAPSHOT)
+        except CommandError:
+            return False
+        return await self.refusal(handler, SNAPSHOT) is None
+
+    def _warn_if_open(self, request: HTTPServerRequest) -> None:
+        """Log once that everybody may command the profiler, when a request comes from another machine."""
+        if self._warned or self.authorize is not None or self.read_only:
+            return
+        forwarded = request.headers.get("X-Forwarded-For", "").split(",")
+        remote = next(filter(_is_remote, map(str.strip, (request.remote_ip or "", *forwarded))), None)
+        if remote is not None:
+            self._warned.add(remote)
+            _log.warning(
+                "everybody who reaches this server, as %s does, may watch and command the profiler; "
+                "set one of `token`, `authorize` and `read_only`",
+                remote,
+            )
+
     def _check_host(self, header: str) -> None:
-        if self.allowed_hosts is None:
+        if self.allowed_hosts is None or "*" in self.allowed_hosts:
             return
         host = _host_name(header)
         if host is None or not (is_loopback(host) or host in {_host_name(item) for item in self.allowed_hosts}):
@@ -148,26 +208,54 @@ class Access:
             setting = "(the setting `allowed_hosts`, --allow-host)"
             raise Refusal(403, f"the host {header[:100]!r} is not allowed; allowed: {allowed} {setting}")
 
-    def _check_token(self, handler: RequestHandler) -> None:
-        if self.token is None:
-            return
+    def _check_token(self, handler: RequestHandler, token: str) -> None:
         scheme, _, given = handler.request.headers.get("Authorization", "").partition(" ")
         given = given.encode("latin-1", "replace").decode(errors="replace")  # Tornado takes headers for Latin-1
         if scheme.lower() != "bearer":
             given = handler.get_query_argument("token", "")
-        if not hmac.compare_digest(given.strip().encode(), self.token.encode()):
+        given = given.strip()
+        if not hmac.compare_digest(given.encode(), token.encode()):
             handler.set_header("WWW-Authenticate", "Bearer")
-            raise Refusal(401, "the token is missing or wrong; send ?token= or Authorization: Bearer (--token)")
+            delay = self._guesses.add(handler.request.remote_ip) if given else 0.0
+            text = "the token is missing or wrong; send ?token= or Authorization: Bearer (--token)"
+            raise Refusal(401, text, delay)
 
 
 class AccessHandler(RequestHandler):
     """The base of every handler here: it has the rules of its mount, and its refusals are plain text."""
 
     access: Access
+    _on_connection_close: asyncio.Event | None = None
+
+    def set_default_headers(self) -> None:
+        """Have no address, which may have a token in it, sent to other sites, and no content guessed.
+
+        What the application sets comes after these.
+        """
+        self.set_header("Referrer-Policy", "no-referrer")
+        self.set_header("X-Content-Type-Options", "nosniff")
+        super().set_default_headers()
 
     async def check_request(self) -> None:
         """Raise `Refusal` unless the request may watch; for subclasses with rules of their own."""
-        await self.access.check_request(self)
+        try:
+            await self.access.check_request(self)
+        except Refusal as refusal:
+            if refusal.delay:
+                await self._delay(refusal.delay)
+            raise
+
+    async def _delay(self, seconds: float) -> None:
+        self._on_connection_close = asyncio.Event()
+        waiting = asyncio.ensure_future(self._on_connection_close.wait())
+        await asyncio.wait([waiting], timeout=seconds)
+        waiting.cancel()
+
+    def on_connection_close(self) -> None:
+        """End the delay of an answer for which nobody waits any more."""
+        super().on_connection_close()
+        if self._on_connection_close is not None:
+            self._on_connection_close.set()
 
     def _request_summary(self) -> str:
         """Return what stands in a log line: without the query, in which there may be a token."""
@@ -237,9 +325,48 @@ def _host_name(header: str) -> str | None:
         return host or None
 
 
+def _is_host(setting: str) -> bool:
+    """Return whether the Host header of a browser can have this name or address, in brackets or not."""
+    try:
+        return "%" not in str(ipaddress.ip_address(setting))  # the host of a URL has no zone
+    except ValueError:
+        return _is_authority(setting)
+
+
+def _is_authority(setting: str) -> bool:
+    """Return whether a text is a name or an address, in brackets if it is IPv6, with or without a port."""
+    if not re.fullmatch(r"([A-Za-z0-9._-]+|\[[0-9A-Fa-f:.]+\])(:[0-9]*)?", setting):
+        return False
+    host = _host_name(setting) or ""
+    try:
+        ipaddress.ip_address(host)
+    except ValueError:  # a browser takes a name that ends in a number for an IPv4 address
+        return all(host.split(".")) and not host.rpartition(".")[2].isdecimal()
+    return True
+
+
+def _is_origin(setting: str) -> bool:
+    """Return whether the Origin header of a browser can be this one: no path, nor the port that the scheme implies."""
+    scheme, separator, authority = setting.lower().partition("://")
+    if scheme in ("http", "https"):
+        own_port = "80" if scheme == "http" else "443"
+        port = re.search(r":([0-9]*)$", authority)
+        return bool(separator) and _is_authority(authority) and (port is None or port[1] not in ("", own_port))
+    return setting == "null" or re.fullmatch(r"[A-Za-z][A-Za-z0-9+.-]*://[^/\s*]*", setting) is not None
+
+
 def is_loopback(host: str) -> bool:
     """Return whether a name or an address is this machine's own."""
     try:
-        return ipaddress.ip_address(host).is_loopback
+        address = ipaddress.ip_address(host)
     except ValueError:
         return host == "localhost"
+    return (getattr(address, "ipv4_mapped", None) or address).is_loopback
+
+
+def _is_remote(address: str) -> bool:
+    """Return whether an address is another machine's; Tornado gives ``0.0.0.0`` to what comes by a Unix socket."""
+    try:
+        return not is_loopback(address) and not ipaddress.ip_address(address).is_unspecified
+    except ValueError:
+        return False

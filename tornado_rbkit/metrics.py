@@ -48,7 +48,8 @@ class MetricsHandler(PageHandler):
 
     async def get(self) -> None:
         """Answer with the figures of this moment."""
-        await self.prepare_page(CONTENT_TYPE_LATEST)
+        await self.check_request()
+        self.begin(CONTENT_TYPE_LATEST)
         registry = CollectorRegistry()
         registry.register(BridgeCollector(self.bridges))
         await self.finish(generate_latest(registry))

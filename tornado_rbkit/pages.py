@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Mapping
-from typing import Any
+from typing import Any, cast
 
 from tornado_rbkit.access import Access, AccessHandler
 from tornado_rbkit.bridge import Bridge
@@ -21,25 +21,35 @@ class PageHandler(AccessHandler):
         self.access = access or Access()
         self.listed = bridge is None  # several may come and go, and `targets` beside the page has their names
 
-    async def prepare_page(self, content_type: str) -> None:
-        """Raise `Refusal` unless the request may see the page; begin the answer."""
-        await self.check_request()
+    async def head(self, *args: Any, **kwargs: Any) -> None:
+        """Answer as `get` does; Tornado leaves out the body."""
+        await cast("Any", self).get(*args, **kwargs)
+
+    def begin(self, content_type: str) -> None:
+        """Begin the answer to a request that was checked."""
         self.set_header("Content-Type", content_type)
         self.set_header("Cache-Control", "no-store")
-        self.set_header("X-Content-Type-Options", "nosniff")
 
     async def finish_json(self, value: Any) -> None:
         """Answer with JSON; a path or a name that is not UTF-8 comes as lone surrogates."""
-        await self.prepare_page("application/json")
+        self.begin("application/json")
         await self.finish(json.dumps(value, indent=1) + "\n")
 
 
 class StatusHandler(PageHandler):
-    """`Bridge.stats` as JSON; of several bridges, all of them below ``targets``."""
+    """`Bridge.stats` as JSON; of several bridges, all of them below ``targets``.
+
+    The addresses of clients are left out for a request that may not send ``objectspace_snapshot``.
+    """
 
     async def get(self) -> None:
         """Answer with the figures of this moment."""
+        await self.check_request()
+        shows_clients = await self.access.shows_clients(self)
         stats = {name: bridge.stats() for name, bridge in self.bridges.items()}
+        if not shows_clients:
+            for client in (client for figures in stats.values() for client in figures["clients"]):
+                del client["remote"]
         await self.finish_json(stats.get("", {"targets": stats}))
 
 
@@ -48,6 +58,7 @@ class TargetsHandler(PageHandler):
 
     async def get(self) -> None:
         """Answer with a list, whose paths are relative to this one's."""
+        await self.check_request()
         await self.finish_json(
             [
                 {"name": name, "ws": f"{name}/ws", "status": f"{name}/status", "state": bridge.state.value}

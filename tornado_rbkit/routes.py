@@ -5,18 +5,21 @@ from __future__ import annotations
 import importlib.util
 import re
 from collections.abc import Mapping
-from typing import Any, Final
+from typing import TYPE_CHECKING, Any, Final
 
 from tornado.httputil import HTTPServerRequest
 from tornado.routing import Matcher, PathMatches, Rule
 from tornado.web import RequestHandler
 
-from tornado_rbkit.access import Access
+from tornado_rbkit.access import Access, AccessSettings
 from tornado_rbkit.bridge import Bridge
 from tornado_rbkit.dashboard import AssetHandler, IndexHandler
 from tornado_rbkit.pages import StatusHandler, TargetsHandler
 from tornado_rbkit.protocol import SUBPROTOCOL
 from tornado_rbkit.websocket import RbkitWebSocketHandler, SubprotocolMatches
+
+if TYPE_CHECKING:
+    from typing_extensions import Unpack  # which type checkers have; `typing` has it since Python 3.11
 
 RESERVED_NAMES: Final = frozenset({"ws", "status", "targets", "metrics", "static"})
 NAME: Final = r"[A-Za-z0-9][A-Za-z0-9._~-]*"
@@ -25,7 +28,9 @@ NAME: Final = r"[A-Za-z0-9][A-Za-z0-9._~-]*"
 def rbkit_routes(
     bridges: Bridge | Mapping[str, Bridge] | None = None,
     prefix: str = "/rbkit",
-    **access: Any,
+    *,
+    anywhere: bool = True,
+    **access: Unpack[AccessSettings],
 ) -> list[Rule]:
     """Return the routes to put before an application's own.
 
@@ -38,17 +43,20 @@ def rbkit_routes(
         bridges: one; or several by name, in a mapping that may change while the server runs; or none, for one at
             rbkit's default ports. They are the caller's to close.
         prefix: where the pages and the WebSockets are.
+        anywhere: whether the WebSocket is at any path. If it is, rules that go by path, as those of a proxy or of a
+            login before ``PREFIX``, do not protect it.
         access: the settings of `Access`, for all of them.
 
     Raises:
         ValueError: a name that a path cannot have or that is reserved, or a setting out of its range.
+        TypeError: there is no such setting.
         EndpointError: ``RBKIT_PUB_PORT`` or ``RBKIT_REQ_PORT`` is not a port.
     """
     rules = Access(**access)
     named = bridges if isinstance(bridges, Mapping) else {"": bridges or Bridge()}
     for name in named:
         check_name(name)
-    base = re.escape(f"/{prefix.strip('/')}".rstrip("/"))
+    base = re.escape(f"/{check_prefix(prefix).strip('/')}".rstrip("/"))
     one_of_them = re.compile(f"{base}/({NAME})/ws") if isinstance(bridges, Mapping) else None
     pages: dict[str, type[RequestHandler]] = {"/status": StatusHandler, "/targets": TargetsHandler, "/?": IndexHandler}
     if importlib.util.find_spec("prometheus_client"):
@@ -57,12 +65,28 @@ def rbkit_routes(
         pages["/metrics"] = MetricsHandler
     return [
         Rule(OneBridge(PathMatches(f"{base}/({NAME})/ws"), named, rules), RbkitWebSocketHandler),
-        Rule(OneBridge(SubprotocolMatches(SUBPROTOCOL), named, rules, one_of_them), RbkitWebSocketHandler),
+        *(
+            [Rule(OneBridge(SubprotocolMatches(SUBPROTOCOL), named, rules, one_of_them), RbkitWebSocketHandler)]
+            if anywhere
+            else []
+        ),
         Rule(OneBridge(PathMatches(f"{base}/ws"), named, rules), RbkitWebSocketHandler),
         Rule(OneBridge(PathMatches(f"{base}/({NAME})/status"), named, rules), StatusHandler),
         Rule(PathMatches(f"{base}/static/(.*)"), AssetHandler, {"access": rules}),
         *(Rule(PathMatches(base + path), page, {"bridges": named, "access": rules}) for path, page in pages.items()),
     ]
+
+
+def check_prefix(prefix: str) -> str:
+    """Return a prefix that the path of a URL can have, as browsers send it.
+
+    Raises:
+        ValueError: it cannot.
+    """
+    if not re.fullmatch(r"[A-Za-z0-9._~!$&'()*+,;=:@/-]*", prefix) or {".", ".."} & set(prefix.split("/")):
+        allowed = "ASCII that a URL does not escape, as /tools/rbkit"
+        raise ValueError(f"the prefix {prefix!r} is not the path of a URL; allowed: {allowed} (--prefix)")
+    return prefix
 
 
 def check_name(name: str) -> str:

@@ -15,14 +15,16 @@ from tests.faults.serving import Serving, serving
 from tests.faults.steady import SteadyProcess
 from tests.faults.witness import Witness
 
+OPEN = pytest.mark.parametrize("server", [[]], indirect=True, ids=["without a token"])
 KEY = "dGhlIHNhbXBsZSBub25jZQ=="
 PROGRAM = "import sys; from tornado_rbkit import cli, listener; listener.REQUEST_TIMEOUT = 1.0; sys.exit(cli.main())"
 
 
 @pytest.fixture
-def server(profiler: SteadyProcess, tmp_path: Path) -> Iterator[Serving]:
-    """`tornado-rbkit -v serve` with a token, whose patience is a second."""
-    options = ["-v", "serve", "--pub", profiler.pub, "--req", profiler.req, "--port", "0", "--token", "s3cret"]
+def server(request: pytest.FixtureRequest, profiler: SteadyProcess, tmp_path: Path) -> Iterator[Serving]:
+    """`tornado-rbkit -v serve` with a token, or what `OPEN` says, whose patience is a second."""
+    rules = getattr(request, "param", ["--token", "s3cret"])
+    options = ["-v", "serve", "--pub", profiler.pub, "--req", profiler.req, "--port", "0", *rules]
     with serving(tmp_path / "log", [sys.executable, "-X", "dev", "-W", "error", "-c", PROGRAM, *options]) as running:
         yield running
 
@@ -51,6 +53,7 @@ async def test_what_is_not_a_file_of_the_page_is_not_found(server: Serving, path
     assert got.split(b" ")[1] in (b"404", b"403", b"400"), got[:200]
 
 
+@OPEN
 async def test_hosts_in_every_disguise(server: Serving) -> None:
     for host in ("127.0.0.1", "LOCALHOST", "localhost.", "localhost:1", "[::1]", "[::1]:8765", "127.1.2.3"):
         assert b" 200 " in (await answer(server, get("/rbkit/status", f"Host: {host}")))[:20], host
@@ -127,6 +130,7 @@ async def test_who_takes_forever_to_ask_is_let_go_and_who_watches_is_not(server:
     assert len(server.log.splitlines()) < 40, "a repeated line is counted, not repeated"
 
 
+@OPEN
 async def test_a_flood_of_refusals_is_counted_in_the_log(server: Serving) -> None:
     for _ in range(120):
         await answer(server, get("/rbkit/status", "Host: evil.example"))

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from typing import Any
 
 import pytest
@@ -106,16 +107,38 @@ async def test_read_only_refuses_commands(jupyter: StartJupyter, settings: dict[
     assert (await ask(connection, "trigger_gc")).startswith(b"0error:forbidden")
 
 
+@pytest.mark.parametrize("policy", [None, "frame-ancestors 'self' https://portal.example", "img-src *"])
 @pytest.mark.parametrize("path", PAGES)
-async def test_pages_have_jupyter_s_policy_beside_their_own(
-    jupyter: StartJupyter, settings: dict[str, Any], path: str
+async def test_which_sites_may_frame_it_is_in_jupyter_s_policy_alone(
+    jupyter: StartJupyter, settings: dict[str, Any], path: str, policy: str | None
 ) -> None:
-    server = await jupyter(**settings)
+    headers = {"headers": {"Content-Security-Policy": policy}} if policy else {}
+    server = await jupyter({"tornado_settings": headers}, **settings)
     response = await server.get(path)
     policies = response.headers.get_list("Content-Security-Policy")
-    assert any("frame-ancestors 'self'" in policy for policy in policies)
-    assert path != "rbkit/" or any("default-src 'none'" in policy for policy in policies)
+    expected = policy or "frame-ancestors 'self'; report-uri"
+    assert [each for each in policies if expected in each], "Jupyter's"
+    assert len([each for each in policies if "frame-ancestors" in each]) == ("frame-ancestors" in expected)
+    assert len([each for each in policies if "default-src 'none'" in each]) == (path == "rbkit/")
     assert response.headers["X-Content-Type-Options"] == "nosniff"
+    assert response.headers["Referrer-Policy"] == "no-referrer"
+
+
+@pytest.mark.parametrize("path", PAGES)
+async def test_head_is_answered_as_get_is(jupyter: StartJupyter, settings: dict[str, Any], path: str) -> None:
+    server = await jupyter(**settings)
+    assert await server.knock(path, method="HEAD") == 200
+    assert await server.knock(path, None, method="HEAD") in (302, 403)
+
+
+@pytest.mark.parametrize(("configuration", "shown"), [({}, True), ({"authorizer_class": Watchers}, False)])
+async def test_addresses_of_clients_are_for_those_who_may_execute(
+    jupyter: StartJupyter, settings: dict[str, Any], configuration: dict[str, Any], shown: bool
+) -> None:
+    server = await jupyter(configuration, **settings)
+    await ask(await server.connect("rbkit/web-1/ws"), "handshake")
+    status = json.loads((await server.get("rbkit/web-1/status")).body)
+    assert ["remote" in client for client in status["clients"]] == [shown]
 
 
 @pytest.mark.parametrize("path", PAGES)
@@ -137,6 +160,7 @@ async def test_a_target_that_is_not_there_is_not_found(
 def test_the_handlers_hide_nothing_of_jupyter_s() -> None:
     """Names that mean one thing to Jupyter and another to us would be found by nobody else."""
     meant = {"initialize", "get", "write_error", "finish", "check_origin", "head"}
+    meant |= {"set_default_headers", "on_connection_close"}  # they call Jupyter's
     meant |= {"get_login_url", "auth_resource", "_request_summary"}
     meant |= {"access", "__module__", "__doc__", "__annotations__", "__firstlineno__", "__static_attributes__"}
     ours = [

@@ -20,8 +20,9 @@ _PAGE: Final = Template((_HERE / "page.html").read_text(encoding="utf-8"))
 
 CONTENT_SECURITY_POLICY: Final = (
     "default-src 'none'; script-src 'self'; worker-src 'self'; style-src 'self'; img-src data:; connect-src 'self'; "
-    "base-uri 'none'; form-action 'none'; frame-ancestors 'self'"
+    "base-uri 'none'; form-action 'none'"
 )
+"""The page's own; `Access.frame_ancestors` is added to it."""
 
 
 class IndexHandler(PageHandler):
@@ -33,12 +34,22 @@ class IndexHandler(PageHandler):
         if not self.request.path.endswith("/"):
             self.redirect(self.request.path.rpartition("/")[2] + "/" + query)
             return
-        await self.prepare_page("text/html; charset=UTF-8")
+        await self.check_request()
         if not (_STATIC / "app.js").exists():
             raise Refusal(503, "the dashboard was not built; `pip install -e .` in the checkout builds it")
-        self.set_header("Content-Security-Policy", CONTENT_SECURITY_POLICY)
+        self.begin("text/html; charset=UTF-8")
+        self._add_policy()
         commands = " ".join(sorted(self.access.page_commands))
         await self.finish(_PAGE.generate(query=query, commands=commands, listed=self.listed))
+
+    def _add_policy(self) -> None:
+        """Add the page's policy to those of the application, whose frame-ancestors, if any, are not narrowed."""
+        policies = self._headers.get_list("Content-Security-Policy")
+        ancestors = self.access.frame_ancestors
+        if ancestors is None or any("frame-ancestors" in policy.lower() for policy in policies):
+            self.add_header("Content-Security-Policy", CONTENT_SECURITY_POLICY)
+        else:
+            self.add_header("Content-Security-Policy", f"{CONTENT_SECURITY_POLICY}; frame-ancestors {ancestors}")
 
 
 class AssetHandler(AccessHandler, StaticFileHandler):
@@ -60,6 +71,5 @@ class AssetHandler(AccessHandler, StaticFileHandler):
             raise HTTPError(503, f"{path} cannot be read: {error.strerror}") from error
 
     def set_extra_headers(self, path: str) -> None:
-        """Have the files that a new version brings taken at once, and nothing guessed about them."""
+        """Have the files that a new version brings taken at once."""
         self.set_header("Cache-Control", "no-cache")
-        self.set_header("X-Content-Type-Options", "nosniff")

@@ -14,7 +14,6 @@ from jupyter_core.utils import ensure_async
 from jupyter_server.auth.decorator import authorized, ws_authenticated
 from jupyter_server.base.handlers import JupyterHandler
 from jupyter_server.base.websocket import WebSocketMixin
-from tornado.concurrent import Future
 from tornado.routing import PathMatches, Rule
 from tornado.web import HTTPError, RequestHandler, authenticated
 
@@ -42,8 +41,8 @@ class JupyterAccess(Access):
 
 
 def jupyter_access(read_only: bool) -> Access:
-    """Return the rules for all handlers here."""
-    return JupyterAccess(authorize=_is_authorized, read_only=read_only)
+    """Return the rules for all handlers here; which sites may frame the page is in Jupyter's own policy header."""
+    return JupyterAccess(authorize=_is_authorized, read_only=read_only, frame_ancestors=None)
 
 
 def jupyter_routes(bridges: Mapping[str, Bridge], base_url: str, access: Access) -> list[Rule]:
@@ -97,18 +96,16 @@ class JupyterPageHandler(AccessHandler, JupyterHandler):
         """Answer as the other base does."""
         await cast("Any", super()).get(*args, **kwargs)
 
+    @_guarded
+    async def head(self, *args: Any, **kwargs: Any) -> None:
+        """Answer as `get` does, without the body."""
+        await cast("Any", super()).head(*args, **kwargs)
+
     async def check_request(self) -> None:
         """Raise `Refusal` for another site's scripts too, which Jupyter leaves to its APIHandler."""
         if not self.check_origin():
             raise _foreign(self)
         await super().check_request()
-
-    def finish(self, chunk: str | bytes | dict[str, Any] | None = None) -> Future[None]:
-        """Finish the response; Jupyter's policy holds beside the page's own."""
-        policy = self.content_security_policy
-        if policy not in self._headers.get_list("Content-Security-Policy"):
-            self.add_header("Content-Security-Policy", policy)
-        return super().finish(chunk)
 
 
 class JupyterIndexHandler(JupyterPageHandler, IndexHandler):
@@ -135,11 +132,6 @@ class JupyterTargetsHandler(_ScriptsHandler, TargetsHandler):
 
 class JupyterAssetHandler(_ScriptsHandler, AssetHandler):
     """The page's scripts and styles."""
-
-    @_guarded
-    async def head(self, path: str) -> None:
-        """Answer as `get` does, without the file."""
-        await self.get(path, include_body=False)
 
 
 async def _is_authorized(handler: RequestHandler, command: str) -> bool:
