@@ -21,6 +21,7 @@ from selenium.webdriver.chromium.webdriver import ChromiumDriver
 from selenium.webdriver.common.by import By
 from selenium.webdriver.remote.webelement import WebElement
 from tornado.httpserver import HTTPServer
+from tornado.httputil import HTTPServerRequest
 from tornado.netutil import bind_sockets
 from tornado.web import Application
 
@@ -218,6 +219,7 @@ class Site:
         self._loop: asyncio.AbstractEventLoop
         self._stopped: asyncio.Event
         self.port = 0
+        self.requests: list[HTTPServerRequest] = []
 
     def start(self) -> Site:
         """Listen; after `stop` at the same port as before."""
@@ -237,7 +239,8 @@ class Site:
         self._loop, self._stopped = asyncio.get_running_loop(), asyncio.Event()
         bridges = {name: Bridge(**options) for name, options in self._bridges.items()}
         routes = rbkit_routes(bridges.get("") or bridges, self._prefix, **self._access)
-        http = HTTPServer(Application(routes))
+        application = Application(routes, log_function=lambda handler: self.requests.append(handler.request))
+        http = HTTPServer(application)
         sockets = bind_sockets(self.port, "127.0.0.1")
         http.add_sockets(sockets)
         self.port = sockets[0].getsockname()[1]

@@ -3,17 +3,20 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import os
+import socket
+import threading
 
 import msgpack
 import pytest
 from tornado.httpserver import HTTPServer
 from tornado.netutil import bind_sockets
-from tornado.web import Application
+from tornado.web import Application, RequestHandler
 
 from tests.dashboard.conftest import Page, Script, Serve
 from tests.fake_rbkit import FakeRbkit, rbkit_process
-from tornado_rbkit import AssetHandler, Bridge, IndexHandler, RbkitWebSocketHandler
+from tornado_rbkit import AssetHandler, Bridge, IndexHandler, RbkitWebSocketHandler, StatusHandler
 from tornado_rbkit.protocol import COMMANDS
 
 OFTEN = "const plain = setInterval; self.setInterval = (act, ms) => plain(act, ms / 20);"
@@ -166,6 +169,178 @@ def test_it_works_beneath_any_prefix_and_with_a_token(page: Page, site: Serve, r
     server = site(rbkit, prefix=prefix, access={"token": "secret"})
     page.open(f"{server.url}?token=secret")
     page.until_live()
+
+
+def test_the_token_leaves_the_address_and_a_reload_finds_it(page: Page, site: Serve, rbkit: FakeRbkit) -> None:
+    server = site(one=rbkit, access={"token": "sec ret"})
+    page.expected_console = ["401"]
+    page.open(f"{server.url}?token=sec%20ret&target=one", "objects")
+    page.until_live()
+    for _ in range(2):
+        assert page.driver.current_url == f"{server.url}?target=one#objects"
+        page.driver.refresh()
+        page.until_live()
+    assert {request.headers.get("Referer") for request in server.requests} == {None}
+    # A copied link opens for nobody who has not the token, and asks for it.
+    page.driver.switch_to.new_window("tab")
+    page.driver.get(f"{server.url}?target=one#objects")
+    page.until(lambda: "the token is missing or wrong" in page.text, "it asks for the token")
+    page.one("input").send_keys("wrong")
+    page.one("button").click()
+    page.until(lambda: page.driver.current_url.count("token=wrong") == 1, "the wrong one is tried")
+    page.until(lambda: page.one("input").get_attribute("value") == "", "it asks again")
+    page.one("input").send_keys("sec ret")
+    page.one("button").click()
+    page.until_live()
+    assert page.driver.current_url == f"{server.url}?target=one#objects"
+    page.driver.close()
+    page.driver.switch_to.window(page.driver.window_handles[0])
+
+
+def test_a_query_that_the_server_did_not_ask_for_stays(page: Page, site: Serve, rbkit: FakeRbkit) -> None:
+    page.open(f"{site(rbkit).url}?token=the-application-s-own")
+    page.until_live()
+    assert "token=the-application-s-own" in page.driver.current_url
+
+
+def test_it_asks_for_binary_whatever_the_server_s_default(page: Page, site: Serve, rbkit: FakeRbkit) -> None:
+    server = site(rbkit, options={"default_encoding": "escaped"})
+    page.open(server.url)
+    page.until_live()
+    page.open(f"{server.url}?encoding=escaped")
+    page.until_live()
+
+
+def test_a_reply_that_is_nonsense_holds_no_button(page: Page, site: Serve, rbkit: FakeRbkit) -> None:
+    rbkit.reply[b"trigger_gc"] = "r\u00e9ussi \0".encode()
+    page.open(site(rbkit).url)
+    page.until_live()
+    page.click("Collect garbage")
+    page.until(lambda: b"trigger_gc" in rbkit.received, "it is asked")
+    page.until(lambda: page.obstacle("Heap snapshot") is None, "others can be given again")
+
+
+def test_a_handshake_that_is_nonsense_is_told(page: Page, site: Serve, rbkit: FakeRbkit) -> None:
+    nonsense = msgpack.packb({0: 8, 1: 1.0, 2: None})
+    rbkit.handshake = lambda: nonsense  # type: ignore[method-assign]
+    page.open_with(site(rbkit).url, "", OFTEN)
+    page.until(lambda: page.state == "waiting for the profiler", "it is not live")
+    page.until(lambda: "the reply to handshake could not be read" in page.text, "it says why")
+    del rbkit.handshake
+    page.until_live()
+
+
+def test_lengths_that_are_claimed_break_nothing(page: Page, site: Serve, script: Script) -> None:
+    page.open(site(script.rbkit).url, "objects")
+    page.until_live()
+    script.rbkit.publish(b"\xdd\x01\xc9\xc3\x80" * 60)
+    script.publish((0.0, 0, {3: 1, 4: "Thing"}), (0.0, 0, {3: 2, 4: 5}), (float("nan"), 0, {3: 3, 4: "Thing"}))
+    page.until(lambda: "2 not readable" in page.one("footer").text, "they are counted")
+    page.until(lambda: page.row("Live objects", "Thing")[0] == "1", "the next is shown")
+    assert page.row("Live objects", "5")[0] == "1"
+
+
+def test_counters_that_fall_again_and_again_are_not_told_for_each(page: Page, site: Serve, script: Script) -> None:
+    page.open(site(script.rbkit).url)
+    page.until_live()
+    for number in range(300):
+        script.rbkit.counter = 1000 + number if number % 2 else number
+        script.publish((0.001 * number, 0, {3: number, 4: "Thing"}))
+    page.until(lambda: "300 messages" in page.one("footer").text, "all have come")
+    page.until(lambda: any("counters fall again and again" in text for text in page.alerts), "it is told")
+    assert len(page.alerts) <= 4  # the bridge tells it as well, once
+
+
+class Middlebox(threading.Thread):
+    """Passes connections on; those that are open when it forgets them get nothing any more, and are never closed."""
+
+    def __init__(self, port: int) -> None:
+        super().__init__(daemon=True)
+        self._to = port
+        self._listening = socket.create_server(("127.0.0.1", 0))
+        self.port = self._listening.getsockname()[1]
+        self._age = 0
+        self._sockets: list[socket.socket] = []
+        self.start()
+
+    def forget(self) -> None:
+        self._age += 1
+
+    def run(self) -> None:
+        while True:
+            try:
+                near, _ = self._listening.accept()
+            except OSError:
+                return  # closed
+            far = socket.create_connection(("127.0.0.1", self._to))
+            self._sockets += [near, far]
+            for one, other in ((near, far), (far, near)):
+                threading.Thread(target=self._pump, args=(one, other, self._age), daemon=True).start()
+
+    def _pump(self, one: socket.socket, other: socket.socket, age: int) -> None:
+        with contextlib.suppress(OSError):
+            while data := one.recv(65536):
+                if age == self._age:
+                    other.sendall(data)
+            if age == self._age:
+                other.shutdown(socket.SHUT_WR)
+
+    def close(self) -> None:
+        for each in [self._listening, *self._sockets]:
+            with contextlib.suppress(OSError):
+                each.shutdown(socket.SHUT_RDWR)
+            each.close()
+
+
+def test_a_connection_that_is_dead_without_a_close_is_lost_and_another_is_opened(
+    page: Page, site: Serve, rbkit: FakeRbkit
+) -> None:
+    server = site(rbkit)
+    box = Middlebox(server.port)
+    try:
+        page.open_with(server.url.replace(str(server.port), str(box.port)), "", OFTEN)
+        page.until_live()
+        box.forget()
+        page.until(lambda: "nothing came for" in page.text, "it is lost")
+        page.until_live()
+        page.driver.get("about:blank")
+    finally:
+        box.close()
+
+
+@pytest.mark.parametrize("status", [400, 403])
+async def test_an_upgrade_that_something_in_between_refuses_is_told(page: Page, rbkit: FakeRbkit, status: int) -> None:
+    class Refusing(RequestHandler):
+        def get(self) -> None:
+            self.set_status(status)
+            self.finish("refused")
+
+    page.expected_console = ["WebSocket connection to"]
+    bridge = Bridge(**rbkit.endpoints)
+    http = HTTPServer(
+        Application(
+            [
+                (r"/profiler/", IndexHandler, {"bridge": bridge}),
+                (r"/profiler/ws", Refusing),
+                (r"/profiler/status", StatusHandler, {"bridge": bridge}),
+                (r"/profiler/static/(.*)", AssetHandler),
+            ]
+        )
+    )
+    sockets = bind_sockets(0, "127.0.0.1")
+    http.add_sockets(sockets)
+
+    def look() -> None:
+        page.open(f"http://127.0.0.1:{sockets[0].getsockname()[1]}/profiler/")
+        page.until(lambda: page.state == "no WebSocket", "it is told")
+        page.until(lambda: "Upgrade" in page.text and "allowed_origins" in page.text, "the two causes are named")
+        page.until(lambda: "Trying again in" in page.text, "it is tried again")
+        page.driver.get("about:blank")
+
+    await asyncio.to_thread(look)
+    http.stop()
+    await bridge.close()
+    await http.close_all_connections()
 
 
 def test_a_refused_websocket_says_why(page: Page, site: Serve, rbkit: FakeRbkit) -> None:

@@ -135,6 +135,23 @@ def test_functions_have_the_samples_that_python_counts(page: Page, site: Serve, 
     assert max(whole.values()) <= len(ruby_samples())
 
 
+def test_of_a_thread_for_each_request_the_list_has_the_busiest(page: Page, site: Serve, script: Script) -> None:
+    page.open(site(script.rbkit).url, "cpu")
+    page.until_live()
+    publish(script, *[stack("main", "loop", thread=1)] * 40)
+    publish(script, *(stack("handle", f"request{number % 7}", thread=10 + number) for number in range(3000)))
+    page.until(lambda: "3,040 samples" in page.text, "all are counted")
+    menu = next(menu for menu in page.all("select") if menu.get_attribute("aria-label") == "Thread")
+    names = page.script("return [...arguments[0].options].map(option => option.text)", menu)
+    assert len(names) == 52
+    assert names[:2] == ["all", "1 (1.3 %)"]
+    assert names[-1].startswith("(others) (")
+    page.choose("Thread", "(others)")
+    page.until(lambda: shown(page)["handle"][1] == 3000 - 49, "the others are together")
+    page.choose("Thread", "1 ")
+    page.until(lambda: shown(page) == {"loop": (40, 40), "main": (0, 40)}, "it has its own")
+
+
 def test_a_thread_s_functions_are_its_own(page: Page, site: Serve, rbkit: FakeRbkit) -> None:
     samples = open_ruby(page, site, rbkit)
     for thread in {sample.frames[0].thread_id for sample in samples}:

@@ -66,9 +66,16 @@ def choose_class(page: Page, caption: str, name: str) -> None:
 
 
 def link(page: Page, within: str, text: str) -> Any:
+    """Return a link, once the browser has laid out the row that it is in."""
     links = "[...document.querySelectorAll(arguments[0])].filter(one => one.checkVisibility())"
-    found = page.script(f"return {links}.filter(one => one.innerText === arguments[1])", f"{within} button.link", text)
-    assert len(found) == 1, f"{len(found)} links {text!r}"
+    found: list[Any] = []
+
+    def look() -> bool:
+        code = f"return {links}.filter(one => one.innerText === arguments[1])"
+        found[:] = page.script(code, f"{within} button.link", text)
+        return len(found) == 1
+
+    page.until(look, f"there is one link {text!r}")
     return found[0]
 
 

@@ -5,8 +5,10 @@ built, and talk to the WebSocket beside it; they ask nothing of any other server
 from __future__ import annotations
 
 import re
+from base64 import b64encode
+from hashlib import sha256
 from pathlib import Path
-from typing import Final
+from typing import Any, Final
 
 from tornado.template import Template
 from tornado.web import HTTPError, StaticFileHandler
@@ -17,6 +19,13 @@ from tornado_rbkit.pages import PageHandler
 _HERE: Final = Path(__file__).parent
 _STATIC: Final = _HERE / "static"
 _PAGE: Final = Template((_HERE / "page.html").read_text(encoding="utf-8"))
+
+_LOCKED: Final = Template((_HERE / "locked.html").read_text(encoding="utf-8"))
+_LOCKED_SCRIPT: Final = (_HERE / "locked.js").read_text(encoding="utf-8")
+_LOCKED_POLICY: Final = (
+    f"default-src 'none'; script-src 'sha256-{b64encode(sha256(_LOCKED_SCRIPT.encode()).digest()).decode()}'; "
+    "img-src data:; base-uri 'none'; form-action 'none'"
+)
 
 CONTENT_SECURITY_POLICY: Final = (
     "default-src 'none'; script-src 'self'; worker-src 'self'; style-src 'self'; img-src data:; connect-src 'self'; "
@@ -37,19 +46,30 @@ class IndexHandler(PageHandler):
         await self.check_request()
         if not (_STATIC / "app.js").exists():
             raise Refusal(503, "the dashboard was not built; `pip install -e .` in the checkout builds it")
-        self.begin("text/html; charset=UTF-8")
-        self._add_policy()
+        self._begin(CONTENT_SECURITY_POLICY)
         commands = " ".join(sorted(self.access.page_commands))
-        await self.finish(_PAGE.generate(query=query, commands=commands, listed=self.listed))
+        locked = self.access.token is not None
+        await self.finish(_PAGE.generate(query=query, commands=commands, listed=self.listed, locked=locked))
 
-    def _add_policy(self) -> None:
-        """Add the page's policy to those of the application, whose frame-ancestors, if any, are not narrowed."""
+    def write_error(self, status_code: int, **kwargs: Any) -> None:
+        """Let a browser without the right token open the page with the token that its tab has kept, or ask for one."""
+        error = kwargs.get("exc_info", (None, None, None))[1]
+        if status_code != 401 or "text/html" not in self.request.headers.get("Accept", ""):
+            super().write_error(status_code, **kwargs)
+            return
+        self._begin(_LOCKED_POLICY)
+        text = error.text if isinstance(error, Refusal) else self._reason
+        self.finish(_LOCKED.generate(text=text, script=_LOCKED_SCRIPT))
+
+    def _begin(self, policy: str) -> None:
+        """Begin a page; add its policy to the application's, whose frame-ancestors, if any, are not narrowed."""
+        self.begin("text/html; charset=UTF-8")
         policies = self._headers.get_list("Content-Security-Policy")
         ancestors = self.access.frame_ancestors
-        if ancestors is None or any("frame-ancestors" in policy.lower() for policy in policies):
-            self.add_header("Content-Security-Policy", CONTENT_SECURITY_POLICY)
+        if ancestors is None or any("frame-ancestors" in each.lower() for each in policies):
+            self.add_header("Content-Security-Policy", policy)
         else:
-            self.add_header("Content-Security-Policy", f"{CONTENT_SECURITY_POLICY}; frame-ancestors {ancestors}")
+            self.add_header("Content-Security-Policy", f"{policy}; frame-ancestors {ancestors}")
 
 
 class AssetHandler(AccessHandler, StaticFileHandler):

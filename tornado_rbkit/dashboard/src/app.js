@@ -1,9 +1,10 @@
 // The page: which profiler, how it is with it, what may be asked of it, and the views.
 
+import { query } from "./address.js";
 import { fileButton, h, save, setAttribute, setDisabled, setText } from "./dom.js";
 import * as format from "./format.js";
 import { PROTOCOL_MAJOR } from "./model/protocol.js";
-import { ask } from "./rpc.js";
+import { ask, onFailure } from "./rpc.js";
 import { CpuView } from "./views/cpu.js";
 import { MemoryView } from "./views/memory.js";
 import { ObjectsView } from "./views/objects.js";
@@ -12,12 +13,15 @@ import { SnapshotsView } from "./views/snapshots.js";
 const HEADER_SECONDS = 0.25;
 const TARGETS_SECONDS = 5;
 const FAILURE_SECONDS = 15;
+const SHOWN_FAILURES = 10;
+const SHOWN_TARGETS = 200;
 
 const STATES = {
   connecting: "connecting…",
   live: "live",
   waiting: "waiting for the profiler",
   lost: "connection lost",
+  unopened: "no WebSocket",
   refused: "refused",
   closed: "closed",
   file: "from a file",
@@ -42,8 +46,10 @@ class Page {
   #header = null;
   #process = null; // number, null for the newest
   #targets = [];
+  #drawnTargets = "";
+  #drawnProcesses = "";
   #target = new URLSearchParams(location.search).get("target");
-  #told = 0; // lines of the session's log
+  #told = [0, 0]; // the session, and the last line of its log
   #drawnAt = 0;
   #busy = false;
 
@@ -101,6 +107,7 @@ class Page {
         this.honesty,
       ),
     );
+    onFailure((message) => this.#fail(`The page's worker failed: ${message}. Reload the page.`));
     addEventListener("hashchange", () => this.#open(location.hash.slice(1)));
     addEventListener("visibilitychange", () => this.#tick());
     this.#open(location.hash.slice(1));
@@ -164,7 +171,7 @@ class Page {
   async #findTargets() {
     if (!("listed" in document.documentElement.dataset)) return;
     try {
-      const answer = await fetch(`targets${location.search}`);
+      const answer = await fetch(`targets${query}`);
       if (!answer.ok) return; // the WebSocket is refused as well, and says why
       this.#targets = await answer.json();
     } catch {
@@ -172,10 +179,21 @@ class Page {
     }
     const names = this.#targets.map(({ name }) => name);
     if (this.#target === "" && names.length && this.#header?.state !== "live") await this.#follow(names[0]);
+    this.#drawTargets(names);
+  }
+
+  #drawTargets(names) {
     const gone = this.#target && !names.includes(this.#target) ? [[this.#target, `${this.#target} (gone)`]] : [];
-    const options = [...names.map((name) => [name, name]), ...gone];
+    const shown = names.filter((name, i) => i < SHOWN_TARGETS || name === this.#target);
+    const options = [...shown.map((name) => [name, name]), ...gone];
     this.target.hidden = !options.length;
-    this.target.replaceChildren(...options.map(([value, text]) => h("option", { value }, text)));
+    const drawn = JSON.stringify([options, names.length]);
+    if (drawn !== this.#drawnTargets) {
+      this.#drawnTargets = drawn;
+      const rest = names.length - shown.length;
+      const more = rest ? [h("option", { disabled: true }, `${rest} more: ?target=NAME in the address`)] : [];
+      this.target.replaceChildren(...options.map(([value, text]) => h("option", { value }, text)), ...more);
+    }
     this.target.value = this.#target ?? "";
   }
 
@@ -185,9 +203,9 @@ class Page {
     const url = new URL(location.href);
     if (name) url.searchParams.set("target", name);
     if (url.href !== location.href) history.replaceState(null, "", url);
-    const ws = new URL(`${name ? `${encodeURIComponent(name)}/` : ""}ws${location.search}`, location.href);
+    const ws = new URL(`${name ? `${encodeURIComponent(name)}/` : ""}ws${query}`, location.href);
     ws.protocol = ws.protocol.replace("http", "ws");
-    ws.hash = "";
+    ws.searchParams.set("encoding", "binary"); // whatever the server's default is
     await ask("connect", ws.href);
     this.target.value = name;
     await this.#tick();
@@ -227,6 +245,7 @@ class Page {
   }
 
   #fail(text) {
+    while (this.alerts.children.length >= SHOWN_FAILURES) this.alerts.firstChild.remove();
     const alert = h("p", {}, text, " ", h("button", { type: "button", "aria-label": "Dismiss", onclick: () => alert.remove() }, "×"));
     this.alerts.append(alert);
     setTimeout(() => alert.remove(), FAILURE_SECONDS * 1000);
@@ -294,7 +313,10 @@ class Page {
   #drawProcesses(processes) {
     this.processes.hidden = processes.length < 2;
     const newest = processes.at(-1).number;
-    if (this.processes.options.length !== processes.length) {
+    if (!processes.some(({ number }) => number === this.#process)) this.#process = null;
+    const drawn = JSON.stringify(processes.map(({ number, facts, since }) => [number, facts?.pid, since]));
+    if (drawn !== this.#drawnProcesses) {
+      this.#drawnProcesses = drawn;
       this.processes.replaceChildren(
         ...processes.map(({ number, facts, since }) => {
           const name = facts ? `pid ${facts.pid}` : format.clock(since);
@@ -319,20 +341,22 @@ class Page {
   }
 
   #drawHonesty() {
-    const { messages, bytes, missing, dropped, undecodable, recorded, notKept, log } = this.#header;
+    const { session, messages, bytes, missing, dropped, unreadable, recorded, notKept, log, leftOut } = this.#header;
     const parts = [`${format.count(messages)} messages, ${format.bytes(bytes)} received`];
     if (missing) parts.push(`${format.count(missing)} missing`);
     if (dropped) parts.push(`${format.count(dropped)} of them by the word of the server: this page was too slow, or they were lost before it`);
-    if (undecodable) parts.push(`${format.count(undecodable)} not readable`);
+    if (unreadable) parts.push(`${format.count(unreadable)} not readable`);
     if (notKept) parts.push(`of which the last ${format.bytes(recorded)} can be saved`);
+    if (leftOut) parts.push(`${format.count(leftOut)} notes left out`);
     setText(this.honesty, parts.join("; "));
-    for (; this.#told < log.length; this.#told++) this.#fail(log[this.#told].text);
-    this.#told = log.length;
+    const told = this.#told[0] === session ? this.#told[1] : 0;
+    for (const { number, text } of log) if (number > told) this.#fail(text);
+    this.#told = [session, log.at(-1)?.number ?? told];
   }
 }
 
 function protocol({ rbkit_protocol_version: version }) {
-  return String(version).split(".")[0] === PROTOCOL_MAJOR ? version : `${version}, of which this page knows ${PROTOCOL_MAJOR}`;
+  return version.split(".")[0] === PROTOCOL_MAJOR ? version : `${version}, of which this page knows ${PROTOCOL_MAJOR}`;
 }
 
 new Page(document.getElementById("page")).start();

@@ -5,6 +5,7 @@ import { h } from "./dom.js";
 
 const ROW = 18; // px
 const SMALLEST = 1; // px, of a frame that is drawn
+const KEPT_WIDTHS = 5000;
 const FOUND = "#e600e6";
 const INK = "#1d1208"; // on the warm colours of the frames, and on that of what was found
 const STEPS = { ArrowDown: [1, 0], ArrowUp: [-1, 0], ArrowLeft: [0, -1], ArrowRight: [0, 1] };
@@ -115,6 +116,7 @@ export class FlameGraph {
   /** Return as much of a name as there is room for. */
   #fitting(context, name, room) {
     if (room < 16) return "";
+    if (this.#widths.size > KEPT_WIDTHS) this.#widths.clear();
     let needed = this.#widths.get(name);
     if (needed === undefined) this.#widths.set(name, (needed = context.measureText(name).width));
     return needed <= room ? name : `${name.slice(0, Math.max(1, Math.floor((name.length * room) / needed) - 2))}…`;

@@ -1,6 +1,8 @@
 // Calls to the worker, each a promise.
 
-const worker = new Worker(new URL(`worker.js${location.search}`, import.meta.url), { type: "module" });
+import { query } from "./address.js";
+
+const worker = new Worker(new URL(`worker.js${query}`, import.meta.url), { type: "module" });
 const calls = new Map();
 let last = 0;
 
@@ -11,7 +13,12 @@ worker.onmessage = ({ data: { call, result, error } }) => {
   else reject(new Error(error));
 };
 
-/** Call a method of the worker. */
+/** Have a function called with why the worker failed outside of a call. */
+export function onFailure(report) {
+  worker.onerror = ({ message }) => report(message ?? "it could not be loaded");
+}
+
+/** Call a method of the worker, to have something done. For what is drawn there is `Latest`. */
 export function ask(method, argument) {
   return new Promise((resolve, reject) => {
     calls.set(++last, { resolve, reject });

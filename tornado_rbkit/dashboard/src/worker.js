@@ -6,19 +6,20 @@ import { difference, select } from "./model/snapshots.js";
 
 const OBJECTS_SHOWN = 100;
 
-// Other viewers' commands change what is recorded, which only a handshake tells.
-const HANDSHAKE_SECONDS = 5;
-
-const CHECK_SECONDS = 1;
+const TICK_SECONDS = 1;
 
 let session = new Session();
 let connection = null;
-let source = null; // {url} or {file, bytes, size}
+let source = null; // {url} or {file, bytes, size, damage}
+let loading = null; // the same, of a file that is being read
+let choices = 0; // of what is shown: one that is not the newest any more shows nothing
 let asked = 0; // commands of the page's user that have no reply yet
 
 const methods = {
   /** Follow a profiler, with an empty session. */
   connect(url) {
+    choices++;
+    loading = null;
     connection?.close();
     session = new Session();
     source = { url };
@@ -27,6 +28,7 @@ const methods = {
       publish: (bytes) => mine.publish(bytes),
       reply: (command, bytes) => mine.reply(command, bytes),
       notice: (name, value, bytes) => mine.notice(name, value, bytes),
+      stray: (what) => mine.stray(what),
       interrupted: () => mine.interrupted(),
       changed: () => mine.version++,
     });
@@ -39,10 +41,12 @@ const methods = {
 
   /** Send a command; return null, or why it was not carried out. */
   async command(name) {
+    const to = connection;
+    if (to === null) return "this is a file";
     asked++;
     try {
-      const text = await connection.request(name);
-      if (name !== "handshake") askWhatIsRecorded();
+      const text = await to.request(name);
+      if (name !== "handshake") to.request("handshake").catch(() => {}); // not connected, which the state says
       return text?.startsWith("error:") ? text.slice(text.indexOf(" ") + 1) : null;
     } catch (error) {
       return error.message;
@@ -61,7 +65,7 @@ const methods = {
       retryAt: connection?.retryAt ?? null,
       pending: asked,
       session: session.number,
-      source,
+      source: loading ?? source,
       facts,
       clients: session.clients,
       processes: session.processes.map((process) => process.summary()),
@@ -69,8 +73,9 @@ const methods = {
       bytes: session.bytes,
       missing: session.timeline.missing,
       dropped: session.dropped,
-      undecodable: session.undecodable,
-      log: session.log,
+      unreadable: session.unreadable,
+      log: session.log.lines,
+      leftOut: session.log.leftOut,
       recorded: session.recording.bytes,
       notKept: session.recording.dropped,
       lastTime: session.lastTime,
@@ -96,29 +101,34 @@ const methods = {
     };
   },
 
+  // What is asked of a snapshot is null where it is not here any more.
+
   snapshotClasses({ number, ...query }) {
-    return select(snapshot(number).byClass(), query);
+    const one = snapshot(number);
+    return one && select(one.byClass(), query);
   },
 
   snapshotDifference({ before, after, ...query }) {
-    return select(difference(snapshot(before), snapshot(after)), query);
+    const [one, other] = [snapshot(before), snapshot(after)];
+    return one && other && select(difference(one, other), query);
   },
 
-  snapshotObjects({ number, butNotIn = null, name, offset = 0 }) {
-    const other = butNotIn === null ? null : snapshot(butNotIn);
-    return snapshot(number).objectsOf(name, other, offset, OBJECTS_SHOWN);
+  snapshotObjects({ number, butNotIn = null, name }) {
+    const [one, other] = [snapshot(number), snapshot(butNotIn)];
+    return one && (other || butNotIn === null) ? one.objectsOf(name, other, OBJECTS_SHOWN) : null;
   },
 
   snapshotObject({ number, id }) {
-    return snapshot(number).object(id, OBJECTS_SHOWN);
+    const one = snapshot(number);
+    return one && one.object(id, OBJECTS_SHOWN);
   },
 
   snapshotFile({ number }) {
-    return snapshot(number).file;
+    return snapshot(number)?.file ?? null;
   },
 
   removeSnapshot({ number }) {
-    session.snapshots.splice(session.snapshots.indexOf(snapshot(number)), 1);
+    session.snapshots = session.snapshots.filter((one) => one.number !== number);
   },
 
   /** Add the snapshots of a file to those that are there; return how many, and what is wrong with the file or null. */
@@ -127,9 +137,8 @@ const methods = {
     const loaded = new Session();
     const damage = await loaded.load(file, () => {});
     for (const snapshot of loaded.snapshots) {
-      snapshot.number = into.nextSnapshotNumber();
       snapshot.from = file.name;
-      into.snapshots.push(snapshot);
+      into.keep(snapshot);
     }
     return { count: loaded.snapshots.length, damage };
   },
@@ -163,29 +172,28 @@ const methods = {
 
   /** Show a file instead of a profiler. */
   async open(file) {
+    const choice = ++choices;
     const loaded = new Session();
-    const before = source;
-    source = { ...before, file: file.name, bytes: 0, size: file.size };
+    const progress = { file: file.name, bytes: 0, size: file.size };
+    loading = progress;
     let damage;
     try {
-      damage = await loaded.load(file, (bytes) => (source.bytes = bytes));
-    } catch (error) {
-      source = before;
-      throw error;
+      damage = await loaded.load(file, (bytes) => (progress.bytes = bytes));
+    } finally {
+      if (loading === progress) loading = null;
     }
+    if (choice !== choices) return;
     connection?.close();
     connection = null;
     session = loaded;
-    source = { file: file.name, bytes: file.size, size: file.size, damage };
+    source = { ...progress, bytes: file.size, damage };
   },
 };
 
 setInterval(() => {
-  if (connection !== null && !connection.pending.length && (connection.state === "live" || connection.state === "waiting")) {
-    askWhatIsRecorded();
-  }
-}, HANDSHAKE_SECONDS * 1000);
-setInterval(() => session.checkIncoming(), CHECK_SECONDS * 1000);
+  connection?.tick();
+  session.checkIncoming();
+}, TICK_SECONDS * 1000);
 
 self.onmessage = async ({ data: { call, method, argument } }) => {
   try {
@@ -195,17 +203,11 @@ self.onmessage = async ({ data: { call, method, argument } }) => {
   }
 };
 
-function askWhatIsRecorded() {
-  connection?.request("handshake").catch(() => {}); // not connected, which the state says
-}
-
 function snapshot(number) {
-  const found = session.snapshots.find((one) => one.number === number);
-  if (found === undefined) throw new Error(`snapshot ${number} is not here any more`);
-  return found;
+  return session.snapshots.find((one) => one.number === number) ?? null;
 }
 
 function cpuSummary(cpu) {
-  const { samples, first, last, missing } = cpu;
-  return { threads: cpu.threadList(), samples, first, last, missing };
+  const { samples, omitted, first, last, missing } = cpu;
+  return { threads: cpu.threadList(), samples, omitted, first, last, missing };
 }

@@ -1,6 +1,6 @@
 // One WebSocket to the bridge, opened again when it is lost. Replies come in the order of the commands.
 
-import { parseNotice, textOf } from "./protocol.js";
+import { NOT_AUTHORIZED, readNotice } from "./protocol.js";
 
 const FIRST_WAIT = 0.5; // s
 const LONGEST_WAIT = 15;
@@ -8,16 +8,36 @@ const LONGEST_WAIT = 15;
 const POLICY = 1008;
 const TRY_AGAIN = 1013;
 
+// Others' commands change what is recorded, which only a handshake tells.
+const HANDSHAKE_TICKS = 5;
+
+// A browser does not tell its scripts of pings, nor of a peer that is away without a word.
+const OPENING_TICKS = 20;
+const SILENCE_TICKS = 15; // with a command waiting, before the server is asked whether it is busy
+const DOUBT_TICKS = 5; // between two such questions
+const LONGEST_SILENCE_TICKS = 330; // where it cannot say: a snapshot has 300 s, and what is behind it waits
+const STATUS_MS = 10_000;
+
+const NOT_OPENED =
+  "The server answers, but its WebSocket does not open. Either something in between, as a proxy, does not pass on the header " +
+  "Upgrade; or this page's origin is refused: then add it to the setting allowed_origins, or have the proxy keep the header Host.";
+
 export class Connection {
-  state = "connecting"; // "live", "waiting" for the profiler, "lost", "refused", "closed"
+  state = "connecting"; // "live", "waiting" for the profiler, "lost", "unopened", "refused", "closed"
   reason = "";
   retryAt = null; // ms since the epoch
-  pending = []; // {command, resolve}, the oldest first
+  pending = []; // {command, resolve, reject}, the oldest first
   #wait = FIRST_WAIT;
   #timer = null;
-  #socket = null;
+  #socket = null; // whatever another socket or an answer about it brings comes too late
+  #ticks = 0;
+  #silent = 0; // ticks since a message came, or since the socket was made
+  #asking = false; // the server for its status
 
-  /** `on` has publish(bytes), reply(command, bytes), notice(name, value, bytes), interrupted() and changed(). */
+  /**
+   * `on` has publish(bytes), reply(command, bytes) which returns its text or null for a handshake, notice(name, value, bytes),
+   * stray(what), interrupted() and changed().
+   */
   constructor(url, on) {
     this.url = url;
     this.on = on;
@@ -26,24 +46,30 @@ export class Connection {
 
   /** Open now. */
   open() {
-    clearTimeout(this.#timer);
-    this.#socket?.close();
+    this.#drop();
     this.#become("connecting");
     const socket = new WebSocket(this.url, "rbkit");
+    this.#socket = socket;
+    this.#silent = 0;
     socket.binaryType = "arraybuffer";
     let opened = false;
     socket.onopen = () => {
+      if (socket !== this.#socket) return;
       opened = true;
+      this.#silent = 0;
       this.#greet();
     };
-    socket.onmessage = ({ data }) => this.#receive(new Uint8Array(data));
-    socket.onclose = ({ code, reason }) => {
-      if (socket === this.#socket) this.#lost(code, reason, opened);
+    socket.onmessage = ({ data }) => {
+      if (socket !== this.#socket) return;
+      this.#silent = 0;
+      this.#receive(data);
     };
-    this.#socket = socket;
+    socket.onclose = ({ code, reason }) => {
+      if (socket === this.#socket) this.#closed(code, reason, opened);
+    };
   }
 
-  /** Send a command; the promise is of its reply's bytes, and fails when the connection is lost before. */
+  /** Send a command; the promise is of its reply's text, and fails when the connection is lost before. */
   request(command) {
     return new Promise((resolve, reject) => {
       if (this.#socket?.readyState !== WebSocket.OPEN) {
@@ -58,21 +84,33 @@ export class Connection {
 
   /** Close it for good. */
   close() {
-    clearTimeout(this.#timer);
-    const socket = this.#socket;
-    this.#socket = null;
-    socket?.close(1000);
-    this.#fail();
+    this.#drop();
     this.#become("closed");
   }
 
-  #receive(message) {
-    const payload = message.subarray(1);
-    if (message[0] === 0x31) {
-      this.on.publish(payload);
-      return;
+  /** Look after the connection; to be called each second. */
+  tick() {
+    this.#ticks++;
+    this.#silent++;
+    const isOpen = this.#socket?.readyState === WebSocket.OPEN;
+    if (isOpen && !this.pending.length && this.#ticks % HANDSHAKE_TICKS === 0) this.#greet();
+    if (isOpen && this.pending.length && this.#silent >= SILENCE_TICKS && this.#silent % DOUBT_TICKS === 0) this.#doubt();
+    if (this.#socket?.readyState === WebSocket.CONNECTING && this.#silent >= OPENING_TICKS) {
+      this.#lose("lost", "the server does not answer");
     }
-    const notice = parseNotice(textOf(payload) ?? "");
+  }
+
+  #receive(data) {
+    const message = typeof data === "string" ? null : new Uint8Array(data);
+    const channel = message?.[0];
+    const payload = message?.subarray(1);
+    if (channel === 0x31) this.on.publish(payload);
+    else if (channel === 0x30) this.#receiveReply(payload);
+    else this.on.stray("it is on no channel of the bridge");
+  }
+
+  #receiveReply(payload) {
+    const notice = readNotice(payload);
     if (notice) {
       if (notice[0] === "server") this.#become(notice[1] === "disconnected" ? "waiting" : "live");
       if (notice[0] === "server" && notice[1] !== "disconnected") this.#greet();
@@ -80,12 +118,21 @@ export class Connection {
       return;
     }
     const asked = this.pending.shift();
-    const text = this.on.reply(asked.command, payload);
-    if (asked.command === "handshake") {
-      if (text === null) this.#wait = FIRST_WAIT;
-      this.#become(text === null ? "live" : "waiting", text ?? "");
+    if (asked === undefined) {
+      this.on.stray("it is a reply to no command");
+      return;
     }
-    asked.resolve(text);
+    try {
+      const text = this.on.reply(asked.command, payload);
+      if (asked.command === "handshake") {
+        if (text === null) this.#wait = FIRST_WAIT;
+        this.#become(text === null ? "live" : "waiting", text ?? "");
+      }
+      asked.resolve(text);
+    } catch (error) {
+      asked.reject(error);
+      throw error;
+    }
     this.on.changed();
   }
 
@@ -94,47 +141,91 @@ export class Connection {
     this.request("handshake").catch(() => {});
   }
 
-  async #lost(code, reason, opened) {
-    this.#fail();
-    this.on.interrupted();
-    if (code === POLICY) {
-      this.#become("refused", reason);
-      return;
+  /** A reply is late: find out whether the server is busy with commands, or the connection is dead. */
+  async #doubt() {
+    if (this.#asking) return;
+    const socket = this.#socket;
+    this.#asking = true;
+    const status = await this.#status();
+    this.#asking = false;
+    if (socket !== this.#socket || this.#silent < SILENCE_TICKS) return;
+    const busy = status === null ? false : isBusy(status);
+    if (busy === null ? this.#silent >= LONGEST_SILENCE_TICKS : !busy) {
+      this.#lose("lost", `nothing came for ${this.#silent} s, though the server owes a reply`);
     }
-    const refusal = opened ? null : await this.#refusal();
-    if (refusal !== null) {
-      this.#become("refused", refusal);
-      return;
-    }
-    this.retryAt = Date.now() + this.#wait * 1000;
-    this.#timer = setTimeout(() => this.open(), this.#wait * 1000);
-    this.#wait = Math.min(LONGEST_WAIT, 2 * this.#wait * (0.8 + 0.4 * Math.random()));
-    this.#become(code === TRY_AGAIN ? "waiting" : "lost", reason);
   }
 
-  /** Return why the server refuses; a WebSocket does not say. Null if it does not, or cannot be asked. */
-  async #refusal() {
+  async #closed(code, reason, opened) {
+    const socket = this.#socket;
+    this.#fail();
+    if (code === POLICY && reason.startsWith(NOT_AUTHORIZED)) {
+      this.#refused(reason);
+      return;
+    }
+    const status = opened ? null : await this.#status();
+    if (socket !== this.#socket) return;
+    if (status?.code === 401 || status?.code === 403) this.#refused(status.text);
+    else if (status?.code >= 500) this.#lose("lost", `the server answers with ${status.code}`);
+    else if (status) this.#lose("unopened", NOT_OPENED);
+    else this.#lose(code === TRY_AGAIN ? "waiting" : "lost", reason);
+  }
+
+  /** Ask the server how it is, which a WebSocket that fails does not say; null if it does not answer. */
+  async #status() {
     const url = new URL(this.url);
     url.protocol = url.protocol.replace("ws", "http");
     url.pathname = url.pathname.replace(/ws$/, "status");
     try {
-      const answer = await fetch(url);
-      return answer.status === 401 || answer.status === 403 ? (await answer.text()).trim() : null;
+      const answer = await fetch(url, { signal: AbortSignal.timeout(STATUS_MS) });
+      const text = (await answer.text()).trim();
+      return { code: answer.status, text };
     } catch {
       return null; // it is away, which the state says
     }
   }
 
+  #refused(reason) {
+    this.#drop();
+    this.#become("refused", reason);
+  }
+
+  /** Let go of the socket, and open another in a while. */
+  #lose(state, reason) {
+    this.#drop();
+    this.retryAt = Date.now() + this.#wait * 1000;
+    this.#timer = setTimeout(() => this.open(), this.#wait * 1000);
+    this.#wait = Math.min(LONGEST_WAIT, 2 * this.#wait * (0.8 + 0.4 * Math.random()));
+    this.#become(state, reason);
+  }
+
+  #drop() {
+    clearTimeout(this.#timer);
+    this.retryAt = null;
+    const socket = this.#socket;
+    this.#socket = null;
+    socket?.close(1000);
+    this.#fail();
+  }
+
+  /** Whatever was under way on a connection ended with it. */
   #fail() {
     const pending = this.pending;
     this.pending = [];
     for (const { reject } of pending) reject(new Error("the connection was lost before the reply"));
+    this.on.interrupted();
   }
 
   #become(state, reason = "") {
     this.state = state;
     this.reason = reason;
-    if (state !== "lost" && state !== "waiting") this.retryAt = null;
     this.on.changed();
   }
+}
+
+/** Return whether the bridge has commands to answer or bytes to send; null if its status does not say. */
+function isBusy({ code, text }) {
+  if (code !== 200 || !text.startsWith("{")) return null;
+  const { commands_waiting: commands, clients } = JSON.parse(text);
+  if (typeof commands !== "number" || !Array.isArray(clients)) return null;
+  return commands > 0 || clients.some(({ commands_waiting, bytes_waiting }) => commands_waiting > 0 || bytes_waiting > 0);
 }

@@ -1,7 +1,5 @@
 // CPU samples as call trees, one for each thread. A sample counts one: rbkit gives no durations.
 
-import { Field } from "./protocol.js";
-
 // Samples whose order is kept for export; beyond that, how often each stack was seen.
 const MAX_ORDERED = 2_000_000;
 
@@ -12,10 +10,21 @@ const SMALLEST = 2000;
 // Callers, callees and lines of a function.
 const DETAILS = 50;
 
+// Threads in the list. Of the others some are kept apart, for one of them may come to be among these.
+const LISTED_THREADS = 50;
+const KEPT_THREADS = 200;
+
+// The thread that stands for all that are not in the list.
+const OTHERS = "(others)";
+
+// What the call trees may have; samples with more than that are counted as left out.
+const MAX_FUNCTIONS = 100_000;
+const MAX_NODES = 1_000_000;
+
 class Node {
   self = 0;
   total = 0;
-  children = new Map(); // by frame index
+  children = null; // by frame index, once there are some
 
   /** `frame` is an index, of a `fn` at a line. */
   constructor(frame, fn, parent) {
@@ -23,58 +32,75 @@ class Node {
     this.fn = fn;
     this.parent = parent;
   }
+
+  adopt(child) {
+    this.children ??= new Map();
+    this.children.set(child.frame, child);
+    child.parent = this;
+  }
+}
+
+/** A thread's samples. */
+class Thread {
+  root = new Node(null, null, null);
+  samples = 0;
+  order = []; // the nodes its samples ended in, as far as they are kept
+  last = 0; // the number of its last sample
+
+  constructor(id) {
+    this.id = id;
+  }
 }
 
 export class CpuProfile {
   functions = []; // {label, file, line, self, total, frames: Map of line to frame index}
   frames = []; // {fn, line}: a function that is at a line
-  threads = new Map(); // id to {root, samples, order: leaf nodes}
+  threads = new Map(); // by id
   samples = 0;
+  omitted = 0; // samples that had no place
   first = null; // ms
   last = null;
   missing = 0; // messages that may have held samples
+  #rest = new Thread(OTHERS); // threads that are not kept apart any more
   #byName = new Map();
   #seen = []; // by function index: the last sample it was in
   #ordered = 0;
+  #nodes = 0;
 
-  add(event) {
-    const frames = event[Field.PAYLOAD];
+  add({ time, thread: id, frames }) {
     if (!frames.length) return;
-    this.first ??= event[Field.TIMESTAMP];
-    this.last = event[Field.TIMESTAMP];
-    this.samples++;
-    const thread = this.#thread(frames[0][Field.THREAD_ID]);
-    let node = thread.root;
-    node.total++;
-    for (let i = frames.length - 1; i >= 0; i--) {
-      const index = this.#function(frames[i]);
-      const frame = this.#frame(index, frames[i][Field.LINE]);
-      let child = node.children.get(frame);
-      if (child === undefined) {
-        child = new Node(frame, index, node);
-        node.children.set(frame, child);
-      }
-      child.total++;
-      if (this.#seen[index] !== this.samples) {
-        this.#seen[index] = this.samples; // once a sample, however deep it recurses
-        this.functions[index].total++;
-      }
-      node = child;
+    const thread = this.#thread(id);
+    const path = this.#path(thread.root, frames);
+    this.#pass(time);
+    if (path === null) {
+      this.omitted++;
+      return;
     }
+    this.samples++;
+    thread.samples++;
+    thread.last = this.samples;
+    thread.root.total++;
+    for (const node of path) {
+      node.total++;
+      if (this.#seen[node.fn] === this.samples) continue;
+      this.#seen[node.fn] = this.samples; // once a sample, however deep it recurses
+      this.functions[node.fn].total++;
+    }
+    const node = path.at(-1);
     this.functions[node.fn].self++;
     node.self++;
-    thread.samples++;
     if (this.#ordered < MAX_ORDERED) {
       this.#ordered++;
       thread.order.push(node);
     }
   }
 
-  /** Return the threads, those with most samples first. */
+  /** Return the threads, those with most samples first; what is not among them is one at the end. */
   threadList() {
-    return [...this.threads]
-      .map(([id, thread]) => ({ id, samples: thread.samples }))
-      .sort((a, b) => b.samples - a.samples);
+    const { listed, others } = this.#split();
+    const list = listed.filter(({ samples }) => samples).map(({ id, samples }) => ({ id, samples }));
+    const samples = others.reduce((sum, thread) => sum + thread.samples, 0);
+    return samples ? [...list, { id: OTHERS, samples }] : list;
   }
 
   /**
@@ -87,7 +113,7 @@ export class CpuProfile {
     const total = nodes.reduce((sum, root) => sum + root.total, 0);
     const frames = [{ name: "all", value: total, parent: null }];
     for (const fn of path) {
-      const same = nodes.flatMap((node) => [...node.children.values()].filter((child) => child.fn === fn));
+      const same = nodes.flatMap((node) => [...childrenOf(node)].filter((child) => child.fn === fn));
       if (!same.length) break;
       nodes = same;
       frames.push(this.#frameOf(fn, same, frames.length - 1));
@@ -121,23 +147,35 @@ export class CpuProfile {
     return { rows: rows.slice(0, limit), matching: rows.length };
   }
 
-  /** Return who calls a function and whom it calls, by samples, and its hottest lines. */
+  /** Return who calls a function and whom it calls, by samples, and its hottest lines; null if there is no such function. */
   details(index, thread = null) {
+    if (this.functions[index] === undefined) return null;
     const callers = new Map();
     const callees = new Map();
     const lines = new Map();
     const add = (map, key, samples) => map.set(key, (map.get(key) ?? 0) + samples);
     // However deep it recurses, a sample counts once: its outermost caller, and each function it calls where that is met first.
-    const walk = (node, inside, called) => {
-      for (const child of node.children.values()) {
-        const calls = node.fn === index && child.fn !== index && !called.has(child.fn);
-        if (calls) add(callees, child.fn, child.total);
-        if (child.fn === index && !inside) add(callers, node.fn, child.total);
-        if (child.fn === index && child.self) add(lines, this.frames[child.frame].line, child.self);
-        walk(child, inside || child.fn === index, calls ? new Set(called).add(child.fn) : called);
-      }
-    };
-    for (const root of this.#roots(thread)) walk(root, false, new Set());
+    const called = new Set(); // on the way to the node
+    let inside = 0;
+    for (const root of this.#roots(thread)) {
+      walk(
+        root,
+        (node) => {
+          const isCall = node.parent?.fn === index && node.fn !== index && !called.has(node.fn);
+          if (isCall) {
+            add(callees, node.fn, node.total);
+            called.add(node.fn);
+          }
+          if (node.fn === index && !inside++) add(callers, node.parent.fn, node.total);
+          if (node.fn === index && node.self) add(lines, this.frames[node.frame].line, node.self);
+          return isCall;
+        },
+        (node, isCall) => {
+          if (isCall) called.delete(node.fn);
+          if (node.fn === index) inside--;
+        },
+      );
+    }
     const sum = (map) => [...map.values()].reduce((all, samples) => all + samples, 0);
     const most = (map, label) =>
       [...map].sort((a, b) => b[1] - a[1]).slice(0, DETAILS).map(([key, samples]) => ({ index: key, label: label(key), samples }));
@@ -162,11 +200,11 @@ export class CpuProfile {
       exporter: "tornado_rbkit",
       name,
       shared: { frames: this.frames.map(({ fn, line }) => ({ name: this.functions[fn].label, file: this.functions[fn].file, line })) },
-      profiles: [...this.threads].map(([id, thread]) => {
+      profiles: this.#all().map((thread) => {
         const stacks = thread.order.length === thread.samples ? thread.order.map((node) => [node, 1]) : leaves(thread.root);
         return {
           type: "sampled",
-          name: `thread ${id}`,
+          name: `thread ${thread.id}`,
           unit: "none",
           startValue: 0,
           endValue: thread.samples,
@@ -181,7 +219,7 @@ export class CpuProfile {
   collapsed() {
     const word = (label) => label.replaceAll(";", ":").replaceAll("\n", " ");
     const counts = new Map();
-    for (const [id, { root }] of this.threads) {
+    for (const { id, root } of this.#all()) {
       for (const [node, count] of leaves(root)) {
         const line = [`thread ${id}`, ...stack(node).map(({ fn }) => word(this.functions[fn].label))].join(";");
         counts.set(line, (counts.get(line) ?? 0) + count);
@@ -193,37 +231,89 @@ export class CpuProfile {
   #thread(id) {
     let thread = this.threads.get(id);
     if (thread === undefined) {
-      thread = { root: new Node(null, null, null), samples: 0, order: [] };
+      if (this.threads.size >= KEPT_THREADS) this.#mergeThreads();
+      thread = new Thread(id);
       this.threads.set(id, thread);
     }
     return thread;
   }
 
-  #function(frame) {
-    const label = frame[Field.LABEL] ?? frame[Field.METHOD_NAME] ?? "(unknown)";
-    const file = frame[Field.FILE] ?? "";
-    const key = `${label}\0${file}`;
-    let index = this.#byName.get(key);
-    if (index === undefined) {
-      index = this.functions.length;
-      this.functions.push({ label, file, line: frame[Field.LINE], self: 0, total: 0, frames: new Map() });
-      this.#byName.set(key, index);
+  /** Let go of threads: those in the list stay, and of the others the half that was sampled last. */
+  #mergeThreads() {
+    const { others } = this.#split();
+    const kept = others.filter((thread) => thread !== this.#rest).sort((a, b) => b.last - a.last);
+    for (const thread of kept.slice(kept.length / 2)) {
+      this.threads.delete(thread.id);
+      this.#rest.samples += thread.samples;
+      this.#ordered -= thread.order.length;
+      this.#nodes -= merge(this.#rest.root, thread.root);
     }
+  }
+
+  /** Return the threads that the list has, those with most samples first, and the others. */
+  #split() {
+    const sorted = [...this.threads.values()].sort((a, b) => b.samples - a.samples);
+    return { listed: sorted.slice(0, LISTED_THREADS), others: [...sorted.slice(LISTED_THREADS), this.#rest] };
+  }
+
+  #all() {
+    return this.#rest.samples ? [...this.threads.values(), this.#rest] : [...this.threads.values()];
+  }
+
+  /** Return the nodes of a stack, made where there are none, outermost first; null if there is no place for them. */
+  #path(root, frames) {
+    const path = [];
+    let node = root;
+    for (let i = frames.length - 1; i >= 0; i--) {
+      const fn = this.#function(frames[i]);
+      const frame = fn === null ? null : this.#frame(fn, frames[i].line);
+      let child = node.children?.get(frame);
+      if (child === undefined) {
+        if (frame === null || this.#nodes >= MAX_NODES) return null;
+        this.#nodes++;
+        child = new Node(frame, fn, node);
+        node.adopt(child);
+      }
+      path.push(child);
+      node = child;
+    }
+    return path;
+  }
+
+  /** Note the time of a sample. Where the clock was set back the beginning is moved as well: the samples took as long. */
+  #pass(time) {
+    this.first ??= time;
+    if (time < this.last) this.first -= this.last - time;
+    this.last = time;
+  }
+
+  /** Return the index of a function, null if there is no place for another. */
+  #function({ label, file, line }) {
+    const key = `${label}\0${file}`;
+    const known = this.#byName.get(key);
+    if (known !== undefined) return known;
+    if (this.functions.length >= MAX_FUNCTIONS) return null;
+    const index = this.functions.push({ label, file, line, self: 0, total: 0, frames: new Map() }) - 1;
+    this.#byName.set(key, index);
     return index;
   }
 
+  /** Return the index of a line of a function, null if there is no place for another. */
   #frame(fn, line) {
     const { frames } = this.functions[fn];
-    let index = frames.get(line);
-    if (index === undefined) {
-      index = this.frames.push({ fn, line }) - 1;
-      frames.set(line, index);
-    }
+    const known = frames.get(line);
+    if (known !== undefined) return known;
+    if (this.frames.length >= MAX_NODES) return null;
+    const index = this.frames.push({ fn, line }) - 1;
+    frames.set(line, index);
     return index;
   }
 
   #roots(thread) {
-    return thread === null ? [...this.threads.values()].map(({ root }) => root) : [this.threads.get(thread)?.root].filter(Boolean);
+    if (thread === null) return this.#all().map(({ root }) => root);
+    if (thread === OTHERS) return this.#split().others.map(({ root }) => root);
+    const one = this.threads.get(thread);
+    return one ? [one.root] : [];
   }
 
   #frameOf(fn, nodes, parent) {
@@ -233,18 +323,19 @@ export class CpuProfile {
 
   #count(thread) {
     const counts = this.functions.map(() => ({ self: 0, total: 0 }));
-    const depth = new Map();
-    const walk = (node) => {
-      for (const child of node.children.values()) {
-        const inside = depth.get(child.fn) ?? 0;
-        counts[child.fn].self += child.self;
-        if (!inside) counts[child.fn].total += child.total;
-        depth.set(child.fn, inside + 1);
-        walk(child);
-        depth.set(child.fn, inside);
-      }
-    };
-    for (const root of this.#roots(thread)) walk(root);
+    const depth = new Map(); // by function: how often it is on the way to the node
+    for (const root of this.#roots(thread)) {
+      walk(
+        root,
+        (node) => {
+          const inside = depth.get(node.fn) ?? 0;
+          counts[node.fn].self += node.self;
+          if (!inside) counts[node.fn].total += node.total;
+          depth.set(node.fn, inside + 1);
+        },
+        (node) => depth.set(node.fn, depth.get(node.fn) - 1),
+      );
+    }
     return counts;
   }
 }
@@ -257,7 +348,7 @@ function pick({ self, total }) {
 function byFunction(nodes) {
   const found = new Map();
   for (const node of nodes) {
-    for (const child of node.children.values()) {
+    for (const child of childrenOf(node)) {
       const same = found.get(child.fn);
       if (same) same.push(child);
       else found.set(child.fn, [child]);
@@ -266,15 +357,55 @@ function byFunction(nodes) {
   return found;
 }
 
+function childrenOf(node) {
+  return node.children === null ? [] : node.children.values();
+}
+
+/**
+ * Visit each node below a root, callers first: `enter(node)` on the way in, `leave(node, what enter returned)` on the way
+ * out. Stacks are as deep as somebody's recursion, so this one does not recurse.
+ */
+function walk(root, enter, leave = () => {}) {
+  const stack = [{ node: root, children: childrenOf(root)[Symbol.iterator](), entered: undefined }];
+  while (stack.length) {
+    const top = stack.at(-1);
+    const { value: node, done } = top.children.next();
+    if (!done) {
+      stack.push({ node, children: childrenOf(node)[Symbol.iterator](), entered: enter(node) });
+    } else {
+      stack.pop();
+      if (top.node !== root) leave(top.node, top.entered);
+    }
+  }
+}
+
+/** Add one tree to another; return how many nodes are left over. */
+function merge(into, from) {
+  let left = 0;
+  const waiting = [[into, from]];
+  while (waiting.length) {
+    const [to, node] = waiting.pop();
+    to.self += node.self;
+    to.total += node.total;
+    for (const child of childrenOf(node)) {
+      const same = to.children?.get(child.frame);
+      if (same === undefined) {
+        to.adopt(child);
+      } else {
+        left++;
+        waiting.push([same, child]);
+      }
+    }
+  }
+  return left;
+}
+
 /** Return the nodes in which samples ended, with how many. */
 function leaves(root) {
   const found = [];
-  const waiting = [root];
-  while (waiting.length) {
-    const node = waiting.pop();
+  walk(root, (node) => {
     if (node.self) found.push([node, node.self]);
-    waiting.push(...node.children.values());
-  }
+  });
   return found;
 }
 

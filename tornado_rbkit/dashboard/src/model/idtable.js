@@ -1,9 +1,9 @@
 // A map from object ids to numbers in two flat arrays: a JavaScript Map makes an object of every id above 2 ** 31, and
 // takes several times as long. Open addressing with linear probing.
 
-const FIRST_BITS = 16;
 const FULLEST = 0.6;
 
+/** A map from integers to numbers; unlike a Map it may have more than 2 ** 24 of them. */
 export class IdTable {
   size = 0;
   #bits;
@@ -11,8 +11,9 @@ export class IdTable {
   #keys;
   #values; // one more than the number, 0 where there is none
 
-  constructor(bits = FIRST_BITS) {
-    this.#allocate(bits);
+  /** Make one with room for as many; it grows. */
+  constructor(count = 30_000) {
+    this.#allocate(Math.ceil(Math.log2(count / FULLEST + 2)));
   }
 
   /** Return the number of an id, -1 if there is none. */

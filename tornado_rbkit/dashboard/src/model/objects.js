@@ -1,7 +1,7 @@
 // The objects that were made since the profile began and live still, by class and by age.
 
 import { IdTable } from "./idtable.js";
-import { EventType, Field } from "./protocol.js";
+import { EventType } from "./protocol.js";
 
 const HISTORY_SECONDS = 2;
 const HISTORY_LENGTH = 60;
@@ -17,6 +17,13 @@ const EPOCHS = 2 ** 27;
 
 // They take half a gigabyte; beyond that births are counted and their deaths are not known.
 const MAX_TRACKED = 12_000_000;
+
+// Classes with a row of their own; what is of another is counted in one row together.
+const MAX_CLASSES = 20_000;
+const OTHERS = "(other classes)";
+
+// Events may be a little out of order; a time further back is that of a clock that was set back.
+const LATE_MS = 10_000;
 
 class ClassRow {
   live = 0;
@@ -43,15 +50,10 @@ export class LiveObjects {
   #sampled = 0;
 
   add(event) {
-    const type = event[Field.EVENT_TYPE];
-    if (type === EventType.OBJ_CREATED) {
-      this.#create(event[Field.PAYLOAD]);
-    } else if (type === EventType.OBJ_DESTROYED) {
-      this.#destroy(event[Field.PAYLOAD][Field.OBJECT_ID]);
-    } else if (type === EventType.GC_END_S) {
-      this.#age(event[Field.TIMESTAMP]);
-    }
-    if (event[Field.TIMESTAMP] - this.#sampled >= HISTORY_SECONDS * 1000) this.#sample(event[Field.TIMESTAMP]);
+    if (event.type === EventType.OBJ_CREATED) this.#create(event.id, event.name);
+    else if (event.type === EventType.OBJ_DESTROYED) this.#destroy(event.id);
+    else if (event.type === EventType.GC_END_S) this.#age(event.time);
+    this.#sample(event.time);
   }
 
   /** Count growth from now. */
@@ -93,11 +95,10 @@ export class LiveObjects {
     };
   }
 
-  #create(payload) {
-    const id = payload[Field.OBJECT_ID];
+  #create(id, name) {
     const known = this.tracked.get(id);
     if (known >= 0) this.#forget(known); // its death was among what is missing
-    const index = this.#index(payload[Field.CLASS_NAME] ?? "(unknown)");
+    const index = this.#index(name);
     const row = this.classes[index];
     row.created++;
     if (this.tracked.size >= MAX_TRACKED) {
@@ -128,7 +129,7 @@ export class LiveObjects {
   }
 
   #age(time) {
-    if (time - this.#aged < AGING_MS) return;
+    if (Math.abs(time - this.#aged) < AGING_MS || this.#epoch === EPOCHS - 1) return;
     this.#aged = time;
     this.#epoch++;
     for (const { ages } of this.classes) {
@@ -139,17 +140,21 @@ export class LiveObjects {
   }
 
   #index(name) {
-    let index = this.#byName.get(name);
-    if (index === undefined) {
-      index = this.classes.push(new ClassRow(name)) - 1;
-      this.#byName.set(name, index);
-    }
+    const known = this.#byName.get(name);
+    if (known !== undefined) return known;
+    if (this.classes.length >= MAX_CLASSES && name !== OTHERS) return this.#index(OTHERS);
+    const index = this.classes.push(new ClassRow(name)) - 1;
+    this.#byName.set(name, index);
     return index;
   }
 
+  /** Note each two seconds how many live. */
   #sample(time) {
+    const since = time - this.#sampled;
+    if (since < HISTORY_SECONDS * 1000 && since > -LATE_MS) return;
     this.#sampled = time;
     for (const row of this.classes) {
+      if (since < 0) row.history = [];
       row.history.push([time / 1000, row.live]);
       if (row.history.length > HISTORY_LENGTH) row.history.shift();
     }

@@ -1,4 +1,6 @@
-// rbkit 2.1 as it is on the wire: the numbers of tornado_rbkit/protocol.py.
+// rbkit 2.1 as it is on the wire, with the numbers of tornado_rbkit/protocol.py, and read into shapes that the models know.
+
+import { Unreadable, decode, isMap } from "./msgpack.js";
 
 export const EventType = {
   OBJ_CREATED: 0,
@@ -31,37 +33,197 @@ export const Field = {
   THREAD_ID: 15,
 };
 
-export const COMMANDS = [
-  "start_memory_profile",
-  "stop_memory_profile",
-  "start_cpu_profiling",
-  "stop_cpu_profiling",
-  "use_wall_time",
-  "use_cpu_time",
-  "objectspace_snapshot",
-  "trigger_gc",
-  "handshake",
-];
-
 export const PROTOCOL_MAJOR = "2";
 
-const NOTICES = new Set(["client_count", "dropped", "server"]);
+// How the reason begins with which a bridge closes for good; after others one may come back.
+export const NOT_AUTHORIZED = "not authorized";
 
-/** Return the text of a reply or a notice; null of a reply that is MessagePack. */
-export function textOf(bytes) {
-  return bytes.every((byte) => byte >= 0x20 && byte < 0x7f) || startsWith(bytes, "error:")
-    ? new TextDecoder().decode(bytes)
-    : null;
+// What comes from the other end is checked here and nowhere else: the models are given known shapes only, and cannot fail
+// half-way on a value that is not what it should be.
+
+// Of the texts that name something (a class, a file, a function); longer ones are cut.
+const MAX_TEXT = 500;
+
+// Figures of the collector; Ruby and Python tell some dozens.
+const MAX_FIGURES = 200;
+
+const LATEST_TIME = 8.64e15; // ms; no Date is later
+const LAST_LINE = 2 ** 32 - 1;
+
+/**
+ * Read a published message. Return {time, counter, events, unreadable}: ms or null, a number or null, the events that can
+ * be read, and how many cannot. Throws Unreadable if it is no event_collection.
+ */
+export function readMessage(bytes) {
+  const message = decode(bytes);
+  if (!isMap(message) || message[Field.EVENT_TYPE] !== EventType.EVENT_COLLECTION) throw new Unreadable("it is not an event_collection");
+  if (!Array.isArray(message[Field.PAYLOAD])) throw new Unreadable("its event_collection has no list of events");
+  const time = message[Field.TIMESTAMP];
+  const counter = message[Field.MESSAGE_COUNTER];
+  const { known, unreadable } = readEach(message[Field.PAYLOAD], readEvent);
+  const lost = known.reduce((sum, event) => sum + (event.unreadable ?? 0), unreadable);
+  return { time: isTime(time) ? time : null, counter: isCount(counter) ? counter : null, events: known, unreadable: lost };
 }
 
-/** Return [name, value] of a text that is a notice, else null. */
-export function parseNotice(text) {
-  const colon = text.indexOf(":");
-  const name = text.slice(0, colon);
-  return colon > 0 && NOTICES.has(name) ? [name, text.slice(colon + 1)] : null;
+/**
+ * Read a reply. Return {text} or, for a handshake, {facts}. Throws Unreadable if it is neither a refusal nor what such a
+ * command is answered with.
+ */
+export function readReply(command, bytes) {
+  if (command !== "handshake" || startsWith(bytes, "error:")) return { text: cut(new TextDecoder().decode(bytes)) };
+  const message = decode(bytes);
+  if (!isMap(message) || message[Field.EVENT_TYPE] !== EventType.HANDSHAKE || !isMap(message[Field.PAYLOAD])) {
+    throw new Unreadable("it is not a handshake");
+  }
+  const told = message[Field.PAYLOAD];
+  return {
+    facts: {
+      process_name: text(told.process_name, "(unknown)") ?? "(unknown)",
+      pid: text(told.pid, "(unknown)") ?? "(unknown)",
+      pwd: text(told.pwd, "(unknown)") ?? "(unknown)",
+      rbkit_server_version: text(told.rbkit_server_version, "(unknown)") ?? "(unknown)",
+      rbkit_protocol_version: text(told.rbkit_protocol_version, "(unknown)") ?? "(unknown)",
+      clock_type: text(told.clock_type, "(unknown)") ?? "(unknown)",
+      object_trace_enabled: Boolean(told.object_trace_enabled),
+      cpu_profiling_enabled: Boolean(told.cpu_profiling_enabled),
+    },
+  };
 }
 
-function startsWith(bytes, text) {
-  for (let i = 0; i < text.length; i++) if (bytes[i] !== text.charCodeAt(i)) return false;
+/** Return [name, value] of a message on the reply channel that is a notice, else null. */
+export function readNotice(bytes) {
+  if (bytes.length > MAX_NOTICE) return null;
+  const match = NOTICE.exec(new TextDecoder().decode(bytes));
+  return match && [match[1] ?? match[3], match[2] ?? match[4]];
+}
+
+const MAX_NOTICE = 40; // bytes
+const NOTICE = /^(?:(client_count|dropped):(\d{1,15})|(server):(disconnected|connected|restarted))$/;
+
+/** Return the values that a function can read, and how many it cannot. */
+function readEach(values, read) {
+  const known = [];
+  let unreadable = 0;
+  for (const value of values) {
+    const one = isMap(value) ? read(value) : null;
+    if (one === null) unreadable++;
+    else known.push(one);
+  }
+  return { known, unreadable };
+}
+
+/** Return an event in its known shape, null if it has none. */
+function readEvent(event) {
+  const type = event[Field.EVENT_TYPE];
+  const time = event[Field.TIMESTAMP];
+  const payload = event[Field.PAYLOAD];
+  if (!isTime(time)) return null;
+  switch (type) {
+    case EventType.GC_START:
+    case EventType.GC_END_M:
+    case EventType.GC_END_S:
+      return { type, time };
+    case EventType.OBJ_CREATED: {
+      if (!isMap(payload)) return null;
+      const id = payload[Field.OBJECT_ID];
+      const name = text(payload[Field.CLASS_NAME], "(unknown)");
+      return isId(id) && name !== null ? { type, time, id, name } : null;
+    }
+    case EventType.OBJ_DESTROYED: {
+      if (!isMap(payload)) return null;
+      const id = payload[Field.OBJECT_ID];
+      return isId(id) ? { type, time, id } : null;
+    }
+    case EventType.GC_STATS:
+      return isMap(payload) ? { type, time, figures: readFigures(payload) } : null;
+    case EventType.CPU_SAMPLE:
+      return Array.isArray(payload) ? readSample(type, time, payload) : null;
+    case EventType.OBJECT_SPACE_DUMP:
+      return Array.isArray(payload) ? readDump(type, time, event) : null;
+    default:
+      return null;
+  }
+}
+
+/** Return figures by name: finite numbers, texts, or null for what is neither. */
+function readFigures(payload) {
+  const all = Object.entries(payload);
+  const figures = new Map(all.slice(0, MAX_FIGURES).map(([name, value]) => [cut(name), readFigure(value)]));
+  if (all.length > MAX_FIGURES) figures.set("(figures left out)", all.length - MAX_FIGURES);
+  return figures;
+}
+
+function readFigure(value) {
+  if (typeof value === "number") return Number.isFinite(value) ? value : null;
+  return text(value, null);
+}
+
+/** Return a sample whose frames are the innermost first. */
+function readSample(type, time, payload) {
+  const { known: frames, unreadable } = readEach(payload, readFrame);
+  return unreadable ? null : { type, time, thread: frames.length ? frames[0].thread : "", frames };
+}
+
+function readFrame(frame) {
+  const label = text(frame[Field.LABEL] ?? frame[Field.METHOD_NAME], "(unknown)");
+  const file = text(frame[Field.FILE], "");
+  const line = readLine(frame[Field.LINE]);
+  const thread = text(frame[Field.THREAD_ID], "(unknown)");
+  return label === null || file === null || line === null || thread === null ? null : { label, file, line, thread };
+}
+
+/** Return a part of a snapshot; an object that cannot be read costs itself alone. */
+function readDump(type, time, event) {
+  const correlation = text(event[Field.CORRELATION_ID], "(unknown)");
+  const expected = event[Field.COMPLETE_MESSAGE_COUNT];
+  if (correlation === null || !isCount(expected)) return null;
+  const { known: objects, unreadable } = readEach(event[Field.PAYLOAD], readObject);
+  return { type, time, correlation, expected, objects, unreadable };
+}
+
+function readObject(object) {
+  const id = object[Field.OBJECT_ID];
+  const name = text(object[Field.CLASS_NAME], "(unknown)");
+  const references = object[Field.REFERENCES] ?? [];
+  const file = text(object[Field.FILE], "");
+  const line = readLine(object[Field.LINE]);
+  const size = object[Field.SIZE] ?? 0;
+  const isKnown = isId(id) && name !== null && Array.isArray(references) && references.every(isId) && file !== null && line !== null && isCount(size);
+  return isKnown ? { id, name, references, file, line, size } : null;
+}
+
+/** Return a line, 0 for none, null for what is not one. */
+function readLine(value) {
+  if (value === null || value === undefined) return 0;
+  return Number.isInteger(value) && value <= LAST_LINE ? Math.max(0, value) : null;
+}
+
+function isTime(value) {
+  return typeof value === "number" && value >= 0 && value <= LATEST_TIME;
+}
+
+function isId(value) {
+  return Number.isInteger(value);
+}
+
+function isCount(value) {
+  return Number.isSafeInteger(value) && value >= 0;
+}
+
+/** Return a text; `without` for none, numbers and truth values in words, null for what is no name at all. */
+function text(value, without) {
+  if (typeof value === "string") return cut(value);
+  if (value === null || value === undefined) return without;
+  return typeof value === "number" || typeof value === "boolean" ? String(value) : null;
+}
+
+/** Return a text that is not too long; a cut one is copied, for a slice keeps the whole alive. */
+function cut(value) {
+  if (value.length <= MAX_TEXT) return value;
+  return new TextDecoder().decode(new TextEncoder().encode(`${value.slice(0, MAX_TEXT)}…`));
+}
+
+function startsWith(bytes, wanted) {
+  for (let i = 0; i < wanted.length; i++) if (bytes[i] !== wanted.charCodeAt(i)) return false;
   return true;
 }

@@ -1,14 +1,13 @@
 // A session as a file, in the format of `tornado-rbkit record`: MessagePack records [seconds, channel, command, bytes].
 
-import { Encoder, decodeMultiStream } from "@msgpack/msgpack";
+import { Incomplete, Reader, Unreadable } from "./msgpack.js";
 
 export const REPLY = 0;
 export const DATA = 1;
 
+const MAX_COMMAND = 256; // characters; no bridge takes a longer one
 const BLOB_BYTES = 1 << 20;
 const KEPT_BYTES = 256 << 20; // of published messages; then the oldest are let go
-
-const encoder = new Encoder();
 
 export class Recording {
   bytes = 0;
@@ -16,13 +15,13 @@ export class Recording {
   #blobs = []; // {blob, messages}, which the browser may put on its disk
   #open = [];
   #openBytes = 0;
-  #facts = new Map(); // the last reply to each command: a file that begins late needs its handshake
+  #handshake = null; // the last one: a file that begins late needs it
   #started = performance.now();
 
   /** Keep one message; return its record. */
   add(channel, command, payload, seconds = (performance.now() - this.#started) / 1000) {
-    const record = encoder.encode([seconds, channel, command, payload]);
-    if (channel === REPLY && command === "handshake") this.#facts.set(command, record);
+    const record = encode(seconds, channel, command, payload);
+    if (channel === REPLY && command === "handshake") this.#handshake = record;
     this.#open.push(record);
     this.#openBytes += record.length;
     this.bytes += record.length;
@@ -33,7 +32,7 @@ export class Recording {
   /** Return what is kept, as a file. */
   toBlob() {
     this.#close();
-    const lost = this.dropped > 0 ? [...this.#facts.values()] : [];
+    const lost = this.dropped > 0 && this.#handshake !== null ? [this.#handshake] : [];
     return new Blob([...lost, ...this.#blobs.map(({ blob }) => blob)]);
   }
 
@@ -50,37 +49,62 @@ export class Recording {
   }
 }
 
-// What decodes as this comes behind a file that is whole, and is lost in the last record of one that was cut off:
-// the decoder itself says nothing of half a record.
-const END = null;
-const ENCODED_END = Uint8Array.of(0xc0);
-
-async function* withEnd(file) {
-  yield* file.stream();
-  yield ENCODED_END;
+/** Return a record: an array of a double, a small integer, a text or nil, and bytes. */
+function encode(seconds, channel, command, payload) {
+  const name = new TextEncoder().encode(command ?? "");
+  const head = command === null ? [0xc0] : [0xda, name.length >> 8, name.length & 0xff, ...name];
+  const record = new Uint8Array(16 + head.length + payload.length);
+  const view = new DataView(record.buffer);
+  record.set([0x94, 0xcb]);
+  view.setFloat64(2, seconds);
+  record.set([channel, ...head, 0xc6], 10);
+  view.setUint32(12 + head.length, payload.length);
+  record.set(payload, 16 + head.length);
+  return record;
 }
 
 /** Yield [seconds, channel, command, bytes] of a file; throws an Error that says what is wrong with it. */
 export async function* read(file) {
+  if (!file.size) throw new Error(`${file.name} is empty`);
   let count = 0;
-  let ended = false;
   try {
-    for await (const record of decodeMultiStream(withEnd(file))) {
-      if (record === END) {
-        ended = true;
-        break;
-      }
-      const [seconds, channel, command, payload] = Array.isArray(record) ? record : [];
-      if (typeof seconds !== "number" || !(payload instanceof Uint8Array) || (channel !== REPLY && channel !== DATA)) {
-        throw new Error("it holds something else");
-      }
+    for await (const record of values(file)) {
+      if (!isRecord(record)) throw new Unreadable("it holds something else");
       count++;
-      yield [seconds, channel, command, payload];
+      yield record;
     }
-    if (!ended) throw new Error("it ends in the middle of one");
   } catch (error) {
+    if (!(error instanceof Unreadable)) throw error;
     const what = count ? `${file.name} is damaged after ${count} messages` : `${file.name} is not a recording of rbkit`;
-    throw new Error(`${what}: ${error.message}`, { cause: error });
+    const why = error instanceof Incomplete ? "it ends in the middle of one" : error.message;
+    throw new Error(`${what}: ${why}`, { cause: error });
   }
-  if (!count) throw new Error(`${file.name} is empty`);
+}
+
+/** Yield the values in a file, reading as much at a time as the next one takes. */
+async function* values(file) {
+  let wanted = BLOB_BYTES;
+  for (let from = 0; from < file.size; ) {
+    const bytes = new Uint8Array(await file.slice(from, from + wanted).arrayBuffer());
+    let end = 0; // of the last value that is whole
+    try {
+      while (end < bytes.length) {
+        const reader = new Reader(bytes, end);
+        const value = reader.value();
+        end = reader.at;
+        yield value;
+      }
+    } catch (error) {
+      if (!(error instanceof Incomplete) || from + bytes.length >= file.size) throw error;
+      wanted = end ? BLOB_BYTES : Math.max(2 * bytes.length, error.size);
+    }
+    from += end;
+  }
+}
+
+function isRecord(value) {
+  if (!Array.isArray(value) || value.length !== 4) return false;
+  const [seconds, channel, command, payload] = value;
+  const isNamed = command === null || (typeof command === "string" && command.length <= MAX_COMMAND);
+  return Number.isFinite(seconds) && (channel === REPLY || channel === DATA) && isNamed && payload instanceof Uint8Array;
 }

@@ -1,22 +1,29 @@
-// Everything that one profiler told, live or from a file: takes messages, keeps the models of the views.
+// Everything that one profiler told, live or from a file: takes messages, keeps the models of the views. What it takes is
+// read by protocol.js first; nothing that the other end sends makes a method here throw.
 
-import { Decoder } from "@msgpack/msgpack";
 import { CpuProfile } from "./cpu.js";
+import { Log } from "./log.js";
+import { Unreadable } from "./msgpack.js";
 import { LiveObjects } from "./objects.js";
-import { EventType, Field, PROTOCOL_MAJOR, parseNotice, textOf } from "./protocol.js";
+import { EventType, PROTOCOL_MAJOR, readMessage, readNotice, readReply } from "./protocol.js";
 import { DATA, REPLY, Recording, read } from "./recording.js";
 import { IncomingSnapshot } from "./snapshots.js";
 import { Timeline } from "./timeline.js";
 
 const KEPT_PROCESSES = 5;
 
+// Snapshots take more memory than all else; of more the oldest is let go.
+const KEPT_SNAPSHOTS = 30;
+const KEPT_OBJECTS = 2 ** 26; // in all of them
+const MAX_INCOMING = 8;
+
 // The parts of a snapshot follow each other within a second or so; a debugger may hold its process for longer.
 const SNAPSHOT_PATIENCE_SECONDS = 60;
 
-let sessions = 0;
+// A process does not restart faster: counters that fall more often are those of several publishers, or of none.
+const RESTART_SECONDS = 1;
 
-// Ids are decoded as doubles: those of 64 bits keep 53, more than an address has.
-const decoder = new Decoder();
+let sessions = 0;
 
 /** What belongs to one process: after a restart there is another. */
 class Process {
@@ -48,13 +55,15 @@ export class Session {
   processes = [new Process(1, null)];
   messages = 0;
   bytes = 0;
-  undecodable = 0;
+  unreadable = 0; // messages, events and objects that are not what they should be
   dropped = 0; // messages the bridge says it dropped because this page was too slow
   clients = null;
   lastTime = null; // ms, of the profiled process
-  log = []; // {time, text} of what a person should know; the newest last
+  log = new Log();
   version = 0; // grows with all that the header shows
-  #counter = null;
+  #counter = null; // the next one expected, null if none can be
+  #isCounted = true; // whether counters tell losses and restarts
+  #fellAt = -Infinity; // s
   #snapshotNumber = 0;
 
   get process() {
@@ -66,31 +75,24 @@ export class Session {
     const record = this.recording.add(DATA, null, bytes, seconds);
     this.messages++;
     this.bytes += bytes.length;
-    let message;
-    try {
-      message = decoder.decode(bytes);
-      if (message[Field.EVENT_TYPE] !== EventType.EVENT_COLLECTION) throw new Error("not an event_collection");
-    } catch (error) {
-      if (!this.undecodable++) this.#say(`A message could not be read: ${error.message}`);
-      return;
-    }
-    this.lastTime = message[Field.TIMESTAMP];
-    this.#count(message[Field.MESSAGE_COUNTER], message[Field.TIMESTAMP]);
-    const dumps = new Set();
-    for (const event of message[Field.PAYLOAD]) this.#take(event, dumps);
-    for (const incoming of dumps) {
-      incoming.records.push(record);
-      if (incoming.complete) this.#finish(incoming);
-    }
+    const message = this.#read("A message", () => readMessage(bytes));
+    if (message === null) return;
+    if (message.unreadable) this.#count(message.unreadable, "A part of a message could not be read: it is not as rbkit writes it");
+    this.lastTime = message.time ?? this.lastTime;
+    this.#follow(message.counter, seconds ?? performance.now() / 1000);
+    const before = this.timeline.setBack;
+    for (const event of message.events) this.#take(event, record);
+    if (this.timeline.setBack > before) this.#say("The clock of the profiled process was set back: what was charted at later times is let go.");
   }
 
   /** Take a reply; return its text, or null if it was a handshake. */
   reply(command, bytes, seconds = undefined) {
     this.recording.add(REPLY, command, bytes, seconds);
     this.version++;
-    const text = textOf(bytes);
-    if (text === null) this.#meet(decoder.decode(bytes)[Field.PAYLOAD]);
-    return text;
+    const reply = this.#read(`The reply to ${command}`, () => readReply(command, bytes));
+    if (reply === null) return `error:invalid-reply the reply to ${command} could not be read`;
+    if (reply.facts) this.#meet(reply.facts);
+    return reply.text ?? null;
   }
 
   /** Take a notice: its name and value. */
@@ -103,11 +105,17 @@ export class Session {
     if (name === "server" && value === "disconnected") this.#abandon("the profiler went away");
   }
 
+  /** Take what is neither a message nor a reply that was waited for. */
+  stray(what) {
+    this.#count(1, `A message could not be read: ${what}`);
+  }
+
   /** What follows is of another process. */
   restart() {
+    this.#counter = null;
+    this.#isCounted = true;
     if (this.process.since === null && !this.process.facts) return; // nothing is known of one before
     this.#abandon("the process was restarted");
-    this.#counter = null;
     this.process.objects.end();
     this.timeline.restart((this.lastTime ?? Date.now()) / 1000);
     this.processes.push(new Process(this.process.number + 1, null));
@@ -117,6 +125,7 @@ export class Session {
 
   /** The connection was lost: messages may be missing before the next. */
   interrupted() {
+    this.#isCounted = true;
     this.#abandon("the connection was lost");
   }
 
@@ -131,7 +140,7 @@ export class Session {
    */
   async load(file, progress) {
     try {
-      await this.#read(file, progress);
+      await this.#load(file, progress);
       return null;
     } catch (error) {
       if (!this.messages) throw error;
@@ -142,22 +151,31 @@ export class Session {
     }
   }
 
-  async #read(file, progress) {
+  async #load(file, progress) {
     let bytes = 0;
     for await (const [seconds, channel, command, payload] of read(file)) {
       bytes += payload.length;
       if (channel === DATA) this.publish(payload, seconds);
       else if (command !== null) this.reply(command, payload, seconds);
       else {
-        const notice = parseNotice(textOf(payload) ?? "");
+        const notice = readNotice(payload);
         if (notice) this.notice(...notice, payload, seconds);
+        else this.stray("it is no notice");
       }
       progress(bytes);
     }
   }
 
-  nextSnapshotNumber() {
-    return ++this.#snapshotNumber;
+  /** Add a snapshot, and give it a number. */
+  keep(snapshot) {
+    snapshot.number = ++this.#snapshotNumber;
+    this.snapshots.push(snapshot);
+    const count = () => this.snapshots.reduce((sum, { objects }) => sum + objects, 0);
+    while (this.snapshots.length > KEPT_SNAPSHOTS || (this.snapshots.length > 1 && count() > KEPT_OBJECTS)) {
+      const { number } = this.snapshots.shift();
+      this.#say(`Snapshot ${number} is let go of: ${KEPT_SNAPSHOTS} snapshots are kept, of ${KEPT_OBJECTS} objects in all.`);
+    }
+    this.version++;
   }
 
   /** Return the process of this number, or the newest. */
@@ -165,38 +183,61 @@ export class Session {
     return this.processes.find((process) => process.number === number) ?? this.process;
   }
 
-  #take(event, dumps) {
-    switch (event[Field.EVENT_TYPE]) {
+  /** Return what a function reads; null, and counted, where it cannot. */
+  #read(what, read) {
+    try {
+      return read();
+    } catch (error) {
+      if (!(error instanceof Unreadable)) throw error;
+      this.#count(1, `${what} could not be read: ${error.message}`);
+      return null;
+    }
+  }
+
+  #count(unreadable, text) {
+    if (!this.unreadable) this.#say(text);
+    this.unreadable += unreadable;
+    this.version++;
+  }
+
+  #take(event, record) {
+    switch (event.type) {
       case EventType.CPU_SAMPLE:
-        this.process.since ??= event[Field.TIMESTAMP];
+        this.process.since ??= event.time;
         this.process.cpu.add(event);
         break;
       case EventType.OBJECT_SPACE_DUMP:
-        dumps.add(this.#dump(event));
+        this.#dump(event, record);
         break;
       default:
-        this.process.since ??= event[Field.TIMESTAMP];
+        this.process.since ??= event.time;
         this.process.objects.add(event);
         this.timeline.add(event);
     }
   }
 
-  #dump(event) {
-    const correlation = event[Field.CORRELATION_ID];
-    let incoming = this.incoming.get(correlation);
+  #dump(event, record) {
+    let incoming = this.incoming.get(event.correlation);
     if (incoming === undefined) {
-      incoming = new IncomingSnapshot(correlation, event[Field.TIMESTAMP]);
-      this.incoming.set(correlation, incoming);
+      const [oldest] = this.incoming.values();
+      if (this.incoming.size >= MAX_INCOMING) this.#abandon("too many others began", (one) => one === oldest);
+      incoming = new IncomingSnapshot(event.correlation, event.time);
+      this.incoming.set(event.correlation, incoming);
     }
-    incoming.add(event);
+    incoming.add(event, record);
     this.version++;
-    return incoming;
+    if (incoming.complete) this.#finish(incoming);
   }
 
   #finish(incoming) {
     this.incoming.delete(incoming.correlation);
-    this.snapshots.push(incoming.finish(this.nextSnapshotNumber(), this.process.number));
-    this.version++;
+    if (incoming.omitted) this.#say(`A snapshot has more objects than this page can hold: ${incoming.omitted} of ${incoming.expected} are left out.`);
+    try {
+      this.keep(incoming.finish(this.process.number));
+    } catch (error) {
+      if (!(error instanceof RangeError)) throw error;
+      this.#say(`The browser has no memory for a snapshot of ${incoming.objects} objects: ${error.message}.`);
+    }
   }
 
   /** What has not come of a snapshot by now will not come. */
@@ -208,35 +249,49 @@ export class Session {
     }
   }
 
-  #count(counter, time) {
+  /** See by a message's counter whether messages are missing before it, or the process is another. */
+  #follow(counter, now) {
+    if (counter === null || !this.#isCounted) return;
     const expected = this.#counter;
     this.#counter = counter + 1;
     if (expected === null || counter === expected) return;
     if (counter < expected) {
-      this.restart();
-      this.#counter = counter + 1;
+      this.#fall(counter, now);
       return;
     }
     const missing = counter - expected;
-    this.timeline.gap(time / 1000, missing);
+    this.timeline.gap((this.lastTime ?? Date.now()) / 1000, missing);
     this.process.objects.uncertain = true;
     this.process.cpu.missing += missing;
     this.#abandon("messages are missing");
     this.version++;
   }
 
+  #fall(counter, now) {
+    const isRestart = now - this.#fellAt >= RESTART_SECONDS;
+    this.#fellAt = now;
+    if (isRestart) {
+      this.restart();
+      this.#counter = counter + 1;
+      return;
+    }
+    this.#isCounted = false;
+    this.#counter = null;
+    this.#say("The messages' counters fall again and again, as of several publishers at one endpoint: missing messages and restarts cannot be told.");
+  }
+
   #meet(facts) {
     const before = this.process.facts;
     if (before && before.pid !== facts.pid) this.restart();
     this.process.facts = facts;
-    const version = String(facts.rbkit_protocol_version);
+    const version = facts.rbkit_protocol_version;
     if (!before && version.split(".")[0] !== PROTOCOL_MAJOR) {
       this.#say(`The profiler speaks protocol ${version}; this page knows ${PROTOCOL_MAJOR}. It may show wrong things.`);
     }
   }
 
   #say(text) {
-    this.log.push({ time: this.lastTime ?? Date.now(), text });
+    this.log.add(text);
     this.version++;
   }
 }

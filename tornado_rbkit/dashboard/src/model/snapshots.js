@@ -1,6 +1,6 @@
 // Heap snapshots: every object with its class, size and references, in columns, because there may be millions.
 
-import { Field } from "./protocol.js";
+import { IdTable } from "./idtable.js";
 import { compare } from "./objects.js";
 
 // Held by the interpreter, not by an object of the heap: where a path to an object may begin.
@@ -11,20 +11,34 @@ const NOWHERE = 0xffffffff;
 // Of a long path, as through a linked list, its first and its last steps.
 const PATH_ENDS = 20;
 
+// Objects that are sorted at a time to find the largest of a class.
+const SORTED = 10_000;
+
+// What one snapshot may have; an object takes about 70 bytes while it comes in, a reference 12. The rest is counted only.
+const LIMITS = { objects: 2 ** 25, references: 2 ** 27 };
+
+// Names of classes and of files; what has another is put together.
+const MAX_NAMES = 100_000;
+const OTHERS = "(others)";
+
 /** A column of numbers that grows. */
 class Column {
   length = 0;
 
   constructor(type) {
-    this.values = new type(1024);
+    this.values = new type(0);
   }
 
+  /** Make room for as many more; throws RangeError if there is none. */
+  reserve(count) {
+    if (this.length + count <= this.values.length) return;
+    const larger = new this.values.constructor(Math.max(2 * this.values.length, this.length + count));
+    larger.set(this.values.subarray(0, this.length));
+    this.values = larger;
+  }
+
+  /** Add a value, for which there is room. */
   push(value) {
-    if (this.length === this.values.length) {
-      const larger = new this.values.constructor(2 * this.length);
-      larger.set(this.values);
-      this.values = larger;
-    }
     this.values[this.length++] = value;
   }
 
@@ -39,11 +53,11 @@ class Texts {
   #numbers = new Map();
 
   number(text) {
-    let number = this.#numbers.get(text);
-    if (number === undefined) {
-      number = this.list.push(text) - 1;
-      this.#numbers.set(text, number);
-    }
+    const known = this.#numbers.get(text);
+    if (known !== undefined) return known;
+    if (this.list.length >= MAX_NAMES && text !== OTHERS) return this.number(OTHERS);
+    const number = this.list.push(text) - 1;
+    this.#numbers.set(text, number);
     return number;
   }
 }
@@ -51,7 +65,9 @@ class Texts {
 /** A snapshot that comes in. */
 export class IncomingSnapshot {
   expected = 0;
-  objects = 0;
+  objects = 0; // that are kept
+  unreadable = 0; // objects
+  omitted = 0; // objects beyond what a snapshot may have
   records = []; // of the recording, for saving it
   ending = null; // why the rest did not come
   #addedAt = 0; // ms
@@ -62,16 +78,18 @@ export class IncomingSnapshot {
   #lines = new Column(Uint32Array);
   #references = new Column(Float64Array);
   #referenceEnds = new Column(Uint32Array);
+  #columns = [this.#ids, this.#classes, this.#sizes, this.#files, this.#lines, this.#referenceEnds]; // by object
   #classNames = new Texts();
   #fileNames = new Texts();
 
-  constructor(correlation, time) {
+  constructor(correlation, time, limits = LIMITS) {
     this.correlation = correlation;
     this.time = time; // ms
+    this.limits = limits;
   }
 
   get complete() {
-    return this.objects >= this.expected;
+    return this.objects + this.unreadable + this.omitted >= this.expected;
   }
 
   /** Seconds since the last part came. */
@@ -79,34 +97,63 @@ export class IncomingSnapshot {
     return (performance.now() - this.#addedAt) / 1000;
   }
 
-  /** Take one event of it. */
-  add(event) {
+  /** Take one part of it, and the record of the message that it is in. */
+  add({ expected, objects, unreadable }, record) {
     this.#addedAt = performance.now();
-    this.expected = event[Field.COMPLETE_MESSAGE_COUNT];
-    for (const object of event[Field.PAYLOAD]) {
-      this.#ids.push(object[Field.OBJECT_ID]);
-      this.#classes.push(this.#classNames.number(object[Field.CLASS_NAME] ?? "(unknown)"));
-      this.#sizes.push(object[Field.SIZE] ?? 0);
-      this.#files.push(this.#fileNames.number(object[Field.FILE] ?? ""));
-      this.#lines.push(object[Field.LINE] ?? 0);
-      for (const id of object[Field.REFERENCES] ?? []) this.#references.push(id);
+    if (this.records.at(-1) !== record) this.records.push(record);
+    this.expected = expected;
+    this.unreadable += unreadable;
+    const kept = objects.slice(0, this.#reserve(objects));
+    this.omitted += objects.length - kept.length;
+    for (const { id, name, size, file, line, references } of kept) {
+      this.#ids.push(id);
+      this.#classes.push(this.#classNames.number(name));
+      this.#sizes.push(size);
+      this.#files.push(this.#fileNames.number(file));
+      this.#lines.push(line);
+      for (const to of references) this.#references.push(to);
       this.#referenceEnds.push(this.#references.length);
       this.objects++;
     }
   }
 
+  /** Make room for objects before any is taken, so that a column is never longer than another; return for how many. */
+  #reserve(objects) {
+    let count = 0;
+    let references = 0;
+    while (
+      count < objects.length &&
+      this.objects + count < this.limits.objects &&
+      this.#references.length + references + objects[count].references.length <= this.limits.references
+    ) {
+      references += objects[count++].references.length;
+    }
+    try {
+      for (const column of this.#columns) column.reserve(count);
+      this.#references.reserve(references);
+    } catch (error) {
+      if (!(error instanceof RangeError)) throw error;
+      return 0; // the browser has no memory for them
+    }
+    return count;
+  }
+
   /** Return what has come of it. */
-  finish(number, process) {
+  finish(process) {
     const ids = this.#ids.done();
-    const indexes = new Map();
+    const indexes = new IdTable(ids.length);
     for (let i = 0; i < ids.length; i++) indexes.set(ids[i], i);
     const references = new Uint32Array(this.#references.length);
-    for (let i = 0; i < references.length; i++) references[i] = indexes.get(this.#references.values[i]) ?? NOWHERE;
+    for (let i = 0; i < references.length; i++) {
+      const index = indexes.get(this.#references.values[i]);
+      references[i] = index < 0 ? NOWHERE : index;
+    }
     return new Snapshot({
-      number,
       process,
       time: this.time,
       expected: this.expected,
+      unreadable: this.unreadable,
+      omitted: this.omitted,
       ending: this.ending,
       ids,
       indexes,
@@ -135,8 +182,8 @@ export class Snapshot {
   }
 
   summary() {
-    const { number, process, time, expected, ending, objects, bytes } = this;
-    return { number, process, time, expected, ending, objects, bytes };
+    const { number, process, time, expected, unreadable, omitted, ending, objects, bytes } = this;
+    return { number, process, time, expected, unreadable, omitted, ending, objects, bytes };
   }
 
   /** Return, by class: how many, their bytes, and the largest. */
@@ -154,24 +201,29 @@ export class Snapshot {
   /** Return whether there is an object of this id and class: an address is used again, rarely by the same class. */
   has(id, className) {
     const index = this.indexes.get(id);
-    return index !== undefined && this.classNames[this.classes[index]] === className;
+    return index >= 0 && this.classNames[this.classes[index]] === className;
   }
 
-  /** Return objects of a class, the largest first; with another snapshot, those that it has not. */
-  objectsOf(className, butNotIn, offset, limit) {
+  /** Return as many objects of a class, the largest; with another snapshot, of those that it has not. */
+  objectsOf(className, butNotIn, limit) {
     const wanted = this.classNames.indexOf(className);
-    const found = [];
+    const order = (a, b) => this.sizes[b] - this.sizes[a] || this.ids[a] - this.ids[b];
+    let largest = [];
+    let matching = 0;
+    const cut = () => (largest = largest.sort(order).slice(0, limit));
     for (let i = 0; i < this.objects; i++) {
-      if (this.classes[i] === wanted && !butNotIn?.has(this.ids[i], className)) found.push(i);
+      if (this.classes[i] !== wanted || butNotIn?.has(this.ids[i], className)) continue;
+      matching++;
+      largest.push(i);
+      if (largest.length >= SORTED) cut();
     }
-    found.sort((a, b) => this.sizes[b] - this.sizes[a] || this.ids[a] - this.ids[b]);
-    return { matching: found.length, rows: found.slice(offset, offset + limit).map((i) => this.#object(i)) };
+    return { matching, rows: cut().map((i) => this.#object(i)) };
   }
 
   /** Return an object, what it refers to, what refers to it, and a shortest path to it; null if there is none. */
   object(id, limit) {
     const index = this.indexes.get(id);
-    if (index === undefined) return null;
+    if (index < 0) return null;
     const to = this.references.subarray(index ? this.referenceEnds[index - 1] : 0, this.referenceEnds[index]);
     const within = to.filter((i) => i !== NOWHERE);
     const [ends, all] = this.#allReferrers();
@@ -226,15 +278,16 @@ export class Snapshot {
    */
   #path(index) {
     this.#paths ??= this.#shortestPaths();
-    const path = [];
+    let length = 0;
     for (let i = index; i !== NOWHERE; i = this.#paths[i]) {
       if (this.#paths[i] === UNREACHED) return { steps: [], omitted: 0 };
-      path.push(i);
+      length++;
     }
-    path.reverse();
-    const omitted = Math.max(0, path.length - 2 * PATH_ENDS);
-    if (omitted) path.splice(PATH_ENDS, omitted);
-    return { steps: path.map((i) => this.#object(i)), omitted };
+    const steps = [];
+    for (let i = index, left = length; i !== NOWHERE; i = this.#paths[i], left--) {
+      if (left <= PATH_ENDS || left > length - PATH_ENDS) steps.push(this.#object(i));
+    }
+    return { steps: steps.reverse(), omitted: length - steps.length };
   }
 
   /** Return for each object the one before it on a shortest path from a root, NOWHERE for a root. */

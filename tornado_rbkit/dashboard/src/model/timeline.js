@@ -1,14 +1,19 @@
 // What the memory profile says over time: rates by the second, the collector's figures and runs, and where data is
 // missing. Times are the profiled process's, in seconds since the epoch.
 
-import { EventType, Field } from "./protocol.js";
+import { EventType } from "./protocol.js";
 
 const KEPT_SECONDS = 4 * 3600;
 const KEPT_RUNS = 20_000;
 const SHOWN_RUNS = 2000;
+const KEPT_STATS = 5000;
+const KEPT_MARKS = 500; // gaps and restarts
 
 // gc_stats come each five seconds while memory is profiled, so a longer silence means that it was not.
 const LONGEST_SILENCE = 7;
+
+// Events may be a little out of order; a time further back is that of a clock that was set back.
+const LATE_SECONDS = 10;
 
 export class Timeline {
   seconds = []; // one bin each; in created and the rest null means "not known", which is not 0
@@ -17,12 +22,13 @@ export class Timeline {
   collections = [];
   pauses = []; // ms in all
   statTimes = [];
-  stats = []; // the raw figures
+  stats = []; // {heap, memsize, live}: numbers or null
   runs = []; // [start, pause in ms], of the collector
   gaps = []; // [from, to, messages]
   restarts = []; // times
-  lastStats = null;
+  lastStats = null; // all figures, by name
   missing = 0;
+  setBack = 0; // how often the clock was
   #first = null;
   #last = null; // time of the last event
   #gapSince = null;
@@ -30,10 +36,9 @@ export class Timeline {
 
   /** Take one event of the memory profile. */
   add(event) {
-    const type = event[Field.EVENT_TYPE];
-    const time = event[Field.TIMESTAMP] / 1000;
+    const time = event.time / 1000;
     const bin = this.#bin(time);
-    switch (type) {
+    switch (event.type) {
       case EventType.OBJ_CREATED:
         this.created[bin]++;
         break;
@@ -41,16 +46,14 @@ export class Timeline {
         this.destroyed[bin]++;
         break;
       case EventType.GC_START:
-        this.#started = event[Field.TIMESTAMP];
+        this.#started = event.time;
         break;
       case EventType.GC_END_M: // what follows until GC_END_S is Ruby's lazy sweep, in which the program runs on
       case EventType.GC_END_S:
-        this.#finish(event[Field.TIMESTAMP], bin);
+        this.#finish(event.time, bin);
         break;
       case EventType.GC_STATS:
-        this.lastStats = event[Field.PAYLOAD];
-        this.statTimes.push(time);
-        this.stats.push(this.lastStats);
+        this.#measure(time, event.figures);
         break;
     }
   }
@@ -60,6 +63,7 @@ export class Timeline {
     const from = this.#last ?? time;
     this.missing += messages;
     this.gaps.push([from, Math.max(from, time), messages]);
+    if (this.gaps.length > 2 * KEPT_MARKS) this.gaps.splice(0, KEPT_MARKS);
     this.#started = null;
     this.#gapSince = from;
   }
@@ -67,6 +71,7 @@ export class Timeline {
   /** What follows is of another process. */
   restart(time) {
     this.restarts.push(time);
+    if (this.restarts.length > 2 * KEPT_MARKS) this.restarts.splice(0, KEPT_MARKS);
     this.#started = null;
     this.#last = null;
   }
@@ -103,9 +108,9 @@ export class Timeline {
     const points = { x: [], heap: [], memsize: [], live: [] };
     const add = (x, stats) => {
       points.x.push(x);
-      points.heap.push(number(stats?.total_heap_size));
-      points.memsize.push(number(stats?.total_memsize));
-      points.live.push(number(stats?.heap_live_slots));
+      points.heap.push(stats?.heap ?? null);
+      points.memsize.push(stats?.memsize ?? null);
+      points.live.push(stats?.live ?? null);
     };
     for (let i = begin; i < end; i++) {
       const [before, time] = [this.statTimes[i - 1], this.statTimes[i]];
@@ -122,9 +127,9 @@ export class Timeline {
     const stats = at < 0 || this.restarts.some((time) => time > this.statTimes[at] && time <= to) ? null : this.stats[at];
     const last = inside.at(-1);
     return {
-      heap: number(stats?.total_heap_size),
-      memsize: number(stats?.total_memsize),
-      live: number(stats?.heap_live_slots),
+      heap: stats?.heap ?? null,
+      memsize: stats?.memsize ?? null,
+      live: stats?.live ?? null,
       created: this.created[last] ?? null,
       destroyed: this.destroyed[last] ?? null,
       pauses: inside.reduce((sum, i) => sum + this.pauses[i], 0), // ms
@@ -150,18 +155,54 @@ export class Timeline {
     this.#started = null;
   }
 
+  #measure(time, figures) {
+    const figure = (name) => (typeof figures.get(name) === "number" ? figures.get(name) : null);
+    this.lastStats = figures;
+    let at = this.statTimes.length;
+    while (at > 0 && this.statTimes[at - 1] > time) at--;
+    this.statTimes.splice(at, 0, time);
+    this.stats.splice(at, 0, { heap: figure("total_heap_size"), memsize: figure("total_memsize"), live: figure("heap_live_slots") });
+    if (this.stats.length > 2 * KEPT_STATS) this.#dropStats(KEPT_STATS);
+  }
+
   /** Return the index of the bin of a time, with those before it. */
   #bin(time) {
     const second = Math.floor(time);
+    if (this.seconds.length && second < this.seconds.at(-1) - LATE_SECONDS) this.#setBack(time);
     this.#first ??= time;
     const last = this.seconds.at(-1);
     if (last === undefined || second > last) this.#advance(second);
     this.#last = Math.max(this.#last ?? time, time);
-    // An event that is late belongs where its time is, if that is still there.
-    const index = this.seconds.length - 1 - (this.seconds.at(-1) - second);
-    return Number.isInteger(index) && index >= 0 && this.seconds[index] === second
-      ? this.#known(index)
-      : this.#known(this.seconds.length - 1);
+    // An event that is late belongs where its time is, or where that would be.
+    let index = this.seconds.length - 1;
+    while (index > 0 && this.seconds[index] > second) index--;
+    return this.#known(index);
+  }
+
+  /** The clock was set back: times that have not come yet, by what it shows now, were never right. */
+  #setBack(time) {
+    this.setBack++;
+    const from = (times) => {
+      const index = times.findIndex((one) => one > time);
+      return index < 0 ? times.length : index;
+    };
+    const [bins, stats] = [from(this.seconds), from(this.statTimes)];
+    for (const list of this.#bins) list.length = bins;
+    this.statTimes.length = this.stats.length = stats;
+    this.runs = this.runs.filter(([start]) => start <= time);
+    this.gaps = this.gaps.filter(([begin]) => begin <= time).map(([begin, end, messages]) => [begin, Math.min(end, time), messages]);
+    this.restarts = this.restarts.filter((one) => one <= time);
+    if (!bins) this.#first = null;
+    this.#last = this.#started = this.#gapSince = null;
+  }
+
+  get #bins() {
+    return [this.seconds, this.created, this.destroyed, this.collections, this.pauses];
+  }
+
+  #dropStats(count) {
+    this.statTimes.splice(0, count);
+    this.stats.splice(0, count);
   }
 
   #advance(second) {
@@ -175,12 +216,9 @@ export class Timeline {
     this.#push(second, 0);
     this.#gapSince = null;
     if (this.seconds.length > 2 * KEPT_SECONDS) {
-      for (const list of [this.seconds, this.created, this.destroyed, this.collections, this.pauses]) {
-        list.splice(0, KEPT_SECONDS);
-      }
+      for (const list of this.#bins) list.splice(0, KEPT_SECONDS);
       const old = this.statTimes.findIndex((time) => time >= this.seconds[0]);
-      this.statTimes.splice(0, old);
-      this.stats.splice(0, old);
+      this.#dropStats(old < 0 ? this.stats.length : old);
     }
   }
 
@@ -213,8 +251,4 @@ function longest(runs, count) {
   if (runs.length <= count) return runs;
   const shortest = runs.map(([, pause]) => pause).sort((a, b) => b - a)[count - 1];
   return runs.filter(([, pause]) => pause >= shortest).slice(0, count);
-}
-
-function number(value) {
-  return typeof value === "number" ? value : null;
 }

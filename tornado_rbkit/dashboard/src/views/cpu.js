@@ -3,6 +3,7 @@
 import { h, save, setText } from "../dom.js";
 import { FlameGraph } from "../flame.js";
 import * as format from "../format.js";
+import { Latest } from "../latest.js";
 import { ask } from "../rpc.js";
 import { Table } from "../table.js";
 import { off } from "./memory.js";
@@ -19,6 +20,9 @@ export class CpuView {
   #total = 0;
   #samplesOfFunction = 0;
   #matching = 0;
+  #flame = new Latest();
+  #functions = new Latest();
+  #details = new Latest();
 
   constructor() {
     this.thread = h("select", { "aria-label": "Thread", onchange: () => this.#redraw() });
@@ -76,6 +80,7 @@ export class CpuView {
 
   /** What follows is of another session or process. */
   forget() {
+    for (const one of [this.#flame, this.#functions, this.#details]) one.cancel();
     this.#path = [];
     this.#function = null;
     this.detail.hidden = true;
@@ -86,30 +91,39 @@ export class CpuView {
     this.process = process;
     const thread = this.#thread;
     const drawnFor = JSON.stringify([process, thread, this.#path]);
-    const data = await ask("flame", { process, thread, path: this.#path });
-    const another = drawnFor !== this.#drawnFor;
-    if (data.samples !== this.#samples || another) {
-      this.#samples = data.samples;
-      this.#drawnFor = drawnFor;
-      this.#draw(data, another);
-      await this.#drawTable(thread);
-    }
-    const seconds = (data.last - data.first) / 1000;
+    await this.#flame.ask(
+      "flame",
+      { process, thread, path: this.#path },
+      async (data) => {
+        const another = drawnFor !== this.#drawnFor;
+        if (data.samples === this.#samples && !another) return;
+        this.#samples = data.samples;
+        this.#drawnFor = drawnFor;
+        this.#draw(data, another);
+        await this.#drawTable(thread);
+      },
+      (data) => this.#tell(data, header),
+    );
+  }
+
+  #tell({ samples, omitted, first, last, missing }, header) {
+    const seconds = (last - first) / 1000;
     const rate = seconds > 0 ? ` in ${format.duration(seconds)}` : "";
-    setText(this.summary, data.samples ? `${format.count(data.samples)} samples${rate}` : "");
+    setText(this.summary, samples ? `${format.count(samples)} samples${rate}` : "");
     const notes = [];
-    if (!data.samples) notes.push(off(header, "CPU", "start_cpu_profiling"));
+    if (!samples) notes.push(off(header, "CPU", "start_cpu_profiling"));
     else if (!this.#matching) notes.push(`No function has “${this.search.value}” in its name or file.`);
-    if (data.missing) notes.push(`${format.count(data.missing)} messages are missing: there may have been more samples.`);
+    if (missing) notes.push(`${format.count(missing)} messages are missing: there may have been more samples.`);
+    if (omitted) notes.push(`${format.count(omitted)} samples are left out: they have more functions and stacks than this page keeps.`);
     setText(this.note, notes.join(" "));
   }
 
   get #thread() {
-    return this.thread.value === "" ? null : Number(this.thread.value);
+    return this.thread.value === "" ? null : this.thread.value;
   }
 
   #drawThreads(threads, samples) {
-    const options = [["", "all"], ...threads.map(({ id, samples: own }) => [String(id), `${id} (${format.percent(own, samples)})`])];
+    const options = [["", "all"], ...threads.map(({ id, samples: own }) => [id, `${id} (${format.percent(own, samples)})`])];
     const chosen = this.thread.value;
     options.forEach(([value, text], i) => {
       const option = this.thread.options[i] ?? this.thread.appendChild(h("option"));
@@ -131,10 +145,12 @@ export class CpuView {
 
   async #drawTable(thread) {
     const { sort, descending } = this.table;
-    const data = await ask("functions", { process: this.process, thread, filter: this.search.value, sort, descending, limit: SHOWN });
-    this.#matching = data.matching;
-    await this.table.update(data.rows);
-    if (this.#function !== null) await this.#drawDetails();
+    const query = { process: this.process, thread, filter: this.search.value, sort, descending, limit: SHOWN };
+    await this.#functions.ask("functions", query, async (data) => {
+      this.#matching = data.matching;
+      await this.table.update(data.rows);
+      if (this.#function !== null) await this.#drawDetails();
+    });
   }
 
   #hover(node) {
@@ -172,7 +188,11 @@ export class CpuView {
   }
 
   async #drawDetails() {
-    const data = await ask("functionDetails", { process: this.process, index: this.#function, thread: this.#thread });
+    const query = { process: this.process, index: this.#function, thread: this.#thread };
+    await this.#details.ask("functionDetails", query, (data) => this.#showDetails(data));
+  }
+
+  async #showDetails(data) {
     const share = (samples) => `${format.plural(samples, "sample")}, ${format.percent(samples, this.#total)}`;
     this.detail.hidden = false;
     setText(this.name, data.label);
@@ -215,8 +235,12 @@ export class CpuView {
 
   async #export(kind) {
     const name = `cpu-${this.process}`;
-    const text = await ask("exportCpu", { process: this.process, format: kind, name });
-    save(text, kind === "speedscope" ? `${name}.speedscope.json` : `${name}.collapsed.txt`);
+    try {
+      const text = await ask("exportCpu", { process: this.process, format: kind, name });
+      save(text, kind === "speedscope" ? `${name}.speedscope.json` : `${name}.collapsed.txt`);
+    } catch (error) {
+      setText(this.note, `The export failed: ${error.message}.`); // it is longer than a text can be
+    }
   }
 }
 

@@ -2,9 +2,9 @@
 
 import uPlot from "uplot";
 import { Chart } from "../chart.js";
-import { h, nextFrame, setAttribute, setText } from "../dom.js";
+import { h, setAttribute, setText } from "../dom.js";
 import * as format from "../format.js";
-import { ask } from "../rpc.js";
+import { Latest } from "../latest.js";
 import { Table } from "../table.js";
 
 const RANGES = [
@@ -25,6 +25,7 @@ export class MemoryView {
   #ranges = new Map();
   #tiles = new Map();
   #drawn = null;
+  #memory = new Latest();
 
   constructor() {
     const zoom = { onzoom: (from, to) => this.#fix([from, to]), onreset: () => this.#fix(null) };
@@ -87,6 +88,7 @@ export class MemoryView {
 
   /** What follows is of another session. */
   forget() {
+    this.#memory.cancel();
     this.#fixed = null;
     this.#mark();
   }
@@ -95,20 +97,23 @@ export class MemoryView {
   async update(header) {
     const end = header.lastTime === null ? Date.now() / 1000 : header.lastTime / 1000;
     const range = this.#fixed ?? [end - this.#seconds, end];
-    const data = await ask("memory", { from: range[0], to: range[1] });
-    if (!this.#fixed) range[0] = Math.min(Math.max(range[0], data.first ?? end), end - SHORTEST_SECONDS);
-    this.#drawn = range;
-    const { stats, rates, runs, gaps, restarts } = data;
-    const draw = (chart, points) => chart.update(points, range, gaps, restarts);
-    draw(this.size, [stats.x, stats.heap, stats.memsize]);
-    await nextFrame(); // each chart in a task of its own
-    draw(this.live, [stats.x, stats.live]);
-    await nextFrame();
-    draw(this.rates, [rates.x, rates.created, rates.destroyed]);
-    const shares = [rates.x, rates.pauses.map((ms) => (ms === null ? null : ms / 10))];
-    await nextFrame();
-    draw(this.gc, uPlot.join([shares, [runs.map(([start]) => start), runs.map(([, pause]) => pause)]]));
-    this.#tell(data, header);
+    const draw = (chart, points, data) => chart.update(points, range, data.gaps, data.restarts);
+    await this.#memory.ask(
+      "memory",
+      { from: range[0], to: range[1] },
+      (data) => {
+        if (!this.#fixed) range[0] = Math.min(Math.max(range[0], data.first ?? end), end - SHORTEST_SECONDS);
+        this.#drawn = range;
+        draw(this.size, [data.stats.x, data.stats.heap, data.stats.memsize], data);
+      }, // each chart in a task of its own
+      (data) => draw(this.live, [data.stats.x, data.stats.live], data),
+      (data) => draw(this.rates, [data.rates.x, data.rates.created, data.rates.destroyed], data),
+      (data) => {
+        const shares = [data.rates.x, data.rates.pauses.map((ms) => (ms === null ? null : ms / 10))];
+        draw(this.gc, uPlot.join([shares, [data.runs.map(([start]) => start), data.runs.map(([, pause]) => pause)]]), data);
+        this.#tell(data, header);
+      },
+    );
   }
 
   #tell({ totals, lastStats, runs, runCount, first, gaps }, header) {
@@ -122,7 +127,7 @@ export class MemoryView {
     this.#set("GC runs", runCount ? format.count(runCount) : "–");
     this.#set("longest GC", runCount ? format.milliseconds(longest) : "–");
     this.#set("GC share", format.percent(totals.pauses / 1000, totals.seconds));
-    this.figures.update(Object.entries(lastStats ?? {}));
+    this.figures.update([...(lastStats ?? [])]);
     const notes = [];
     if (first === null) notes.push(off(header, "memory", "start_memory_profile"));
     if (gaps.length) {

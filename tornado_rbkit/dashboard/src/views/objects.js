@@ -2,6 +2,7 @@
 
 import { h, setText } from "../dom.js";
 import * as format from "../format.js";
+import { Latest } from "../latest.js";
 import { ask } from "../rpc.js";
 import { Table } from "../table.js";
 import { off } from "./memory.js";
@@ -12,6 +13,7 @@ const SPARK = [96, 20]; // px
 export class ObjectsView {
   element;
   refreshSeconds = 1;
+  #rows = new Latest();
 
   constructor() {
     const refresh = () => this.onchange?.();
@@ -66,10 +68,19 @@ export class ObjectsView {
     );
   }
 
+  /** What follows is of another session. */
+  forget() {
+    this.#rows.cancel();
+  }
+
   async update(header, process) {
     this.process = process;
     const { sort, descending } = this.table;
-    const data = await ask("objects", { process, filter: this.filter.value, sort, descending, limit: SHOWN });
+    const query = { process, filter: this.filter.value, sort, descending, limit: SHOWN };
+    await this.#rows.ask("objects", query, (data) => this.#draw(data, header));
+  }
+
+  #draw(data, header) {
     this.table.update(data.rows);
     const cut = data.matching > data.rows.length ? `, ${data.rows.length} are shown` : "";
     const strangers = data.strangers ? `; ${format.count(data.strangers)} older than the profile were destroyed` : "";

@@ -2,6 +2,7 @@
 
 import { fileButton, h, save, setAttribute, setText } from "../dom.js";
 import * as format from "../format.js";
+import { Latest } from "../latest.js";
 import { ask } from "../rpc.js";
 import { Table } from "../table.js";
 
@@ -17,6 +18,10 @@ export class SnapshotsView {
   #object = null; // id
   #trail = []; // of ids that were followed
   #drawn = "";
+  #lists = new Latest(); // of snapshots
+  #rows = new Latest(); // of classes
+  #objects = new Latest(); // of the class
+  #details = new Latest(); // of the object
 
   constructor({ takeSnapshot }) {
     const number = (key, label, title, text) => ({ key, label, title, number: true, text });
@@ -91,6 +96,7 @@ export class SnapshotsView {
 
   /** What follows is of another session. */
   forget() {
+    for (const one of [this.#lists, this.#rows, this.#objects, this.#details]) one.cancel();
     this.#known = [];
     this.#drawn = "";
     this.#number = this.#className = null;
@@ -98,7 +104,10 @@ export class SnapshotsView {
   }
 
   async update(header) {
-    const { list, incoming } = await ask("snapshots");
+    await this.#lists.ask("snapshots", null, (data) => this.#draw(data, header));
+  }
+
+  async #draw({ list, incoming }, header) {
     const objects = incoming.reduce((sum, one) => sum + one.objects, 0);
     const expected = incoming.reduce((sum, one) => sum + one.expected, 0);
     this.progress.hidden = !incoming.length;
@@ -142,7 +151,9 @@ export class SnapshotsView {
     this.list.replaceChildren(
       ...list.map((one) => {
         const old = header.processes.length > 1 && one.process !== header.processes.at(-1).number;
-        const part = one.objects < one.expected ? `, incomplete: ${format.count(one.objects)} of ${format.count(one.expected)} came, ${one.ending}` : "";
+        const part = one.ending === null ? "" : `, incomplete: ${format.count(one.objects)} of ${format.count(one.expected)} came, ${one.ending}`;
+        const omitted = one.omitted ? `, ${format.count(one.omitted)} more are left out: more than this page can hold` : "";
+        const unreadable = one.unreadable ? `, ${format.count(one.unreadable)} more could not be read` : "";
         const origin = one.from ? `, from ${one.from}` : old ? ", of the process before" : "";
         return h(
           "li",
@@ -151,7 +162,7 @@ export class SnapshotsView {
             "button",
             { type: "button", "data-number": one.number, onclick: () => this.#show(one.number, null) },
             h("b", {}, `Snapshot ${one.number}`),
-            ` ${format.clock(one.time)}: ${format.count(one.objects)} objects, ${format.bytes(one.bytes)}${part}${origin}`,
+            ` ${format.clock(one.time)}: ${format.count(one.objects)} objects, ${format.bytes(one.bytes)}${part}${omitted}${unreadable}${origin}`,
           ),
           h("button", { type: "button", title: "save it as a file", "aria-label": `Save snapshot ${one.number}`, onclick: () => this.#save(one) }, "Save"),
           h("button", { type: "button", title: "let go of it", "aria-label": `Remove snapshot ${one.number}`, onclick: () => this.#remove(one) }, "Remove"),
@@ -163,6 +174,7 @@ export class SnapshotsView {
   async #show(number, against) {
     this.#number = number;
     this.content.hidden = number === null;
+    this.#rows.cancel();
     if (number === null) return;
     await this.#compareWith(against === null ? "" : String(against));
   }
@@ -192,33 +204,38 @@ export class SnapshotsView {
   async #resort() {
     const table = this.#against === null ? this.classes : this.differences;
     const query = { filter: this.filter.value, sort: table.sort, descending: table.descending, limit: SHOWN };
-    const data =
-      this.#against === null
-        ? await ask("snapshotClasses", { number: this.#number, ...query })
-        : await ask("snapshotDifference", { before: this.#against, after: this.#number, ...query });
-    table.rearrange();
-    table.update(data.rows);
-    const cut = data.matching > data.rows.length ? `, ${data.rows.length} are shown` : "";
-    const what = this.#against === null ? "classes" : `classes changed since snapshot ${this.#against}`;
-    setText(this.summary, `${format.count(data.matching)} ${what}${cut}`);
+    const against = this.#against;
+    const draw = (data) => {
+      table.rearrange();
+      table.update(data.rows);
+      const cut = data.matching > data.rows.length ? `, ${data.rows.length} are shown` : "";
+      const what = against === null ? "classes" : `classes changed since snapshot ${against}`;
+      setText(this.summary, `${format.count(data.matching)} ${what}${cut}`);
+    };
+    if (against === null) await this.#rows.ask("snapshotClasses", { number: this.#number, ...query }, draw);
+    else await this.#rows.ask("snapshotDifference", { before: against, after: this.#number, ...query }, draw);
   }
 
   async #chooseClass(name) {
     this.#className = name;
     this.classes.select(name);
     this.differences.select(name);
-    this.objectsBox.hidden = name === null;
+    this.objectsBox.hidden = true;
+    this.#objects.cancel();
     this.#open(null);
     if (name === null) return;
-    const data = await ask("snapshotObjects", { number: this.#number, name, butNotIn: this.#against });
-    setText(this.objectsTitle, name);
-    const which = this.#against === null ? "objects" : `objects that snapshot ${this.#against} has not`;
-    const cut = data.matching > data.rows.length ? `, the ${data.rows.length} largest are shown` : "";
-    const unknown = data.rows.length && !data.rows.some((row) => row.file) ? ` ${UNKNOWN_PLACES}` : "";
-    setText(this.objectsNote, `${format.count(data.matching)} ${which}${cut}.${unknown}`);
-    this.objects.rearrange();
-    this.objects.update(data.rows);
-    this.objectsTitle.focus({ preventScroll: false });
+    const against = this.#against;
+    await this.#objects.ask("snapshotObjects", { number: this.#number, name, butNotIn: against }, (data) => {
+      this.objectsBox.hidden = false;
+      setText(this.objectsTitle, name);
+      const which = against === null ? "objects" : `objects that snapshot ${against} has not`;
+      const cut = data.matching > data.rows.length ? `, the ${data.rows.length} largest are shown` : "";
+      const unknown = data.rows.length && !data.rows.some((row) => row.file) ? ` ${UNKNOWN_PLACES}` : "";
+      setText(this.objectsNote, `${format.count(data.matching)} ${which}${cut}.${unknown}`);
+      this.objects.rearrange();
+      this.objects.update(data.rows);
+      this.objectsTitle.focus({ preventScroll: false });
+    });
   }
 
   /** Go to an object; from the list of a class the trail begins anew. */
@@ -232,8 +249,12 @@ export class SnapshotsView {
     this.#object = id;
     this.objects.select(id);
     this.detail.replaceChildren();
+    this.#details.cancel();
     if (id === null) return;
-    const object = await ask("snapshotObject", { number: this.#number, id });
+    await this.#details.ask("snapshotObject", { number: this.#number, id }, (object) => this.#drawObject(object, id));
+  }
+
+  #drawObject(object, id) {
     const { steps } = object.path;
     const title = h("h3", { tabindex: "-1" }, `${object.name} ${format.objectId(object.id)}`);
     const back = h("button", { type: "button", onclick: () => this.#open(this.#trail.pop()) }, "Back");
@@ -291,7 +312,7 @@ export class SnapshotsView {
 
   async #save(one) {
     const file = await ask("snapshotFile", { number: one.number });
-    save(file, `snapshot-${one.number}.rbkit`);
+    if (file !== null) save(file, `snapshot-${one.number}.rbkit`);
   }
 
   async #remove(one) {

@@ -1,0 +1,18 @@
+// The page's address. A token in it is kept in memory, and for a reload in the tab's session storage, but leaves the address
+// bar: it would be in the history, in a copied link and in a picture of the screen.
+
+const KEY = `rbkit token ${location.pathname}`;
+
+/** The query that the page's own requests carry. */
+export const query = takeToken();
+
+function takeToken() {
+  const shown = new URL(location.href);
+  const token = shown.searchParams.get("token");
+  if (token === null || !("token" in document.documentElement.dataset)) return shown.search;
+  const { search } = shown;
+  sessionStorage.setItem(KEY, token);
+  shown.searchParams.delete("token");
+  history.replaceState(null, "", shown);
+  return search;
+}

@@ -1,0 +1,27 @@
+// What a person should know, at a pace that a person can read.
+
+const KEPT = 50;
+const BURST = 10;
+const PER_SECOND = 1;
+
+/** Keeps the newest lines. What comes faster than one a second, after the first few, is counted only. */
+export class Log {
+  lines = []; // {number, text}, the newest last
+  leftOut = 0;
+  #number = 0;
+  #room = BURST;
+  #at = 0;
+
+  /** Add a line, at a time in seconds that only grows. */
+  add(text, now = performance.now() / 1000) {
+    this.#room = Math.min(BURST, this.#room + (now - this.#at) * PER_SECOND);
+    this.#at = now;
+    if (this.#room < 1) {
+      this.leftOut++;
+      return;
+    }
+    this.#room--;
+    this.lines.push({ number: ++this.#number, text });
+    if (this.lines.length > KEPT) this.lines.shift();
+  }
+}
