@@ -19,6 +19,7 @@ from tests.fake_rbkit import recorded
 from tests.profiler.conftest import PATIENCE, Client, raw_events, shape
 from tornado_rbkit import profiler
 from tornado_rbkit.profiler.cpu import CPUSampler, FrameCache, pack_frame
+from tornado_rbkit.profiler.frames import read_place
 from tornado_rbkit.profiler.publisher import Publisher
 from tornado_rbkit.protocol import CPUSample, EventType
 
@@ -234,7 +235,7 @@ def test_globals_of_the_hosts_own_making_are_not_asked() -> None:
     space = Namespace(sys=sys, __name__="shop")
     exec(compile("def f(sys):\n    return sys._getframe()", "shop.py", "exec"), space)
     frame = dict.__getitem__(space, "f")(sys)  # type: ignore[operator]
-    assert b"shop.f" in pack_frame(frame)
+    assert b"shop.f" in pack_frame(*read_place(frame))
 
 
 class Order:
@@ -275,7 +276,7 @@ def test_a_code_object_is_forgotten_when_it_is_gone() -> None:
     space: dict[str, object] = {"sys": sys}
     exec("def f():\n    return sys._getframe()", space)
     frame = space["f"]()  # type: ignore[operator]
-    assert cache.stack(frame)
+    assert cache.stack([read_place(frame)])
     before = len(cache._codes)
     del frame, space
     gc.collect()

@@ -18,8 +18,8 @@ sampled, once for each interval of it, so that a thread's samples are in proport
 clocks are read on Linux, by the kernel's thread id; elsewhere there is only ``wall``, and the handshake says so.
 Threads that `threading` does not know have no clock either and are sampled as on the wall.
 
-A frame that is looked at is kept alive while it is: when its function returns in these microseconds, what it held is
-released on the sampler's thread. Every sampler inside a process has this.
+The stacks are read as `frames` says. On Python 3.10 a frame is kept alive while it is packed: if its function returns
+in these microseconds, what the frame held is released on the sampler's thread.
 """
 
 from __future__ import annotations
@@ -34,6 +34,7 @@ from types import CellType, CodeType, FrameType, FunctionType
 from typing import Any, Final
 
 from tornado_rbkit.profiler.arguments import check_interval
+from tornado_rbkit.profiler.frames import Place, read_stacks, thread_ids
 from tornado_rbkit.profiler.objects import type_dict, type_mro, type_qualname
 from tornado_rbkit.profiler.publisher import BACKLOG_EVENTS, Publisher, array_header, pack, pack_double, pack_text
 from tornado_rbkit.profiler.signals import leave_signals_to_the_host
@@ -43,9 +44,6 @@ DEFAULT_INTERVAL: Final = 0.001
 """Seconds, as rbkit's."""
 
 MIN_SWITCH_INTERVAL: Final = 0.0005
-
-MAX_DEPTH: Final = 1000
-"""Frames of one sample; the outer ones of a deeper stack are left out."""
 
 MAKE_UP_SECONDS: Final = 0.02
 """What a late sample stands for at the most. Longer than that it is the system that keeps the sampler waiting, and one
@@ -158,15 +156,14 @@ class CPUSampler:
     def _tick(self, ticks: int) -> None:
         """Publish what every thread does, for each of so many ticks, of which this is the last."""
         now = time.time()
-        frames = sys._current_frames()
-        for thread_id in self._own:
-            frames.pop(thread_id, None)
+        threads = thread_ids() - self._own
         if self.clock_type == "cpu":
-            samples = self._clocks.burned(frames, self.interval, ticks, self._most)
+            samples = self._clocks.burned(threads, self.interval, ticks, self._most)
         else:
-            samples = dict.fromkeys(frames, ticks)
-        for thread_id, count in samples.items():
-            stack = self._frames.stack(frames[thread_id])
+            samples = dict.fromkeys(threads, ticks)
+        for thread_id, places in read_stacks(samples).items():
+            count = samples[thread_id]
+            stack = self._frames.stack(places)
             packed_id = pack(thread_id)
             payload = b"".join((_PAYLOAD_KEY, array_header(len(stack)), packed_id.join(stack), packed_id))
             for before in range(count - 1, -1, -1):
@@ -270,21 +267,19 @@ class FrameCache:
     def clear(self) -> None:
         self._codes.clear()
 
-    def stack(self, frame: FrameType | None) -> list[bytes]:
+    def stack(self, places: Iterable[Place]) -> list[bytes]:
         """Return the packed frames of a stack, innermost first."""
         stack: list[bytes] = []
         codes = self._codes
-        while frame is not None and len(stack) < MAX_DEPTH:
-            code = frame.f_code
+        for place in places:
+            code, lasti = place[0], place[1]
             known = codes.get(id(code))
             if known is None:
                 known = codes[id(code)] = (weakref.ref(code, self._forget(id(code))), {})
-            # f_lasti, because f_lineno is worked out anew from the line table each time it is read
-            packed = known[1].get(frame.f_lasti)
+            packed = known[1].get(lasti)
             if packed is None:
-                packed = known[1][frame.f_lasti] = pack_frame(frame)
+                packed = known[1][lasti] = pack_frame(*place)
             stack.append(packed)
-            frame = frame.f_back
         return stack
 
     def _forget(self, key: int) -> Callable[[Any], None]:
@@ -296,11 +291,10 @@ class FrameCache:
         return forget
 
 
-def pack_frame(frame: FrameType) -> bytes:
-    """Return a stack frame as MessagePack, up to where the value of its thread_id belongs."""
-    code = frame.f_code
-    module = dict.get(frame.f_globals, "__name__")  # of a subclass of dict, `get` could be the host's
-    qualname = qualified_name(frame)
+def pack_frame(code: CodeType, lasti: int, namespace: dict[str, Any], frame: FrameType | None = None) -> bytes:
+    """Return a stack frame (a `Place`) as MessagePack, up to where the value of its thread_id belongs."""
+    module = dict.get(namespace, "__name__")  # of a subclass of dict, `get` could be the host's
+    qualname = qualified_name(code, frame)
     label = f"{module}.{qualname}" if type(module) is str else qualname
     return b"".join(
         (
@@ -312,7 +306,7 @@ def pack_frame(frame: FrameType) -> bytes:
             bytes((Field.FILE,)),
             pack_text(code.co_filename),
             bytes((Field.LINE,)),
-            pack(frame.f_lineno or 0),
+            pack(line_number(code, lasti)),
             bytes((Field.SINGLETON_METHOD,)),
             pack(int(_first_argument(code) == "cls")),
             bytes((Field.THREAD_ID,)),
@@ -320,12 +314,19 @@ def pack_frame(frame: FrameType) -> bytes:
     )
 
 
-def qualified_name(frame: FrameType) -> str:
-    """Return ``Class.method`` or ``function``: co_qualname, or where there is none what self or cls tell."""
-    code = frame.f_code
+def line_number(code: CodeType, lasti: int) -> int:
+    """Return the line of an instruction, 0 for an instruction that has none."""
+    for start, end, line in code.co_lines():
+        if start <= lasti < end:
+            return line or 0
+    return code.co_firstlineno  # it has not begun
+
+
+def qualified_name(code: CodeType, frame: FrameType | None) -> str:
+    """Return ``Class.method`` or ``function``: co_qualname, or on Python 3.10 what self or cls tell."""
     if sys.version_info >= (3, 11):
         return code.co_qualname
-    owner = _class_of_first_argument(frame)
+    owner = None if frame is None else _class_of_first_argument(frame)
     if owner is None:
         return code.co_name
     return f"{type_qualname(owner)}.{code.co_name}"

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import sys
 import threading
 from collections import Counter
 from collections.abc import Iterator
@@ -10,6 +9,7 @@ from contextlib import contextmanager
 from typing import Final
 
 from tornado_rbkit.profiler.cpu import CPUSampler
+from tornado_rbkit.profiler.frames import thread_ids
 from tornado_rbkit.profiler.publisher import Publisher
 from tornado_rbkit.protocol import CPUSample, decode
 
@@ -44,7 +44,7 @@ def sampled_stacks(interval: float | None = None) -> Iterator[StackCounter]:
         ValueError: the interval is not above 0.
     """
     stacks = StackCounter()
-    others = sys._current_frames().keys() - {threading.get_ident()}
+    others = thread_ids() - {threading.get_ident()}
     sampler = CPUSampler(stacks, leave_out=others)
     sampler.start(interval)
     try:
