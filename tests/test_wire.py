@@ -125,11 +125,11 @@ async def test_a_reply_of_many_parts_is_joined_and_bounded_as_a_whole(
 
         profiler = threading.Thread(target=answer)
         profiler.start()
-        server = await serve(Bridge(rbkit.pub, req, threaded=threaded, max_message_bytes=1000))
+        server = await serve(Bridge(rbkit.pub, req, threaded=threaded, max_message_bytes=1024))
         connection = await server.connected()
         assert await ask(connection, "trigger_gc") == b"0ab"
         assert await ask(connection, "trigger_gc") == (
-            b"0error:invalid-reply trigger_gc: the reply has 1200 bytes; allowed: at most 1000"
+            b"0error:invalid-reply trigger_gc: the reply has 1200 bytes; allowed: at most 1024"
         )
         assert await ask(connection, "trigger_gc") == b"0ok"
         profiler.join()

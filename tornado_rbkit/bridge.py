@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import logging
+import os
 import time
 from collections import Counter, deque
 from collections.abc import Callable, Mapping
@@ -12,13 +13,14 @@ from typing import Any, Final, Literal
 
 from tornado.ioloop import IOLoop
 from tornado.iostream import IOStream
+from tornado.process import task_id
 from tornado.web import RequestHandler
 
 from tornado_rbkit.access import Access
 from tornado_rbkit.audience import Audience
 from tornado_rbkit.commands import CommandQueue
 from tornado_rbkit.deadline import Deadline
-from tornado_rbkit.endpoints import check_endpoint, default_endpoint
+from tornado_rbkit.endpoints import check_endpoint
 from tornado_rbkit.frames import Form
 from tornado_rbkit.iothread import IOLoopThread
 from tornado_rbkit.lifeline import Lifeline
@@ -28,14 +30,13 @@ from tornado_rbkit.protocol import (
     CLOSE_POLICY,
     CLOSE_TOO_BIG,
     CLOSE_TRY_AGAIN,
-    DEFAULT_PUB_PORT,
-    DEFAULT_REQ_PORT,
     Notice,
     RbkitError,
 )
 from tornado_rbkit.repeats import Repeats, times
 from tornado_rbkit.requester import Outcome
 from tornado_rbkit.session import Session
+from tornado_rbkit.settings import BridgeSettings
 from tornado_rbkit.subscriber import MAX_DELIVERED, Batch
 from tornado_rbkit.target import Target, Trouble
 from tornado_rbkit.upstream import Reach, State
@@ -47,7 +48,7 @@ _CLOSE_GRACE: Final = 1.0  # seconds that clients have to answer a close frame, 
 
 
 class BridgeFullError(RbkitError):
-    """There are as many clients as `max_clients` allows, or the bridge is closed."""
+    """There are as many clients as `max_clients` allows, the bridge is closed, or it cannot open a connection."""
 
 
 class Bridge:
@@ -86,8 +87,9 @@ class Bridge:
             pub: the endpoint where rbkit publishes, by default port 5555 or ``RBKIT_PUB_PORT`` on 127.0.0.1.
             req: the endpoint where it takes commands, by default port 5556 or ``RBKIT_REQ_PORT`` on 127.0.0.1.
             threaded: True, the ZMQ sockets get a thread of their own; an `IOLoopThread`, they live on that one, which
-                its owner starts before the first client and stops after `close`; False, on the web server's loop,
-                which then also escapes and compresses, for at most about 10 ms in a row.
+                its owner starts before the first client (in a pre-forked server: after the fork) and stops after
+                `close`; False, on the web server's loop, which then also escapes and compresses, for at most about
+                10 ms in a row.
             default_encoding: of clients that do not say ``?encoding=``; ``escaped`` is the Ruby middleware's.
             connect_timeout: seconds from a client's opening in which the profiler has to be reached.
             command_timeouts: seconds by command, over 5 for each and 300 for ``objectspace_snapshot``.
@@ -97,7 +99,9 @@ class Bridge:
             ping_interval: seconds between pings; 0 for none.
             ping_timeout: seconds in which the pong has to come, by default the interval, and never more than it.
             idle_grace: seconds the connection is kept after the last client left.
-            stop_when_idle: stop the profiling that was started through this bridge before the connection is closed.
+            stop_when_idle: stop the profiling that was started through this bridge before the connection is closed. A
+                process that was forked from the one that made the bridge, or by `tornado.process.fork_processes`,
+                never does: it cannot know whether clients of its siblings are watching.
             flush_interval: seconds of rest after all that the profiler sent was handed on.
             max_pending_bytes: profiling data that may wait between the profiler and the web loop.
             rcvhwm: messages that may wait in the SUB socket (ZMQ_RCVHWM).
@@ -108,44 +112,41 @@ class Bridge:
             EndpointError: `pub` or `req` cannot be connected to.
             ValueError: another argument is out of its range.
         """
-        pub = check_endpoint(pub or default_endpoint("RBKIT_PUB_PORT", DEFAULT_PUB_PORT), "pub")
-        req = check_endpoint(req or default_endpoint("RBKIT_REQ_PORT", DEFAULT_REQ_PORT), "req")
-        _check(0, connect_timeout=connect_timeout, idle_grace=idle_grace, flush_interval=flush_interval)
-        _check(0, ping_interval=ping_interval, ping_timeout=ping_timeout or 0)
-        _check(1, max_clients=max_clients, max_backlog_bytes=max_backlog_bytes, max_pending_bytes=max_pending_bytes)
-        _check(1, rcvhwm=rcvhwm, max_message_bytes=max_message_bytes)
-        if not stall_timeout > 0:
-            raise ValueError(f"stall_timeout={stall_timeout!r} is out of range; allowed: more than 0")
-        if compression_level not in range(10):
-            raise ValueError(f"compression_level={compression_level!r} is out of range; allowed: 0 (off) to 9")
-        if default_encoding not in ("binary", "escaped"):
-            raise ValueError(f"default_encoding={default_encoding!r} is unknown; allowed: binary, escaped")
-        self.default_encoding = default_encoding
-        self.compression_level = compression_level
-        self.ping_interval = ping_interval
-        self.ping_timeout = min(ping_timeout or ping_interval, ping_interval)
-        self._connect_timeout = connect_timeout
-        self._max_clients = max_clients
-        self._idle_grace = idle_grace
-        self._stop_when_idle = stop_when_idle
-        self.stall_timeout = stall_timeout
-        self._lifeline = Lifeline(
-            pub,
-            req,
-            threaded,
-            self,
-            self.close,
-            rcvhwm=rcvhwm,
-            max_message_bytes=max_message_bytes,
+        given = {"pub": pub, "req": req, "command_timeouts": command_timeouts}
+        settings = BridgeSettings(
+            **{name: value for name, value in given.items() if value is not None},  # type: ignore[arg-type]
+            threaded=threaded,
+            default_encoding=default_encoding,
+            connect_timeout=connect_timeout,
+            max_clients=max_clients,
+            max_backlog_bytes=max_backlog_bytes,
+            stall_timeout=stall_timeout,
+            ping_interval=ping_interval,
+            ping_timeout=ping_timeout,
+            idle_grace=idle_grace,
+            stop_when_idle=stop_when_idle,
             flush_interval=flush_interval,
             max_pending_bytes=max_pending_bytes,
+            rcvhwm=rcvhwm,
+            max_message_bytes=max_message_bytes,
             compression_level=compression_level,
         )
+        self._settings = settings
+        self._pid = os.getpid()
+        self.default_encoding = settings.default_encoding
+        self.compression_level = settings.compression_level
+        self.ping_interval = settings.ping_interval
+        self.ping_timeout = min(settings.ping_timeout or settings.ping_interval, settings.ping_interval)
+        self.stall_timeout = settings.stall_timeout
+        self._lifeline = Lifeline(settings, self, self.close)
         self._state = State.IDLE
         self._target = Target()
-        self._commands = CommandQueue(self._lifeline.request, command_timeouts or {}, self._on_settled)
+        self._commands = CommandQueue(self._lifeline.request, settings.command_timeouts, self._on_settled)
         self._new_session = partial(
-            Session, submit=self._commands.submit, max_backlog_bytes=max_backlog_bytes, stall_timeout=stall_timeout
+            Session,
+            submit=self._commands.submit,
+            max_backlog_bytes=settings.max_backlog_bytes,
+            stall_timeout=settings.stall_timeout,
         )
         self._probe = Probe(self._ask_again)
         self._sessions = Audience()
@@ -187,20 +188,22 @@ class Bridge:
 
         Raises:
             EndpointError: `pub` or `req` cannot be connected to; nothing has changed.
-            RuntimeError: the thread that was given has ended.
         """
         pub, req = check_endpoint(pub, "pub"), check_endpoint(req, "req")
         if not self._lifeline.is_open or self._closing is not None:
             self._lifeline.pub, self._lifeline.req = pub, req
             return
-        self._lifeline.let_go()
         if self._state is State.CONNECTED:
             self.on_state(State.DISCONNECTED)
+        self._lifeline.let_go()
         self._pending = 0
         self._is_another = True
         self._probe.stop()
         self._lifeline.pub, self._lifeline.req = pub, req
-        self._lifeline.connect()
+        try:
+            self._lifeline.connect()
+        except RbkitError as error:
+            self.on_failure(str(error))
         self._tell_audience()
 
     def join(
@@ -214,12 +217,12 @@ class Bridge:
         """Add a client; the arguments are those of `Session`. Call `leave` when its WebSocket is closed.
 
         Raises:
-            BridgeFullError: there are `max_clients` already, or the bridge is closed.
+            BridgeFullError: there are `max_clients` already, the bridge is closed, or it cannot open a connection.
         """
         if self._closing is not None:
             raise BridgeFullError("the server is shutting down")
-        if len(self._sessions) >= self._max_clients:
-            raise BridgeFullError(f"client limit reached (max_clients={self._max_clients})")
+        if len(self._sessions) >= self._settings.max_clients:
+            raise BridgeFullError(f"client limit reached (max_clients={self._settings.max_clients})")
 
         def close_and_log(code: int, reason: str) -> None:
             if code in (CLOSE_POLICY, CLOSE_TOO_BIG):
@@ -227,11 +230,16 @@ class Bridge:
             close(code, reason)
 
         session = self._new_session(handler, close_and_log, stream, form, access)
-        self._open()
+        try:
+            self._open()
+        except BridgeFullError:
+            session.leave()
+            raise
         self._notify(Notice("client_count", str(len(self._sessions) + 1)))
         self._sessions.add(session)
         if self._state is not State.CONNECTED:
-            self._connect_deadlines[session] = Deadline(self._connect_timeout, partial(self._give_up, session))
+            timeout = self._settings.connect_timeout
+            self._connect_deadlines[session] = Deadline(timeout, partial(self._give_up, session))
         self._tell_audience()
         return session
 
@@ -247,7 +255,7 @@ class Bridge:
         self._commands.forget(session)
         self._tell_audience()
         if not self._sessions and self._closing is None:
-            self._idle_timer = self._loop.call_later(self._idle_grace, self._go_idle)
+            self._idle_timer = self._loop.call_later(self._settings.idle_grace, self._go_idle)
 
     async def close(self) -> None:
         """Close all clients with 1001, stop what was started here, close the connection. May be called twice.
@@ -318,11 +326,11 @@ class Bridge:
         self._lifeline.reach = reach
 
     def on_failure(self, reason: str) -> None:
-        """The sockets could not be made; the next client tries again."""
+        """The sockets could not be made, or their thread has ended: let go of them; the next client tries again."""
         self._lifeline.log_failure(reason)
         for session in list(self._sessions):
-            session.close(CLOSE_TRY_AGAIN, f"cannot connect to the rbkit server: {reason}")
-        self._loop.add_callback(self._disconnect)
+            session.close(CLOSE_TRY_AGAIN, _cannot_connect(reason))
+        self._let_go()
 
     def on_state(self, state: State) -> None:
         """The profiler came, or went."""
@@ -330,9 +338,7 @@ class Bridge:
         self._lifeline.log(before, state)
         if state is State.CONNECTED:
             self._restart_told = False
-            for deadline in self._connect_deadlines.values():
-                deadline.cancel()
-            self._connect_deadlines.clear()
+            self._cancel_connect_deadlines()
             if before is State.DISCONNECTED:
                 self._notify(Notice("server", "connected"))
             if self._is_another:
@@ -405,7 +411,10 @@ class Bridge:
 
     async def _stop_profiling(self, timeout: float | None = None) -> None:
         """Stop what was started through this bridge; the profiler answers each command, or its time-out does."""
-        if not self._stop_when_idle or self._state is not State.CONNECTED:
+        if not self._settings.stop_when_idle or self._state is not State.CONNECTED:
+            return
+        if self._target.to_stop() and (os.getpid() != self._pid or task_id() is not None):
+            _log.info("profiling of %s is left on: this process was forked, and its siblings may watch", self.req)
             return
         stopped: list[asyncio.Future[Outcome]] = []
         for command in self._target.to_stop():
@@ -425,6 +434,11 @@ class Bridge:
         missing = self.pub if self.req in self._lifeline.reach.up else self.req
         session.close(CLOSE_TRY_AGAIN, f"rbkit server is not running at {missing}")
 
+    def _cancel_connect_deadlines(self) -> None:
+        for deadline in self._connect_deadlines.values():
+            deadline.cancel()
+        self._connect_deadlines.clear()
+
     def _tell_audience(self) -> None:
         self._lifeline.set_audience(self._sessions.forms, len(self._sessions), self._sessions.generation)
 
@@ -436,9 +450,13 @@ class Bridge:
         if self._lifeline.is_open:
             return
         self._loop = IOLoop.current()
+        try:
+            self._lifeline.connect()
+        except RbkitError as error:
+            self._lifeline.log_failure(str(error))
+            raise BridgeFullError(_cannot_connect(str(error))) from error
         self._state = State.CONNECTING
         self._commands.hold()
-        self._lifeline.connect()
 
     async def _go_idle(self) -> None:
         self._idle_timer = None
@@ -446,11 +464,17 @@ class Bridge:
         if not self._sessions and self._idle_timer is None and self._closing is None:
             await self._disconnect()
 
-    async def _disconnect(self) -> None:
+    def _let_go(self) -> None:
+        """Let go of the connection: from now on there is none, whatever is still being closed."""
         self._state = State.IDLE
         self._pending = 0
         self._probe.stop()
+        self._cancel_connect_deadlines()
         self._commands.close("the bridge has closed the connection")
+        self._lifeline.let_go()
+
+    async def _disconnect(self) -> None:
+        self._let_go()
         await self._lifeline.close()
 
     async def _close(self) -> None:
@@ -468,7 +492,5 @@ class Bridge:
             self._loop.remove_timeout(timer)
 
 
-def _check(least: int, **arguments: float) -> None:
-    for name, value in arguments.items():
-        if not value >= least:
-            raise ValueError(f"{name}={value!r} is out of range; allowed: {least} or more")
+def _cannot_connect(reason: str) -> str:
+    return f"cannot connect to the rbkit server: {reason}"

@@ -4,107 +4,167 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import Callable
-from typing import Any
+from typing import Any, Final
 
+import zmq
 from tornado.ioloop import IOLoop
 
-from tornado_rbkit.descriptors import require_descriptors
 from tornado_rbkit.frames import Form
 from tornado_rbkit.iothread import IOLoopThread
+from tornado_rbkit.protocol import CommandError
+from tornado_rbkit.requester import Outcome
+from tornado_rbkit.settings import BridgeSettings
 from tornado_rbkit.upstream import Upstream, UpstreamListener
+
+_STOPPED_EARLY: Final = "the IOLoopThread was stopped before its bridges were closed; stop it after them"
 
 
 class Connection:
     """An open Upstream and the loop it lives on: a thread's, or the web server's own. Web loop only.
 
-    Calls go over as callbacks, in order; what comes back does the same, and never after `close` has returned.
+    Calls go over as callbacks, in order; what comes back does the same, and never after `close` has returned. Each
+    request has its outcome by then, also when the thread ends before it should: the listener is told of that as a
+    failure.
     """
 
     def __init__(
-        self,
-        threaded: bool | IOLoopThread,
-        web_loop: IOLoop,
-        listener: UpstreamListener,
-        pub: str,
-        req: str,
-        **options: Any,
+        self, web_loop: IOLoop, listener: UpstreamListener, pub: str, req: str, settings: BridgeSettings
     ) -> None:
-        """Begin to connect; `threaded`, `pub`, `req` and the options are those of `Bridge`.
+        """Begin to connect; the listener is told what comes of it.
+
+        Args:
+            web_loop: the loop of the caller.
+            listener: who is told.
+            pub: where the profiler publishes.
+            req: where it takes commands.
+            settings: the bridge's, but for `pub` and `req`.
 
         Raises:
             RuntimeError: the thread given is not running.
             OSError: there are too few file descriptors.
         """
-        require_descriptors()
         self._listener = listener
         self._web_loop = web_loop
+        threaded = settings.threaded
         self._own_thread = threaded is True
         self._thread = threaded if isinstance(threaded, IOLoopThread) else IOLoopThread() if threaded else None
+        self._context: zmq.Context[zmq.Socket[bytes]] | None = None  # the connection's own, without a thread
         if self._thread is not None and self._own_thread:
             self._thread.start()
         self._io_loop = self._thread.io_loop if self._thread is not None else web_loop
         self._closing = False
+        self._thread_ended = False
         self._closed: asyncio.Future[None] = asyncio.get_running_loop().create_future()
-        options["on_thread"] = self._thread is not None
-        self._upstream = Upstream(self._io_loop, pub, req, listener, self._post, **options)
+        self._in_flight: str | None = None
+        self._upstream = Upstream(
+            self._io_loop,
+            pub,
+            req,
+            listener,
+            self._post,
+            self._thread.context if self._thread is not None else self._own_context,
+            settings,
+            on_thread=self._thread is not None,
+        )
         self._io_loop.add_callback(self._upstream.open)
+        if self._thread is not None:
+            self._thread.call_at_end(self._tell_end_of_thread)
 
     def set_audience(self, forms: frozenset[Form], clients: int, generation: int) -> None:
         """See `Upstream.set_audience`."""
         self._io_loop.add_callback(self._upstream.set_audience, forms, clients, generation)
 
     def request(self, command: str, timeout: float) -> None:
-        """See `Upstream.request`."""
+        """See `Upstream.request`; there must be no other in flight."""
+        self._in_flight = command
         self._io_loop.add_callback(self._upstream.request, command, timeout)
 
     def begin_closing(self) -> None:
-        """Begin with what `close` does; nothing but the end of the command in flight is delivered from now on.
-
-        Raises:
-            RuntimeError: the thread that was given has ended, and the sockets with it.
-        """
+        """Begin with what `close` does; nothing but the end of the command in flight is delivered from now on."""
         if self._closing:
             return
         self._closing = True
-        if self._thread is not None and not self._thread.is_alive():
-            self._closed.set_result(None)
-            raise RuntimeError("the IOLoopThread was stopped before its bridges were closed; stop it after them")
-        self._io_loop.add_callback(self._stop_upstream)
+        if self._thread_ended:
+            self._finish_without_thread()
+        else:
+            self._io_loop.add_callback(self._stop_upstream)
 
     async def close(self) -> None:
         """Close the sockets on their loop, and end the thread if it is this connection's own. May be called twice.
 
         Raises:
-            RuntimeError: the thread that was given has ended, and the sockets with it.
+            RuntimeError: the thread that was given has ended before, and the sockets with it.
         """
         self.begin_closing()
         await self.wait_closed()
 
     async def wait_closed(self) -> None:
-        """Return when `close` has done its work; being cancelled does not keep it from doing so."""
+        """Return when `close` has done its work; being cancelled does not keep it from doing so.
+
+        Raises:
+            RuntimeError: the thread that was given has ended before, and the sockets with it.
+        """
         await asyncio.shield(self._closed)
+
+    def _own_context(self) -> zmq.Context[zmq.Socket[bytes]]:
+        if self._context is None:
+            self._context = zmq.Context()
+        return self._context
 
     def _stop_upstream(self) -> None:
         """On the upstream's loop. What ZMQStream has put off until the next turn still finds its sockets open then."""
-        self._upstream.stop()
-        self._io_loop.add_callback(self._close_upstream)
+        try:
+            self._upstream.stop()
+        finally:
+            self._io_loop.add_callback(self._close_upstream)
 
     def _close_upstream(self) -> None:
         """On the upstream's loop."""
         try:
             self._upstream.close()
+            if self._context is not None:
+                self._context.term()
         finally:
             self._web_loop.add_callback(self._finish)
 
-    def _finish(self) -> None:
-        if self._thread is not None and self._own_thread:
-            self._thread.stop()
-        self._closed.set_result(None)
+    def _finish(self, error: RuntimeError | None = None) -> None:
+        if self._closed.done():
+            return
+        if self._thread is not None:
+            self._thread.forget_at_end(self._tell_end_of_thread)
+            if self._own_thread:
+                self._thread.stop()
+        if self._in_flight is not None:
+            lost = CommandError("unavailable", f"{self._in_flight}: its connection has ended before it was answered")
+            self._deliver(self._listener.on_outcome, Outcome(lost.to_reply(), lost, 0.0))
+        if error is None:
+            self._closed.set_result(None)
+        else:
+            self._closed.set_exception(error)
+
+    def _tell_end_of_thread(self) -> None:
+        """On the thread, or on the web loop if it had ended before."""
+        self._web_loop.add_callback(self._on_end_of_thread)
+
+    def _on_end_of_thread(self) -> None:
+        """On the web loop: what was handed to the thread since its end is lost, `_stop_upstream` included."""
+        self._thread_ended = True
+        if self._closing:
+            self._finish_without_thread()
+        else:
+            self._listener.on_failure("the I/O thread has ended" if self._own_thread else _STOPPED_EARLY)
+
+    def _finish_without_thread(self) -> None:
+        self._finish(None if self._own_thread else RuntimeError(_STOPPED_EARLY))
 
     def _post(self, method: Callable[[Any], None], argument: Any) -> None:
         self._web_loop.add_callback(self._deliver, method, argument)
 
     def _deliver(self, method: Callable[[Any], None], argument: Any) -> None:
         """On the web loop. Of a connection that closes, only the end of the command in flight is of interest."""
-        if not self._closing or (method == self._listener.on_outcome and not self._closed.done()):
+        if method == self._listener.on_outcome:
+            if self._in_flight is not None:
+                self._in_flight = None
+                method(argument)
+        elif not self._closing:
             method(argument)

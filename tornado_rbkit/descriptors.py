@@ -6,7 +6,7 @@ import os
 from typing import Final
 
 _COUNT: Final = 24
-"""Those of a ZMQ context, two sockets, their monitors, a thread's loop, the first that connect, and a few more."""
+"""More than enough: a ZMQ context has 5, two connected sockets with their monitors 8, a thread's loop 3."""
 
 
 def require_descriptors() -> None:
@@ -17,8 +17,9 @@ def require_descriptors() -> None:
     """
     taken: list[int] = []
     try:
-        for _ in range(_COUNT):
-            taken.append(os.open(os.devnull, os.O_RDONLY))
+        taken.append(os.open(os.devnull, os.O_RDONLY))
+        while len(taken) < _COUNT:
+            taken.append(os.dup(taken[0]))
     except OSError as error:
         raise OSError(error.errno, "too few file descriptors are left (ulimit -n)") from error
     finally:

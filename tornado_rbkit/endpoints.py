@@ -12,7 +12,7 @@ from tornado_rbkit.protocol import RbkitError
 MAX_IPC_PATH: Final = 107 if sys.platform.startswith("linux") else 103
 """Bytes, of sockaddr_un's sun_path."""
 
-_TCP: Final = re.compile(r"tcp://(\[[0-9A-Fa-f:.]+(%\w+)?\]|[A-Za-z0-9._-]+):(?P<port>\d{1,5})")
+_TCP: Final = re.compile(r"tcp://(\[[0-9A-Fa-f:.]+(%\w+)?\]|[A-Za-z0-9._-]+):(?P<port>\d{1,5})", re.ASCII)
 
 
 class EndpointError(RbkitError, ValueError):
@@ -29,11 +29,24 @@ def check_endpoint(endpoint: str, setting: str) -> str:
     Raises:
         EndpointError: it is neither ``tcp://HOST:PORT`` nor ``ipc://PATH``.
     """
-    match = _TCP.fullmatch(endpoint)
-    path = endpoint.removeprefix("ipc://")
-    if (match and 0 < int(match["port"]) < 65536) or (path != endpoint and 0 < len(os.fsencode(path)) <= MAX_IPC_PATH):
+    if isinstance(endpoint, str) and (_is_tcp(endpoint) or _is_ipc(endpoint)):
         return endpoint
-    raise EndpointError(f"{setting}={endpoint!r} is not an endpoint; allowed: tcp://HOST:PORT or ipc://PATH")
+    text = f"{setting}={endpoint!r} is not an endpoint; allowed: tcp://HOST:PORT or ipc://PATH"
+    raise EndpointError(text + f", the path at most {MAX_IPC_PATH} bytes" * str(endpoint).startswith("ipc:"))
+
+
+def _is_tcp(endpoint: str) -> bool:
+    match = _TCP.fullmatch(endpoint)
+    return match is not None and 0 < int(match["port"]) < 65536
+
+
+def _is_ipc(endpoint: str) -> bool:
+    """Return whether libzmq, to which pyzmq gives UTF-8 that ends at a NUL, sees the path that was meant."""
+    path = endpoint.removeprefix("ipc://")
+    try:
+        return path != endpoint and "\0" not in path and 0 < len(path.encode()) <= MAX_IPC_PATH
+    except UnicodeEncodeError:
+        return False
 
 
 def default_endpoint(variable: str, port: int) -> str:

@@ -3,39 +3,57 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
+import os
 import threading
+from collections.abc import Callable
+from typing import Final
 
+import zmq
 from tornado.ioloop import IOLoop
+
+_MAX_SOCKETS: Final = 16384
+"""Six for each profiler (two, their monitors, and libzmq's ends of those), in place of libzmq's 1,023. Its table of
+them takes 12 bytes each."""
 
 
 class IOLoopThread:
-    """A daemon thread that runs an IOLoop from `start` to `stop`.
+    """A daemon thread that runs an IOLoop from `start` to `stop`, and has one ZMQ context for all sockets on it.
 
     The loop is asyncio's selector loop on every system: ZMQStream needs a loop that watches file descriptors,
     which Windows' default loop does not. All methods may be called on any thread but `stop`, which must not be
-    called on the thread itself.
+    called on the thread itself. A thread does not survive a fork: one that a child process uses is started there.
     """
 
     def __init__(self, name: str = "rbkit-io") -> None:
         self._thread = threading.Thread(target=self._run, name=name, daemon=True)
         self._ready = threading.Event()
         self._io_loop: IOLoop | None = None
+        self._context: zmq.Context[zmq.Socket[bytes]] | None = None
+        self._pid: int | None = None
         self._error: OSError | None = None
+        self._lock = threading.Lock()
+        self._ended = False
+        self._at_end: list[Callable[[], None]] = []
 
     @property
     def io_loop(self) -> IOLoop:
         """The thread's loop; what is registered on it must be registered on the thread.
 
         Raises:
-            RuntimeError: the thread has not been started, or has ended.
+            RuntimeError: the thread has not been started, has ended, or was started before this process was forked.
         """
+        if self._is_the_parent_s():
+            raise RuntimeError(
+                f"the thread {self._thread.name} was started before this process was forked; start it after the fork"
+            )
         if self._io_loop is None:
-            raise RuntimeError(f"the thread {self._thread.name} is not running")
+            raise RuntimeError(f"the thread {self._thread.name} is not running; start it before its first client")
         return self._io_loop
 
     def is_alive(self) -> bool:
-        """Return True between `start` and `stop`."""
-        return self._thread.is_alive()
+        """Return True between `start` and `stop`, in the process that started it."""
+        return self._thread.is_alive() and not self._is_the_parent_s()
 
     def start(self) -> None:
         """Start the thread and return once its loop runs.
@@ -45,17 +63,49 @@ class IOLoopThread:
             OSError: its loop cannot be made, for want of file descriptors.
         """
         self._thread.start()
+        self._pid = os.getpid()
         self._ready.wait()
         if self._error is not None:
             raise self._error
 
     def stop(self) -> None:
-        """End the loop after the callbacks already handed to it, and join the thread. May be called twice."""
+        """End the loop after the callbacks already handed to it, and join the thread. May be called twice.
+
+        In a process that was forked from the one that started it, there is nothing to stop.
+        """
+        if self._is_the_parent_s():
+            return
         io_loop = self._io_loop
         if io_loop is not None:
             io_loop.add_callback(io_loop.stop)
         if self._thread.ident is not None:
             self._thread.join()
+
+    def context(self) -> zmq.Context[zmq.Socket[bytes]]:
+        """Return the context of all sockets on this thread. On the thread only, which ends it when the loop ends."""
+        if self._context is None:
+            self._context = zmq.Context()
+            self._context.set(zmq.MAX_SOCKETS, _MAX_SOCKETS)
+        return self._context
+
+    def call_at_end(self, callback: Callable[[], None]) -> None:
+        """Have a function called on the thread once the loop has ended, for whatever reason; at once if it has.
+
+        The function must not raise.
+        """
+        with self._lock:
+            if not self._ended:
+                self._at_end.append(callback)
+                return
+        callback()
+
+    def forget_at_end(self, callback: Callable[[], None]) -> None:
+        """Take back `call_at_end`; harmless if it was called."""
+        with self._lock, contextlib.suppress(ValueError):
+            self._at_end.remove(callback)
+
+    def _is_the_parent_s(self) -> bool:
+        return self._pid is not None and self._pid != os.getpid()
 
     def _run(self) -> None:
         try:
@@ -65,10 +115,22 @@ class IOLoopThread:
             self._ready.set()
             return
         asyncio.set_event_loop(asyncio_loop)
-        self._io_loop = IOLoop(asyncio_loop=asyncio_loop, make_current=False)
+        io_loop = self._io_loop = IOLoop(asyncio_loop=asyncio_loop, make_current=False)
         asyncio_loop.call_soon(self._ready.set)
-        try:
-            self._io_loop.start()
-        finally:
-            io_loop, self._io_loop = self._io_loop, None
-            io_loop.close()
+        with contextlib.ExitStack() as stack:
+            stack.callback(self._tell_end)
+            stack.callback(io_loop.close)
+            stack.callback(self._end_context)
+            io_loop.start()
+
+    def _end_context(self) -> None:
+        self._io_loop = None
+        if self._context is not None:
+            self._context.destroy(linger=0)
+
+    def _tell_end(self) -> None:
+        with self._lock:
+            self._ended = True
+            callbacks, self._at_end = self._at_end, []
+        for callback in callbacks:
+            callback()

@@ -5,15 +5,16 @@ from __future__ import annotations
 import asyncio
 import logging
 from collections.abc import Awaitable, Callable
-from typing import Any, Final
+from typing import Final
 
 from tornado.ioloop import IOLoop
 
 from tornado_rbkit.connection import Connection
 from tornado_rbkit.frames import Form
-from tornado_rbkit.iothread import IOLoopThread
+from tornado_rbkit.protocol import RbkitError
 from tornado_rbkit.repeats import Repeats, times
-from tornado_rbkit.upstream import Reach, State, UpstreamListener
+from tornado_rbkit.settings import BridgeSettings
+from tornado_rbkit.upstream import Reach, State, UpstreamListener, failure_reason
 
 _log = logging.getLogger(__name__)
 
@@ -30,33 +31,24 @@ class Lifeline:
     """
 
     def __init__(
-        self,
-        pub: str,
-        req: str,
-        threaded: bool | IOLoopThread,
-        listener: UpstreamListener,
-        on_cancelled: Callable[[], Awaitable[None]],
-        **options: Any,
+        self, settings: BridgeSettings, listener: UpstreamListener, on_cancelled: Callable[[], Awaitable[None]]
     ) -> None:
-        """Describe a connection; all but `on_cancelled` are `Connection`'s.
+        """Describe a connection.
 
         Args:
-            pub: see `Connection`.
-            req: see `Connection`.
-            threaded: see `Connection`.
+            settings: see `Connection`; `pub` and `req` are the first ones.
             listener: see `Connection`.
             on_cancelled: called when the event loop ends, and with it a connection that was not let go.
-            options: see `Connection`.
         """
-        self.pub = pub
-        self.req = req
+        self.pub = settings.pub
+        self.req = settings.req
         self.reach = _NOWHERE
-        self._threaded = threaded
+        self._settings = settings
         self._listener = listener
         self._on_cancelled = on_cancelled
-        self._options = options
         self._repeats = Repeats()
         self._loss_logged = False
+        self._error: RuntimeError | None = None
         self._connection: Connection | None = None
         self._guards: dict[Connection, asyncio.Task[None]] = {}  # of each that is not closed yet
 
@@ -83,26 +75,20 @@ class Lifeline:
         return None
 
     def connect(self) -> None:
-        """Begin to connect; there must be no connection. What prevents it is told to the listener.
+        """Begin to connect; there must be no connection. What prevents it later is told to the listener.
 
         Raises:
-            RuntimeError: the thread given is not running.
+            RbkitError: what prevents it already, in words for the clients; there is no connection.
         """
-        loop = IOLoop.current()
         try:
-            connection = Connection(self._threaded, loop, self._listener, self.pub, self.req, **self._options)
-        except OSError as error:
-            loop.add_callback(self._listener.on_failure, str(error))
-            return
+            connection = Connection(IOLoop.current(), self._listener, self.pub, self.req, self._settings)
+        except Exception as error:  # whatever it is, the clients wait to be told
+            raise RbkitError(failure_reason(error)) from error
         self._connection = connection
         self._guards[connection] = asyncio.create_task(self._guard(connection))
 
     def let_go(self) -> None:
-        """Begin to close the connection, if there is one; another may be made at once.
-
-        Raises:
-            RuntimeError: the thread that was given has ended, and the sockets with it.
-        """
+        """Begin to close the connection, if there is one; another may be made at once."""
         connection, self._connection, self.reach = self._connection, None, _NOWHERE
         if connection is not None:
             connection.begin_closing()
@@ -111,10 +97,12 @@ class Lifeline:
         """Let go, and return when everything is closed, what was let go of before included.
 
         Raises:
-            RuntimeError: the thread that was given has ended, and the sockets with it.
+            RuntimeError: the thread that was given has ended before, and the sockets with it.
         """
         self.let_go()
         await asyncio.gather(*(connection.wait_closed() for connection in self._guards))
+        if self._error is not None:
+            raise self._error
 
     def set_audience(self, forms: frozenset[Form], clients: int, generation: int) -> None:
         """See `Connection.set_audience`; nothing happens without a connection."""
@@ -153,5 +141,7 @@ class Lifeline:
         except asyncio.CancelledError:
             await self._on_cancelled()
             raise
+        except RuntimeError as error:
+            self._error = error  # for `close`, which may be called long after
         finally:
             del self._guards[connection]

@@ -10,13 +10,20 @@ from typing import Any, Final, NamedTuple, Protocol
 import zmq
 from tornado.ioloop import IOLoop
 
+from tornado_rbkit.descriptors import require_descriptors
 from tornado_rbkit.frames import Form
 from tornado_rbkit.link import Link
 from tornado_rbkit.requester import Outcome, Requester
+from tornado_rbkit.settings import BridgeSettings
 from tornado_rbkit.subscriber import Batch, SocketSource, Subscriber
 
 MAX_REPLY_BYTES: Final = 16 * 1024 * 1024
 """A reply is never dropped, and 32 of them may wait for one client. rbkit's longest is a handshake."""
+
+
+def failure_reason(error: Exception) -> str:
+    """Return in words why a connection cannot be opened: an unexpected exception with its type."""
+    return str(error) if isinstance(error, OSError | zmq.ZMQError | RuntimeError) else repr(error)
 
 
 class State(enum.Enum):
@@ -63,13 +70,10 @@ class Upstream:
         req: str,
         listener: UpstreamListener,
         post: Callable[[Callable[[Any], None], Any], None],
+        context: Callable[[], zmq.Context[zmq.Socket[bytes]]],
+        settings: BridgeSettings,
         *,
-        rcvhwm: int,
-        max_message_bytes: int,
         on_thread: bool,
-        flush_interval: float,
-        max_pending_bytes: int,
-        compression_level: int,
     ) -> None:
         """Describe a connection.
 
@@ -79,27 +83,19 @@ class Upstream:
             req: where it takes commands.
             listener: who is told.
             post: calls a method of the listener, with its argument, on the listener's own loop.
-            rcvhwm: messages that may wait in the SUB socket (ZMQ_RCVHWM).
-            max_message_bytes: a longer message ends the connection (ZMQ_MAXMSGSIZE).
+            context: returns the ZMQ context of that loop, which outlives the connection.
+            settings: the bridge's, but for `pub` and `req`.
             on_thread: see `Subscriber`.
-            flush_interval: see `Subscriber`.
-            max_pending_bytes: see `Subscriber`.
-            compression_level: see `Subscriber`.
         """
         self._io_loop = io_loop
         self._pub = pub
         self._req = req
         self._listener = listener
         self._post = post
-        self._sub_options: dict[int, Any] = {zmq.RCVHWM: rcvhwm, zmq.MAXMSGSIZE: max_message_bytes, zmq.SUBSCRIBE: b""}
-        self._max_reply_bytes = min(max_message_bytes, MAX_REPLY_BYTES)
-        self._req_options: dict[int, Any] = {zmq.MAXMSGSIZE: self._max_reply_bytes, **Requester.OPTIONS}
+        self._context = context
+        self._settings = settings
         self._on_thread = on_thread
-        self._flush_interval = flush_interval
-        self._max_pending_bytes = max_pending_bytes
-        self._compression_level = compression_level
         self._state = State.CONNECTING
-        self._context: zmq.Context[zmq.Socket[bytes]] | None = None
         self._links: list[Link] = []
         self._subscriber: Subscriber | None = None
         self._requester: Requester | None = None
@@ -108,8 +104,8 @@ class Upstream:
         """Make the sockets and begin to connect; what prevents it is told to the listener, which closes."""
         try:
             self._open()
-        except (zmq.ZMQError, OSError) as error:
-            self._post(self._listener.on_failure, str(error))
+        except Exception as error:  # noqa: BLE001 - whatever it is, the clients wait to be told
+            self._post(self._listener.on_failure, failure_reason(error))
 
     def set_audience(self, forms: frozenset[Form], clients: int, generation: int) -> None:
         """See `Subscriber.set_audience`."""
@@ -131,37 +127,39 @@ class Upstream:
             link.stop()
 
     def close(self) -> None:
-        """Close the sockets and end their context, after `stop`."""
+        """Close the sockets, after `stop`."""
         if self._requester is not None:
             self._requester.close()
         for link in self._links:
             link.close()
-        if self._context is not None:
-            self._context.term()
 
     def _open(self) -> None:
-        self._context = zmq.Context()
-        self._sub = self._link(zmq.SUB, self._pub, self._sub_options)
+        require_descriptors()
+        settings = self._settings
+        max_bytes = settings.max_message_bytes
+        self._sub = self._link(
+            zmq.SUB, self._pub, {zmq.RCVHWM: settings.rcvhwm, zmq.MAXMSGSIZE: max_bytes, zmq.SUBSCRIBE: b""}
+        )
         self._subscriber = Subscriber(
             SocketSource(self._sub.socket, self._io_loop),
             self._io_loop,
             partial(self._post, self._listener.on_batch),
             on_thread=self._on_thread,
-            flush_interval=self._flush_interval,
-            max_pending_bytes=self._max_pending_bytes,
-            compression_level=self._compression_level,
+            flush_interval=settings.flush_interval,
+            max_pending_bytes=settings.max_pending_bytes,
+            compression_level=settings.compression_level,
         )
-        self._requests = self._link(zmq.REQ, self._req, self._req_options)
+        max_reply_bytes = min(max_bytes, MAX_REPLY_BYTES)
+        self._requests = self._link(zmq.REQ, self._req, {zmq.MAXMSGSIZE: max_reply_bytes, **Requester.OPTIONS})
         self._requester = Requester(
             self._requests.socket,
             self._io_loop,
             partial(self._post, self._listener.on_outcome),
-            max_reply_bytes=self._max_reply_bytes,
+            max_reply_bytes=max_reply_bytes,
         )
 
     def _link(self, kind: int, endpoint: str, options: Mapping[int, Any]) -> Link:
-        assert self._context is not None
-        link = Link(self._context, kind, endpoint, self._io_loop, options, self._on_change)
+        link = Link(self._context(), kind, endpoint, self._io_loop, options, self._on_change)
         self._links.append(link)
         return link
 

@@ -133,7 +133,7 @@ class RbkitExtension(ExtensionApp):
         """
         targets = {name: _endpoints(name, target) for name, target in self.targets.items()}
         if self.pub or self.req:
-            targets["default"] = Endpoints(self.pub, self.req)
+            targets["default"] = Endpoints(self.pub or None, self.req or None)
         return DiscoveredTargets(self._make_bridge, targets, self.discovery)
 
     def _make_bridge(self, pub: str | None, req: str | None, thread: IOLoopThread) -> Bridge:

@@ -1,0 +1,175 @@
+"""Options that cannot work are refused by the constructor; with all others the connection opens."""
+
+from __future__ import annotations
+
+import asyncio
+import dataclasses
+import inspect
+import math
+from collections.abc import Iterator
+from decimal import Decimal
+from fractions import Fraction
+from typing import Any
+
+import pytest
+from hypothesis import HealthCheck, example, given, settings
+from hypothesis import strategies as st
+from tornado.ioloop import IOLoop
+
+from tests.fake_rbkit import FakeRbkit
+from tornado_rbkit import Bridge, EndpointError, IOLoopThread
+from tornado_rbkit.commands import CommandQueue
+from tornado_rbkit.connection import Connection
+from tornado_rbkit.requester import Outcome
+from tornado_rbkit.settings import BridgeSettings
+from tornado_rbkit.subscriber import Batch
+from tornado_rbkit.upstream import Reach, State
+
+DEFAULTS = {field.name: field for field in dataclasses.fields(BridgeSettings)}
+NUMBERS = st.one_of(
+    st.integers(),
+    st.floats(),
+    st.sampled_from([2**31 - 1, 2**31, 2**63 - 1, 2**63, 10**400, -1, 0, 1, 9, 10, 1e9, 0.5, 1e300]),
+    st.sampled_from([Fraction(1, 3), Decimal(1), 1j, math.inf, -math.inf, math.nan]),
+)
+ODD = st.one_of(
+    NUMBERS, st.none(), st.booleans(), st.text(max_size=9), st.binary(max_size=9), st.just([]), st.just({})
+)
+ENDPOINTS = st.one_of(
+    st.from_regex(r"(tcp|ipc|inproc|http)://[\w.:%\[\]\0@/-]{0,20}(:\d{1,6})?", fullmatch=True),
+    st.text(max_size=200).map("ipc://{}".format),
+)
+TIMEOUTS = st.dictionaries(st.one_of(ODD.filter(lambda value: not isinstance(value, list | dict)), st.just("a")), ODD)
+
+
+@pytest.fixture(scope="module")
+def profiler() -> Iterator[FakeRbkit]:
+    with FakeRbkit() as server:
+        yield server
+
+
+class Listener:
+    """What comes of a connection: its failure, or the outcome of the first command."""
+
+    def __init__(self) -> None:
+        self.result: asyncio.Future[str | Outcome] = asyncio.get_running_loop().create_future()
+        self.connection: Connection | None = None
+        self.timeouts: dict[str, float] = {}
+
+    def on_batch(self, batch: Batch) -> None:
+        batch.acknowledge(0.0)
+
+    def on_reached(self, reach: Reach) -> None:
+        pass
+
+    def on_failure(self, reason: str) -> None:
+        self.result.set_result(reason)
+
+    def on_outcome(self, outcome: Outcome) -> None:
+        self.result.set_result(outcome)
+
+    def on_state(self, state: State) -> None:
+        assert self.connection is not None
+        queue = CommandQueue(self.connection.request, self.timeouts, lambda name, outcome: None)
+        queue.submit("trigger_gc", lambda outcome: None, self)
+        queue.open()
+
+
+async def first_outcome(chosen: BridgeSettings) -> str | Outcome:
+    listener = Listener()
+    listener.timeouts = {name: max(5.0, seconds) for name, seconds in chosen.command_timeouts.items()}
+    listener.connection = Connection(IOLoop.current(), listener, chosen.pub, chosen.req, chosen)
+    try:
+        return await asyncio.wait_for(listener.result, 20)
+    finally:
+        await listener.connection.close()
+
+
+async def opens(chosen: BridgeSettings) -> None:
+    """Fail if the sockets cannot be made; that nobody is at an endpoint is no failure."""
+    listener = Listener()
+    connection = Connection(IOLoop.current(), listener, chosen.pub, chosen.req, chosen)
+    await connection.close()
+    assert not listener.result.done(), listener.result
+
+
+@pytest.mark.parametrize("option", [name for name in DEFAULTS if name not in ("pub", "req")])
+@settings(max_examples=20, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@given(data=st.data())
+def test_an_odd_value_is_refused_in_clear_words_or_a_command_is_answered(
+    profiler: FakeRbkit, option: str, data: st.DataObject
+) -> None:
+    value = data.draw(st.one_of(ODD, TIMEOUTS) if option == "command_timeouts" else ODD)
+    chosen = made({**profiler.endpoints, "threaded": False, option: value})
+    if isinstance(chosen, BridgeSettings):
+        outcome = asyncio.run(first_outcome(chosen))
+        assert isinstance(outcome, Outcome), outcome
+        assert outcome.reply == b"ok"
+    else:
+        assert str(chosen).startswith(option)
+        assert "; allowed: " in str(chosen)
+
+
+def made(options: dict[str, Any]) -> BridgeSettings | ValueError:
+    try:
+        return BridgeSettings(**options)
+    except ValueError as error:
+        return error
+
+
+@pytest.mark.parametrize("option", ["pub", "req"])
+@settings(max_examples=100, deadline=None)
+@given(value=st.one_of(ODD, ENDPOINTS))
+@example(value="ipc:///a\0b")
+@example(value="tcp://127.0.0.1:٥٥٥٥")
+@example(value="ipc://\udcff")
+def test_an_odd_endpoint_is_refused_in_clear_words_or_the_sockets_are_made(option: str, value: Any) -> None:
+    chosen = made({"pub": "tcp://127.0.0.1:1", "req": "tcp://127.0.0.1:1", "threaded": False, option: value})
+    if isinstance(chosen, BridgeSettings):
+        asyncio.run(opens(chosen))
+    else:
+        assert isinstance(chosen, EndpointError)
+        assert str(chosen).startswith(f"{option}={value!r} is not an endpoint; allowed: tcp://HOST:PORT or ipc://PATH")
+
+
+@pytest.mark.parametrize(
+    ("options", "text"),
+    [
+        ({"rcvhwm": 1.5}, "rcvhwm=1.5 is out of range; allowed: 1 to 2147483647 (a whole number)"),
+        ({"rcvhwm": 2**31}, "rcvhwm=2147483648 is out of range"),
+        (
+            {"max_message_bytes": 1e9},
+            "max_message_bytes=1000000000.0 is out of range; allowed: 1024 to 922",
+        ),
+        ({"max_clients": True}, "max_clients=True is out of range; allowed: 1 or more (a whole number)"),
+        ({"threaded": "yes"}, "threaded='yes' is out of range; allowed: True, False, or an IOLoopThread"),
+        ({"stop_when_idle": 1}, "stop_when_idle=1 is out of range; allowed: True or False"),
+        ({"idle_grace": math.inf}, "idle_grace=inf is out of range; allowed: 0 or more, finite (seconds)"),
+        ({"flush_interval": 61}, "flush_interval=61 is out of range; allowed: 0 or more, 60 at most (seconds)"),
+        (
+            {"command_timeouts": {"trigger_gc": "5"}},
+            "command_timeouts['trigger_gc']='5' is out of range; allowed: ",
+        ),
+        ({"command_timeouts": {"": 5}}, "command_timeouts has the command '' is out of range; allowed: one line"),
+        ({"command_timeouts": [1]}, "command_timeouts=[1] is out of range; allowed: a mapping"),
+    ],
+)
+def test_the_refusal_names_option_value_and_what_is_allowed(options: dict[str, Any], text: str) -> None:
+    with pytest.raises(ValueError) as refused:
+        Bridge(**options)
+    assert text in str(refused.value)
+
+
+def test_are_those_of_the_bridge_with_the_same_defaults() -> None:
+    parameters = inspect.signature(Bridge).parameters
+    assert list(parameters) == list(DEFAULTS)
+    own = {name: field.default for name, field in DEFAULTS.items() if field.default is not dataclasses.MISSING}
+    assert own == {name: parameters[name].default for name in own}
+
+
+def test_a_thread_and_a_mapping_of_timeouts_are_taken() -> None:
+    thread, timeouts = IOLoopThread(), {"trigger_gc": 1}
+    chosen = BridgeSettings(threaded=thread, command_timeouts=timeouts)
+    timeouts.clear()
+    assert chosen.threaded is thread
+    assert chosen.command_timeouts == {"trigger_gc": 1.0}, "it is the caller's to change"
