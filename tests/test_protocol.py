@@ -2,15 +2,19 @@
 
 from __future__ import annotations
 
+import math
 import random
 from collections import Counter
 from collections.abc import Collection
-from typing import Literal
+from types import UnionType
+from typing import Any, Literal, Union, get_args, get_origin, get_type_hints
 
 import msgpack
 import pytest
+from hypothesis import given, settings
 
 from tests.fake_rbkit import collection, recorded
+from tests.odd_values import FRAME, messages
 from tornado_rbkit.protocol import (
     COMMANDS,
     MAX_COMMAND_LENGTH,
@@ -33,6 +37,7 @@ from tornado_rbkit.protocol import (
     RbkitError,
     UnknownEvent,
     decode,
+    dump_parts,
     is_refused,
     message_counter,
     parse_command,
@@ -120,6 +125,7 @@ def test_recorded_snapshot_has_objects_with_references_and_places() -> None:
     assert isinstance(plain, ObjectSpaceDump)
     assert isinstance(traced, ObjectSpaceDump)
     assert len(plain.objects) == 1000
+    assert plain.complete_message_count is not None
     assert plain.complete_message_count > len(plain.objects)
     first = plain.objects[0]
     assert first._asdict() == {
@@ -229,6 +235,89 @@ def test_random_damage_is_a_decode_error_or_a_message_but_nothing_else() -> None
         except DecodeError:
             outcomes["refused"] += 1
     assert outcomes["refused"] > 1000, outcomes
+
+
+def conforms(value: Any, hint: Any) -> bool:
+    """Return whether a value has the type that an annotation promises; a bool is no int."""
+    if hint is Any:
+        return True
+    if get_origin(hint) in (UnionType, Union):
+        return any(conforms(value, one) for one in get_args(hint))
+    if get_origin(hint) is list:
+        return type(value) is list and all(conforms(item, get_args(hint)[0]) for item in value)
+    if get_origin(hint) is dict:
+        key, item = get_args(hint)
+        return type(value) is dict and all(conforms(k, key) and conforms(v, item) for k, v in value.items())
+    if hasattr(hint, "_fields"):
+        return type(value) is hint and all(
+            conforms(getattr(value, name), field) for name, field in get_type_hints(hint).items()
+        )
+    return type(value) is hint and (hint is not float or math.isfinite(value))
+
+
+@settings(deadline=None)
+@given(payload=messages())
+def test_what_decode_returns_has_the_types_that_it_promises(payload: bytes) -> None:
+    try:
+        message = decode(payload)
+    except DecodeError:
+        return
+    assert conforms(message, type(message)), message
+
+
+@pytest.mark.parametrize("key", [12, 13, 6, 7, 14, 15])
+def test_one_frame_of_other_types_makes_the_message_none_of_rbkits(key: int) -> None:
+    values: list[object] = [[], {}, b"x", 1.5]
+    for odd in (*values, "x" if key in (7, 14, 15) else 7):
+        with pytest.raises(DecodeError):
+            decode(collection(0, [{0: 9, 1: 1.0, 2: [FRAME, {**FRAME, key: odd}]}]))
+
+
+@pytest.mark.parametrize("timestamp", [math.nan, math.inf, "1", None, True])
+def test_a_timestamp_that_is_no_finite_number_makes_the_message_none_of_rbkits(timestamp: object) -> None:
+    with pytest.raises(DecodeError, match="timestamp"):
+        decode(collection(0, [{0: 2, 1: timestamp}]))
+
+
+def test_a_whole_timestamp_may_be_packed_as_an_integer() -> None:
+    (event,) = decode_collection(collection(0, [{0: 2, 1: 5}])).events
+    assert (event, type(event.timestamp)) == (GCStart(5.0), float)
+
+
+def test_the_handshake_of_rbkit_2015_has_none_for_what_it_lacks() -> None:
+    facts = {"process_name": "puma", "pwd": "/srv", "pid": 7, "object_trace_enabled": 1}
+    handshake = decode(msgpack.packb({0: 8, 1: 1.0, 2: facts}, use_bin_type=False))
+    assert handshake == Handshake(1.0, None, None, "puma", "/srv", 7, True, None, None, None)
+
+
+def test_the_dumps_of_rbkit_2015_have_no_correlation_id() -> None:
+    row = {3: 1, 4: "A", 5: [2], 6: None, 7: None, 8: 40}
+    (dump,) = decode_collection(collection(0, [{0: 5, 1: 1.0, 2: [row]}])).events
+    assert isinstance(dump, ObjectSpaceDump)
+    assert (dump.correlation_id, dump.complete_message_count, len(dump.objects)) == (None, None, 1)
+
+
+@settings(deadline=None)
+@given(payload=messages())
+def test_dump_parts_are_those_of_the_decoded_message(payload: bytes) -> None:
+    try:
+        message = decode(payload)
+    except DecodeError:
+        dump_parts(payload)
+        return
+    assert dump_parts(payload) == [
+        (event.correlation_id, event.complete_message_count, len(event.objects))
+        for event in (message.events if isinstance(message, EventCollection) else [])
+        if isinstance(event, ObjectSpaceDump)
+        and event.correlation_id is not None
+        and event.complete_message_count is not None
+    ]
+
+
+@pytest.mark.parametrize("payload", published("snapshot"))
+def test_dump_parts_of_a_recorded_snapshot_count_its_objects(payload: bytes) -> None:
+    dumps = [event for event in decode_collection(payload).events if isinstance(event, ObjectSpaceDump)]
+    assert sum(part.objects for part in dump_parts(payload)) == sum(len(dump.objects) for dump in dumps) > 0
 
 
 # The counter

@@ -60,7 +60,7 @@ class TestReading:
     def test_real_recordings_are_read_whole(self, name: str) -> None:
         records = recording(name)
         assert len(records) > 1
-        assert name == "commands" or list(events(records))
+        assert name == "commands" or list(events(records, []))
 
     @pytest.mark.parametrize(
         "content",
@@ -89,7 +89,7 @@ class TestReading:
 
 class TestExport:
     def test_speedscope_has_a_profile_for_each_thread_from_the_outside_in(self) -> None:
-        (text,) = speedscope(events(read(io.BytesIO(SAMPLES))), "session")
+        (text,) = speedscope(events(read(io.BytesIO(SAMPLES)), []), "session")
         document = json.loads(text)
         names = [frame["name"] for frame in document["shared"]["frames"]]
         first, second = document["profiles"]
@@ -104,27 +104,38 @@ class TestExport:
         assert document["shared"]["frames"][0] == {"name": "main", "file": "/srv/shop.rb", "line": 14}
 
     def test_collapsed_counts_equal_stacks_and_escapes_the_separator(self) -> None:
-        assert sorted(collapsed(events(read(io.BytesIO(SAMPLES))), "session")) == [
+        assert sorted(collapsed(events(read(io.BytesIO(SAMPLES)), []), "session")) == [
             "thread 1;main;a:b 2",
             "thread 1;main;c 1",
             "thread 2;idle 1",
         ]
 
     @pytest.mark.parametrize("export", [speedscope, collapsed, json_lines])
-    def test_values_of_other_types_than_rbkit_s_are_exported_as_they_are(self, export: Callable[..., Any]) -> None:
-        frame = {12: 5, 13: 7, 6: None, 7: "z", 14: 0, 15: None}
-        odd = [{0: 9, 1: None, 2: [frame]}, {0: 77, 1: 1.0, 2: b"\xff"}, {0: 6, 1: 1.0, 2: {b"k": b"\xff"}}]
-        assert list(export(events([Record(0.0, DATA, None, collection(0, odd))]), "odd"))
+    def test_messages_that_are_not_rbkit_s_are_left_out_and_told(self, export: Callable[..., Any]) -> None:
+        odd = {0: 9, 1: 1.0, 2: [{12: 5, 13: 7, 6: None, 7: "z", 14: 0, 15: None}]}
+        records = [
+            Record(0.0, DATA, None, collection(0, [sample("before")])),
+            Record(1.5, DATA, None, collection(1, [odd])),
+            Record(2.0, DATA, None, b"hello"),
+            Record(3.0, DATA, None, collection(2, [sample("after")])),
+        ]
+        problems: list[str] = []
+        text = "\n".join(export(events(records, problems), "odd"))
+        assert "before" in text
+        assert "after" in text
+        [problem] = problems
+        assert problem.startswith("2 of 4 messages are not rbkit's and were left out; the first: ")
+        assert problem.endswith("at 1.500 s")
 
     def test_json_has_every_event_with_its_fields_by_name(self) -> None:
-        lines = [json.loads(line) for line in json_lines(events(read(io.BytesIO(SAMPLES))), "session")]
+        lines = [json.loads(line) for line in json_lines(events(read(io.BytesIO(SAMPLES)), []), "session")]
         assert [line["event"] for line in lines] == ["CPUSample"] * 5 + ["GCStart"]
         assert lines[0]["frames"][0]["label"] == "a;b"
 
     @pytest.mark.parametrize("name", ["commands", "cpu", "memory", "snapshot"])
     def test_real_recordings_convert(self, name: str) -> None:
         for convert in (speedscope, collapsed, json_lines):
-            output = "\n".join(convert(events(recording(name)), name))
+            output = "\n".join(convert(events(recording(name), []), name))
             output.encode()
             assert bool(output.strip()) or name != "cpu"
 
@@ -212,9 +223,8 @@ class TestReplay:
         replay = ReplayServer(broken)
         with pytest.raises(RbkitError, match="Input/output error"), replay:  # noqa: PT012 - it is raised on leaving
             server = await serve(Bridge(replay.pub, replay.req))
-            async with server.client() as client:
-                assert await client.messages().__anext__() == collection(0)
-            await until(replay.ended.done, "its thread has ended")
+            async with server.client():
+                await until(replay.ended.done, "its thread has ended")
 
     def test_sockets_that_cannot_be_bound_are_an_error_at_once(self, monkeypatch: pytest.MonkeyPatch) -> None:
         def bind(self: object, endpoint: str) -> None:
@@ -370,6 +380,88 @@ class TestCommandLine:
         assert refused.stderr.count("\n") == 1
         assert path.read_bytes() == before
 
+    async def test_a_second_ctrl_c_ends_record_with_what_was_recorded_whole(
+        self, serve: Serve, rbkit: FakeRbkit, tmp_path: Path
+    ) -> None:
+        server = await serve(Bridge(**rbkit.endpoints, command_timeouts={"stop_memory_profile": 300}))
+        path = tmp_path / "session.rbkit"
+        process = await asyncio.create_subprocess_exec(
+            *(sys.executable, "-W", "error", "-m", "tornado_rbkit"),
+            *("record", "--url", server.ws, "-o", str(path), "--memory"),
+            stdout=subprocess.PIPE,
+            stderr=subprocess.PIPE,
+        )
+        await until(lambda: "memory_profile" in rbkit.enabled, "it records", 60)
+        published = [rbkit.publish_collection(padding=1000) for _ in range(3)]
+        await until(lambda: server.bridge.stats()["messages_sent"] == 3, "the messages are sent")
+        rbkit.answering.clear()
+        process.send_signal(signal.SIGINT)
+        await until(lambda: rbkit.received[-1] == b"stop_memory_profile", "it waits for a reply")
+        assert process.returncode is None
+        process.send_signal(signal.SIGINT)
+        output, errors = await asyncio.wait_for(process.communicate(), 20)  # the reply would take 300 s
+        rbkit.answering.set()
+        assert errors == b""
+        assert process.returncode == 130
+        assert output.startswith(b"3 messages, ")
+        with path.open("rb") as file:
+            records = list(read(file))
+        assert [record.payload for record in records if record.channel == DATA] == published
+        assert [record.command for record in records if record.command] == ["handshake", "start_memory_profile"]
+
+    async def test_one_ctrl_c_ends_record_before_it_has_begun(self, tmp_path: Path) -> None:
+        path = tmp_path / "session.rbkit"
+        connected = asyncio.Event()
+
+        async def silent(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+            connected.set()
+            await reader.read()
+            writer.close()
+
+        server = await asyncio.start_server(silent, "127.0.0.1", 0)
+        url = f"ws://127.0.0.1:{server.sockets[0].getsockname()[1]}/"
+        process = await asyncio.create_subprocess_exec(
+            *(sys.executable, "-W", "error", "-m", "tornado_rbkit", "record", "--url", url, "-o", str(path)),
+            stdout=subprocess.PIPE,
+            stderr=subprocess.PIPE,
+        )
+        await asyncio.wait_for(connected.wait(), 20)
+        process.send_signal(signal.SIGINT)
+        output, errors = await asyncio.wait_for(process.communicate(), 15)  # opening would take 20 s
+        assert (output, errors) == (b"", b"")
+        assert process.returncode == 130
+        assert not path.exists()
+        server.close()
+
+    @pytest.mark.parametrize(
+        "foreign",
+        [
+            b"hello, I am not rbkit",
+            msgpack.packb({0: 7, 1: 1.0, 9: 0, 2: [{0: 5, 1: 1.0, 10: [1], 11: 2, 2: []}]}),
+            msgpack.packb({0: 7, 1: 1.0, 9: 0, 2: [{0: 5, 1: 1.0, 10: 1, 11: "many", 2: []}]}),
+            msgpack.packb({0: 7, 1: 1.0, 9: 0, 2: [{0: 5, 1: 1.0, 2: []}]}),
+            msgpack.packb({0: 7, 1: 1.0, 9: 0, 2: [{2: 1, 0: [5]}]}),
+            b"\x81\x02\xdd\xff\xff\xff\xff",
+        ],
+        ids=["foreign", "unhashable", "text-count", "no-count", "no-type", "huge"],
+    )
+    async def test_what_cannot_be_counted_is_recorded_all_the_same(
+        self, serve: Serve, rbkit: FakeRbkit, foreign: bytes
+    ) -> None:
+        server = await serve(Bridge(**rbkit.endpoints))
+        file = io.BytesIO()
+        recorder = Recorder(file)
+        rbkit.snapshot = foreign
+        async with server.client() as client:
+            following = asyncio.create_task(recorder.follow(client))
+            await recorder.ask_all(client, ["objectspace_snapshot"])
+            rbkit.publish(dump(1, 2, 3))
+            await until(lambda: recorder.objects == 2, "the next one is counted")
+            assert not following.done()
+        await following
+        file.seek(0)
+        assert [record.payload for record in read(file) if record.channel == DATA] == [foreign, dump(1, 2, 3)]
+
     async def test_record_keeps_what_there_is_when_the_server_goes(
         self, serve: Serve, rbkit: FakeRbkit, tmp_path: Path
     ) -> None:
@@ -416,26 +508,43 @@ async def test_a_snapshot_s_progress_is_told_by_the_total_it_announces(serve: Se
     async with server.client() as client:
         following = asyncio.create_task(recorder.follow(client))
         await recorder.ask_all(client, ["objectspace_snapshot"])
-        await until(lambda: recorder.messages == 1, "the first part has come")
-        assert recorder.progress().endswith(", 2 of 5 objects")
+        await until(lambda: recorder.progress().endswith(", 2 of 5 objects"), "the first part has been counted")
         rbkit.publish(collection(1, [dump(3)]))
-        await until(lambda: recorder.messages == 2, "the second part has come")
-        assert recorder.progress().endswith(", 5 of 5 objects")
+        await until(lambda: recorder.progress().endswith(", 5 of 5 objects"), "the second part has been counted")
     await following
 
 
-def test_snapshots_that_come_at_the_same_time_are_counted_apart() -> None:
-    def dump(snapshot: int, count: int, total: int) -> bytes:
-        row = {3: 1, 4: "A", 5: [], 6: None, 7: None, 8: 40}
-        return collection(0, [{0: 5, 1: 1.0, 10: snapshot, 11: total, 2: [row] * count}])
+def dump(snapshot: int, count: int, total: int) -> bytes:
+    row = {3: 1, 4: "A", 5: [], 6: None, 7: None, 8: 40}
+    return collection(0, [{0: 5, 1: 1.0, 10: snapshot, 11: total, 2: [row] * count}])
 
+
+async def test_snapshots_that_come_at_the_same_time_are_counted_apart() -> None:
     recorder = Recorder(io.BytesIO())
     recorder._snapshot_is_due = True
-    shown = []
+    shown: list[tuple[int, int]] = []
     for payload in (dump(1, 2, 3), dump(2, 4, 9), dump(1, 1, 3), dump(2, 5, 9), dump(3, 1, 7)):
+        before = recorder.objects
         recorder.write(DATA, None, payload)
+        if len(shown) < 4:  # all has come then
+            await until(lambda before=before: recorder.objects > before, "it has been counted")  # type: ignore[misc]
         shown.append((recorder.objects, recorder.objects_announced))
     assert shown == [(2, 3), (6, 12), (7, 12), (12, 12), (12, 12)]
+
+
+async def test_counting_a_large_snapshot_leaves_the_loop_its_turns() -> None:
+    """Fail if the loop turns less than a few times a second meanwhile: it has pings to answer."""
+    events = [{0: 5, 1: 1.0, 10: 1, 11: 600_000, 2: [{3: 1, 4: "A", 5: [1] * 5, 6: None, 7: None, 8: 40}] * 1000}]
+    payload = collection(0, events * 600)
+    recorder = Recorder(io.BytesIO())
+    recorder._snapshot_is_due = True
+    recorder.write(DATA, None, payload)
+    turns = 0
+    while recorder.objects == 0:
+        await asyncio.sleep(0.001)
+        turns += 1
+    assert recorder.progress().endswith(", 600,000 of 600,000 objects")
+    assert turns > 5
 
 
 class Terminal(io.StringIO):
@@ -458,6 +567,17 @@ def test_progress_is_one_line_on_a_terminal_and_nothing_elsewhere(
         assert re.fullmatch(r"\rhalf way, \d+ s\r +\r", screen.getvalue()), "it is cleared at the end"
     else:
         assert screen.getvalue() == ""
+
+
+def test_progress_on_a_terminal_that_is_gone_ends_nothing(monkeypatch: pytest.MonkeyPatch) -> None:
+    class Gone(Terminal):
+        def write(self, text: str) -> int:
+            raise OSError(errno.EIO, "Input/output error")
+
+    monkeypatch.setattr("tornado_rbkit.progress.INTERVAL", 0.0)
+    monkeypatch.setattr(sys, "stderr", Gone())
+    with Progress(lambda: "half way") as progress:
+        progress.step()
 
 
 async def run(*command: str) -> str:

@@ -7,6 +7,7 @@ import asyncio
 import contextlib
 import errno
 import inspect
+import io
 import json
 import logging
 import math
@@ -16,8 +17,8 @@ import secrets
 import stat
 import sys
 import time
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from typing import Any, Final, TextIO
+from collections.abc import Callable, Coroutine, Iterator, Mapping, Sequence
+from typing import Any, BinaryIO, Final, TextIO, TypeVar
 
 from tornado.netutil import bind_sockets
 from tornado.web import Application, HTTPError
@@ -28,16 +29,17 @@ from tornado_rbkit.client import RbkitClient
 from tornado_rbkit.export import collapsed, json_lines, speedscope
 from tornado_rbkit.iothread import IOLoopThread
 from tornado_rbkit.listener import BoundedServer, Listener
+from tornado_rbkit.output import replacing
 from tornado_rbkit.profiler import RuntimeFolderError, list_servers
 from tornado_rbkit.profiler.folder import check_chosen_folder
 from tornado_rbkit.program import ServerFailedError, as_python_does, own_module, prepare
 from tornado_rbkit.progress import Progress
-from tornado_rbkit.protocol import COMMANDS, Event, Handshake, RbkitError
-from tornado_rbkit.recording import Record, Recorder, RecordingError, events, read
+from tornado_rbkit.protocol import COMMANDS, CommandError, DecodeError, Event, Handshake, RbkitError, decode_handshake
+from tornado_rbkit.recording import REPLY, Record, Recorder, RecordingError, events, read
 from tornado_rbkit.repeats import RepeatsFilter
 from tornado_rbkit.replay import ReplayServer
 from tornado_rbkit.routes import rbkit_routes
-from tornado_rbkit.stopping import stop_at_eof, stop_signal
+from tornado_rbkit.stopping import stop_at_eof, stop_signals
 from tornado_rbkit.targets import DiscoveredTargets
 
 _log = logging.getLogger(__name__)
@@ -47,12 +49,16 @@ _SPARE_REQUESTS: Final = 128  # connections without a WebSocket, beside those of
 _MAX_TOKEN_FILE: Final = 4096  # bytes
 _LOG_FORMAT: Final = "%(levelname)s %(message)s"
 _FULL: Final = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EIO)
+_T = TypeVar("_T")
+_ENDING: Final = "; ending, once the profiler has replied (Ctrl-C: at once)"
 _FORMATS: Final = {"speedscope": speedscope, "collapsed": collapsed, "json": json_lines}
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
     """Run a command line and return its exit status: 0, 1 for what failed, 2 for what was asked wrongly."""
     options = _parser().parse_args(as_python_does(sys.argv[1:] if arguments is None else arguments))
+    if options.run is not _run and isinstance(sys.stdout, io.TextIOWrapper):  # names may have any characters
+        sys.stdout.reconfigure(errors="backslashreplace")
     try:
         result = options.run(options)
         if inspect.iscoroutine(result):
@@ -72,6 +78,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
         print(f"tornado-rbkit: {_reason(error)}", file=sys.stderr)
         if isinstance(error, OSError) and error.errno in _FULL:
             _forget_output()
+            return 1
+        if isinstance(error, DecodeError):  # of what a server or a file sends; nothing was asked wrongly
             return 1
         return 1 if isinstance(error, RbkitError) and not isinstance(error, ValueError | RuntimeFolderError) else 2
     if callable(result):  # a program, whose errors are its own
@@ -359,7 +367,7 @@ async def _serve_until_stopped(
     # Clients that connect at the same time are not WebSockets yet, so that their number is not less.
     server = BoundedServer(application, max_requests=options.max_clients + _SPARE_REQUESTS)
     listener = Listener(sockets, server)
-    stopped = stop_signal()
+    stopped, _ = stop_signals()
     if ended is not None:
         ended.add_done_callback(lambda _: stopped.set())
     if getattr(options, "until_eof", False):
@@ -387,75 +395,151 @@ async def _record(options: argparse.Namespace) -> int:
 
 
 async def _record_session(options: argparse.Namespace) -> int:
-    stopping = asyncio.create_task(stop_signal().wait())
-    async with RbkitClient(options.url, token=_token(options)) as rbkit:
-        facts = await rbkit.command("handshake")
-        with open(options.output, "wb") as file:  # noqa: ASYNC230 - a record is a few kilobytes
-            recorder = Recorder(file)
-            following = asyncio.create_task(recorder.follow(rbkit))
-            recording = asyncio.create_task(_ask_what_to_record(options, rbkit, recorder, facts))
-            with Progress(recorder.progress) as progress:
-                await progress.until(recording, stopping, following)
-                if recording.done():
-                    await progress.until(stopping, following, timeout=options.seconds)
+    stop, stop_now = stop_signals()
+    try:
+        await _unless(stop_now, _record_until(stop, options))
+    except _StoppedError:
+        return 130  # as of a process that SIGINT ended
+    return 0
+
+
+async def _record_until(stop: asyncio.Event, options: argparse.Namespace) -> None:
+    """Record until the event is set; raise _StoppedError when it is set before the recording has begun."""
+    async with contextlib.AsyncExitStack() as stack:
+        client = RbkitClient(options.url, token=_token(options))
+        rbkit = await _unless(stop, stack.enter_async_context(client))
+        reply = await _unless(stop, rbkit.request("handshake"))
+        error = CommandError.from_reply(reply)
+        if error is not None:
+            raise error
+        file = open(options.output, "wb")  # noqa: ASYNC230, SIM115 - a record is a few kilobytes; the stack closes it
+        recorder = Recorder(file)
+        stack.callback(lambda: print(recorder.progress()))
+        stack.enter_context(file)
+        recorder.write(REPLY, "handshake", reply)
+        await _record_session_of(stop, rbkit, recorder, _stops(options, reply), options)
+
+
+async def _record_session_of(
+    stop: asyncio.Event, rbkit: RbkitClient, recorder: Recorder, stops: list[str], options: argparse.Namespace
+) -> None:
+    starts = [command.replace("stop", "start") for command in stops]
+    snapshot = ["objectspace_snapshot"] if options.snapshot else []
+    stopping = asyncio.create_task(stop.wait())
+    following = asyncio.create_task(recorder.follow(rbkit))
+    recording = asyncio.create_task(recorder.ask_all(rbkit, [*starts, *snapshot]))
+    tasks: list[asyncio.Task[Any]] = [stopping, following, recording]
+    try:
+        with Progress(lambda: recorder.progress() + (_ENDING if stop.is_set() else "")) as progress:
+            await progress.until(recording, stopping, following)
+            if recording.done():
+                await progress.until(stopping, following, timeout=options.seconds)
             recording.cancel()
-            raised = await recorder.ask_each(rbkit, reversed(_stops(options, facts)))
-            await rbkit.close()
-            stopping.cancel()
-            results = await asyncio.gather(following, recording, return_exceptions=True)
-    print(recorder.progress())
-    for result in (*results, *raised):
+            ending = asyncio.create_task(recorder.ask_each(rbkit, reversed(stops)))
+            tasks.append(ending)
+            await progress.until(ending)
+        await rbkit.close()
+        results = await asyncio.gather(following, recording, return_exceptions=True)
+    finally:
+        for task in tasks:
+            task.cancel()
+        await asyncio.gather(*tasks, return_exceptions=True)
+    for result in (*results, *ending.result()):
         if isinstance(result, Exception):
             raise result
-    return 0
+
+
+class _StoppedError(Exception):
+    """What was to be done has been stopped by a signal."""
+
+
+async def _unless(stop: asyncio.Event, work: Coroutine[Any, Any, _T]) -> _T:
+    """Return what the work returns, or cancel it and raise _StoppedError once the event is set."""
+    task, stopping = asyncio.create_task(work), asyncio.create_task(stop.wait())
+    try:
+        await asyncio.wait([task, stopping], return_when=asyncio.FIRST_COMPLETED)
+        if not task.done():
+            raise _StoppedError
+        return task.result()
+    finally:
+        stopping.cancel()
+        while not task.done():  # a client that is being closed waits for the server, unless it is cancelled again
+            task.cancel()
+            await asyncio.wait([task], timeout=0.1)
 
 
 def _check_output(path: str) -> None:
     """Raise OSError unless a file can be written there; what is there already is left as it is."""
-    folder = os.path.dirname(os.path.abspath(path))
+    if os.path.exists(path) and not os.path.isfile(path) and not os.path.isdir(path):
+        return  # a pipe, a terminal
+    folder = os.path.dirname(os.path.realpath(path))
     if os.path.isdir(path) or not os.path.isdir(folder) or not os.access(folder, os.W_OK):
         raise OSError(f"cannot write {path}: it is a folder, or in one that cannot be written to (--output)")
 
 
-async def _ask_what_to_record(
-    options: argparse.Namespace, rbkit: RbkitClient, recorder: Recorder, facts: Handshake | str
-) -> None:
-    starts = [stop.replace("stop", "start") for stop in _stops(options, facts)]
-    await recorder.ask_all(rbkit, ["handshake", *starts, *(["objectspace_snapshot"] if options.snapshot else [])])
-
-
-def _stops(options: argparse.Namespace, facts: Handshake | str) -> list[str]:
+def _stops(options: argparse.Namespace, handshake: bytes) -> list[str]:
     """Return the commands that stop what is recorded, but for what was on before."""
-    on = facts if isinstance(facts, Handshake) else None
+    try:
+        on: Handshake | None = decode_handshake(handshake)
+    except DecodeError:
+        on = None
     memory = options.memory and not (on and on.object_trace_enabled)
     cpu = options.cpu and not (on and on.cpu_profiling_enabled)
     return [*(["stop_memory_profile"] if memory else []), *(["stop_cpu_profiling"] if cpu else [])]
 
 
-async def _export(options: argparse.Namespace) -> int:
-    with open(options.file, "rb") as file, contextlib.ExitStack() as stack:  # noqa: ASYNC230 - nothing else runs
+def _export(options: argparse.Namespace) -> int:
+    problems: list[str] = []
+    exported = 0
+    with contextlib.ExitStack() as stack:
+        file = stack.enter_context(open(options.file, "rb"))
+        output = stack.enter_context(_export_output(file, options.output))
         size = os.fstat(file.fileno()).st_size
-        output: TextIO = sys.stdout
-        if options.output is not None:
-            _check_output(options.output)
-            output = stack.enter_context(open(options.output, "w", encoding="utf-8"))  # noqa: ASYNC230
         progress = stack.enter_context(Progress(lambda: f"{100 * file.tell() // max(1, size)} %"))
-        cut_off: list[RecordingError] = []
-        for line in _FORMATS[options.format](_as_far_as(events(read(file)), progress, cut_off), options.file):
-            print(line, file=output)
-    for error in cut_off:
-        raise error
+
+        def whole() -> Iterator[Event]:
+            nonlocal exported
+            for event in events(read(file), problems):
+                exported += 1
+                progress.step()
+                yield event
+
+        for line in _FORMATS[options.format](whole(), options.file):
+            if exported or not problems:
+                print(line, file=output)
+        if problems and not exported:  # and so leave what was there as it is
+            raise RecordingError("; ".join(problems))
+    if problems:
+        raise RecordingError("; ".join(problems))
     return 0
 
 
-def _as_far_as(items: Iterable[Event], progress: Progress, cut_off: list[RecordingError]) -> Iterator[Event]:
-    """Yield what is whole; what a recording lacks at its end is told when the rest has been written."""
+@contextlib.contextmanager
+def _export_output(recording: BinaryIO, path: str | None) -> Iterator[TextIO]:
+    """Open what `export` writes to: UTF-8 whatever the locale, and never the recording itself."""
+    source = os.fstat(recording.fileno())
+    stdout = _stat_of_stdout()
+    if path is not None:
+        _check_output(path)
+    target = os.stat(path) if path is not None and os.path.exists(path) else None
+    to_stdout = path is None or (target is not None and stdout is not None and os.path.samestat(target, stdout))
+    overwritten = stdout if to_stdout else target
+    if overwritten is not None and stat.S_ISREG(source.st_mode) and os.path.samestat(source, overwritten):
+        raise ValueError(f"{path or 'standard output'} is the recording itself; name another file (--output)")
+    if path is not None and not to_stdout:
+        with replacing(path) as file:
+            yield file
+    else:
+        if isinstance(sys.stdout, io.TextIOWrapper):
+            sys.stdout.reconfigure(encoding="utf-8", newline="\n")
+        yield sys.stdout
+
+
+def _stat_of_stdout() -> os.stat_result | None:
     try:
-        for item in items:
-            progress.step()
-            yield item
-    except RecordingError as error:
-        cut_off.append(error)
+        return os.fstat(sys.stdout.fileno())
+    except (AttributeError, OSError):  # there is none, or it is no file
+        return None
 
 
 async def _send(options: argparse.Namespace) -> int:

@@ -25,6 +25,7 @@ from tornado_rbkit.protocol import (
     RbkitError,
     decode,
     decode_handshake,
+    is_refused,
     message_counter,
     parse_notice,
 )
@@ -32,10 +33,6 @@ from tornado_rbkit.protocol import (
 _FIRST_BACKOFF: Final = 0.1  # seconds, doubled with each failure
 _LAST_BACKOFF: Final = 10.0
 _PING_INTERVAL: Final = 30.0  # seconds; a server that vanished is noticed within two of them
-
-_POLICY_VIOLATION: Final = 1008
-_RETRY_REASONS: Final = ("too slow", "no pong")
-"""How the reasons of close code 1008 begin after which a client may come back; after others it is not authorized."""
 
 _UNAUTHORIZED: Final = (401, 403)
 
@@ -59,9 +56,7 @@ class ConnectionLost(RbkitError, ConnectionError):
 
     @property
     def is_final(self) -> bool:
-        if self.code == _POLICY_VIOLATION:
-            return not self.reason.startswith(_RETRY_REASONS)
-        return self.code in _UNAUTHORIZED
+        return self.code in _UNAUTHORIZED or is_refused(self.code, self.reason)
 
 
 class Gap(NamedTuple):

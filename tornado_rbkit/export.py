@@ -1,13 +1,21 @@
-"""The CPU samples of a recording in the forms that other tools read, and all of it as JSON. Pure functions."""
+"""The CPU samples of a recording in the forms that other tools read, and all of it as JSON. Pure functions.
+
+What they write is valid whatever the events hold: Unicode without surrogates, JSON without NaN, one line for each
+stack, and nothing that moves a terminal.
+"""
 
 from __future__ import annotations
 
 import json
+import math
 from collections import Counter
 from collections.abc import Iterable, Iterator
-from typing import Any
+from typing import Final
 
 from tornado_rbkit.protocol import CPUSample, Event, HeapObject, StackFrame
+
+_MAX_DEPTH: Final = 50
+"""Levels of an unknown event's payload that JSON shows; parsers have limits too."""
 
 
 def speedscope(events: Iterable[Event], name: str) -> Iterator[str]:
@@ -25,8 +33,10 @@ def speedscope(events: Iterable[Event], name: str) -> Iterator[str]:
         {
             "$schema": "https://www.speedscope.app/file-format-schema.json",
             "exporter": "tornado_rbkit",
-            "name": name,
-            "shared": {"frames": [{"name": label, "file": file, "line": line} for label, file, line in frames]},
+            "name": _text(name),
+            "shared": {
+                "frames": [{"name": _text(label), "file": _text(file), "line": line} for label, file, line in frames]
+            },
             "profiles": [
                 {
                     "type": "sampled",
@@ -56,9 +66,14 @@ def folded(sample: CPUSample) -> tuple[str, ...]:
 
 
 def json_lines(events: Iterable[Event], name: str) -> Iterator[str]:
-    """Yield one JSON object a line for each event, with its type and its fields by name."""
+    """Yield one JSON object a line for each event, with its type and its fields by name.
+
+    Of an unknown event's payload, what JSON has no type for is written as Python does, a number that is not finite as
+    null, and a map whose keys would be the same in JSON as a list of pairs.
+    """
     for event in events:
-        yield json.dumps({"event": type(event).__name__, **_fields(event)}, default=repr)
+        fields = {field: _plain(value) for field, value in event._asdict().items()}
+        yield json.dumps({"event": type(event).__name__, **fields}, allow_nan=False)
 
 
 def _samples(events: Iterable[Event]) -> Iterator[CPUSample]:
@@ -66,18 +81,33 @@ def _samples(events: Iterable[Event]) -> Iterator[CPUSample]:
 
 
 def _one_word(frame: StackFrame) -> str:
-    return str(frame.label).replace(";", ":").replace("\n", " ").encode(errors="backslashreplace").decode()
+    label = _text(frame.label).replace(";", ":")
+    return "".join(character if character.isprintable() else " " for character in label).strip() or "?"
 
 
-def _fields(event: Event) -> dict[str, Any]:
-    return {name: _plain(value) for name, value in event._asdict().items()}
+def _text(text: str) -> str:
+    """Return a text as it can be encoded; the bytes that were not UTF-8 are shown escaped."""
+    return text.encode(errors="backslashreplace").decode()
 
 
-def _plain(value: object) -> object:
+def _plain(value: object, depth: int = 0) -> object:
+    """Return a value of types that JSON has."""
+    if value is None or isinstance(value, int):
+        return value
+    if isinstance(value, str):
+        return _text(value)
+    if isinstance(value, float):
+        return value if math.isfinite(value) else None
+    if depth == _MAX_DEPTH:
+        return "..."
+    if isinstance(value, HeapObject | StackFrame):
+        value = value._asdict()
+    if isinstance(value, list):
+        return [_plain(item, depth + 1) for item in value]
     if isinstance(value, dict):
-        return {str(name): item for name, item in value.items()}
-    return [item._asdict() for item in value] if _is_list_of_tuples(value) else value  # type: ignore[attr-defined]
-
-
-def _is_list_of_tuples(value: object) -> bool:
-    return isinstance(value, list) and all(isinstance(item, HeapObject | StackFrame) for item in value)
+        pairs = [
+            (_text(key if isinstance(key, str) else repr(key)), _plain(item, depth + 1)) for key, item in value.items()
+        ]
+        named = dict(pairs)
+        return named if len(named) == len(pairs) else pairs
+    return repr(value)  # bytes, and MessagePack's timestamps and extension types

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import sys
 import time
 from collections.abc import Callable
@@ -14,7 +15,10 @@ INTERVAL: Final = 1.0
 
 
 class Progress:
-    """Shows a text on standard error once a second, if that is a terminal, and clears it at the end."""
+    """Shows a text on standard error once a second, if that is a terminal, and clears it at the end.
+
+    A terminal that is gone is no reason to end what it shows.
+    """
 
     def __init__(self, text: Callable[[], str]) -> None:
         """`text` is asked when it is shown."""
@@ -29,16 +33,20 @@ class Progress:
         self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
     ) -> None:
         if self._width:
-            print("\r" + " " * self._width + "\r", end="", file=sys.stderr, flush=True)
+            self._print("\r" + " " * self._width + "\r")
 
     def step(self) -> None:
         """Show the text if its time has come."""
         now = time.monotonic()
-        if now - self._shown_at >= INTERVAL and sys.stderr.isatty():
+        if now - self._shown_at >= INTERVAL and sys.stderr is not None and sys.stderr.isatty():
             self._shown_at = now
             line = f"{self._text()}, {now - self._started:.0f} s"
-            print("\r" + line.ljust(self._width), end="", file=sys.stderr, flush=True)
+            self._print("\r" + line.ljust(self._width))
             self._width = max(self._width, len(line))
+
+    def _print(self, text: str) -> None:
+        with contextlib.suppress(OSError):
+            print(text, end="", file=sys.stderr, flush=True)
 
     async def until(self, *tasks: asyncio.Task[Any], timeout: float | None = None) -> None:
         """Wait until the first of the tasks is done, or for so many seconds, and show the text meanwhile."""

@@ -3,11 +3,13 @@
 The file is a stream of MessagePack records ``[seconds, channel, command, bytes]``: the time since the recording
 began; channel 0 for replies, with their command, and for notices, with nil; channel 1 for published messages. The
 bytes are rbkit's own, so what can be done with a live session can be done with a recorded one. No I/O but on the
-file given; any thread.
+file given.
 """
 
 from __future__ import annotations
 
+import asyncio
+import math
 import time
 from collections.abc import Iterable, Iterator
 from typing import BinaryIO, NamedTuple
@@ -15,7 +17,17 @@ from typing import BinaryIO, NamedTuple
 import msgpack
 
 from tornado_rbkit.client import Gap, RbkitClient
-from tornado_rbkit.protocol import CommandError, Event, Handshake, Notice, ObjectSpaceDump, RbkitError, decode
+from tornado_rbkit.protocol import (
+    CommandError,
+    DecodeError,
+    DumpPart,
+    Event,
+    Handshake,
+    Notice,
+    RbkitError,
+    decode,
+    dump_parts,
+)
 
 REPLY, DATA = 0, 1
 
@@ -34,7 +46,10 @@ class Record(NamedTuple):
 
 
 class Recorder:
-    """Writes a session as it happens.
+    """Writes a session as it happens, on one event loop.
+
+    The objects of a snapshot are counted on a thread, because the loop has pings to answer, and only to be shown: a
+    message that cannot be counted is written as any other.
 
     Attributes:
         messages: published messages written.
@@ -65,7 +80,8 @@ class Recorder:
             self.messages += 1
             self.size += len(payload)
             if self._snapshot_is_due:
-                self._count_objects(payload)
+                counting = asyncio.get_running_loop().run_in_executor(None, dump_parts, payload)
+                counting.add_done_callback(self._add_parts)
 
     async def ask_all(self, rbkit: RbkitClient, commands: Iterable[str]) -> None:
         """Send commands one after another and write their replies.
@@ -105,14 +121,12 @@ class Recorder:
             else:
                 assert isinstance(item, Gap)  # message_counter tells it again
 
-    def _count_objects(self, payload: bytes) -> None:
-        collection = decode(payload)
-        if isinstance(collection, Handshake):
+    def _add_parts(self, counting: asyncio.Future[list[DumpPart]]) -> None:
+        if counting.cancelled():  # the loop ends
             return
-        for event in collection.events:
-            if isinstance(event, ObjectSpaceDump):
-                snapshot = self._snapshots.setdefault(event.correlation_id, [0, event.complete_message_count])
-                snapshot[0] += len(event.objects)
+        for part in counting.result():
+            snapshot = self._snapshots.setdefault(part.correlation_id, [0, part.complete_message_count])
+            snapshot[0] += part.objects
         self.objects = sum(come for come, _ in self._snapshots.values())
         self.objects_announced = sum(announced for _, announced in self._snapshots.values())
         self._snapshot_is_due = not self._snapshots or any(come < all_ for come, all_ in self._snapshots.values())
@@ -124,15 +138,13 @@ def read(file: BinaryIO) -> Iterator[Record]:
     Raises:
         RecordingError: it is not a recording, or was cut off.
     """
-    unpacker = msgpack.Unpacker(file, max_buffer_size=0)
+    # Nothing in a record is longer than its four fields, so that a file of something else takes no memory.
+    unpacker = msgpack.Unpacker(file, max_buffer_size=0, max_array_len=4, max_map_len=0, max_ext_len=0)
     whole = 0  # bytes; after a record that is cut off, tell() is somewhere within it
     try:
         for item in unpacker:
             whole = unpacker.tell()
-            seconds, channel, command, payload = item
-            if channel not in (REPLY, DATA) or not isinstance(payload, bytes):
-                raise RecordingError(f"a record on channel {channel!r}; expected {REPLY} or {DATA}")
-            yield Record(float(seconds), channel, command, payload)
+            yield _checked(item)
     except (TypeError, ValueError, msgpack.UnpackException) as error:
         if isinstance(error, RecordingError):
             raise
@@ -141,14 +153,42 @@ def read(file: BinaryIO) -> Iterator[Record]:
         raise RecordingError(f"it ends in the middle of a record, at byte {whole}")
 
 
-def events(records: Iterable[Record]) -> Iterator[Event]:
-    """Yield the events of a recording, decoded.
+def _checked(item: object) -> Record:
+    if not isinstance(item, list) or len(item) != 4:
+        raise RecordingError("not a recording of tornado-rbkit: an item that is not a list of four")
+    seconds, channel, command, payload = item
+    if type(seconds) not in (float, int) or not math.isfinite(seconds):
+        raise RecordingError("a record whose time is not a finite number")
+    if type(channel) is not int or channel not in (REPLY, DATA):
+        raise RecordingError(f"a record on channel {channel!r:.40}; expected {REPLY} or {DATA}")
+    if not isinstance(command, str | None) or not isinstance(payload, bytes):
+        raise RecordingError("a record whose command is not a string, or whose payload is not bytes")
+    return Record(float(seconds), channel, command, payload)
 
-    Raises:
-        DecodeError: a message is not rbkit's.
+
+def events(records: Iterable[Record], problems: list[str]) -> Iterator[Event]:
+    """Yield the events of a recording, decoded, as far as they are whole.
+
+    Args:
+        records: as `read` yields them.
+        problems: takes a sentence for people about what had to be left out, at the end.
     """
-    for record in records:
-        if record.channel == DATA:
-            collection = decode(record.payload)
+    messages = foreign = 0
+    first = ""
+    try:
+        for record in records:
+            if record.channel != DATA:
+                continue
+            messages += 1
+            try:
+                collection = decode(record.payload)
+            except DecodeError as error:
+                foreign += 1
+                first = first or f"{error}, at {record.seconds:.3f} s"
+                continue
             if not isinstance(collection, Handshake):
                 yield from collection.events
+    except RecordingError as error:
+        problems.append(str(error))
+    if foreign:
+        problems.append(f"{foreign} of {messages} messages are not rbkit's and were left out; the first: {first}")

@@ -12,15 +12,25 @@ import threading
 _HANGUP = getattr(signal, "SIGHUP", None)  # its terminal was closed; Windows has none
 
 
-def stop_signal() -> asyncio.Event:
-    """Return an event that SIGTERM, SIGINT and SIGHUP set, but for the last one under nohup."""
-    stopped = asyncio.Event()
+def stop_signals() -> tuple[asyncio.Event, asyncio.Event]:
+    """Return an event that the first SIGTERM, SIGINT or SIGHUP sets, and one that another SIGTERM or SIGINT sets.
+
+    Under nohup SIGHUP sets none. It is never the second: a terminal that is closed may send it twice.
+    """
+    first, second = asyncio.Event(), asyncio.Event()
     loop = asyncio.get_running_loop()
+
+    def note(number: int) -> None:
+        if not first.is_set():
+            first.set()
+        elif number != _HANGUP:
+            second.set()
+
     for number in (signal.SIGTERM, signal.SIGINT, _HANGUP):
         if number is not None and (number != _HANGUP or signal.getsignal(number) != signal.SIG_IGN):
             # Not loop.add_signal_handler, which Windows does not have.
-            signal.signal(number, lambda *_: loop.call_soon_threadsafe(stopped.set))
-    return stopped
+            signal.signal(number, lambda number, _: loop.call_soon_threadsafe(note, number))
+    return first, second
 
 
 def stop_at_eof(stopped: asyncio.Event) -> None:

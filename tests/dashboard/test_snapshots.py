@@ -288,8 +288,10 @@ def test_one_is_saved_and_loaded_again(snapshots: Page, script: Script) -> None:
     before = snapshots.rows(CLASSES)
     snapshots.click("Save snapshot 1")
     file = snapshots.downloaded("snapshot-1.rbkit")
+    problems: list[str] = []
     with file.open("rb") as stream:
-        events = list(recording.events(recording.read(stream)))
+        events = list(recording.events(recording.read(stream), problems))
+    assert problems == []
     dumps = [event for event in events if isinstance(event, ObjectSpaceDump)]
     assert [each.object_id for one in dumps for each in one.objects] == [each[3] for each in HEAP]
     snapshots.click("Remove snapshot 1")
