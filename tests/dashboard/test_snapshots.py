@@ -450,3 +450,34 @@ def test_another_viewer_s_does_not_push_aside_what_is_read(snapshots: Page, scri
         lambda: snapshots.one("[data-number][aria-pressed=true]").get_attribute("data-number") == "3",
         "one's own is shown",
     )
+
+
+LATE = """
+const plain = self.postMessage.bind(self);
+let held = null;
+self.postMessage = (answer) => {
+  if (answer.result?.path && held === null) {
+    held = answer;
+    return;
+  }
+  plain(answer);
+  if (answer.result?.rows && held) plain(held);
+};
+"""
+"""Have the page's worker answer for the first object only after it has answered for the next table."""
+
+
+def test_an_object_whose_answer_is_late_is_not_drawn_over_another_class(
+    page: Page, site: Serve, script: Script
+) -> None:
+    page.open_with(site(script.rbkit).url, "snapshots", LATE)
+    page.until_live()
+    script.publish_raw([dump(HEAP)])
+    until_taken(page, 1)
+    choose_class(page, CLASSES, "Item")
+    link(page, "table", "0x50").click()
+    choose_class(page, CLASSES, "Hash")
+    script.publish_raw([{0: EventType.GC_START, 1: 1_795_388_400_000.0}])
+    page.until(lambda: "2 messages" in page.one("footer").text, "a later answer of the worker has come")
+    assert page.texts(".objects h3") == ["Hash"]
+    assert page.texts(".detail h3") == []

@@ -1,4 +1,4 @@
-// In the page for a request without the right token: a reload finds the token that the tab has kept, others are asked for it.
+// The script of the 401 page: retry with the token in the tab's session storage, or ask for one.
 const key = `rbkit token ${location.pathname}`;
 const open = (token) => {
   const url = new URL(location.href);

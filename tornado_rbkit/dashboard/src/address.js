@@ -1,5 +1,5 @@
-// The page's address. A token in it is kept in memory, and for a reload in the tab's session storage, but leaves the address
-// bar: it would be in the history, in a copied link and in a picture of the screen.
+// Removes the token from the address bar, and so from the history, copied links and screenshots. It is kept in memory and,
+// for a reload, in the tab's session storage.
 
 const KEY = `rbkit token ${location.pathname}`;
 

@@ -1,15 +1,15 @@
-// Answers that are drawn. They come when they come: one to an earlier question must never be drawn over that to a later.
+// Requests to the worker whose results are drawn. A result that is not the newest is dropped, so a late one is never drawn.
 
 import { nextFrame } from "./dom.js";
 import { ask } from "./rpc.js";
 
-/** The newest question of one part of a view. Whatever that part draws from an answer, it draws in the steps given here. */
+/** The newest request of one part of a view; that part draws results only in the steps passed to `ask`. */
 export class Latest {
   #number = 0;
 
   /**
-   * Ask the worker, and hand the answer to each step, a frame apart; unless another question or `cancel` came meanwhile, or
-   * there is no such thing any more (null).
+   * Call a method of the worker and pass its result to each step, one frame apart. Stop after a newer request, after
+   * `cancel`, or if the result is null (what was asked for no longer exists).
    */
   async ask(method, argument, ...steps) {
     const number = ++this.#number;
@@ -21,7 +21,7 @@ export class Latest {
     }
   }
 
-  /** Let go of what was asked: it is not wanted any more. */
+  /** Drop the result of the request under way. */
   cancel() {
     this.#number++;
   }

@@ -11,7 +11,7 @@ const TRY_AGAIN = 1013;
 // Others' commands change what is recorded, which only a handshake tells.
 const HANDSHAKE_TICKS = 5;
 
-// A browser does not tell its scripts of pings, nor of a peer that is away without a word.
+// Scripts do not see the server's pings, and a browser takes minutes to notice a dead peer.
 const OPENING_TICKS = 20;
 const SILENCE_TICKS = 15; // with a command waiting, before the server is asked whether it is busy
 const DOUBT_TICKS = 5; // between two such questions
@@ -19,8 +19,8 @@ const LONGEST_SILENCE_TICKS = 330; // where it cannot say: a snapshot has 300 s,
 const STATUS_MS = 10_000;
 
 const NOT_OPENED =
-  "The server answers, but its WebSocket does not open. Either something in between, as a proxy, does not pass on the header " +
-  "Upgrade; or this page's origin is refused: then add it to the setting allowed_origins, or have the proxy keep the header Host.";
+  "The server answers, but its WebSocket does not open. Either a proxy does not pass the Upgrade " +
+  "header on; or this page's origin is refused: add it to the setting allowed_origins, or have the proxy keep the Host header.";
 
 export class Connection {
   state = "connecting"; // "live", "waiting" for the profiler, "lost", "unopened", "refused", "closed"
@@ -29,7 +29,7 @@ export class Connection {
   pending = []; // {command, resolve, reject}, the oldest first
   #wait = FIRST_WAIT;
   #timer = null;
-  #socket = null; // whatever another socket or an answer about it brings comes too late
+  #socket = null; // events of any other socket, and status answers about it, are ignored
   #ticks = 0;
   #silent = 0; // ticks since a message came, or since the socket was made
   #asking = false; // the server for its status
@@ -141,7 +141,7 @@ export class Connection {
     this.request("handshake").catch(() => {});
   }
 
-  /** A reply is late: find out whether the server is busy with commands, or the connection is dead. */
+  /** Ask the server whether it is busy; if it is not, the late reply means that the connection is dead. */
   async #doubt() {
     if (this.#asking) return;
     const socket = this.#socket;
@@ -170,7 +170,7 @@ export class Connection {
     else this.#lose(code === TRY_AGAIN ? "waiting" : "lost", reason);
   }
 
-  /** Ask the server how it is, which a WebSocket that fails does not say; null if it does not answer. */
+  /** Return the server's status code and text, null if it does not answer. A failed WebSocket has no status. */
   async #status() {
     const url = new URL(this.url);
     url.protocol = url.protocol.replace("ws", "http");
@@ -189,7 +189,7 @@ export class Connection {
     this.#become("refused", reason);
   }
 
-  /** Let go of the socket, and open another in a while. */
+  /** Close the socket, and open another after the backoff. */
   #lose(state, reason) {
     this.#drop();
     this.retryAt = Date.now() + this.#wait * 1000;
@@ -207,7 +207,7 @@ export class Connection {
     this.#fail();
   }
 
-  /** Whatever was under way on a connection ended with it. */
+  /** Reject the pending commands of a connection that has ended. */
   #fail() {
     const pending = this.pending;
     this.pending = [];

@@ -10,11 +10,11 @@ const SMALLEST = 2000;
 // Callers, callees and lines of a function.
 const DETAILS = 50;
 
-// Threads in the list. Of the others some are kept apart, for one of them may come to be among these.
+// Threads that are listed, and threads with a call tree of their own: an unlisted one may still become busy.
 const LISTED_THREADS = 50;
 const KEPT_THREADS = 200;
 
-// The thread that stands for all that are not in the list.
+// The name of the entry for all unlisted threads.
 const OTHERS = "(others)";
 
 // What the call trees may have; samples with more than that are counted as left out.
@@ -238,7 +238,7 @@ export class CpuProfile {
     return thread;
   }
 
-  /** Let go of threads: those in the list stay, and of the others the half that was sampled last. */
+  /** Merge the unlisted threads, except the half sampled most recently, into one. */
   #mergeThreads() {
     const { others } = this.#split();
     const kept = others.filter((thread) => thread !== this.#rest).sort((a, b) => b.last - a.last);

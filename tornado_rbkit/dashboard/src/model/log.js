@@ -1,10 +1,10 @@
-// What a person should know, at a pace that a person can read.
+// A rate-limited, bounded log for the page's user.
 
 const KEPT = 50;
 const BURST = 10;
 const PER_SECOND = 1;
 
-/** Keeps the newest lines. What comes faster than one a second, after the first few, is counted only. */
+/** Keeps the newest lines. After a burst of 10, lines beyond one per second are only counted. */
 export class Log {
   lines = []; // {number, text}, the newest last
   leftOut = 0;

@@ -1,21 +1,21 @@
-// MessagePack from somebody else: what it may cost is bounded by the bytes that are there, not by what they claim.
+// A MessagePack decoder for untrusted input: memory and depth are bounded by the bytes received, not by the lengths they claim.
 
-// rbkit nests six levels: message, events, event, frames, frame, and the number in it.
+// rbkit's messages nest six levels: message, events, event, frames, frame, number.
 const MAX_DEPTH = 64;
 
 // An empty map takes one byte of a message and dozens in memory.
 const MAX_VALUES = 2 ** 24;
 
-// Names come again and again: the short ones are decoded once.
+// Short names repeat often; they are decoded once.
 const CACHED_BYTES = 128;
 const CACHED_TEXTS = 4096;
 
 const utf8 = new TextDecoder("utf-8", { ignoreBOM: true });
 
-/** Bytes that are not what they should be; the message says why. */
+/** Raised for bytes that cannot be read; the message says why. */
 export class Unreadable extends Error {}
 
-/** Bytes that end too early: `size` of them, or more, are needed. */
+/** Raised for bytes that end too early; at least `size` bytes are needed. */
 export class Incomplete extends Unreadable {
   constructor(size) {
     super("it ends in the middle of a value");

@@ -38,10 +38,10 @@ export const PROTOCOL_MAJOR = "2";
 // How the reason begins with which a bridge closes for good; after others one may come back.
 export const NOT_AUTHORIZED = "not authorized";
 
-// What comes from the other end is checked here and nowhere else: the models are given known shapes only, and cannot fail
-// half-way on a value that is not what it should be.
+// Received messages are validated here and nowhere else. The models get known shapes only, so they cannot fail half-way
+// through an update.
 
-// Of the texts that name something (a class, a file, a function); longer ones are cut.
+// Characters of a name (class, file, function); longer names are cut.
 const MAX_TEXT = 500;
 
 // Figures of the collector; Ruby and Python tell some dozens.

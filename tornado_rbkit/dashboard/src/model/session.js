@@ -1,5 +1,5 @@
 // Everything that one profiler told, live or from a file: takes messages, keeps the models of the views. What it takes is
-// read by protocol.js first; nothing that the other end sends makes a method here throw.
+// read by protocol.js first; no received message makes a method here throw.
 
 import { CpuProfile } from "./cpu.js";
 import { Log } from "./log.js";
@@ -12,7 +12,7 @@ import { Timeline } from "./timeline.js";
 
 const KEPT_PROCESSES = 5;
 
-// Snapshots take more memory than all else; of more the oldest is let go.
+// Snapshots take most of the memory; beyond this the oldest is removed.
 const KEPT_SNAPSHOTS = 30;
 const KEPT_OBJECTS = 2 ** 26; // in all of them
 const MAX_INCOMING = 8;
@@ -20,7 +20,7 @@ const MAX_INCOMING = 8;
 // The parts of a snapshot follow each other within a second or so; a debugger may hold its process for longer.
 const SNAPSHOT_PATIENCE_SECONDS = 60;
 
-// A process does not restart faster: counters that fall more often are those of several publishers, or of none.
+// Counters that decrease more often than this are not restarts: several publishers share the endpoint, or one does not count.
 const RESTART_SECONDS = 1;
 
 let sessions = 0;
@@ -82,7 +82,7 @@ export class Session {
     this.#follow(message.counter, seconds ?? performance.now() / 1000);
     const before = this.timeline.setBack;
     for (const event of message.events) this.#take(event, record);
-    if (this.timeline.setBack > before) this.#say("The clock of the profiled process was set back: what was charted at later times is let go.");
+    if (this.timeline.setBack > before) this.#say("The profiled process's clock was set back: chart data with later times was removed.");
   }
 
   /** Take a reply; return its text, or null if it was a handshake. */
@@ -105,7 +105,7 @@ export class Session {
     if (name === "server" && value === "disconnected") this.#abandon("the profiler went away");
   }
 
-  /** Take what is neither a message nor a reply that was waited for. */
+  /** Count a message that is neither profiling data nor the reply to a pending command. */
   stray(what) {
     this.#count(1, `A message could not be read: ${what}`);
   }
@@ -173,7 +173,7 @@ export class Session {
     const count = () => this.snapshots.reduce((sum, { objects }) => sum + objects, 0);
     while (this.snapshots.length > KEPT_SNAPSHOTS || (this.snapshots.length > 1 && count() > KEPT_OBJECTS)) {
       const { number } = this.snapshots.shift();
-      this.#say(`Snapshot ${number} is let go of: ${KEPT_SNAPSHOTS} snapshots are kept, of ${KEPT_OBJECTS} objects in all.`);
+      this.#say(`Snapshot ${number} was removed: at most ${KEPT_SNAPSHOTS} snapshots are kept, with ${KEPT_OBJECTS} objects in total.`);
     }
     this.version++;
   }
@@ -183,7 +183,7 @@ export class Session {
     return this.processes.find((process) => process.number === number) ?? this.process;
   }
 
-  /** Return what a function reads; null, and counted, where it cannot. */
+  /** Call a reader; count the message as unreadable and return null if the reader raises Unreadable. */
   #read(what, read) {
     try {
       return read();
@@ -249,7 +249,7 @@ export class Session {
     }
   }
 
-  /** See by a message's counter whether messages are missing before it, or the process is another. */
+  /** Detect lost messages and restarts by a message's counter. */
   #follow(counter, now) {
     if (counter === null || !this.#isCounted) return;
     const expected = this.#counter;
@@ -277,7 +277,7 @@ export class Session {
     }
     this.#isCounted = false;
     this.#counter = null;
-    this.#say("The messages' counters fall again and again, as of several publishers at one endpoint: missing messages and restarts cannot be told.");
+    this.#say("message_counter keeps decreasing, as with several publishers behind one endpoint: lost messages and restarts cannot be detected.");
   }
 
   #meet(facts) {
