@@ -8,6 +8,8 @@ import json
 import logging
 import os
 import signal
+import socket
+import ssl
 import subprocess
 import sys
 import time
@@ -128,9 +130,17 @@ async def _main() -> None:
     logging.getLogger("asyncio").setLevel(logging.ERROR)  # with -X dev it tells of slow callbacks
     options = json.loads(sys.argv[1])
     host = options.pop("host", "127.0.0.1")
+    send_buffer, certificate = options.pop("send_buffer", None), options.pop("certificate", None)
     bridge = Bridge(**options)
-    server = HTTPServer(Application(rbkit_routes(bridge)))
+    tls = None
+    if certificate is not None:
+        tls = ssl.create_default_context(ssl.Purpose.CLIENT_AUTH)
+        tls.load_cert_chain(certificate)
+    server = HTTPServer(Application(rbkit_routes(bridge)), ssl_options=tls)
     sockets = bind_sockets(0, host, backlog=2048)
+    if send_buffer is not None:  # which accepted connections inherit
+        for sock in sockets:
+            sock.setsockopt(socket.SOL_SOCKET, socket.SO_SNDBUF, send_buffer)
     server.add_sockets(sockets)
     stopped = asyncio.Event()
     asyncio.get_running_loop().add_signal_handler(signal.SIGTERM, stopped.set)
