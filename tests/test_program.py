@@ -21,6 +21,7 @@ from tornado.httpclient import AsyncHTTPClient
 from tests.conftest import Serve, ask, closing, receive, until
 from tests.fake_rbkit import FakeRbkit
 from tornado_rbkit import Bridge, RbkitClient
+from tornado_rbkit.client import ConnectionLost
 from tornado_rbkit.profiler import discovery
 from tornado_rbkit.protocol import CPUSample, Handshake, ObjCreated
 from tornado_rbkit.targets import DiscoveredTargets
@@ -53,9 +54,16 @@ def start(started: list[subprocess.Popen[str]], *command: str, **options: Any) -
 
 
 def url_in(line: str) -> str:
-    match = re.search(r"http://[^/]+/rbkit/", line)
+    """Return the address of the page, with the token that it may have."""
+    match = re.search(r"http://[^/]+/rbkit/\S*", line)
     assert match, line
     return match[0]
+
+
+def beside(url: str, path: str) -> str:
+    """Return the address of what is beside the page; of a WebSocket where the path ends with ws."""
+    page, _, query = url.partition("?")
+    return (page.replace("http", "ws") if path.endswith("ws") else page) + path + ("?" + query if query else "")
 
 
 def program(folder: Path, text: str) -> str:
@@ -76,7 +84,7 @@ class TestRun:
         finished = run(path, "--open", "-m", "x")
         assert finished.stdout == f"{[path, '--open', '-m', 'x']} {tmp_path} __main__ {path}\n"
         assert finished.returncode == 0
-        assert re.fullmatch(r"tornado-rbkit: http://127\.0\.0\.1:\d+/rbkit/\n", finished.stderr)
+        assert re.fullmatch(r"tornado-rbkit: http://127\.0\.0\.1:\d+/rbkit/\?token=[\w-]{32}\n", finished.stderr)
 
     def test_runs_a_module(self, tmp_path: Path) -> None:
         (tmp_path / "some_module.py").write_text("import sys; print(sys.argv[1:], __name__)")
@@ -178,8 +186,8 @@ class TestRun:
         process = start(started, "run", path, stdin=subprocess.PIPE, stderr=subprocess.PIPE)
         assert process.stderr is not None
         assert process.stdin is not None
-        url = url_in(process.stderr.readline()).replace("http", "ws") + "ws"
-        async with RbkitClient(url) as rbkit:
+        url = url_in(process.stderr.readline())
+        async with RbkitClient(beside(url, "ws")) as rbkit:
             handshake = await rbkit.command("handshake")
             assert isinstance(handshake, Handshake)
             assert (handshake.process_name, handshake.pid) == (path, process.pid)
@@ -194,7 +202,75 @@ class TestRun:
         process.communicate("\n", timeout=20)
         assert process.returncode == 0
         with pytest.raises(OSError, match=r".*"):
-            await AsyncHTTPClient().fetch(url.replace("ws", "http", 1))
+            await AsyncHTTPClient().fetch(url)
+
+    async def test_serves_nobody_without_the_token_of_its_address(
+        self, tmp_path: Path, started: list[subprocess.Popen[str]]
+    ) -> None:
+        process = start(started, "run", program(tmp_path, "input()"), stdin=subprocess.PIPE, stderr=subprocess.PIPE)
+        assert process.stderr is not None
+        url = url_in(process.stderr.readline())
+        pages = [beside(url, path) for path in ("", "status", "targets", "static/app.js", "static/worker.js")]
+        for page in pages:
+            assert (await AsyncHTTPClient().fetch(page)).code == 200
+            for wrong in (page.partition("?")[0], page + "x"):
+                assert (await AsyncHTTPClient().fetch(wrong, raise_error=False)).code == 401
+        async with RbkitClient(beside(url, "ws")) as rbkit:
+            assert await rbkit.command("trigger_gc") == "ok"
+        with pytest.raises(ConnectionLost, match="401"):
+            async with RbkitClient(beside(url, "ws").partition("?")[0]):
+                pass
+
+    @pytest.mark.skipif(not sys.platform.startswith("linux"), reason="processes are looked up in /proc")
+    def test_shows_the_token_to_nobody_but_its_user(
+        self, tmp_path: Path, started: list[subprocess.Popen[str]]
+    ) -> None:
+        text = "import os; print(os.environ.get('RBKIT_TOKEN'), flush=True); input()"
+        process = start(started, "run", program(tmp_path, text), stdin=subprocess.PIPE, stderr=subprocess.PIPE)
+        assert process.stderr is not None
+        assert process.stdout is not None
+        token = url_in(process.stderr.readline()).partition("token=")[2]
+        assert process.stdout.readline() == "None\n", "the program's environment is its own"
+        (server,) = Path(f"/proc/{process.pid}/task/{process.pid}/children").read_text().split()
+        assert token not in Path(f"/proc/{server}/cmdline").read_text()
+        assert token in Path(f"/proc/{server}/environ").read_text()
+
+    def test_takes_the_token_of_the_environment(self, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+        monkeypatch.setenv("RBKIT_TOKEN", "a&b c")
+        finished = run(program(tmp_path, "pass"))
+        assert re.fullmatch(r"tornado-rbkit: http://127\.0\.0\.1:\d+/rbkit/\?token=a%26b%20c\n", finished.stderr)
+
+    @pytest.mark.skipif(os.name == "nt", reason="Windows has no Unix sockets")
+    def test_listens_where_only_its_user_can_connect(self, tmp_path: Path) -> None:
+        text = """
+            from tornado_rbkit import profiler
+            print(profiler.current_server().pub, profiler.current_server().req)
+        """
+        pub, req = run(program(tmp_path, text)).stdout.split()
+        assert pub.startswith("ipc://")
+        assert req.startswith("ipc://")
+
+    def test_runs_the_program_where_there_is_no_folder_to_be_used(
+        self, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        (tmp_path / "file").write_text("")
+        monkeypatch.delenv("RBKIT_RUNTIME_DIR")
+        monkeypatch.setenv("XDG_RUNTIME_DIR", str(tmp_path / "file"))
+        finished = run(program(tmp_path, "print('ran')"))
+        assert (finished.returncode, finished.stdout) == (0, "ran\n")
+        assert "the profiler will not be found by its name" in finished.stderr
+
+    @pytest.mark.skipif(not sys.platform.startswith("linux"), reason="processes are looked up in /proc")
+    def test_says_at_its_end_that_the_web_server_ended_before(
+        self, tmp_path: Path, started: list[subprocess.Popen[str]]
+    ) -> None:
+        process = start(started, "run", program(tmp_path, "input()"), stdin=subprocess.PIPE, stderr=subprocess.PIPE)
+        assert process.stderr is not None
+        process.stderr.readline()
+        (server,) = Path(f"/proc/{process.pid}/task/{process.pid}/children").read_text().split()
+        os.kill(int(server), signal.SIGKILL)
+        _, errors = process.communicate("\n", timeout=20)
+        assert (process.returncode, errors) == (0, "tornado-rbkit: the web server ended with status -9\n")
 
     async def test_ends_its_server_when_the_program_is_killed(
         self, tmp_path: Path, started: list[subprocess.Popen[str]]
@@ -234,8 +310,8 @@ async def test_demo_has_something_to_look_at_and_ends_with_status_0(
 ) -> None:
     process = start(started, "demo", "--port", "0")
     assert process.stdout is not None
-    url = url_in(process.stdout.readline()).replace("http", "ws") + "ws"
-    async with RbkitClient(url) as rbkit:
+    url = url_in(process.stdout.readline())
+    async with RbkitClient(beside(url, "ws")) as rbkit:
         seen: set[str] = set()
         async for event in rbkit.events():
             seen.add(type(event).__name__)
@@ -256,7 +332,31 @@ def test_demo_ends_with_a_line_when_its_workload_is_killed(started: list[subproc
     os.kill(int(workload), signal.SIGKILL)
     _, errors = process.communicate(timeout=20)
     assert process.returncode == 1
-    assert errors == "tornado-rbkit: the process of the demo ended (exit status -9)\n"
+    assert errors.endswith("\ntornado-rbkit: the process of the demo ended (exit status -9)\n")
+
+
+@pytest.mark.parametrize(
+    ("options", "environment", "told"),
+    [([], {}, True), (["--token", "t"], {}, False), ([], {"RBKIT_TOKEN": "t"}, False), (["--host", "::1"], {}, True)],
+)
+@pytest.mark.parametrize("command", ["serve", "demo"])
+def test_a_server_without_a_token_says_that_every_user_can_connect(
+    started: list[subprocess.Popen[str]],
+    command: str,
+    options: list[str],
+    environment: dict[str, str],
+    told: bool,
+) -> None:
+    server = start(
+        started, command, "--port", "0", *options, stderr=subprocess.PIPE, env={**os.environ, **environment}
+    )
+    assert server.stdout is not None
+    url_in(server.stdout.readline())
+    server.terminate()
+    _, errors = server.communicate(timeout=20)
+    lines = ["WARNING every user of this machine can connect to this server; --token-file FILE demands a token"]
+    assert errors.splitlines() == (lines if told else [])
+    assert server.returncode == 0
 
 
 class TestDiscovery:
@@ -279,7 +379,7 @@ class TestDiscovery:
         while not await look():
             await asyncio.sleep(0.05)
         assert [target["name"] for target in targets] == ["program.py"]
-        async with RbkitClient(url.replace("http", "ws") + targets[0]["ws"]) as rbkit:
+        async with RbkitClient(beside(url, targets[0]["ws"])) as rbkit:
             handshake = await rbkit.command("handshake")
             assert isinstance(handshake, Handshake)
             assert handshake.pid == process.pid
@@ -300,8 +400,15 @@ class TestDiscovery:
         ).stdout
         name, pid, pub, req, _ = listed.split("\t")
         assert (name, int(pid)) == (str(tmp_path / "program.py"), process.pid)
-        assert pub.startswith("tcp://127.0.0.1:")
-        assert req.startswith("tcp://127.0.0.1:")
+        scheme = "tcp" if os.name == "nt" else "ipc"
+        assert pub.startswith(f"{scheme}://")
+        assert req.startswith(f"{scheme}://")
+
+    def test_list_says_where_it_looked_when_it_finds_nothing(self, runtime_folder: Path) -> None:
+        listed = subprocess.run([sys.executable, "-m", "tornado_rbkit", "list"], capture_output=True, text=True)
+        assert (listed.returncode, listed.stdout) == (0, "")
+        assert listed.stderr.startswith(f"tornado-rbkit: there is no process with a profiler in {runtime_folder} (")
+        assert listed.stderr.count("\n") == 1
 
     async def test_names_are_made_fit_for_a_path_and_told_apart(
         self, rbkit: FakeRbkit, monkeypatch: pytest.MonkeyPatch

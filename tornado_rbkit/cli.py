@@ -31,7 +31,7 @@ from tornado_rbkit.iothread import IOLoopThread
 from tornado_rbkit.listener import BoundedServer, Listener
 from tornado_rbkit.output import replacing
 from tornado_rbkit.profiler import RuntimeFolderError, list_servers
-from tornado_rbkit.profiler.folder import check_chosen_folder
+from tornado_rbkit.profiler.folder import DIRECTORY_VARIABLE, check_chosen_folder, runtime_folder
 from tornado_rbkit.program import ServerFailedError, as_python_does, own_module, prepare
 from tornado_rbkit.progress import Progress
 from tornado_rbkit.protocol import COMMANDS, CommandError, DecodeError, Event, Handshake, RbkitError, decode_handshake
@@ -288,7 +288,11 @@ def _run(options: argparse.Namespace) -> Callable[[], object]:
 
 def _list(options: argparse.Namespace) -> int:
     check_chosen_folder()
-    for server in list_servers():
+    servers = list_servers()
+    if not servers:
+        where = f"{runtime_folder()} ({DIRECTORY_VARIABLE}, else XDG_RUNTIME_DIR, else the folder for temporary files)"
+        print(f"tornado-rbkit: there is no process with a profiler in {where}", file=sys.stderr)
+    for server in servers:
         started = time.strftime("%Y-%m-%d %H:%M:%S", time.localtime(server.started))
         print(f"{server.name}\t{server.pid}\t{server.pub}\t{server.req}\t{started}")
     return 0
@@ -375,6 +379,8 @@ async def _serve_until_stopped(
     host = f"[{options.host}]" if ":" in options.host else options.host
     path = f"/{options.prefix.strip('/')}/".replace("//", "/")
     print(f"ready http://{host}:{sockets[0].getsockname()[1]}{path}", flush=True)
+    if token is None:
+        _log.warning("every user of this machine can connect to this server; --token-file FILE demands a token")
     await stopped.wait()
     listener.close()
     await asyncio.gather(

@@ -7,12 +7,14 @@ import builtins
 import importlib.util
 import os
 import runpy
+import secrets
 import subprocess
 import sys
 import types
 import webbrowser
 from collections.abc import Callable, Sequence
 from typing import Final
+from urllib.parse import quote
 
 from tornado_rbkit.profiler import start_server
 from tornado_rbkit.protocol import RbkitError
@@ -43,6 +45,8 @@ def as_python_does(arguments: Sequence[str]) -> list[str]:
 def prepare(module: list[str], script: list[str], port: int, open_browser: bool) -> Callable[[], None]:
     """Start the profiler in this process and a web server in another, and return what runs the program.
 
+    The URL that is printed and shown has the token that the web server demands.
+
     The program has the main thread, its own ``sys.argv`` and ``sys.path``, and this process's signals; its exit status
     is the process's. The web server ends with the process, however that ends.
 
@@ -66,7 +70,7 @@ def prepare(module: list[str], script: list[str], port: int, open_browser: bool)
     if module:
         sys.path[0] = os.getcwd()
         _check_module(program[0])
-    server = start_server("tcp://127.0.0.1:*", "tcp://127.0.0.1:*", program[0])
+    server = start_server(name=program[0])
     url = _serve_beside(server.pub, server.req, port)
     print(f"tornado-rbkit: {url}", file=sys.stderr, flush=True)
     if open_browser:
@@ -131,7 +135,11 @@ def own_module(name: str) -> list[str]:
 
 
 def _serve_beside(pub: str, req: str, port: int) -> str:
-    """Start a server that lives as long as this process holds its standard input open; return its page's URL."""
+    """Start a server that lives as long as this process holds its standard input open; return its page's URL.
+
+    The URL has the token that the server demands: that of RBKIT_TOKEN, else a new one.
+    """
+    token = os.environ.get("RBKIT_TOKEN", secrets.token_urlsafe(24))
     command = [
         *own_module("tornado_rbkit"),
         "-q",
@@ -150,6 +158,7 @@ def _serve_beside(pub: str, req: str, port: int) -> str:
         stdout=subprocess.PIPE,
         text=True,
         start_new_session=True,  # Ctrl-C is the program's
+        env={**os.environ, "RBKIT_TOKEN": token},  # which the process list does not show
     )
     assert process.stdin is not None
     assert process.stdout is not None
@@ -163,7 +172,7 @@ def _serve_beside(pub: str, req: str, port: int) -> str:
     atexit.register(_end, process, os.getpid())
     if hasattr(os, "register_at_fork"):
         os.register_at_fork(after_in_child=process.stdin.close)  # a child that stays must not keep the server
-    return ready[1]
+    return f"{ready[1]}?token={quote(token, safe='')}"
 
 
 def _end(process: subprocess.Popen[str], pid: int) -> None:
@@ -172,7 +181,9 @@ def _end(process: subprocess.Popen[str], pid: int) -> None:
     assert process.stdin is not None
     process.stdin.close()
     try:
-        process.wait(_PATIENCE)
+        status = process.wait(_PATIENCE)
     except subprocess.TimeoutExpired:
         process.kill()
-        process.wait()
+        status = process.wait()
+    if status:
+        print(f"tornado-rbkit: the web server ended with status {status}", file=sys.stderr)

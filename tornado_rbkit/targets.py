@@ -55,8 +55,6 @@ class DiscoveredTargets(Mapping[str, Bridge]):
 
     A process has one entry from the first look that finds it, and keeps its name for as long as it runs.
 
-    While there is none, there is one bridge, without a name, to rbkit's default ports: a Ruby process does not
-    announce itself.
     """
 
     def __init__(
@@ -64,6 +62,7 @@ class DiscoveredTargets(Mapping[str, Bridge]):
         make_bridge: Callable[[str | None, str | None, IOLoopThread], Bridge],
         fixed: Mapping[str, Endpoints] | None = None,
         discovery: bool = True,
+        default_ports: bool = True,
     ) -> None:
         """Begin with those whose names and endpoints are known.
 
@@ -71,12 +70,15 @@ class DiscoveredTargets(Mapping[str, Bridge]):
             make_bridge: takes pub, req (None for the default ports) and the thread they share.
             fixed: what is there without being found.
             discovery: whether to look for others.
+            default_ports: whether to show, while there is no other, one bridge without a name to rbkit's default
+                ports: a Ruby process does not announce itself. On a machine of many users it may be somebody else's.
 
         Raises:
             ValueError: a name that a path cannot have, or what `make_bridge` raises.
         """
         self._make_bridge = make_bridge
         self._discovery = discovery
+        self._default_ports = default_ports
         self._thread = IOLoopThread()
         self._default = make_bridge(None, None, self._thread)
         self._fixed = {
@@ -184,7 +186,7 @@ class DiscoveredTargets(Mapping[str, Bridge]):
 
     def _shown(self) -> dict[str, Bridge]:
         found = {name: entry.bridge for name, entry in self._found.items()}
-        return {**self._fixed, **found} or {"": self._default}
+        return {**self._fixed, **found} or ({"": self._default} if self._default_ports else {})
 
     def _servers(self) -> Iterable[RunningServer]:
         try:

@@ -36,7 +36,7 @@ async def test_who_is_there_goes_on_and_who_comes_waits(profiler: SteadyProcess,
                 await another.goes_on()
             assert viewer.missing == viewer.told == 0
         lines = [line for line in server.log.splitlines() if "Executing <" not in line]  # asyncio's, of a busy machine
-        assert len(lines) == 1, server.log
+        assert len(lines) == 2, server.log  # and that it demands no token
 
 
 def test_a_look_for_processes_that_fails_is_not_taken_for_their_end(tmp_path: Path) -> None:

@@ -33,6 +33,21 @@ async def test_viewers_are_closed_with_1001_when_the_server_stops(jupyter: Start
     await stopping
 
 
+async def test_what_is_at_rbkit_s_default_ports_is_not_shown_by_itself(
+    jupyter: StartJupyter, rbkit: FakeRbkit, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """On a machine of many users it may be somebody else's."""
+    monkeypatch.setenv("RBKIT_PUB_PORT", rbkit.pub.rpartition(":")[2])
+    monkeypatch.setenv("RBKIT_REQ_PORT", rbkit.req.rpartition(":")[2])
+    server = await jupyter()
+    assert list(server.extension.bridges) == []
+    assert json.loads((await server.get("rbkit/targets")).body) == []
+    assert json.loads((await server.get("rbkit/status")).body) == {"targets": {}}
+    assert (await server.get("rbkit/")).code == 200
+    assert await server.knock("rbkit/ws") == 404
+    assert rbkit.received == []
+
+
 async def test_the_end_of_discovery_is_logged_with_its_reason(
     jupyter: StartJupyter, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -51,7 +66,12 @@ async def test_the_end_of_discovery_is_logged_with_its_reason(
 @pytest.mark.parametrize(
     ("settings", "told"),
     [
-        ({"pub": "http://127.0.0.1:5555"}, "pub='http://127.0.0.1:5555' is not an endpoint"),
+        (
+            {"pub": "http://127.0.0.1:5555", "req": "tcp://127.0.0.1:5556"},
+            "pub='http://127.0.0.1:5555' is not an endpoint",
+        ),
+        ({"pub": "tcp://127.0.0.1:5555"}, "req=None: one is not set; allowed: both, or neither"),
+        ({"req": "tcp://127.0.0.1:5556"}, "pub=None, req='tcp://127.0.0.1:5556': one is not set"),
         ({"targets": {"ws": {"pub": "tcp://127.0.0.1:1", "req": "tcp://127.0.0.1:2"}}}, "'ws' cannot name a target"),
         ({"targets": {"web-1": "tcp://127.0.0.1:1"}}, "targets['web-1'] is 'tcp://127.0.0.1:1'; allowed: a dict like"),
         ({"targets": {"web-1": {"pub": 5555, "req": 5556}}}, "targets['web-1'] is"),

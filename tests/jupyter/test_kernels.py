@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import errno
 import json
 import os
+import re
 import signal
 import xml.etree.ElementTree as ET
 from typing import Any
@@ -11,6 +13,7 @@ from typing import Any
 import pytest
 
 from tests.conftest import ask, closing, receive, receive_data, until
+from tests.fake_rbkit import FakeRbkit
 from tests.jupyter.conftest import Jupyter, Kernel, StartJupyter
 from tornado_rbkit.protocol import EventCollection, Handshake, decode
 
@@ -63,13 +66,28 @@ async def test_it_is_found_by_its_notebook_s_name_and_watched(jupyter: StartJupy
         assert (handshake.pid, handshake.process_name) == (kernel.pid, f"My Analysis-{kernel.id[:8]}")
         assert await ask(connection, "start_cpu_profiling") == b"0ok"
         assert isinstance(decode(await receive_data(connection)), EventCollection)
-        assert "CPU sampling: on" in await kernel.text("%rbkit status")
+        status = await kernel.text("%rbkit status")
+        assert "CPU sampling: on" in status
+        if os.name != "nt":
+            assert re.search(r"pub ipc://\S+, req ipc://\S+", status), "nobody but its user can connect"
         assert " objects, sent to whoever watches" in await kernel.text("%rbkit snapshot")
         [again] = await kernel.run("%rbkit start")
         assert again["data"] == shown, "a second start shows where the first one is"
         assert await kernel.run("%rbkit stop") == []
         assert await closing(connection) == (1001, "server shutting down")
         assert "no profiler runs" in await kernel.text("%rbkit status")
+
+
+async def test_a_port_that_is_taken_is_told_in_a_line(
+    jupyter: StartJupyter, rbkit: FakeRbkit, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("RBKIT_REQ_PORT", rbkit.req.rpartition(":")[2])
+    server = await jupyter()
+    async with server.kernel() as kernel:
+        await kernel.run("%load_ext tornado_rbkit")
+        told = await kernel.text("%rbkit start")
+        assert f"%rbkit start: [Errno {errno.EADDRINUSE}] RBKIT_REQ_PORT: in use by another program" in told
+        assert "Traceback" not in told
 
 
 async def test_it_has_that_name_without_the_magic_too(jupyter: StartJupyter) -> None:

@@ -51,9 +51,7 @@ class RbkitExtension(ExtensionApp):
     ).tag(config=True)
     discovery = Bool(
         True,
-        help="""Whether to find this user's Python processes that have a profiler, kernels among them, by themselves;
-        while there are none, and neither `pub` nor `targets` is set, the profiler at rbkit's default ports is shown.
-        """,
+        help="Whether to find this user's Python processes that have a profiler, kernels among them, by themselves.",
     ).tag(config=True)
     read_only = Bool(False, help="Whether to refuse all commands but handshake.").tag(config=True)
     connect_timeout = Float(2.0, help="Seconds from a viewer's opening in which its profiler has to be reached.").tag(
@@ -133,8 +131,10 @@ class RbkitExtension(ExtensionApp):
         """
         targets = {name: _endpoints(name, target) for name, target in self.targets.items()}
         if self.pub or self.req:
-            targets["default"] = Endpoints(self.pub or None, self.req or None)
-        return DiscoveredTargets(self._make_bridge, targets, self.discovery)
+            if not (self.pub and self.req):
+                raise ValueError(f"pub={self.pub!r}, req={self.req!r}: one is not set; allowed: both, or neither")
+            targets["default"] = Endpoints(self.pub, self.req)
+        return DiscoveredTargets(self._make_bridge, targets, self.discovery, default_ports=False)
 
     def _make_bridge(self, pub: str | None, req: str | None, thread: IOLoopThread) -> Bridge:
         return Bridge(pub, req, threaded=thread, **{name: getattr(self, name) for name in _LIMITS})

@@ -23,8 +23,6 @@ from tornado_rbkit.profiler.stacks import StackCounter, sampled_stacks
 from tornado_rbkit.protocol import CPUSample
 from tornado_rbkit.targets import path_name
 
-_FREE_PORT: Final = "tcp://127.0.0.1:*"
-
 
 class CellFailed(Exception):
     """Ends a profiled cell whose code failed, so that what runs after it does not; the error has been shown."""
@@ -68,9 +66,11 @@ class RbkitMagics(Magics):
 
     def _start(self) -> None:
         try:
-            server = start_server(_FREE_PORT, _FREE_PORT)
+            server = start_server()
         except AlreadyRunningError as error:
             server = error.server
+        except OSError as error:
+            raise UsageError(f"%rbkit start: {error}") from error
         display(Dashboard(server))  # type: ignore[no-untyped-call]
 
     def _status(self) -> None:

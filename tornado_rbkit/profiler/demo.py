@@ -13,9 +13,7 @@ from tornado_rbkit.profiler.workload import run
 def main() -> None:
     """Print the server's endpoints as a line of JSON, and work."""
     server = start_profiling(
-        "tcp://127.0.0.1:*",
-        "tcp://127.0.0.1:*",
-        "demo",
+        name="demo",
         enable_cpu_profiling=True,
         clock_type="cpu" if sys.platform == "linux" else "wall",  # its threads wait most of the time
         cpu_sampling_interval=0.002,
