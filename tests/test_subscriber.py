@@ -62,10 +62,13 @@ class FakeLoop:
         self.timers.remove(timer)
 
     def run_timer(self) -> float:
-        """Run the one timer there is when it is due, and return how long that took to come."""
+        """Run the one timer there is, and return how long that was awaited.
+
+        As with Tornado, a timer may come some microseconds early: its clock is read twice to set it.
+        """
         ((at, callback),) = self.timers
         self.timers.clear()
-        waited, self.now = at - self.now, max(at, self.now)
+        waited, self.now = at - self.now, max(at - 1e-5, self.now)
         callback()
         return waited
 
@@ -408,7 +411,7 @@ class TestPhases:
         pacing.arrive(message(1))
         pacing.expect(Phase.RESTING)
         assert pacing.received() == [message(0), message(1)]
-        assert pacing.run() == pytest.approx(FLUSH_INTERVAL)
+        assert pacing.run() == pytest.approx(FLUSH_INTERVAL, abs=1e-4)
         pacing.expect(Phase.LISTENING)
 
     def test_messages_without_clients_are_taken_once_in_flush_interval(self) -> None:
@@ -416,7 +419,7 @@ class TestPhases:
         pacing.arrive(message(0))
         pacing.expect(Phase.RESTING)
         assert not pacing.batches
-        assert pacing.run() == pytest.approx(FLUSH_INTERVAL)
+        assert pacing.run() == pytest.approx(FLUSH_INTERVAL, abs=1e-4)
         pacing.expect(Phase.LISTENING)
 
     def test_a_full_batch_is_followed_by_a_rest_as_long_as_the_web_loop_was_busy(self) -> None:
@@ -428,19 +431,19 @@ class TestPhases:
         for rest, work, count in ((0.03, 0.2, 3), (0.2, 0.0, 4)):
             pacing.acknowledge(work)
             pacing.expect(Phase.RESTING)
-            assert pacing.run() == pytest.approx(rest)
+            assert pacing.run() == pytest.approx(rest, abs=1e-4)
             assert len(pacing.batches) == count
 
     def test_the_receipt_is_looked_for_each_millisecond_and_less_often_in_silence(self) -> None:
         pacing = waiting()
         pacing.source.ready.clear()
         waits = [pacing.run() for _ in range(200)]
-        assert waits[0] == pytest.approx(0.001)
+        assert waits[0] == pytest.approx(0.001, abs=1e-4)
         assert waits == sorted(waits)
-        assert waits[-1] == pytest.approx(0.01)
+        assert waits[-1] == pytest.approx(0.01, abs=1e-4)
         pacing.arrive(message(1000))
         pacing.run()
-        assert pacing.run() == pytest.approx(0.001), "more may come, which the socket has no room for"
+        assert pacing.run() == pytest.approx(0.001, abs=1e-4), "more may come, which the socket has no room for"
 
     def test_without_a_receipt_a_bounded_hold_is_filled_and_the_rest_stays_with_the_source(self) -> None:
         pacing = watched(BINARY, max_pending_bytes=10_000)
@@ -464,7 +467,7 @@ class TestPhases:
         pacing.arrive(message(0, 5000))
         turns = 0
         while pacing.phase is Phase.ENCODING:
-            assert pacing.run() == pytest.approx(rest), "where it is the web loop's, it has every second turn"
+            assert pacing.run() == pytest.approx(rest, abs=1e-4), "the web loop has every second turn"
             turns += 1
         assert turns > 5000 // frames.JOIN_LIMIT
         assert pacing.received(ESCAPED) == pacing.sent
@@ -577,7 +580,7 @@ class TestPhases:
         ([5, 6], 0, False, 0),  # where it begins, nobody knows what was before
         ([0, 3, 4, 9], 6, False, 0),
         ([0, None, 1], 0, False, 1),
-        ([0, None, 2], 1, False, 1),  # as many foreign ones as are missed
+        ([0, "look", 1, None, 3], 1, False, 1),  # as many foreign ones as are missed
         ([0, None, None, 3, 4], 2, False, 2),
         ([None], 0, False, 1),
         ([7, 0, 1], 0, True, 0),
@@ -589,20 +592,23 @@ class TestPhases:
         ([7, "reset", None, 0, 3], 2, True, 1),
     ],
 )
+@pytest.mark.parametrize("base", [0, 120, 250, 1000, 0x10000 - 3, 0x10000, 0x100000000 - 3], ids=hex)
 @pytest.mark.parametrize("together", [True, False], ids=["together", "one by one"])
 def test_losses_are_counted(
-    counters: list[int | str | None], missed: int, restarted: bool, foreign: int, together: bool
+    counters: list[int | str | None], missed: int, restarted: bool, foreign: int, base: int, together: bool
 ) -> None:
     losses = subscriber.LossCounter()
     waiting: list[Buffer] = []
     for counter in counters:
-        if counter == "reset" or not together:
+        if isinstance(counter, str) or not together:
             losses.count(waiting, wanted=True)
             waiting = []
         if counter == "reset":
             losses.reset()
-        else:
-            waiting.append(message(counter) if isinstance(counter, int) else b"foreign")
+        elif counter != "look":
+            waiting.append(
+                message(base + counter) if isinstance(counter, int) else b"a foreign message of some length"
+            )
     losses.count(waiting, wanted=True)
     assert (losses.missed, losses.restarted, losses.foreign) == (missed, restarted, foreign)
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import enum
+import struct
 import time
 from collections import deque
 from collections.abc import Callable, Generator, Iterable, Iterator
@@ -13,7 +14,7 @@ import zmq
 from tornado.ioloop import IOLoop
 
 from tornado_rbkit.frames import FRAGMENT_SIZE, Buffer, Chunk, Form, encode_in_slices
-from tornado_rbkit.protocol import message_counter
+from tornado_rbkit.protocol import Field, message_counter
 
 MAX_DELIVERED: Final = 4 * 1024 * 1024
 """Bytes, encoded batch × clients: about a millisecond of the web loop."""
@@ -22,6 +23,7 @@ _SLICE: Final = FRAGMENT_SIZE * 7 // 8  # bytes that are encoded together: with 
 _MIN_BATCH: Final = 3 * _SLICE  # bytes; smaller writes cost the kernel more for each byte
 _MAX_DEFLATED: Final = 8 * _SLICE  # bytes before compression: some 4 ms of it, and recorded traffic's ratio
 _MAX_MESSAGES: Final = 512
+_UINT16: Final = 0xCD  # MessagePack's type
 _COPY_LIMIT: Final = 8 * 1024  # bytes
 _RECEIPT_POLL: Final = 0.001  # seconds: the resolution of epoll
 _MAX_RECEIPT_POLL: Final = 0.01  # seconds, in silence: RCVHWM messages must not arrive meanwhile
@@ -96,13 +98,23 @@ class SocketSource:
                 frame = receive(zmq.NOBLOCK, copy=False)
             except zmq.Again:
                 return payloads, True
-            parts = [frame]
-            while parts[-1].more:
-                parts.append(receive(copy=False))  # a message arrives whole, so this does not wait
-            payload = _payload(parts)
+            payload: Buffer
+            if frame.more:
+                payload = self._join(frame)
+            elif len(frame) < _COPY_LIMIT:
+                payload = frame.bytes  # a copy: holding on to the frame costs more
+            else:
+                payload = frame.buffer  # no copy: it would hold the GIL
             max_bytes -= len(payload)
             payloads.append(payload)
         return payloads, False
+
+    def _join(self, frame: zmq.Frame) -> bytes:
+        """Return a message of several parts, which rbkit does not send, as one."""
+        parts = [frame]
+        while parts[-1].more:
+            parts.append(self._socket.recv(copy=False))  # a message arrives whole, so this does not wait
+        return b"".join(part.buffer for part in parts)
 
     def watch(self, on_ready: Callable[[], None]) -> None:
         """See `Source.watch`.
@@ -145,6 +157,8 @@ class LossCounter:
 
         Without clients nobody wants them: they are no loss then, and only a restart is kept.
         """
+        if not payloads or self._have_no_gap(payloads):
+            return
         before = self.missed, self.foreign
         for payload in payloads:
             counter = message_counter(payload)
@@ -161,6 +175,28 @@ class LossCounter:
             self._next = counter + 1
         if not wanted:
             self.missed, self.foreign = before
+
+    def _have_no_gap(self, payloads: list[Buffer]) -> bool:
+        """Return True for messages that follow each other and the last one counted; False if in doubt.
+
+        At a fifth of the cost of reading each counter: the bytes that hold them, key and type before 16 bits of
+        counter or 32 bits of it, are those of consecutive numbers.
+        """
+        first, last = message_counter(payloads[0]), message_counter(payloads[-1])
+        if first is None or first != self._next or last != first + len(payloads) - 1:
+            return False
+        if first >= 0x100 and last < 0x10000:
+            at, number = 13, first + (Field.MESSAGE_COUNTER << 24) + (_UINT16 << 16)
+        elif first >= 0x10000 and last < 0x100000000:
+            at, number = 15, first
+        else:
+            return False
+        end = at + 4
+        counters = b"".join([payload[at:end] for payload in payloads])
+        if counters != struct.pack(f">{len(payloads)}I", *range(number, number + len(payloads))):
+            return False
+        self._next = last + 1
+        return True
 
     def report(self, batch: Batch) -> None:
         """Move what is to be reported into a batch."""
@@ -307,7 +343,7 @@ class Subscriber:
         started = self._clock()
         was_quiet = self.phase is Phase.LISTENING and started - self._handed_over_at > self._flush_interval
         received, emptied = self._take()
-        due = self._acknowledged and started >= self._rests_until
+        due = self._acknowledged and started > self._rests_until - _RECEIPT_POLL  # no timer is more exact
         delivered = due and self._encode()
         if delivered:
             work = (self._sent.work if self._sent else None) or 0.0
@@ -392,9 +428,9 @@ class Subscriber:
                 and batch.size < self._payload_bytes
                 and batch.encoded < self._batch_bytes
             ):
-                payloads = self._take_slice(_MAX_MESSAGES - batch.messages)
+                payloads, size = self._take_slice(_MAX_MESSAGES - batch.messages)
                 batch.messages += len(payloads)
-                batch.size += sum(map(len, payloads))
+                batch.size += size
                 largest = 0
                 for form, chunks in batch.chunks.items():
                     more = yield from self._encode_slice(payloads, form)
@@ -407,8 +443,8 @@ class Subscriber:
             raise
         self._next = batch
 
-    def _take_slice(self, max_messages: int) -> list[Buffer]:
-        """Take up to about `_SLICE` bytes off what is pending."""
+    def _take_slice(self, max_messages: int) -> tuple[list[Buffer], int]:
+        """Take up to about `_SLICE` bytes off what is pending; return the messages and their size."""
         payloads: list[Buffer] = []
         size = 0
         while self._pending and size < _SLICE and len(payloads) < max_messages:
@@ -416,7 +452,7 @@ class Subscriber:
             payloads.append(payload)
             size += len(payload)
         self._pending_bytes -= size
-        return payloads
+        return payloads, size
 
     def _encode_slice(self, payloads: list[Buffer], form: Form) -> Generator[None, None, list[Chunk]]:
         """Encode for as long as there are clients with that encoding, who are those that this batch is for."""
@@ -429,11 +465,3 @@ class Subscriber:
                 return chunks
             yield
         return []
-
-
-def _payload(parts: list[zmq.Frame]) -> Buffer:
-    """Return one message; what rbkit does not do, several parts, is joined."""
-    if len(parts) > 1:
-        return b"".join(part.buffer for part in parts)
-    # A small one is copied: holding on to the frame costs more. A large one is not: it would hold the GIL.
-    return parts[0].bytes if len(parts[0]) < _COPY_LIMIT else parts[0].buffer
