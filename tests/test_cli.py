@@ -12,6 +12,7 @@ import subprocess
 import sys
 import time
 from collections.abc import Iterator
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -304,3 +305,39 @@ def test_help_mentions_every_option(arguments: list[str], options: list[str]) ->
 
 def test_no_command_gives_one_line_and_status_2() -> None:
     assert_one_line(run(), 2, "COMMAND")
+
+
+# A terminal of another encoding
+
+
+def run_in_ascii(*arguments: str, **environment: str) -> subprocess.CompletedProcess[bytes]:
+    environment = {**ENVIRONMENT, "PYTHONIOENCODING": "ascii", **environment}
+    return subprocess.run([*COMMAND, *arguments], capture_output=True, timeout=60, env=environment)
+
+
+def test_send_prints_what_the_terminal_cannot_show_escaped(serving: Any, rbkit: FakeRbkit) -> None:
+    rbkit.reply = {b"trigger_gc": "größe".encode()}
+    completed = run_in_ascii("send", "trigger_gc", "--url", serving().ws)
+    assert (completed.returncode, completed.stdout, completed.stderr) == (0, b"gr\\xf6\\xdfe\n", b"")
+
+
+@pytest.mark.skipif(sys.platform == "win32", reason="the folder's permissions are Unix's")
+def test_list_prints_what_the_terminal_cannot_show_escaped(tmp_path: Path) -> None:
+    tmp_path.chmod(0o700)
+    program = (
+        "import sys; from tornado_rbkit import profiler; profiler.start_server(name='größe');"
+        "print('ready', flush=True); sys.stdin.read()"
+    )
+    with subprocess.Popen(
+        [sys.executable, "-c", program],
+        stdin=subprocess.PIPE,
+        stdout=subprocess.PIPE,
+        env={**ENVIRONMENT, "RBKIT_RUNTIME_DIR": str(tmp_path)},
+    ) as process:
+        assert process.stdout is not None
+        assert process.stdout.readline() == b"ready\n"
+        completed = run_in_ascii("list", RBKIT_RUNTIME_DIR=str(tmp_path))
+        assert process.stdin is not None
+        process.stdin.close()
+    assert (completed.returncode, completed.stderr) == (0, b"")
+    assert completed.stdout.startswith(b"gr\\xf6\\xdfe\t")

@@ -10,7 +10,15 @@ from typing import Any
 
 from tornado.web import Application, RequestHandler
 
-from tornado_rbkit import Access, Bridge, IndexHandler, RbkitWebSocketHandler, StatusHandler, rbkit_routes
+from tornado_rbkit import (
+    Access,
+    Bridge,
+    IndexHandler,
+    RbkitClient,
+    RbkitWebSocketHandler,
+    StatusHandler,
+    rbkit_routes,
+)
 
 
 async def may(handler: RequestHandler, command: str) -> bool:
@@ -70,6 +78,12 @@ def application(bridge: Bridge, **settings: Any) -> Application:
         ],
         **settings,
     )
+
+
+async def watch(rbkit: RbkitClient, command: str) -> str:
+    print((await rbkit.command("handshake")).process_name)
+    reply = await rbkit.command(command)
+    return reply if isinstance(reply, str) else reply.process_name
 
 
 def mistakes(bridge: Bridge) -> None:

@@ -294,7 +294,7 @@ def _list(options: argparse.Namespace) -> int:
         print(f"tornado-rbkit: there is no process with a profiler in {where}", file=sys.stderr)
     for server in servers:
         started = time.strftime("%Y-%m-%d %H:%M:%S", time.localtime(server.started))
-        print(f"{server.name}\t{server.pid}\t{server.pub}\t{server.req}\t{started}")
+        print(f"{_line(server.name)}\t{server.pid}\t{server.pub}\t{server.req}\t{started}")
     return 0
 
 
