@@ -99,7 +99,7 @@ class TestRun:
         assert finished.returncode == status
         assert ("Traceback" in finished.stderr) == (status == 1)
 
-    @pytest.mark.parametrize("before", [["--"], ["--port", "0", "--"]])
+    @pytest.mark.parametrize("before", [["--"], ["--port", "0", "--"], ["--host=127.0.0.1", "--port=0", "--"]])
     def test_takes_a_script_behind_two_dashes(self, tmp_path: Path, before: list[str]) -> None:
         path = program(tmp_path, "import sys; print(sys.argv[1:])")
         assert run(*before, path, "--", "-x").stdout == "['--', '-x']\n"
@@ -222,6 +222,23 @@ class TestRun:
                 pass
 
     @pytest.mark.skipif(not sys.platform.startswith("linux"), reason="processes are looked up in /proc")
+    @pytest.mark.parametrize("option", [["--host", "0.0.0.0"], ["--host=0.0.0.0"]])
+    async def test_can_be_reached_from_outside_with_its_token(
+        self, tmp_path: Path, started: list[subprocess.Popen[str]], option: list[str]
+    ) -> None:
+        """As by the address of a container, which nobody knows before it runs."""
+        path = program(tmp_path, "input()")
+        process = start(started, "run", *option, path, stdin=subprocess.PIPE, stderr=subprocess.PIPE)
+        assert process.stderr is not None
+        address = process.stderr.readline().split()[1]
+        assert address.startswith("http://0.0.0.0:")
+        url = address.replace("0.0.0.0", "127.0.0.1")
+        for wanted, each in ((200, url), (401, url.partition("?")[0])):
+            response = await AsyncHTTPClient().fetch(each, headers={"Host": "10.244.0.5:80"}, raise_error=False)
+            assert response.code == wanted
+        process.communicate("\n", timeout=30)
+        assert process.returncode == 0
+
     def test_shows_the_token_to_nobody_but_its_user(
         self, tmp_path: Path, started: list[subprocess.Popen[str]]
     ) -> None:

@@ -126,6 +126,7 @@ def _parser() -> argparse.ArgumentParser:
     run = commands.add_parser("run", help="run a Python program under the embedded profiler, and serve it")
     run.set_defaults(run=_run)
     run.add_argument("--open", action="store_true", help="show the page in a browser")
+    run.add_argument("--host", default="127.0.0.1", help="address for the page to listen on (%(default)s)")
     run.add_argument("--port", type=_port, default=0, help="of the page; 0, the default, picks a free one")
     run.add_argument(
         "-m", dest="module", nargs=argparse.REMAINDER, default=[], metavar="MODULE", help="with arguments"
@@ -283,7 +284,7 @@ async def _demo(options: argparse.Namespace) -> int:
 
 def _run(options: argparse.Namespace) -> Callable[[], object]:
     check_chosen_folder()
-    return prepare(options.module, options.script, options.port, options.open)
+    return prepare(options.module, options.script, options.host, options.port, options.open)
 
 
 def _list(options: argparse.Namespace) -> int:

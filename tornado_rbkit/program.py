@@ -6,6 +6,7 @@ import atexit
 import builtins
 import importlib.util
 import os
+import re
 import runpy
 import secrets
 import subprocess
@@ -33,8 +34,8 @@ def as_python_does(arguments: Sequence[str]) -> list[str]:
     if plain[at : at + 1] != ["run"]:
         return plain
     at += 1
-    while plain[at : at + 1] and (plain[at] in ("--open", "--port") or plain[at].startswith("--port=")):
-        at += 2 if plain[at] == "--port" else 1
+    while plain[at : at + 1] and plain[at].partition("=")[0] in ("--open", "--host", "--port"):
+        at += 2 if plain[at] in ("--host", "--port") else 1
     if plain[at : at + 1] == ["--"]:
         del plain[at]
     elif at < len(plain) and plain[at].startswith("-m"):
@@ -42,7 +43,7 @@ def as_python_does(arguments: Sequence[str]) -> list[str]:
     return plain
 
 
-def prepare(module: list[str], script: list[str], port: int, open_browser: bool) -> Callable[[], None]:
+def prepare(module: list[str], script: list[str], host: str, port: int, open_browser: bool) -> Callable[[], None]:
     """Start the profiler in this process and a web server in another, and return what runs the program.
 
     The URL that is printed and shown has the token that the web server demands.
@@ -53,6 +54,7 @@ def prepare(module: list[str], script: list[str], port: int, open_browser: bool)
     Args:
         module: a module and its arguments, or nothing.
         script: a script and its arguments, or nothing.
+        host: the address on which the web server listens.
         port: of the web server; 0 picks a free one.
         open_browser: whether to show the page.
 
@@ -71,10 +73,10 @@ def prepare(module: list[str], script: list[str], port: int, open_browser: bool)
         sys.path[0] = os.getcwd()
         _check_module(program[0])
     server = start_server(name=program[0])
-    url = _serve_beside(server.pub, server.req, port)
+    url = _serve_beside(server.pub, server.req, host, port)
     print(f"tornado-rbkit: {url}", file=sys.stderr, flush=True)
     if open_browser:
-        webbrowser.open(url)
+        webbrowser.open(re.sub(r"//(0\.0\.0\.0|\[::\]):", "//localhost:", url, count=1))  # which means all addresses
 
     def run() -> None:
         sys.argv[:] = program
@@ -134,7 +136,7 @@ def own_module(name: str) -> list[str]:
     return [sys.executable, "-c", start]
 
 
-def _serve_beside(pub: str, req: str, port: int) -> str:
+def _serve_beside(pub: str, req: str, host: str, port: int) -> str:
     """Start a server that lives as long as this process holds its standard input open; return its page's URL.
 
     The URL has the token that the server demands: that of RBKIT_TOKEN, else a new one.
@@ -145,6 +147,7 @@ def _serve_beside(pub: str, req: str, port: int) -> str:
         "-q",
         "serve",
         "--until-eof",
+        f"--host={host}",
         "--port",
         str(port),
         "--pub",
