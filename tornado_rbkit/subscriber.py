@@ -23,7 +23,9 @@ _SLICE: Final = FRAGMENT_SIZE * 7 // 8  # bytes that are encoded together: with 
 _MIN_BATCH: Final = 3 * _SLICE  # bytes; smaller writes cost the kernel more for each byte
 _MAX_DEFLATED: Final = 8 * _SLICE  # bytes before compression: some 4 ms of it, and recorded traffic's ratio
 _MAX_MESSAGES: Final = 512
+_COUNTER_TYPE_AT: Final = 14  # behind the key, in the head that `message_counter` reads
 _UINT16: Final = 0xCD  # MessagePack's type
+_UINT32: Final = 0xCE
 _COPY_LIMIT: Final = 8 * 1024  # bytes
 _RECEIPT_POLL: Final = 0.001  # seconds: the resolution of epoll
 _MAX_RECEIPT_POLL: Final = 0.01  # seconds, in silence: RCVHWM messages must not arrive meanwhile
@@ -185,10 +187,11 @@ class LossCounter:
         first, last = message_counter(payloads[0]), message_counter(payloads[-1])
         if first is None or first != self._next or last != first + len(payloads) - 1:
             return False
-        if first >= 0x100 and last < 0x10000:
-            at, number = 13, first + (Field.MESSAGE_COUNTER << 24) + (_UINT16 << 16)
-        elif first >= 0x10000 and last < 0x100000000:
-            at, number = 15, first
+        kind = payloads[0][_COUNTER_TYPE_AT]
+        if kind == _UINT16:
+            at, number = _COUNTER_TYPE_AT - 1, first + (Field.MESSAGE_COUNTER << 24) + (kind << 16)
+        elif kind == _UINT32 and last <= 0xFFFFFFFF:
+            at, number = _COUNTER_TYPE_AT + 1, first
         else:
             return False
         end = at + 4
