@@ -295,6 +295,18 @@ class TestCleanedAway:
                 assert client.ask(b"trigger_gc") == b"ok"
         assert list(runtime.iterdir()) == []
 
+    @pytest.mark.skipif(not sys.platform.startswith("linux"), reason="descriptors are listed on Linux")
+    def test_it_costs_no_descriptor_each_time(self) -> None:
+        with started() as server:
+            assert answers(server)
+            before = len(os.listdir("/dev/fd"))
+            for _ in range(5):
+                for path in files(server):
+                    path.unlink()
+                wait_until(lambda: all(path.exists() for path in files(server)), "the files are back")
+                assert answers(server)
+            wait_until(lambda: len(os.listdir("/dev/fd")) <= before, "the former sockets are closed")
+
     def test_it_comes_back_when_the_folder_can_be_used_again(
         self, runtime: Path, caplog: pytest.LogCaptureFixture
     ) -> None:

@@ -44,19 +44,22 @@ def list_servers() -> list[RunningServer]:
 
     A server runs if its REP socket accepts a connection; at an address that is neither a Unix socket nor loopback,
     if its process does. A process is known by its pid and PID namespace, and on Linux by when it started, since pids
-    are reused. Files that are malformed, or another user's, are ignored. Any thread.
+    are reused; on Windows, where that is not looked up, the file of a killed process stays. Files that are malformed,
+    or another user's, are ignored. Any thread.
 
     Raises:
         RuntimeFolderError: the folder is another user's, or others may write to it.
         OSError: it cannot be read, or there are too few file descriptors.
     """
     folder = runtime_folder()
-    if not os.path.lexists(folder):
+    try:
+        verify_folder(folder)
+        names = os.listdir(folder)
+    except FileNotFoundError:
         return []
-    verify_folder(folder)
     here = _namespace()
     found = []
-    for path in (folder / name for name in os.listdir(folder) if name.endswith(".json")):
+    for path in (folder / name for name in names if name.endswith(".json")):
         facts = _read(path)
         server = None if facts is None else _parse(facts)
         if facts is None or server is None:

@@ -217,8 +217,8 @@ def _connects(family: int, address: str | tuple[str, int]) -> bool:
         probe.settimeout(_PROBE_SECONDS)
         try:
             probe.connect(address)
-        except (TimeoutError, BlockingIOError):  # the backlog is full: the process is stopped, or busy
-            return True
+        except (TimeoutError, BlockingIOError):
+            return os.name != "nt"  # the backlog is full: the process is stopped, or busy; Windows refuses so slowly
         except OSError:
             return False
     return True
