@@ -135,8 +135,9 @@ class Session:
 
     def close(self, code: int, reason: str) -> None:
         """Write nothing more, and close the WebSocket; half a message that was under way stays half."""
-        self.leave()
-        self._close(code, reason)
+        if not self._left:  # else it is closed already, for the reason given then
+            self.leave()
+            self._close(code, reason)
 
     def abort(self) -> None:
         """Close the connection without waiting for the other end."""
