@@ -438,6 +438,16 @@ async def test_an_authorize_that_takes_too_long_refuses(knock: Knock, monkeypatc
         ({"allowed_hosts": "example.com"}, "allowed_hosts", "a list"),
         ({"commands": "handshake"}, "commands", '"any"'),
         ({"token": ""}, "token", "not empty"),
+        ({"token": b"s3cret"}, "token", "a string"),
+        ({"frame_ancestors": ["'self'"]}, "frame_ancestors", "a string"),
+        ({"authorize": 1}, "authorize", "authorize(handler, command)"),
+        ({"read_only": "no"}, "read_only", "True, False"),
+        ({"allowed_hosts": [b"tools"]}, "allowed_hosts", "a list of strings"),
+        ({"allowed_hosts": 5}, "allowed_hosts", "a list of strings"),
+        ({"allowed_origins": None}, "allowed_origins", "a list of strings"),
+        ({"allowed_origins": iter(["*"])}, "allowed_origins", "a list of strings"),
+        ({"commands": [b"handshake"]}, "commands", '"any"'),
+        ({"commands": None}, "commands", '"any"'),
     ],
 )
 def test_a_wrong_setting_is_a_value_error_that_says_what_is_allowed(

@@ -97,9 +97,17 @@ class Access:
     _warned: set[str] = field(default_factory=set, init=False, repr=False, compare=False)
 
     def __post_init__(self) -> None:
-        for name in ("allowed_origins", "allowed_hosts"):
-            if isinstance(getattr(self, name), str):
-                raise ValueError(f"{name}={getattr(self, name)!r} is one string; allowed: a list of them")
+        if self.authorize is not None and not callable(self.authorize):
+            raise ValueError(
+                f"authorize={self.authorize!r} cannot be called; allowed: None, or authorize(handler, command)"
+            )
+        if not isinstance(self.read_only, bool):
+            raise ValueError(f"read_only={self.read_only!r} is neither true nor false; allowed: True, False")
+        for name in ("token", "frame_ancestors"):
+            if not isinstance(getattr(self, name), str | None):
+                raise ValueError(f"{name}={getattr(self, name)!r} is no string; allowed: a string, or None")
+        for name in ("allowed_origins", "allowed_hosts", "commands"):
+            self._check_strings(name, getattr(self, name))
         for origin in self.allowed_origins:
             if origin != "*" and not _is_origin(origin):
                 allowed = "as https://tools.example or http://10.0.0.5:8080, as browsers send it, or '*'"
@@ -108,13 +116,21 @@ class Access:
             if host != "*" and not _is_host(host):
                 allowed = "an ASCII name or an address, as browsers send it, or '*' alone for all"
                 raise ValueError(f"allowed_hosts has {host!r}; allowed: {allowed} (--allow-host)")
-        if isinstance(self.commands, str) and self.commands != "any":
-            raise ValueError(f'commands={self.commands!r} is one string; allowed: a list of them, or "any"')
         if self.token is not None:
             check_token(self.token, "token")
         if re.search(r"[;,\x00-\x1f\x7f-\U0010ffff]", self.frame_ancestors or "") or self.frame_ancestors == "":
             allowed = "None, or sources as \"'self' https://portal.example\""
             raise ValueError(f"frame_ancestors={self.frame_ancestors!r} cannot be a header; allowed: {allowed}")
+
+    @staticmethod
+    def _check_strings(name: str, value: object) -> None:
+        allowed = 'a list of strings, or "any"' if name == "commands" else "a list of strings"
+        if (value is None and name == "allowed_hosts") or (value == "any" and name == "commands"):
+            return
+        if isinstance(value, str | bytes):
+            raise ValueError(f"{name}={value!r} is one string; allowed: {allowed}")
+        if not isinstance(value, Collection) or not all(isinstance(each, str) for each in value):
+            raise ValueError(f"{name}={value!r} is no list of strings; allowed: {allowed}")
 
     async def check_request(self, handler: RequestHandler) -> None:
         """Check the token, or the Host where none is demanded, and `authorize` for an HTTP request.
