@@ -501,8 +501,7 @@ def _export(options: argparse.Namespace) -> int:
     with contextlib.ExitStack() as stack:
         file = stack.enter_context(open(options.file, "rb"))
         output = stack.enter_context(_export_output(file, options.output))
-        size = os.fstat(file.fileno()).st_size
-        progress = stack.enter_context(Progress(lambda: f"{100 * file.tell() // max(1, size)} %"))
+        progress = stack.enter_context(Progress(lambda: f"{exported:,} events"))
 
         def whole() -> Iterator[Event]:
             nonlocal exported

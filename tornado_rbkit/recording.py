@@ -12,7 +12,7 @@ import asyncio
 import math
 import time
 from collections.abc import Iterable, Iterator
-from typing import BinaryIO, NamedTuple
+from typing import BinaryIO, Final, NamedTuple
 
 import msgpack
 
@@ -30,6 +30,7 @@ from tornado_rbkit.protocol import (
 )
 
 REPLY, DATA = 0, 1
+_CHUNK: Final = 64 * 1024  # bytes that are read at a time
 
 
 class RecordingError(RbkitError, ValueError):
@@ -139,17 +140,20 @@ def read(file: BinaryIO) -> Iterator[Record]:
         RecordingError: it is not a recording, or was cut off.
     """
     # Nothing in a record is longer than its four fields, so that a file of something else takes no memory.
-    unpacker = msgpack.Unpacker(file, max_buffer_size=0, max_array_len=4, max_map_len=0, max_ext_len=0)
-    whole = 0  # bytes; after a record that is cut off, tell() is somewhere within it
+    unpacker = msgpack.Unpacker(max_buffer_size=0, max_array_len=4, max_map_len=0, max_ext_len=0)
+    fed = whole = 0  # bytes; not file.tell(), which a pipe does not have
     try:
-        for item in unpacker:
-            whole = unpacker.tell()
-            yield _checked(item)
-    except (TypeError, ValueError, msgpack.UnpackException) as error:
+        while chunk := file.read(_CHUNK):
+            unpacker.feed(chunk)
+            fed += len(chunk)
+            for item in unpacker:
+                whole = unpacker.tell()
+                yield _checked(item)
+    except (ValueError, msgpack.UnpackException) as error:
         if isinstance(error, RecordingError):
             raise
         raise RecordingError(f"not a recording of tornado-rbkit: {error!r}") from error
-    if whole != file.tell():
+    if whole != fed:
         raise RecordingError(f"it ends in the middle of a record, at byte {whole}")
 
 
