@@ -5,6 +5,7 @@ from __future__ import annotations
 import dataclasses
 import inspect
 import json
+import os
 import re
 import subprocess
 import sys
@@ -108,6 +109,32 @@ assert threading.active_count() == 1
 assert tornado_rbkit.rbkit_routes()
 """
     subprocess.run([sys.executable, "-X", "dev", "-W", "error", "-c", program], check=True)
+
+
+def test_a_profiled_process_loads_no_web_server(tmp_path: Path) -> None:
+    program = """
+import re, sys
+from tornado_rbkit import profiler
+imported = set(sys.modules)
+profiler.start_profiling(enable_cpu_profiling=True)
+profiler.stop_server()
+allowed = {"", ".protocol", ".endpoints", ".descriptors", ".profiler"}
+ours = {name for name in sys.modules if name.partition(".")[0] == "tornado_rbkit"}
+print(sorted(name for name in ours if "." + ".".join(name.split(".")[1:2]) not in allowed | {"."}))
+others = {name.partition(".")[0] for name in sys.modules} - set(sys.stdlib_module_names)
+print(sorted(name for name in others if not re.match("tornado_rbkit|__|_?cython_", name)))
+print("asyncio" in sys.modules, sorted(set(sys.modules) - imported))
+"""
+    environment = {**os.environ, "RBKIT_RUNTIME_DIR": str(tmp_path / "rbkit")}
+    command = [sys.executable, "-I", "-S", "-c", f"import sys; sys.path[:0] = {sys.path!r}\n{program}"]
+    finished = subprocess.run(command, capture_output=True, text=True, check=True, env=environment)
+    assert finished.stdout.splitlines() == ["[]", "['msgpack', 'zmq']", "False []"]
+
+
+def test_public_names_are_found_without_being_loaded() -> None:
+    assert set(tornado_rbkit.__all__) <= set(dir(tornado_rbkit))
+    with pytest.raises(AttributeError, match="has no attribute 'Bridges'"):
+        tornado_rbkit.Bridges  # noqa: B018
 
 
 def test_every_setting_of_the_jupyter_extension_is_in_its_section() -> None:

@@ -2,18 +2,20 @@
 
 from __future__ import annotations
 
-from typing import Any
+import importlib
+from typing import TYPE_CHECKING, Any
 
-from tornado_rbkit.access import Access
-from tornado_rbkit.bridge import Bridge, BridgeFullError
-from tornado_rbkit.client import ConnectionLost, Gap, RbkitClient
-from tornado_rbkit.dashboard import AssetHandler, IndexHandler
-from tornado_rbkit.endpoints import EndpointError
-from tornado_rbkit.iothread import IOLoopThread
-from tornado_rbkit.pages import StatusHandler, TargetsHandler
-from tornado_rbkit.protocol import CommandError, DecodeError, RbkitError
-from tornado_rbkit.routes import rbkit_routes
-from tornado_rbkit.websocket import RbkitWebSocketHandler, SubprotocolMatches
+if TYPE_CHECKING:
+    from tornado_rbkit.access import Access
+    from tornado_rbkit.bridge import Bridge, BridgeFullError
+    from tornado_rbkit.client import ConnectionLost, Gap, RbkitClient
+    from tornado_rbkit.dashboard import AssetHandler, IndexHandler
+    from tornado_rbkit.endpoints import EndpointError
+    from tornado_rbkit.iothread import IOLoopThread
+    from tornado_rbkit.pages import StatusHandler, TargetsHandler
+    from tornado_rbkit.protocol import CommandError, DecodeError, RbkitError
+    from tornado_rbkit.routes import rbkit_routes
+    from tornado_rbkit.websocket import RbkitWebSocketHandler, SubprotocolMatches
 
 __all__ = [
     "Access",
@@ -35,6 +37,40 @@ __all__ = [
     "TargetsHandler",
     "rbkit_routes",
 ]
+
+_MODULES = {
+    "Access": "tornado_rbkit.access",
+    "AssetHandler": "tornado_rbkit.dashboard",
+    "Bridge": "tornado_rbkit.bridge",
+    "BridgeFullError": "tornado_rbkit.bridge",
+    "CommandError": "tornado_rbkit.protocol",
+    "ConnectionLost": "tornado_rbkit.client",
+    "DecodeError": "tornado_rbkit.protocol",
+    "EndpointError": "tornado_rbkit.endpoints",
+    "Gap": "tornado_rbkit.client",
+    "IOLoopThread": "tornado_rbkit.iothread",
+    "IndexHandler": "tornado_rbkit.dashboard",
+    "RbkitClient": "tornado_rbkit.client",
+    "RbkitError": "tornado_rbkit.protocol",
+    "RbkitWebSocketHandler": "tornado_rbkit.websocket",
+    "StatusHandler": "tornado_rbkit.pages",
+    "SubprotocolMatches": "tornado_rbkit.websocket",
+    "TargetsHandler": "tornado_rbkit.pages",
+    "rbkit_routes": "tornado_rbkit.routes",
+}
+"""Where each public name is. It is imported when it is first used: a profiled process needs no web server."""
+
+
+def __getattr__(name: str) -> Any:
+    """Import a public name on first use (PEP 562)."""
+    if name not in _MODULES:
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    value = globals()[name] = getattr(importlib.import_module(_MODULES[name]), name)
+    return value
+
+
+def __dir__() -> list[str]:
+    return sorted({*globals(), *__all__})
 
 
 def _jupyter_server_extension_points() -> list[dict[str, Any]]:
