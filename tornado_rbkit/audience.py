@@ -10,7 +10,6 @@ from collections.abc import Iterator
 from typing import Final
 
 from tornado_rbkit.frames import Form
-from tornado_rbkit.protocol import Notice
 from tornado_rbkit.repeats import Repeats, times
 from tornado_rbkit.session import Session
 
@@ -70,11 +69,6 @@ class Audience:
         one that was encoded for a client that has left, and miss the next one, encoded before it was asked for again.
         """
         return (session for session, joined in self._sessions.items() if joined <= generation)
-
-    def notify(self, notice: Notice) -> None:
-        """Tell something to all."""
-        for session in list(self._sessions):
-            session.notify(notice)
 
     def log_closing(self, remote: str | None, reason: str) -> None:
         """Say that a viewer was closed for what it did; of many in short succession the first, the tenth, ...."""

@@ -5,8 +5,7 @@ from __future__ import annotations
 import asyncio
 import logging
 import os
-import time
-from collections import Counter, deque
+from collections import Counter
 from collections.abc import Callable, Mapping
 from functools import partial
 from typing import Any, Final, Literal
@@ -21,6 +20,7 @@ from tornado_rbkit.audience import Audience
 from tornado_rbkit.commands import CommandQueue
 from tornado_rbkit.deadline import Deadline
 from tornado_rbkit.endpoints import check_endpoint
+from tornado_rbkit.fanout import ClientCount, FanOut
 from tornado_rbkit.frames import Form
 from tornado_rbkit.iothread import IOLoopThread
 from tornado_rbkit.lifeline import Lifeline
@@ -30,6 +30,7 @@ from tornado_rbkit.protocol import (
     CLOSE_POLICY,
     CLOSE_TOO_BIG,
     CLOSE_TRY_AGAIN,
+    RESTARTED,
     Notice,
     RbkitError,
 )
@@ -37,7 +38,7 @@ from tornado_rbkit.repeats import Repeats, times
 from tornado_rbkit.requester import Outcome
 from tornado_rbkit.session import Session
 from tornado_rbkit.settings import BridgeSettings
-from tornado_rbkit.subscriber import MAX_DELIVERED, Batch
+from tornado_rbkit.subscriber import Batch
 from tornado_rbkit.target import Target, Trouble
 from tornado_rbkit.upstream import Reach, State
 
@@ -150,6 +151,8 @@ class Bridge:
         )
         self._probe = Probe(self._ask_again)
         self._sessions = Audience()
+        self._fan_out = FanOut()
+        self._client_count = ClientCount(self._sessions, self._fan_out)
         self._connect_deadlines: dict[Session, Deadline] = {}  # of those for whom the profiler was not there yet
         self._idle_timer: object | None = None
         self._repeats = Repeats()
@@ -235,8 +238,8 @@ class Bridge:
         except BridgeFullError:
             session.leave()
             raise
-        self._notify(Notice("client_count", str(len(self._sessions) + 1)))
         self._sessions.add(session)
+        self._client_count.update()
         if self._state is not State.CONNECTED:
             timeout = self._settings.connect_timeout
             self._connect_deadlines[session] = Deadline(timeout, partial(self._give_up, session))
@@ -297,25 +300,9 @@ class Bridge:
                 if self._state is State.CONNECTED:  # else the other socket is not there yet
                     self._on_restarted()
                     self._learn()
-            if batch.missed:
-                self._notify(Notice("dropped", str(batch.missed)))
         finally:
-            self._fan_out(batch, deque(self._sessions.joined_by(batch.generation)))
-
-    def _fan_out(self, batch: Batch, sessions: deque[Session], worked: float = 0.0) -> None:
-        """Give a batch to as many as take a millisecond or so, and to the others once the loop had as long."""
-        started = time.perf_counter()
-        share = max(1, MAX_DELIVERED // max(1, batch.encoded))
-        try:
-            for _ in range(min(share, len(sessions))):
-                session = sessions.popleft()
-                session.outbox.send_data(batch.chunks.get(session.form, ()))
-        finally:
-            seconds = time.perf_counter() - started
-            if sessions:
-                self._loop.call_later(seconds, self._fan_out, batch, sessions, worked + seconds)
-            else:
-                batch.acknowledge(worked + seconds)
+            sessions = self._sessions.joined_by(batch.generation)
+            self._fan_out.begin(sessions, partial(_deliver, batch), size=batch.encoded, done=batch.acknowledge)
 
     def on_outcome(self, outcome: Outcome) -> None:
         """A command has come to its end."""
@@ -391,7 +378,7 @@ class Bridge:
             self._restart_told = True
             _log.info("the process at %s is another one than before", self.req)
             self._target.restarted()
-            self._notify(Notice("server", "restarted"))
+            self._notify(RESTARTED)
 
     def _on_foreign(self, count: int) -> None:
         logged = not self._totals["messages_foreign"]
@@ -426,7 +413,7 @@ class Bridge:
     # Clients
 
     def _notify(self, notice: Notice) -> None:
-        self._sessions.notify(notice)
+        self._fan_out.notify(self._sessions, notice)
 
     def _give_up(self, session: Session) -> None:
         """The profiler could not be reached in time for a client."""
@@ -490,6 +477,13 @@ class Bridge:
     def _cancel(self, timer: object | None) -> None:
         if timer is not None:
             self._loop.remove_timeout(timer)
+
+
+def _deliver(batch: Batch, session: Session) -> None:
+    """Give a client its part of a batch."""
+    if batch.missed:
+        session.outbox.add_missed(batch.missed)
+    session.outbox.send_data(batch.chunks.get(session.form, ()))
 
 
 def _cannot_connect(reason: str) -> str:

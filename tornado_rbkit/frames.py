@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import zlib
 from collections.abc import Generator, Iterable, Iterator
+from functools import lru_cache
 from itertools import chain
 from typing import Final, NamedTuple, TypeAlias
 from urllib.parse import quote_from_bytes
@@ -54,8 +55,12 @@ def encode_reply(payload: bytes, form: Form) -> Chunk:
     return _chunk(_encode(Channel.REPLY, payload, Form(form.escaped)))
 
 
+@lru_cache(maxsize=64)
 def encode_notice(payload: bytes, form: Form) -> Chunk:
-    """Return a message of the reply channel whose text is never escaped, as the Ruby middleware has it."""
+    """Return a message of the reply channel whose text is never escaped, as the Ruby middleware has it.
+
+    It goes to many clients one after the other, so it is encoded once.
+    """
     return encode_message(Channel.REPLY.value + payload, binary=not form.escaped)
 
 

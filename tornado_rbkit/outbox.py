@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import socket
 import time
-from collections import deque
+from collections import OrderedDict, deque
 from collections.abc import Callable, Iterator, Sequence
 from typing import Final
 
@@ -13,9 +13,13 @@ from tornado.iostream import IOStream, SSLIOStream, StreamBufferFullError, Strea
 
 from tornado_rbkit.deadline import Deadline
 from tornado_rbkit.frames import JOIN_LIMIT, Buffer, Chunk, Run
+from tornado_rbkit.protocol import DROPPED
 
 WRITE_SIZE: Final = 1024 * 1024
 """Bytes handed to a stream at a time, so that a reply never waits behind more than that."""
+
+_ENTRY_COST: Final = 256
+"""Bytes that each chunk in a queue costs beside its own: many small ones must not add up to more than the bound."""
 
 _GATHERS: Final = hasattr(socket.socket, "sendmsg")  # which Windows has not
 
@@ -28,7 +32,7 @@ class Outbox:
 
     Attributes:
         data_bytes: profiling data that waits or is under way.
-        reply_bytes: replies and notices that wait.
+        reply_bytes: replies and notices that wait or are under way.
         bytes_sent: what the client's connection has taken.
         messages_sent: profiling messages that it has taken whole.
         messages_dropped: profiling messages that this client did not get: it was too slow, or it left.
@@ -51,7 +55,8 @@ class Outbox:
                 does not count from then on.
             stall_timeout: seconds in which the client has to take something, `JOIN_LIMIT` bytes at the most.
             on_stalled: called when it did not.
-            on_caught_up: called with the number of messages dropped since the last time, when nothing waits any more.
+            on_caught_up: called with the number of messages dropped since the last time, when no data waits any more;
+                reports it as a notice of the kind `DROPPED`.
         """
         self.data_bytes = self.reply_bytes = self.bytes_sent = 0
         self.messages_sent = self.messages_dropped = 0
@@ -62,13 +67,13 @@ class Outbox:
         self._stall_timeout = stall_timeout
         self._on_stalled = on_stalled
         self._on_caught_up = on_caught_up
-        self._replies: deque[Chunk] = deque()
+        self._replies: OrderedDict[object, Chunk] = OrderedDict()  # notices by their kind, replies by unique keys
         self._data: deque[Chunk] = deque()
         self._begun: Chunk | None = None
         self._begun_is_data = False
         self._runs: deque[Run] = deque()  # of the chunk that has begun, those not yet written; each is whole frames
         self._in_write = 0  # bytes handed over and not taken
-        self._data_in_write = 0  # those of them that count in data_bytes
+        self._data_in_write = 0  # those of them that count in data_bytes; the others count in reply_bytes
         self._messages_in_write = 0
         self._dropped_untold = 0
         self._flush_is_due = False
@@ -89,17 +94,45 @@ class Outbox:
         begun = self._begun.messages if self._begun and self._begun_is_data and self._runs else 0
         return self._messages_in_write + begun + sum(chunk.messages for chunk in self._data)
 
+    @property
+    def bytes_waiting(self) -> int:
+        """Bytes that the client's connection has not taken yet, with those of the message under way."""
+        return self.data_bytes + self.reply_bytes
+
+    @property
+    def replies_waiting(self) -> int:
+        """Replies and notices of which nothing has been written yet."""
+        return len(self._replies)
+
     def send_reply(self, chunk: Chunk) -> None:
-        """Queue a reply or a notice, ahead of all profiling data that waits."""
-        if self._closed:
-            return
-        self._replies.append(chunk)
-        self.reply_bytes += chunk.size
-        self._flush_unless_due()
+        """Queue a reply, ahead of all profiling data that waits."""
+        self._send_first(object(), chunk)
+
+    def send_notice(self, kind: str, chunk: Chunk, *, keeps_place: bool = False) -> None:
+        """Queue a notice as a reply is queued; it replaces one of its kind that still waits.
+
+        Args:
+            kind: of the notice.
+            chunk: the notice.
+            keeps_place: put it where the one that it replaces was, so that it is not delayed again and again. Without,
+                it comes after all replies that are older.
+        """
+        replaced = self._replies.get(kind)
+        if replaced is not None:
+            self.reply_bytes -= replaced.size
+            if not keeps_place:
+                del self._replies[kind]
+        self._send_first(kind, chunk)
+
+    def add_missed(self, messages: int) -> None:
+        """Count messages that were lost before they came here as dropped ones: the client is told of both together."""
+        if not self._closed:
+            self._dropped_untold += messages
+            self._tell_dropped()
 
     def send_data(self, chunks: Sequence[Chunk]) -> None:
         """Queue profiling data, dropping the oldest that waits where the bound would be passed."""
-        if self._closed:
+        if self._closed or not chunks:
             return
         self._data.extend(chunks)
         self.data_bytes += sum(chunk.size for chunk in chunks)
@@ -107,7 +140,7 @@ class Outbox:
         self._keep_the_bound()
 
     async def replies_gone(self) -> None:
-        """Return once no reply waits, or the outbox is closed."""
+        """Return once the client's connection has taken every reply, or the outbox is closed."""
         while self.reply_bytes:
             if self._replies_gone is None:
                 self._replies_gone = Future()
@@ -127,6 +160,12 @@ class Outbox:
             self._stall_deadline = None
         self._wake_waiters()
 
+    def _send_first(self, key: object, chunk: Chunk) -> None:
+        if not self._closed:
+            self._replies[key] = chunk
+            self.reply_bytes += chunk.size
+            self._flush_unless_due()
+
     def _keep_the_bound(self) -> None:
         """Drop the oldest until the rest is within the bound, but for one message larger than it, which passes."""
         under_way = 0
@@ -135,7 +174,8 @@ class Outbox:
         while self._data:
             passes = not under_way and self._data[0].size > self._max_backlog
             exempt = self._data[0].size if passes else under_way
-            if self.data_bytes - exempt <= self._max_backlog or len(self._data) == int(passes):
+            cost = self.data_bytes - exempt + _ENTRY_COST * (len(self._data) - 1)
+            if cost <= self._max_backlog or len(self._data) == int(passes):
                 return
             oldest = self._data[int(passes)]
             del self._data[int(passes)]
@@ -188,11 +228,16 @@ class Outbox:
     def _account_taken(self) -> None:
         self.bytes_sent += self._in_write
         self.data_bytes -= self._data_in_write
+        self.reply_bytes -= self._in_write - self._data_in_write
         self.messages_sent += self._messages_in_write
         self._in_write = self._data_in_write = self._messages_in_write = 0
         if not self.reply_bytes:
             self._wake_waiters()
-        if self._dropped_untold and not self._data and not self._runs:
+        self._tell_dropped()
+
+    def _tell_dropped(self) -> None:
+        """Report dropped messages once no data waits; what is dropped while a report waits is in the next one."""
+        if self._dropped_untold and not (self._data or self._runs or DROPPED in self._replies):
             dropped, self._dropped_untold = self._dropped_untold, 0
             self._on_caught_up(dropped)
 
@@ -212,11 +257,13 @@ class Outbox:
     def _begin(self) -> bool:
         """Make sure that a chunk has begun, if one waits."""
         if not self._runs:
-            queue = self._replies or self._data
-            if not queue:
+            if self._replies:
+                _, self._begun = self._replies.popitem(last=False)
+                self._begun_is_data = False
+            elif self._data:
+                self._begun, self._begun_is_data = self._data.popleft(), True
+            else:
                 return False
-            self._begun = queue.popleft()
-            self._begun_is_data = queue is self._data
             self._runs.extend(self._begun.runs)
         return True
 
@@ -224,7 +271,6 @@ class Outbox:
         assert self._begun is not None
         self._in_write += size
         if not self._begun_is_data:
-            self.reply_bytes -= size
             return
         self._data_in_write += size
         if not self._runs:

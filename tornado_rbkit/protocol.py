@@ -170,16 +170,33 @@ def _describe(allowed: Collection[str] | Literal["any"]) -> str:
 
 
 class Notice(NamedTuple):
-    """What a bridge says unasked on the reply channel: ``client_count:2``, ``dropped:17``, ``server:restarted``."""
+    """An unasked message on the reply channel: ``client_count:2``, ``dropped:17``, ``server:restarted``.
+
+    Notices are state, not events. Of each `kind` at most one waits for a client that is slow:
+
+    - ``client_count``: the newest number replaces an older one.
+    - ``dropped``: the numbers are added up.
+    - ``server:disconnected`` and ``server:connected``: the newest replaces the other, so a client may see a connection
+      return of which it did not see the loss, or the loss alone of several losses and returns.
+    - ``server:restarted``: several become one. It is never lost to the two above, but may come before or after them.
+    """
 
     name: str
     value: str
+
+    @property
+    def kind(self) -> str:
+        """What a newer notice replaces: the name, but ``server:restarted`` is of a kind of its own."""
+        return self.value if self == RESTARTED else self.name
 
     def to_bytes(self) -> bytes:
         return f"{self.name}:{self.value}".encode()
 
 
-NOTICES: Final = frozenset({"client_count", "dropped", "server"})
+CLIENT_COUNT: Final = "client_count"
+DROPPED: Final = "dropped"
+NOTICES: Final = frozenset({CLIENT_COUNT, DROPPED, "server"})
+RESTARTED: Final = Notice("server", "restarted")
 
 
 def parse_notice(payload: bytes) -> Notice | None:

@@ -16,7 +16,7 @@ from tornado.web import RequestHandler
 from tornado_rbkit.access import WATCH, Access
 from tornado_rbkit.frames import Form, encode_notice, encode_reply
 from tornado_rbkit.outbox import Outbox
-from tornado_rbkit.protocol import CLOSE_POLICY, NOT_AUTHORIZED, TOO_SLOW, CommandError, Notice
+from tornado_rbkit.protocol import CLIENT_COUNT, CLOSE_POLICY, DROPPED, NOT_AUTHORIZED, TOO_SLOW, CommandError, Notice
 from tornado_rbkit.requester import Outcome
 
 _log = logging.getLogger(__name__)
@@ -86,7 +86,7 @@ class Session:
             max_backlog_bytes=max_backlog_bytes,
             stall_timeout=stall_timeout,
             on_stalled=partial(self.close, CLOSE_POLICY, f"{TOO_SLOW} for {stall_timeout:g} s (stall_timeout)"),
-            on_caught_up=lambda count: self.notify(Notice("dropped", str(count))),
+            on_caught_up=lambda count: self.notify(Notice(DROPPED, str(count))),
         )
         self.waiting = 0
         self._handler = handler
@@ -95,6 +95,7 @@ class Session:
         self._access = access
         self._submit = submit
         self._owed: deque[_Owed] = deque()
+        self._ready_bytes = 0  # of replies that wait for those to older commands
         self._room: asyncio.Event = asyncio.Event()
         self._unauthorized: deque[tuple[_Owed, str]] = deque()
         self._authorizing: asyncio.Task[None] | None = None
@@ -124,14 +125,16 @@ class Session:
         else:
             self.waiting += 1
             self._authorize(owed, command)
-        if len(self._owed) >= MAX_OWED or self.outbox.reply_bytes >= MAX_OWED_BYTES:
+        outbox = self.outbox
+        if self._is_owed_too_much or outbox.replies_waiting >= MAX_OWED or outbox.reply_bytes >= MAX_OWED_BYTES:
             return self._until_there_is_room()
         return None
 
     def notify(self, notice: Notice) -> None:
-        """Tell the client something unasked. In the escaped form only what the Ruby middleware tells."""
-        if not self.form.escaped or notice.name == "client_count":
-            self.outbox.send_reply(encode_notice(notice.to_bytes(), self.form))
+        """Send a notice, in the place of one of its kind that waits. The escaped form has ``client_count`` only."""
+        if not self.form.escaped or notice.name == CLIENT_COUNT:
+            chunk = encode_notice(notice.to_bytes(), self.form)
+            self.outbox.send_notice(notice.kind, chunk, keeps_place=notice.name == CLIENT_COUNT)
 
     def close(self, code: int, reason: str) -> None:
         """Write nothing more, and close the WebSocket; half a message that was under way stays half."""
@@ -148,6 +151,7 @@ class Session:
         """The WebSocket is closed, or about to be. May be called twice."""
         self._left = True
         self._owed.clear()
+        self._ready_bytes = 0
         self._unauthorized.clear()
         self._room.set()
         self.outbox.close()
@@ -165,7 +169,7 @@ class Session:
             "messages_waiting": outbox.messages_waiting,
             "messages_dropped": outbox.messages_dropped,
             "bytes_sent": outbox.bytes_sent,
-            "bytes_waiting": outbox.data_bytes + outbox.reply_bytes,
+            "bytes_waiting": outbox.bytes_waiting + self._ready_bytes,
             "blocked": outbox.blocked,
             "commands_waiting": self.waiting,
         }
@@ -233,14 +237,22 @@ class Session:
 
     def _answer(self, owed: _Owed, reply: bytes) -> None:
         owed.reply = reply
+        if self._left:
+            return
+        self._ready_bytes += len(reply)
         while self._owed and (ready := self._owed[0].reply) is not None:
             self._owed.popleft()
+            self._ready_bytes -= len(ready)
             self.outbox.send_reply(encode_reply(ready, self.form))
-        if len(self._owed) < MAX_OWED:
+        if not self._is_owed_too_much:
             self._room.set()
 
+    @property
+    def _is_owed_too_much(self) -> bool:
+        return len(self._owed) >= MAX_OWED or self._ready_bytes >= MAX_OWED_BYTES
+
     async def _until_there_is_room(self) -> None:
-        if len(self._owed) >= MAX_OWED:
+        if self._is_owed_too_much:
             self._room.clear()
             await self._room.wait()
         await self.outbox.replies_gone()

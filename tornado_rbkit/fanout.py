@@ -1,0 +1,140 @@
+"""Deliveries to all clients of a bridge, paced so that the web loop's other work gets every second turn."""
+
+from __future__ import annotations
+
+import asyncio
+import time
+from collections import deque
+from collections.abc import Callable, Iterable
+from dataclasses import dataclass
+from typing import Final
+
+from tornado_rbkit.audience import Audience
+from tornado_rbkit.protocol import CLIENT_COUNT, Notice
+from tornado_rbkit.session import Session
+from tornado_rbkit.subscriber import MAX_DELIVERED
+
+CLIENT_COUNT_INTERVAL: Final = 0.1
+"""Seconds between two ``client_count`` notices."""
+
+_CLIENT_COST: Final = (
+    16 * 1024
+)  # bytes whose copying takes as long as a system call and the Python code for one client
+
+
+@dataclass(slots=True)
+class _Round:
+    """One delivery to many clients.
+
+    Attributes:
+        sessions: the clients that have not had it yet.
+        deliver: delivers to one client.
+        cost: of one client, as a part of a turn.
+        done: called at the end with the seconds of work.
+        seconds: the work so far.
+    """
+
+    sessions: deque[Session]
+    deliver: Callable[[Session], None]
+    cost: float
+    done: Callable[[float], None]
+    seconds: float = 0.0
+
+
+class FanOut:
+    """Delivers to clients in turns of about a millisecond, and leaves the loop as long to others after each turn.
+
+    Deliveries are finished in the order in which they were begun, notices and data alike, so that no client gets the
+    data of a restarted process before the notice. Web loop only.
+    """
+
+    def __init__(self) -> None:
+        self._rounds: dict[object, _Round] = {}
+        self._waits = False
+
+    def begin(
+        self,
+        sessions: Iterable[Session],
+        deliver: Callable[[Session], None],
+        *,
+        key: object = None,
+        size: int = 0,
+        done: Callable[[float], None] = lambda seconds: None,
+    ) -> None:
+        """Deliver something to clients, to the first of them at once if no older delivery is under way.
+
+        Args:
+            sessions: the clients.
+            deliver: called with each client; a client that has left meanwhile must be harmless.
+            key: an older delivery of the same key is replaced, for the clients that have not had it yet.
+            size: bytes that a client gets.
+            done: called at the end with the seconds of work, unless the delivery was replaced.
+        """
+        key = object() if key is None else key
+        self._rounds.pop(key, None)
+        self._rounds[key] = _Round(deque(sessions), deliver, (size + _CLIENT_COST) / MAX_DELIVERED, done)
+        if not self._waits:
+            self._turn()
+
+    def notify(self, sessions: Iterable[Session], notice: Notice) -> None:
+        """Send clients a notice; it replaces an older one of its kind for the clients that have not had that yet."""
+        self.begin(sessions, lambda session: session.notify(notice), key=notice.kind)
+
+    def _turn(self) -> None:
+        self._waits = True  # also while `deliver` runs, which may begin another delivery
+        started = time.perf_counter()
+        left = 1.0
+        try:
+            while self._rounds and left > 0:
+                left = self._go_on(left)
+        finally:
+            if self._rounds:
+                asyncio.get_running_loop().call_later(time.perf_counter() - started, self._turn)
+            else:
+                self._waits = False
+
+    def _go_on(self, left: float) -> float:
+        """Go on with the oldest delivery; return what is left of the turn."""
+        key, round_ = next(iter(self._rounds.items()))
+        started = time.perf_counter()
+        try:
+            while round_.sessions and left > 0:
+                left -= round_.cost
+                round_.deliver(round_.sessions.popleft())
+        finally:
+            round_.seconds += time.perf_counter() - started
+            if not round_.sessions and self._rounds.get(key) is round_:
+                del self._rounds[key]
+                round_.done(round_.seconds)
+        return left
+
+
+class ClientCount:
+    """Reports the number of clients to those that were there when another connected. Web loop only.
+
+    The first report is immediate. Later ones are at least `CLIENT_COUNT_INTERVAL` apart, with the newest number, so
+    that 1,000 clients that connect at once do not mean half a million notices.
+    """
+
+    def __init__(self, audience: Audience, fan_out: FanOut) -> None:
+        self._audience = audience
+        self._fan_out = fan_out
+        self._reported = 0  # generation
+        self._waits = False
+
+    def update(self) -> None:
+        """Report that a client has joined, now or soon."""
+        before_the_newest = list(self._audience.joined_by(self._audience.generation - 1)) if not self._waits else []
+        if not before_the_newest or self._reported == self._audience.generation:
+            return
+        self._waits = True
+        self._reported = self._audience.generation
+        notice = Notice(CLIENT_COUNT, str(len(self._audience)))
+        self._fan_out.begin(before_the_newest, lambda session: session.notify(notice), done=self._rest)
+
+    def _rest(self, seconds: float) -> None:
+        asyncio.get_running_loop().call_later(CLIENT_COUNT_INTERVAL, self._end_rest)
+
+    def _end_rest(self) -> None:
+        self._waits = False
+        self.update()
