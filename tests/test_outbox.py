@@ -182,6 +182,20 @@ async def test_past_the_bound_the_oldest_is_dropped_first_and_counted(line: Line
     assert near.outbox.messages_dropped == 40 - len(numbers) > 0
 
 
+async def test_a_client_that_takes_everything_loses_nothing_of_a_burst_larger_than_the_bound() -> None:
+    ends = socket.socketpair()
+    near, far = (IOStream(end) for end in ends)
+    outbox = Near(near, max_backlog_bytes=20 * KIB).outbox
+    outbox.send_data([chunk(number, 8 * KIB) for number in range(12)])  # which the kernel's buffers have room for
+    outbox.send_data([chunk(number, 100) for number in range(12, 300)])
+    client = Client(far)
+    await client.read_until(lambda: client.numbers[-1:] == [299])
+    assert (client.numbers, outbox.messages_dropped) == (list(range(300)), 0)
+    outbox.close()
+    near.close()
+    far.close()
+
+
 async def test_the_number_of_dropped_messages_is_told_once_when_the_client_has_caught_up(line: Line) -> None:
     near = line.outbox(max_backlog_bytes=300 * KIB)
     for number in range(20):

@@ -76,7 +76,7 @@ class Outbox:
         self._data_in_write = 0  # those of them that count in data_bytes; the others count in reply_bytes
         self._messages_in_write = 0
         self._dropped_untold = 0
-        self._flush_is_due = False
+        self._turn_is_due = False  # `_on_turn` is in the loop's queue
         self._blocked = False
         self._stall_deadline: Deadline | None = None  # it may run on when nothing is blocked any more
         self._progress_at = 0.0
@@ -136,7 +136,9 @@ class Outbox:
             return
         self._data.extend(chunks)
         self.data_bytes += sum(chunk.size for chunk in chunks)
-        self._flush_unless_due()  # what can be written makes room
+        self._flush_unless_due()
+        while self._data and self._is_over_the_bound and not (self._blocked or self._runs):
+            self._flush()  # nothing is dropped that the client would take
         self._keep_the_bound()
 
     async def replies_gone(self) -> None:
@@ -166,6 +168,10 @@ class Outbox:
             self.reply_bytes += chunk.size
             self._flush_unless_due()
 
+    @property
+    def _is_over_the_bound(self) -> bool:
+        return self.data_bytes + _ENTRY_COST * (len(self._data) - 1) > self._max_backlog
+
     def _keep_the_bound(self) -> None:
         """Drop the oldest until the rest is within the bound, but for one message larger than it, which passes."""
         under_way = 0
@@ -187,12 +193,11 @@ class Outbox:
         self._dropped_untold += chunk.messages
 
     def _flush_unless_due(self) -> None:
-        if not self._flush_is_due:
+        if not (self._turn_is_due or self._blocked):
             self._flush()
 
     def _flush(self) -> None:
-        """Hand over what is next and arrange for the rest to follow."""
-        self._flush_is_due = False
+        """Hand over what is next and arrange for the rest to follow. Nothing handed over before may be stuck."""
         if self._closed:
             return
         try:
@@ -201,7 +206,6 @@ class Outbox:
             self.close()  # the handler learns of it from Tornado
             return
         if blocked_on is not None:
-            self._flush_is_due = True
             self._blocked = True
             self._progress_at = time.monotonic()
             if self._stall_deadline is None:
@@ -213,9 +217,14 @@ class Outbox:
 
     def _flush_next_turn(self) -> None:
         """Go on with what is left, if anything, once everybody else had a turn."""
-        if not self._flush_is_due and (self._replies or self._data or self._runs):
-            self._flush_is_due = True
-            self._stream.io_loop.add_callback(self._flush)
+        if not self._turn_is_due and (self._replies or self._data or self._runs):
+            self._turn_is_due = True
+            self._stream.io_loop.add_callback(self._on_turn)
+
+    def _on_turn(self) -> None:
+        self._turn_is_due = False
+        if not self._blocked:
+            self._flush()
 
     def _on_unblocked(self, future: Future[None]) -> None:
         self._blocked = False
@@ -223,7 +232,7 @@ class Outbox:
             self.close()
         if not self._closed:
             self._account_taken()
-            self._flush()
+            self._flush_unless_due()
 
     def _account_taken(self) -> None:
         self.bytes_sent += self._in_write
