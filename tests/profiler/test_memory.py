@@ -16,8 +16,9 @@ from tests.fake_rbkit import recorded
 from tests.profiler.conftest import Client, raw_events, shape
 from tornado_rbkit import profiler
 from tornado_rbkit.profiler import memory
-from tornado_rbkit.profiler.objects import DICTS_ARE_UNTRACKED, KindsById
+from tornado_rbkit.profiler.objects import DICTS_ARE_UNTRACKED
 from tornado_rbkit.profiler.publisher import Publisher
+from tornado_rbkit.profiler.tracked import KindsById, list_tracked
 from tornado_rbkit.protocol import EventType, GCEndMark, GCEndSweep, GCStart, GCStats, ObjCreated, ObjDestroyed
 
 
@@ -71,7 +72,9 @@ def test_an_id_taken_by_another_class_is_one_that_went_and_one_that_came() -> No
     profile._known[0].update({1: "a", 2: "b", 3: "c"})
     thing = Leaked()
     profile._known[id(thing) >> 16 & KindsById.LAST][id(thing)] = "another"
-    for _ in profile._compare([thing], memory._full_collections(), gc.get_freeze_count()):
+    tracked = list_tracked()
+    tracked.objects[:] = [thing]
+    for _ in profile._compare(tracked, memory._full_collections(), gc.get_freeze_count()):
         pass
     (message,) = publisher.take(0.0, flush=True)
     destroyed = [event[2][3] for event in raw_events(message, EventType.OBJ_DESTROYED)]

@@ -39,6 +39,7 @@ from tornado_rbkit.profiler.objects import (
     type_mro,
 )
 from tornado_rbkit.profiler.publisher import Publisher, array_header, pack, pack_double
+from tornado_rbkit.profiler.tracked import list_tracked
 from tornado_rbkit.protocol import EventType, Field
 
 DUMP_OBJECTS: Final = 1000
@@ -85,19 +86,23 @@ class Snapshot:
     def walk(self) -> Iterator[None]:
         """Look at every object, and yield after each slice; the host's turn is the caller's to give."""
         size = SliceSize(500)
-        tracked = gc.get_objects()
-        self._own = own_ids([*self._roots, self]) | own_frames()  # now, for what another thread of ours has just made
-        for objects in (tracked, self._values):
-            at = 0
-            while at < len(objects):  # the values grow by those the values refer to
-                with size as count:
-                    for item in objects[at : at + count]:
-                        self._add(item)
-                at += count
-                yield
+        tracked = list_tracked()
+        # now, for what another thread of ours has just made
+        self._own = own_ids([*self._roots, self, tracked]) | own_frames()
+        objects, values = tracked.objects, self._values
+        at = 0
+        while at < len(objects) or values:
+            with size as count:
+                for _ in range(count):
+                    if values:  # first, because nobody else may count on being their only owner meanwhile
+                        self._add(values.pop())
+                    elif at < len(objects):
+                        if self._is_row(objects[at]):
+                            self._add(objects[at])
+                        at += 1
+            yield
         self._cut(everything=True)
         del tracked, objects
-        self._values = []
         self._seen = []
 
     def messages(self, publisher: Publisher) -> Iterator[bytes]:
@@ -130,12 +135,8 @@ class Snapshot:
             return
         referents = gc.get_referents(item)
         for other in referents:
-            if not gc.is_tracked(other):
-                other_id = id(other)
-                shard = self._seen[other_id % _SHARDS]
-                if other_id not in shard:
-                    shard.add(other_id)
-                    self._values.append(other)
+            if (type(other) is tuple or not gc.is_tracked(other)) and self._is_new(id(other)):
+                self._values.append(other)
         # Straight into the packer's buffer: every object that is made here is traced by tracemalloc where that is on,
         # which takes longer than to make it.
         packer, pack = self._packer, self._packer.pack
@@ -159,6 +160,17 @@ class Snapshot:
         pack(self._size(item, key))
         self._rows += 1
         self._cut()
+
+    def _is_row(self, item: Any) -> bool:
+        """Return False for a place in the list that is empty, and for a tuple that something has led to before."""
+        return item is not None and (type(item) is not tuple or self._is_new(id(item)))
+
+    def _is_new(self, object_id: int) -> bool:
+        shard = self._seen[object_id % _SHARDS]
+        if object_id in shard:
+            return False
+        shard.add(object_id)
+        return True
 
     def _learn(self, cls: type) -> str:
         """Return the class's name as it can be packed; nothing for the profiler's own classes."""

@@ -20,10 +20,11 @@ would have found is not told.
 
 Stack frames are not told either: it is looking at them, as CPU sampling does, that makes objects of them.
 
-A tick works in slices of some milliseconds, between which the host has the GIL; while it lasts it holds the objects
-it has not yet looked at. Ticks come each second, or as much more seldom as it takes for them, and for what the
-server's thread does between them to publish it all, to stay within 5 % of the process's time. What that does not count
-is the GIL: while a tick lasts, a host that computes has half of it.
+A tick begins with the list of all objects, which holds the GIL for longer the more there are (see `tracked`), and
+works in slices of some milliseconds, between which the host has the GIL. Until it is done it holds the objects it has
+not yet looked at, except tuples with a single reference. Ticks come each second, or as much more seldom as it takes
+for them, and for what the server's thread does between them to publish it all, to stay within 5 % of the process's
+time. What that does not count is the GIL: while a tick lasts, a host that computes has half of it.
 
 The figures of gc_stats, under rbkit's keys; ``''`` where CPython cannot tell:
 
@@ -61,6 +62,7 @@ import time
 import tracemalloc
 from collections import deque
 from collections.abc import Callable, Iterator
+from itertools import chain
 from pathlib import Path
 from types import FrameType
 from typing import Any, Final
@@ -68,14 +70,15 @@ from typing import Any, Final
 from tornado_rbkit.profiler.objects import (
     DICTS_ARE_UNTRACKED,
     ClassNames,
-    KindsById,
     SliceSize,
+    are_plain,
     is_bound_to,
     is_own,
     may_be_untracked,
     own_ids,
 )
 from tornado_rbkit.profiler.publisher import BACKLOG_EVENTS, Publisher, pack, pack_double, pack_text
+from tornado_rbkit.profiler.tracked import KindsById, Tracked, list_tracked
 from tornado_rbkit.protocol import EventType, Field
 
 STATS_SECONDS: Final = 5.0
@@ -205,17 +208,17 @@ class MemoryProfile:
         """List what there is now, and return what compares it with what was there at the last tick."""
         collections, self._full_collections = self._full_collections, _full_collections()
         frozen, self._frozen = self._frozen, gc.get_freeze_count()
-        return self._compare(gc.get_objects(), collections, frozen, baseline=baseline)
+        return self._compare(list_tracked(self._known), collections, frozen, baseline=baseline)
 
-    def _compare(self, objects: list[Any], collections: int, frozen: int, *, baseline: bool = False) -> Iterator[None]:
+    def _compare(self, tracked: Tracked, collections: int, frozen: int, *, baseline: bool = False) -> Iterator[None]:
         """Compare slice by slice, and publish the difference; the counts are of before the last tick."""
         timestamp = pack_double(time.time() * 1000.0)
-        # `objects` is no root: what it holds is the host's, and own_ids takes what a short list holds for own
-        own = own_ids([*self._own(), self]) | {id(objects)}
+        own = own_ids([*self._own(), self, tracked]) | {id(None)}  # which stands for the tuples that were taken out
         names = ClassNames(self._interned)
         before, present = self._known, KindsById()
         events: dict[str, tuple[bytes, bytes] | None] = {}
         size = SliceSize()
+        objects = tracked.objects
         while objects:
             with size as count:
                 part = objects[-count:]
@@ -239,6 +242,7 @@ class MemoryProfile:
                     present[shard][object_id] = kind
                 del part, item
             yield
+        yield from self._compare_tuples(tracked, present, own, timestamp, baseline=baseline)
         frozen_now = gc.get_freeze_count()  # which counts them one by one
         if not frozen_now:
             self._aside = set()
@@ -250,6 +254,30 @@ class MemoryProfile:
         )
         self._known = present
         self._tracked = present.total()
+
+    def _compare_tuples(
+        self, tracked: Tracked, present: KindsById, own: set[int], timestamp: bytes, *, baseline: bool
+    ) -> Iterator[None]:
+        """Compare the tuples that have a single reference slice by slice, and publish what is new."""
+        kind = self._interned.setdefault("tuple", "tuple")
+        before, after = _created(timestamp, kind)
+        size = SliceSize()
+        while tracked.known_ids or tracked.new_ids:
+            with size as count:
+                for object_id in tracked.known_ids[-count:]:
+                    present[object_id >> 16 & KindsById.LAST][object_id] = kind
+                del tracked.known_ids[-count:]
+                for object_id, content in tracked.take_new(count):
+                    if object_id in own or are_plain(content):
+                        continue
+                    shard = object_id >> 16 & KindsById.LAST
+                    if object_id in self._known[shard]:
+                        self._publisher.add(_destroyed(timestamp, object_id))
+                    if not baseline:
+                        self._publisher.add(before + pack(object_id) + after)
+                    present[shard][object_id] = kind
+                content = []
+            yield
 
     def _tell_destroyed(
         self, timestamp: bytes, present: KindsById, *, some_frozen: bool, some_untracked: bool
@@ -296,14 +324,15 @@ class MemoryProfile:
 
 def _find_dicts(wanted: set[int], found: set[int]) -> Iterator[None]:
     """Find, slice by slice, the dicts with these ids that anything tracked refers to."""
-    objects = gc.get_objects()
+    tracked = list_tracked(KindsById())
+    objects, content = tracked.objects, tracked.content
     size = SliceSize()
-    while objects:
+    while objects or content:
         with size as count:
-            for item in gc.get_referents(*objects[-count:]):
+            for item in chain(gc.get_referents(*objects[-count:]), content[-count:]):
                 if id(item) in wanted and type(item) is dict:
                     found.add(id(item))
-            del objects[-count:]
+            del objects[-count:], content[-count:]
             item = None
         yield
 

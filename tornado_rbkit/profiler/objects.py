@@ -18,6 +18,8 @@ from typing import Any, Final
 import msgpack
 import zmq
 
+from tornado_rbkit.profiler.tracked import KindsById, Tracked
+
 SLICE_SECONDS: Final = 0.003
 """What a slice of a walk aims at. Single calls of the interpreter may take longer, as `heap` and `memory` say."""
 
@@ -102,23 +104,6 @@ class SliceSize:
             self.count = min(self._most, self.count * 5 // 4)
 
 
-class KindsById(list[dict[int, str]]):
-    """The names of classes by their objects' ids, in many dicts: that of an object is at ``id >> 16 & LAST``.
-
-    One dict of a million would be rehashed in one go of 50 ms with the GIL held. Neighbours in memory share one, and
-    with it the processor's cache.
-    """
-
-    LAST: Final = 255
-
-    def __init__(self) -> None:
-        super().__init__({} for _ in range(self.LAST + 1))
-
-    def total(self) -> int:
-        """Return the number of objects."""
-        return sum(map(len, self))
-
-
 def may_be_untracked(item: Any) -> bool:
     """Return True for a container that the collector stops tracking though it lives on, as its content is now.
 
@@ -127,12 +112,17 @@ def may_be_untracked(item: Any) -> bool:
     """
     cls = type(item)
     if cls is dict:
-        return DICTS_ARE_UNTRACKED and all(map(_is_plain, gc.get_referents(item)))
-    return cls is tuple and (len(content := gc.get_referents(item)) < len(item) or all(map(_is_plain, content)))
+        return DICTS_ARE_UNTRACKED and are_plain(gc.get_referents(item))
+    return cls is tuple and (len(content := gc.get_referents(item)) < len(item) or are_plain(content))
 
 
 DICTS_ARE_UNTRACKED: Final = sys.version_info < (3, 14)
 """Whether a full collection stops tracking a dict that holds only plain values by then (CPython issue 127010)."""
+
+
+def are_plain(content: list[Any]) -> bool:
+    """Return True if the collector stops tracking a tuple of these objects, or up to Python 3.13 a dict of them."""
+    return all(map(_is_plain, content))
 
 
 def _is_plain(item: Any) -> bool:
@@ -173,6 +163,8 @@ def own_ids(roots: Iterable[object]) -> set[int]:
         found.add(id(item))
         if type(item) is KindsById:
             found.update(map(id, item))
+        elif type(item) is Tracked:  # the objects in its lists are the host's
+            found.update(item.own)
         elif type(item) is GeneratorType:  # a walk, whose lists are ours but hold the host's objects
             held = gc.get_referents(item)
             frames = [other for other in held if type(other) is FrameType]  # on Python 3.10 it is this that holds them

@@ -1,0 +1,70 @@
+"""Run calls of the interpreter's own functions without letting another thread run in between.
+
+Another thread may take the GIL between two bytecodes, and up to Python 3.11 wherever an object that the collector
+tracks is allocated: the allocation may start a collection (Modules/gcmodule.c, _PyObject_GC_Link), which may run
+Python code of the host's (an entry of `gc.callbacks`, a finalizer, a weakref's callback). From Python 3.12 on an
+allocation only schedules a collection, which starts between two bytecodes.
+
+So the calls are iterators of `itertools` over functions written in C, one call exhausts them all, and up to
+Python 3.11 the collector is disabled within that call. Nothing that the collector tracks is allocated between reading
+its state and changing it, so no other thread sees the change, or makes one that is then undone. The exception is an
+audit hook written in Python (`sys.addaudithook`): it runs inside the call.
+"""
+
+from __future__ import annotations
+
+import gc
+import sys
+from collections.abc import Iterator
+from itertools import chain, compress, count, repeat, starmap
+from operator import getitem
+from types import BuiltinMethodType
+from typing import Any, Final
+
+ONCE: Final = ((),)
+"""For `starmap`: one call without arguments."""
+
+_PARTS: Final[tuple[type, ...]] = (
+    *(chain, compress, count, map, repeat, starmap, list, tuple),
+    *(type(iter([])), type(iter(())), BuiltinMethodType),
+)
+_SET_ENABLED: Final = (gc.disable, gc.enable)
+_ALLOCATIONS_COLLECT: Final = sys.version_info < (3, 12)
+
+
+def run_uninterrupted(calls: list[Iterator[None]], own: set[int] | None = None) -> None:
+    """Exhaust each iterator in turn. Any thread.
+
+    Args:
+        calls: each may only give None.
+        own: gets the ids of the iterators, and of the lists that they work on, for a call that lists what there is.
+    """
+    if _ALLOCATIONS_COLLECT:
+        enabled: list[bool] = []
+        restore: Any = map(getitem, repeat(_SET_ENABLED), enabled)
+        calls.insert(0, map(enabled.append, starmap(gc.isenabled, ONCE)))
+        calls.insert(1, starmap(gc.disable, ONCE))
+        calls.append(chain.from_iterable(map(starmap, restore, [ONCE])))
+    everything = chain.from_iterable(calls)
+    if own is not None:
+        own |= _parts(everything)
+    try:
+        any(everything)
+    except BaseException:  # MemoryError
+        if _ALLOCATIONS_COLLECT and True in enabled:
+            gc.enable()
+        raise
+
+
+def _parts(iterator: object) -> set[int]:
+    """Return the ids of an iterator and of what it is made of, before it has begun: its lists are still empty."""
+    found: set[int] = set()
+    found.add(id(found))
+    waiting = [iterator]
+    found.add(id(waiting))
+    while waiting:
+        item = waiting.pop()
+        if id(item) not in found and type(item) in _PARTS:
+            found.add(id(item))
+            waiting.extend(gc.get_referents(item))
+    return found
