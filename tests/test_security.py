@@ -5,19 +5,22 @@ from __future__ import annotations
 import asyncio
 import json
 import re
+import ssl
 from collections.abc import Callable
 from typing import Any
 
 import pytest
-from tornado.httpclient import AsyncHTTPClient, HTTPClientError
+import trustme
+from tornado.httpclient import AsyncHTTPClient, HTTPClientError, HTTPRequest
 from tornado.httpserver import HTTPServer
 from tornado.httputil import HTTPHeaders, HTTPServerRequest, RequestStartLine
 from tornado.netutil import bind_sockets
 from tornado.web import Application, RequestHandler
+from tornado.websocket import websocket_connect
 
 from tests.conftest import Serve, Server, ask, closing, receive, until
 from tests.fake_rbkit import FakeRbkit
-from tornado_rbkit import Access, Bridge, CommandError, IndexHandler
+from tornado_rbkit import Access, Bridge, CommandError, IndexHandler, rbkit_routes
 
 PAGES = ["/rbkit/", "/rbkit/static/app.js", "/rbkit/status", "/rbkit/targets", "/rbkit/metrics"]
 DOORS = ["/rbkit/ws", "/any/where", *PAGES]
@@ -287,6 +290,39 @@ class TestAuthorize:
         assert await ask(connection, "use_wall_time") == b"0ok"
         assert server.bridge.stats()["clients"][0]["commands_waiting"] == 0
         assert b"trigger_gc" not in rbkit.received
+
+    async def test_has_the_client_s_certificate_at_the_opening_and_at_each_command(self, rbkit: FakeRbkit) -> None:
+        authority = trustme.CA()
+        server_side, client_side = ssl.create_default_context(ssl.Purpose.CLIENT_AUTH), ssl.create_default_context()
+        authority.issue_cert("127.0.0.1").configure_cert(server_side)
+        authority.configure_trust(server_side)
+        server_side.verify_mode = ssl.CERT_REQUIRED
+        authority.issue_cert("ann@example.org").configure_cert(client_side)
+        authority.configure_trust(client_side)
+        seen: list[tuple[str, object, object]] = []
+
+        def authorize(handler: RequestHandler, command: str) -> bool:
+            certificate = handler.request.get_ssl_certificate()
+            assert isinstance(certificate, dict)
+            seen.append((command, certificate["subjectAltName"], handler.request.get_ssl_certificate(True)))
+            return True
+
+        bridge = Bridge(**rbkit.endpoints)
+        http = HTTPServer(Application(rbkit_routes(bridge, authorize=authorize)), ssl_options=server_side)
+        sockets = bind_sockets(0, "127.0.0.1")
+        http.add_sockets(sockets)
+        url = f"wss://127.0.0.1:{sockets[0].getsockname()[1]}/rbkit/ws"
+        connection = await websocket_connect(HTTPRequest(url, ssl_options=client_side), subprotocols=["rbkit"])
+        for command in ("trigger_gc", "use_cpu_time"):
+            assert await ask(connection, command) == b"0ok"
+        assert [command for command, *_ in seen] == ["handshake", "trigger_gc", "use_cpu_time"]
+        assert seen[0][1] == (("email", "ann@example.org"),)
+        assert seen[0][1:] == seen[1][1:] == seen[2][1:]
+        ends = asyncio.create_task(closing(connection))
+        await bridge.close()
+        await ends
+        http.stop()
+        await http.close_all_connections()
 
     async def test_that_takes_watching_away_closes_with_1008(self, serve: Serve, rbkit: FakeRbkit) -> None:
         allowed = {"handshake"}

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 from collections.abc import Callable
 from typing import Any, Final
 
@@ -120,12 +121,11 @@ class Connection:
 
     def _close_upstream(self) -> None:
         """On the upstream's loop."""
-        try:
-            self._upstream.close()
+        with contextlib.ExitStack() as stack:
+            stack.callback(self._web_loop.add_callback, self._finish)
             if self._context is not None:
-                self._context.term()
-        finally:
-            self._web_loop.add_callback(self._finish)
+                stack.callback(self._context.destroy, linger=0)
+            stack.callback(self._upstream.close)
 
     def _finish(self, error: RuntimeError | None = None) -> None:
         if self._closed.done():

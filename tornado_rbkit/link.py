@@ -134,7 +134,11 @@ class Link:
         self._refuse(f"broke ZMTP, or sent a message of more than {self._max_message_bytes} bytes (max_message_bytes)")
         with contextlib.suppress(zmq.ZMQError):  # it has forgotten that it was connected
             self.socket.disconnect(self.endpoint)
-        self.socket.connect(self.endpoint)
+        try:
+            self.socket.connect(self.endpoint)
+        except zmq.ZMQError as error:
+            self._refuse(f"cannot be connected to ({error})")
+            self._reconnect_timer = self._io_loop.call_later(_RECONNECT, self._reconnect)
 
     def _cancel_reconnect(self) -> None:
         if self._reconnect_timer is not None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import copy
 import re
 import time
 from collections.abc import Awaitable
@@ -152,6 +153,11 @@ class RbkitWebSocketHandler(AccessHandler, WebSocketHandler):
         self.set_nodelay(True)
         stream = self.ws_connection.stream  # not documented, and the only way to bound what a client is owed
         assert stream is not None
+        # Tornado has taken the stream away from the request, and its server would read on if it had it back. For
+        # `authorize`, a copy has it: `get_ssl_certificate` and the socket are there as they were at the opening.
+        connection: Any = copy.copy(self.request.connection)
+        connection.stream = stream
+        self.request.connection = connection
         try:
             self._session = self.bridge.join(self, self._close_with, stream, self._form, self.access)
         except BridgeFullError as error:
