@@ -92,7 +92,7 @@ async def test_metrics_are_what_prometheus_reads(serve: Serve, rbkit: FakeRbkit)
 
 @pytest.mark.parametrize(
     "facts",
-    [{"pid": "seven"}, {"pwd": b"bytes"}, {"clock_type": None}, {"process_name": 7}, {"timestamp": float("nan")}],
+    [{"pid": "seven"}, {"pwd": b"bytes"}, {"clock_type": 5}, {"process_name": None}, {"timestamp": float("nan")}],
 )
 async def test_a_handshake_that_is_not_rbkit_s_does_not_break_it(
     serve: Serve, rbkit: FakeRbkit, facts: dict[str, object]
