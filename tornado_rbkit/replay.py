@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import logging
 import math
+import os
+import tempfile
 import threading
 import time
 from collections.abc import Callable, Iterable, Iterator
@@ -15,6 +17,7 @@ from typing import Final
 import zmq
 
 from tornado_rbkit.descriptors import require_descriptors
+from tornado_rbkit.endpoints import MAX_IPC_PATH, server_socket
 from tornado_rbkit.protocol import RbkitError
 from tornado_rbkit.recording import DATA, Record
 
@@ -104,13 +107,19 @@ class ReplayServer:
             raise self._error
 
     def _run(self) -> None:
-        with zmq.Context() as context, context.socket(zmq.XPUB) as pub, context.socket(zmq.REP) as rep:
+        with (
+            tempfile.TemporaryDirectory(prefix="rbkit-") as folder,  # no other user can enter it
+            zmq.Context() as context,
+            server_socket(context, zmq.XPUB) as pub,
+            server_socket(context, zmq.REP) as rep,
+        ):
             pub.linger = rep.linger = 0
             pub.sndhwm = _HIGH_WATER_MARK
             pub.xpub_nodrop = True  # at the high-water mark, sending waits
             pub.sndtimeo = int(_TURN * 1000)
-            pub.bind("tcp://127.0.0.1:*")
-            rep.bind("tcp://127.0.0.1:*")
+            fits = zmq.has("ipc") and len(os.fsencode(folder)) + len("/pub") <= MAX_IPC_PATH
+            pub.bind(f"ipc://{folder}/pub" if fits else "tcp://127.0.0.1:*")
+            rep.bind(f"ipc://{folder}/req" if fits else "tcp://127.0.0.1:*")
             self.pub = pub.getsockopt_string(zmq.LAST_ENDPOINT)
             self.req = rep.getsockopt_string(zmq.LAST_ENDPOINT)
             self._bound.set()

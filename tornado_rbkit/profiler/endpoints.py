@@ -17,7 +17,7 @@ from urllib.parse import urlsplit
 
 import zmq
 
-from tornado_rbkit.endpoints import MAX_IPC_PATH
+from tornado_rbkit.endpoints import MAX_IPC_PATH, server_socket
 from tornado_rbkit.profiler.folder import prepare_folder, runtime_folder, temporary_folder
 from tornado_rbkit.protocol import RbkitError
 
@@ -116,7 +116,7 @@ def bind(context: zmq.Context[Any], kind: int, endpoint: str) -> tuple[zmq.Socke
         raise BindError(errno.EINVAL, "a port is at most 65535", endpoint)
     if endpoint.startswith("ipc://@"):
         raise BindError(errno.EINVAL, "an abstract socket has no permissions, give a path", endpoint)
-    sock: zmq.Socket[bytes] = context.socket(kind)
+    sock = server_socket(context, kind)
     try:
         sock.linger = 0
         sock.sndhwm = HIGH_WATER_MARK
