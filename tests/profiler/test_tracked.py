@@ -13,11 +13,11 @@ from tornado_rbkit.profiler import memory
 from tornado_rbkit.profiler.heap import Snapshot
 from tornado_rbkit.profiler.memory import MemoryProfile
 from tornado_rbkit.profiler.publisher import Publisher
-from tornado_rbkit.profiler.tracked import TUPLES_ARE_RESIZED, KindsById, list_tracked
+from tornado_rbkit.profiler.tracked import TUPLES_ARE_RESIZED, list_tracked
 
 
 def listing() -> Iterator[object]:
-    return iter(list_tracked(KindsById()))
+    return iter(list_tracked(frozenset()))
 
 
 def comparison() -> Iterator[None]:
@@ -73,11 +73,7 @@ def test_a_tuple_with_a_single_reference_is_no_object_but_an_id_and_its_content(
     known: list[Any] = [([], number) for number in range(50)]
     new: list[Any] = [([], number) for number in range(50)]
     twice: list[Any] = [([], 1)] * 2
-    kinds = KindsById()
-    for item in known:
-        kinds[id(item) >> 16 & KindsById.LAST][id(item)] = "tuple"
-    del item
-    tracked = list_tracked(kinds)
+    tracked = list_tracked(set(map(id, known)))
     objects = set(map(id, tracked.objects))
     assert id(twice[0]) in objects
     assert not objects & {*map(id, known), *map(id, new)}
@@ -93,7 +89,7 @@ def test_nothing_of_a_listing_refers_to_it(frozen: None) -> None:
     try:
         item: list[Any] = []
         before = sys.getrefcount(item)
-        tracked = list_tracked(KindsById())
+        tracked = list_tracked(frozenset())
         del tracked
         after = sys.getrefcount(item)
     finally:

@@ -1,10 +1,16 @@
 """A heap snapshot: every object the collector tracks, and what they refer to that it does not (strings, numbers).
 
 The heap is walked in slices of some milliseconds, with the host running in between, so a snapshot is no moment in
-time: objects made after its beginning are in it only where they are no more than values, and what dies during the
-walk is kept until its end (and is then released on the server's thread). What holds the GIL for longer than a slice
-are single calls of the interpreter: the list of all tracked objects at the beginning (some 15 ms per million), and
-the references of one very large container.
+time: objects made after its beginning are in it only where they are no more than values, and what the collector tracks
+and dies during the walk is kept until its end (and is then released on the server's thread). What holds the GIL for
+longer than a slice are single calls of the interpreter: the list of all tracked objects at the beginning (some 80 ms
+per million up to Python 3.13, see `tracked`, 15 ms from Python 3.14 on), and the references of one very large
+container.
+
+A value is referred to only until its row is packed, a slice or two after its container's: nothing keeps the host from
+resizing a NumPy array, which refuses while something else refers to the array. (An instance of a subclass that the
+collector tracks is kept until the end.) Up to Python 3.13 a tuple that only a running function's variable refers to
+may be missing.
 
 Not in it: the profiler's own objects, but for its modules, what they define, and the odd one that only the interpreter
 holds; and objects that were set aside with `gc.freeze`, which the collector does not list. File and line are known of
@@ -90,19 +96,21 @@ class Snapshot:
         # now, for what another thread of ours has just made
         self._own = own_ids([*self._roots, self, tracked]) | own_frames()
         objects, values = tracked.objects, self._values
-        at = 0
+        at, item = 0, None
         while at < len(objects) or values:
             with size as count:
                 for _ in range(count):
                     if values:  # first, because nobody else may count on being their only owner meanwhile
                         self._add(values.pop())
                     elif at < len(objects):
-                        if self._is_row(objects[at]):
-                            self._add(objects[at])
+                        item = objects[at]
                         at += 1
+                        # None stands where a tuple was taken out; something may have led to another tuple before
+                        if item is not None and (type(item) is not tuple or self._is_new(id(item))):
+                            self._add(item)
             yield
         self._cut(everything=True)
-        del tracked, objects
+        del tracked, objects, item
         self._seen = []
 
     def messages(self, publisher: Publisher) -> Iterator[bytes]:
@@ -135,8 +143,12 @@ class Snapshot:
             return
         referents = gc.get_referents(item)
         for other in referents:
-            if (type(other) is tuple or not gc.is_tracked(other)) and self._is_new(id(other)):
-                self._values.append(other)
+            if type(other) is tuple or not gc.is_tracked(other):
+                other_id = id(other)
+                shard = self._seen[other_id % _SHARDS]
+                if other_id not in shard:
+                    shard.add(other_id)
+                    self._values.append(other)
         # Straight into the packer's buffer: every object that is made here is traced by tracemalloc where that is on,
         # which takes longer than to make it.
         packer, pack = self._packer, self._packer.pack
@@ -161,11 +173,8 @@ class Snapshot:
         self._rows += 1
         self._cut()
 
-    def _is_row(self, item: Any) -> bool:
-        """Return False for a place in the list that is empty, and for a tuple that something has led to before."""
-        return item is not None and (type(item) is not tuple or self._is_new(id(item)))
-
     def _is_new(self, object_id: int) -> bool:
+        """Return True the first time that something leads to an object."""
         shard = self._seen[object_id % _SHARDS]
         if object_id in shard:
             return False

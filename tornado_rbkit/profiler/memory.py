@@ -62,7 +62,8 @@ import time
 import tracemalloc
 from collections import deque
 from collections.abc import Callable, Iterator
-from itertools import chain
+from itertools import chain, compress, repeat
+from operator import is_not
 from pathlib import Path
 from types import FrameType
 from typing import Any, Final
@@ -116,6 +117,7 @@ class MemoryProfile:
         self._collections: deque[tuple[str, float]] = deque()
         self._callback = _callback(self._collections)
         self._known = KindsById()
+        self._single: set[int] = set()  # the tuples with a single reference among them
         self._tracked = 0
         self._aside: set[int] = set()  # what gc.freeze took out of the collector's sight
         self._untracked: set[int] = set()  # dicts that live, but are not tracked any more
@@ -152,7 +154,7 @@ class MemoryProfile:
         self._publish_collections()
         self._tick, self._tick_spent, self._tick_due = None, 0.0, 0.0
         self._known, self._interned, self._tracked = KindsById(), {}, 0
-        self._aside, self._untracked = set(), set()
+        self._single, self._aside, self._untracked = set(), set(), set()
 
     def last_comparison(self) -> Iterator[None]:
         """Compare once more, slice by slice, before `stop`: what has come and gone since the last tick is told."""
@@ -208,20 +210,20 @@ class MemoryProfile:
         """List what there is now, and return what compares it with what was there at the last tick."""
         collections, self._full_collections = self._full_collections, _full_collections()
         frozen, self._frozen = self._frozen, gc.get_freeze_count()
-        return self._compare(list_tracked(self._known), collections, frozen, baseline=baseline)
+        return self._compare(list_tracked(self._single), collections, frozen, baseline=baseline)
 
     def _compare(self, tracked: Tracked, collections: int, frozen: int, *, baseline: bool = False) -> Iterator[None]:
         """Compare slice by slice, and publish the difference; the counts are of before the last tick."""
         timestamp = pack_double(time.time() * 1000.0)
-        own = own_ids([*self._own(), self, tracked]) | {id(None)}  # which stands for the tuples that were taken out
+        own = own_ids([*self._own(), self, tracked])
         names = ClassNames(self._interned)
         before, present = self._known, KindsById()
         events: dict[str, tuple[bytes, bytes] | None] = {}
         size = SliceSize()
-        objects = tracked.objects
+        objects, item = tracked.objects, None
         while objects:
             with size as count:
-                part = objects[-count:]
+                part = list(compress(objects[-count:], map(is_not, objects[-count:], repeat(None))))
                 del objects[-count:]
                 kinds = names.of(list(map(type, part)))
                 for item, object_id, kind in zip(part, map(id, part), kinds, strict=True):
@@ -240,7 +242,7 @@ class MemoryProfile:
                         if not baseline:
                             self._publisher.add(event[0] + pack(object_id) + event[1])
                     present[shard][object_id] = kind
-                del part, item
+                part, item = [], None
             yield
         yield from self._compare_tuples(tracked, present, own, timestamp, baseline=baseline)
         frozen_now = gc.get_freeze_count()  # which counts them one by one
@@ -262,20 +264,25 @@ class MemoryProfile:
         kind = self._interned.setdefault("tuple", "tuple")
         before, after = _created(timestamp, kind)
         size = SliceSize()
+        self._single = single = set[int]()
         while tracked.known_ids or tracked.new_ids:
             with size as count:
                 for object_id in tracked.known_ids[-count:]:
                     present[object_id >> 16 & KindsById.LAST][object_id] = kind
+                single.update(tracked.known_ids[-count:])
                 del tracked.known_ids[-count:]
                 for object_id, content in tracked.take_new(count):
-                    if object_id in own or are_plain(content):
-                        continue
                     shard = object_id >> 16 & KindsById.LAST
-                    if object_id in self._known[shard]:
-                        self._publisher.add(_destroyed(timestamp, object_id))
-                    if not baseline:
-                        self._publisher.add(before + pack(object_id) + after)
+                    old = self._known[shard].get(object_id)
+                    if old is not kind:
+                        if object_id in own or are_plain(content):
+                            continue
+                        if old is not None:
+                            self._publisher.add(_destroyed(timestamp, object_id))
+                        if not baseline:
+                            self._publisher.add(before + pack(object_id) + after)
                     present[shard][object_id] = kind
+                    single.add(object_id)
                 content = []
             yield
 
@@ -324,7 +331,7 @@ class MemoryProfile:
 
 def _find_dicts(wanted: set[int], found: set[int]) -> Iterator[None]:
     """Find, slice by slice, the dicts with these ids that anything tracked refers to."""
-    tracked = list_tracked(KindsById())
+    tracked = list_tracked(frozenset())
     objects, content = tracked.objects, tracked.content
     size = SliceSize()
     while objects or content:

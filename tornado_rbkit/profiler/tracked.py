@@ -13,9 +13,9 @@ from __future__ import annotations
 
 import gc
 import sys
-from collections.abc import Iterator
+from collections.abc import Container, Iterator
 from itertools import chain, compress, count, repeat, starmap
-from operator import and_, eq, getitem, is_, le, not_, rshift, setitem
+from operator import contains, getitem, is_, le, not_, setitem
 from typing import Any, Final, NamedTuple
 
 from tornado_rbkit.profiler.uninterrupted import ONCE, run_uninterrupted
@@ -79,11 +79,11 @@ class Tracked(NamedTuple):
         return taken
 
 
-def list_tracked(known: KindsById | None = None) -> Tracked:
+def list_tracked(known: Container[int] | None = None) -> Tracked:
     """List what the collector tracks. Any thread.
 
     Args:
-        known: the tuples of which the content is not needed; None if no content is needed.
+        known: the ids of tuples of which the content is not needed; None if no content is needed.
     """
     listed: list[list[Any]] = []  # the one list that gc.get_objects returns
     single: list[tuple[Any, ...]] = []
@@ -119,16 +119,15 @@ def _take_out(listed: list[list[Any]], single: list[tuple[Any, ...]]) -> list[It
     ]
 
 
-def _look_into(single: list[tuple[Any, ...]], known: KindsById, found: Tracked) -> list[Iterator[None]]:
+def _look_into(single: list[tuple[Any, ...]], known: Container[int], found: Tracked) -> list[Iterator[None]]:
     """Sort the tuples by whether they are known, and put down what the others refer to."""
     ids: list[int] = []
     is_known: list[bool] = []
     new: list[tuple[Any, ...]] = []
     content: list[list[Any]] = []
-    shards: Any = map(getitem, repeat(known), map(and_, map(rshift, ids, repeat(16)), repeat(KindsById.LAST)))
     return [
         map(ids.extend, [map(id, single)]),
-        map(is_known.extend, [map(eq, map(dict.get, shards, ids), repeat("tuple"))]),
+        map(is_known.extend, [map(contains, repeat(known), ids)]),
         map(found.known_ids.extend, [compress(ids, is_known)]),
         map(found.new_ids.extend, [compress(ids, map(not_, is_known))]),
         map(new.extend, [compress(single, map(not_, is_known))]),
