@@ -14,6 +14,9 @@ from tornado_rbkit.protocol import RbkitError
 MAX_IPC_PATH: Final = 107 if sys.platform.startswith("linux") else 103
 """Bytes, of sockaddr_un's sun_path."""
 
+MAX_REQUEST_BYTES: Final = 1 << 20
+"""Bytes in one part of a request, or one subscription; a longer one ends its connection (ZMQ_MAXMSGSIZE)."""
+
 _TCP: Final = re.compile(r"tcp://(\[[0-9A-Fa-f:.]+(%\w+)?\]|[A-Za-z0-9._-]+):(?P<port>\d{1,5})", re.ASCII)
 
 
@@ -72,4 +75,5 @@ def server_socket(context: zmq.Context[Any], kind: int) -> zmq.Socket[bytes]:
     """
     socket: zmq.Socket[bytes] = context.socket(kind)
     socket.setsockopt(zmq.ZAP_DOMAIN, b"rbkit")
+    socket.setsockopt(zmq.MAXMSGSIZE, MAX_REQUEST_BYTES)
     return socket

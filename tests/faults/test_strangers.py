@@ -15,6 +15,7 @@ import zmq
 
 import tornado_rbkit
 from tornado_rbkit import profiler
+from tornado_rbkit.endpoints import MAX_REQUEST_BYTES
 from tornado_rbkit.protocol import COMMANDS
 from tornado_rbkit.recording import Record
 from tornado_rbkit.replay import ReplayServer
@@ -89,6 +90,18 @@ def test_clients_of_zmtp_3_are_served(endpoints: tuple[str, str]) -> None:
         req.send(b"handshake")
         assert req.poll(10_000)
         assert req.recv()
+
+
+def test_a_part_longer_than_allowed_ends_its_connection(endpoints: tuple[str, str]) -> None:
+    with zmq.Context() as context, context.socket(zmq.REQ) as req:
+        req.linger = 0
+        monitor = req.get_monitor_socket(zmq.EVENT_DISCONNECTED)
+        req.connect(endpoints[1])
+        req.send(bytes(MAX_REQUEST_BYTES + 1))
+        assert monitor.poll(10_000), "it was taken"
+        req.disable_monitor()
+        monitor.close(0)
+    assert_answers(endpoints[1])
 
 
 def test_no_socket_is_bound_that_was_made_another_way() -> None:

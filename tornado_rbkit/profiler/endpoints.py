@@ -134,6 +134,27 @@ def bind(context: zmq.Context[Any], kind: int, endpoint: str) -> tuple[zmq.Socke
     return sock, sock.getsockopt_string(zmq.LAST_ENDPOINT).rstrip("\0")
 
 
+def same_endpoint(given: str, bound: str) -> bool:
+    """Return True if a socket bound to the endpoint `given` could be at `bound`, which `bind` returned.
+
+    A name of an interface or a host other than localhost is not resolved.
+    """
+    if given.endswith("*"):  # any will do
+        return True
+    if given.startswith("ipc://") and bound.startswith("ipc://"):
+        return os.path.realpath(given.removeprefix("ipc://")) == os.path.realpath(bound.removeprefix("ipc://"))
+    return _tcp_address(given) == _tcp_address(bound)
+
+
+def _tcp_address(endpoint: str) -> tuple[str, str]:
+    host, _, port = endpoint.lower().rpartition(":")
+    host = host.removeprefix("tcp://").strip("[]")
+    host = {"localhost": "127.0.0.1", "*": "0.0.0.0"}.get(host, host)  # noqa: S104 - nothing is bound here
+    with contextlib.suppress(ValueError):
+        host = ipaddress.ip_address(host).compressed
+    return host, port.lstrip("0")
+
+
 def _bind_to_file(sock: zmq.Socket[bytes], endpoint: str) -> None:
     """Bind to a file with the permissions 0600, which nobody can connect to before it has them.
 

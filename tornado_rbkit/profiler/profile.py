@@ -28,6 +28,9 @@ FLUSH_SECONDS: Final = 0.05
 LAST_SECONDS: Final = 2.0
 """The longest a memory profile compares before it is stopped; clients wait 5 s for the reply."""
 
+MAX_PARTS: Final = 10
+"""Parts of one request that are run. Clients send one; rbkit runs any number, during which nobody else is answered."""
+
 _OK: Final = b"ok"
 
 
@@ -77,9 +80,14 @@ class Profile:
         }
 
     def answer(self, request: list[bytes]) -> bytes:
-        """Run every part of a request and return the reply to the last, which is ``ok`` to what is no command."""
+        """Run every part of a request and return the reply to the last, which is ``ok`` to what is no command.
+
+        Between two parts the host runs, and the rest is left out if the server is being stopped.
+        """
         reply = _OK
         for at in range(len(request)):  # an iterator of the list would be in the snapshot
+            if at and not self._outlet.breathe():
+                break
             command = self._commands.get(request[at].partition(b"\0")[0])  # rbkit takes what comes before a NUL
             reply = _OK if command is None else command()
         return reply

@@ -21,9 +21,16 @@ from tornado_rbkit.descriptors import require_descriptors
 from tornado_rbkit.profiler.arguments import check_clock, check_interval, check_server
 from tornado_rbkit.profiler.cpu import DEFAULT_INTERVAL
 from tornado_rbkit.profiler.discovery import Announcement, RunningServer, unique_key
-from tornado_rbkit.profiler.endpoints import BindError, bind_chosen, release_inherited, restore, unlink
+from tornado_rbkit.profiler.endpoints import (
+    BindError,
+    bind_chosen,
+    release_inherited,
+    restore,
+    same_endpoint,
+    unlink,
+)
 from tornado_rbkit.profiler.memory import release_callback
-from tornado_rbkit.profiler.profile import Profile, default_name
+from tornado_rbkit.profiler.profile import MAX_PARTS, Profile, default_name
 from tornado_rbkit.profiler.publisher import Publisher
 from tornado_rbkit.profiler.signals import leave_signals_to_the_host
 from tornado_rbkit.protocol import RbkitError
@@ -45,6 +52,9 @@ _log = logging.getLogger(__name__)
 
 _LOOK_SECONDS: Final = 2.0
 """Between two looks at the files by which the server is reached; clients of a process that ended are kept longer."""
+
+_EXIT_SECONDS: Final = 2.0
+"""What the end of the process waits at most for the server's thread."""
 
 _LINGER_MS: Final = 200
 """What `stop_server` waits at most for the last messages, and the last reply, to reach their clients."""
@@ -74,10 +84,13 @@ class Server:
 
     _announcement: Announcement | None = None
     _is_cut_off = False
+    _has_refused = False
 
     def __init__(self, pub: str | None, req: str | None, name: str) -> None:
         require_descriptors()
         self._key = unique_key()
+        self._pid = os.getpid()
+        self._given = (pub, req)
         self.name = name
         self.started = time.time()
         self._publisher = Publisher()
@@ -114,8 +127,15 @@ class Server:
 
     @property
     def running(self) -> bool:
-        """True from `start_server` to `stop_server`."""
-        return not self._stopping and self._thread.is_alive()
+        """True from `start_server` to `stop_server`, in the process that started it, and while its thread lives."""
+        return not self._stopping and self._lives()
+
+    def is_at(self, pub: str | None, req: str | None) -> bool:
+        """Return True if `start_server` with these endpoints would listen where this server does."""
+        return all(
+            asked is None or asked == given or same_endpoint(asked, bound)
+            for asked, given, bound in zip((pub, req), self._given, (self.pub, self.req), strict=True)
+        )
 
     def status(self) -> dict[str, Any]:
         """Return what the server does, as JSON can hold it. Never waits for the server's thread."""
@@ -137,6 +157,8 @@ class Server:
     def call(self, function: Callable[[Profile], _T]) -> _T:
         """Run `function` on the server's thread, between two commands; return what it returned.
 
+        It waits for the command under way: for a snapshot of a large heap, that may be a minute.
+
         Raises:
             RuntimeError: the server has stopped.
             Exception: whatever `function` raised.
@@ -152,7 +174,7 @@ class Server:
         self._calls.append(run)
         self._wake()
         while not wait([future], timeout=0.1).done:
-            if not self._thread.is_alive() and not future.done():
+            if not self._lives() and not future.done():
                 raise RuntimeError("the profiler's server has stopped")
         return future.result()
 
@@ -186,14 +208,24 @@ class Server:
         self._publish()
         return not self._stopped.wait(_HOSTS_TURN_SECONDS)
 
-    def stop(self) -> None:
-        """Publish what waits, close the sockets, and join the thread. May be called twice, on any other thread."""
+    def stop(self, timeout: float | None = None) -> bool:
+        """Publish what waits, close the sockets, and join the thread. May be called twice, on any other thread.
+
+        Args:
+            timeout: seconds to wait for the thread; None to wait until it has ended.
+
+        Returns:
+            False if the thread had not ended when the time was up.
+        """
         self._stopping = True
         self._stopped.set()
         self._wake()
-        self._thread.join()
+        self._thread.join(timeout)
+        if self._thread.is_alive():
+            return False
         self._wake_in.close()
         self._wake_out.close()
+        return True
 
     def abandon(self) -> None:
         """Give up, in a forked child, what belongs to the parent's server."""
@@ -203,6 +235,13 @@ class Server:
         release_callback(self._profile.memory)
         self._profile.cpu.abandon()
         release_inherited([self.pub, self.req])
+
+    def belongs_here(self) -> bool:
+        """Return False in a process that was forked from the server's, which has its memory and not its thread."""
+        return self._pid == os.getpid()
+
+    def _lives(self) -> bool:
+        return self.belongs_here() and self._thread.is_alive()
 
     def _wake(self) -> None:
         try:
@@ -226,13 +265,23 @@ class Server:
         self._poller.register(self._wake_out.fileno(), zmq.POLLIN)
         self._bound.set_result((bound_pub, bound_req))
         try:
+            self._serve_to_the_end()
+        except BaseException:  # noqa: BLE001 - it is the end of the thread
+            _log.exception("the profiler's server has ended; start_server() starts another")
+
+    def _serve_to_the_end(self) -> None:
+        try:
             self._serve()
         finally:
-            if self._announcement is not None:
-                self._announcement.withdraw()
-            self._profile.close()
-            self._publish(flush=True)
-            self._close()
+            try:
+                if self._announcement is not None:
+                    self._announcement.withdraw()
+                self._profile.close()
+            finally:
+                try:
+                    self._publish(flush=True)
+                finally:
+                    self._close()
 
     def _close(self) -> None:
         for sock, endpoint in self._sockets:
@@ -273,9 +322,8 @@ class Server:
         self._announcement.keep()
 
     def _answer(self) -> None:
-        # always the same list: a comparison that is under way would keep the one before, and a snapshot show it
         try:
-            self._request[:] = self._rep.recv_multipart(zmq.NOBLOCK)
+            self._receive()
         except zmq.Again:  # it was announced, and had no envelope (rep_t::xrecv): to wait would be for somebody else's
             return
         try:
@@ -284,6 +332,26 @@ class Server:
             _log.exception("the profiler failed at %.100r", self._request)
             reply = b"ok"
         self._rep.send(reply)
+
+    def _receive(self) -> None:
+        """Read a request; one of too many parts is read to its end, and nothing of it is run.
+
+        Raises:
+            zmq.Again: there is none.
+        """
+        # always the same list: a comparison that is under way would keep the one before, and a snapshot show it
+        self._request[:] = [self._rep.recv(zmq.NOBLOCK)]
+        parts = 1
+        while self._rep.get(zmq.RCVMORE):
+            part = self._rep.recv(zmq.NOBLOCK)
+            parts += 1
+            if parts <= MAX_PARTS:
+                self._request.append(part)
+        if parts > MAX_PARTS:
+            self._request.clear()
+            if not self._has_refused:
+                self._has_refused = True
+                _log.warning("a request of %d parts was not run; allowed: %d. This is logged once", parts, MAX_PARTS)
 
     def _work(self) -> float | None:
         try:
@@ -327,9 +395,11 @@ def start_server(pub: str | None = None, req: str | None = None, name: str | Non
         OSError: there are too few file descriptors.
     """
     check_server(pub, req, name)
+    _notice_fork()
     with _lock:
-        if _server is not None:
-            raise AlreadyRunningError(_server)
+        server = _running()
+        if server is not None:
+            raise AlreadyRunningError(server)
         return _start(pub, req, name)
 
 
@@ -359,44 +429,88 @@ def start_profiling(
     Raises:
         ArgumentError: an argument cannot be used; the error names it, and what is allowed.
         AlreadyRunningError: the server that runs has other endpoints than the ones given.
+        RuntimeError: the server was stopped meanwhile.
         BindError: an endpoint is taken, or cannot be bound; the error names it.
         OSError: there are too few file descriptors.
     """
     check_server(pub, req, name)
     check_clock(clock_type)
     check_interval(cpu_sampling_interval)
+    _notice_fork()
     with _lock:
-        server = _server or _start(pub, req, name)
-        if (pub or server.pub, req or server.req) != (server.pub, server.req) and "*" not in f"{pub}{req}":
+        server = _running() or _start(pub, req, name)
+        if not server.is_at(pub, req):
             raise AlreadyRunningError(server)
 
-        def configure(profile: Profile) -> None:
-            profile.use_cpu_time() if clock_type == "cpu" else profile.use_wall_time()
-            if enable_object_trace or enable_gc_stats:
-                profile.memory.start(trace_objects=enable_object_trace, gc_stats=enable_gc_stats)
-            else:
-                profile.stop_memory_profile()
-            if enable_cpu_profiling:
-                profile.cpu.start(cpu_sampling_interval)
-            else:
-                profile.cpu.stop()
+    def configure(profile: Profile) -> None:
+        profile.use_cpu_time() if clock_type == "cpu" else profile.use_wall_time()
+        if enable_object_trace or enable_gc_stats:
+            profile.memory.start(trace_objects=enable_object_trace, gc_stats=enable_gc_stats)
+        else:
+            profile.stop_memory_profile()
+        if enable_cpu_profiling:
+            profile.cpu.start(cpu_sampling_interval)
+        else:
+            profile.cpu.stop()
 
-        server.call(configure)
-        return server
+    server.call(configure)  # without the lock: it may take long, and the process has to be able to end
+    return server
 
 
 def stop_server() -> None:
-    """Stop the server and everything it measures; does nothing when there is none. Any thread but its own."""
-    global _server
+    """Stop the server and everything it measures; does nothing when there is none. Any thread but its own.
+
+    It waits for what the server's thread is doing: a slice of a snapshot, or a collection.
+    """
+    _notice_fork()
     with _lock:
-        server, _server = _server, None
+        server = _take()
         if server is not None:
             server.stop()
 
 
 def current_server() -> Server | None:
     """Return the server that runs in this process. Any thread."""
+    _notice_fork()
+    server = _server
+    return server if server is not None and server.running else None
+
+
+def _stop_at_exit() -> None:
+    """Stop the server, but do not keep the process from ending for longer than `_EXIT_SECONDS`."""
+    _notice_fork()
+    deadline = time.monotonic() + _EXIT_SECONDS
+    if not _lock.acquire(timeout=_EXIT_SECONDS):
+        _log.warning("the profiler is still being started or stopped after %g s; the process ends", _EXIT_SECONDS)
+        return
+    try:
+        server = _take()
+        if server is not None and not server.stop(max(0.0, deadline - time.monotonic())):
+            _log.warning("the profiler's thread is still busy after %g s; the process ends", _EXIT_SECONDS)
+    finally:
+        _lock.release()
+
+
+def _take() -> Server | None:
+    global _server
+    server, _server = _server, None
+    return server
+
+
+def _running() -> Server | None:
+    """Return the server, after cleaning up behind one whose thread has ended by an error."""
+    if _server is not None and not _server.running:
+        dead = _take()
+        assert dead is not None
+        dead.stop()
     return _server
+
+
+def _notice_fork() -> None:
+    """See whether this process was forked without Python's hooks, in C, as uWSGI forks its workers."""
+    server = _server
+    if server is not None and not server.belongs_here():
+        _after_fork_in_child()
 
 
 def _start(pub: str | None, req: str | None, name: str | None) -> Server:
@@ -411,7 +525,7 @@ def _hook() -> None:
     if _hooked:
         return
     _hooked = True
-    atexit.register(stop_server)
+    atexit.register(_stop_at_exit)
     if hasattr(os, "register_at_fork"):
         os.register_at_fork(after_in_child=_after_fork_in_child)
 

@@ -1,0 +1,231 @@
+"""What strangers and the host cannot do to the server: keep it busy, keep the process from ending, hide its death."""
+
+from __future__ import annotations
+
+import logging
+import sys
+from collections.abc import Callable
+
+import pytest
+
+from tests.fake_rbkit import free_port
+from tests.profiler.conftest import Client
+from tests.profiler.python import python
+from tornado_rbkit import profiler
+from tornado_rbkit.profiler.endpoints import same_endpoint
+from tornado_rbkit.profiler.profile import MAX_PARTS, Profile
+from tornado_rbkit.profiler.publisher import Publisher
+from tornado_rbkit.protocol import Handshake, decode
+
+REFUSED = f"a request of 10000 parts was not run; allowed: {MAX_PARTS}. This is logged once"
+
+
+class Outlet:
+    """What a profile publishes by; it has been told to stop after so many turns of the host."""
+
+    def __init__(self, turns: int) -> None:
+        self.turns = turns
+
+    def send_all(self, message: bytes) -> None:
+        raise AssertionError("nothing is sent")
+
+    def flush(self) -> None:
+        pass
+
+    def breathe(self) -> bool:
+        self.turns -= 1
+        return self.turns >= 0
+
+
+class TestParts:
+    def test_of_a_request_with_too_many_nothing_is_run(
+        self, client: Client, server: profiler.Server, caplog: pytest.LogCaptureFixture
+    ) -> None:
+        for _ in range(2):
+            assert client.ask(*[b"start_memory_profile"] * 10_000) == b"ok"
+        assert [record.getMessage() for record in caplog.records] == [REFUSED]
+        assert isinstance(decode(client.ask(b"handshake")), Handshake)
+        assert not server.status()["memory"]["enabled"]
+
+    def test_as_many_as_are_allowed_are_run(self, client: Client, server: profiler.Server) -> None:
+        client.ask(*[b""] * (MAX_PARTS - 1), b"start_memory_profile")
+        client.ask(b"handshake")
+        assert server.status()["memory"]["enabled"]
+
+    @pytest.mark.parametrize("turns", range(4))
+    def test_the_rest_is_left_out_when_the_server_is_stopped(self, turns: int) -> None:
+        profile = Profile("x", Publisher(), Outlet(turns))
+        done = 0
+
+        def count() -> bytes:
+            nonlocal done
+            done += 1
+            return b"ok"
+
+        profile._commands[b"count"] = count
+        profile.answer([b"count"] * 4)
+        assert done == turns + 1
+
+    def test_the_process_ends_in_the_middle_of_a_request(self) -> None:
+        output = python(
+            """
+import sys
+from collections.abc import Callable
+from tests.profiler.conftest import Client
+from tornado_rbkit import profiler
+heap = [[] for _ in range(200_000)]
+server = profiler.start_server("tcp://127.0.0.1:*", "tcp://127.0.0.1:*")
+client = Client(server.pub, server.req)
+client.__enter__()
+client.req.send_multipart([b"objectspace_snapshot"] * 10)
+while not server.status()["snapshot_objects"]:
+    pass
+profiler.stop_server()
+print(server.status()["snapshot_objects"] < 10 * 200_000)
+client.__exit__(None, None, None)
+"""
+        )
+        assert output == "True\n"
+
+
+BUSY = """
+import logging, sys, threading
+from tornado_rbkit import profiler
+logging.basicConfig(stream=sys.stdout, format="%(message)s")
+server = profiler.start_server("tcp://127.0.0.1:*", "tcp://127.0.0.1:*")
+busy = threading.Event()
+def never_return(profile):
+    busy.set()
+    threading.Event().wait()
+threading.Thread(target=server.call, args=(never_return,), daemon=True).start()
+busy.wait()
+"""
+
+
+class TestTheEndOfTheProcess:
+    def test_waits_for_a_busy_server_no_longer_than_it_says(self) -> None:
+        assert python(BUSY) == "the profiler's thread is still busy after 2 s; the process ends\n"
+
+    def test_is_not_held_up_by_a_host_that_waits_for_the_server(self) -> None:
+        waiting = """
+thread = threading.Thread(target=profiler.start_profiling, daemon=True)
+thread.start()
+while not server._calls:
+    pass
+"""
+        assert python(BUSY + waiting) == "the profiler's thread is still busy after 2 s; the process ends\n"
+
+
+@pytest.mark.parametrize(
+    ("given", "bound"),
+    [
+        ("tcp://localhost:5555", "tcp://127.0.0.1:5555"),
+        ("tcp://LOCALHOST:05555", "tcp://127.0.0.1:5555"),
+        ("tcp://*:5555", "tcp://0.0.0.0:5555"),
+        ("tcp://[0:0::1]:5555", "tcp://[::1]:5555"),
+        ("tcp://127.0.0.1:*", "tcp://127.0.0.1:40001"),
+        ("ipc:///tmp/../tmp/x", "ipc:///tmp/x"),
+    ],
+)
+def test_two_spellings_of_an_endpoint_are_the_same(given: str, bound: str) -> None:
+    assert same_endpoint(given, bound)
+    assert same_endpoint(bound, bound)
+
+
+@pytest.mark.parametrize(
+    ("given", "bound"),
+    [
+        ("tcp://localhost:5556", "tcp://127.0.0.1:5555"),
+        ("tcp://127.0.0.2:5555", "tcp://127.0.0.1:5555"),
+        ("tcp://*:5555", "tcp://127.0.0.1:5555"),
+        ("ipc:///tmp/y", "ipc:///tmp/x"),
+        ("ipc:///tmp/x", "tcp://127.0.0.1:5555"),
+        ("tcp://127.0.0.1:5555", "ipc:///tmp/x"),
+    ],
+)
+def test_other_endpoints_are_not(given: str, bound: str) -> None:
+    assert not same_endpoint(given, bound)
+
+
+@pytest.mark.parametrize("host", ["localhost", "127.0.0.1", "*"])
+def test_profiling_can_be_started_again_with_the_same_arguments(host: str) -> None:
+    pub, req = f"tcp://{host}:{free_port()}", f"tcp://{host}:{free_port()}"
+    try:
+        server = profiler.start_profiling(pub, req)
+        assert profiler.start_profiling(pub, req) is server
+        assert profiler.start_profiling(pub) is server
+        with pytest.raises(profiler.AlreadyRunningError):
+            profiler.start_profiling(pub, pub)
+    finally:
+        profiler.stop_server()
+
+
+class Fault(BaseException):
+    """Nobody expects it."""
+
+
+@pytest.mark.logs_errors
+@pytest.mark.parametrize("start", [profiler.start_server, profiler.start_profiling])
+def test_a_server_that_has_died_is_logged_and_can_be_started_again(
+    server: profiler.Server, caplog: pytest.LogCaptureFixture, start: Callable[..., profiler.Server]
+) -> None:
+    def fail() -> None:
+        raise Fault
+
+    server._calls.append(fail)
+    server._wake()
+    server._thread.join()
+    (record,) = [record for record in caplog.records if record.levelno >= logging.ERROR]
+    assert record.getMessage() == "the profiler's server has ended; start_server() starts another"
+    assert record.exc_info
+    assert isinstance(record.exc_info[1], Fault)
+    assert profiler.current_server() is None
+    with pytest.raises(RuntimeError, match="has stopped"):
+        server.call(lambda profile: None)
+    successor = start(server.pub, server.req)
+    assert successor.running
+    with Client(successor.pub, successor.req) as client:
+        assert isinstance(decode(client.ask(b"handshake")), Handshake)
+
+
+@pytest.mark.skipif(sys.platform == "win32", reason="needs fork")
+def test_a_child_forked_in_c_has_no_server_and_leaves_its_parents_alone() -> None:
+    output = python(
+        """
+import ctypes, os, signal, sys
+from tests.profiler.conftest import Client
+from tornado_rbkit import profiler
+server = profiler.start_server("tcp://127.0.0.1:*", "tcp://127.0.0.1:*", "parent")
+profiler.server._lock.acquire()  # as another thread of the parent's might have it
+child = ctypes.PyDLL(None).fork()  # what uWSGI does, without PyOS_AfterFork_Child
+if child == 0:
+    signal.alarm(30)  # a fault is a wait for a thread that is not there
+    assert not server.running
+    try:
+        server.call(lambda profile: None)
+    except RuntimeError:
+        pass
+    assert profiler.current_server() is None
+    profiler.stop_server()
+    own = profiler.start_server("tcp://127.0.0.1:*", "tcp://127.0.0.1:*", "child")
+    with Client(own.pub, own.req) as client:
+        assert client.ask(b"handshake")
+    sys.stdout.write("child ")
+    sys.exit(0)
+profiler.server._lock.release()
+_, status = os.waitpid(child, 0)
+assert status == 0, status
+assert [found.name for found in profiler.list_servers()] == ["parent"]
+with Client(server.pub, server.req) as client:
+    assert client.ask(b"handshake")
+child = ctypes.PyDLL(None).fork()
+if child == 0:
+    signal.alarm(30)
+    sys.exit(0)  # a worker that never asked
+_, status = os.waitpid(child, 0)
+assert status == 0, status
+assert [found.name for found in profiler.list_servers()] == ["parent"]
+print("parent")
+"""
+    )
+    assert output == "child parent\n"
