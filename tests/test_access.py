@@ -13,9 +13,9 @@ from tornado.httpserver import HTTPServer
 from tornado.netutil import bind_sockets
 from tornado.web import Application, RequestHandler
 
-from tornado_rbkit import access as access_module
-from tornado_rbkit.access import Access, AccessHandler
 from tornado_rbkit.protocol import COMMANDS, CommandError
+from tornado_rbkit.web import access as access_module
+from tornado_rbkit.web.access import Access, AccessHandler
 
 
 class Door(AccessHandler):

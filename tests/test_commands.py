@@ -8,10 +8,10 @@ from functools import partial
 
 import pytest
 
-from tornado_rbkit import commands
-from tornado_rbkit.commands import MAX_WAITING, CommandQueue
+from tornado_rbkit.bridge import commands
+from tornado_rbkit.bridge.commands import MAX_WAITING, CommandQueue
 from tornado_rbkit.protocol import CommandError
-from tornado_rbkit.requester import Outcome
+from tornado_rbkit.upstream.requester import Outcome
 
 OK = Outcome(b"ok", None, 0.01)
 

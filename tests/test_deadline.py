@@ -15,7 +15,7 @@ from tests.fake_rbkit import FakeRbkit
 from tests.test_fanout import StalledClient, stall, stalled
 from tests.test_outbox import KIB, MIB, Line, chunk, line
 from tornado_rbkit import Bridge
-from tornado_rbkit.deadline import Deadline
+from tornado_rbkit.bridge.deadline import Deadline
 
 __all__ = ["line", "stall"]  # fixtures
 

@@ -21,7 +21,7 @@ from hypothesis import strategies as st
 
 from tests.fake_rbkit import collection
 from tests.odd_values import EVENTS, FRAME, messages, nested
-from tornado_rbkit import cli
+from tornado_rbkit.cli import main as cli
 
 COMMAND = [sys.executable, "-X", "dev", "-W", "error", "-m", "tornado_rbkit", "export"]
 GOOD = msgpack.packb([0.0, 1, None, collection(0, [EVENTS[-1]])])
@@ -162,7 +162,7 @@ def test_a_full_disk_leaves_an_earlier_file_as_it_is(session: Path) -> None:
     program = (
         "import resource, signal, sys; signal.signal(signal.SIGXFSZ, signal.SIG_IGN);"
         f"resource.setrlimit(resource.RLIMIT_FSIZE, (1000, {resource.RLIM_INFINITY}));"
-        "from tornado_rbkit.cli import main; sys.exit(main(sys.argv[1:]))"
+        "from tornado_rbkit.cli.main import main; sys.exit(main(sys.argv[1:]))"
     )
     finished = subprocess.run(
         [sys.executable, "-c", program, "export", "--format", "json", session, "-o", output],

@@ -17,8 +17,8 @@ from tests.conftest import Serve, ask, closing, until
 from tests.fake_rbkit import FakeRbkit
 from tornado_rbkit import Access, Bridge, BridgeFullError, IOLoopThread
 from tornado_rbkit.frames import Form
-from tornado_rbkit.link import Link
-from tornado_rbkit.upstream import State, Upstream
+from tornado_rbkit.upstream.monitored_socket import Link
+from tornado_rbkit.upstream.sockets import State, Upstream
 
 FAILURES = [
     (zmq.ZMQError(errno.EMFILE), "Too many open files"),
@@ -33,7 +33,7 @@ class Broken:
 
     def __init__(self, monkeypatch: pytest.MonkeyPatch) -> None:
         self.errors: list[Exception] = []
-        monkeypatch.setattr("tornado_rbkit.upstream.require_descriptors", self._open)
+        monkeypatch.setattr("tornado_rbkit.upstream.sockets.require_descriptors", self._open)
 
     def _open(self) -> None:
         if self.errors:

@@ -127,7 +127,7 @@ async def test_viewers_that_take_turns_get_every_message_in_order(
     stall: list[StalledClient],
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    monkeypatch.setattr("tornado_rbkit.fanout.MAX_DELIVERED", 1)  # so that a batch goes to one viewer at a time
+    monkeypatch.setattr("tornado_rbkit.bridge.fanout.MAX_DELIVERED", 1)  # so that a batch goes to one viewer at a time
     server = await serve(Bridge(**rbkit.endpoints, threaded=threaded))
     clients = [await server.connected() for _ in range(3)]
     leaving = await stalled(server, stall)

@@ -5,7 +5,7 @@ from __future__ import annotations
 import re
 import xml.etree.ElementTree as ET
 
-from tornado_rbkit.flamegraph import flame_graph
+from tornado_rbkit.jupyter.flamegraph import flame_graph
 
 SVG = "{http://www.w3.org/2000/svg}"
 

@@ -17,7 +17,7 @@ from tornado.web import Application
 from tests.conftest import until
 from tests.faults.raw import Raw
 from tornado_rbkit import Bridge, guesses, rbkit_routes
-from tornado_rbkit.guesses import FIRST_DELAY, FREE, MAX_DELAY, Guesses
+from tornado_rbkit.web.guesses import FIRST_DELAY, FREE, MAX_DELAY, Guesses
 
 
 class Clock:

@@ -15,7 +15,7 @@ from tests.conftest import Server, ask, closing, receive, receive_data, until
 from tests.fake_rbkit import FakeRbkit
 from tests.test_fanout import MIB, StalledClient
 from tornado_rbkit import Bridge, RbkitWebSocketHandler
-from tornado_rbkit.upstream import State
+from tornado_rbkit.upstream.sockets import State
 
 Mount = Callable[..., Server]
 

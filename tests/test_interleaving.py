@@ -25,8 +25,8 @@ from websockets.typing import Subprotocol
 from tests.conftest import until
 from tests.fake_rbkit import FakeRbkit
 from tornado_rbkit import Bridge, rbkit_routes
+from tornado_rbkit.bridge.outbox import Outbox
 from tornado_rbkit.frames import Buffer, Chunk, Form, encode_data, encode_notice, encode_reply, escape
-from tornado_rbkit.outbox import Outbox
 
 KIB = 1024
 MIB = 1024 * 1024

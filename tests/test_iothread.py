@@ -14,7 +14,7 @@ import zmq
 from tests.conftest import Serve, ask, closing, until
 from tests.fake_rbkit import FakeRbkit
 from tornado_rbkit import Bridge, IOLoopThread
-from tornado_rbkit.upstream import State, Upstream
+from tornado_rbkit.upstream.sockets import State, Upstream
 
 
 def used() -> tuple[int, int]:

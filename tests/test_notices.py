@@ -17,12 +17,12 @@ from tests.test_fanout import StalledClient, stall, stalled
 from tests.test_interleaving import ShortStream, join, split
 from tests.test_outbox import KIB, chunk
 from tornado_rbkit import Bridge
-from tornado_rbkit.audience import Audience
-from tornado_rbkit.fanout import ClientCount, FanOut
+from tornado_rbkit.bridge.clients import Audience
+from tornado_rbkit.bridge.fanout import ClientCount, FanOut
+from tornado_rbkit.bridge.outbox import Outbox
 from tornado_rbkit.frames import Form, encode_data, encode_notice, encode_reply
-from tornado_rbkit.outbox import Outbox
 from tornado_rbkit.protocol import RESTARTED, Notice, parse_notice
-from tornado_rbkit.subscriber import MAX_DELIVERED
+from tornado_rbkit.upstream.subscriber import MAX_DELIVERED
 
 __all__ = ["stall"]  # a fixture
 
@@ -212,7 +212,7 @@ class Told:
 
 @pytest.fixture
 def short_interval(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("tornado_rbkit.fanout.CLIENT_COUNT_INTERVAL", 0.02)
+    monkeypatch.setattr("tornado_rbkit.bridge.fanout.CLIENT_COUNT_INTERVAL", 0.02)
 
 
 @pytest.mark.usefixtures("short_interval")
@@ -315,7 +315,7 @@ async def test_joins_cost_a_client_that_does_not_read_next_to_nothing(
 async def test_a_client_that_asks_and_does_not_read_is_not_read_further(
     serve: Serve, rbkit: FakeRbkit, stall: list[StalledClient], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("tornado_rbkit.session.MAX_OWED", 100)
+    monkeypatch.setattr("tornado_rbkit.bridge.session.MAX_OWED", 100)
     server = await serve(Bridge(**rbkit.endpoints))
     client = await stalled(server, stall)
     await until(lambda: server.bridge.stats()["handshake"], "the bridge is connected")

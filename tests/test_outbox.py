@@ -15,8 +15,8 @@ from websockets.frames import Frame, Opcode
 from websockets.protocol import Protocol, Side
 
 from tests.conftest import until
+from tornado_rbkit.bridge.outbox import WRITE_SIZE, Outbox
 from tornado_rbkit.frames import Chunk, Form, encode_data, encode_notice, encode_reply
-from tornado_rbkit.outbox import WRITE_SIZE, Outbox
 
 BINARY = Form()
 KIB = 1024

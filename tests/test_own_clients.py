@@ -13,7 +13,7 @@ from tests.fake_rbkit import FakeRbkit
 from tests.faults.serving import serving
 from tornado_rbkit import CommandError, RbkitClient
 from tornado_rbkit.protocol import GCEndSweep
-from tornado_rbkit.recording import DATA, read
+from tornado_rbkit.recording.recording import DATA, read
 
 COMMAND = [sys.executable, "-W", "error", "-m", "tornado_rbkit"]  # in -X dev asyncio reports what is slow
 OPTIONS = {

@@ -16,9 +16,9 @@ import pytest
 
 import tornado_rbkit
 from tornado_rbkit import Access, Bridge, RbkitClient
-from tornado_rbkit.access import AccessSettings
 from tornado_rbkit.jupyter.application import RbkitExtension
 from tornado_rbkit.protocol import COMMANDS
+from tornado_rbkit.web.access import AccessSettings
 
 ROOT = Path(__file__).parent.parent
 README = (ROOT / "README.md").read_text()
@@ -118,7 +118,7 @@ from tornado_rbkit import profiler
 imported = set(sys.modules)
 profiler.start_profiling(enable_cpu_profiling=True)
 profiler.stop_server()
-allowed = {"", ".protocol", ".endpoints", ".descriptors", ".profiler"}
+allowed = {"", ".protocol", ".endpoints", ".profiler"}
 ours = {name for name in sys.modules if name.partition(".")[0] == "tornado_rbkit"}
 print(sorted(name for name in ours if "." + ".".join(name.split(".")[1:2]) not in allowed | {"."}))
 others = {name.partition(".")[0] for name in sys.modules} - set(sys.stdlib_module_names)

@@ -14,7 +14,7 @@ from tests.conftest import Serve, ask, closing, receive, receive_data, until
 from tests.fake_rbkit import FakeRbkit, free_port, rbkit_process
 from tornado_rbkit import Bridge, EndpointError
 from tornado_rbkit.protocol import message_counter
-from tornado_rbkit.upstream import State
+from tornado_rbkit.upstream.sockets import State
 
 
 async def next_notice(connection: WebSocketClientConnection, prefix: bytes) -> bytes:

@@ -24,7 +24,7 @@ from tornado_rbkit import Bridge, RbkitClient
 from tornado_rbkit.client import ConnectionLost
 from tornado_rbkit.profiler import discovery
 from tornado_rbkit.protocol import CPUSample, Handshake, ObjCreated
-from tornado_rbkit.targets import DiscoveredTargets
+from tornado_rbkit.web.discovered import DiscoveredTargets
 
 
 @pytest.fixture(autouse=True)
@@ -434,7 +434,7 @@ class TestDiscovery:
         servers = [
             discovery.RunningServer(name, pid, rbkit.pub, rbkit.req, 0.0) for pid, name in enumerate(names, 100)
         ]
-        monkeypatch.setattr("tornado_rbkit.targets.list_servers", lambda: servers)
+        monkeypatch.setattr("tornado_rbkit.web.discovered.list_servers", lambda: servers)
         targets = DiscoveredTargets(lambda pub, req, thread: Bridge(pub, req, threaded=thread))
         targets.look()
         assert list(targets) == ["my-app.py", "my-app.py-101", "status-102", "nter", "python", "python-105"]
@@ -444,7 +444,7 @@ class TestDiscovery:
     ) -> None:
         bad = discovery.RunningServer("bad", 1, "ipc://" + "x" * 200, rbkit.req, 0.0)
         good = discovery.RunningServer("good", 2, rbkit.pub, rbkit.req, 0.0)
-        monkeypatch.setattr("tornado_rbkit.targets.list_servers", lambda: [bad, good])
+        monkeypatch.setattr("tornado_rbkit.web.discovered.list_servers", lambda: [bad, good])
         targets = DiscoveredTargets(lambda pub, req, thread: Bridge(pub, req, threaded=thread))
         targets.look()
         targets.look()
@@ -454,7 +454,7 @@ class TestDiscovery:
         def fail() -> list[discovery.RunningServer]:
             raise OSError("too many open files")
 
-        monkeypatch.setattr("tornado_rbkit.targets.list_servers", fail)
+        monkeypatch.setattr("tornado_rbkit.web.discovered.list_servers", fail)
         targets.look()
         assert list(targets) == ["good"], "that one look failed does not mean that they are gone"
 
@@ -463,7 +463,7 @@ class TestDiscovery:
     ) -> None:
         with FakeRbkit() as again:
             servers = [discovery.RunningServer("app", 1, rbkit.pub, rbkit.req, 0.0)]
-            monkeypatch.setattr("tornado_rbkit.targets.list_servers", lambda: list(servers))
+            monkeypatch.setattr("tornado_rbkit.web.discovered.list_servers", lambda: list(servers))
             targets = DiscoveredTargets(lambda pub, req, thread: Bridge(pub, req))
             targets.look()
             bridge = targets["app"]
@@ -480,7 +480,7 @@ class TestDiscovery:
             assert await ask(connection, "trigger_gc") == b"0ok"
             assert b"trigger_gc" in again.received
             servers.clear()
-            monkeypatch.setattr("tornado_rbkit.targets.KEEP_SECONDS", 0.0)
+            monkeypatch.setattr("tornado_rbkit.web.discovered.KEEP_SECONDS", 0.0)
             targets.look()
             assert list(targets) == [""]
             assert (await closing(connection))[0] == 1001
@@ -489,7 +489,7 @@ class TestDiscovery:
         self, rbkit: FakeRbkit, monkeypatch: pytest.MonkeyPatch
     ) -> None:
         servers = [discovery.RunningServer("app", 1, rbkit.pub, rbkit.req, 0.0)]
-        monkeypatch.setattr("tornado_rbkit.targets.list_servers", lambda: list(servers))
+        monkeypatch.setattr("tornado_rbkit.web.discovered.list_servers", lambda: list(servers))
         targets = DiscoveredTargets(lambda pub, req, thread: Bridge(pub, req, threaded=thread))
         targets.look()
         servers.clear()

@@ -23,12 +23,12 @@ from tests.conftest import Serve, until
 from tests.fake_rbkit import DATA as RECORDINGS
 from tests.fake_rbkit import FakeRbkit, collection
 from tornado_rbkit import Bridge, RbkitClient
-from tornado_rbkit.export import collapsed, json_lines, speedscope
-from tornado_rbkit.progress import Progress
+from tornado_rbkit.cli.progress import Progress
 from tornado_rbkit.protocol import CommandError, Handshake, RbkitError
-from tornado_rbkit.recording import DATA, REPLY, Record, Recorder, RecordingError, events, read
-from tornado_rbkit.replay import ReplayServer
-from tornado_rbkit.upstream import State
+from tornado_rbkit.recording.export import collapsed, json_lines, speedscope
+from tornado_rbkit.recording.recording import DATA, REPLY, Record, Recorder, RecordingError, events, read
+from tornado_rbkit.recording.replay import ReplayServer
+from tornado_rbkit.upstream.sockets import State
 
 
 def packed(*records: object) -> bytes:
@@ -280,7 +280,7 @@ class TestReplay:
     def test_the_command_ends_with_the_reason_when_its_thread_has_ended(self, tmp_path: Path) -> None:
         program = """
 import sys
-from tornado_rbkit import cli
+from tornado_rbkit.cli import main as cli
 
 times = 0
 
@@ -556,7 +556,7 @@ class Terminal(io.StringIO):
 def test_progress_is_one_line_on_a_terminal_and_nothing_elsewhere(
     monkeypatch: pytest.MonkeyPatch, terminal: bool
 ) -> None:
-    monkeypatch.setattr("tornado_rbkit.progress.INTERVAL", 0.0)
+    monkeypatch.setattr("tornado_rbkit.cli.progress.INTERVAL", 0.0)
     screen = Terminal() if terminal else io.StringIO()
     monkeypatch.setattr(sys, "stderr", screen)
     with Progress(lambda: "half way") as progress:
@@ -574,7 +574,7 @@ def test_progress_on_a_terminal_that_is_gone_ends_nothing(monkeypatch: pytest.Mo
         def write(self, text: str) -> int:
             raise OSError(errno.EIO, "Input/output error")
 
-    monkeypatch.setattr("tornado_rbkit.progress.INTERVAL", 0.0)
+    monkeypatch.setattr("tornado_rbkit.cli.progress.INTERVAL", 0.0)
     monkeypatch.setattr(sys, "stderr", Gone())
     with Progress(lambda: "half way") as progress:
         progress.step()

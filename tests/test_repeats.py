@@ -6,7 +6,7 @@ import logging
 
 import pytest
 
-from tornado_rbkit.repeats import Repeats, RepeatsFilter
+from tornado_rbkit.log_throttle import Repeats, RepeatsFilter
 
 
 def test_each_power_of_ten_is_to_be_logged() -> None:

@@ -24,7 +24,7 @@ from tornado_rbkit import (
     SubprotocolMatches,
     rbkit_routes,
 )
-from tornado_rbkit.upstream import State
+from tornado_rbkit.upstream.sockets import State
 
 
 class Echo(WebSocketHandler):

@@ -181,7 +181,7 @@ class TestAuthorize:
     async def test_that_hangs_stops_only_its_own_client(
         self, serve: Serve, rbkit: FakeRbkit, monkeypatch: pytest.MonkeyPatch
     ) -> None:
-        monkeypatch.setattr("tornado_rbkit.access.AUTHORIZE_TIMEOUT", 0.3)
+        monkeypatch.setattr("tornado_rbkit.web.access.AUTHORIZE_TIMEOUT", 0.3)
 
         async def authorize(handler: RequestHandler, command: str) -> bool:
             if command == "trigger_gc":

@@ -18,12 +18,12 @@ from tornado.ioloop import IOLoop
 
 from tests.fake_rbkit import FakeRbkit
 from tornado_rbkit import Bridge, EndpointError, IOLoopThread
-from tornado_rbkit.commands import CommandQueue
-from tornado_rbkit.connection import Connection
-from tornado_rbkit.requester import Outcome
-from tornado_rbkit.settings import BridgeSettings
-from tornado_rbkit.subscriber import Batch
-from tornado_rbkit.upstream import Reach, State
+from tornado_rbkit.bridge.commands import CommandQueue
+from tornado_rbkit.bridge.settings import BridgeSettings
+from tornado_rbkit.upstream.connection import Connection
+from tornado_rbkit.upstream.requester import Outcome
+from tornado_rbkit.upstream.sockets import Reach, State
+from tornado_rbkit.upstream.subscriber import Batch
 
 DEFAULTS = {field.name: field for field in dataclasses.fields(BridgeSettings)}
 NUMBERS = st.one_of(

@@ -12,9 +12,9 @@ from hypothesis import strategies as st
 from tests.conftest import Serve, ask, until
 from tests.fake_rbkit import FakeRbkit
 from tornado_rbkit import Bridge
+from tornado_rbkit.bridge.target import Target, Trouble
 from tornado_rbkit.protocol import MAX_HANDSHAKE_BYTES, CommandError, DecodeError, decode_handshake
-from tornado_rbkit.requester import Outcome
-from tornado_rbkit.target import Target, Trouble
+from tornado_rbkit.upstream.requester import Outcome
 
 FACTS = {
     "rbkit_server_version": "0.1.10",

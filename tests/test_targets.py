@@ -17,10 +17,10 @@ from hypothesis import strategies as st
 
 from tests.conftest import until
 from tornado_rbkit import Bridge
-from tornado_rbkit.iothread import IOLoopThread
 from tornado_rbkit.profiler.discovery import RunningServer
-from tornado_rbkit.routes import NAME, RESERVED_NAMES
-from tornado_rbkit.targets import KEEP_SECONDS, DiscoveredTargets, DiscoveryError, Endpoints
+from tornado_rbkit.upstream.iothread import IOLoopThread
+from tornado_rbkit.web.discovered import KEEP_SECONDS, DiscoveredTargets, DiscoveryError, Endpoints
+from tornado_rbkit.web.routes import NAME, RESERVED_NAMES
 
 
 class WatchedBridge(Bridge):
@@ -46,8 +46,8 @@ class Machine:
         self.broken: set[int] = set()
         self.now = 0.0
         self._started = 0
-        monkeypatch.setattr("tornado_rbkit.targets.time", SimpleNamespace(monotonic=lambda: self.now))
-        monkeypatch.setattr("tornado_rbkit.targets.list_servers", lambda: list(self.processes))
+        monkeypatch.setattr("tornado_rbkit.web.discovered.time", SimpleNamespace(monotonic=lambda: self.now))
+        monkeypatch.setattr("tornado_rbkit.web.discovered.list_servers", lambda: list(self.processes))
         endpoints = {name: Endpoints("tcp://127.0.0.1:1", "tcp://127.0.0.1:2") for name in fixed}
         self.targets = DiscoveredTargets(self._make_bridge, endpoints)
 
@@ -182,13 +182,13 @@ async def test_a_look_that_fails_is_logged_a_few_times_and_repeated(
         looks += 1
         raise ZeroDivisionError("unexpected")
 
-    monkeypatch.setattr("tornado_rbkit.targets.LOOK_INTERVAL", 0.0)
-    monkeypatch.setattr("tornado_rbkit.targets.list_servers", fail)
+    monkeypatch.setattr("tornado_rbkit.web.discovered.LOOK_INTERVAL", 0.0)
+    monkeypatch.setattr("tornado_rbkit.web.discovered.list_servers", fail)
     following = asyncio.create_task(machine.targets.follow())
     try:
         await until(lambda: looks > 50, "looks are repeated")
         machine.start("web", 1)
-        monkeypatch.setattr("tornado_rbkit.targets.list_servers", lambda: list(machine.processes))
+        monkeypatch.setattr("tornado_rbkit.web.discovered.list_servers", lambda: list(machine.processes))
         await until(lambda: "web" in machine.targets, "a process is found afterwards")
     finally:
         following.cancel()
@@ -227,7 +227,7 @@ async def test_following_ends_with_a_reason_without_its_thread(
     monkeypatch: pytest.MonkeyPatch, when: str, fault: Callable[[DiscoveredTargets], None], reason: str
 ) -> None:
     machine = Machine(monkeypatch)
-    monkeypatch.setattr("tornado_rbkit.targets.LOOK_INTERVAL", 0.01)
+    monkeypatch.setattr("tornado_rbkit.web.discovered.LOOK_INTERVAL", 0.01)
     if when == "before":
         fault(machine.targets)
     following = asyncio.create_task(machine.targets.follow())
@@ -240,7 +240,8 @@ async def test_following_ends_with_a_reason_without_its_thread(
 
 DYING = """
 import sys
-from tornado_rbkit import cli, iothread
+from tornado_rbkit.cli import main as cli
+from tornado_rbkit.upstream import iothread
 if sys.argv.pop(1) == "start":
     def run(self):
         self._error = OSError(24, "Too many open files")

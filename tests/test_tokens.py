@@ -10,7 +10,7 @@ from pathlib import Path
 
 import pytest
 
-from tornado_rbkit import cli
+from tornado_rbkit.cli import main as cli
 
 CLIENT = ["send", "handshake"]
 COMMANDS = [["serve"], ["demo"], ["replay", "a.rbkit"], CLIENT, ["record", "-o", "a.rbkit"]]

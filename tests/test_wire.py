@@ -18,7 +18,7 @@ from websockets.typing import Subprotocol
 from tests.conftest import Serve, ask, receive, receive_data
 from tests.fake_rbkit import FakeRbkit, collection
 from tornado_rbkit import Bridge
-from tornado_rbkit.session import MAX_ESCAPED_REPLY
+from tornado_rbkit.bridge.session import MAX_ESCAPED_REPLY
 
 
 def published(path: Path) -> list[bytes]:

@@ -6,16 +6,16 @@ import importlib
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from tornado_rbkit.access import Access
-    from tornado_rbkit.bridge import Bridge, BridgeFullError
+    from tornado_rbkit.bridge.bridge import Bridge, BridgeFullError
     from tornado_rbkit.client import ConnectionLost, Gap, RbkitClient
-    from tornado_rbkit.dashboard import AssetHandler, IndexHandler
     from tornado_rbkit.endpoints import EndpointError
-    from tornado_rbkit.iothread import IOLoopThread
-    from tornado_rbkit.pages import StatusHandler, TargetsHandler
     from tornado_rbkit.protocol import CommandError, DecodeError, RbkitError
-    from tornado_rbkit.routes import rbkit_routes
-    from tornado_rbkit.websocket import RbkitWebSocketHandler, SubprotocolMatches
+    from tornado_rbkit.upstream.iothread import IOLoopThread
+    from tornado_rbkit.web.access import Access
+    from tornado_rbkit.web.dashboard import AssetHandler, IndexHandler
+    from tornado_rbkit.web.pages import StatusHandler, TargetsHandler
+    from tornado_rbkit.web.routes import rbkit_routes
+    from tornado_rbkit.web.websocket import RbkitWebSocketHandler, SubprotocolMatches
 
 __all__ = [
     "Access",
@@ -39,24 +39,24 @@ __all__ = [
 ]
 
 _MODULES = {
-    "Access": "tornado_rbkit.access",
-    "AssetHandler": "tornado_rbkit.dashboard",
-    "Bridge": "tornado_rbkit.bridge",
-    "BridgeFullError": "tornado_rbkit.bridge",
+    "Access": "tornado_rbkit.web.access",
+    "AssetHandler": "tornado_rbkit.web.dashboard",
+    "Bridge": "tornado_rbkit.bridge.bridge",
+    "BridgeFullError": "tornado_rbkit.bridge.bridge",
     "CommandError": "tornado_rbkit.protocol",
     "ConnectionLost": "tornado_rbkit.client",
     "DecodeError": "tornado_rbkit.protocol",
     "EndpointError": "tornado_rbkit.endpoints",
     "Gap": "tornado_rbkit.client",
-    "IOLoopThread": "tornado_rbkit.iothread",
-    "IndexHandler": "tornado_rbkit.dashboard",
+    "IOLoopThread": "tornado_rbkit.upstream.iothread",
+    "IndexHandler": "tornado_rbkit.web.dashboard",
     "RbkitClient": "tornado_rbkit.client",
     "RbkitError": "tornado_rbkit.protocol",
-    "RbkitWebSocketHandler": "tornado_rbkit.websocket",
-    "StatusHandler": "tornado_rbkit.pages",
-    "SubprotocolMatches": "tornado_rbkit.websocket",
-    "TargetsHandler": "tornado_rbkit.pages",
-    "rbkit_routes": "tornado_rbkit.routes",
+    "RbkitWebSocketHandler": "tornado_rbkit.web.websocket",
+    "StatusHandler": "tornado_rbkit.web.pages",
+    "SubprotocolMatches": "tornado_rbkit.web.websocket",
+    "TargetsHandler": "tornado_rbkit.web.pages",
+    "rbkit_routes": "tornado_rbkit.web.routes",
 }
 """Where each public name is. It is imported when it is first used: a profiled process needs no web server."""
 

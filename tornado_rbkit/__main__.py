@@ -2,6 +2,6 @@
 
 import sys
 
-from tornado_rbkit.cli import main
+from tornado_rbkit.cli.main import main
 
 sys.exit(main())

@@ -1,4 +1,4 @@
-"""ZMQ endpoints: which a socket can connect to, rbkit's default ones, and sockets to bind."""
+"""ZMQ endpoints: which a socket can connect to, rbkit's defaults, sockets to bind, and the descriptors they need."""
 
 from __future__ import annotations
 
@@ -18,6 +18,9 @@ MAX_REQUEST_BYTES: Final = 1 << 20
 """Bytes in one part of a request, or one subscription; a longer one ends its connection (ZMQ_MAXMSGSIZE)."""
 
 _TCP: Final = re.compile(r"tcp://(\[[0-9A-Fa-f:.]+(%\w+)?\]|[A-Za-z0-9._-]+):(?P<port>\d{1,5})", re.ASCII)
+
+_COUNT: Final = 24
+"""More than enough: a ZMQ context has 5, two connected sockets with their monitors 8, a thread's loop 3."""
 
 
 class EndpointError(RbkitError, ValueError):
@@ -77,3 +80,21 @@ def server_socket(context: zmq.Context[Any], kind: int) -> zmq.Socket[bytes]:
     socket.setsockopt(zmq.ZAP_DOMAIN, b"rbkit")
     socket.setsockopt(zmq.MAXMSGSIZE, MAX_REQUEST_BYTES)
     return socket
+
+
+def require_descriptors() -> None:
+    """Raise unless what two ZMQ sockets need can be had: libzmq ends the process where it cannot. Any thread.
+
+    Raises:
+        OSError: they cannot.
+    """
+    taken: list[int] = []
+    try:
+        taken.append(os.open(os.devnull, os.O_RDONLY))
+        while len(taken) < _COUNT:
+            taken.append(os.dup(taken[0]))
+    except OSError as error:
+        raise OSError(error.errno, "too few file descriptors are left (ulimit -n)") from error
+    finally:
+        for descriptor in taken:
+            os.close(descriptor)

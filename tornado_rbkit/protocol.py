@@ -37,6 +37,9 @@ COMMANDS: Final = frozenset(
 )
 """The nine commands of protocol 2.1."""
 
+VIEW_COMMAND: Final = "handshake"
+"""The command that stands for viewing: `authorize` is asked for it at open, and `read_only` allows nothing else."""
+
 MAX_COMMAND_LENGTH: Final = 256
 """Bytes; the longest command of protocol 2.1 has 20."""
 

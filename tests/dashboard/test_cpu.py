@@ -17,8 +17,8 @@ from selenium.webdriver.common.keys import Keys
 
 from tests.dashboard.conftest import Page, Script, Serve
 from tests.fake_rbkit import FakeRbkit, recorded
-from tornado_rbkit.export import collapsed, speedscope
 from tornado_rbkit.protocol import CPUSample, EventCollection, decode
+from tornado_rbkit.recording.export import collapsed, speedscope
 
 CPU_SAMPLE = 9
 

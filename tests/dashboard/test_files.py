@@ -11,7 +11,7 @@ import msgpack
 
 from tests.dashboard.conftest import Page, Script, Serve
 from tests.fake_rbkit import DATA, FakeRbkit, collection, recorded
-from tornado_rbkit.recording import Record, read
+from tornado_rbkit.recording.recording import Record, read
 
 
 def publish(rbkit: FakeRbkit, *names: str) -> list[bytes]:

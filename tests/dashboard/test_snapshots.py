@@ -13,8 +13,8 @@ import pytest
 
 from tests.dashboard.conftest import Page, Program, Script, Serve, Site
 from tests.fake_rbkit import collection, recorded
-from tornado_rbkit import recording
 from tornado_rbkit.protocol import EventCollection, EventType, ObjectSpaceDump, decode
+from tornado_rbkit.recording import recording
 
 CLASSES = "Classes in the snapshot"
 COMPARED = "Classes, compared with the earlier snapshot"

@@ -17,7 +17,12 @@ from tests.faults.witness import Witness
 
 OPEN = pytest.mark.parametrize("server", [[]], indirect=True, ids=["without a token"])
 KEY = "dGhlIHNhbXBsZSBub25jZQ=="
-PROGRAM = "import sys; from tornado_rbkit import cli, listener; listener.REQUEST_TIMEOUT = 1.0; sys.exit(cli.main())"
+PROGRAM = """
+import sys
+from tornado_rbkit.cli import listener, main
+listener.REQUEST_TIMEOUT = 1.0
+sys.exit(main.main())
+"""
 
 
 @pytest.fixture

@@ -19,7 +19,7 @@ from tests.faults.serving import serving
 from tests.faults.steady import SteadyProcess
 from tests.faults.witness import Witness
 from tornado_rbkit import RbkitClient
-from tornado_rbkit.recording import read
+from tornado_rbkit.recording.recording import read
 
 COMMAND = [sys.executable, "-X", "dev", "-W", "error", "-m", "tornado_rbkit"]
 

@@ -9,7 +9,7 @@ import textwrap
 PROGRAM = """
     import zmq
     from tornado_rbkit import profiler
-    from tornado_rbkit.replay import ReplayServer
+    from tornado_rbkit.recording.replay import ReplayServer
 
     def knock(endpoint):
         with zmq.Context() as context, context.socket(zmq.DEALER) as dealer, context.socket(zmq.REQ) as req:

@@ -16,7 +16,7 @@ from tests.faults.raw import HANDSHAKE, Raw
 from tests.faults.serving import Serving, serving
 from tests.faults.steady import SteadyProcess
 from tests.faults.witness import Witness
-from tornado_rbkit.listener import MAX_BODY_SIZE, MAX_HEADER_SIZE
+from tornado_rbkit.cli.listener import MAX_BODY_SIZE, MAX_HEADER_SIZE
 
 COMMAND = [sys.executable, "-m", "tornado_rbkit"]
 MANY = 100  # connections
@@ -90,7 +90,8 @@ async def test_headers_are_held_up_to_their_bound(server: Serving) -> None:
 
 async def test_who_does_not_take_the_response_is_let_go(profiler: SteadyProcess, tmp_path: Path) -> None:
     program = (
-        "import sys; from tornado_rbkit import cli, listener; listener.REQUEST_TIMEOUT = 2.0; sys.exit(cli.main())"
+        "import sys; from tornado_rbkit.cli import listener, main; "
+        "listener.REQUEST_TIMEOUT = 2.0; sys.exit(main.main())"
     )
     options = ["-q", "serve", "--pub", profiler.pub, "--req", profiler.req, "--port", "0", "--token", "s3cret"]
     with serving(tmp_path / "log", [sys.executable, "-c", program, *options]) as server:

@@ -17,8 +17,8 @@ import tornado_rbkit
 from tornado_rbkit import profiler
 from tornado_rbkit.endpoints import MAX_REQUEST_BYTES
 from tornado_rbkit.protocol import COMMANDS
-from tornado_rbkit.recording import Record
-from tornado_rbkit.replay import ReplayServer
+from tornado_rbkit.recording.recording import Record
+from tornado_rbkit.recording.replay import ReplayServer
 
 HEAD = (
     "POST /{path} HTTP/1.1\r\nHost: 127.0.0.1\r\nConnection: keep-alive\r\nContent-Length: {length}\r\n"

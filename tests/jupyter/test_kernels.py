@@ -35,7 +35,7 @@ busy(0)
 @pytest.fixture
 def not_kept(monkeypatch: pytest.MonkeyPatch) -> None:
     """Do not wait for a process of the same name in the place of one that has gone."""
-    monkeypatch.setattr("tornado_rbkit.targets.KEEP_SECONDS", 0.0)
+    monkeypatch.setattr("tornado_rbkit.web.discovered.KEEP_SECONDS", 0.0)
 
 
 async def targets(server: Jupyter) -> list[str]:

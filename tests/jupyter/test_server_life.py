@@ -14,7 +14,7 @@ from tornado.websocket import websocket_connect
 from tests.conftest import ask, closing
 from tests.fake_rbkit import FakeRbkit
 from tests.jupyter.lab import TOKEN, environment, lab
-from tornado_rbkit.bridge import Bridge
+from tornado_rbkit.bridge.bridge import Bridge
 from tornado_rbkit.jupyter.application import RbkitExtension
 
 

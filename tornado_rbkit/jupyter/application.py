@@ -9,10 +9,10 @@ from jupyter_server.extension.application import ExtensionApp
 from jupyter_server.serverapp import ServerApp
 from traitlets import Bool, Dict, Float, Int, TraitError, Unicode
 
-from tornado_rbkit.bridge import Bridge
-from tornado_rbkit.iothread import IOLoopThread
+from tornado_rbkit.bridge.bridge import Bridge
 from tornado_rbkit.jupyter.handlers import jupyter_access, jupyter_routes
-from tornado_rbkit.targets import DiscoveredTargets, Endpoints
+from tornado_rbkit.upstream.iothread import IOLoopThread
+from tornado_rbkit.web.discovered import DiscoveredTargets, Endpoints
 
 _MIB: Final = 1024 * 1024
 _LIMITS: Final = (

@@ -17,13 +17,13 @@ from jupyter_server.base.websocket import WebSocketMixin
 from tornado.routing import PathMatches, Rule
 from tornado.web import HTTPError, RequestHandler, authenticated
 
-from tornado_rbkit.access import WATCH, Access, AccessHandler, Refusal
-from tornado_rbkit.bridge import Bridge
-from tornado_rbkit.dashboard import AssetHandler, IndexHandler
-from tornado_rbkit.pages import StatusHandler, TargetsHandler
-from tornado_rbkit.protocol import CommandError
-from tornado_rbkit.routes import NAME, OneBridge
-from tornado_rbkit.websocket import RbkitWebSocketHandler
+from tornado_rbkit.bridge.bridge import Bridge
+from tornado_rbkit.protocol import VIEW_COMMAND, CommandError
+from tornado_rbkit.web.access import Access, AccessHandler, Refusal
+from tornado_rbkit.web.dashboard import AssetHandler, IndexHandler
+from tornado_rbkit.web.pages import StatusHandler, TargetsHandler
+from tornado_rbkit.web.routes import NAME, OneBridge
+from tornado_rbkit.web.websocket import RbkitWebSocketHandler
 
 AUTH_RESOURCE: Final = "rbkit"
 _Method = TypeVar("_Method", bound=Callable[..., Any])
@@ -141,7 +141,7 @@ async def _is_authorized(handler: RequestHandler, command: str) -> bool:
 
 
 def _action(command: str) -> str:
-    return "read" if command == WATCH else "execute"
+    return "read" if command == VIEW_COMMAND else "execute"
 
 
 def _foreign(handler: RequestHandler) -> Refusal:

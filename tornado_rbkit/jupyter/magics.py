@@ -16,12 +16,12 @@ from IPython.core.interactiveshell import InteractiveShell
 from IPython.core.magic import Magics, line_cell_magic, magics_class
 from IPython.display import display
 
-from tornado_rbkit.export import folded
-from tornado_rbkit.flamegraph import flame_graph
+from tornado_rbkit.jupyter.flamegraph import flame_graph
 from tornado_rbkit.profiler import AlreadyRunningError, Server, current_server, start_server, stop_server
 from tornado_rbkit.profiler.stacks import StackCounter, sampled_stacks
 from tornado_rbkit.protocol import CPUSample
-from tornado_rbkit.targets import path_name
+from tornado_rbkit.recording.export import folded
+from tornado_rbkit.web.discovered import path_name
 
 
 class CellFailed(Exception):

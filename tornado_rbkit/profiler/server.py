@@ -17,7 +17,7 @@ from typing import Any, Final, TypeVar
 
 import zmq
 
-from tornado_rbkit.descriptors import require_descriptors
+from tornado_rbkit.endpoints import require_descriptors
 from tornado_rbkit.profiler.arguments import check_clock, check_interval, check_server
 from tornado_rbkit.profiler.cpu import DEFAULT_INTERVAL
 from tornado_rbkit.profiler.discovery import Announcement, RunningServer, unique_key

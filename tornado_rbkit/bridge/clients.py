@@ -9,9 +9,9 @@ from collections import Counter
 from collections.abc import Iterator
 from typing import Final
 
+from tornado_rbkit.bridge.session import Session
 from tornado_rbkit.frames import Form
-from tornado_rbkit.repeats import Repeats, times
-from tornado_rbkit.session import Session
+from tornado_rbkit.log_throttle import Repeats, times
 
 _log = logging.getLogger(__name__)
 

@@ -15,7 +15,7 @@ from tornado.ioloop import IOLoop
 from tornado.iostream import IOStream
 from tornado.web import Application
 
-from tornado_rbkit.repeats import Repeats, times
+from tornado_rbkit.log_throttle import Repeats, times
 
 _log = logging.getLogger(__name__)
 

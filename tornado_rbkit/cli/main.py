@@ -23,24 +23,24 @@ from typing import Any, BinaryIO, Final, TextIO, TypeVar
 from tornado.netutil import bind_sockets
 from tornado.web import Application, HTTPError
 
-from tornado_rbkit.access import AccessHandler, check_token, is_loopback
-from tornado_rbkit.bridge import Bridge
+from tornado_rbkit.bridge.bridge import Bridge
+from tornado_rbkit.cli.listener import BoundedServer, Listener
+from tornado_rbkit.cli.output import replacing
+from tornado_rbkit.cli.program import ServerFailedError, as_python_does, own_module, prepare
+from tornado_rbkit.cli.progress import Progress
+from tornado_rbkit.cli.stopping import stop_at_eof, stop_signals
 from tornado_rbkit.client import RbkitClient
-from tornado_rbkit.export import collapsed, json_lines, speedscope
-from tornado_rbkit.iothread import IOLoopThread
-from tornado_rbkit.listener import BoundedServer, Listener
-from tornado_rbkit.output import replacing
+from tornado_rbkit.log_throttle import RepeatsFilter
 from tornado_rbkit.profiler import RuntimeFolderError, list_servers
 from tornado_rbkit.profiler.folder import DIRECTORY_VARIABLE, check_chosen_folder, runtime_folder
-from tornado_rbkit.program import ServerFailedError, as_python_does, own_module, prepare
-from tornado_rbkit.progress import Progress
 from tornado_rbkit.protocol import COMMANDS, CommandError, DecodeError, Event, Handshake, RbkitError, decode_handshake
-from tornado_rbkit.recording import REPLY, Record, Recorder, RecordingError, events, read
-from tornado_rbkit.repeats import RepeatsFilter
-from tornado_rbkit.replay import ReplayServer
-from tornado_rbkit.routes import rbkit_routes
-from tornado_rbkit.stopping import stop_at_eof, stop_signals
-from tornado_rbkit.targets import DiscoveredTargets
+from tornado_rbkit.recording.export import collapsed, json_lines, speedscope
+from tornado_rbkit.recording.recording import REPLY, Record, Recorder, RecordingError, events, read
+from tornado_rbkit.recording.replay import ReplayServer
+from tornado_rbkit.upstream.iothread import IOLoopThread
+from tornado_rbkit.web.access import AccessHandler, check_token, is_loopback
+from tornado_rbkit.web.discovered import DiscoveredTargets
+from tornado_rbkit.web.routes import rbkit_routes
 
 _log = logging.getLogger(__name__)
 

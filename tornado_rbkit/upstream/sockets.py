@@ -10,12 +10,12 @@ from typing import Any, Final, NamedTuple, Protocol
 import zmq
 from tornado.ioloop import IOLoop
 
-from tornado_rbkit.descriptors import require_descriptors
+from tornado_rbkit.endpoints import require_descriptors
 from tornado_rbkit.frames import Form
-from tornado_rbkit.link import Link
-from tornado_rbkit.requester import Outcome, Requester
-from tornado_rbkit.settings import BridgeSettings
-from tornado_rbkit.subscriber import Batch, SocketSource, Subscriber
+from tornado_rbkit.upstream.monitored_socket import Link
+from tornado_rbkit.upstream.options import UpstreamOptions
+from tornado_rbkit.upstream.requester import Outcome, Requester
+from tornado_rbkit.upstream.subscriber import Batch, SocketSource, Subscriber
 
 MAX_REPLY_BYTES: Final = 16 * 1024 * 1024
 """A reply is never dropped, and 32 of them may wait for one client. rbkit's longest is a handshake."""
@@ -71,7 +71,7 @@ class Upstream:
         listener: UpstreamListener,
         post: Callable[[Callable[[Any], None], Any], None],
         context: Callable[[], zmq.Context[zmq.Socket[bytes]]],
-        settings: BridgeSettings,
+        options: UpstreamOptions,
         *,
         on_thread: bool,
     ) -> None:
@@ -84,7 +84,7 @@ class Upstream:
             listener: who is told.
             post: calls a method of the listener, with its argument, on the listener's own loop.
             context: returns the ZMQ context of that loop, which outlives the connection.
-            settings: the bridge's, but for `pub` and `req`.
+            options: the bridge's, but for `pub` and `req`.
             on_thread: see `Subscriber`.
         """
         self._io_loop = io_loop
@@ -93,7 +93,7 @@ class Upstream:
         self._listener = listener
         self._post = post
         self._context = context
-        self._settings = settings
+        self._options = options
         self._on_thread = on_thread
         self._state = State.CONNECTING
         self._links: list[Link] = []
@@ -135,19 +135,19 @@ class Upstream:
 
     def _open(self) -> None:
         require_descriptors()
-        settings = self._settings
-        max_bytes = settings.max_message_bytes
+        options = self._options
+        max_bytes = options.max_message_bytes
         self._sub = self._link(
-            zmq.SUB, self._pub, {zmq.RCVHWM: settings.rcvhwm, zmq.MAXMSGSIZE: max_bytes, zmq.SUBSCRIBE: b""}
+            zmq.SUB, self._pub, {zmq.RCVHWM: options.rcvhwm, zmq.MAXMSGSIZE: max_bytes, zmq.SUBSCRIBE: b""}
         )
         self._subscriber = Subscriber(
             SocketSource(self._sub.socket, self._io_loop),
             self._io_loop,
             partial(self._post, self._listener.on_batch),
             on_thread=self._on_thread,
-            flush_interval=settings.flush_interval,
-            max_pending_bytes=settings.max_pending_bytes,
-            compression_level=settings.compression_level,
+            flush_interval=options.flush_interval,
+            max_pending_bytes=options.max_pending_bytes,
+            compression_level=options.compression_level,
         )
         max_reply_bytes = min(max_bytes, MAX_REPLY_BYTES)
         self._requests = self._link(zmq.REQ, self._req, {zmq.MAXMSGSIZE: max_reply_bytes, **Requester.OPTIONS})

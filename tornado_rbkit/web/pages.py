@@ -6,8 +6,8 @@ import json
 from collections.abc import Mapping
 from typing import Any, cast
 
-from tornado_rbkit.access import Access, AccessHandler
-from tornado_rbkit.bridge import Bridge
+from tornado_rbkit.bridge.bridge import Bridge
+from tornado_rbkit.web.access import Access, AccessHandler
 
 
 class PageHandler(AccessHandler):

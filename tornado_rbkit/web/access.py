@@ -16,17 +16,14 @@ from urllib.parse import quote, urlsplit
 from tornado.httputil import HTTPServerRequest
 from tornado.web import HTTPError, RequestHandler
 
-from tornado_rbkit.guesses import Guesses
-from tornado_rbkit.protocol import COMMANDS, CommandError, parse_command
-from tornado_rbkit.repeats import Repeats, times
+from tornado_rbkit.log_throttle import Repeats, times
+from tornado_rbkit.protocol import COMMANDS, VIEW_COMMAND, CommandError, parse_command
+from tornado_rbkit.web.guesses import Guesses
 
 _log = logging.getLogger(__name__)
 _repeats = Repeats()  # of what the applications' `authorize` raise: a client may ask as often as it likes
 
 Authorize: TypeAlias = Callable[[RequestHandler, str], bool | Awaitable[bool]]
-
-WATCH: Final = "handshake"
-"""The command that stands for watching: `authorize` is asked for it at open, and `read_only` leaves only it."""
 
 AUTHORIZE_TIMEOUT: Final = 10.0
 """Seconds; an `authorize` that takes longer has refused."""
@@ -143,7 +140,7 @@ class Access:
             self._warn_if_open(handler.request)
         else:
             self._check_token(handler, self.token)
-        refusal = await self.refusal(handler, WATCH)
+        refusal = await self.refusal(handler, VIEW_COMMAND)
         if refusal is not None:
             raise Refusal(403, refusal.text)
 
@@ -155,7 +152,7 @@ class Access:
     def page_commands(self) -> Collection[str]:
         """Those of protocol 2.1 that `parse` lets through, for a page that offers them."""
         if self.read_only:
-            return {WATCH}
+            return {VIEW_COMMAND}
         return COMMANDS if self.commands == "any" else COMMANDS & set(self.commands)
 
     def parse(self, message: str | bytes) -> str:
@@ -165,8 +162,9 @@ class Access:
             CommandError: it is malformed, unknown, or refused by `read_only`.
         """
         command = parse_command(message, self.commands)
-        if self.read_only and command != WATCH:
-            raise CommandError("forbidden", f"{command}: only {WATCH} is allowed here (the setting `read_only`)")
+        if self.read_only and command != VIEW_COMMAND:
+            text = f"{command}: only {VIEW_COMMAND} is allowed here (the setting `read_only`)"
+            raise CommandError("forbidden", text)
         return command
 
     async def refusal(self, handler: RequestHandler, command: str) -> CommandError | None:

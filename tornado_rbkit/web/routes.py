@@ -11,12 +11,12 @@ from tornado.httputil import HTTPServerRequest
 from tornado.routing import Matcher, PathMatches, Rule
 from tornado.web import RequestHandler
 
-from tornado_rbkit.access import Access, AccessSettings
-from tornado_rbkit.bridge import Bridge
-from tornado_rbkit.dashboard import AssetHandler, IndexHandler
-from tornado_rbkit.pages import StatusHandler, TargetsHandler
+from tornado_rbkit.bridge.bridge import Bridge
 from tornado_rbkit.protocol import SUBPROTOCOL
-from tornado_rbkit.websocket import RbkitWebSocketHandler, SubprotocolMatches
+from tornado_rbkit.web.access import Access, AccessSettings
+from tornado_rbkit.web.dashboard import AssetHandler, IndexHandler
+from tornado_rbkit.web.pages import StatusHandler, TargetsHandler
+from tornado_rbkit.web.websocket import RbkitWebSocketHandler, SubprotocolMatches
 
 if TYPE_CHECKING:
     from typing_extensions import Unpack  # which type checkers have; `typing` has it since Python 3.11
@@ -60,7 +60,7 @@ def rbkit_routes(
     one_of_them = re.compile(f"{base}/({NAME})/ws") if isinstance(bridges, Mapping) else None
     pages: dict[str, type[RequestHandler]] = {"/status": StatusHandler, "/targets": TargetsHandler, "/?": IndexHandler}
     if importlib.util.find_spec("prometheus_client"):
-        from tornado_rbkit.metrics import MetricsHandler
+        from tornado_rbkit.web.metrics import MetricsHandler
 
         pages["/metrics"] = MetricsHandler
     return [

@@ -13,13 +13,13 @@ from dataclasses import dataclass
 from pathlib import PurePath
 from typing import Final, NamedTuple
 
-from tornado_rbkit.bridge import Bridge
+from tornado_rbkit.bridge.bridge import Bridge
 from tornado_rbkit.endpoints import EndpointError
-from tornado_rbkit.iothread import IOLoopThread
+from tornado_rbkit.log_throttle import Repeats, times
 from tornado_rbkit.profiler.discovery import RunningServer, list_servers
 from tornado_rbkit.protocol import RbkitError
-from tornado_rbkit.repeats import Repeats, times
-from tornado_rbkit.routes import RESERVED_NAMES, check_name
+from tornado_rbkit.upstream.iothread import IOLoopThread
+from tornado_rbkit.web.routes import RESERVED_NAMES, check_name
 
 _log = logging.getLogger(__name__)
 

@@ -9,10 +9,10 @@ from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from typing import Final
 
-from tornado_rbkit.audience import Audience
+from tornado_rbkit.bridge.clients import Audience
+from tornado_rbkit.bridge.session import Session
 from tornado_rbkit.protocol import CLIENT_COUNT, Notice
-from tornado_rbkit.session import Session
-from tornado_rbkit.subscriber import MAX_DELIVERED
+from tornado_rbkit.upstream.subscriber import MAX_DELIVERED
 
 CLIENT_COUNT_INTERVAL: Final = 0.1
 """Seconds between two ``client_count`` notices."""

@@ -15,16 +15,17 @@ from tornado.iostream import IOStream
 from tornado.process import task_id
 from tornado.web import RequestHandler
 
-from tornado_rbkit.access import Access
-from tornado_rbkit.audience import Audience
-from tornado_rbkit.commands import CommandQueue
-from tornado_rbkit.deadline import Deadline
+from tornado_rbkit.bridge.clients import Audience
+from tornado_rbkit.bridge.commands import CommandQueue
+from tornado_rbkit.bridge.deadline import Deadline
+from tornado_rbkit.bridge.fanout import ClientCount, FanOut
+from tornado_rbkit.bridge.probe import Probe
+from tornado_rbkit.bridge.session import CommandRules, Session
+from tornado_rbkit.bridge.settings import BridgeSettings
+from tornado_rbkit.bridge.target import Target, Trouble
 from tornado_rbkit.endpoints import check_endpoint
-from tornado_rbkit.fanout import ClientCount, FanOut
 from tornado_rbkit.frames import Form
-from tornado_rbkit.iothread import IOLoopThread
-from tornado_rbkit.lifeline import Lifeline
-from tornado_rbkit.probe import Probe
+from tornado_rbkit.log_throttle import Repeats, times
 from tornado_rbkit.protocol import (
     CLOSE_GOING_AWAY,
     CLOSE_POLICY,
@@ -34,13 +35,11 @@ from tornado_rbkit.protocol import (
     Notice,
     RbkitError,
 )
-from tornado_rbkit.repeats import Repeats, times
-from tornado_rbkit.requester import Outcome
-from tornado_rbkit.session import Session
-from tornado_rbkit.settings import BridgeSettings
-from tornado_rbkit.subscriber import Batch
-from tornado_rbkit.target import Target, Trouble
-from tornado_rbkit.upstream import Reach, State
+from tornado_rbkit.upstream.iothread import IOLoopThread
+from tornado_rbkit.upstream.lifeline import Lifeline
+from tornado_rbkit.upstream.requester import Outcome
+from tornado_rbkit.upstream.sockets import Reach, State
+from tornado_rbkit.upstream.subscriber import Batch
 
 _log = logging.getLogger(__name__)
 
@@ -215,7 +214,7 @@ class Bridge:
         close: Callable[[int, str], None],
         stream: IOStream,
         form: Form,
-        access: Access,
+        access: CommandRules,
     ) -> Session:
         """Add a client; the arguments are those of `Session`. Call `leave` when its WebSocket is closed.
 

@@ -11,11 +11,11 @@ import zmq
 from tornado.ioloop import IOLoop
 
 from tornado_rbkit.frames import Form
-from tornado_rbkit.iothread import IOLoopThread
 from tornado_rbkit.protocol import CommandError
-from tornado_rbkit.requester import Outcome
-from tornado_rbkit.settings import BridgeSettings
-from tornado_rbkit.upstream import Upstream, UpstreamListener
+from tornado_rbkit.upstream.iothread import IOLoopThread
+from tornado_rbkit.upstream.options import UpstreamOptions
+from tornado_rbkit.upstream.requester import Outcome
+from tornado_rbkit.upstream.sockets import Upstream, UpstreamListener
 
 _STOPPED_EARLY: Final = "the IOLoopThread was stopped before its bridges were closed; stop it after them"
 
@@ -29,7 +29,7 @@ class Connection:
     """
 
     def __init__(
-        self, web_loop: IOLoop, listener: UpstreamListener, pub: str, req: str, settings: BridgeSettings
+        self, web_loop: IOLoop, listener: UpstreamListener, pub: str, req: str, options: UpstreamOptions
     ) -> None:
         """Begin to connect; the listener is told what comes of it.
 
@@ -38,7 +38,7 @@ class Connection:
             listener: who is told.
             pub: where the profiler publishes.
             req: where it takes commands.
-            settings: the bridge's, but for `pub` and `req`.
+            options: the bridge's, but for `pub` and `req`.
 
         Raises:
             RuntimeError: the thread given is not running.
@@ -46,7 +46,7 @@ class Connection:
         """
         self._listener = listener
         self._web_loop = web_loop
-        threaded = settings.threaded
+        threaded = options.threaded
         self._own_thread = threaded is True
         self._thread = threaded if isinstance(threaded, IOLoopThread) else IOLoopThread() if threaded else None
         self._context: zmq.Context[zmq.Socket[bytes]] | None = None  # the connection's own, without a thread
@@ -64,7 +64,7 @@ class Connection:
             listener,
             self._post,
             self._thread.context if self._thread is not None else self._own_context,
-            settings,
+            options,
             on_thread=self._thread is not None,
         )
         self._io_loop.add_callback(self._upstream.open)

@@ -17,12 +17,12 @@ from tornado.httputil import HTTPServerRequest
 from tornado.routing import Matcher
 from tornado.websocket import WebSocketClosedError, WebSocketHandler
 
-from tornado_rbkit.access import Access, AccessHandler, Refusal
-from tornado_rbkit.bridge import Bridge, BridgeFullError
-from tornado_rbkit.deadline import Deadline
+from tornado_rbkit.bridge.bridge import Bridge, BridgeFullError
+from tornado_rbkit.bridge.deadline import Deadline
+from tornado_rbkit.bridge.session import Session
 from tornado_rbkit.frames import JOIN_LIMIT, Form, encode_message
 from tornado_rbkit.protocol import CLOSE_POLICY, CLOSE_TOO_BIG, CLOSE_TRY_AGAIN, NO_PONG, SUBPROTOCOL
-from tornado_rbkit.session import Session
+from tornado_rbkit.web.access import Access, AccessHandler, Refusal
 
 MAX_MESSAGE_SIZE: Final = 64 * 1024
 """Bytes from a client; a longer message closes with 1009. One over `MAX_COMMAND_LENGTH` is answered with an error."""

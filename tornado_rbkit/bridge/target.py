@@ -7,7 +7,7 @@ from collections import deque
 from typing import Any, Final
 
 from tornado_rbkit.protocol import DecodeError, Handshake, decode_handshake
-from tornado_rbkit.requester import Outcome
+from tornado_rbkit.upstream.requester import Outcome
 
 _STOPS: Final = {"start_memory_profile": "stop_memory_profile", "start_cpu_profiling": "stop_cpu_profiling"}
 _REMEMBERED: Final = 32

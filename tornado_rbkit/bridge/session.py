@@ -13,11 +13,19 @@ from typing import Any, Final, Protocol
 from tornado.iostream import IOStream
 from tornado.web import RequestHandler
 
-from tornado_rbkit.access import WATCH, Access
+from tornado_rbkit.bridge.outbox import Outbox
 from tornado_rbkit.frames import Form, encode_notice, encode_reply
-from tornado_rbkit.outbox import Outbox
-from tornado_rbkit.protocol import CLIENT_COUNT, CLOSE_POLICY, DROPPED, NOT_AUTHORIZED, TOO_SLOW, CommandError, Notice
-from tornado_rbkit.requester import Outcome
+from tornado_rbkit.protocol import (
+    CLIENT_COUNT,
+    CLOSE_POLICY,
+    DROPPED,
+    NOT_AUTHORIZED,
+    TOO_SLOW,
+    VIEW_COMMAND,
+    CommandError,
+    Notice,
+)
+from tornado_rbkit.upstream.requester import Outcome
 
 _log = logging.getLogger(__name__)
 
@@ -32,6 +40,20 @@ MAX_OWED_BYTES: Final = 1024 * 1024
 
 MAX_ESCAPED_REPLY: Final = 256 * 1024
 """Bytes of a reply before it is escaped, which takes the web loop 40 ms per MiB."""
+
+
+class CommandRules(Protocol):
+    """What a session asks of the rules of the mount that its client came by; `tornado_rbkit.Access` has it."""
+
+    @property
+    def authorize(self) -> object:
+        """None if every command that `parse` returns is allowed."""
+
+    def parse(self, message: str | bytes) -> str:
+        """Return the command in a client's message; raise `CommandError` if it may not be sent."""
+
+    async def refusal(self, handler: RequestHandler, command: str) -> CommandError | None:
+        """Return why a command is not allowed, None if it is. Raise nothing but `asyncio.CancelledError`."""
 
 
 class Submit(Protocol):
@@ -62,7 +84,7 @@ class Session:
         close: Callable[[int, str], None],
         stream: IOStream,
         form: Form,
-        access: Access,
+        access: CommandRules,
         submit: Submit,
         *,
         max_backlog_bytes: int,
@@ -71,7 +93,7 @@ class Session:
         """Begin a session on an open WebSocket.
 
         Args:
-            handler: for `Access.authorize`.
+            handler: for `CommandRules.refusal`.
             close: closes the WebSocket with a code and a reason; harmless when it is closed.
             stream: the WebSocket's.
             form: as the client wishes.
@@ -201,7 +223,7 @@ class Session:
             if self._left:
                 return
             self._unauthorized.popleft()
-            if refusal is not None and command == WATCH:
+            if refusal is not None and command == VIEW_COMMAND:
                 self.close(CLOSE_POLICY, f"{NOT_AUTHORIZED} any more (authorize)")
                 return
 

@@ -8,9 +8,9 @@ from typing import Any, Final
 from prometheus_client import CONTENT_TYPE_LATEST, CollectorRegistry, generate_latest
 from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily, Metric
 
-from tornado_rbkit.bridge import Bridge
-from tornado_rbkit.pages import PageHandler
-from tornado_rbkit.upstream import State
+from tornado_rbkit.bridge.bridge import Bridge
+from tornado_rbkit.upstream.sockets import State
+from tornado_rbkit.web.pages import PageHandler
 
 _COUNTERS: Final = {
     "messages_in": "Profiling messages received from the profiler.",

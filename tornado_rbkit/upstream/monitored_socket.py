@@ -12,7 +12,7 @@ from tornado.ioloop import IOLoop
 from zmq.eventloop.zmqstream import ZMQStream
 from zmq.utils.monitor import parse_monitor_message
 
-from tornado_rbkit.repeats import Repeats, times
+from tornado_rbkit.log_throttle import Repeats, times
 
 _log = logging.getLogger(__name__)
 

@@ -7,7 +7,7 @@ from typing import Final
 
 from tornado.ioloop import IOLoop
 
-from tornado_rbkit.requester import Outcome
+from tornado_rbkit.upstream.requester import Outcome
 
 _INTERVALS: Final = (1.0, 60.0)  # seconds, doubling: each request to a dead command channel stays in its queue
 

@@ -9,7 +9,7 @@ from dataclasses import dataclass
 from typing import Final
 
 from tornado_rbkit.protocol import CommandError
-from tornado_rbkit.requester import Outcome
+from tornado_rbkit.upstream.requester import Outcome
 
 MAX_WAITING: Final = 256
 """Commands of all clients together."""

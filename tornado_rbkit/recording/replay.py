@@ -16,10 +16,9 @@ from typing import Final
 
 import zmq
 
-from tornado_rbkit.descriptors import require_descriptors
-from tornado_rbkit.endpoints import MAX_IPC_PATH, server_socket
+from tornado_rbkit.endpoints import MAX_IPC_PATH, require_descriptors, server_socket
 from tornado_rbkit.protocol import RbkitError
-from tornado_rbkit.recording import DATA, Record
+from tornado_rbkit.recording.recording import DATA, Record
 
 _log = logging.getLogger(__name__)
 

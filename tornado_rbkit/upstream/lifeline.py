@@ -9,12 +9,12 @@ from typing import Final
 
 from tornado.ioloop import IOLoop
 
-from tornado_rbkit.connection import Connection
 from tornado_rbkit.frames import Form
+from tornado_rbkit.log_throttle import Repeats, times
 from tornado_rbkit.protocol import RbkitError
-from tornado_rbkit.repeats import Repeats, times
-from tornado_rbkit.settings import BridgeSettings
-from tornado_rbkit.upstream import Reach, State, UpstreamListener, failure_reason
+from tornado_rbkit.upstream.connection import Connection
+from tornado_rbkit.upstream.options import UpstreamOptions
+from tornado_rbkit.upstream.sockets import Reach, State, UpstreamListener, failure_reason
 
 _log = logging.getLogger(__name__)
 
@@ -31,19 +31,19 @@ class Lifeline:
     """
 
     def __init__(
-        self, settings: BridgeSettings, listener: UpstreamListener, on_cancelled: Callable[[], Awaitable[None]]
+        self, options: UpstreamOptions, listener: UpstreamListener, on_cancelled: Callable[[], Awaitable[None]]
     ) -> None:
         """Describe a connection.
 
         Args:
-            settings: see `Connection`; `pub` and `req` are the first ones.
+            options: see `Connection`; `pub` and `req` are the first ones.
             listener: see `Connection`.
             on_cancelled: called when the event loop ends, and with it a connection that was not let go.
         """
-        self.pub = settings.pub
-        self.req = settings.req
+        self.pub = options.pub
+        self.req = options.req
         self.reach = _NOWHERE
-        self._settings = settings
+        self._options = options
         self._listener = listener
         self._on_cancelled = on_cancelled
         self._repeats = Repeats()
@@ -81,7 +81,7 @@ class Lifeline:
             RbkitError: what prevents it already, in words for the clients; there is no connection.
         """
         try:
-            connection = Connection(IOLoop.current(), self._listener, self.pub, self.req, self._settings)
+            connection = Connection(IOLoop.current(), self._listener, self.pub, self.req, self._options)
         except Exception as error:  # whatever it is, the clients wait to be told
             raise RbkitError(failure_reason(error)) from error
         self._connection = connection
