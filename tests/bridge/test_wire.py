@@ -16,7 +16,7 @@ from websockets.asyncio.client import connect as websockets_connect
 from websockets.typing import Subprotocol
 
 from tests.conftest import Serve, ask, receive, receive_data
-from tests.fake_rbkit import FakeRbkit, collection
+from tests.fake_rbkit import DATA, FakeRbkit, collection
 from tornado_rbkit import Bridge
 from tornado_rbkit.bridge.session import MAX_ESCAPED_REPLY
 
@@ -27,7 +27,7 @@ def published(path: Path) -> list[bytes]:
         return [record[3] for record in records if record[1] == 1]
 
 
-RECORDED = {path.stem: published(path) for path in sorted((Path(__file__).parent / "data").glob("*.msgpack"))}
+RECORDED = {path.stem: published(path) for path in sorted(DATA.glob("*.msgpack"))}
 
 
 async def test_rbkit_is_chosen_from_a_list_of_subprotocols(serve: Serve, rbkit: FakeRbkit) -> None:

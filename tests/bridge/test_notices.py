@@ -11,11 +11,11 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from tests.bridge.test_fanout import StalledClient, stall, stalled
+from tests.bridge.test_interleaving import ShortStream, join, split
+from tests.bridge.test_outbox import KIB, chunk
 from tests.conftest import Serve, receive, until
 from tests.fake_rbkit import FakeRbkit
-from tests.test_fanout import StalledClient, stall, stalled
-from tests.test_interleaving import ShortStream, join, split
-from tests.test_outbox import KIB, chunk
 from tornado_rbkit import Bridge
 from tornado_rbkit.bridge.clients import Audience
 from tornado_rbkit.bridge.fanout import ClientCount, FanOut

@@ -10,10 +10,10 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from tests.bridge.test_fanout import StalledClient, stall, stalled
+from tests.bridge.test_outbox import KIB, MIB, Line, chunk, line
 from tests.conftest import Serve, until
 from tests.fake_rbkit import FakeRbkit
-from tests.test_fanout import StalledClient, stall, stalled
-from tests.test_outbox import KIB, MIB, Line, chunk, line
 from tornado_rbkit import Bridge
 from tornado_rbkit.bridge.deadline import Deadline
 

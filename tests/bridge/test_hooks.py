@@ -11,9 +11,9 @@ from tornado.httpserver import HTTPServer
 from tornado.netutil import bind_sockets
 from tornado.web import Application
 
+from tests.bridge.test_fanout import MIB, StalledClient
 from tests.conftest import Server, ask, closing, receive, receive_data, until
 from tests.fake_rbkit import FakeRbkit
-from tests.test_fanout import MIB, StalledClient
 from tornado_rbkit import Bridge, RbkitWebSocketHandler
 from tornado_rbkit.upstream.sockets import State
 
