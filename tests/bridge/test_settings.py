@@ -162,7 +162,7 @@ def test_the_refusal_names_option_value_and_what_is_allowed(options: dict[str, A
 
 def test_are_those_of_the_bridge_with_the_same_defaults() -> None:
     parameters = inspect.signature(Bridge).parameters
-    assert list(parameters) == list(DEFAULTS)
+    assert parameters.keys() == DEFAULTS.keys()
     own = {name: field.default for name, field in DEFAULTS.items() if field.default is not dataclasses.MISSING}
     assert own == {name: parameters[name].default for name in own}
 

@@ -197,7 +197,7 @@ class TestEscapedForm:
         self, serve: Serve, rbkit: FakeRbkit
     ) -> None:
         server = await serve(Bridge(**rbkit.endpoints))
-        connection = await server.connect("?encoding=escaped")
+        connection = await server.connected("?encoding=escaped")
         await connection.write_message("nonsense")
         reply = await receive(connection)
         assert isinstance(reply, str)

@@ -24,10 +24,11 @@ from websockets.typing import Subprotocol
 from tests.conftest import Serve, receive, receive_data, until
 from tests.fake_rbkit import FakeRbkit
 from tests.test_frames import messages_of, wire
-from tornado_rbkit import Bridge, frames, subscriber
+from tornado_rbkit import Bridge, frames
 from tornado_rbkit.bridge.clients import Audience
 from tornado_rbkit.bridge.session import Session
 from tornado_rbkit.frames import Buffer, Chunk, Form
+from tornado_rbkit.upstream import subscriber
 from tornado_rbkit.upstream.iothread import IOLoopThread
 from tornado_rbkit.upstream.subscriber import Batch, Phase, SocketSource, Subscriber
 

@@ -16,7 +16,8 @@ from tornado.web import Application
 
 from tests.conftest import until
 from tests.faults.raw import Raw
-from tornado_rbkit import Bridge, guesses, rbkit_routes
+from tornado_rbkit import Bridge, rbkit_routes
+from tornado_rbkit.web import guesses
 from tornado_rbkit.web.guesses import FIRST_DELAY, FREE, MAX_DELAY, Guesses
 
 

@@ -25,6 +25,7 @@ const STATES = {
   refused: "refused",
   closed: "closed",
   file: "from a file",
+  absent: "no profiler yet",
 };
 
 // A group is what is started and stopped: its first command where it is off, its second where it is on.
@@ -116,7 +117,8 @@ class Page {
   /** Begin: find the profiler, and look after it. */
   async start() {
     await this.#findTargets();
-    await this.#follow(this.#target ?? this.#targets[0]?.name ?? "");
+    if (this.#target === null && (await this.#nothingToFollow())) this.#target = "";
+    else await this.#follow(this.#target ?? this.#targets[0]?.name ?? "");
     setInterval(() => this.#tick(), HEADER_SECONDS * 1000);
     setInterval(() => document.hidden || this.#findTargets(), TARGETS_SECONDS * 1000);
   }
@@ -195,6 +197,18 @@ class Page {
       this.target.replaceChildren(...options.map(([value, text]) => h("option", { value }, text)), ...more);
     }
     this.target.value = this.#target ?? "";
+  }
+
+  /** Return whether the server has no profiler at all, not even one without a name, as Jupyter before a kernel has one. */
+  async #nothingToFollow() {
+    if (this.#targets.length || !("listed" in document.documentElement.dataset)) return false;
+    try {
+      const answer = await fetch(`status${query}`);
+      const { targets } = answer.ok ? await answer.json() : {};
+      return targets !== undefined && !Object.keys(targets).length;
+    } catch {
+      return false; // the server is away, which the connection's state says
+    }
   }
 
   async #follow(name) {
@@ -278,7 +292,8 @@ class Page {
     const wait = retryAt === null ? "" : ` Trying again in ${Math.max(0, Math.ceil((retryAt - Date.now()) / 1000))} s.`;
     const read = source?.bytes < source?.size ? `${source.file}, read ${format.percent(source.bytes, source.size)}` : source?.file;
     const reading = source?.damage ?? read ?? "";
-    setText(this.reason, state === "file" ? reading : [reason, reading].filter(Boolean).join(" ") + wait);
+    const absent = "Start one in a Python process: profiler.start_server(), in a notebook %rbkit start. It is shown here at once.";
+    setText(this.reason, state === "absent" ? absent : state === "file" ? reading : [reason, reading].filter(Boolean).join(" ") + wait);
     this.retry.hidden = retryAt === null && state !== "refused";
     this.live.hidden = state !== "file";
     this.#drawFacts();

@@ -10,7 +10,7 @@ const TICK_SECONDS = 1;
 
 let session = new Session();
 let connection = null;
-let source = null; // {url} or {file, bytes, size, damage}
+let source = null; // {url} or {file, bytes, size, damage}; null before there is a profiler to follow
 let loading = null; // the same, of a file that is being read
 let choices = 0; // of what is shown: one that is not the newest any more shows nothing
 let asked = 0; // commands of the page's user that have no reply yet
@@ -42,7 +42,7 @@ const methods = {
   /** Send a command; return null, or why it was not carried out. */
   async command(name) {
     const to = connection;
-    if (to === null) return "this is a file";
+    if (to === null) return source ? "this is a file" : "there is no profiler";
     asked++;
     try {
       const text = await to.request(name);
@@ -60,7 +60,7 @@ const methods = {
   header() {
     const { facts } = session.process;
     return {
-      state: connection?.state ?? "file",
+      state: connection?.state ?? (source ? "file" : "absent"),
       reason: connection?.reason ?? "",
       retryAt: connection?.retryAt ?? null,
       pending: asked,
