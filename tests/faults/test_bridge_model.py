@@ -275,10 +275,9 @@ class BridgeMachine(RuleBasedStateMachine):
 
     async def _settle(self, number: int, viewer: Viewer) -> None:
         def dropped() -> int:
-            """Return what the client was told; in the escaped encoding, which has no such notice, what the status says."""
-            return (
-                int(self.bridge.stats()["clients"][number]["messages_dropped"]) if viewer.escaped else viewer.dropped
-            )
+            """Return what the client was told of; by the status in the escaped encoding, which has no such notice."""
+            status = self.bridge.stats()["clients"][number]
+            return int(status["messages_dropped"]) if viewer.escaped else viewer.dropped
 
         def settled() -> bool:
             viewer.check()
