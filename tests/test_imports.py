@@ -11,10 +11,11 @@ import pytest
 import tornado_rbkit
 
 PACKAGE = Path(tornado_rbkit.__file__).parent
-BASE = {"protocol", "endpoints", "log_throttle"}
+BASE = {"protocol", "endpoints", "deadline", "log_throttle"}
 ALLOWED = {
     "protocol": set[str](),
     "frames": {"protocol"},
+    "deadline": set[str](),
     "log_throttle": set[str](),
     "endpoints": {"protocol"},
     "client": {"protocol"},

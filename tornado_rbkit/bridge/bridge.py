@@ -17,12 +17,12 @@ from tornado.web import RequestHandler
 
 from tornado_rbkit.bridge.clients import Audience
 from tornado_rbkit.bridge.commands import CommandQueue
-from tornado_rbkit.bridge.deadline import Deadline
 from tornado_rbkit.bridge.fanout import ClientCount, FanOut
 from tornado_rbkit.bridge.probe import Probe
 from tornado_rbkit.bridge.session import CommandRules, Session
 from tornado_rbkit.bridge.settings import BridgeSettings
 from tornado_rbkit.bridge.target import Target, Trouble
+from tornado_rbkit.deadline import Deadline
 from tornado_rbkit.endpoints import check_endpoint
 from tornado_rbkit.frames import Form
 from tornado_rbkit.log_throttle import Repeats, times

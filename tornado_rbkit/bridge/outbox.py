@@ -11,7 +11,7 @@ from typing import Final
 from tornado.concurrent import Future
 from tornado.iostream import IOStream, SSLIOStream, StreamBufferFullError, StreamClosedError
 
-from tornado_rbkit.bridge.deadline import Deadline
+from tornado_rbkit.deadline import Deadline
 from tornado_rbkit.frames import JOIN_LIMIT, Buffer, Chunk, Run
 from tornado_rbkit.protocol import DROPPED
 

@@ -15,6 +15,7 @@ from tornado.ioloop import IOLoop
 from tornado.iostream import IOStream
 from tornado.web import Application
 
+from tornado_rbkit.deadline import Deadline
 from tornado_rbkit.log_throttle import Repeats, times
 
 _log = logging.getLogger(__name__)
@@ -45,14 +46,14 @@ class BoundedServer(HTTPServer):
         """Serve an application whose handlers take no bodies, on up to `max_requests` connections at a time."""
         super().initialize(application, max_header_size=MAX_HEADER_SIZE, max_body_size=MAX_BODY_SIZE)
         self._max_requests = max_requests
-        self._requests: dict[Any, tuple[float, object]] = {}  # the oldest first: when it began, and its timer
+        self._requests: dict[Any, tuple[float, Deadline]] = {}  # the oldest first: when it began, and its end
         self._repeats = Repeats()
 
     def start_request(self, server_conn: Any, request_conn: HTTPConnection) -> HTTPMessageDelegate:
         """Begin to wait for a request; Tornado calls this for each, before its first byte is there."""
         self._forget(server_conn)
-        timer = IOLoop.current().call_later(REQUEST_TIMEOUT, server_conn.stream.close)
-        self._requests[server_conn] = (time.monotonic(), timer)
+        deadline = Deadline(REQUEST_TIMEOUT, server_conn.stream.close)
+        self._requests[server_conn] = (time.monotonic(), deadline)
         if len(self._requests) > self._max_requests:
             oldest = next(iter(self._requests))
             self._forget(oldest)
@@ -79,7 +80,7 @@ class BoundedServer(HTTPServer):
 
     def _forget(self, server_conn: Any) -> None:
         if server_conn in self._requests:
-            IOLoop.current().remove_timeout(self._requests.pop(server_conn)[1])
+            self._requests.pop(server_conn)[1].cancel()
 
 
 class Listener:

@@ -5,5 +5,5 @@ through `requester`; `sockets` has both. `connection` is the one place where thr
 replaces and closes connections for a bridge. The bridge uses `lifeline`, `options`, `iothread`, and the value types
 `State`, `Batch` and `Outcome`.
 
-Imports nothing of this package but `protocol`, `frames`, `endpoints` and `log_throttle`.
+Imports nothing of this package but `protocol`, `frames`, `endpoints`, `deadline` and `log_throttle`.
 """

@@ -12,6 +12,7 @@ from tornado.ioloop import IOLoop
 from zmq.eventloop.zmqstream import ZMQStream
 from zmq.utils.monitor import parse_monitor_message
 
+from tornado_rbkit.deadline import Deadline
 from tornado_rbkit.log_throttle import Repeats, times
 
 _log = logging.getLogger(__name__)
@@ -69,7 +70,7 @@ class Link:
         self._max_message_bytes = options.get(zmq.MAXMSGSIZE, -1)
         self._on_change = on_change
         self._repeats = Repeats()
-        self._reconnect_timer: object | None = None
+        self._reconnect_deadline: Deadline | None = None
         with contextlib.ExitStack() as stack:
             socket = stack.enter_context(context.socket(kind))
             for option, value in {**_OPTIONS, **options}.items():
@@ -99,8 +100,8 @@ class Link:
         elif event == _RETRIED:
             self._cancel_reconnect()
         elif event == _DOWN:
-            if self._reconnect_timer is None:
-                self._reconnect_timer = self._io_loop.call_later(_RECONNECT, self._reconnect)
+            if self._reconnect_deadline is None:
+                self._reconnect_deadline = Deadline(_RECONNECT, self._reconnect)
             self._set_up(False)
         else:
             self._cancel_reconnect()
@@ -130,7 +131,7 @@ class Link:
 
         See ``session_base_t::engine_error``; it says CONNECT_RETRIED at once when it goes on by itself.
         """
-        self._reconnect_timer = None
+        self._reconnect_deadline = None
         self._refuse(f"broke ZMTP, or sent a message of more than {self._max_message_bytes} bytes (max_message_bytes)")
         with contextlib.suppress(zmq.ZMQError):  # it has forgotten that it was connected
             self.socket.disconnect(self.endpoint)
@@ -138,9 +139,9 @@ class Link:
             self.socket.connect(self.endpoint)
         except zmq.ZMQError as error:
             self._refuse(f"cannot be connected to ({error})")
-            self._reconnect_timer = self._io_loop.call_later(_RECONNECT, self._reconnect)
+            self._reconnect_deadline = Deadline(_RECONNECT, self._reconnect)
 
     def _cancel_reconnect(self) -> None:
-        if self._reconnect_timer is not None:
-            self._io_loop.remove_timeout(self._reconnect_timer)
-            self._reconnect_timer = None
+        if self._reconnect_deadline is not None:
+            self._reconnect_deadline.cancel()
+            self._reconnect_deadline = None

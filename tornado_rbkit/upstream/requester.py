@@ -4,12 +4,14 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable, Mapping
+from functools import partial
 from typing import Any, ClassVar, NamedTuple
 
 import zmq
 from tornado.ioloop import IOLoop
 from zmq.eventloop.zmqstream import ZMQStream
 
+from tornado_rbkit.deadline import Deadline
 from tornado_rbkit.protocol import CommandError, check_reply
 
 
@@ -53,12 +55,11 @@ class Requester:
             max_reply_bytes: bound on the parts of a reply together (ZMQ_MAXMSGSIZE bounds each part).
         """
         self._stream = ZMQStream(socket, io_loop)
-        self._io_loop = io_loop
         self._on_outcome = on_outcome
         self._max_reply_bytes = max_reply_bytes
         self._command: str | None = None
         self._sent_at = 0.0
-        self._timer: object | None = None
+        self._deadline: Deadline | None = None
         self._stream.on_recv(self._on_reply)
 
     def request(self, command: str, timeout: float) -> None:
@@ -74,7 +75,7 @@ class Requester:
         except zmq.ZMQError as error:
             self.fail(f"it was not sent ({error})")
             return
-        self._timer = self._io_loop.call_later(timeout, self._on_timeout, timeout)
+        self._deadline = Deadline(timeout, partial(self._on_timeout, timeout))
         # Sending may have used up the edge that would announce the reply; this looks again.
         self._stream.on_recv(self._on_reply)
 
@@ -113,7 +114,7 @@ class Requester:
         self._end(CommandError("timeout", text))
 
     def _end(self, error: CommandError | None, reply: bytes = b"") -> None:
-        if self._timer is not None:
-            self._io_loop.remove_timeout(self._timer)
-        self._command = self._timer = None
+        if self._deadline is not None:
+            self._deadline.cancel()
+        self._command = self._deadline = None
         self._on_outcome(Outcome(error.to_reply() if error else reply, error, time.monotonic() - self._sent_at))

@@ -10,12 +10,14 @@ import logging
 import re
 from collections.abc import Awaitable, Callable, Collection
 from dataclasses import dataclass, field
+from functools import partial
 from typing import Any, Final, Literal, TypeAlias, TypedDict
 from urllib.parse import quote, urlsplit
 
 from tornado.httputil import HTTPServerRequest
 from tornado.web import HTTPError, RequestHandler
 
+from tornado_rbkit.deadline import Deadline
 from tornado_rbkit.log_throttle import Repeats, times
 from tornado_rbkit.protocol import COMMANDS, VIEW_COMMAND, CommandError, parse_command
 from tornado_rbkit.web.guesses import Guesses
@@ -314,10 +316,13 @@ def _call(function: Callable[..., Any], *arguments: Any) -> Any:
 
 async def _done_within(timeout: float, asked: asyncio.Future[Any]) -> bool:
     """Wait for an answer, at most `timeout` seconds; cancel it when it is too late or this is cancelled."""
+    is_over: asyncio.Future[None] = asyncio.get_running_loop().create_future()
+    deadline = Deadline(timeout, partial(is_over.set_result, None))
     try:
-        await asyncio.wait([asked], timeout=timeout)
+        await asyncio.wait([asked, is_over], return_when=asyncio.FIRST_COMPLETED)
         return asked.done()
     finally:
+        deadline.cancel()
         asked.cancel()
 
 

@@ -18,8 +18,8 @@ from tornado.routing import Matcher
 from tornado.websocket import WebSocketClosedError, WebSocketHandler
 
 from tornado_rbkit.bridge.bridge import Bridge, BridgeFullError
-from tornado_rbkit.bridge.deadline import Deadline
 from tornado_rbkit.bridge.session import Session
+from tornado_rbkit.deadline import Deadline
 from tornado_rbkit.frames import JOIN_LIMIT, Form, encode_message
 from tornado_rbkit.protocol import CLOSE_POLICY, CLOSE_TOO_BIG, CLOSE_TRY_AGAIN, NO_PONG, SUBPROTOCOL
 from tornado_rbkit.web.access import Access, AccessHandler, Refusal

@@ -9,9 +9,12 @@ from typing import Final
 _GRACE: Final = 0.1
 """Seconds; what arrived while the process was paused has been read and written once the loop has run for so long."""
 
+_MOST_STARTS: Final = 10
+"""A loop that is late as often as that in a row was not paused: its turns are long."""
+
 
 class Deadline:
-    """Calls back after a number of seconds, unless the event loop was late: then it starts over.
+    """Calls back after a number of seconds, unless the event loop was late: then it starts over, up to `_MOST_STARTS`.
 
     A timer that fires late means that the process was stopped (SIGSTOP, a debugger) or that its loop was blocked.
     Timers run before the loop has read what arrived meanwhile, so a verdict would hit clients that did nothing wrong.
@@ -32,6 +35,7 @@ class Deadline:
         self._seconds = seconds
         self._grace = min(_GRACE, max(seconds / 4, _GRACE / 10))
         self._callback = callback
+        self._starts = 0
         self._start()
 
     def cancel(self) -> None:
@@ -39,6 +43,7 @@ class Deadline:
         self._timer.cancel()
 
     def _start(self) -> None:
+        self._starts += 1
         self._wait(max(0.0, self._seconds - self._grace), lambda: self._wait(self._grace, self._callback))
 
     def _wait(self, seconds: float, then: Callable[[], object]) -> None:
@@ -46,7 +51,7 @@ class Deadline:
         self._timer = self._loop.call_at(due, lambda: self._on_time(due, then))
 
     def _on_time(self, due: float, then: Callable[[], object]) -> None:
-        if self._loop.time() - due > self._grace:
+        if self._loop.time() - due > self._grace and self._starts < _MOST_STARTS:
             self._start()
         else:
             then()
