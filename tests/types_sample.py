@@ -4,6 +4,8 @@ It is checked with the rest of the tests: a line that is marked and has no error
 marked. Nothing of it runs.
 """
 
+# pyright: reportUnnecessaryTypeIgnoreComment=true
+
 from __future__ import annotations
 
 from typing import Any
