@@ -436,6 +436,30 @@ async def test_a_large_message_is_kept_behind_a_notice_and_before_a_small_one(sc
         assert await take(client.messages(), 3) == [Notice("client_count", "2"), large, small]
 
 
+async def test_notices_and_small_messages_that_nobody_takes_are_bounded(scripted: Any) -> None:
+    said = [
+        message
+        for number in range(500)
+        for message in (
+            b"0client_count:%d" % number,
+            b"0server:disconnected",
+            b"0server:connected",
+            b"0dropped:2",
+            b"1",
+        )
+    ]
+    async with RbkitClient(
+        scripted(*said, b"0dropped:many", b"0dropped:2", b"0ok"), max_pending_bytes=10_000
+    ) as client:
+        await soon(client.request("wait until all has come"))
+    items = [item async for item in client.messages()]
+    assert len(items) <= 10_000 / 256 + 5
+    notices = [item for item in items if isinstance(item, Notice)]
+    assert [item for item in notices if item.name == "client_count"][-1].value == "499"
+    assert [item for item in notices if item.name == "server"][-1].value == "connected"
+    assert sum(int(item.value) for item in notices if item.name == "dropped") == 1000
+
+
 async def test_events_end_when_the_client_is_closed_while_it_reconnects(server: Server) -> None:
     async with server.client(reconnect=True) as client:
         await soon(client.command("handshake"))

@@ -16,6 +16,7 @@ from tornado.iostream import UnsatisfiableReadError
 from tornado.websocket import WebSocketClientConnection, WebSocketClosedError, WebSocketError, websocket_connect
 
 from tornado_rbkit.protocol import (
+    DROPPED,
     SUBPROTOCOL,
     Channel,
     CommandError,
@@ -33,6 +34,9 @@ from tornado_rbkit.protocol import (
 _FIRST_BACKOFF: Final = 0.1  # seconds, doubled with each failure
 _LAST_BACKOFF: Final = 10.0
 _PING_INTERVAL: Final = 30.0  # seconds; a server that vanished is noticed within two of them
+
+_ENTRY_COST: Final = 256
+"""Bytes that each message and notice in the queue costs beside its own: small ones must not add up to any number."""
 
 _UNAUTHORIZED: Final = (401, 403)
 
@@ -93,8 +97,9 @@ class RbkitClient:
             reconnect: connect again, with backoff, whenever the connection is lost, and report it as a `Gap`; except
                 after a loss that `ConnectionLost.is_final`.
             max_message_size: bytes; a heap snapshot is one message, of 50 MB per million objects.
-            max_pending_bytes: published data that waits for `events`, behind the next message; past that the oldest is
-                let go, and told as a `Gap`.
+            max_pending_bytes: what waits for `events`, behind the next message, each item with 256 bytes for itself;
+                past that the oldest messages are let go, and told as a `Gap`, and of the notices before them the
+                newest of each kind is kept.
 
         Raises:
             ValueError: `url` is not a WebSocket's.
@@ -228,8 +233,8 @@ class RbkitClient:
                 self._arrived.clear()
                 await self._arrived.wait()
             item = self._pending.popleft()
+            self._pending_bytes -= _cost(item)
             if isinstance(item, bytes):
-                self._pending_bytes -= len(item)
                 missing = self._missing(item)
                 if missing:
                     yield Gap(missing)
@@ -318,29 +323,37 @@ class RbkitClient:
 
     def _put(self, item: bytes | Gap | Notice) -> None:
         self._pending.append(item)
-        self._pending_bytes += len(item) if isinstance(item, bytes) else 0
+        self._pending_bytes += _cost(item)
         if self._pending_bytes > self._max_pending_bytes:
             self._let_go_of_the_oldest()
         self._arrived.set()
 
     def _let_go_of_the_oldest(self) -> None:
-        """Drop messages, never a notice, until few enough bytes wait behind the next one, however large that is.
+        """Drop messages until few enough bytes wait behind the next one, however large that is.
 
-        The counter of the next one tells what is missing.
+        The counter of the next one tells what is missing. Of the notices before it the newest of each kind is kept.
         """
-        kept: deque[bytes | Gap | Notice] = deque()
+        kept: dict[object, Gap | Notice] = {}
         while self._pending:
             item = self._pending.popleft()
-            if isinstance(item, bytes):
-                if self._pending_bytes - len(item) <= self._max_pending_bytes:
-                    kept.append(item)
-                    break
-                self._pending_bytes -= len(item)
-                if self._counter is None:
-                    self._counter = message_counter(item)
-            else:
-                kept.append(item)
-        self._pending.extendleft(reversed(kept))
+            self._pending_bytes -= _cost(item)
+            if not isinstance(item, bytes):
+                kind = item.kind if isinstance(item, Notice) else Gap
+                older = kept.pop(kind, None)
+                if kind == DROPPED and isinstance(older, Notice) and isinstance(item, Notice):
+                    item = _added_up(older, item)
+                kept[kind] = item
+            elif self._pending_bytes <= self._max_pending_bytes:
+                self._put_back(item)
+                break
+            elif self._counter is None:
+                self._counter = message_counter(item)
+        for item in reversed(kept.values()):
+            self._put_back(item)
+
+    def _put_back(self, item: bytes | Gap | Notice) -> None:
+        self._pending.appendleft(item)
+        self._pending_bytes += _cost(item)
 
     def _fail_asked(self, reason: str) -> None:
         asked, self._asked = self._asked, deque()
@@ -348,6 +361,17 @@ class RbkitClient:
             if not reply.done():
                 code = self._lost.code if self._lost else None
                 reply.set_exception(ConnectionLost(self._url, code, reason))
+
+
+def _cost(item: bytes | Gap | Notice) -> int:
+    return _ENTRY_COST + (len(item) if isinstance(item, bytes) else 0)
+
+
+def _added_up(older: Notice, newer: Notice) -> Notice:
+    """Return what two ``dropped`` notices say together; the newer one where there is no number."""
+    if older.value.isdecimal() and newer.value.isdecimal():
+        return Notice(DROPPED, str(int(older.value) + int(newer.value)))
+    return newer
 
 
 def _as_latin_1(text: str) -> str:
