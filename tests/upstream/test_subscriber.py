@@ -818,11 +818,24 @@ class TestSocketSource:
         payloads, emptied = source.take(*bounds)
         return [bytes(payload) for payload in payloads], emptied
 
+    async def test_lets_go_of_a_message_whose_parts_are_too_long_together(
+        self, sockets: tuple[zmq.Socket[bytes], zmq.Socket[bytes]], caplog: pytest.LogCaptureFixture
+    ) -> None:
+        pub, sub = sockets
+        source = SocketSource(sub, IOLoop.current(), max_message_bytes=100_000)
+        pub.send_multipart([bytes(30_000)] * 3)
+        assert self.take(source, sub, 1_000_000, 1) == ([bytes(90_000)], False)
+        pub.send_multipart([bytes(30_000)] * 7)
+        assert self.take(source, sub, 1_000_000, 100) == ([], False)
+        pub.send_multipart([b"ne", b"xt"])
+        assert self.take(source, sub, 1_000_000, 100) == ([b"next"], True)
+        assert "have 210000 bytes; allowed: at most 100000 (max_message_bytes)" in caplog.text
+
     async def test_takes_what_is_ready_within_its_bounds(
         self, sockets: tuple[zmq.Socket[bytes], zmq.Socket[bytes]]
     ) -> None:
         pub, sub = sockets
-        source = SocketSource(sub, IOLoop.current())
+        source = SocketSource(sub, IOLoop.current(), max_message_bytes=100_000)
         assert source.take(100, 100) == ([], True)
         pub.send_multipart([b"one", b"two", b"", b"three"])
         assert self.take(source, sub, 100, 1) == ([b"onetwothree"], False), "several parts are joined"
@@ -837,7 +850,7 @@ class TestSocketSource:
         self, sockets: tuple[zmq.Socket[bytes], zmq.Socket[bytes]]
     ) -> None:
         pub, sub = sockets
-        source = SocketSource(sub, IOLoop.current())
+        source = SocketSource(sub, IOLoop.current(), max_message_bytes=100_000)
         signals: list[list[Buffer]] = []
         assert source.take(100, 100) == ([], True)
         for number in (b"1", b"2"):

@@ -105,7 +105,8 @@ class Bridge:
             flush_interval: seconds of rest after all that the profiler sent was handed on.
             max_pending_bytes: profiling data that may wait between the profiler and the web loop.
             rcvhwm: messages that may wait in the SUB socket (ZMQ_RCVHWM).
-            max_message_bytes: a longer message from the profiler ends its connection (ZMQ_MAXMSGSIZE).
+            max_message_bytes: a longer message from the profiler ends its connection (ZMQ_MAXMSGSIZE); one whose
+                parts are longer together is let go.
             compression_level: 1 to 9 to offer permessage-deflate, each message compressed once for all; 0 for none.
 
         Raises:

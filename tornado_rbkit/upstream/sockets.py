@@ -141,7 +141,7 @@ class Upstream:
             zmq.SUB, self._pub, {zmq.RCVHWM: options.rcvhwm, zmq.MAXMSGSIZE: max_bytes, zmq.SUBSCRIBE: b""}
         )
         self._subscriber = Subscriber(
-            SocketSource(self._sub.socket, self._io_loop),
+            SocketSource(self._sub.socket, self._io_loop, max_message_bytes=max_bytes),
             self._io_loop,
             partial(self._post, self._listener.on_batch),
             on_thread=self._on_thread,

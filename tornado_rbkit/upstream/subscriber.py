@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import enum
+import logging
 import struct
 import time
 from collections import deque
@@ -14,7 +15,10 @@ import zmq
 from tornado.ioloop import IOLoop
 
 from tornado_rbkit.frames import FRAGMENT_SIZE, Buffer, Chunk, Form, encode_in_slices
+from tornado_rbkit.log_throttle import Repeats, times
 from tornado_rbkit.protocol import Field, message_counter
+
+_log = logging.getLogger(__name__)
 
 MAX_DELIVERED: Final = 4 * 1024 * 1024
 """Bytes, encoded batch × clients: about a millisecond of the web loop."""
@@ -86,8 +90,17 @@ class Source(Protocol):
 class SocketSource:
     """The messages of a SUB socket. On its loop's thread only."""
 
-    def __init__(self, socket: zmq.Socket[bytes], io_loop: IOLoop) -> None:
-        """Wrap a connected socket, which remains the owner's to close."""
+    def __init__(self, socket: zmq.Socket[bytes], io_loop: IOLoop, *, max_message_bytes: int) -> None:
+        """Wrap a connected socket, which remains the owner's to close.
+
+        Args:
+            socket: a SUB.
+            io_loop: its loop.
+            max_message_bytes: bound on the parts of a message together (ZMQ_MAXMSGSIZE bounds each part); a longer
+                message is let go, and missed by its counter.
+        """
+        self._max_message_bytes = max_message_bytes
+        self._repeats = Repeats()
         self._socket = socket
         self._io_loop = io_loop
 
@@ -102,7 +115,10 @@ class SocketSource:
                 return payloads, True
             payload: Buffer
             if frame.more:
-                payload = self._join(frame)
+                joined = self._join(frame)
+                if joined is None:
+                    return payloads, False
+                payload = joined
             elif len(frame) < _COPY_LIMIT:
                 payload = frame.bytes  # a copy: holding on to the frame costs more
             else:
@@ -111,12 +127,24 @@ class SocketSource:
             payloads.append(payload)
         return payloads, False
 
-    def _join(self, frame: zmq.Frame) -> bytes:
-        """Return a message of several parts, which rbkit does not send, as one."""
+    def _join(self, frame: zmq.Frame) -> bytes | None:
+        """Return a message of several parts, which rbkit does not send, as one; None for one that is too long."""
         parts = [frame]
-        while parts[-1].more:
-            parts.append(self._socket.recv(copy=False))  # a message arrives whole, so this does not wait
-        return b"".join(part.buffer for part in parts)
+        size = len(frame)
+        while frame.more:
+            frame = self._socket.recv(copy=False)  # a message arrives whole, so this does not wait
+            size += len(frame)
+            if size <= self._max_message_bytes:
+                parts.append(frame)
+            else:
+                parts.clear()
+        if size <= self._max_message_bytes:
+            return b"".join(part.buffer for part in parts)
+        count = self._repeats.add("too long")
+        if count:
+            text = "let go of a published message whose parts have %d bytes; allowed: at most %d (max_message_bytes)%s"
+            _log.warning(text, size, self._max_message_bytes, times(count))
+        return None
 
     def watch(self, on_ready: Callable[[], None]) -> None:
         """See `Source.watch`.
