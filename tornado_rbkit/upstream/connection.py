@@ -1,4 +1,4 @@
-"""An Upstream as the web loop sees it: the one place where calls cross from thread to thread."""
+"""Access to an Upstream from the web loop: the only module in which calls cross threads."""
 
 from __future__ import annotations
 
@@ -21,35 +21,35 @@ _STOPPED_EARLY: Final = "the IOLoopThread was stopped before its bridges were cl
 
 
 class Connection:
-    """An open Upstream and the loop it lives on: a thread's, or the web server's own. Web loop only.
+    """An Upstream and the loop it runs on: a thread's loop or the web server's own. Web loop only.
 
-    Calls go over as callbacks, in order; what comes back does the same, and never after `close` has returned. Each
-    request has its outcome by then, also when the thread ends before it should: the listener is told of that as a
-    failure.
+    Calls are passed to that loop as callbacks, in order. Calls to the listener are passed back the same way, and none
+    is made after `close` has returned. By then each request has its outcome, even if the thread ended early, which is
+    reported to the listener as a failure.
     """
 
     def __init__(
         self, web_loop: IOLoop, listener: UpstreamListener, pub: str, req: str, options: UpstreamOptions
     ) -> None:
-        """Begin to connect; the listener is told what comes of it.
+        """Begin to connect; the result is reported to the listener.
 
         Args:
-            web_loop: the loop of the caller.
-            listener: who is told.
-            pub: where the profiler publishes.
-            req: where it takes commands.
-            options: the bridge's, but for `pub` and `req`.
+            web_loop: the caller's loop.
+            listener: receives data, outcomes and state changes.
+            pub: the endpoint where the profiler publishes.
+            req: the endpoint where the profiler takes commands.
+            options: the bridge's options; its `pub` and `req` are not used.
 
         Raises:
-            RuntimeError: the thread given is not running.
-            OSError: there are too few file descriptors.
+            RuntimeError: the thread in `options.threaded` is not running.
+            OSError: too few file descriptors are left.
         """
         self._listener = listener
         self._web_loop = web_loop
         threaded = options.threaded
         self._own_thread = threaded is True
         self._thread = threaded if isinstance(threaded, IOLoopThread) else IOLoopThread() if threaded else None
-        self._context: zmq.Context[zmq.Socket[bytes]] | None = None  # the connection's own, without a thread
+        self._context: zmq.Context[zmq.Socket[bytes]] | None = None  # owned by this connection; only without a thread
         if self._thread is not None and self._own_thread:
             self._thread.start()
         self._io_loop = self._thread.io_loop if self._thread is not None else web_loop
@@ -76,12 +76,12 @@ class Connection:
         self._io_loop.add_callback(self._upstream.set_audience, forms, clients, generation)
 
     def request(self, command: str, timeout: float) -> None:
-        """See `Upstream.request`; there must be no other in flight."""
+        """See `Upstream.request`; no other command may be in flight."""
         self._in_flight = command
         self._io_loop.add_callback(self._upstream.request, command, timeout)
 
     def begin_closing(self) -> None:
-        """Begin with what `close` does; nothing but the end of the command in flight is delivered from now on."""
+        """Begin to close; from now on only the outcome of the command in flight is delivered."""
         if self._closing:
             return
         self._closing = True
@@ -91,19 +91,19 @@ class Connection:
             self._io_loop.add_callback(self._stop_upstream)
 
     async def close(self) -> None:
-        """Close the sockets on their loop, and end the thread if it is this connection's own. May be called twice.
+        """Close the sockets on their loop, and end the thread if this connection owns it. May be called twice.
 
         Raises:
-            RuntimeError: the thread that was given has ended before, and the sockets with it.
+            RuntimeError: the thread in `options.threaded` had already ended and closed the sockets.
         """
         self.begin_closing()
         await self.wait_closed()
 
     async def wait_closed(self) -> None:
-        """Return when `close` has done its work; being cancelled does not keep it from doing so.
+        """Wait until everything is closed. Cancelling the wait does not stop the closing.
 
         Raises:
-            RuntimeError: the thread that was given has ended before, and the sockets with it.
+            RuntimeError: the thread in `options.threaded` had already ended and closed the sockets.
         """
         await asyncio.shield(self._closed)
 
@@ -113,14 +113,14 @@ class Connection:
         return self._context
 
     def _stop_upstream(self) -> None:
-        """On the upstream's loop. What ZMQStream has put off until the next turn still finds its sockets open then."""
+        """Stop the upstream, on its loop; close it a turn later, because ZMQStream may have deferred work."""
         try:
             self._upstream.stop()
         finally:
             self._io_loop.add_callback(self._close_upstream)
 
     def _close_upstream(self) -> None:
-        """On the upstream's loop."""
+        """Close the upstream and its context, on its loop."""
         with contextlib.ExitStack() as stack:
             stack.callback(self._web_loop.add_callback, self._finish)
             if self._context is not None:
@@ -143,11 +143,11 @@ class Connection:
             self._closed.set_exception(error)
 
     def _tell_end_of_thread(self) -> None:
-        """On the thread, or on the web loop if it had ended before."""
+        """Report the end of the thread, on that thread, or on the web loop if the thread had already ended."""
         self._web_loop.add_callback(self._on_end_of_thread)
 
     def _on_end_of_thread(self) -> None:
-        """On the web loop: what was handed to the thread since its end is lost, `_stop_upstream` included."""
+        """Handle the end of the thread, on the web loop. Later callbacks to it are lost, `_stop_upstream` too."""
         self._thread_ended = True
         if self._closing:
             self._finish_without_thread()
@@ -161,7 +161,7 @@ class Connection:
         self._web_loop.add_callback(self._deliver, method, argument)
 
     def _deliver(self, method: Callable[[Any], None], argument: Any) -> None:
-        """On the web loop. Of a connection that closes, only the end of the command in flight is of interest."""
+        """Call the listener, on the web loop; while closing, only with the outcome of the command in flight."""
         if method == self._listener.on_outcome:
             if self._in_flight is not None:
                 self._in_flight = None

@@ -1,4 +1,4 @@
-"""A thread with an IOLoop of its own, for sockets that must not wait for the web server's loop."""
+"""A thread with its own IOLoop, for sockets that must not wait for the web server's loop."""
 
 from __future__ import annotations
 
@@ -13,16 +13,16 @@ import zmq
 from tornado.ioloop import IOLoop
 
 _MAX_SOCKETS: Final = 16384
-"""Six for each profiler (two, their monitors, and libzmq's ends of those), in place of libzmq's 1,023. Its table of
-them takes 12 bytes each."""
+"""ZMQ_MAX_SOCKETS, instead of libzmq's default of 1,023: each profiler takes six sockets (two, their monitors, and
+libzmq's ends of the monitors). A slot in libzmq's table takes 12 bytes."""
 
 
 class IOLoopThread:
-    """A daemon thread that runs an IOLoop from `start` to `stop`, and has one ZMQ context for all sockets on it.
+    """A daemon thread that runs an IOLoop from `start` to `stop`, with one ZMQ context for all sockets on it.
 
     The loop is asyncio's selector loop on every system: ZMQStream needs a loop that watches file descriptors,
-    which Windows' default loop does not. All methods may be called on any thread but `stop`, which must not be
-    called on the thread itself. A thread does not survive a fork: one that a child process uses is started there.
+    which Windows' default loop does not do. Methods may be called on any thread, except `stop` (not on this thread)
+    and `context` (only on this thread). A thread does not survive a fork: start it in the process that uses it.
     """
 
     def __init__(self, name: str = "rbkit-io") -> None:
@@ -38,7 +38,7 @@ class IOLoopThread:
 
     @property
     def io_loop(self) -> IOLoop:
-        """The thread's loop; what is registered on it must be registered on the thread.
+        """The thread's loop. Handlers and timers must be registered on the thread itself.
 
         Raises:
             RuntimeError: the thread has not been started, has ended, or was started before this process was forked.
@@ -52,15 +52,15 @@ class IOLoopThread:
         return self._io_loop
 
     def is_alive(self) -> bool:
-        """Return True between `start` and `stop`, in the process that started it."""
+        """Return whether the thread runs in this process, that is, between `start` and `stop`."""
         return self._thread.is_alive() and not self._is_the_parent_s()
 
     def start(self) -> None:
-        """Start the thread and return once its loop runs.
+        """Start the thread and wait until its loop runs.
 
         Raises:
-            RuntimeError: the thread was started before.
-            OSError: its loop cannot be made, for want of file descriptors.
+            RuntimeError: the thread was already started.
+            OSError: its loop cannot be created because too few file descriptors are left.
         """
         self._thread.start()
         self._pid = os.getpid()
@@ -69,9 +69,9 @@ class IOLoopThread:
             raise self._error
 
     def stop(self) -> None:
-        """End the loop after the callbacks already handed to it, and join the thread. May be called twice.
+        """Stop the loop after the callbacks already added to it, and join the thread. May be called twice.
 
-        In a process that was forked from the one that started it, there is nothing to stop.
+        Does nothing in a process that was forked after `start`.
         """
         if self._is_the_parent_s():
             return
@@ -82,14 +82,14 @@ class IOLoopThread:
             self._thread.join()
 
     def context(self) -> zmq.Context[zmq.Socket[bytes]]:
-        """Return the context of all sockets on this thread. On the thread only, which ends it when the loop ends."""
+        """Return the context of all sockets on this thread. On the thread only, which destroys it at its end."""
         if self._context is None:
             self._context = zmq.Context()
             self._context.set(zmq.MAX_SOCKETS, _MAX_SOCKETS)
         return self._context
 
     def call_at_end(self, callback: Callable[[], None]) -> None:
-        """Have a function called on the thread once the loop has ended, for whatever reason; at once if it has.
+        """Call a function on the thread once the loop has ended for any reason, or now if it already has.
 
         The function must not raise.
         """
@@ -100,7 +100,7 @@ class IOLoopThread:
         callback()
 
     def forget_at_end(self, callback: Callable[[], None]) -> None:
-        """Take back `call_at_end`; harmless if it was called."""
+        """Undo `call_at_end`. Does nothing if the function was already called."""
         with self._lock, contextlib.suppress(ValueError):
             self._at_end.remove(callback)
 

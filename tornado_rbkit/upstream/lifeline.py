@@ -1,4 +1,4 @@
-"""The connection to a profiler over its life: made, made anew elsewhere, let go."""
+"""Opens, replaces and closes the connection to a profiler."""
 
 from __future__ import annotations
 
@@ -22,12 +22,12 @@ _NOWHERE: Final = Reach(frozenset(), {})
 
 
 class Lifeline:
-    """One connection at the most, beside those that are still being closed. Web loop only, but for the constructor.
+    """At most one open connection, and earlier ones that are still closing. Web loop only, except the constructor.
 
     Attributes:
-        pub: where the profiler publishes, now or the next time.
-        req: where it takes commands.
-        reach: what of it is connected; whoever listens to the connection keeps it.
+        pub: the endpoint where the profiler publishes, for the current or the next connection.
+        req: the endpoint where it takes commands.
+        reach: which endpoints are connected; set by the connection's listener.
     """
 
     def __init__(
@@ -36,9 +36,9 @@ class Lifeline:
         """Describe a connection.
 
         Args:
-            options: see `Connection`; `pub` and `req` are the first ones.
+            options: see `Connection`; `pub` and `req` are the initial endpoints.
             listener: see `Connection`.
-            on_cancelled: called when the event loop ends, and with it a connection that was not let go.
+            on_cancelled: called if the event loop ends before a connection is closed.
         """
         self.pub = options.pub
         self.req = options.req
@@ -50,11 +50,11 @@ class Lifeline:
         self._loss_logged = False
         self._error: RuntimeError | None = None
         self._connection: Connection | None = None
-        self._guards: dict[Connection, asyncio.Task[None]] = {}  # of each that is not closed yet
+        self._guards: dict[Connection, asyncio.Task[None]] = {}  # one for each connection that is not closed
 
     @property
     def is_open(self) -> bool:
-        """Whether there is a connection, be its profiler there or not."""
+        """Whether there is a connection, even if the profiler is not reachable."""
         return self._connection is not None
 
     @property
@@ -64,7 +64,7 @@ class Lifeline:
 
     @property
     def trouble(self) -> str | None:
-        """What is wrong with the connection, in words for an operator; None for nothing, or when there is none."""
+        """What is wrong with the connection, as text for an operator; None if it works or there is no connection."""
         if not self.is_open:
             return None
         if self.reach.refusals:
@@ -75,29 +75,29 @@ class Lifeline:
         return None
 
     def connect(self) -> None:
-        """Begin to connect; there must be no connection. What prevents it later is told to the listener.
+        """Begin to connect; there must be no connection. Later failures are reported to the listener.
 
         Raises:
-            RbkitError: what prevents it already, in words for the clients; there is no connection.
+            RbkitError: no connection can be created; the message is meant for the clients.
         """
         try:
             connection = Connection(IOLoop.current(), self._listener, self.pub, self.req, self._options)
-        except Exception as error:  # whatever it is, the clients wait to be told
+        except Exception as error:  # whatever it is, the clients must get the reason
             raise RbkitError(failure_reason(error)) from error
         self._connection = connection
         self._guards[connection] = asyncio.create_task(self._guard(connection))
 
     def let_go(self) -> None:
-        """Begin to close the connection, if there is one; another may be made at once."""
+        """Begin to close the connection, if there is one; another may be opened immediately."""
         connection, self._connection, self.reach = self._connection, None, _NOWHERE
         if connection is not None:
             connection.begin_closing()
 
     async def close(self) -> None:
-        """Let go, and return when everything is closed, what was let go of before included.
+        """Close the connection, and wait until it and all earlier connections are closed.
 
         Raises:
-            RuntimeError: the thread that was given has ended before, and the sockets with it.
+            RuntimeError: the thread in `options.threaded` had already ended and closed the sockets.
         """
         self.let_go()
         await asyncio.gather(*(connection.wait_closed() for connection in self._guards))
@@ -105,7 +105,7 @@ class Lifeline:
             raise self._error
 
     def set_audience(self, forms: frozenset[Form], clients: int, generation: int) -> None:
-        """See `Connection.set_audience`; nothing happens without a connection."""
+        """See `Connection.set_audience`. Does nothing without a connection."""
         if self._connection is not None:
             self._connection.set_audience(forms, clients, generation)
 
@@ -115,7 +115,7 @@ class Lifeline:
         self._connection.request(command, timeout)
 
     def log(self, before: State, state: State) -> None:
-        """Say that the profiler came, or went; the first of many times in short succession, the tenth, and so on."""
+        """Log that the profiler connected or disconnected; repeated losses are throttled to the 1st, 10th, 100th."""
         if state is not State.CONNECTED:
             count = self._repeats.add("went away")
             self._loss_logged = count > 0
@@ -129,19 +129,19 @@ class Lifeline:
         self._loss_logged = False
 
     def log_failure(self, reason: str) -> None:
-        """Say that there can be no connection; the first of many times in short succession, and so on."""
+        """Log that no connection can be opened, throttled to the 1st, 10th, 100th time."""
         count = self._repeats.add("cannot connect")
         if count:
             _log.warning("cannot connect to the rbkit server at %s: %s%s", self.req, reason, times(count))
 
     async def _guard(self, connection: Connection) -> None:
-        """Close with the event loop: asyncio.run() cancels all tasks when it ends, and waits for them."""
+        """Close the connection if the event loop ends: asyncio.run() then cancels all tasks and waits for them."""
         try:
             await connection.wait_closed()
         except asyncio.CancelledError:
             await self._on_cancelled()
             raise
         except RuntimeError as error:
-            self._error = error  # for `close`, which may be called long after
+            self._error = error  # raised by `close`, which may be called much later
         finally:
             del self._guards[connection]

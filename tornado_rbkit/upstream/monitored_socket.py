@@ -1,4 +1,4 @@
-"""A connecting ZMQ socket that knows whether its peer is there."""
+"""A connecting ZMQ socket with a monitor that reports whether its peer is connected."""
 
 from __future__ import annotations
 
@@ -17,21 +17,21 @@ from tornado_rbkit.log_throttle import Repeats, times
 
 _log = logging.getLogger(__name__)
 
-_UP: Final = zmq.EVENT_HANDSHAKE_SUCCEEDED  # a TCP connect alone also succeeds to a process that is stopped
+_UP: Final = zmq.EVENT_HANDSHAKE_SUCCEEDED  # a TCP connect also succeeds if the process is stopped
 _DOWN: Final = zmq.EVENT_DISCONNECTED
 _RETRIED: Final = zmq.EVENT_CONNECT_RETRIED
 _REFUSED: Final = (
     zmq.EVENT_HANDSHAKE_FAILED_NO_DETAIL | zmq.EVENT_HANDSHAKE_FAILED_PROTOCOL | zmq.EVENT_HANDSHAKE_FAILED_AUTH
 )
 _RECONNECT: Final = 1.0  # seconds
-_STEADY: Final = 1.0  # seconds; a peer that breaks ZMTP does so at once
+_STEADY: Final = 1.0  # seconds; a peer that violates ZMTP does so at once
 
 _OPTIONS: Final[Mapping[int, int]] = {
     zmq.LINGER: 0,
-    # A profiler that restarts is back within a second, and one that is away costs a connect a second.
+    # A restarted profiler is reconnected within a second; an absent one costs one connect attempt per second.
     zmq.RECONNECT_IVL: 100,
     zmq.RECONNECT_IVL_MAX: 1000,
-    # What a host that vanished without a FIN looks like; heartbeats would take a long message for silence.
+    # Detect a host that vanished without a FIN. ZMTP heartbeats would mistake a long message for silence.
     zmq.TCP_KEEPALIVE: 1,
     zmq.TCP_KEEPALIVE_IDLE: 15,
     zmq.TCP_KEEPALIVE_INTVL: 5,
@@ -41,12 +41,13 @@ _OPTIONS: Final[Mapping[int, int]] = {
 
 
 class Link:
-    """One SUB or REQ socket beside a monitor of its connection. On its loop's thread only.
+    """One SUB or REQ socket and the monitor of its connection. On its loop's thread only.
 
     Attributes:
-        socket: the owner's to receive from.
-        up: True while the peer has completed ZMTP's handshake.
-        refusals: connections that ended because the peer is not what it should be, since one of them lasted.
+        socket: the socket, for the owner to send and receive on.
+        up: True from the end of the ZMTP handshake until the peer disconnects.
+        refusals: number of refused connections (wrong socket type, ZMTP violation, message too long) since the last
+            connection that lasted.
     """
 
     def __init__(
@@ -58,10 +59,10 @@ class Link:
         options: Mapping[int, Any],
         on_change: Callable[[], None],
     ) -> None:
-        """Make a socket, set its options over those of all links, and begin to connect.
+        """Create a socket and begin to connect; `options` are set in addition to the options of all links.
 
         Raises:
-            zmq.ZMQError: there are too few file descriptors, or the endpoint is none.
+            zmq.ZMQError: too few file descriptors are left, or the endpoint is invalid.
         """
         self.up = False
         self.refusals = 0
@@ -83,13 +84,13 @@ class Link:
         self._monitor.on_recv(self._on_event)
 
     def stop(self) -> None:
-        """Receive no more of the monitor's events."""
+        """Stop receiving the monitor's events."""
         self._monitor.stop_on_recv()
         self._cancel_reconnect()
         self.socket.disable_monitor()
 
     def close(self) -> None:
-        """Close socket and monitor."""
+        """Close the socket and its monitor."""
         self._monitor.close(linger=0)
         self.socket.close(linger=0)
 
@@ -127,13 +128,13 @@ class Link:
         self._on_change()
 
     def _reconnect(self) -> None:
-        """Connect anew: libzmq does so when a connection is lost, and gives up for good when ZMTP was violated.
+        """Connect again after a ZMTP violation; libzmq reconnects after any other loss, but not after a violation.
 
-        See ``session_base_t::engine_error``; it says CONNECT_RETRIED at once when it goes on by itself.
+        See libzmq's ``session_base_t::engine_error``. If libzmq reconnects, it reports CONNECT_RETRIED at once.
         """
         self._reconnect_deadline = None
         self._refuse(f"broke ZMTP, or sent a message of more than {self._max_message_bytes} bytes (max_message_bytes)")
-        with contextlib.suppress(zmq.ZMQError):  # it has forgotten that it was connected
+        with contextlib.suppress(zmq.ZMQError):  # libzmq may have dropped the endpoint already
             self.socket.disconnect(self.endpoint)
         try:
             self.socket.connect(self.endpoint)

@@ -15,8 +15,8 @@ from tornado_rbkit.protocol import DEFAULT_PUB_PORT, DEFAULT_REQ_PORT
 from tornado_rbkit.upstream.iothread import IOLoopThread
 
 MIB: Final = 1024 * 1024
-_MIN_MESSAGE: Final = 1024  # bytes; ZMTP's own commands and rbkit's handshake have to pass
-_MAX_FLUSH_INTERVAL: Final = 60.0  # seconds; nothing is delivered meanwhile
+_MIN_MESSAGE: Final = 1024  # bytes; ZMTP's own commands and rbkit's handshake must fit
+_MAX_FLUSH_INTERVAL: Final = 60.0  # seconds; nothing is delivered during one
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -25,7 +25,7 @@ class UpstreamOptions:
 
     Raises:
         EndpointError: `pub` or `req` cannot be connected to.
-        ValueError: another option is not what it has to be.
+        ValueError: another option has a wrong type or is out of its range.
     """
 
     pub: str = field(default_factory=partial(default_endpoint, "RBKIT_PUB_PORT", DEFAULT_PUB_PORT))
@@ -44,7 +44,7 @@ class UpstreamOptions:
             raise refusal("threaded", self.threaded, "True, False, or an IOLoopThread")
         self._set("flush_interval", check_seconds("flush_interval", self.flush_interval, most=_MAX_FLUSH_INTERVAL))
         self._set("max_pending_bytes", check_whole("max_pending_bytes", self.max_pending_bytes))
-        self._set("rcvhwm", check_whole("rcvhwm", self.rcvhwm, most=2**31 - 1))  # an int of C
+        self._set("rcvhwm", check_whole("rcvhwm", self.rcvhwm, most=2**31 - 1))  # a C int
         most = 2**63 - 1  # an int64_t
         size = check_whole("max_message_bytes", self.max_message_bytes, least=_MIN_MESSAGE, most=most)
         self._set("max_message_bytes", size)
@@ -52,7 +52,7 @@ class UpstreamOptions:
         self._set("compression_level", level)
 
     def _set(self, name: str, value: object) -> None:
-        """Replace an option by its normal form, which only the constructor may do."""
+        """Replace an option by its normalized value; for the constructor only."""
         object.__setattr__(self, name, value)
 
 

@@ -1,4 +1,4 @@
-"""Commands through the REQ socket, one in flight."""
+"""Sends commands through the REQ socket, one at a time."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from tornado_rbkit.protocol import CommandError, check_reply
 
 
 class Outcome(NamedTuple):
-    """What became of a command: the bytes that answer it, and the error they stand for, if one."""
+    """The result of a command: the reply bytes, the error that they represent (if any), and the time in seconds."""
 
     reply: bytes
     error: CommandError | None
@@ -24,16 +24,16 @@ class Outcome(NamedTuple):
 
     @property
     def answered(self) -> bool:
-        """Whether the profiler replied, with something that could be passed on or not."""
+        """Whether the profiler replied, even if the reply was invalid."""
         return self.error is None or self.error.reason == "invalid-reply"
 
 
 class Requester:
-    """One command at a time, each answered exactly once. On its loop's thread only.
+    """Sends one command at a time and reports exactly one outcome for each. On its loop's thread only.
 
-    The socket is relaxed and correlated (ZMQ_REQ_RELAXED, ZMQ_REQ_CORRELATE): a command that timed out does not keep
-    the next from being sent, and its late reply is let go. With ZMQ_IMMEDIATE nothing is queued for a peer that is
-    not there, so that a command cannot be carried out minutes after its sender was told that it was not.
+    The socket is relaxed and correlated (ZMQ_REQ_RELAXED, ZMQ_REQ_CORRELATE): the next command can be sent after a
+    time-out, and a late reply is discarded. With ZMQ_IMMEDIATE nothing is queued for an absent peer, so a command
+    cannot be carried out minutes after it was reported as failed.
     """
 
     OPTIONS: ClassVar[Mapping[int, Any]] = {zmq.REQ_RELAXED: 1, zmq.REQ_CORRELATE: 1, zmq.IMMEDIATE: 1}
@@ -49,10 +49,10 @@ class Requester:
         """Attach to a socket that has `OPTIONS`.
 
         Args:
-            socket: a REQ, already connecting.
-            io_loop: its loop.
+            socket: a REQ socket, already connecting.
+            io_loop: the socket's loop.
             on_outcome: called once for each request.
-            max_reply_bytes: bound on the parts of a reply together (ZMQ_MAXMSGSIZE bounds each part).
+            max_reply_bytes: the most bytes in all parts of a reply together (ZMQ_MAXMSGSIZE bounds each part).
         """
         self._stream = ZMQStream(socket, io_loop)
         self._on_outcome = on_outcome
@@ -63,11 +63,11 @@ class Requester:
         self._stream.on_recv(self._on_reply)
 
     def request(self, command: str, timeout: float) -> None:
-        """Send `command`, which `parse_command` has passed; seconds until it is given up."""
+        """Send `command`, which `parse_command` has accepted; it fails after `timeout` seconds without a reply."""
         self._command = command
         self._sent_at = time.monotonic()
         try:
-            # Not through the stream: its queue would keep the command for a peer that comes back.
+            # Not through the stream: it would queue the command until the peer is back.
             self._stream.socket.send(command.encode(), zmq.NOBLOCK)
         except zmq.Again:
             self.fail("the connection to the rbkit server is lost; it was not sent")
@@ -76,27 +76,27 @@ class Requester:
             self.fail(f"it was not sent ({error})")
             return
         self._deadline = Deadline(timeout, partial(self._on_timeout, timeout))
-        # Sending may have used up the edge that would announce the reply; this looks again.
+        # ZMQ_FD is edge-triggered, and sending may have consumed the edge that announces the reply; on_recv checks.
         self._stream.on_recv(self._on_reply)
 
     def fail(self, text: str) -> None:
-        """End the command in flight, if there is one, as unavailable."""
+        """End the command in flight, if there is one, with the error ``unavailable``."""
         if self._command is not None:
             self._end(CommandError("unavailable", f"{self._command}: {text}"))
 
     def stop(self) -> None:
-        """Fail what is in flight, and receive nothing more."""
+        """Fail the command in flight, if there is one, and stop receiving."""
         self.fail("the bridge has closed the connection")
         self._stream.stop_on_recv()
 
     def close(self) -> None:
-        """Close the socket, a turn of the loop after `stop`: the stream may have put something off until then."""
+        """Close the socket. Call it a turn of the loop after `stop`: the stream may have deferred work until then."""
         self._stream.close(linger=0)
 
     def _on_reply(self, parts: list[bytes]) -> None:
         command = self._command
         if command is None:
-            return  # it is late, and nobody's
+            return  # a late reply
         try:
             size = sum(map(len, parts))
             if size > self._max_reply_bytes:

@@ -1,4 +1,4 @@
-"""The connection to one profiler: a SUB and a REQ socket, and whether both have their peer."""
+"""The connection to one profiler: a SUB and a REQ socket, and the state of both."""
 
 from __future__ import annotations
 
@@ -18,32 +18,32 @@ from tornado_rbkit.upstream.requester import Outcome, Requester
 from tornado_rbkit.upstream.subscriber import Batch, SocketSource, Subscriber
 
 MAX_REPLY_BYTES: Final = 16 * 1024 * 1024
-"""A reply is never dropped, and 32 of them may wait for one client. rbkit's longest is a handshake."""
+"""Bytes. Replies are never dropped, and 32 may wait for one client. rbkit's longest reply is a handshake."""
 
 
 def failure_reason(error: Exception) -> str:
-    """Return in words why a connection cannot be opened: an unexpected exception with its type."""
+    """Return the text that explains why a connection cannot be opened, with the type of an unexpected exception."""
     return str(error) if isinstance(error, OSError | zmq.ZMQError | RuntimeError) else repr(error)
 
 
 class State(enum.Enum):
-    """Of a bridge's connection to its profiler."""
+    """The state of a bridge's connection to its profiler."""
 
-    IDLE = "idle"  # nobody is watching, so there are no sockets
+    IDLE = "idle"  # there are no clients, so there are no sockets
     CONNECTING = "connecting"
     CONNECTED = "connected"
-    DISCONNECTED = "disconnected"  # it was there, and is gone
+    DISCONNECTED = "disconnected"  # it was connected before
 
 
 class Reach(NamedTuple):
-    """Which endpoints are connected, and how many connections in a row those that are not rbkit's have cost."""
+    """The endpoints that are connected, and the number of consecutive refusals (see `Link`) by endpoint."""
 
     up: frozenset[str]
     refusals: Mapping[str, int]
 
 
 class UpstreamListener(Protocol):
-    """Who hears of it, on the web server's loop."""
+    """Receives data, outcomes and state changes from a connection, on the web server's loop."""
 
     def on_batch(self, batch: Batch) -> None: ...
 
@@ -59,8 +59,8 @@ class UpstreamListener(Protocol):
 class Upstream:
     """The sockets of one profiler, from `open` to `close`.
 
-    It is given an IOLoop and does not care whose it is. It may be constructed anywhere; all else happens on that
-    loop's thread, and `post` is the only way by which anything leaves it.
+    It works on any IOLoop. It may be constructed on any thread; everything else runs on the loop's thread, and only
+    `post` passes anything to another thread.
     """
 
     def __init__(
@@ -78,13 +78,13 @@ class Upstream:
         """Describe a connection.
 
         Args:
-            io_loop: where it will live.
-            pub: where the profiler publishes.
-            req: where it takes commands.
-            listener: who is told.
+            io_loop: the loop of the sockets.
+            pub: the endpoint where the profiler publishes.
+            req: the endpoint where it takes commands.
+            listener: receives data, outcomes and state changes, through `post`.
             post: calls a method of the listener, with its argument, on the listener's own loop.
-            context: returns the ZMQ context of that loop, which outlives the connection.
-            options: the bridge's, but for `pub` and `req`.
+            context: returns the ZMQ context for the sockets, which must outlive them.
+            options: the bridge's options; its `pub` and `req` are not used.
             on_thread: see `Subscriber`.
         """
         self._io_loop = io_loop
@@ -101,10 +101,10 @@ class Upstream:
         self._requester: Requester | None = None
 
     def open(self) -> None:
-        """Make the sockets and begin to connect; what prevents it is told to the listener, which closes."""
+        """Create the sockets and begin to connect. A failure is reported to the listener, which must close."""
         try:
             self._open()
-        except Exception as error:  # noqa: BLE001 - whatever it is, the clients wait to be told
+        except Exception as error:  # noqa: BLE001 - whatever it is, the clients must get the reason
             self._post(self._listener.on_failure, failure_reason(error))
 
     def set_audience(self, forms: frozenset[Form], clients: int, generation: int) -> None:
@@ -118,7 +118,7 @@ class Upstream:
             self._requester.request(command, timeout)
 
     def stop(self) -> None:
-        """Receive nothing more, and end the command in flight."""
+        """Stop receiving, and fail the command in flight."""
         if self._subscriber is not None:
             self._subscriber.close()
         if self._requester is not None:

@@ -1,4 +1,4 @@
-"""Profiling data off the SUB socket: drained, encoded and handed over in paced batches."""
+"""Takes profiling data off the SUB socket, encodes it and delivers it in paced batches."""
 
 from __future__ import annotations
 
@@ -21,37 +21,37 @@ from tornado_rbkit.protocol import Field, message_counter
 _log = logging.getLogger(__name__)
 
 MAX_DELIVERED: Final = 4 * 1024 * 1024
-"""Bytes, encoded batch × clients: about a millisecond of the web loop."""
+"""Bytes, size of an encoded batch × clients: writing them takes the web loop about a millisecond."""
 
-_SLICE: Final = FRAGMENT_SIZE * 7 // 8  # bytes that are encoded together: with headers and a last message, a chunk
-_MIN_BATCH: Final = 3 * _SLICE  # bytes; smaller writes cost the kernel more for each byte
-_MAX_DEFLATED: Final = 8 * _SLICE  # bytes before compression: some 4 ms of it, and recorded traffic's ratio
+_SLICE: Final = FRAGMENT_SIZE * 7 // 8  # bytes encoded together; with headers and the last message they fit a chunk
+_MIN_BATCH: Final = 3 * _SLICE  # bytes; smaller writes cost the kernel more per byte
+_MAX_DEFLATED: Final = 8 * _SLICE  # bytes before compression, which takes about 4 ms at recorded traffic's ratio
 _MAX_MESSAGES: Final = 512
-_COUNTER_TYPE_AT: Final = 14  # behind the key, in the head that `message_counter` reads
-_UINT16: Final = 0xCD  # MessagePack's type
+_COUNTER_TYPE_AT: Final = 14  # index of the type byte, after the key, in the head that `message_counter` reads
+_UINT16: Final = 0xCD  # MessagePack type bytes
 _UINT32: Final = 0xCE
 _COPY_LIMIT: Final = 8 * 1024  # bytes
-_RECEIPT_POLL: Final = 0.001  # seconds: the resolution of epoll
-_MAX_RECEIPT_POLL: Final = 0.01  # seconds, in silence: RCVHWM messages must not arrive meanwhile
-_ENCODING_TURN: Final = 0.01  # seconds of encoding before the loop has a turn
+_RECEIPT_POLL: Final = 0.001  # seconds, the resolution of epoll
+_MAX_RECEIPT_POLL: Final = 0.01  # seconds, while nothing arrives; too short for RCVHWM messages to arrive
+_ENCODING_TURN: Final = 0.01  # seconds of encoding before the loop gets a turn
 
 
 @dataclass(slots=True)
 class Batch:
-    """The content of one hand-over. All of it is fixed before it crosses, except `work`.
+    """Encoded messages for the clients. Nothing changes after delivery to the web loop, except by `acknowledge`.
 
     Attributes:
-        chunks: the messages, for each encoding that a client uses.
-        generation: of the audience when encoding began; a client that joined later does not get the batch.
-        messages: how many there are, before any client's bound.
-        size: their payload, bytes.
+        chunks: the encoded messages, for each encoding in use.
+        generation: of the clients when encoding began; a client that joined later does not get the batch.
+        messages: number of messages, before any client drops some.
+        size: bytes of payload.
         encoded: bytes that a client gets, in the largest encoding.
-        pending: payload that waits behind it, bytes.
+        pending: bytes of payload that wait behind this batch.
         missed: messages lost before they arrived here, by the profiler's counter.
-        restarted: the counter began again.
-        foreign: messages without a counter, which rbkit's have.
-        work: the receipt, None until the receiver has written it: the seconds it was busy with the batch. A plain
-            store that is read at the next turn; a callback would wake the thread once more for each batch.
+        restarted: whether the counter began again.
+        foreign: messages without rbkit's counter.
+        work: seconds that the receiver spent on the batch; None until it calls `acknowledge`. The subscriber reads it
+            at its next turn; a callback would wake its thread once more for each batch.
     """
 
     chunks: dict[Form, list[Chunk]]
@@ -66,13 +66,13 @@ class Batch:
     work: float | None = None
 
     def acknowledge(self, seconds: float) -> None:
-        """Release the chunks and write the receipt. For the receiver, on its own thread."""
+        """Release the chunks and set `work`. For the receiver, on its own thread."""
         self.chunks = {}
         self.work = seconds
 
 
 class Source(Protocol):
-    """Where a `Subscriber` takes published messages from."""
+    """A source of published messages for a `Subscriber`."""
 
     def take(self, max_bytes: int, max_messages: int) -> tuple[list[Buffer], bool]:
         """Return the messages that are ready, in order, and whether none is left.
@@ -81,7 +81,7 @@ class Source(Protocol):
         """
 
     def watch(self, on_ready: Callable[[], None]) -> None:
-        """Call `on_ready` whenever messages may be ready, until `unwatch`. What was ready before may not count."""
+        """Call `on_ready` whenever messages may be ready, until `unwatch`. Earlier messages may not trigger it."""
 
     def unwatch(self) -> None:
         """Stop calling `on_ready`."""
@@ -91,13 +91,13 @@ class SocketSource:
     """The messages of a SUB socket. On its loop's thread only."""
 
     def __init__(self, socket: zmq.Socket[bytes], io_loop: IOLoop, *, max_message_bytes: int) -> None:
-        """Wrap a connected socket, which remains the owner's to close.
+        """Wrap a connected socket, which its owner must close.
 
         Args:
-            socket: a SUB.
-            io_loop: its loop.
-            max_message_bytes: bound on the parts of a message together (ZMQ_MAXMSGSIZE bounds each part); a longer
-                message is let go, and missed by its counter.
+            socket: a SUB socket.
+            io_loop: the socket's loop.
+            max_message_bytes: the most bytes in all parts of a message together (ZMQ_MAXMSGSIZE bounds each part); a
+                longer message is discarded, and counted as missed.
         """
         self._max_message_bytes = max_message_bytes
         self._repeats = Repeats()
@@ -120,19 +120,19 @@ class SocketSource:
                     return payloads, False
                 payload = joined
             elif len(frame) < _COPY_LIMIT:
-                payload = frame.bytes  # a copy: holding on to the frame costs more
+                payload = frame.bytes  # a copy: keeping the frame costs more
             else:
-                payload = frame.buffer  # no copy: it would hold the GIL
+                payload = frame.buffer  # no copy: copying would hold the GIL
             max_bytes -= len(payload)
             payloads.append(payload)
         return payloads, False
 
     def _join(self, frame: zmq.Frame) -> bytes | None:
-        """Return a message of several parts, which rbkit does not send, as one; None for one that is too long."""
+        """Join the parts of a multipart message (rbkit sends none); return None if it is too long."""
         parts = [frame]
         size = len(frame)
         while frame.more:
-            frame = self._socket.recv(copy=False)  # a message arrives whole, so this does not wait
+            frame = self._socket.recv(copy=False)  # does not wait: libzmq delivers all parts together
             size += len(frame)
             if size <= self._max_message_bytes:
                 parts.append(frame)
@@ -149,7 +149,7 @@ class SocketSource:
     def watch(self, on_ready: Callable[[], None]) -> None:
         """See `Source.watch`.
 
-        Not through a ZMQStream: it stays registered while it does not receive, and so wakes the loop from each rest.
+        Not through a ZMQStream: it stays registered with the loop while it does not receive, and wakes it for nothing.
         """
         self._io_loop.add_handler(self._socket, lambda socket, events: on_ready(), IOLoop.READ)
 
@@ -159,7 +159,7 @@ class SocketSource:
 
 
 class LossCounter:
-    """Gaps in the messages' counters, restarts of the counter and messages without one, until they are reported.
+    """Counts gaps in the message counters, counter restarts and messages without a counter until they are reported.
 
     Attributes:
         missed: see `Batch`.
@@ -171,21 +171,21 @@ class LossCounter:
         self.missed = self.foreign = 0
         self.restarted = False
         self._next: int | None = None
-        self._before: int | None = None  # the next counter of the connection before, until this one's first message
+        self._before: int | None = None  # `_next` of the previous connection, until the first message of this one
 
     def __bool__(self) -> bool:
         """Return whether there is something to report."""
         return bool(self.missed or self.foreign or self.restarted)
 
     def reset(self) -> None:
-        """Start anew after a lost connection: what was published meanwhile cannot be known."""
+        """Start over after a lost connection: the number of messages published meanwhile is unknown."""
         if self._next is not None:
             self._before, self._next = self._next, None
 
     def count(self, payloads: list[Buffer], *, wanted: bool) -> None:
-        """Compare the counters of messages that arrived one after another.
+        """Count the gaps in consecutively received messages; if they are not `wanted`, record only a restart.
 
-        Without clients nobody wants them: they are no loss then, and only a restart is kept.
+        Messages are not wanted while there are no clients.
         """
         if not payloads or self._have_no_gap(payloads):
             return
@@ -207,10 +207,10 @@ class LossCounter:
             self.missed, self.foreign = before
 
     def _have_no_gap(self, payloads: list[Buffer]) -> bool:
-        """Return True for messages that follow each other and the last one counted; False if in doubt.
+        """Return True if the messages follow each other and the last message counted; False if in doubt.
 
-        At a fifth of the cost of reading each counter: the bytes that hold them, key and type before 16 bits of
-        counter or 32 bits of it, are those of consecutive numbers.
+        This costs a fifth of reading each counter: it compares four bytes of each message (key, type and 16-bit
+        counter, or 32-bit counter) with the bytes of consecutive numbers.
         """
         first, last = message_counter(payloads[0]), message_counter(payloads[-1])
         if first is None or first != self._next or last != first + len(payloads) - 1:
@@ -230,37 +230,37 @@ class LossCounter:
         return True
 
     def report(self, batch: Batch) -> None:
-        """Move what is to be reported into a batch."""
+        """Move the counts into a batch."""
         batch.missed, batch.restarted, batch.foreign = self.missed, self.restarted, self.foreign
         self.missed, self.restarted, self.foreign = 0, False, 0
 
 
 class Phase(enum.Enum):
-    """What a `Subscriber` waits for."""
+    """The event that a `Subscriber` waits for."""
 
-    LISTENING = "listening"  # the source to be ready
-    RESTING = "resting"  # a timer, until which the source and the web loop are left alone
-    WAITING = "waiting"  # the receipt of the last batch, which a timer looks for
-    ENCODING = "encoding"  # a timer, to go on with a batch that takes more than one turn to encode
+    LISTENING = "listening"  # the source is ready
+    RESTING = "resting"  # a timer fires; until then the source and the web loop are left alone
+    WAITING = "waiting"  # the last batch is acknowledged; a timer polls for it
+    ENCODING = "encoding"  # a timer fires, to continue a batch that takes more than one turn to encode
     CLOSED = "closed"
 
 
 class Subscriber:
-    """The pacing of one profiler's messages. On its loop's thread only.
+    """Paces one profiler's messages. On its loop's thread only.
 
-    A wake-up costs more than the messages behind it, so all that is ready is taken at once and the source is then
-    left alone for `flush_interval`. After a batch that was full, it rests for as long as the web loop was busy with
-    it, so that the loop's other work gets every second turn; on a thread, the next one is compressed meanwhile. While
-    the web loop is busy elsewhere, messages are taken off the source into a hold, which is bounded; past the bound the
-    profiler's high-water mark applies. Encoding stops after each 10 ms for one turn of the loop, so a large message
+    A wake-up costs more than the messages that caused it, so all ready messages are taken at once and the source is
+    then left alone for `flush_interval`. After a full batch, the subscriber rests for as long as the web loop was busy
+    with it, so that the loop's other work gets every second turn; on a thread, the next batch is compressed meanwhile.
+    While the web loop is busy with other work, messages are moved from the source to a bounded queue; past the bound
+    the profiler's high-water mark applies. Encoding pauses every 10 ms for one turn of the loop, so a large message
     delays neither commands nor `close`.
 
-    Invariant, whenever no method is running: if anything is pending, encoded and not handed over, or counted and not
-    reported, or if the source was not empty when it was last asked, then a timer is set. Only otherwise is the phase
-    `LISTENING`, in which the source is watched. `_go_on` chooses the phase, and `_wait` enters it.
+    Invariant, whenever no method is running: if anything is pending, encoded and not delivered, or counted and not
+    reported, or if the source was not empty when last read, a timer is set. Otherwise the phase is `LISTENING`, in
+    which the source is watched. `_go_on` chooses the phase, and `_wait` enters it.
 
     Attributes:
-        phase: what is awaited.
+        phase: the event that the subscriber waits for.
     """
 
     def __init__(
@@ -278,14 +278,14 @@ class Subscriber:
         """Begin to receive.
 
         Args:
-            source: where the messages come from, on `io_loop`.
-            io_loop: its loop; only its timers are used.
-            deliver: takes a batch to the clients, on whatever thread they are; must not block, raise or call back.
-            on_thread: `io_loop` is not the clients' loop.
+            source: the messages, on `io_loop`.
+            io_loop: the source's loop; only its timers are used.
+            deliver: passes a batch to the clients, on their thread; must not block, raise or call back.
+            on_thread: whether `io_loop` is not the clients' loop.
             flush_interval: seconds of rest after the source was emptied.
-            max_pending_bytes: payload that may wait here.
-            compression_level: 1 to 9, for clients whose encoding is compressed.
-            clock: seconds that pass evenly, whatever is done to the system's clock.
+            max_pending_bytes: bytes of payload that may wait here.
+            compression_level: 1 to 9, for clients with a compressed encoding.
+            clock: returns seconds; monotonic.
         """
         self.phase = Phase.RESTING
         self._source = source
@@ -303,19 +303,19 @@ class Subscriber:
         self._pending: deque[Buffer] = deque()
         self._pending_bytes = 0
         self._losses = LossCounter()
-        self._encoding: Iterator[None] | None = None  # of the next batch
-        self._next: Batch | None = None  # encoded
+        self._encoding: Iterator[None] | None = None  # the next batch, while it is encoded
+        self._next: Batch | None = None  # encoded, not delivered
         self._sent: Batch | None = None
         self._handed_over_at = self._rests_until = float("-inf")  # by the clock
         self._timer: object | None = None
         self._wait(Phase.LISTENING)
 
     def set_audience(self, forms: Iterable[Form], clients: int, generation: int) -> None:
-        """Say in which encodings batches are wanted; with none, what is pending or arrives is discarded.
+        """Set the encodings of the batches; without any, pending and arriving messages are discarded.
 
         Args:
-            forms: the encodings.
-            clients: how many clients there are.
+            forms: the encodings in use.
+            clients: the number of clients.
             generation: a number that grows with each client that joins, see `Batch.generation`.
         """
         self._forms = frozenset(forms)
@@ -323,22 +323,22 @@ class Subscriber:
         self._batch_bytes = max(_MIN_BATCH, MAX_DELIVERED // max(1, clients))
         deflates = any(form.deflate for form in self._forms)
         self._payload_bytes = _MAX_DEFLATED if deflates else self._batch_bytes
-        self._encodes_ahead = self._on_thread and deflates  # zlib gives up the GIL, which the web loop wants then
+        self._encodes_ahead = self._on_thread and deflates  # zlib releases the GIL for the web loop
         if not self._forms:
             self._discard()
 
     def reset_counter(self) -> None:
-        """Start counting anew, because the connection was lost, and look for messages once.
+        """Start counting anew, because the connection was lost, and check the source once.
 
-        Whoever reconnects the socket processes its commands, libzmq's "messages have arrived" among them, and it does
-        not become readable for those again.
+        Reconnecting the socket processes libzmq's internal commands, among them the notification of arrived messages,
+        and the socket does not become readable again for those messages.
         """
         self._losses.reset()
         if self.phase is Phase.LISTENING:
             self._wait(Phase.RESTING, self._flush_interval)
 
     def close(self) -> None:
-        """Stop receiving; the source's socket is the owner's to close. May be called twice."""
+        """Stop receiving. Does not close the source's socket. May be called twice."""
         if self.phase is Phase.LISTENING:
             self._source.unwatch()
         if self._timer is not None:
@@ -348,16 +348,16 @@ class Subscriber:
         self._discard()
 
     def _turn(self) -> None:
-        """Do what can be done now, and wait for what is next."""
+        """Do the work that is due, and enter the next phase."""
         self._timer = None
         phase, seconds = Phase.RESTING, self._flush_interval
         try:
             phase, seconds = self._go_on()
-        finally:  # an exception, as when memory is exhausted, is the loop's to log
+        finally:  # the loop logs an exception, such as MemoryError
             self._wait(phase, seconds)
 
     def _wait(self, phase: Phase, seconds: float = 0.0) -> None:
-        """Enter a phase. This alone watches the source and sets the timer."""
+        """Enter a phase. Only this method watches the source and sets the timer."""
         if self.phase is Phase.LISTENING and phase is not Phase.LISTENING:
             self._source.unwatch()
         elif phase is Phase.LISTENING and self.phase is not Phase.LISTENING:
@@ -367,21 +367,21 @@ class Subscriber:
             self._timer = self._io_loop.call_later(seconds, self._turn)
 
     def _go_on(self) -> tuple[Phase, float]:
-        """Take what is ready, encode for a while and hand over a batch if one is due.
+        """Take the ready messages, encode for a while and deliver a batch if one is due.
 
-        Return the phase that follows, and how many seconds it lasts, unless it is listening.
+        Return the next phase, and its length in seconds (ignored for `LISTENING`).
         """
         started = self._clock()
         was_quiet = self.phase is Phase.LISTENING and started - self._handed_over_at > self._flush_interval
         received, emptied = self._take()
-        due = self._acknowledged and started > self._rests_until - _RECEIPT_POLL  # no timer is more exact
+        due = self._acknowledged and started > self._rests_until - _RECEIPT_POLL  # timers are no more exact
         delivered = due and self._encode()
         if delivered:
             work = (self._sent.work if self._sent else None) or 0.0
             self._hand_over()
             now = self._rests_until = self._handed_over_at = self._clock()
             if self._pending or not emptied:
-                self._rests_until += work + now - started  # the next one will take as long
+                self._rests_until += work + now - started  # expect the next batch to take as long
         if delivered or not due:
             if self._encodes_ahead and not emptied and not self._unreported and self._encoding is None:
                 _, emptied = self._take()
@@ -397,7 +397,7 @@ class Subscriber:
         if self._unreported or not emptied:
             return Phase.RESTING, rest
         if delivered and was_quiet:
-            return Phase.LISTENING, 0.0  # often there is no other soon, and a timer would be one wake-up more
+            return Phase.LISTENING, 0.0  # often no other message follows soon: save a timer's wake-up
         if delivered or received:
             return Phase.RESTING, self._flush_interval
         return Phase.LISTENING, 0.0
@@ -408,11 +408,11 @@ class Subscriber:
 
     @property
     def _unreported(self) -> bool:
-        """Whether another batch is needed: for messages, for losses, or because the last one announced more."""
+        """Whether another batch is needed: for messages, for losses, or because the last batch had `pending` bytes."""
         return bool(self._next or self._pending or self._losses or (self._sent and self._sent.pending))
 
     def _take(self) -> tuple[bool, bool]:
-        """Take up to a batch off the source; return whether anything came and whether the source is now empty."""
+        """Take up to a batch off the source; return whether messages arrived and whether the source is now empty."""
         budget = min(self._payload_bytes, self._max_pending - self._pending_bytes)
         payloads, emptied = self._source.take(budget, _MAX_MESSAGES)
         self._losses.count(payloads, wanted=bool(self._forms))
@@ -449,7 +449,7 @@ class Subscriber:
         return True
 
     def _encode_batch(self) -> Iterator[None]:
-        """Make `_next` of what is pending, slice by slice until it is full or a client joins."""
+        """Encode pending messages into `_next`, slice by slice, until it is full or a client joins."""
         batch = Batch({form: [] for form in self._forms}, self._generation)
         try:
             while (
@@ -475,7 +475,7 @@ class Subscriber:
         self._next = batch
 
     def _take_slice(self, max_messages: int) -> tuple[list[Buffer], int]:
-        """Take up to about `_SLICE` bytes off what is pending; return the messages and their size."""
+        """Take about `_SLICE` bytes of pending messages; return them and their size."""
         payloads: list[Buffer] = []
         size = 0
         while self._pending and size < _SLICE and len(payloads) < max_messages:
@@ -486,7 +486,7 @@ class Subscriber:
         return payloads, size
 
     def _encode_slice(self, payloads: list[Buffer], form: Form) -> Generator[None, None, list[Chunk]]:
-        """Encode for as long as there are clients with that encoding, who are those that this batch is for."""
+        """Encode a slice; stop and return no chunks once no client uses that encoding."""
         encoding = encode_in_slices(payloads, form, compression_level=self._compression_level)
         while form in self._forms:
             try:
