@@ -1,8 +1,8 @@
-"""The Tornado handlers: who may connect, the WebSocket, the pages and the routes that mount them.
+"""The Tornado handlers: the WebSocket, the pages, their access rules and the routes that mount them.
 
-`routes.rbkit_routes` mounts everything. `access` has the rules that each handler asks, `guesses` slows down wrong
-tokens, `websocket` connects a client to a bridge, `pages`, `metrics` and `dashboard` serve the rest. `discovered`
-keeps one bridge for each profiled process of this machine.
+`routes.rbkit_routes` mounts everything. `access` has the rules that each handler checks, `guesses` delays the answers
+to wrong tokens, `websocket` connects a client to a bridge, `pages`, `metrics` and `dashboard` serve the rest.
+`discovered` keeps one bridge for each profiled process on this machine.
 
-Imports `bridge` and what that may import; `discovered` also imports `tornado_rbkit.profiler.discovery`.
+Imports `bridge` and the packages that it may import; `discovered` also imports `tornado_rbkit.profiler.discovery`.
 """

@@ -1,4 +1,4 @@
-"""Who may open a mount, from where, and which commands it takes."""
+"""Access rules: who may connect to a mount, from where, and which commands they may send."""
 
 from __future__ import annotations
 
@@ -23,23 +23,23 @@ from tornado_rbkit.protocol import COMMANDS, VIEW_COMMAND, CommandError, parse_c
 from tornado_rbkit.web.guesses import Guesses
 
 _log = logging.getLogger(__name__)
-_repeats = Repeats()  # of what the applications' `authorize` raise: a client may ask as often as it likes
+_repeats = Repeats()  # throttles the log of errors in `authorize`, which a client can cause as often as it likes
 
 Authorize: TypeAlias = Callable[[RequestHandler, str], bool | Awaitable[bool]]
 
 AUTHORIZE_TIMEOUT: Final = 10.0
-"""Seconds; an `authorize` that takes longer has refused."""
+"""Seconds after which an `authorize` without an answer counts as a refusal."""
 
 
 SNAPSHOT: Final = "objectspace_snapshot"
-"""Clients that may send this command are shown the addresses of the other clients: it reveals more than those."""
+"""Clients that may send this command also see the other clients' addresses, which reveal less than a snapshot."""
 
 
 class Refusal(HTTPError):
-    """A request that is turned away, with a text for the people at the other end.
+    """The refusal of a request, with a text for the user.
 
     Attributes:
-        delay: seconds to wait before the answer, or until the client closes the connection.
+        delay: seconds to wait before answering, unless the client disconnects first.
     """
 
     def __init__(self, status_code: int, text: str, delay: float = 0.0) -> None:
@@ -65,24 +65,23 @@ class Access:
     """The rules of a mount; one object serves many handlers. Web loop only.
 
     Attributes:
-        authorize: asked with the handler and a command before each command, and with ``handshake`` before the
-            WebSocket opens and before a page or a status is shown. Returns whether it may be, or an awaitable that
-            does. Refused is also what it raises for, answers neither true nor false to, or takes longer for than
-            `AUTHORIZE_TIMEOUT`.
-        read_only: refuse all commands but ``handshake``.
+        authorize: called with the handler and a command before each command, and with ``handshake`` before the
+            WebSocket opens and before a page or a status is shown. Returns true to allow it, or an awaitable of that.
+            An exception, a value that is neither true nor false, or no answer within `AUTHORIZE_TIMEOUT` refuses.
+        read_only: refuse all commands except ``handshake``.
         commands: the commands that may be sent, or ``"any"``.
-        allowed_origins: origins, such as ``https://example.com``, from which browsers may connect, beside the
-            server's own; ``"*"`` among them allows all.
-        allowed_hosts: names and addresses that the Host header may have, beside ``localhost`` and loopback addresses:
-            the guard against DNS rebinding. None, or ``"*"`` among them, allows all. Not asked where a `token` is
-            demanded, which the page of another site cannot know.
-        token: what the request must bring as ``?token=`` or ``Authorization: Bearer``. None asks for none.
-        frame_ancestors: the sites that may show the dashboard in a frame, as sources of the directive of that name in
-            Content-Security-Policy, such as ``"'self' https://portal.example"``. None leaves that to a header of the
-            application's or of a proxy.
+        allowed_origins: origins, such as ``https://example.com``, from which browsers may connect in addition to the
+            server's own; ``"*"`` allows all.
+        allowed_hosts: names and addresses that the Host header may contain in addition to ``localhost`` and loopback
+            addresses, as protection against DNS rebinding. None or ``"*"`` allows all. Not checked if `token` is set,
+            because another site's page cannot know the token.
+        token: the token that a request must contain as ``?token=`` or ``Authorization: Bearer``. None requires none.
+        frame_ancestors: the sites that may show the dashboard in a frame, as sources of the Content-Security-Policy
+            directive ``frame-ancestors``, such as ``"'self' https://portal.example"``. None leaves the directive to
+            the application or a proxy.
 
     Raises:
-        ValueError: a setting is not what it has to be.
+        ValueError: a setting is invalid.
     """
 
     authorize: Authorize | None = None
@@ -132,10 +131,10 @@ class Access:
             raise ValueError(f"{name}={value!r} is no list of strings; allowed: {allowed}")
 
     async def check_request(self, handler: RequestHandler) -> None:
-        """Check the token, or the Host where none is demanded, and `authorize` for an HTTP request.
+        """Check an HTTP request against `token` (or, without one, `allowed_hosts`) and `authorize`.
 
         Raises:
-            Refusal: 403, or 401 where the token is wrong.
+            Refusal: 401 if the token is missing or wrong, else 403.
         """
         if self.token is None:
             self._check_host(handler.request.headers.get("Host", ""))
@@ -147,12 +146,12 @@ class Access:
             raise Refusal(403, refusal.text)
 
     def allows_origin(self, origin: str) -> bool:
-        """Return whether `allowed_origins` has it."""
+        """Return whether `allowed_origins` contains an origin."""
         return "*" in self.allowed_origins or origin.lower() in {item.lower() for item in self.allowed_origins}
 
     @property
     def page_commands(self) -> Collection[str]:
-        """Those of protocol 2.1 that `parse` lets through, for a page that offers them."""
+        """The protocol 2.1 commands that `parse` accepts, for a page to offer."""
         if self.read_only:
             return {VIEW_COMMAND}
         return COMMANDS if self.commands == "any" else COMMANDS & set(self.commands)
@@ -161,7 +160,7 @@ class Access:
         """Return the command in a client's message.
 
         Raises:
-            CommandError: it is malformed, unknown, or refused by `read_only`.
+            CommandError: the message is malformed, or the command is unknown or refused by `read_only`.
         """
         command = parse_command(message, self.commands)
         if self.read_only and command != VIEW_COMMAND:
@@ -170,10 +169,10 @@ class Access:
         return command
 
     async def refusal(self, handler: RequestHandler, command: str) -> CommandError | None:
-        """Ask `authorize`; return why the command is refused, None if it is allowed.
+        """Call `authorize`; return the error that refuses the command, None if it is allowed.
 
-        Whatever `authorize` raises refuses. Only the caller's own cancellation is raised, and what is meant to end
-        the process: KeyboardInterrupt and SystemExit.
+        An exception in `authorize` refuses the command. Only KeyboardInterrupt, SystemExit and the cancellation of
+        the caller are raised.
         """
         if self.authorize is None:
             return None
@@ -186,7 +185,7 @@ class Access:
                     return CommandError("forbidden", text)
                 answer = _call(asked.result)
             allowed = _call(bool, answer)
-        except Exception as error:  # noqa: BLE001 - the application's code; that it fails must let nobody in
+        except Exception as error:  # noqa: BLE001 - application code; its failure must allow nothing
             count = _repeats.add((self.authorize, type(error)))
             if count:
                 _log.exception("authorize raised; %s is refused%s", command, times(count))
@@ -194,7 +193,7 @@ class Access:
         return None if allowed else CommandError("forbidden", f"{command}: not allowed by the setting `authorize`")
 
     async def shows_clients(self, handler: RequestHandler) -> bool:
-        """Return whether a page may show the addresses of the clients: to those who may send `SNAPSHOT`."""
+        """Return whether a page may show the clients' addresses: only if the request may send `SNAPSHOT`."""
         try:
             self.parse(SNAPSHOT)
         except CommandError:
@@ -202,7 +201,7 @@ class Access:
         return await self.refusal(handler, SNAPSHOT) is None
 
     def _warn_if_open(self, request: HTTPServerRequest) -> None:
-        """Log once that everybody may command the profiler, when a request comes from another machine."""
+        """Log once, when a request comes from another machine, that anybody may command the profiler."""
         if self._warned or self.authorize is not None or self.read_only:
             return
         forwarded = request.headers.get("X-Forwarded-For", "").split(",")
@@ -226,7 +225,7 @@ class Access:
 
     def _check_token(self, handler: RequestHandler, token: str) -> None:
         scheme, _, given = handler.request.headers.get("Authorization", "").partition(" ")
-        given = given.encode("latin-1", "replace").decode(errors="replace")  # Tornado takes headers for Latin-1
+        given = given.encode("latin-1", "replace").decode(errors="replace")  # Tornado decodes headers as Latin-1
         if scheme.lower() != "bearer":
             given = handler.get_query_argument("token", "")
         given = given.strip()
@@ -238,22 +237,22 @@ class Access:
 
 
 class AccessHandler(RequestHandler):
-    """The base of every handler here: it has the rules of its mount, and its refusals are plain text."""
+    """Base class of all handlers: holds the access rules of the mount and answers refusals in plain text."""
 
     access: Access
     _on_connection_close: asyncio.Event | None = None
 
     def set_default_headers(self) -> None:
-        """Have no address, which may have a token in it, sent to other sites, and no content guessed.
+        """Keep URLs, which may contain a token, from other sites, and forbid content sniffing.
 
-        What the application sets comes after these.
+        Headers set by the application take precedence.
         """
         self.set_header("Referrer-Policy", "no-referrer")
         self.set_header("X-Content-Type-Options", "nosniff")
         super().set_default_headers()
 
     async def check_request(self) -> None:
-        """Raise `Refusal` unless the request may watch; for subclasses with rules of their own."""
+        """Raise `Refusal` unless the request may watch; subclasses may add rules of their own."""
         try:
             await self.access.check_request(self)
         except Refusal as refusal:
@@ -268,17 +267,17 @@ class AccessHandler(RequestHandler):
         waiting.cancel()
 
     def on_connection_close(self) -> None:
-        """End the delay of an answer for which nobody waits any more."""
+        """End the delay of an answer whose client has disconnected."""
         super().on_connection_close()
         if self._on_connection_close is not None:
             self._on_connection_close.set()
 
     def _request_summary(self) -> str:
-        """Return what stands in a log line: without the query, in which there may be a token."""
+        """Return the request for a log line, without its query, which may contain a token."""
         return f"{self.request.method} {quote(self.request.path, safe='/%~:@')} ({self.request.remote_ip})"
 
     def write_error(self, status_code: int, **kwargs: Any) -> None:
-        """Say in plain text what was wrong, and which setting changes it."""
+        """Answer a `Refusal` in plain text: what was wrong, and which setting changes it."""
         error = kwargs.get("exc_info", (None, None, None))[1]
         if isinstance(error, Refusal):
             self.set_header("Content-Type", "text/plain; charset=UTF-8")
@@ -288,10 +287,10 @@ class AccessHandler(RequestHandler):
 
 
 def check_token(token: str, setting: str) -> str:
-    """Return a token that a client can send.
+    """Return the token if a client can send it.
 
     Raises:
-        ValueError: it is empty, has characters that cannot be printed, or begins or ends with a space.
+        ValueError: the token is empty, contains unprintable characters, or begins or ends with a space.
     """
     if not token:
         raise ValueError(f"the token is empty, and would let everybody in; allowed: one that is not empty ({setting})")
@@ -302,9 +301,9 @@ def check_token(token: str, setting: str) -> str:
 
 
 def _call(function: Callable[..., Any], *arguments: Any) -> Any:
-    """Call code of the application's; raise what is neither an Exception nor meant to end the process as one.
+    """Call application code; re-raise a BaseException as RuntimeError unless it is meant to end the process.
 
-    A CancelledError that the application raises is not the cancellation of the task that asked.
+    A CancelledError raised by the application must not be mistaken for the cancellation of the calling task.
     """
     try:
         return function(*arguments)
@@ -315,7 +314,7 @@ def _call(function: Callable[..., Any], *arguments: Any) -> Any:
 
 
 async def _done_within(timeout: float, asked: asyncio.Future[Any]) -> bool:
-    """Wait for an answer, at most `timeout` seconds; cancel it when it is too late or this is cancelled."""
+    """Wait for an answer for at most `timeout` seconds; cancel it if it is late or the caller is cancelled."""
     is_over: asyncio.Future[None] = asyncio.get_running_loop().create_future()
     deadline = Deadline(timeout, partial(is_over.set_result, None))
     try:
@@ -327,9 +326,9 @@ async def _done_within(timeout: float, asked: asyncio.Future[Any]) -> bool:
 
 
 def _host_name(header: str) -> str | None:
-    """Return the name or address in a Host header, in one spelling; None if there is none."""
+    """Return the normalised name or address in a Host header; None if there is none."""
     try:
-        return str(ipaddress.ip_address(header))  # a bare IPv6 address, as a setting may have it
+        return str(ipaddress.ip_address(header))  # a bare IPv6 address, which a setting may contain
     except ValueError:
         pass
     try:
@@ -337,7 +336,7 @@ def _host_name(header: str) -> str | None:
     except ValueError:
         return None
     if header.startswith("[") and not re.fullmatch(r"\[[^\]]*\](:[0-9]*)?", header):
-        return None  # urlsplit lets go of what follows the bracket
+        return None  # urlsplit drops the text after the bracket
     try:
         return str(ipaddress.ip_address(host))
     except ValueError:
@@ -345,7 +344,7 @@ def _host_name(header: str) -> str | None:
 
 
 def _is_host(setting: str) -> bool:
-    """Return whether the Host header of a browser can have this name or address, in brackets or not."""
+    """Return whether a browser's Host header can contain this name or address, in brackets or not."""
     try:
         return "%" not in str(ipaddress.ip_address(setting))  # the host of a URL has no zone
     except ValueError:
@@ -353,19 +352,19 @@ def _is_host(setting: str) -> bool:
 
 
 def _is_authority(setting: str) -> bool:
-    """Return whether a text is a name or an address, in brackets if it is IPv6, with or without a port."""
+    """Return whether a text is a name or an address (IPv6 in brackets), with or without a port."""
     if not re.fullmatch(r"([A-Za-z0-9._-]+|\[[0-9A-Fa-f:.]+\])(:[0-9]*)?", setting):
         return False
     host = _host_name(setting) or ""
     try:
         ipaddress.ip_address(host)
-    except ValueError:  # a browser takes a name that ends in a number for an IPv4 address
+    except ValueError:  # browsers parse a name that ends in a number as an IPv4 address
         return all(host.split(".")) and not host.rpartition(".")[2].isdecimal()
     return True
 
 
 def _is_origin(setting: str) -> bool:
-    """Return whether the Origin header of a browser can be this one: no path, nor the port that the scheme implies."""
+    """Return whether a browser can send this Origin header: it has no path and no default port."""
     scheme, separator, authority = setting.lower().partition("://")
     if scheme in ("http", "https"):
         own_port = "80" if scheme == "http" else "443"
@@ -375,7 +374,7 @@ def _is_origin(setting: str) -> bool:
 
 
 def is_loopback(host: str) -> bool:
-    """Return whether a name or an address is this machine's own."""
+    """Return whether a host is ``localhost`` or a loopback address."""
     try:
         address = ipaddress.ip_address(host)
     except ValueError:
@@ -384,7 +383,7 @@ def is_loopback(host: str) -> bool:
 
 
 def _is_remote(address: str) -> bool:
-    """Return whether an address is another machine's; Tornado gives ``0.0.0.0`` to what comes by a Unix socket."""
+    """Return whether an address is another machine's; Tornado reports ``0.0.0.0`` for a Unix socket."""
     try:
         return not is_loopback(address) and not ipaddress.ip_address(address).is_unspecified
     except ValueError:

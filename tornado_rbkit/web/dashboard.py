@@ -1,4 +1,4 @@
-"""The handlers of the dashboard: its page, which is open to clients without a token too, and its assets."""
+"""The handlers of the dashboard: its page, the page that asks for a token, and the assets."""
 
 from __future__ import annotations
 
@@ -30,14 +30,14 @@ CONTENT_SECURITY_POLICY: Final = (
     "default-src 'none'; script-src 'self'; worker-src 'self'; style-src 'self'; img-src data:; connect-src 'self'; "
     "base-uri 'none'; form-action 'none'"
 )
-"""The page's own; `Access.frame_ancestors` is added to it."""
+"""The policy of the page; `Access.frame_ancestors` is appended to it."""
 
 
 class IndexHandler(PageHandler):
-    """The page; its scripts, the WebSocket and the JSON are found at paths relative to it."""
+    """The dashboard's page. Its scripts, WebSocket and JSON have paths relative to it."""
 
     async def get(self) -> None:
-        """Answer with the page, which carries the query on to its scripts: there may be a token in it."""
+        """Answer with the page, and pass the query, which may contain a token, to its scripts."""
         query = "?" + self.request.query if self.request.query else ""
         if not self.request.path.endswith("/"):
             self.redirect(self.request.path.rpartition("/")[2] + "/" + query)
@@ -51,7 +51,7 @@ class IndexHandler(PageHandler):
         await self.finish(_PAGE.generate(query=query, commands=commands, listed=self.listed, locked=locked))
 
     def write_error(self, status_code: int, **kwargs: Any) -> None:
-        """Let a browser without the right token open the page with the token that its tab has kept, or ask for one."""
+        """Answer a browser without the right token with a page that uses the tab's stored token or asks for one."""
         error = kwargs.get("exc_info", (None, None, None))[1]
         if status_code != 401 or "text/html" not in self.request.headers.get("Accept", ""):
             super().write_error(status_code, **kwargs)
@@ -61,7 +61,7 @@ class IndexHandler(PageHandler):
         self.finish(_LOCKED.generate(text=text, script=_LOCKED_SCRIPT))
 
     def _begin(self, policy: str) -> None:
-        """Begin a page; add its policy to the application's, whose frame-ancestors, if any, are not narrowed."""
+        """Set a page's headers; add its policy to the application's, whose frame-ancestors take precedence."""
         self.begin("text/html; charset=UTF-8")
         policies = self._headers.get_list("Content-Security-Policy")
         ancestors = self.access.frame_ancestors
@@ -72,17 +72,17 @@ class IndexHandler(PageHandler):
 
 
 class AssetHandler(AccessHandler, StaticFileHandler):
-    """The page's scripts and styles, for those who may see the page."""
+    """The page's scripts and styles, for clients that may see the page."""
 
     def initialize(self, access: Access | None = None) -> None:  # type: ignore[override]
-        """Take what the route gives: who may see them."""
+        """Set the access rules."""
         super().initialize(str(_STATIC))
         self.access = access or Access()
 
     async def get(self, path: str, include_body: bool = True) -> None:
-        """Answer with a file; the browser asks each time whether it has changed."""
+        """Answer with a file, which browsers revalidate each time."""
         await self.check_request()
-        if not re.fullmatch(r"[\w.-]+", path):  # StaticFileHandler raises for what no file can be called
+        if not re.fullmatch(r"[\w.-]+", path):  # StaticFileHandler raises for names that no file can have
             raise HTTPError(404)
         try:
             await super().get(path, include_body)
@@ -90,5 +90,5 @@ class AssetHandler(AccessHandler, StaticFileHandler):
             raise HTTPError(503, f"{path} cannot be read: {error.strerror}") from error
 
     def set_extra_headers(self, path: str) -> None:
-        """Have the files that a new version brings taken at once."""
+        """Make browsers revalidate, so that they load a new version's files at once."""
         self.set_header("Cache-Control", "no-cache")

@@ -1,4 +1,4 @@
-"""The profilers of this machine as bridges by name, while they come and go."""
+"""Bridges by name for the profilers of this machine, added and removed as processes start and end."""
 
 from __future__ import annotations
 
@@ -24,18 +24,18 @@ from tornado_rbkit.web.routes import RESERVED_NAMES, check_name
 _log = logging.getLogger(__name__)
 
 LOOK_INTERVAL: Final = 1.0
-"""Seconds between two looks at the runtime folder."""
+"""Seconds between two scans of the runtime folder."""
 
 KEEP_SECONDS: Final = 10.0
-"""How long a process that has gone while it was watched keeps its name, for the one that is started in its place."""
+"""Seconds for which the name of an ended process with clients is kept for a process started in its place."""
 
 
 class DiscoveryError(RbkitError):
-    """Processes cannot be found any more; all bridges of a `DiscoveredTargets` are closed."""
+    """Discovery has failed; all bridges of the `DiscoveredTargets` are closed."""
 
 
 class Endpoints(NamedTuple):
-    """Where a profiler publishes and takes commands; None for rbkit's default ports."""
+    """The endpoints where a profiler publishes and takes commands; None for rbkit's default ports."""
 
     pub: str | None
     req: str | None
@@ -43,7 +43,7 @@ class Endpoints(NamedTuple):
 
 @dataclass
 class _Entry:
-    """A process that has a name here. `gives_up_at` (monotonic seconds) is None while the process runs."""
+    """A named process and its bridge. `gives_up_at` (monotonic seconds) is None while the process runs."""
 
     server: RunningServer
     bridge: Bridge
@@ -51,10 +51,9 @@ class _Entry:
 
 
 class DiscoveredTargets(Mapping[str, Bridge]):
-    """What `rbkit_routes` takes, kept up with `list_servers`. Web loop only.
+    """Bridges by name, for `rbkit_routes`, kept up to date with `list_servers`. Web loop only.
 
-    A process has one entry from the first look that finds it, and keeps its name for as long as it runs.
-
+    A process has one entry from the first scan that finds it, and keeps its name while it runs.
     """
 
     def __init__(
@@ -64,17 +63,17 @@ class DiscoveredTargets(Mapping[str, Bridge]):
         discovery: bool = True,
         default_ports: bool = True,
     ) -> None:
-        """Begin with those whose names and endpoints are known.
+        """Make the bridges whose names and endpoints are known.
 
         Args:
-            make_bridge: takes pub, req (None for the default ports) and the thread they share.
-            fixed: what is there without being found.
-            discovery: whether to look for others.
-            default_ports: whether to show, while there is no other, one bridge without a name to rbkit's default
-                ports: a Ruby process does not announce itself. On a machine of many users it may be somebody else's.
+            make_bridge: called with pub, req (None for the default ports) and the thread that all bridges share.
+            fixed: the endpoints of targets that need no discovery, by name.
+            discovery: whether to look for other targets.
+            default_ports: whether to show one unnamed bridge to rbkit's default ports while there is no other target,
+                because a Ruby process does not announce itself. On a machine with many users it may be another user's.
 
         Raises:
-            ValueError: a name that a path cannot have, or what `make_bridge` raises.
+            ValueError: a name is not valid in a path, or `make_bridge` raised it.
         """
         self._make_bridge = make_bridge
         self._discovery = discovery
@@ -100,9 +99,9 @@ class DiscoveredTargets(Mapping[str, Bridge]):
         return len(self._shown())
 
     async def follow(self) -> None:
-        """Look again and again until cancelled; then close all bridges, and join their thread.
+        """Scan periodically until cancelled, then close all bridges and join their thread.
 
-        A look that fails is logged and repeated.
+        A scan that fails is logged and repeated.
 
         Raises:
             DiscoveryError: the I/O thread of the bridges could not be started, or has ended.
@@ -119,16 +118,16 @@ class DiscoveredTargets(Mapping[str, Bridge]):
             self._thread.stop()
 
     def look(self) -> None:
-        """Add bridges for the processes that were started, and close the bridges of processes that ended.
+        """Add bridges for new processes, and close the bridges of processes that have ended.
 
-        A process that had clients keeps its entry for `KEEP_SECONDS`, which a process of the same name takes over.
+        The entry of a process with clients is kept for `KEEP_SECONDS`; a new process of the same name takes it over.
         """
         now = time.monotonic()
         servers = dict.fromkeys(self._servers())
         self._unreachable &= servers.keys()
         for name, entry in self._found.items():
             if entry.server in servers:
-                entry.gives_up_at = None  # its file may have been missing for one look
+                entry.gives_up_at = None  # its file may have been missing during one scan
             elif entry.gives_up_at is None:
                 _log.info("%s has gone", name)
                 entry.gives_up_at = now + KEEP_SECONDS
@@ -149,10 +148,10 @@ class DiscoveredTargets(Mapping[str, Bridge]):
             raise DiscoveryError(f"the I/O thread of the profilers' connections did not start: {error}") from error
 
     def _try(self, step: Callable[[], None]) -> None:
-        """Run a step; log its error, throttled, since the next look repeats it."""
+        """Run a step; log its error, throttled because the next scan repeats it."""
         try:
             step()
-        except Exception as error:  # noqa: BLE001 - one process, or one bad second, must not end it for the others
+        except Exception as error:  # noqa: BLE001 - one process or one failed scan must not end the others
             count = self._repeats.add(repr(error)[:200])
             if count:
                 _log.exception("looking for processes failed and will be repeated%s", times(count))
@@ -160,7 +159,7 @@ class DiscoveredTargets(Mapping[str, Bridge]):
     async def _close(self, bridge: Bridge) -> None:
         try:
             await bridge.close()
-        except Exception:  # noqa: BLE001 - the others are to be closed too
+        except Exception:  # noqa: BLE001 - the other bridges must be closed too
             _log.exception("closing the connection to %s failed", bridge.pub)
 
     def _add(self, server: RunningServer) -> None:
@@ -192,7 +191,7 @@ class DiscoveredTargets(Mapping[str, Bridge]):
         try:
             servers = list_servers() if self._discovery else []
         except OSError as error:
-            if str(error) != self._unusable:  # said once, not each second
+            if str(error) != self._unusable:  # logged once, not each second
                 self._unusable = str(error)
                 _log.warning("processes are not found by themselves: %s", error)
             return [entry.server for entry in self._found.values() if entry.gives_up_at is None]
@@ -200,7 +199,7 @@ class DiscoveredTargets(Mapping[str, Bridge]):
         return servers
 
     def _free_name(self, server: RunningServer) -> str:
-        """Return a name that a path can have and nobody has: the program's, else with the pid, else counted on."""
+        """Return an unused name: the program's, else with its pid, else with its pid and a counter."""
         plain = path_name(server.name)
         with_pid = f"{plain}-{server.pid}"
         counted = (f"{with_pid}-{count}" for count in itertools.count(2))
@@ -209,5 +208,5 @@ class DiscoveredTargets(Mapping[str, Bridge]):
 
 
 def path_name(program: str) -> str:
-    """Return the name of a program's file as a path can have it."""
+    """Return the name of a program's file, made valid in a path."""
     return re.sub(r"[^A-Za-z0-9._~-]+", "-", PurePath(program).name).strip("._~-") or "python"

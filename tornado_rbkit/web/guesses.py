@@ -1,4 +1,4 @@
-"""Slowing down clients that guess a token."""
+"""Delays for clients that guess a token."""
 
 from __future__ import annotations
 
@@ -8,25 +8,25 @@ from collections import OrderedDict, deque
 from typing import Final
 
 FREE: Final = 3
-"""Wrong tokens of one address that are answered at once: typing errors, and old links."""
+"""Wrong tokens from one address that are answered at once: typing errors and old links."""
 
 FIRST_DELAY: Final = 0.1
-"""Seconds before the answer to the next one; each one after it waits twice as long."""
+"""Seconds before the answer to the next wrong token; each further one doubles the delay."""
 
 MAX_DELAY: Final = 2.0
-"""Seconds."""
+"""Upper limit of the delay, in seconds."""
 
-_QUIET: Final = 60.0  # seconds without a wrong token, after which an address begins anew
-_MAX_ADDRESSES: Final = 1024  # then the one that was quiet for longest is forgotten
-_MAX_DELAYED: Final = 64  # answers at a time, each of which holds a connection; those beyond are not delayed
+_QUIET: Final = 60.0  # seconds without a wrong token after which the count of an address restarts
+_MAX_ADDRESSES: Final = 1024  # beyond it, the address without a wrong token for longest is forgotten
+_MAX_DELAYED: Final = 64  # delayed answers at a time, each holding a connection; further answers are not delayed
 
 
 class Guesses:
-    """Counts wrong tokens by address and says how long to delay the answers. The web loop only.
+    """Counts wrong tokens by address and computes how long to delay each answer. Web loop only.
 
-    The right token is never delayed, so that no client can lock out another one, not even at the same address (that of
-    a proxy, for instance). It follows that a client which does not wait for its answer is not slowed down: this keeps
-    simple loops from guessing fast, and a long token, as the one that is made up, is what protects.
+    The right token is never delayed, so no client can lock out another client, not even at the same address (a
+    proxy's, for instance). A client that does not wait for its answers is therefore not slowed down: the delay only
+    stops simple loops from guessing fast. The protection is a long token, such as a generated one.
     """
 
     def __init__(self) -> None:
@@ -51,7 +51,7 @@ class Guesses:
 
 
 def _network(address: str) -> str:
-    """Return what one client has for itself: an IPv4 address, or the 64 bits of an IPv6 network."""
+    """Return the network that one client controls: an IPv4 address, or an IPv6 /64."""
     try:
         ip = ipaddress.ip_address(address)
     except ValueError:

@@ -1,4 +1,4 @@
-"""The bridges' figures for Prometheus. Needs the extra ``metrics``."""
+"""The statistics of bridges for Prometheus. Needs the extra ``metrics``."""
 
 from __future__ import annotations
 
@@ -23,14 +23,14 @@ _COUNTERS: Final = {
 
 
 class BridgeCollector:
-    """A prometheus_client collector of any number of bridges, labelled with their names. Web loop only."""
+    """A prometheus_client collector for any number of bridges, labelled with their names. Web loop only."""
 
     def __init__(self, bridges: Mapping[str, Bridge]) -> None:
-        """`bridges` may change while it is collected from time to time."""
+        """Collect from `bridges`, which may change between two collections."""
         self._bridges = bridges
 
     def collect(self) -> Iterator[Metric]:
-        """Yield the figures of this moment."""
+        """Yield the current statistics."""
         stats = {name: bridge.stats() for name, bridge in self._bridges.items()}
         for key, text in _COUNTERS.items():
             counter = CounterMetricFamily(f"rbkit_{key}", text, labels=["target"])
@@ -44,10 +44,10 @@ class BridgeCollector:
 
 
 class MetricsHandler(PageHandler):
-    """The text that a Prometheus server scrapes."""
+    """The metrics that a Prometheus server scrapes."""
 
     async def get(self) -> None:
-        """Answer with the figures of this moment."""
+        """Answer with the current statistics."""
         await self.check_request()
         self.begin(CONTENT_TYPE_LATEST)
         registry = CollectorRegistry()

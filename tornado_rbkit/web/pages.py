@@ -1,4 +1,4 @@
-"""What there is to see without a WebSocket, as JSON."""
+"""The JSON pages: the status of the bridges and the list of targets."""
 
 from __future__ import annotations
 
@@ -11,39 +11,39 @@ from tornado_rbkit.web.access import Access, AccessHandler
 
 
 class PageHandler(AccessHandler):
-    """The base of the handlers here: checked like a WebSocket that opens, and never cached."""
+    """Base class of the pages: checked like a WebSocket that opens, and never cached."""
 
     def initialize(
         self, bridge: Bridge | None = None, bridges: Mapping[str, Bridge] | None = None, access: Access | None = None
     ) -> None:
-        """Take what the route gives: one bridge, or several by name, and who may see them."""
+        """Set one bridge, or several by name, and the access rules."""
         self.bridges = {"": bridge} if bridge is not None else bridges or {}
         self.access = access or Access()
-        self.listed = bridge is None  # several may come and go, and `targets` beside the page has their names
+        self.listed = bridge is None  # named bridges may change; `targets` beside the page lists them
 
     async def head(self, *args: Any, **kwargs: Any) -> None:
         """Answer as `get` does; Tornado leaves out the body."""
         await cast("Any", self).get(*args, **kwargs)
 
     def begin(self, content_type: str) -> None:
-        """Begin the answer to a request that was checked."""
+        """Set the headers of the answer to a checked request."""
         self.set_header("Content-Type", content_type)
         self.set_header("Cache-Control", "no-store")
 
     async def finish_json(self, value: Any) -> None:
-        """Answer with JSON; a path or a name that is not UTF-8 comes as lone surrogates."""
+        """Answer with JSON; a path or a name that is not UTF-8 contains lone surrogates."""
         self.begin("application/json")
         await self.finish(json.dumps(value, indent=1) + "\n")
 
 
 class StatusHandler(PageHandler):
-    """`Bridge.stats` as JSON; of several bridges, all of them below ``targets``.
+    """`Bridge.stats` as JSON; for named bridges, an object of them by name below ``targets``.
 
     The addresses of clients are left out for a request that may not send ``objectspace_snapshot``.
     """
 
     async def get(self) -> None:
-        """Answer with the figures of this moment."""
+        """Answer with the current statistics."""
         await self.check_request()
         shows_clients = await self.access.shows_clients(self)
         stats = {name: bridge.stats() for name, bridge in self.bridges.items()}
@@ -54,10 +54,10 @@ class StatusHandler(PageHandler):
 
 
 class TargetsHandler(PageHandler):
-    """The bridges that have names, as JSON: where their WebSockets are, and their connection's state."""
+    """The named bridges as JSON: the paths of their WebSocket and status, and the state of the connection."""
 
     async def get(self) -> None:
-        """Answer with a list, whose paths are relative to this one's."""
+        """Answer with a list, whose paths are relative to this page's."""
         await self.check_request()
         await self.finish_json(
             [

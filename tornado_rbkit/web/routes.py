@@ -1,4 +1,4 @@
-"""The routes of one profiler or several: one call mounts them all, and each handler is public."""
+"""The routes of one or several profilers: one call mounts them all, and each handler is public."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ from tornado_rbkit.web.pages import StatusHandler, TargetsHandler
 from tornado_rbkit.web.websocket import RbkitWebSocketHandler, SubprotocolMatches
 
 if TYPE_CHECKING:
-    from typing_extensions import Unpack  # which type checkers have; `typing` has it since Python 3.11
+    from typing_extensions import Unpack  # type checkers have it; `typing` has Unpack since Python 3.11
 
 RESERVED_NAMES: Final = frozenset({"ws", "status", "targets", "metrics", "static"})
 NAME: Final = r"[A-Za-z0-9][A-Za-z0-9._~-]*"
@@ -34,22 +34,22 @@ def rbkit_routes(
 ) -> list[Rule]:
     """Return the routes to put before an application's own.
 
-    They are the WebSocket at any path (of the first bridge, where there are several), the same at ``PREFIX/ws``, a
-    dashboard at ``PREFIX/`` and JSON at ``PREFIX/status``; for bridges with names, ``PREFIX/NAME/ws`` and so on, and a
-    list at ``PREFIX/targets``; with prometheus_client installed, ``PREFIX/metrics``. Upgrades that do not offer the
-    subprotocol rbkit, and all other paths, are left to the routes after these.
+    They mount the WebSocket at any path (if there are several bridges: to the first one) and at ``PREFIX/ws``, a
+    dashboard at ``PREFIX/`` and JSON at ``PREFIX/status``; for named bridges also ``PREFIX/NAME/ws``,
+    ``PREFIX/NAME/status`` and a list at ``PREFIX/targets``; with prometheus_client installed, ``PREFIX/metrics``.
+    Upgrades that do not offer the subprotocol rbkit, and all other paths, are left to the application's routes.
 
     Args:
-        bridges: one; or several by name, in a mapping that may change while the server runs; or none, for one at
-            rbkit's default ports. They are the caller's to close.
-        prefix: where the pages and the WebSockets are.
-        anywhere: whether the WebSocket is at any path. If it is, rules that go by path, as those of a proxy or of a
-            login before ``PREFIX``, do not protect it.
-        access: the settings of `Access`, for all of them.
+        bridges: a bridge; or a mapping of names to bridges, which may change while the server runs; or None for a
+            bridge to rbkit's default ports. The caller closes its bridges.
+        prefix: the path of the pages and the WebSockets.
+        anywhere: whether to mount the WebSocket at any path. If so, rules that depend on the path, such as a proxy's
+            or a login's for ``PREFIX``, do not protect it.
+        access: the settings of `Access`, for all routes.
 
     Raises:
-        ValueError: a name that a path cannot have or that is reserved, or a setting out of its range.
-        TypeError: there is no such setting.
+        ValueError: a name is reserved or not valid in a path, or a setting is out of its range.
+        TypeError: `access` has an unknown setting.
         EndpointError: ``RBKIT_PUB_PORT`` or ``RBKIT_REQ_PORT`` is not a port.
     """
     rules = Access(**access)
@@ -78,10 +78,10 @@ def rbkit_routes(
 
 
 def check_prefix(prefix: str) -> str:
-    """Return a prefix that the path of a URL can have, as browsers send it.
+    """Return the prefix if it is valid in the path of a URL, as browsers send it.
 
     Raises:
-        ValueError: it cannot.
+        ValueError: the prefix is not valid.
     """
     if not re.fullmatch(r"[A-Za-z0-9._~!$&'()*+,;=:@/-]*", prefix) or {".", ".."} & set(prefix.split("/")):
         allowed = "ASCII that a URL does not escape, as /tools/rbkit"
@@ -90,10 +90,10 @@ def check_prefix(prefix: str) -> str:
 
 
 def check_name(name: str) -> str:
-    """Return a target's name if it can be a part of a path, or is ``""`` for one that has no path of its own.
+    """Return a target's name if it is valid in a path, or ``""`` for a target without a path of its own.
 
     Raises:
-        ValueError: it cannot.
+        ValueError: the name is reserved or not valid in a path.
     """
     if name and (not re.fullmatch(NAME, name) or name in RESERVED_NAMES):
         reserved = ", ".join(sorted(RESERVED_NAMES))
@@ -102,19 +102,19 @@ def check_name(name: str) -> str:
 
 
 class OneBridge(Matcher):
-    """Matches what another matcher does while there is a bridge for it: that of the name in the path, or the first."""
+    """Matches like another matcher if there is a bridge for the request: the one named in the path, or the first."""
 
     def __init__(
         self, matcher: Matcher, bridges: Mapping[str, Bridge], access: Access, but_not: re.Pattern[str] | None = None
     ) -> None:
-        """`but_not` are paths that it leaves alone: a name that is gone, or misspelt, is nobody else's."""
+        """Exclude the paths in `but_not`: a removed or misspelt name must not reach the first bridge."""
         self._matcher = matcher
         self._but_not = but_not
         self._bridges = bridges
         self._access = access
 
     def match(self, request: HTTPServerRequest) -> dict[str, Any] | None:
-        """Return what the handler is made with, None for no match."""
+        """Return the arguments of the handler, None for no match."""
         matched = self._matcher.match(request)
         if matched is None or (self._but_not is not None and self._but_not.fullmatch(request.path)):
             return None

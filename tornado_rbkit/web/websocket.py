@@ -25,26 +25,26 @@ from tornado_rbkit.protocol import CLOSE_POLICY, CLOSE_TOO_BIG, CLOSE_TRY_AGAIN,
 from tornado_rbkit.web.access import Access, AccessHandler, Refusal
 
 MAX_MESSAGE_SIZE: Final = 64 * 1024
-"""Bytes from a client; a longer message closes with 1009. One over `MAX_COMMAND_LENGTH` is answered with an error."""
+"""Bytes in a client's message; a longer one closes with 1009, one over `MAX_COMMAND_LENGTH` gets an error reply."""
 
-_READ_LIMIT: Final = 1024 * 1024  # where Tornado cuts the connection in the middle of a message
-_OFFERED: Final = re.compile(  # what can be agreed to, RFC 7692 section 7.1
+_READ_LIMIT: Final = 1024 * 1024  # bytes; Tornado drops the connection in the middle of a longer message
+_OFFERED: Final = re.compile(  # the parameters that can be agreed to, RFC 7692 section 7.1
     r'((server|client)_no_context_takeover|server_max_window_bits="?15"?|client_max_window_bits(="?([89]|1[0-5])"?)?)$'
 )
 _MAX_REASON: Final = 123  # bytes, RFC 6455 section 5.5
 
 
 class SubprotocolMatches(Matcher):
-    """Matches the WebSocket upgrades that offer a subprotocol, at whatever path.
+    """Matches WebSocket upgrades that offer a subprotocol, at any path.
 
-    As the first rule of an application, it takes those and leaves every other request to the rules after it.
+    As the first rule of an application, it leaves every other request to the rules after it.
     """
 
     def __init__(self, subprotocol: str) -> None:
         self.subprotocol = subprotocol
 
     def match(self, request: HTTPServerRequest) -> dict[str, Any] | None:
-        """Return an empty dict for a match, None for none; see `tornado.routing.Matcher`."""
+        """Return an empty dict for a match, else None; see `tornado.routing.Matcher`."""
         if request.headers.get("Upgrade", "").lower() == "websocket" and self.subprotocol in offered(request):
             return {}
         return None
@@ -56,13 +56,13 @@ def offered(request: HTTPServerRequest) -> list[str]:
 
 
 class RbkitWebSocketHandler(AccessHandler, WebSocketHandler):
-    """One viewer's WebSocket; what it shows is the bridge's, which outlives it.
+    """The WebSocket of one client. The bridge, whose data it sends, outlives it.
 
     Mount it as ``(r"/profiler", RbkitWebSocketHandler, {"bridge": bridge})``.
     """
 
     def initialize(self, bridge: Bridge, access: Access | None = None) -> None:
-        """Take what the route gives: whose data, and who may see it."""
+        """Set the bridge to join and the access rules."""
         self.bridge = bridge
         self.access = access or Access()
         self._session: Session | None = None
@@ -70,11 +70,11 @@ class RbkitWebSocketHandler(AccessHandler, WebSocketHandler):
         self._pong_deadline: Deadline | None = None
         self._pinged_at = 0.0
         self._sent_before_ping = 0
-        self._read = 0  # bytes that the client has read for certain: those before a ping that it answered
+        self._read = 0  # bytes that the client has certainly read: the bytes before a ping that it answered
         self._extension: str | None = None
 
     async def get(self, *args: Any, **kwargs: Any) -> None:
-        """Upgrade a request that is allowed to and speaks rbkit."""
+        """Upgrade an allowed request that offers the subprotocol rbkit."""
         await self.check_request()
         if SUBPROTOCOL not in offered(self.request):
             raise Refusal(400, f"this WebSocket speaks the subprotocol {SUBPROTOCOL!r}; offer it to connect")
@@ -88,10 +88,10 @@ class RbkitWebSocketHandler(AccessHandler, WebSocketHandler):
         await super().get(*args, **kwargs)
 
     def _wrap_hooks(self) -> None:
-        """Do what `open` and `on_pong` are needed for even if a subclass overrides them without calling super().
+        """Join and handle pongs even if a subclass overrides `open` or `on_pong` without calling super().
 
-        They are hooks without a body in Tornado. The client joins when an overridden `open` has returned, unless that
-        closed the connection: it may have checked who the client is.
+        Tornado's own hooks are empty. The client joins when an overridden `open` has returned, unless the override
+        closed the connection, for instance after checking who the client is.
         """
         overridden_open, overridden_on_pong = self.open, self.on_pong
 
@@ -111,29 +111,29 @@ class RbkitWebSocketHandler(AccessHandler, WebSocketHandler):
         origin = self.request.headers.get("Origin", "")
         try:
             urlsplit(origin)
-        except ValueError:  # which Tornado's own check would raise
+        except ValueError:  # Tornado's own check would raise it
             raise self._origin_refusal(origin) from None
 
     def _origin_refusal(self, origin: str) -> Refusal:
         return Refusal(403, f"the origin {origin[:200]!r} is not allowed; add it to the setting `allowed_origins`")
 
     def check_origin(self, origin: str) -> bool:
-        """Allow the server's own origin and those of `Access.allowed_origins`."""
+        """Allow the server's own origin and the origins in `Access.allowed_origins`."""
         if self.access.allows_origin(origin) or super().check_origin(origin):
             return True
         raise self._origin_refusal(origin)
 
     def select_subprotocol(self, subprotocols: list[str]) -> str | None:
-        """Choose ``rbkit``, which `get` has found among them."""
+        """Choose ``rbkit``, which `get` has found in the offer."""
         return SUBPROTOCOL
 
     def get_compression_options(self) -> dict[str, Any] | None:
-        """Let Tornado take part in what `_negotiate_deflate` agreed to."""
+        """Return Tornado's options for permessage-deflate if `_negotiate_deflate` agreed to it."""
         return {"compression_level": self.bridge.compression_level} if self._form.deflate else None
 
     @property
     def ping_interval(self) -> float:
-        """Zero: Tornado would take a client for dead that is only slow; `_ping` knows which it is."""
+        """Zero: Tornado's own pings would close a client that is merely slow. `_ping` replaces them."""
         return 0
 
     @property
@@ -142,19 +142,19 @@ class RbkitWebSocketHandler(AccessHandler, WebSocketHandler):
         return _READ_LIMIT
 
     def open(self, *args: str, **kwargs: str) -> Awaitable[None] | None:
-        """Join the bridge. An override that does not call super() lets the client join when it returns."""
+        """Join the bridge. If an override does not call super(), the client joins when it returns."""
         self._join()
         return None
 
     def _join(self) -> None:
-        """Join the bridge, unless that has happened or the connection is closed or closing."""
+        """Join the bridge, unless the client has joined or the connection is closed or closing."""
         if self._session is not None or self.ws_connection is None or self.ws_connection.is_closing():
             return
         self.set_nodelay(True)
-        stream = self.ws_connection.stream  # not documented, and the only way to bound what a client is owed
+        stream = self.ws_connection.stream  # undocumented, and the only way to bound the data that waits for a client
         assert stream is not None
-        # Tornado has taken the stream away from the request, and its server would read on if it had it back. For
-        # `authorize`, a copy has it: `get_ssl_certificate` and the socket are there as they were at the opening.
+        # Tornado has detached the stream from the request's connection; with the stream, its server would read on.
+        # A copy gets the stream, so that `authorize` has `get_ssl_certificate` and the socket as during the handshake.
         connection: Any = copy.copy(self.request.connection)
         connection.stream = stream
         self.request.connection = connection
@@ -173,7 +173,7 @@ class RbkitWebSocketHandler(AccessHandler, WebSocketHandler):
             self.bridge.leave(self._session)
 
     def on_message(self, message: str | bytes) -> Awaitable[None] | None:
-        """Take one command."""
+        """Submit one command; close the connection if the message is too long."""
         if self._session is None:
             return None
         if len(message) > MAX_MESSAGE_SIZE:
@@ -182,11 +182,11 @@ class RbkitWebSocketHandler(AccessHandler, WebSocketHandler):
         return self._session.ask(message)
 
     def on_close(self) -> None:
-        """Leave the bridge. An override need not call super(): the end of the connection does the same."""
+        """Leave the bridge. An override need not call super(): the stream's close callback leaves too."""
         self._leave()
 
     def _ping(self) -> None:
-        """Ask for a sign of life, unless data is stuck: then the outbox judges the client, by `stall_timeout`."""
+        """Send a ping, unless data is blocked: then the outbox judges the client, by `stall_timeout`."""
         assert self._session is not None
         outbox = self._session.outbox
         if outbox.blocked:
@@ -198,12 +198,12 @@ class RbkitWebSocketHandler(AccessHandler, WebSocketHandler):
             return  # on_close follows
         self._pinged_at = time.monotonic()
         self._sent_before_ping = outbox.bytes_sent
-        is_behind_data = outbox.bytes_sent - self._read > JOIN_LIMIT  # which the kernel may still have to send
+        is_behind_data = outbox.bytes_sent - self._read > JOIN_LIMIT  # the kernel may still have to send it
         patience = max(self.bridge.ping_timeout, self.bridge.stall_timeout if is_behind_data else 0)
         self._pong_deadline = Deadline(patience, partial(self._on_no_pong, patience))
 
     def _note_pong(self) -> None:
-        """Note that the client is alive and has read what was sent before the ping."""
+        """Record that the client is alive and has read the data sent before the ping."""
         if self._pong_deadline is not None:
             self._pong_deadline.cancel()
             self._pong_deadline = None
@@ -228,10 +228,10 @@ class RbkitWebSocketHandler(AccessHandler, WebSocketHandler):
                 timer.cancel()
 
     def write_message(self, message: str | bytes | dict[str, Any], binary: bool = False) -> Future[None]:
-        """Send a message of the application's own, never between the fragments of one of the profiler's.
+        """Send a message of the application's own, never between the fragments of a profiler's message.
 
         See `tornado.websocket.WebSocketHandler.write_message`; the future completes when no such message and no reply
-        waits any more.
+        is waiting.
         """
         if self._session is None:
             return super().write_message(message, binary)
@@ -246,17 +246,17 @@ class RbkitWebSocketHandler(AccessHandler, WebSocketHandler):
         self.close(code, reason.encode()[:_MAX_REASON].decode(errors="ignore"))
 
     def finish(self, chunk: str | bytes | dict[str, Any] | None = None) -> Future[None]:
-        """Finish the response; that to an upgrade says what `_negotiate_deflate` agreed to, which Tornado cannot."""
+        """Finish the response; add the negotiated Sec-WebSocket-Extensions to a 101 (Tornado has no hook for it)."""
         if self.get_status() == 101 and self._extension:
             self.set_header("Sec-WebSocket-Extensions", self._extension)
         return super().finish(chunk)
 
     def _negotiate_deflate(self) -> None:
-        """Agree to permessage-deflate without context takeover, so that one compressed message serves all.
+        """Agree to permessage-deflate without context takeover, so that one compressed message serves all clients.
 
-        A server may promise that to any offer (RFC 7692 section 7.1.1.1), but one for a window smaller than zlib's
-        could not be shared. What a client says of its own window and context need not be answered, for Tornado
-        inflates any; it is left an offer without parameters, some of which it would raise for.
+        A server may promise this in answer to any offer (RFC 7692 section 7.1.1.1). Offers of a window smaller than
+        zlib's are declined: their messages could not be shared. The client's own window and context need no answer,
+        because Tornado inflates any. Tornado sees an offer without parameters, because it would raise for some.
         """
         offers = self.request.headers.get("Sec-WebSocket-Extensions", "")
         for offer in offers.split(",") if self.bridge.compression_level else ():
