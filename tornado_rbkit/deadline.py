@@ -1,4 +1,4 @@
-"""A deadline for somebody else, which a pause of this process does not use up."""
+"""A deadline for a client or the profiler that does not expire because this process was paused."""
 
 from __future__ import annotations
 
@@ -7,18 +7,18 @@ from collections.abc import Callable
 from typing import Final
 
 _GRACE: Final = 0.1
-"""Seconds; what arrived while the process was paused has been read and written once the loop has run for so long."""
+"""Seconds the loop must run after a pause of the process before everything that arrived meanwhile has been handled."""
 
 _MOST_STARTS: Final = 10
-"""A loop that is late as often as that in a row was not paused: its turns are long."""
+"""A loop that is late this many times in a row was not paused: its turns are long."""
 
 
 class Deadline:
-    """Calls back after a number of seconds, unless the event loop was late: then it starts over, up to `_MOST_STARTS`.
+    """Calls back after a number of seconds. If the event loop was late, it starts again (`_MOST_STARTS` limits that).
 
     A timer that fires late means that the process was stopped (SIGSTOP, a debugger) or that its loop was blocked.
-    Timers run before the loop has read what arrived meanwhile, so a verdict would hit clients that did nothing wrong.
-    For the same reason the last part of the time is a timer of its own, during which the loop runs.
+    Timers run before the loop has read the data that arrived meanwhile, so the other end may not be at fault.
+    For the same reason the last part of the time is a separate timer, during which the loop runs.
 
     The clock is the event loop's, which is monotonic; `tornado.ioloop.IOLoop.time` is the system clock, which steps.
     Event loop's thread only.

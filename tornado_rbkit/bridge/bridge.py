@@ -1,4 +1,4 @@
-"""One profiler and its viewers: fan-out one way, commands the other."""
+"""One profiler and its clients: fan-out in one direction, commands in the other."""
 
 from __future__ import annotations
 
@@ -44,19 +44,19 @@ from tornado_rbkit.upstream.subscriber import Batch
 _log = logging.getLogger(__name__)
 
 _MIB: Final = 1024 * 1024
-_CLOSE_GRACE: Final = 1.0  # seconds that clients have to answer a close frame, and the profiler a last command
+_CLOSE_GRACE: Final = 1.0  # seconds for clients to answer a close frame, and for the profiler to answer commands
 
 
 class BridgeFullError(RbkitError):
-    """There are as many clients as `max_clients` allows, the bridge is closed, or it cannot open a connection."""
+    """A client cannot join: `max_clients` is reached, the bridge is closed, or it cannot open a connection."""
 
 
 class Bridge:
-    """One profiler's data to many WebSockets, and their commands to it.
+    """Sends one profiler's data to many WebSockets, and their commands to the profiler.
 
-    Everything but the constructor is for the web server's loop. With `threaded`, the ZMQ sockets live on
-    an `IOLoopThread`: they are emptied while the web loop is busy, and compression does not hold it up. No socket is
-    opened and no thread started before the first client comes, so a bridge may be made before the server forks.
+    Use it on the web server's loop only, except the constructor. With `threaded`, the ZMQ sockets run on an
+    `IOLoopThread`: they are emptied while the web loop is busy, and compression does not block the web loop. No socket
+    is opened and no thread started before the first client joins, so a bridge may be created before the server forks.
     """
 
     def __init__(
@@ -81,33 +81,34 @@ class Bridge:
         max_message_bytes: int = 512 * _MIB,
         compression_level: int = 0,
     ) -> None:
-        """Describe a bridge; nothing is opened yet.
+        """Create a bridge. Nothing is opened until the first client joins.
 
         Args:
             pub: the endpoint where rbkit publishes, by default port 5555 or ``RBKIT_PUB_PORT`` on 127.0.0.1.
             req: the endpoint where it takes commands, by default port 5556 or ``RBKIT_REQ_PORT`` on 127.0.0.1.
-            threaded: True, the ZMQ sockets get a thread of their own; an `IOLoopThread`, they live on that one, which
-                its owner starts before the first client (in a pre-forked server: after the fork) and stops after
-                `close`; False, on the web server's loop, which then also escapes and compresses, for at most about
-                10 ms in a row.
-            default_encoding: of clients that do not say ``?encoding=``; ``escaped`` is the Ruby middleware's.
-            connect_timeout: seconds from a client's opening in which the profiler has to be reached.
-            command_timeouts: seconds by command, over 5 for each and 300 for ``objectspace_snapshot``.
-            max_clients: WebSockets at a time.
-            max_backlog_bytes: profiling data that may wait for one client.
-            stall_timeout: seconds in which a client has to take something of what was sent to it, 64 KiB at the most.
+            threaded: True: the ZMQ sockets get their own thread. An `IOLoopThread`: they run on that thread, which its
+                owner starts before the first client joins (in a pre-forked server: after the fork) and stops after
+                `close`. False: they run on the web server's loop, which then also escapes and compresses, for at most
+                about 10 ms in a row.
+            default_encoding: for clients without ``?encoding=`` in their URL; the Ruby middleware sends ``escaped``.
+            connect_timeout: seconds after a client has joined within which the profiler must be reached.
+            command_timeouts: seconds by command; the defaults are 300 for ``objectspace_snapshot`` and 5 for others.
+            max_clients: number of WebSockets open at a time.
+            max_backlog_bytes: bytes of profiling data that may wait for one client.
+            stall_timeout: seconds within which a client must take some of the data sent to it; 64 KiB is enough.
             ping_interval: seconds between pings; 0 for none.
-            ping_timeout: seconds in which the pong has to come, by default the interval, and never more than it.
-            idle_grace: seconds the connection is kept after the last client left.
-            stop_when_idle: stop the profiling that was started through this bridge before the connection is closed. A
-                process that was forked from the one that made the bridge, or by `tornado.process.fork_processes`,
-                never does: it cannot know whether clients of its siblings are watching.
-            flush_interval: seconds of rest after all that the profiler sent was handed on.
-            max_pending_bytes: profiling data that may wait between the profiler and the web loop.
-            rcvhwm: messages that may wait in the SUB socket (ZMQ_RCVHWM).
-            max_message_bytes: a longer message from the profiler ends its connection (ZMQ_MAXMSGSIZE); one whose
-                parts are longer together is let go.
-            compression_level: 1 to 9 to offer permessage-deflate, each message compressed once for all; 0 for none.
+            ping_timeout: seconds within which the pong must arrive; the default and the maximum is `ping_interval`.
+            idle_grace: seconds the connection is kept after the last client has left.
+            stop_when_idle: whether to stop the profiling that was started through this bridge before the connection is
+                closed. A process forked from the one that created the bridge, or by `tornado.process.fork_processes`,
+                never stops it: it cannot know whether its siblings have clients.
+            flush_interval: seconds to wait after all published messages were delivered.
+            max_pending_bytes: bytes of profiling data that may wait between the profiler and the web loop.
+            rcvhwm: number of messages that may wait in the SUB socket (ZMQ_RCVHWM).
+            max_message_bytes: a longer message from the profiler ends its connection (ZMQ_MAXMSGSIZE); a multipart
+                message that is longer in total is discarded.
+            compression_level: 1 to 9 to offer permessage-deflate, each message compressed once for all clients; 0 for
+                no compression.
 
         Raises:
             EndpointError: `pub` or `req` cannot be connected to.
@@ -153,29 +154,29 @@ class Bridge:
         self._sessions = Audience()
         self._fan_out = FanOut()
         self._client_count = ClientCount(self._sessions, self._fan_out)
-        self._connect_deadlines: dict[Session, Deadline] = {}  # of those for whom the profiler was not there yet
+        self._connect_deadlines: dict[Session, Deadline] = {}  # of clients that wait for the profiler
         self._idle_timer: object | None = None
         self._repeats = Repeats()
         self._trouble_logged = False
         self._restart_told = False
-        self._is_another = False  # than the one before, by `retarget` or by its counter
+        self._is_another = False  # the process is not the previous one, by `retarget` or by its counter
         self._pending = 0
         self._closing: asyncio.Task[None] | None = None
         self._totals = Counter(messages_in=0, bytes_in=0, messages_missed=0, messages_foreign=0, disconnects=0)
 
     @property
     def pub(self) -> str:
-        """Where the profiler publishes."""
+        """The endpoint where the profiler publishes."""
         return self._lifeline.pub
 
     @property
     def req(self) -> str:
-        """Where the profiler takes commands."""
+        """The endpoint where the profiler takes commands."""
         return self._lifeline.req
 
     @property
     def state(self) -> State:
-        """Of the connection to the profiler."""
+        """The state of the connection to the profiler."""
         return self._state
 
     @property
@@ -184,9 +185,9 @@ class Bridge:
         return bool(self._sessions)
 
     def retarget(self, pub: str, req: str) -> None:
-        """Go on with a profiler at other endpoints, as of a process that was started anew; the clients stay.
+        """Connect to a profiler at other endpoints, for example of a restarted process. The clients stay connected.
 
-        They are told ``server:disconnected``, if they were not before, then ``server:connected`` and
+        They are sent ``server:disconnected`` if the profiler was connected, then ``server:connected`` and
         ``server:restarted``.
 
         Raises:
@@ -217,10 +218,10 @@ class Bridge:
         form: Form,
         access: CommandRules,
     ) -> Session:
-        """Add a client; the arguments are those of `Session`. Call `leave` when its WebSocket is closed.
+        """Add a client; see `Session` for the arguments. Call `leave` when its WebSocket is closed.
 
         Raises:
-            BridgeFullError: there are `max_clients` already, the bridge is closed, or it cannot open a connection.
+            BridgeFullError: `max_clients` is reached, the bridge is closed, or it cannot open a connection.
         """
         if self._closing is not None:
             raise BridgeFullError("the server is shutting down")
@@ -261,16 +262,16 @@ class Bridge:
             self._idle_timer = self._loop.call_later(self._settings.idle_grace, self._go_idle)
 
     async def close(self) -> None:
-        """Close all clients with 1001, stop what was started here, close the connection. May be called twice.
+        """Close all clients with 1001, stop profiling that was started here, and close the connection.
 
-        It takes two seconds at the most, of which a client that does not answer costs one.
+        May be called twice. It takes at most two seconds, one of which is for clients that do not answer.
         """
         if self._closing is None:
             self._closing = asyncio.create_task(self._close())
         await asyncio.shield(self._closing)
 
     def stats(self) -> dict[str, Any]:
-        """Return what an operator would ask for, as JSON takes it; sizes are in bytes, times in seconds."""
+        """Return figures for an operator, ready for JSON; sizes are in bytes, times in seconds."""
         return {
             "pub": self.pub,
             "req": self.req,
@@ -287,7 +288,7 @@ class Bridge:
     # Called by the connection, on the web loop.
 
     def on_batch(self, batch: Batch) -> None:
-        """Give a batch to everybody, and a receipt when the loop has written it."""
+        """Deliver a batch to all clients, and acknowledge it when it has been written."""
         try:
             self._pending = batch.pending
             self._totals["messages_in"] += batch.messages
@@ -297,7 +298,7 @@ class Bridge:
                 self._on_foreign(batch.foreign)
             if batch.restarted:
                 self._is_another = True
-                if self._state is State.CONNECTED:  # else the other socket is not there yet
+                if self._state is State.CONNECTED:  # otherwise `on_state` reports it once both sockets are connected
                     self._on_restarted()
                     self._learn()
         finally:
@@ -305,22 +306,22 @@ class Bridge:
             self._fan_out.begin(sessions, partial(_deliver, batch), size=batch.encoded, done=batch.acknowledge)
 
     def on_outcome(self, outcome: Outcome) -> None:
-        """A command has come to its end."""
+        """Pass on the outcome of a command."""
         self._commands.on_outcome(outcome)
 
     def on_reached(self, reach: Reach) -> None:
-        """An endpoint was connected, lost, or found to be none of rbkit's."""
+        """Record that an endpoint was connected, disconnected or refused."""
         self._lifeline.reach = reach
 
     def on_failure(self, reason: str) -> None:
-        """The sockets could not be made, or their thread has ended: let go of them; the next client tries again."""
+        """Close the clients and the connection: its sockets failed or its thread ended. The next client reopens it."""
         self._lifeline.log_failure(reason)
         for session in list(self._sessions):
             session.close(CLOSE_TRY_AGAIN, _cannot_connect(reason))
         self._let_go()
 
     def on_state(self, state: State) -> None:
-        """The profiler came, or went."""
+        """Log that the profiler connected or disconnected, notify the clients, and start or stop sending commands."""
         before, self._state = self._state, state
         self._lifeline.log(before, state)
         if state is State.CONNECTED:
@@ -342,7 +343,7 @@ class Bridge:
     # Commands
 
     def _learn(self) -> None:
-        """Ask for a handshake of our own, before whatever waits."""
+        """Submit a handshake of the bridge's own, ahead of all waiting commands."""
         self._commands.submit("handshake", lambda outcome: None, self, first=True)
 
     def _on_settled(self, command: str, outcome: Outcome) -> None:
@@ -354,14 +355,14 @@ class Bridge:
         self._probe.on_outcome(outcome)
 
     def _log_trouble(self) -> None:
-        """Log that a trouble of the process has begun or ended; to be called at that edge only."""
+        """Log that a trouble of the process has begun or ended. Call it only when the trouble changes."""
         trouble = self._target.trouble
         if trouble is None:
             if self._trouble_logged:
                 _log.warning("the rbkit server at %s answers again", self.req)
             self._trouble_logged = False
             return
-        # A time-out passes before each silence; replies that are not rbkit's come as fast as they are asked for.
+        # Silence is found once per time-out, but foreign replies arrive as fast as clients send commands.
         count = 1 if trouble is Trouble.SILENT else self._repeats.add(trouble)
         self._trouble_logged |= count > 0
         if count:
@@ -372,7 +373,7 @@ class Bridge:
             self._learn()
 
     def _on_restarted(self) -> None:
-        """The process is another one: its pid changed, or its message_counter began again. Said once a connection."""
+        """Report, once per connection, that the process is another one: its pid or its message_counter changed."""
         self._is_another = False
         if not self._restart_told:
             self._restart_told = True
@@ -389,7 +390,7 @@ class Bridge:
             )
 
     def _trouble(self) -> str | None:
-        """Return in words for an operator what is wrong with the profiler, None for nothing."""
+        """Return what is wrong with the profiler, as text for an operator; None if nothing is."""
         if self._lifeline.trouble:
             return self._lifeline.trouble
         if self._target.trouble and self._state is State.CONNECTED:
@@ -397,7 +398,7 @@ class Bridge:
         return None
 
     async def _stop_profiling(self, timeout: float | None = None) -> None:
-        """Stop what was started through this bridge; the profiler answers each command, or its time-out does."""
+        """Stop profiling that was started through this bridge; wait for the outcomes, at most `timeout` seconds."""
         if not self._settings.stop_when_idle or self._state is not State.CONNECTED:
             return
         if self._target.to_stop() and (os.getpid() != self._pid or task_id() is not None):
@@ -416,7 +417,7 @@ class Bridge:
         self._fan_out.notify(self._sessions, notice)
 
     def _give_up(self, session: Session) -> None:
-        """The profiler could not be reached in time for a client."""
+        """Close a client because the profiler was not reached within `connect_timeout`."""
         del self._connect_deadlines[session]
         missing = self.pub if self.req in self._lifeline.reach.up else self.req
         session.close(CLOSE_TRY_AGAIN, f"rbkit server is not running at {missing}")
@@ -452,7 +453,7 @@ class Bridge:
             await self._disconnect()
 
     def _let_go(self) -> None:
-        """Let go of the connection: from now on there is none, whatever is still being closed."""
+        """Begin to close the connection, and enter the idle state immediately."""
         self._state = State.IDLE
         self._pending = 0
         self._probe.stop()
@@ -480,7 +481,7 @@ class Bridge:
 
 
 def _deliver(batch: Batch, session: Session) -> None:
-    """Give a client its part of a batch."""
+    """Queue a batch in a client's encoding, and count its missed messages."""
     if batch.missed:
         session.outbox.add_missed(batch.missed)
     session.outbox.send_data(batch.chunks.get(session.form, ()))

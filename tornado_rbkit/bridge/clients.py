@@ -1,4 +1,4 @@
-"""Those who watch a profiler."""
+"""The clients connected to one bridge."""
 
 from __future__ import annotations
 
@@ -15,19 +15,19 @@ from tornado_rbkit.log_throttle import Repeats, times
 
 _log = logging.getLogger(__name__)
 
-_TOTALS: Final = ("messages_sent", "messages_dropped", "bytes_sent")  # of each one's outbox
+_TOTALS: Final = ("messages_sent", "messages_dropped", "bytes_sent")  # attributes of `Outbox`
 
 
 class Audience:
-    """The sessions of one bridge, in the order in which they came. Web loop only.
+    """The sessions of one bridge, in the order in which they joined. Web loop only.
 
     Attributes:
-        generation: how many clients have joined so far.
+        generation: number of clients that have joined so far.
     """
 
     def __init__(self) -> None:
         self.generation = 0
-        self._sessions: dict[Session, int] = {}  # with the generation that each began
+        self._sessions: dict[Session, int] = {}  # with the generation in which each joined
         self._forms: Counter[Form] = Counter()
         self._departed = Counter(dict.fromkeys(_TOTALS, 0))
         self._empty = asyncio.Event()
@@ -44,18 +44,18 @@ class Audience:
 
     @property
     def forms(self) -> frozenset[Form]:
-        """The forms in which they take their messages."""
+        """The encodings in use."""
         return frozenset(self._forms)
 
     def add(self, session: Session) -> None:
-        """A viewer has come."""
+        """Add a client."""
         self.generation += 1
         self._sessions[session] = self.generation
         self._forms[session.form] += 1
         self._empty.clear()
 
     def remove(self, session: Session) -> None:
-        """A viewer has left; what it was sent stays in the totals."""
+        """Remove a client; its figures stay in the totals."""
         del self._sessions[session]
         self._forms -= Counter([session.form])
         self._count(session, self._departed)
@@ -63,28 +63,28 @@ class Audience:
             self._empty.set()
 
     def joined_by(self, generation: int) -> Iterator[Session]:
-        """Yield the sessions that had joined by that generation.
+        """Yield the sessions that had joined by `generation`.
 
-        A client gets only batches that were encoded when its encoding was already asked for. It might otherwise get
-        one that was encoded for a client that has left, and miss the next one, encoded before it was asked for again.
+        A client gets only batches whose encoding began after it joined. It could otherwise get a batch that was
+        encoded for a client that has left, and miss the next one, which was begun while nobody used its encoding.
         """
         return (session for session, joined in self._sessions.items() if joined <= generation)
 
     def log_closing(self, remote: str | None, reason: str) -> None:
-        """Say that a viewer was closed for what it did; of many in short succession the first, the tenth, ...."""
+        """Log that a client was closed for its behaviour, throttled to the 1st, 10th, 100th time."""
         count = self._repeats.add(reason)
         if count:
             _log.warning("the viewer at %s was closed: %s%s", remote, reason, times(count))
 
     def totals(self) -> Counter[str]:
-        """Return what was sent to all, those that have left included; sizes are in bytes."""
+        """Return the totals of all clients, including clients that have left; sizes are in bytes."""
         totals = Counter(self._departed)
         for session in self._sessions:
             self._count(session, totals)
         return totals
 
     async def wait_until_empty(self, timeout: float) -> None:
-        """Return when all have left, or after so many seconds."""
+        """Wait until all clients have left, but at most `timeout` seconds."""
         if self._sessions:
             with contextlib.suppress(asyncio.TimeoutError):
                 await asyncio.wait_for(self._empty.wait(), timeout)

@@ -1,4 +1,4 @@
-"""The commands that wait for a profiler: one in flight, the rest in order, bounded."""
+"""The bounded queue of commands for a profiler, of which one is in flight."""
 
 from __future__ import annotations
 
@@ -12,20 +12,20 @@ from tornado_rbkit.protocol import CommandError
 from tornado_rbkit.upstream.requester import Outcome
 
 MAX_WAITING: Final = 256
-"""Commands of all clients together."""
+"""Waiting commands of all clients together."""
 
 COMMAND_TIMEOUTS: Final[Mapping[str, float]] = {"objectspace_snapshot": 300.0}
-"""Seconds; a snapshot is answered after the heap was walked, up to a second per million objects and more when busy."""
+"""Seconds. A snapshot is answered after the heap walk: up to a second per million objects, longer when busy."""
 
 DEFAULT_COMMAND_TIMEOUT: Final = 5.0
 """Seconds. rbkit answers within 135 ms under hard load."""
 
-_WORTH_SENDING: Final = 0.1  # of the time-out has to be left
+_WORTH_SENDING: Final = 0.1  # share of the time-out that must be left
 
 
 @dataclass(slots=True)
 class Command:
-    """One command, whose it is, and who is told what became of it."""
+    """A command, its owner, and the callback for its outcome."""
 
     name: str
     owner: object
@@ -37,9 +37,9 @@ class Command:
 class CommandQueue:
     """Holds commands back until the profiler can take them. Web loop only.
 
-    Each submitted command is answered exactly once and never sent twice. It waits only for those before it: its
-    time-out runs from the moment it is sent. But when that passes for one, the profiler has stopped, and the clocks
-    of those behind it count from when they were asked, so that nobody sits through the time-outs of others.
+    Each submitted command is answered exactly once and never sent twice. Its time-out starts when it is sent. Once a
+    command times out, the profiler is assumed stuck, and queued commands expire by the time they were submitted, so
+    time-outs do not add up.
     """
 
     def __init__(
@@ -48,12 +48,12 @@ class CommandQueue:
         timeouts: Mapping[str, float],
         on_settled: Callable[[str, Outcome], None],
     ) -> None:
-        """Begin with nothing to do.
+        """Create an empty queue.
 
         Args:
-            send: takes a command upstream, with its time-out in seconds; its end is told by `on_outcome`.
-            timeouts: seconds by command, over `COMMAND_TIMEOUTS`.
-            on_settled: told of each command that was sent and what became of it, before its sender is.
+            send: sends a command with its time-out in seconds; the outcome must be passed to `on_outcome`.
+            timeouts: seconds by command, overriding `COMMAND_TIMEOUTS`.
+            on_settled: called with each command that was sent and its outcome, before the command's own callback.
         """
         self._send = send
         self._on_settled = on_settled
@@ -71,9 +71,9 @@ class CommandQueue:
 
         Args:
             name: the command.
-            answer: told the outcome, perhaps before this returns.
+            answer: called with the outcome, possibly before this method returns.
             owner: for `forget`.
-            first: before all others, whatever the bound, and kept while the profiler is away.
+            first: put it before all others, regardless of the bound, and keep it while the profiler is away.
         """
         command = Command(name, owner, answer, self._timeouts.get(name, DEFAULT_COMMAND_TIMEOUT), time.monotonic())
         if self._away is not None and not first:
@@ -85,27 +85,27 @@ class CommandQueue:
             self._next()
 
     def forget(self, owner: object) -> None:
-        """Let go of what waits for an owner that has left; it is not sent, and not answered."""
+        """Remove the waiting commands of an owner that has left; they are neither sent nor answered."""
         self._waiting = deque(command for command in self._waiting if command.owner is not owner)
 
     def hold(self) -> None:
-        """The profiler may come: keep what waits, and what comes."""
+        """Keep waiting and new commands until the profiler connects."""
         self._open, self._away = False, None
 
     def open(self) -> None:
-        """The profiler is there: send what waits, and what comes."""
+        """Send waiting and new commands: the profiler is connected."""
         self._open, self._away = True, None
         self._next()
 
     def close(self, text: str) -> None:
-        """The profiler is away: refuse what waits, and what comes. What is in flight is the requester's to end."""
+        """Refuse waiting and new commands: the profiler is away. The requester ends the command in flight."""
         self._open, self._away = False, text
         waiting, self._waiting = self._waiting, deque()
         for command in waiting:
             _refuse(command, "unavailable", text)
 
     def on_outcome(self, outcome: Outcome) -> None:
-        """The command in flight has come to its end."""
+        """Answer the command in flight, and send the next one."""
         command, self._in_flight = self._in_flight, None
         assert command is not None
         self._on_settled(command.name, outcome)

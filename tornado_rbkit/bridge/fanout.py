@@ -17,9 +17,7 @@ from tornado_rbkit.upstream.subscriber import MAX_DELIVERED
 CLIENT_COUNT_INTERVAL: Final = 0.1
 """Seconds between two ``client_count`` notices."""
 
-_CLIENT_COST: Final = (
-    16 * 1024
-)  # bytes whose copying takes as long as a system call and the Python code for one client
+_CLIENT_COST: Final = 16 * 1024  # bytes that take as long to copy as one client's system call and Python code
 
 
 @dataclass(slots=True)
@@ -27,11 +25,11 @@ class _Round:
     """One delivery to many clients.
 
     Attributes:
-        sessions: the clients that have not had it yet.
+        sessions: the clients that are still to be served.
         deliver: delivers to one client.
-        cost: of one client, as a part of a turn.
+        cost: cost of one client, as a fraction of a turn.
         done: called at the end with the seconds of work.
-        seconds: the work so far.
+        seconds: seconds of work so far.
     """
 
     sessions: deque[Session]
@@ -42,9 +40,9 @@ class _Round:
 
 
 class FanOut:
-    """Delivers to clients in turns of about a millisecond, and leaves the loop as long to others after each turn.
+    """Delivers to clients in turns of about a millisecond, and leaves the loop to other work for as long after each.
 
-    Deliveries are finished in the order in which they were begun, notices and data alike, so that no client gets the
+    Deliveries, both notices and data, are finished in the order in which they were begun, so that no client gets the
     data of a restarted process before the notice. Web loop only.
     """
 
@@ -61,13 +59,13 @@ class FanOut:
         size: int = 0,
         done: Callable[[float], None] = lambda seconds: None,
     ) -> None:
-        """Deliver something to clients, to the first of them at once if no older delivery is under way.
+        """Deliver something to clients. Starts immediately if no older delivery is in progress.
 
         Args:
             sessions: the clients.
-            deliver: called with each client; a client that has left meanwhile must be harmless.
-            key: an older delivery of the same key is replaced, for the clients that have not had it yet.
-            size: bytes that a client gets.
+            deliver: called with each client; must do nothing for a client that has left meanwhile.
+            key: replaces an older delivery with the same key, for the clients that it has not served yet.
+            size: bytes that each client gets.
             done: called at the end with the seconds of work, unless the delivery was replaced.
         """
         key = object() if key is None else key
@@ -77,7 +75,7 @@ class FanOut:
             self._turn()
 
     def notify(self, sessions: Iterable[Session], notice: Notice) -> None:
-        """Send clients a notice; it replaces an older one of its kind for the clients that have not had that yet."""
+        """Send clients a notice. It replaces an older notice of its kind where that has not been delivered yet."""
         self.begin(sessions, lambda session: session.notify(notice), key=notice.kind)
 
     def _turn(self) -> None:
@@ -94,7 +92,7 @@ class FanOut:
                 self._waits = False
 
     def _go_on(self, left: float) -> float:
-        """Go on with the oldest delivery; return what is left of the turn."""
+        """Continue the oldest delivery; return the remaining fraction of the turn."""
         key, round_ = next(iter(self._rounds.items()))
         started = time.perf_counter()
         try:
@@ -110,20 +108,20 @@ class FanOut:
 
 
 class ClientCount:
-    """Reports the number of clients to those that were there when another connected. Web loop only.
+    """Reports the number of clients to the earlier clients whenever one joins. Web loop only.
 
-    The first report is immediate. Later ones are at least `CLIENT_COUNT_INTERVAL` apart, with the newest number, so
-    that 1,000 clients that connect at once do not mean half a million notices.
+    The first report is immediate. Later reports are at least `CLIENT_COUNT_INTERVAL` apart, with the newest number, so
+    that 1,000 clients connecting at once do not cause half a million notices.
     """
 
     def __init__(self, audience: Audience, fan_out: FanOut) -> None:
         self._audience = audience
         self._fan_out = fan_out
-        self._reported = 0  # generation
+        self._reported = 0  # the generation last reported
         self._waits = False
 
     def update(self) -> None:
-        """Report that a client has joined, now or soon."""
+        """Report a new client, now or at the end of the interval."""
         before_the_newest = list(self._audience.joined_by(self._audience.generation - 1)) if not self._waits else []
         if not before_the_newest or self._reported == self._audience.generation:
             return

@@ -1,4 +1,4 @@
-"""What one client is owed, bounded, and its way onto the client's IOStream."""
+"""A bounded send queue for one client, written to the client's IOStream."""
 
 from __future__ import annotations
 
@@ -16,26 +16,26 @@ from tornado_rbkit.frames import JOIN_LIMIT, Buffer, Chunk, Run
 from tornado_rbkit.protocol import DROPPED
 
 WRITE_SIZE: Final = 1024 * 1024
-"""Bytes handed to a stream at a time, so that a reply never waits behind more than that."""
+"""Bytes written to a stream at a time; a reply never waits behind more data than this."""
 
 _ENTRY_COST: Final = 256
-"""Bytes that each chunk in a queue costs beside its own: many small ones must not add up to more than the bound."""
+"""Bytes of overhead counted for each queued chunk, so that many small chunks do not exceed the bound."""
 
-_GATHERS: Final = hasattr(socket.socket, "sendmsg")  # which Windows has not
+_GATHERS: Final = hasattr(socket.socket, "sendmsg")  # not on Windows
 
 
 class Outbox:
-    """One client's queue. On its stream's loop only.
+    """One client's send queue. On its stream's loop only.
 
-    Replies and notices go first and are never dropped. Profiling data is bounded; past the bound the oldest is
-    dropped and counted. A message that has begun is finished, so a client never sees half of one.
+    Replies and notices are sent first and never dropped. Profiling data is bounded; past the bound the oldest data is
+    dropped and counted. A message that has been begun is finished, so a client never gets a partial message.
 
     Attributes:
-        data_bytes: profiling data that waits or is under way.
-        reply_bytes: replies and notices that wait or are under way.
-        bytes_sent: what the client's connection has taken.
-        messages_sent: profiling messages that it has taken whole.
-        messages_dropped: profiling messages that this client did not get: it was too slow, or it left.
+        data_bytes: bytes of profiling data that wait or are being written.
+        reply_bytes: bytes of replies and notices that wait or are being written.
+        bytes_sent: bytes that the client's connection has accepted.
+        messages_sent: profiling messages that the connection has accepted completely.
+        messages_dropped: profiling messages that this client did not get, because it was too slow or left.
     """
 
     def __init__(
@@ -47,16 +47,16 @@ class Outbox:
         on_stalled: Callable[[], None],
         on_caught_up: Callable[[int], None],
     ) -> None:
-        """Begin with nothing to send.
+        """Create an empty queue.
 
         Args:
-            stream: the client's. Others may write whole frames to it between two writes of this outbox.
-            max_backlog_bytes: bound of `data_bytes`. A message larger than that passes when nothing else waits, and
-                does not count from then on.
-            stall_timeout: seconds in which the client has to take something, `JOIN_LIMIT` bytes at the most.
-            on_stalled: called when it did not.
-            on_caught_up: called with the number of messages dropped since the last time, when no data waits any more;
-                reports it as a notice of the kind `DROPPED`.
+            stream: the client's stream. Other code may write whole frames to it between two writes of this outbox.
+            max_backlog_bytes: bound of `data_bytes`. A larger message is sent when nothing else waits, and does not
+                count from then on.
+            stall_timeout: seconds within which the client must accept some data; `JOIN_LIMIT` bytes are enough.
+            on_stalled: called if the client accepted none within `stall_timeout`.
+            on_caught_up: called, once no data waits, with the number of messages dropped since the last call; must
+                send it as a notice of the kind `DROPPED`.
         """
         self.data_bytes = self.reply_bytes = self.bytes_sent = 0
         self.messages_sent = self.messages_dropped = 0
@@ -67,55 +67,55 @@ class Outbox:
         self._stall_timeout = stall_timeout
         self._on_stalled = on_stalled
         self._on_caught_up = on_caught_up
-        self._replies: OrderedDict[object, Chunk] = OrderedDict()  # notices by their kind, replies by unique keys
+        self._replies: OrderedDict[object, Chunk] = OrderedDict()  # notices by kind, replies by unique keys
         self._data: deque[Chunk] = deque()
         self._begun: Chunk | None = None
         self._begun_is_data = False
-        self._runs: deque[Run] = deque()  # of the chunk that has begun, those not yet written; each is whole frames
-        self._in_write = 0  # bytes handed over and not taken
-        self._data_in_write = 0  # those of them that count in data_bytes; the others count in reply_bytes
+        self._runs: deque[Run] = deque()  # unwritten runs of the begun chunk; each holds whole frames
+        self._in_write = 0  # bytes written to the stream and not yet accepted
+        self._data_in_write = 0  # the part of `_in_write` that counts in data_bytes; the rest counts in reply_bytes
         self._messages_in_write = 0
         self._dropped_untold = 0
         self._turn_is_due = False  # `_on_turn` is in the loop's queue
         self._blocked = False
-        self._stall_deadline: Deadline | None = None  # it may run on when nothing is blocked any more
+        self._stall_deadline: Deadline | None = None  # may still run when nothing is blocked any more
         self._progress_at = 0.0
         self._closed = False
         self._replies_gone: Future[None] | None = None
 
     @property
     def blocked(self) -> bool:
-        """True while the client's connection does not take what was handed to it."""
+        """True while the client's connection has not accepted all bytes written to it."""
         return self._blocked
 
     @property
     def messages_waiting(self) -> int:
-        """Profiling messages that wait, one that has begun included."""
+        """Number of profiling messages that wait, including a begun one."""
         begun = self._begun.messages if self._begun and self._begun_is_data and self._runs else 0
         return self._messages_in_write + begun + sum(chunk.messages for chunk in self._data)
 
     @property
     def bytes_waiting(self) -> int:
-        """Bytes that the client's connection has not taken yet, with those of the message under way."""
+        """Bytes that the client's connection has not accepted yet, including the message being written."""
         return self.data_bytes + self.reply_bytes
 
     @property
     def replies_waiting(self) -> int:
-        """Replies and notices of which nothing has been written yet."""
+        """Number of replies and notices that have not been begun."""
         return len(self._replies)
 
     def send_reply(self, chunk: Chunk) -> None:
-        """Queue a reply, ahead of all profiling data that waits."""
+        """Queue a reply, ahead of all waiting profiling data."""
         self._send_first(object(), chunk)
 
     def send_notice(self, kind: str, chunk: Chunk, *, keeps_place: bool = False) -> None:
-        """Queue a notice as a reply is queued; it replaces one of its kind that still waits.
+        """Queue a notice like a reply. It replaces a waiting notice of the same kind.
 
         Args:
-            kind: of the notice.
-            chunk: the notice.
-            keeps_place: put it where the one that it replaces was, so that it is not delayed again and again. Without,
-                it comes after all replies that are older.
+            kind: see `Notice.kind`.
+            chunk: the encoded notice.
+            keeps_place: put it in the place of the notice that it replaces, so that it is not delayed repeatedly.
+                Otherwise it follows all older replies.
         """
         replaced = self._replies.get(kind)
         if replaced is not None:
@@ -125,31 +125,31 @@ class Outbox:
         self._send_first(kind, chunk)
 
     def add_missed(self, messages: int) -> None:
-        """Count messages that were lost before they came here as dropped ones: the client is told of both together."""
+        """Add messages lost before they reached the outbox to the number of dropped messages in the next notice."""
         if not self._closed:
             self._dropped_untold += messages
             self._tell_dropped()
 
     def send_data(self, chunks: Sequence[Chunk]) -> None:
-        """Queue profiling data, dropping the oldest that waits where the bound would be passed."""
+        """Queue profiling data; drop the oldest waiting data past the bound."""
         if self._closed or not chunks:
             return
         self._data.extend(chunks)
         self.data_bytes += sum(chunk.size for chunk in chunks)
         self._flush_unless_due()
         while self._data and self._is_over_the_bound and not (self._blocked or self._runs):
-            self._flush()  # nothing is dropped that the client would take
+            self._flush()  # drop nothing that the connection would accept
         self._keep_the_bound()
 
     async def replies_gone(self) -> None:
-        """Return once the client's connection has taken every reply, or the outbox is closed."""
+        """Wait until the client's connection has accepted every reply, or the outbox is closed."""
         while self.reply_bytes:
             if self._replies_gone is None:
                 self._replies_gone = Future()
             await self._replies_gone
 
     def close(self) -> None:
-        """Let go of all that waits and write nothing more. May be called twice."""
+        """Discard everything that waits, and write nothing more. May be called twice."""
         self._closed = True
         self.messages_dropped += self.messages_waiting
         self._replies.clear()
@@ -173,7 +173,7 @@ class Outbox:
         return self.data_bytes + _ENTRY_COST * (len(self._data) - 1) > self._max_backlog
 
     def _keep_the_bound(self) -> None:
-        """Drop the oldest until the rest is within the bound, but for one message larger than it, which passes."""
+        """Drop the oldest data until the rest is within the bound; one message larger than the bound is exempt."""
         under_way = 0
         if self._begun is not None and self._begun_is_data and self._begun.size > self._max_backlog:
             under_way = sum(len(buffer) for run in self._runs for buffer in run)
@@ -197,13 +197,13 @@ class Outbox:
             self._flush()
 
     def _flush(self) -> None:
-        """Hand over what is next and arrange for the rest to follow. Nothing handed over before may be stuck."""
+        """Write the next buffers and schedule the rest. The stream must not be blocked."""
         if self._closed:
             return
         try:
             blocked_on = self._write(self._next_buffers())
         except (StreamClosedError, StreamBufferFullError):
-            self.close()  # the handler learns of it from Tornado
+            self.close()  # Tornado notifies the handler
             return
         if blocked_on is not None:
             self._blocked = True
@@ -216,7 +216,7 @@ class Outbox:
         self._flush_next_turn()
 
     def _flush_next_turn(self) -> None:
-        """Go on with what is left, if anything, once everybody else had a turn."""
+        """Schedule the next write, if anything waits, so that the loop's other callbacks run first."""
         if not self._turn_is_due and (self._replies or self._data or self._runs):
             self._turn_is_due = True
             self._stream.io_loop.add_callback(self._on_turn)
@@ -245,17 +245,17 @@ class Outbox:
         self._tell_dropped()
 
     def _tell_dropped(self) -> None:
-        """Report dropped messages once no data waits; what is dropped while a report waits is in the next one."""
+        """Report dropped messages once no data waits; drops while a report waits go into the next report."""
         if self._dropped_untold and not (self._data or self._runs or DROPPED in self._replies):
             dropped, self._dropped_untold = self._dropped_untold, 0
             self._on_caught_up(dropped)
 
     def _next_buffers(self) -> list[Buffer]:
-        """Take off the queues what is written in one go: up to `_write_size`, or one run of a large message."""
+        """Take the buffers of the next write off the queues: up to `_write_size`, or one run of a large message."""
         buffers: list[Buffer] = []
         while self._in_write < self._write_size and self._begin():
             if buffers and len(self._runs) > 1:
-                break  # a large message has its writes to itself
+                break  # the runs of a large message are written separately
             run = self._runs.popleft()
             buffers += run
             self._account_written(sum(map(len, run)))
@@ -264,7 +264,7 @@ class Outbox:
         return buffers
 
     def _begin(self) -> bool:
-        """Make sure that a chunk has begun, if one waits."""
+        """Begin the next chunk unless one is begun; return whether there is a begun chunk."""
         if not self._runs:
             if self._replies:
                 _, self._begun = self._replies.popitem(last=False)
@@ -286,13 +286,13 @@ class Outbox:
             self._messages_in_write += self._begun.messages
 
     def _write(self, buffers: list[Buffer]) -> Future[None] | None:
-        """Write whole frames: the kernel takes what it can, and the stream buffers all the rest before this returns.
+        """Write whole frames: the kernel accepts what it can, and the stream buffers the rest before this returns.
 
-        This is the only function that writes. Pings, pongs and close frames are written to the stream by other code at
-        any time, so a frame must never be left half written: whatever fails after its first byte closes the stream.
+        No other method writes. Other code writes pings, pongs and close frames to the stream at any time, so a frame
+        must never be left half written: any failure after its first byte closes the stream.
 
         Returns:
-            A future that completes when the kernel has taken the last byte; None if it has already.
+            A future that completes when the kernel has accepted the last byte; None if it already has.
         """
         buffers = _join_small(buffers)
         blocked_on: Future[None] | None = None
@@ -304,17 +304,17 @@ class Outbox:
                     blocked_on = self._stream.write(piece)
                     blocked_on.add_done_callback(self._on_progress)
                     written += len(piece)
-        except BaseException:  # closed; or `max_write_buffer_size` of the stream is reached
+        except BaseException:  # the stream is closed, or its `max_write_buffer_size` is reached
             self._stream.close()
             raise
         assert written == sum(map(len, buffers)), "a frame was cut"
         return blocked_on
 
     def _send(self, buffers: Sequence[Buffer]) -> int:
-        """Have the kernel take what it takes now; return how many bytes that is.
+        """Write to the socket without blocking, past the stream; return the number of bytes written.
 
-        `IOStream.write` makes a Future and a queue entry for each buffer, and a system call too. Not with TLS: OpenSSL
-        wants a write that would block to be tried again with the same bytes, which only the stream can do.
+        `IOStream.write` creates a Future and a queue entry and makes a system call for each buffer. Not with TLS:
+        OpenSSL requires a write that would block to be retried with the same bytes, which only the stream can do.
         """
         stream = self._stream
         if not buffers or stream.writing() or stream.closed() or self._is_tls:
@@ -322,7 +322,7 @@ class Outbox:
         try:
             return stream.socket.sendmsg(buffers) if _GATHERS else stream.write_to_fd(memoryview(buffers[0]))
         except OSError:
-            return 0  # would block; or an error that write() meets too, and handles
+            return 0  # would block, or an error that write() meets again and handles
 
     def _on_progress(self, future: Future[None]) -> None:
         self._progress_at = time.monotonic()
@@ -347,7 +347,7 @@ class Outbox:
 
 
 def _join_small(buffers: list[Buffer]) -> list[Buffer]:
-    """Join neighbours up to `JOIN_LIMIT`: there may be more than one system call takes."""
+    """Join adjacent buffers up to `JOIN_LIMIT`, because a system call takes a limited number of buffers."""
     joined: list[Buffer] = []
     small: list[Buffer] = []
     size = 0
@@ -363,7 +363,7 @@ def _join_small(buffers: list[Buffer]) -> list[Buffer]:
 
 
 def _without(buffers: Sequence[Buffer], sent: int) -> Iterator[memoryview]:
-    """Yield what is left of `buffers` behind the first `sent` bytes."""
+    """Yield the rest of `buffers` after the first `sent` bytes."""
     for buffer in buffers:
         if sent < len(buffer):
             yield memoryview(buffer)[sent:]

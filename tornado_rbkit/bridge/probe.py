@@ -1,4 +1,4 @@
-"""Asking again a profiler that has ceased to answer."""
+"""Sends commands to a profiler that has stopped answering, to notice when it answers again."""
 
 from __future__ import annotations
 
@@ -13,19 +13,19 @@ _INTERVALS: Final = (1.0, 60.0)  # seconds, doubling: each request to a dead com
 
 
 class Probe:
-    """After a time-out asks again, so that the status says when the profiler goes on, though no client asks.
+    """Sends a command after each time-out, so that the status is updated without commands from clients.
 
     Web loop only.
     """
 
     def __init__(self, ask: Callable[[], None]) -> None:
-        """Begin with nothing to ask; `ask` sends a command whose outcome comes to `on_outcome`."""
+        """Create an idle probe; `ask` must send a command whose outcome is passed to `on_outcome`."""
         self._ask = ask
         self._interval = _INTERVALS[0]
         self._timer: object | None = None
 
     def on_outcome(self, outcome: Outcome) -> None:
-        """A command has come to its end, whoever asked."""
+        """Start the timer if a command timed out; stop it after any other outcome."""
         self.stop()
         if outcome.answered:
             self._interval = _INTERVALS[0]
@@ -34,7 +34,7 @@ class Probe:
             self._interval = min(2 * self._interval, _INTERVALS[1])
 
     def stop(self) -> None:
-        """Ask no more, until the next time-out."""
+        """Stop the timer, until the next time-out."""
         if self._timer is not None:
             IOLoop.current().remove_timeout(self._timer)
             self._timer = None

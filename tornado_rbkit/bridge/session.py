@@ -1,4 +1,4 @@
-"""One viewer: its commands in order, its replies in the same order, its outbox."""
+"""Per-client state: queued commands, pending replies and the outbox."""
 
 from __future__ import annotations
 
@@ -30,20 +30,20 @@ from tornado_rbkit.upstream.requester import Outcome
 _log = logging.getLogger(__name__)
 
 MAX_WAITING: Final = 32
-"""Commands of one client."""
+"""Waiting commands of one client."""
 
 MAX_OWED: Final = 16384
-"""Replies. A client that is owed more, because it asks faster than it is answered or reads, is not read further."""
+"""Pending replies, past which no more is read from the client: it sends faster than it is answered or reads."""
 
 MAX_OWED_BYTES: Final = 1024 * 1024
-"""The same, of replies that are ready."""
+"""Bytes of ready replies, past which no more is read from the client."""
 
 MAX_ESCAPED_REPLY: Final = 256 * 1024
 """Bytes of a reply before it is escaped, which takes the web loop 40 ms per MiB."""
 
 
 class CommandRules(Protocol):
-    """What a session asks of the rules of the mount that its client came by; `tornado_rbkit.Access` has it."""
+    """The rules for commands where a client is mounted; implemented by `tornado_rbkit.Access`."""
 
     @property
     def authorize(self) -> object:
@@ -53,29 +53,29 @@ class CommandRules(Protocol):
         """Return the command in a client's message; raise `CommandError` if it may not be sent."""
 
     async def refusal(self, handler: RequestHandler, command: str) -> CommandError | None:
-        """Return why a command is not allowed, None if it is. Raise nothing but `asyncio.CancelledError`."""
+        """Return the reason why a command is refused, None if it is allowed. Raise only `asyncio.CancelledError`."""
 
 
 class Submit(Protocol):
-    """How a session hands a command on."""
+    """A function that submits a command for a session."""
 
     def __call__(self, name: str, answer: Callable[[Outcome], None], owner: object) -> None: ...
 
 
 @dataclass(slots=True, eq=False)
 class _Owed:
-    """The place of one reply in the order of asking."""
+    """The place of one reply in the order of the client's commands."""
 
     reply: bytes | None = None
 
 
 class Session:
-    """What a bridge and a WebSocket have to do with each other. Web loop only.
+    """Per-client state: queued commands, pending replies and the outbox. Web loop only.
 
     Attributes:
-        form: how this client takes its messages.
-        outbox: what it is owed.
-        waiting: its commands that have no reply yet.
+        form: the client's encoding.
+        outbox: the client's send queue.
+        waiting: number of its commands without a reply.
     """
 
     def __init__(
@@ -94,11 +94,11 @@ class Session:
 
         Args:
             handler: for `CommandRules.refusal`.
-            close: closes the WebSocket with a code and a reason; harmless when it is closed.
-            stream: the WebSocket's.
-            form: as the client wishes.
-            access: the rules of the mount it came by.
-            submit: hands a command on; the outcome comes back once.
+            close: closes the WebSocket with a code and a reason; must do nothing if it is closed.
+            stream: the WebSocket's stream.
+            form: the client's encoding.
+            access: the rules for the client's commands.
+            submit: submits a command; its callback must be called exactly once.
             max_backlog_bytes: see `Outbox`.
             stall_timeout: see `Outbox`.
         """
@@ -117,7 +117,7 @@ class Session:
         self._access = access
         self._submit = submit
         self._owed: deque[_Owed] = deque()
-        self._ready_bytes = 0  # of replies that wait for those to older commands
+        self._ready_bytes = 0  # of replies that wait for replies to older commands
         self._room: asyncio.Event = asyncio.Event()
         self._unauthorized: deque[tuple[_Owed, str]] = deque()
         self._authorizing: asyncio.Task[None] | None = None
@@ -129,10 +129,10 @@ class Session:
         return self._handler.request.remote_ip
 
     def ask(self, message: str | bytes) -> Awaitable[None] | None:
-        """Take a command from the client; its reply, or the error in its place, comes by the outbox.
+        """Handle a command from the client; its reply, or an error instead, is sent through the outbox.
 
         Returns:
-            None; or, where the client is owed too much, what to await before its next message is read.
+            None, or an awaitable to await before the next message is read, if too many replies are pending.
         """
         if self._left:
             return None
@@ -153,24 +153,24 @@ class Session:
         return None
 
     def notify(self, notice: Notice) -> None:
-        """Send a notice, in the place of one of its kind that waits. The escaped form has ``client_count`` only."""
+        """Send a notice, replacing a waiting one of its kind. Escaped clients are only sent ``client_count``."""
         if not self.form.escaped or notice.name == CLIENT_COUNT:
             chunk = encode_notice(notice.to_bytes(), self.form)
             self.outbox.send_notice(notice.kind, chunk, keeps_place=notice.name == CLIENT_COUNT)
 
     def close(self, code: int, reason: str) -> None:
-        """Write nothing more, and close the WebSocket; half a message that was under way stays half."""
-        if not self._left:  # else it is closed already, for the reason given then
+        """Close the WebSocket and write nothing more, not even the rest of a message being written."""
+        if not self._left:  # otherwise it is closed already, with an earlier reason
             self.leave()
             self._close(code, reason)
 
     def abort(self) -> None:
-        """Close the connection without waiting for the other end."""
+        """Close the connection without waiting for the client."""
         self.leave()
         self._stream.close()
 
     def leave(self) -> None:
-        """The WebSocket is closed, or about to be. May be called twice."""
+        """Discard everything that waits: the WebSocket is closed, or about to be. May be called twice."""
         self._left = True
         self._owed.clear()
         self._ready_bytes = 0
@@ -181,7 +181,7 @@ class Session:
             self._authorizing.cancel()
 
     def stats(self) -> dict[str, Any]:
-        """Return figures about this client, as JSON takes them."""
+        """Return figures about this client, ready for JSON."""
         outbox = self.outbox
         return {
             "remote": self.remote,
@@ -197,7 +197,7 @@ class Session:
         }
 
     def _authorize(self, owed: _Owed, command: str) -> None:
-        """Submit a command once it is allowed, after those that were asked before it."""
+        """Submit a command once it is allowed, after the client's earlier commands."""
         if self._access.authorize is None:
             self._submit_for(owed, command)
         else:
@@ -205,7 +205,7 @@ class Session:
             self._start_authorizing()
 
     def _start_authorizing(self) -> None:
-        """See to it that a task asks for what waits; the end of that task, whatever it is, calls `_on_authorized`."""
+        """Start a task that authorizes waiting commands, unless one runs; its end always calls `_on_authorized`."""
         if self._unauthorized and self._authorizing is None:
             self._authorizing = asyncio.create_task(self._authorize_in_turn())
             self._authorizing.add_done_callback(self._on_authorized)
@@ -228,7 +228,7 @@ class Session:
                 return
 
     def _on_authorized(self, task: asyncio.Task[None]) -> None:
-        """Refuse what waits if the task has failed; ask on for what has come since it ended."""
+        """Refuse the waiting commands if the task failed; start another for commands that arrived since it ended."""
         self._authorizing = None
         if self._left:
             return
@@ -253,7 +253,7 @@ class Session:
         return CommandError("invalid-reply", text).to_reply()
 
     def _settle(self, owed: _Owed, reply: bytes) -> None:
-        if owed.reply is None:  # else it was refused by `_on_authorized` already
+        if owed.reply is None:  # otherwise `_on_authorized` has refused it already
             self.waiting -= 1
             self._answer(owed, reply)
 

@@ -12,11 +12,11 @@ from tornado_rbkit.upstream.options import MIB, UpstreamOptions, check_seconds, 
 
 @dataclass(frozen=True, kw_only=True)
 class BridgeSettings(UpstreamOptions):
-    """Every argument of `tornado_rbkit.Bridge`, where they are described. Immutable, so any thread may read it.
+    """The arguments of `tornado_rbkit.Bridge`, described there. Immutable, so any thread may read it.
 
     Raises:
         EndpointError: `pub` or `req` cannot be connected to.
-        ValueError: another setting is not what it has to be.
+        ValueError: another setting has a wrong type or is out of its range.
     """
 
     default_encoding: Literal["binary", "escaped"] = "binary"

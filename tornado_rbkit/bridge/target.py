@@ -1,4 +1,4 @@
-"""What is known of the profiled process, from the replies that passed by."""
+"""Facts about the profiled process, learned from the replies to all commands."""
 
 from __future__ import annotations
 
@@ -14,17 +14,17 @@ _REMEMBERED: Final = 32
 
 
 class Trouble(enum.Enum):
-    """What can be wrong with a process that is connected."""
+    """A fault of a process that is connected."""
 
     SILENT = "silent"  # it does not answer commands
     FOREIGN = "foreign"  # it answers, but not as rbkit does
 
 
 class Target:
-    """The facts of the last handshake, the last commands, and which profiling was started from here. Web loop only.
+    """The last handshake, the last commands, and the profiling that was started from here. Web loop only.
 
     Attributes:
-        handshake: the last one, None before the first.
+        handshake: the last handshake, None before the first.
         answers: whether the last command was answered, None before the first.
     """
 
@@ -33,12 +33,12 @@ class Target:
         self.answers: bool | None = None
         self._unanswered = 0
         self._foreign = False
-        self._recording: set[str] = set()  # by the command that stops it
+        self._recording: set[str] = set()  # the commands that stop what is being recorded
         self._started_here: set[str] = set()
         self._last: deque[tuple[str, Outcome]] = deque(maxlen=_REMEMBERED)
 
     def note(self, command: str, outcome: Outcome) -> bool:
-        """Take in what became of a command; return whether it tells that the process is another one than before."""
+        """Record the outcome of a command; return True if it shows that the process is another one than before."""
         self._last.append((command, outcome))
         reason = outcome.error.reason if outcome.error else None
         self.answers = outcome.answered
@@ -46,7 +46,7 @@ class Target:
             self._unanswered = 0
         elif reason == "timeout":
             self._unanswered += 1
-        if command in _STOPS:  # without a reply it may have been carried out all the same
+        if command in _STOPS:  # even without a reply it may have been carried out
             stop = _STOPS[command]
             if stop not in self._recording:
                 self._started_here.add(stop)
@@ -59,19 +59,19 @@ class Target:
         return False
 
     def restarted(self) -> None:
-        """The process is another one, in which nobody has started anything."""
+        """Forget the profiling that was started: the process is another one."""
         self._recording.clear()
         self._started_here.clear()
 
     @property
     def trouble(self) -> Trouble | None:
-        """What is wrong with the process, None for nothing."""
+        """The fault of the process, None if there is none."""
         if self._unanswered:
             return Trouble.SILENT
         return Trouble.FOREIGN if self._foreign else None
 
     def describe_trouble(self) -> str | None:
-        """Return what is wrong with the process, in words for an operator, None for nothing."""
+        """Return the fault of the process, as text for an operator; None if there is none."""
         if self._unanswered:
             return (
                 f"does not answer commands (no reply to {self._unanswered} so far): the process is stopped or very "
@@ -82,11 +82,11 @@ class Target:
         return None
 
     def to_stop(self) -> list[str]:
-        """Return the commands that stop what was started from here."""
+        """Return the commands that stop the profiling started from here."""
         return sorted(self._started_here)
 
     def stats(self) -> dict[str, Any]:
-        """Return the facts, as JSON takes them; latencies are in seconds."""
+        """Return the facts, ready for JSON; latencies are in seconds."""
         return {
             "handshake": self.handshake._asdict() if self.handshake else None,
             "answers": self.answers,

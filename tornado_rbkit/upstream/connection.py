@@ -147,7 +147,7 @@ class Connection:
         self._web_loop.add_callback(self._on_end_of_thread)
 
     def _on_end_of_thread(self) -> None:
-        """Handle the end of the thread, on the web loop. Later callbacks to it are lost, `_stop_upstream` too."""
+        """Handle the end of the thread, on the web loop. Callbacks added to the thread since then are lost."""
         self._thread_ended = True
         if self._closing:
             self._finish_without_thread()
