@@ -1,4 +1,4 @@
-"""The HTTP server of the commands: bounds on what a connection may take, and accepting without free descriptors."""
+"""The HTTP server of the commands: bounded connections, and a listener that survives a lack of descriptors."""
 
 from __future__ import annotations
 
@@ -21,36 +21,36 @@ from tornado_rbkit.log_throttle import Repeats, times
 _log = logging.getLogger(__name__)
 
 REQUEST_TIMEOUT: Final = 30.0
-"""Seconds for one request, from the connection or the previous response until the client has taken the response."""
+"""Seconds for one request, from the connection or the previous response until the client has read the response."""
 
 MAX_HEADER_SIZE: Final = 16 * 1024
-"""Bytes of a request's headers. Browsers send a host's cookies to all of its ports, so it is not less."""
+"""Bytes of a request's headers. Not less, because browsers send a host's cookies to all of its ports."""
 
 MAX_BODY_SIZE: Final = 4 * 1024
-"""Bytes. No path takes a body; a small one still gets a 405 that says so, a larger one a bare 400."""
+"""Bytes of a request's body. No path takes one: a small body is answered with 405, a larger one with a bare 400."""
 
 _PAUSE: Final = 1.0  # seconds
-_AT_ONCE: Final = 128  # connections; then it is the turn of those that are there
+_AT_ONCE: Final = 128  # connections accepted per iteration of the loop, so that open connections are served too
 
 
 class BoundedServer(HTTPServer):
-    """An HTTP server whose connections are bounded in memory, time and number until they are WebSockets.
+    """An HTTP server whose connections are bounded in memory, time and number until they become WebSockets.
 
-    Tornado's own bounds are for applications that take uploads: 100 MB of body, 64 KiB of headers, and no time-out for
-    a client that does not take its response. Here a request is a few kilobytes, and one deadline covers all of it.
-    Of more than `max_requests` connections without a WebSocket, the oldest is closed: those that come can always ask.
-    The web loop only.
+    Tornado's own bounds are for applications with uploads: 100 MB of body, 64 KiB of headers, and no time-out for a
+    client that does not read its response. Here a request is a few kilobytes, and one deadline covers all of it.
+    Beyond `max_requests` connections without a WebSocket, the oldest is closed: new ones are always accepted.
+    Web loop only.
     """
 
     def initialize(self, application: Application, *, max_requests: int) -> None:  # type: ignore[override]
-        """Serve an application whose handlers take no bodies, on up to `max_requests` connections at a time."""
+        """Serve an application whose handlers take no bodies, with at most `max_requests` connections at a time."""
         super().initialize(application, max_header_size=MAX_HEADER_SIZE, max_body_size=MAX_BODY_SIZE)
         self._max_requests = max_requests
-        self._requests: dict[Any, tuple[float, Deadline]] = {}  # the oldest first: when it began, and its end
+        self._requests: dict[Any, tuple[float, Deadline]] = {}  # oldest first: its start and its deadline
         self._repeats = Repeats()
 
     def start_request(self, server_conn: Any, request_conn: HTTPConnection) -> HTTPMessageDelegate:
-        """Begin to wait for a request; Tornado calls this for each, before its first byte is there."""
+        """Start the deadline of a request; Tornado calls this for each request, before its first byte arrives."""
         self._forget(server_conn)
         deadline = Deadline(REQUEST_TIMEOUT, server_conn.stream.close)
         self._requests[server_conn] = (time.monotonic(), deadline)
@@ -68,12 +68,12 @@ class BoundedServer(HTTPServer):
         return super().start_request(server_conn, request_conn)
 
     def on_close(self, server_conn: Any) -> None:
-        """Forget a connection that was closed, or became a WebSocket."""
+        """Forget a connection that was closed or became a WebSocket."""
         self._forget(server_conn)
         super().on_close(server_conn)
 
     def close_requests(self, age: float) -> None:
-        """Close the connections whose request began more than `age` seconds ago and is not over."""
+        """Close the connections whose unfinished request began more than `age` seconds ago."""
         for connection, (began, _) in list(self._requests.items()):
             if time.monotonic() - began > age:
                 connection.stream.close()
@@ -84,18 +84,18 @@ class BoundedServer(HTTPServer):
 
 
 class Listener:
-    """Accepts connections; where there are no descriptors left, it says so and waits until there are.
+    """Accepts connections; when descriptors run out, it logs that and tries again after a pause.
 
-    Tornado's own accept handler raises then, at each turn of the loop. The web loop only.
+    Tornado's own accept handler would raise at each iteration of the loop. Web loop only.
     """
 
     def __init__(self, sockets: Iterable[socket.socket], server: BoundedServer) -> None:
-        """Begin to accept.
+        """Start to accept connections.
 
         Args:
-            sockets: they listen, and do not block.
-            server: gets the connections. Those that have been waiting for a request make room where there are no
-                descriptors left.
+            sockets: listening, non-blocking sockets.
+            server: gets the connections. When descriptors run out, its connections without a complete request are
+                closed to make room.
         """
         self._server = server
         self._repeats = Repeats()
@@ -106,7 +106,7 @@ class Listener:
             self._listen(each)
 
     def close(self) -> None:
-        """Accept no more, and close the sockets."""
+        """Stop accepting, and close the sockets."""
         for each in self._sockets:
             if each in self._pauses:
                 self._loop.remove_timeout(self._pauses.pop(each))

@@ -45,7 +45,7 @@ from tornado_rbkit.web.routes import rbkit_routes
 _log = logging.getLogger(__name__)
 
 DEFAULT_PORT: Final = 8765
-_SPARE_REQUESTS: Final = 128  # connections without a WebSocket, beside those of `max_clients` that connect
+_SPARE_REQUESTS: Final = 128  # connections without a WebSocket, in addition to `max_clients` that connect
 _MAX_TOKEN_FILE: Final = 4096  # bytes
 _LOG_FORMAT: Final = "%(levelname)s %(message)s"
 _FULL: Final = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EIO)
@@ -55,9 +55,9 @@ _FORMATS: Final = {"speedscope": speedscope, "collapsed": collapsed, "json": jso
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
-    """Run a command line and return its exit status: 0, 1 for what failed, 2 for what was asked wrongly."""
+    """Run a command line and return its exit status: 0 for success, 1 for a failure, 2 for wrong arguments."""
     options = _parser().parse_args(as_python_does(sys.argv[1:] if arguments is None else arguments))
-    if options.run is not _run and isinstance(sys.stdout, io.TextIOWrapper):  # names may have any characters
+    if options.run is not _run and isinstance(sys.stdout, io.TextIOWrapper):  # names may contain any characters
         sys.stdout.reconfigure(errors="backslashreplace")
     try:
         result = options.run(options)
@@ -70,8 +70,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
         if sys.stdout is not None:
             sys.stdout.flush()
     except KeyboardInterrupt:
-        return 130  # as of a process that SIGINT ended
-    except BrokenPipeError:  # whoever read the output has enough
+        return 130  # as for a process that SIGINT ended
+    except BrokenPipeError:  # the reader of the output has closed it
         _forget_output()
         return 1
     except (RbkitError, ValueError, OSError) as error:
@@ -79,16 +79,16 @@ def main(arguments: Sequence[str] | None = None) -> int:
         if isinstance(error, OSError) and error.errno in _FULL:
             _forget_output()
             return 1
-        if isinstance(error, DecodeError):  # of what a server or a file sends; nothing was asked wrongly
+        if isinstance(error, DecodeError):  # malformed data from a server or a file, not a wrong argument
             return 1
         return 1 if isinstance(error, RbkitError) and not isinstance(error, ValueError | RuntimeFolderError) else 2
-    if callable(result):  # a program, whose errors are its own
+    if callable(result):  # runs a program, whose errors are not caught
         result = result()
     return result or 0
 
 
 def _forget_output() -> None:
-    """Let nobody have what could not be written, for Python will flush it once more."""
+    """Discard the output that could not be written, because Python flushes it again at exit."""
     os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
 
 
@@ -99,24 +99,40 @@ def _reason(error: Exception) -> str:
 
 
 def _line(text: object) -> str:
-    """Return what somebody else has written as it can stand on a terminal."""
+    """Return foreign text as one line of printable characters, cut off after 1000."""
     return "".join(character if character.isprintable() else " " for character in str(text)[:1000])
 
 
 def _parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(prog="tornado-rbkit", description="A live rbkit profiler on a WebSocket.")
     level = parser.add_mutually_exclusive_group()
-    level.add_argument("-v", "--verbose", action="store_true", help="log what connects and goes")
+    level.add_argument("-v", "--verbose", action="store_true", help="log connections and disconnections")
     level.add_argument("-q", "--quiet", action="store_true", help="log errors only")
     commands = parser.add_subparsers(required=True, metavar="COMMAND")
 
     serve = commands.add_parser("serve", help="serve a profiler to browsers and other WebSocket clients")
     serve.set_defaults(run=_serve)
-    serve.add_argument("--pub", metavar="URL", help="where rbkit publishes (tcp://127.0.0.1:5555, RBKIT_PUB_PORT)")
-    serve.add_argument("--req", metavar="URL", help="where it takes commands (tcp://127.0.0.1:5556, RBKIT_REQ_PORT)")
-    serve.add_argument("--idle-grace", type=float, default=30.0, metavar="S", help="see the README (%(default)s)")
-    serve.add_argument("--keep-profiling", action="store_true", help="do not stop profiling when nobody watches")
-    serve.add_argument("--until-eof", action="store_true", help=argparse.SUPPRESS)  # for run, whose child it is
+    serve.add_argument(
+        "--pub",
+        metavar="URL",
+        help="endpoint where rbkit publishes (default: tcp://127.0.0.1:5555, port from RBKIT_PUB_PORT if set)",
+    )
+    serve.add_argument(
+        "--req",
+        metavar="URL",
+        help="endpoint where rbkit takes commands (default: tcp://127.0.0.1:5556, port from RBKIT_REQ_PORT if set)",
+    )
+    serve.add_argument(
+        "--idle-grace",
+        type=float,
+        default=30.0,
+        metavar="S",
+        help="seconds to keep the profiler connected after the last client left (default: %(default)s)",
+    )
+    serve.add_argument(
+        "--keep-profiling", action="store_true", help="do not stop profiling after the last client left"
+    )
+    serve.add_argument("--until-eof", action="store_true", help=argparse.SUPPRESS)  # for the child process of run
     _add_server_options(serve)
 
     demo = commands.add_parser("demo", help="serve a Python workload under the embedded profiler")
@@ -125,71 +141,116 @@ def _parser() -> argparse.ArgumentParser:
 
     run = commands.add_parser("run", help="run a Python program under the embedded profiler, and serve it")
     run.set_defaults(run=_run)
-    run.add_argument("--open", action="store_true", help="show the page in a browser")
-    run.add_argument("--host", default="127.0.0.1", help="address for the page to listen on (%(default)s)")
-    run.add_argument("--port", type=_port, default=0, help="of the page; 0, the default, picks a free one")
+    run.add_argument("--open", action="store_true", help="open the page in a browser")
     run.add_argument(
-        "-m", dest="module", nargs=argparse.REMAINDER, default=[], metavar="MODULE", help="with arguments"
+        "--host", default="127.0.0.1", help="address that the web server listens on (default: %(default)s)"
     )
-    run.add_argument("script", nargs=argparse.REMAINDER, metavar="SCRIPT", help="with arguments")
+    run.add_argument(
+        "--port", type=_port, default=0, help="port of the web server; 0 picks a free one (default: %(default)s)"
+    )
+    run.add_argument(
+        "-m",
+        dest="module",
+        nargs=argparse.REMAINDER,
+        default=[],
+        metavar="MODULE",
+        help="module to run, with its arguments",
+    )
+    run.add_argument("script", nargs=argparse.REMAINDER, metavar="SCRIPT", help="script to run, with its arguments")
 
-    listing = commands.add_parser("list", help="show the Python processes of this user that have a profiler")
+    listing = commands.add_parser("list", help="list the Python processes of this user that have a profiler")
     listing.set_defaults(run=_list)
 
     send = commands.add_parser("send", help="send one command and print the reply")
     send.set_defaults(run=_send)
-    send.add_argument("command", metavar="COMMAND", help="handshake, start_memory_profile, objectspace_snapshot, ...")
+    send.add_argument("command", metavar="COMMAND", help="command to send, such as handshake or objectspace_snapshot")
     _add_client_options(send)
 
-    record = commands.add_parser("record", help="write what a profiler sends to a file, until Ctrl-C")
+    record = commands.add_parser("record", help="record the messages of a profiler to a file, until Ctrl-C")
     record.set_defaults(run=_record)
-    record.add_argument("-o", "--output", required=True, metavar="FILE", help="file to write")
-    record.add_argument("--memory", action="store_true", help="profile memory meanwhile")
-    record.add_argument("--cpu", action="store_true", help="profile CPU use meanwhile")
-    record.add_argument("--snapshot", action="store_true", help="take a heap snapshot, at the beginning")
-    record.add_argument("--seconds", type=_seconds, metavar="S", help="stop after that time")
+    record.add_argument("-o", "--output", required=True, metavar="FILE", help="file to write the recording to")
+    record.add_argument("--memory", action="store_true", help="profile memory during the recording")
+    record.add_argument("--cpu", action="store_true", help="profile CPU use during the recording")
+    record.add_argument("--snapshot", action="store_true", help="take a heap snapshot at the beginning")
+    record.add_argument("--seconds", type=_seconds, metavar="S", help="seconds to record (default: until Ctrl-C)")
     _add_client_options(record)
 
-    replay = commands.add_parser("replay", help="serve a recorded file as if it were live")
+    replay = commands.add_parser("replay", help="serve a recording as if it were live")
     replay.set_defaults(run=_replay)
-    replay.add_argument("file", metavar="FILE", help="written by record")
-    replay.add_argument("--speed", type=float, default=1.0, help="2 is twice as fast as it was (%(default)s)")
+    replay.add_argument("file", metavar="FILE", help="recording written by the command record")
+    replay.add_argument(
+        "--speed",
+        type=float,
+        default=1.0,
+        help="playback speed; 2 is twice as fast as recorded (default: %(default)s)",
+    )
     _add_server_options(replay)
 
-    export = commands.add_parser("export", help="convert a recorded file for other tools")
+    export = commands.add_parser("export", help="convert a recording for other tools")
     export.set_defaults(run=_export)
-    export.add_argument("file", metavar="FILE", help="written by record")
-    export.add_argument("--format", choices=sorted(_FORMATS), default="speedscope", help="(%(default)s)")
-    export.add_argument("-o", "--output", metavar="FILE", help="file to write instead of standard output")
+    export.add_argument("file", metavar="FILE", help="recording written by the command record")
+    export.add_argument(
+        "--format", choices=sorted(_FORMATS), default="speedscope", help="output format (default: %(default)s)"
+    )
+    export.add_argument("-o", "--output", metavar="FILE", help="file to write (default: standard output)")
     return parser
 
 
 def _add_server_options(parser: argparse.ArgumentParser) -> None:
-    allow_origin = "additional origin whose pages may connect, as https://tools.example, or '*' for all (repeatable)"
-    allow_host = "additional Host header value to accept where no token is demanded, or '*' for all (repeatable)"
-    parser.add_argument("--host", default="127.0.0.1", help="address to listen on (%(default)s)")
-    parser.add_argument("--port", type=_port, default=DEFAULT_PORT, help="port, 0 picks a free one (%(default)s)")
-    parser.add_argument("--prefix", default="/rbkit", help="path of the page and the WebSocket (%(default)s)")
-    _add_token_options(parser, "token to demand; on an address that is not loopback one is made up and printed")
+    allow_origin = "additional origin whose pages may connect, such as https://tools.example; '*' for all (repeatable)"
+    allow_host = "additional Host header value to accept if no token is required; '*' for all (repeatable)"
+    parser.add_argument("--host", default="127.0.0.1", help="address to listen on (default: %(default)s)")
+    parser.add_argument(
+        "--port", type=_port, default=DEFAULT_PORT, help="port to listen on; 0 picks a free one (default: %(default)s)"
+    )
+    parser.add_argument("--prefix", default="/rbkit", help="path of the page and the WebSocket (default: %(default)s)")
+    _add_token_options(
+        parser, "token that clients must send; by default none on a loopback address, else generated and printed"
+    )
     parser.add_argument("--allow-host", action="append", default=[], metavar="NAME", help=allow_host)
     parser.add_argument("--allow-origin", action="append", default=[], metavar="URL", help=allow_origin)
-    parser.add_argument("--read-only", action="store_true", help="refuse all commands but handshake")
-    parser.add_argument("--any-command", action="store_true", help="pass on commands that protocol 2.1 does not have")
-    parser.add_argument("--encoding", choices=["binary", "escaped"], default="binary", help="where a client says none")
-    parser.add_argument("--max-clients", type=int, default=1024, metavar="N", help="at a time (%(default)s)")
-    parser.add_argument("--compression-level", type=int, default=0, metavar="1-9", help="0, the default, is off")
+    parser.add_argument("--read-only", action="store_true", help="refuse all commands except handshake")
+    parser.add_argument("--any-command", action="store_true", help="also accept commands that are not in protocol 2.1")
+    parser.add_argument(
+        "--encoding",
+        choices=["binary", "escaped"],
+        default="binary",
+        help="encoding for clients that do not choose one (default: %(default)s)",
+    )
+    parser.add_argument(
+        "--max-clients",
+        type=int,
+        default=1024,
+        metavar="N",
+        help="maximum number of clients at a time (default: %(default)s)",
+    )
+    parser.add_argument(
+        "--compression-level",
+        type=int,
+        default=0,
+        metavar="1-9",
+        help="permessage-deflate level; 0 for no compression (default: %(default)s)",
+    )
 
 
 def _add_client_options(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument("--url", default=f"ws://127.0.0.1:{DEFAULT_PORT}/rbkit/ws", help="(%(default)s)")
-    _add_token_options(parser, "token for a server that demands one")
+    parser.add_argument(
+        "--url",
+        default=f"ws://127.0.0.1:{DEFAULT_PORT}/rbkit/ws",
+        help="WebSocket URL of the server (default: %(default)s)",
+    )
+    _add_token_options(parser, "token that the server requires")
 
 
 def _add_token_options(parser: argparse.ArgumentParser, text: str) -> None:
     given = parser.add_mutually_exclusive_group()
-    seen = "the process list shows it, but not RBKIT_TOKEN, nor what is in a --token-file"
+    seen = "visible in the process list, unlike RBKIT_TOKEN and --token-file"
     given.add_argument("--token", help=f"{text} ({seen})")
-    given.add_argument("--token-file", metavar="FILE", help="file that has the token; without either, RBKIT_TOKEN")
+    given.add_argument(
+        "--token-file",
+        metavar="FILE",
+        help="file that contains the token (default: the environment variable RBKIT_TOKEN)",
+    )
 
 
 def _port(text: str) -> int:
@@ -207,12 +268,12 @@ def _seconds(text: str) -> float:
 
 
 def _token(options: argparse.Namespace) -> str | None:
-    """Return the token of --token or --token-file, else of the environment variable RBKIT_TOKEN; None without any.
+    """Return the token from --token or --token-file, else from the environment variable RBKIT_TOKEN, else None.
 
-    A token in the --url of a client comes before that of the environment.
+    A token in a client's --url takes precedence over RBKIT_TOKEN.
 
     Raises:
-        ValueError: it is empty, or cannot be sent.
+        ValueError: the token is empty, or cannot be sent.
         OSError: the file cannot be read.
     """
     if options.token is not None:
@@ -245,11 +306,11 @@ async def _serve_discovered(options: argparse.Namespace) -> int:
     check_chosen_folder()
     targets = DiscoveredTargets(lambda pub, req, thread: _bridge(options, pub, req, threaded=thread))
     following = asyncio.create_task(targets.follow())
-    await asyncio.sleep(0)  # for a first look
+    await asyncio.sleep(0)  # for the first scan
     try:
         status = await _serve_until_stopped(options, targets, following)
         if following.done():
-            following.result()  # raises what ended it
+            following.result()  # raises the exception that ended it
         return status
     finally:
         following.cancel()
@@ -262,7 +323,7 @@ async def _demo(options: argparse.Namespace) -> int:
         *own_module("tornado_rbkit.profiler.demo"),
         stdin=asyncio.subprocess.PIPE,
         stdout=asyncio.subprocess.PIPE,
-        start_new_session=True,  # Ctrl-C is for the server, which ends it
+        start_new_session=True,  # Ctrl-C must reach only the server, which ends the demo
     )
     assert process.stdin is not None
     assert process.stdout is not None
@@ -300,8 +361,8 @@ def _list(options: argparse.Namespace) -> int:
 
 
 async def _replay(options: argparse.Namespace) -> int:
-    options.idle_grace = 0.0  # the next first client sees it from the beginning
-    with open(options.file, "rb") as file:  # noqa: ASYNC230 - it is read on the replay's thread
+    options.idle_grace = 0.0  # so that the replay restarts for a client that connects after the last one left
+    with open(options.file, "rb") as file:  # noqa: ASYNC230 - read on the replay's thread
 
         def records() -> Iterator[Record]:
             file.seek(0)
@@ -316,7 +377,7 @@ async def _replay(options: argparse.Namespace) -> int:
             ended = asyncio.wrap_future(server.ended)
             status = await _serve_until_stopped(options, _bridge(options, server.pub, server.req), ended)
             if ended.done():
-                ended.exception()  # which the replay raises
+                ended.exception()  # retrieved, because leaving the replay raises it
             return status
 
 
@@ -336,7 +397,7 @@ def _bridge(
 
 
 class _NothingHandler(AccessHandler):
-    """What is at no path of ours; its log line is as ours are."""
+    """Answers 404 for unknown paths, and logs them without their query as the other handlers do."""
 
     def prepare(self) -> None:
         raise HTTPError(404)
@@ -345,7 +406,7 @@ class _NothingHandler(AccessHandler):
 async def _serve_until_stopped(
     options: argparse.Namespace, bridges: Bridge | Mapping[str, Bridge], ended: asyncio.Future[Any] | None = None
 ) -> int:
-    """Serve until a signal comes, or what is served has `ended`."""
+    """Serve until a signal arrives or `ended` is done."""
     if not options.host:
         raise ValueError("there is no address to listen on; allowed: 0.0.0.0 for all of them (--host)")
     token = _token(options)
@@ -369,7 +430,7 @@ async def _serve_until_stopped(
     if made_up:
         print(f"token {token}")
     application = Application(routes, default_handler_class=_NothingHandler)
-    # Clients that connect at the same time are not WebSockets yet, so that their number is not less.
+    # At least `max_clients`, because all clients may connect at once and are not WebSockets until then.
     server = BoundedServer(application, max_requests=options.max_clients + _SPARE_REQUESTS)
     listener = Listener(sockets, server)
     stopped, _ = stop_signals()
@@ -392,7 +453,7 @@ async def _serve_until_stopped(
 
 
 async def _record(options: argparse.Namespace) -> int:
-    _check_output(options.output)  # before anything is switched on
+    _check_output(options.output)  # before any profiling is started
     try:
         return await _record_session(options)
     except OSError as error:
@@ -406,12 +467,12 @@ async def _record_session(options: argparse.Namespace) -> int:
     try:
         await _unless(stop_now, _record_until(stop, options))
     except _StoppedError:
-        return 130  # as of a process that SIGINT ended
+        return 130  # as for a process that SIGINT ended
     return 0
 
 
 async def _record_until(stop: asyncio.Event, options: argparse.Namespace) -> None:
-    """Record until the event is set; raise _StoppedError when it is set before the recording has begun."""
+    """Record until the event is set; raise _StoppedError if it is set before the recording has begun."""
     async with contextlib.AsyncExitStack() as stack:
         client = RbkitClient(options.url, token=_token(options))
         rbkit = await _unless(stop, stack.enter_async_context(client))
@@ -457,11 +518,11 @@ async def _record_session_of(
 
 
 class _StoppedError(Exception):
-    """What was to be done has been stopped by a signal."""
+    """A signal has stopped the work."""
 
 
 async def _unless(stop: asyncio.Event, work: Coroutine[Any, Any, _T]) -> _T:
-    """Return what the work returns, or cancel it and raise _StoppedError once the event is set."""
+    """Return the result of the work, or cancel it and raise _StoppedError once the event is set."""
     task, stopping = asyncio.create_task(work), asyncio.create_task(stop.wait())
     try:
         await asyncio.wait([task, stopping], return_when=asyncio.FIRST_COMPLETED)
@@ -470,13 +531,13 @@ async def _unless(stop: asyncio.Event, work: Coroutine[Any, Any, _T]) -> _T:
         return task.result()
     finally:
         stopping.cancel()
-        while not task.done():  # a client that is being closed waits for the server, unless it is cancelled again
+        while not task.done():  # closing a client waits for the server, unless it is cancelled again
             task.cancel()
             await asyncio.wait([task], timeout=0.1)
 
 
 def _check_output(path: str) -> None:
-    """Raise OSError unless a file can be written there; what is there already is left as it is."""
+    """Raise OSError unless a file can be written at the path, without changing an existing one."""
     if os.path.exists(path) and not os.path.isfile(path) and not os.path.isdir(path):
         return  # a pipe, a terminal
     folder = os.path.dirname(os.path.realpath(path))
@@ -485,7 +546,7 @@ def _check_output(path: str) -> None:
 
 
 def _stops(options: argparse.Namespace, handshake: bytes) -> list[str]:
-    """Return the commands that stop what is recorded, but for what was on before."""
+    """Return the commands that stop the requested profiling, except profiling that was already on."""
     try:
         on: Handshake | None = decode_handshake(handshake)
     except DecodeError:
@@ -513,7 +574,7 @@ def _export(options: argparse.Namespace) -> int:
         for line in _FORMATS[options.format](whole(), options.file):
             if exported or not problems:
                 print(line, file=output)
-        if problems and not exported:  # and so leave what was there as it is
+        if problems and not exported:  # the exception keeps an existing file unchanged
             raise RecordingError("; ".join(problems))
     if problems:
         raise RecordingError("; ".join(problems))
@@ -522,7 +583,7 @@ def _export(options: argparse.Namespace) -> int:
 
 @contextlib.contextmanager
 def _export_output(recording: BinaryIO, path: str | None) -> Iterator[TextIO]:
-    """Open what `export` writes to: UTF-8 whatever the locale, and never the recording itself."""
+    """Open the output of `export`: UTF-8 in any locale, and never the recording itself."""
     source = os.fstat(recording.fileno())
     stdout = _stat_of_stdout()
     if path is not None:
@@ -544,7 +605,7 @@ def _export_output(recording: BinaryIO, path: str | None) -> Iterator[TextIO]:
 def _stat_of_stdout() -> os.stat_result | None:
     try:
         return os.fstat(sys.stdout.fileno())
-    except (AttributeError, OSError):  # there is none, or it is no file
+    except (AttributeError, OSError):  # there is no standard output, or it is not a file
         return None
 
 
@@ -556,7 +617,7 @@ async def _send(options: argparse.Namespace) -> int:
                 await progress.until(asking)
             reply = asking.result()
         finally:
-            asking.cancel()  # where Ctrl-C was faster
+            asking.cancel()  # if Ctrl-C came first
     if isinstance(reply, Handshake):
         for name, value in reply._asdict().items():
             print(f"{name}: {_line(value)}")

@@ -1,4 +1,4 @@
-"""A file that is written aside, and takes its name only when it is whole."""
+"""Writes a file under a temporary name, and renames it when it is complete."""
 
 from __future__ import annotations
 
@@ -13,10 +13,10 @@ from typing import TextIO
 
 @contextlib.contextmanager
 def replacing(path: str) -> Iterator[TextIO]:
-    """Open a file for writing, and give it its name at the end of the block; an exception leaves what was there.
+    """Open a file for writing that replaces `path` at the end of the block; an exception leaves `path` unchanged.
 
-    It is UTF-8 with plain newlines. A symbolic link is followed, and the permissions of a file that is replaced are
-    kept. What is not a regular file, as a pipe or a terminal, is written as it is.
+    The file is UTF-8 with plain newlines. A symbolic link is followed, and the permissions of a replaced file are
+    kept. A pipe, a terminal or another special file is written directly.
 
     Raises:
         OSError: the file cannot be written.
@@ -27,7 +27,7 @@ def replacing(path: str) -> Iterator[TextIO]:
             yield file
         return
     path = os.path.realpath(path)
-    if is_there and not os.access(path, os.W_OK):  # which would not keep it from being replaced
+    if is_there and not os.access(path, os.W_OK):  # os.replace would succeed nevertheless
         raise PermissionError(errno.EACCES, os.strerror(errno.EACCES), path)
     aside = f"{path}.{secrets.token_hex(4)}.part"
     try:

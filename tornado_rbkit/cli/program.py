@@ -1,4 +1,4 @@
-"""Run a Python program under the profiler, with a server beside it."""
+"""Runs a Python program under the profiler, with a web server in a process beside it."""
 
 from __future__ import annotations
 
@@ -20,15 +20,15 @@ from urllib.parse import quote
 from tornado_rbkit.profiler import start_server
 from tornado_rbkit.protocol import RbkitError
 
-_PATIENCE: Final = 5.0  # seconds; a server that closes its viewers takes two at the most
+_PATIENCE: Final = 5.0  # seconds; a server that closes its clients takes at most two
 
 
 class ServerFailedError(RbkitError):
-    """What was started beside a program did not start; it has said why."""
+    """A child process did not start or has ended; it has printed the reason itself."""
 
 
 def as_python_does(arguments: Sequence[str]) -> list[str]:
-    """Return the arguments with what argparse does not take before a program: ``--``, and a module behind ``-m``."""
+    """Return the arguments of ``run`` as argparse needs them: without ``--``, and ``-mMODULE`` as two arguments."""
     plain = list(arguments)
     at = next((at for at, argument in enumerate(plain) if argument not in ("-v", "--verbose", "-q", "--quiet")), 0)
     if plain[at : at + 1] != ["run"]:
@@ -44,25 +44,25 @@ def as_python_does(arguments: Sequence[str]) -> list[str]:
 
 
 def prepare(module: list[str], script: list[str], host: str, port: int, open_browser: bool) -> Callable[[], None]:
-    """Start the profiler in this process and a web server in another, and return what runs the program.
+    """Start the profiler in this process and a web server in another; return a function that runs the program.
 
-    The URL that is printed and shown has the token that the web server demands.
+    The printed URL contains the token that the web server requires.
 
     The program has the main thread, its own ``sys.argv`` and ``sys.path``, and this process's signals; its exit status
-    is the process's. The web server ends with the process, however that ends.
+    is the exit status of the process. The web server ends with the process, even if the process is killed.
 
     Args:
-        module: a module and its arguments, or nothing.
-        script: a script and its arguments, or nothing.
+        module: a module and its arguments, or an empty list.
+        script: a script and its arguments, or an empty list.
         host: the address on which the web server listens.
-        port: of the web server; 0 picks a free one.
-        open_browser: whether to show the page.
+        port: the port of the web server; 0 picks a free one.
+        open_browser: whether to open the page in a browser.
 
     Raises:
         ValueError: there is neither a module nor a script.
-        OSError: the script cannot be read.
+        OSError: there is no such script.
         ServerFailedError: the web server did not start.
-        SystemExit: there is no such module; it says so as ``python -m`` does.
+        SystemExit: there is no such module (with the message of ``python -m``), or the server rejected its arguments.
     """
     program = module or script
     if not program:
@@ -76,14 +76,14 @@ def prepare(module: list[str], script: list[str], host: str, port: int, open_bro
     url = _serve_beside(server.pub, server.req, host, port)
     print(f"tornado-rbkit: {url}", file=sys.stderr, flush=True)
     if open_browser:
-        webbrowser.open(re.sub(r"//(0\.0\.0\.0|\[::\]):", "//localhost:", url, count=1))  # which means all addresses
+        webbrowser.open(re.sub(r"//(0\.0\.0\.0|\[::\]):", "//localhost:", url, count=1))  # all addresses
 
     def run() -> None:
         sys.argv[:] = program
         try:
             if module:
                 sys.modules["__main__"] = types.ModuleType("__main__")
-                runpy._run_module_as_main(program[0])  # type: ignore[attr-defined]  # it is what python -m runs
+                runpy._run_module_as_main(program[0])  # type: ignore[attr-defined]  # python -m runs it too
             else:
                 _run_script(program[0])
         except BaseException:
@@ -94,7 +94,7 @@ def prepare(module: list[str], script: list[str], host: str, port: int, open_bro
 
 
 def _run_script(path: str) -> None:
-    """Run a script as the interpreter does: in a ``__main__`` that stays, for its threads and for pickle."""
+    """Run a script as the interpreter does: in a lasting ``__main__``, which its threads and pickle need."""
     main = types.ModuleType("__main__")
     main.__file__ = os.path.abspath(path)
     main.__dict__["__builtins__"] = builtins
@@ -106,14 +106,14 @@ def _run_script(path: str) -> None:
 
 
 def _check_module(name: str) -> None:
-    """End as ``python -m`` does where there is no such module, before anything is started."""
+    """Exit as ``python -m`` does if there is no such module, before anything is started."""
     top = name.partition(".")[0]
     if top and importlib.util.find_spec(top) is None:
         sys.exit(f"{sys.executable}: No module named {name}")
 
 
 def _without_our_frames(show: Callable[..., object]) -> Callable[..., None]:
-    """Return an excepthook that shows an error of the program's as if nothing had been around it."""
+    """Return an excepthook that shows the program's tracebacks without the frames of this module."""
 
     def excepthook(kind: type[BaseException], error: BaseException, traceback: types.TracebackType | None) -> None:
         rest = traceback
@@ -127,7 +127,7 @@ def _without_our_frames(show: Callable[..., object]) -> Callable[..., None]:
 
 
 def own_module(name: str) -> list[str]:
-    """Return the command that runs a module of this package, whatever lies in the current directory."""
+    """Return the command that runs a module of this package, ignoring modules in the current directory."""
     if sys.version_info >= (3, 11):
         return [sys.executable, "-P", "-m", name]
     start = (
@@ -137,9 +137,9 @@ def own_module(name: str) -> list[str]:
 
 
 def _serve_beside(pub: str, req: str, host: str, port: int) -> str:
-    """Start a server that lives as long as this process holds its standard input open; return its page's URL.
+    """Start a web server that runs until this process closes its standard input; return the URL of its page.
 
-    The URL has the token that the server demands: that of RBKIT_TOKEN, else a new one.
+    The URL contains the token that the server requires: RBKIT_TOKEN, else a new one.
     """
     token = os.environ.get("RBKIT_TOKEN", secrets.token_urlsafe(24))
     command = [
@@ -155,13 +155,13 @@ def _serve_beside(pub: str, req: str, host: str, port: int) -> str:
         "--req",
         req,
     ]
-    process = subprocess.Popen(  # noqa: S603 - it is this very package
+    process = subprocess.Popen(  # noqa: S603 - the command is this package
         command,
         stdin=subprocess.PIPE,
         stdout=subprocess.PIPE,
         text=True,
-        start_new_session=True,  # Ctrl-C is the program's
-        env={**os.environ, "RBKIT_TOKEN": token},  # which the process list does not show
+        start_new_session=True,  # Ctrl-C must reach only the program
+        env={**os.environ, "RBKIT_TOKEN": token},  # the process list does not show it
     )
     assert process.stdin is not None
     assert process.stdout is not None
@@ -170,17 +170,17 @@ def _serve_beside(pub: str, req: str, host: str, port: int) -> str:
     if not ready:
         process.stdin.close()
         if process.wait() == 2:
-            raise SystemExit(2)  # it has said what was asked wrongly
+            raise SystemExit(2)  # the server has printed which argument is wrong
         raise ServerFailedError("the web server did not start")
     atexit.register(_end, process, os.getpid())
     if hasattr(os, "register_at_fork"):
-        os.register_at_fork(after_in_child=process.stdin.close)  # a child that stays must not keep the server
+        os.register_at_fork(after_in_child=process.stdin.close)  # a lasting child must not keep the server running
     return f"{ready[1]}?token={quote(token, safe='')}"
 
 
 def _end(process: subprocess.Popen[str], pid: int) -> None:
     if os.getpid() != pid:
-        return  # a forked child's exit is not the program's
+        return  # a forked child's exit is not the end of the program
     assert process.stdin is not None
     process.stdin.close()
     try:

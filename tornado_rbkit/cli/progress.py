@@ -1,4 +1,4 @@
-"""One line on a terminal that says how far something is."""
+"""A progress line on a terminal."""
 
 from __future__ import annotations
 
@@ -11,17 +11,17 @@ from types import TracebackType
 from typing import Any, Final
 
 INTERVAL: Final = 1.0
-"""Seconds; what is done within the first is not shown at all."""
+"""Seconds between two updates; a task that takes less time shows nothing."""
 
 
 class Progress:
     """Shows a text on standard error once a second, if that is a terminal, and clears it at the end.
 
-    A terminal that is gone is no reason to end what it shows.
+    A closed terminal does not end the task.
     """
 
     def __init__(self, text: Callable[[], str]) -> None:
-        """`text` is asked when it is shown."""
+        """Show the return value of `text`, which is called at each update."""
         self._text = text
         self._started = self._shown_at = time.monotonic()
         self._width = 0
@@ -36,7 +36,7 @@ class Progress:
             self._print("\r" + " " * self._width + "\r")
 
     def step(self) -> None:
-        """Show the text if its time has come."""
+        """Show the text if the last update was at least `INTERVAL` seconds ago."""
         now = time.monotonic()
         if now - self._shown_at >= INTERVAL and sys.stderr is not None and sys.stderr.isatty():
             self._shown_at = now
@@ -49,7 +49,7 @@ class Progress:
             print(text, end="", file=sys.stderr, flush=True)
 
     async def until(self, *tasks: asyncio.Task[Any], timeout: float | None = None) -> None:
-        """Wait until the first of the tasks is done, or for so many seconds, and show the text meanwhile."""
+        """Wait until one of the tasks is done, for at most `timeout` seconds, and show the text meanwhile."""
         end = time.monotonic() + timeout if timeout is not None else float("inf")
         while not any(task.done() for task in tasks) and (left := end - time.monotonic()) > 0:
             await asyncio.wait(tasks, timeout=min(INTERVAL, left), return_when=asyncio.FIRST_COMPLETED)

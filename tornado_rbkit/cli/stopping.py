@@ -1,4 +1,4 @@
-"""What ends a command that runs until it is told to end."""
+"""Stops a running command on a signal, or at the end of its standard input."""
 
 from __future__ import annotations
 
@@ -9,13 +9,13 @@ import signal
 import sys
 import threading
 
-_HANGUP = getattr(signal, "SIGHUP", None)  # its terminal was closed; Windows has none
+_HANGUP = getattr(signal, "SIGHUP", None)  # the terminal was closed; Windows has no SIGHUP
 
 
 def stop_signals() -> tuple[asyncio.Event, asyncio.Event]:
-    """Return an event that the first SIGTERM, SIGINT or SIGHUP sets, and one that another SIGTERM or SIGINT sets.
+    """Return an event set by the first SIGTERM, SIGINT or SIGHUP, and one set by another SIGTERM or SIGINT.
 
-    Under nohup SIGHUP sets none. It is never the second: a terminal that is closed may send it twice.
+    Under nohup, SIGHUP sets neither. It never sets the second event, because a closed terminal may send it twice.
     """
     first, second = asyncio.Event(), asyncio.Event()
     loop = asyncio.get_running_loop()
@@ -28,17 +28,17 @@ def stop_signals() -> tuple[asyncio.Event, asyncio.Event]:
 
     for number in (signal.SIGTERM, signal.SIGINT, _HANGUP):
         if number is not None and (number != _HANGUP or signal.getsignal(number) != signal.SIG_IGN):
-            # Not loop.add_signal_handler, which Windows does not have.
+            # Not loop.add_signal_handler, which is missing on Windows.
             signal.signal(number, lambda number, _: loop.call_soon_threadsafe(note, number))
     return first, second
 
 
 def stop_at_eof(stopped: asyncio.Event) -> None:
-    """Set the event when standard input ends: whoever holds its other end is gone."""
+    """Set the event when standard input ends, because the process at its other end has exited."""
     loop = asyncio.get_running_loop()
 
     def wait() -> None:
-        with contextlib.suppress(OSError):  # a standard input that cannot be read has ended too
+        with contextlib.suppress(OSError):  # an unreadable standard input counts as ended
             while os.read(sys.stdin.fileno(), 4096):  # not sys.stdin, whose lock this thread would hold at exit
                 pass
         loop.call_soon_threadsafe(stopped.set)
