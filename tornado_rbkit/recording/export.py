@@ -1,7 +1,7 @@
-"""The CPU samples of a recording in the forms that other tools read, and all of it as JSON. Pure functions.
+"""Converts the CPU samples of a recording to formats of other tools, and all events to JSON. Pure functions.
 
-What they write is valid whatever the events hold: Unicode without surrogates, JSON without NaN, one line for each
-stack, and nothing that moves a terminal.
+The output is valid for any events: Unicode without surrogates, JSON without NaN, one line for each stack, and no
+terminal control characters.
 """
 
 from __future__ import annotations
@@ -15,14 +15,13 @@ from typing import Final
 from tornado_rbkit.protocol import CPUSample, Event, HeapObject, StackFrame
 
 _MAX_DEPTH: Final = 50
-"""Levels of an unknown event's payload that JSON shows; parsers have limits too."""
+"""Levels of an unknown event's payload that are written as JSON; parsers have limits too."""
 
 
 def speedscope(events: Iterable[Event], name: str) -> Iterator[str]:
-    """Yield a speedscope file (https://www.speedscope.app/file-format-schema.json), with a profile for each thread.
+    """Yield a speedscope file (https://www.speedscope.app/file-format-schema.json) with a profile for each thread.
 
-    Each sample weighs one: rbkit gives no durations, and the time between two samples may be one in which nothing
-    ran.
+    Each sample has the weight 1: rbkit sends no durations, and between two samples the process may have been idle.
     """
     frames: dict[tuple[str, str, int], int] = {}
     threads: dict[int, list[list[int]]] = {}
@@ -54,22 +53,22 @@ def speedscope(events: Iterable[Event], name: str) -> Iterator[str]:
 
 
 def collapsed(events: Iterable[Event], name: str) -> Iterator[str]:
-    """Yield the lines that flamegraph.pl and its kin read: frames from the outside in, and how often."""
+    """Yield the lines that flamegraph.pl and similar tools read: the frames from the outside in, and a count."""
     stacks = Counter((f"thread {sample.frames[0].thread_id}", *folded(sample)) for sample in _samples(events))
     for stack, count in stacks.items():
         yield f"{';'.join(stack)} {count}"
 
 
 def folded(sample: CPUSample) -> tuple[str, ...]:
-    """Return the labels of a stack from the outside in: those that are alike are one bar of a flame graph."""
+    """Return the labels of a stack from the outside in, for a flame graph, which merges equal labels into one bar."""
     return tuple(_one_word(frame) for frame in reversed(sample.frames))
 
 
 def json_lines(events: Iterable[Event], name: str) -> Iterator[str]:
-    """Yield one JSON object a line for each event, with its type and its fields by name.
+    """Yield a line with one JSON object for each event, with its type and its fields by name.
 
-    Of an unknown event's payload, what JSON has no type for is written as Python does, a number that is not finite as
-    null, and a map whose keys would be the same in JSON as a list of pairs.
+    In an unknown event's payload, a value that has no JSON type is written as its Python repr, a non-finite number as
+    null, and a map with keys that would collide in JSON as a list of pairs.
     """
     for event in events:
         fields = {field: _plain(value) for field, value in event._asdict().items()}
@@ -86,12 +85,12 @@ def _one_word(frame: StackFrame) -> str:
 
 
 def _text(text: str) -> str:
-    """Return a text as it can be encoded; the bytes that were not UTF-8 are shown escaped."""
+    """Return a text that can be encoded; bytes that were not UTF-8 are escaped."""
     return text.encode(errors="backslashreplace").decode()
 
 
 def _plain(value: object, depth: int = 0) -> object:
-    """Return a value of types that JSON has."""
+    """Return a value converted to JSON types."""
     if value is None or isinstance(value, int):
         return value
     if isinstance(value, str):

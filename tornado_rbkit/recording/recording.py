@@ -1,9 +1,8 @@
-"""A session in a file: what a profiler sent, when, and what was asked of it.
+"""Recordings: files with the messages and replies of a profiler and their times.
 
-The file is a stream of MessagePack records ``[seconds, channel, command, bytes]``: the time since the recording
-began; channel 0 for replies, with their command, and for notices, with nil; channel 1 for published messages. The
-bytes are rbkit's own, so what can be done with a live session can be done with a recorded one. No I/O but on the
-file given.
+A file is a stream of MessagePack records ``[seconds, channel, command, bytes]``: the time since the recording began;
+channel 0 for replies, with their command, and for notices, with nil; channel 1 for published messages. The bytes are
+rbkit's own, so a recording can be processed like live data. No I/O except on the given file.
 """
 
 from __future__ import annotations
@@ -30,15 +29,15 @@ from tornado_rbkit.protocol import (
 )
 
 REPLY, DATA = 0, 1
-_CHUNK: Final = 64 * 1024  # bytes that are read at a time
+_CHUNK: Final = 64 * 1024  # bytes read at a time
 
 
 class RecordingError(RbkitError, ValueError):
-    """A file that is not a recording, or ends in the middle of a record."""
+    """The file is not a recording, or ends in the middle of a record."""
 
 
 class Record(NamedTuple):
-    """One message; `seconds` since the recording began, `command` of a reply."""
+    """One message: `seconds` since the recording began, and the `command` if it is a reply."""
 
     seconds: float
     channel: int
@@ -47,35 +46,35 @@ class Record(NamedTuple):
 
 
 class Recorder:
-    """Writes a session as it happens, on one event loop.
+    """Writes a recording of a live profiler, on one event loop.
 
-    The objects of a snapshot are counted on a thread, because the loop has pings to answer, and only to be shown: a
-    message that cannot be counted is written as any other.
+    The objects of a snapshot are counted on a thread, because the loop must answer pings, and only for display: a
+    message that cannot be counted is written like any other.
 
     Attributes:
-        messages: published messages written.
-        size: their bytes.
-        objects: those that have come since a snapshot was asked for, of all snapshots that come meanwhile.
-        objects_announced: how many there are in all, by complete_message_count; 0 before the first have come.
+        messages: number of published messages written.
+        size: bytes of the published messages written.
+        objects: heap objects received since a snapshot was requested, of all snapshots received meanwhile.
+        objects_announced: their total number, by complete_message_count; 0 before the first objects arrive.
     """
 
     def __init__(self, file: BinaryIO) -> None:
-        """Begin now; `file` is the caller's to close."""
+        """Start the recording's clock; the caller closes `file`."""
         self.messages = self.size = self.objects = self.objects_announced = 0
         self._snapshot_is_due = False
-        self._snapshots: dict[int, list[int]] = {}  # objects that have come and that were announced, by correlation_id
+        self._snapshots: dict[int, list[int]] = {}  # objects received and announced, by correlation_id
         self._file = file
         self._started = time.monotonic()
 
     def progress(self) -> str:
-        """Return how far it is, for people."""
+        """Return the progress as a text for people."""
         text = f"{self.messages:,} messages, {self.size:,} bytes"
         if self.objects_announced:
             text += f", {self.objects:,} of {self.objects_announced:,} objects"
         return text
 
     def write(self, channel: int, command: str | None, payload: bytes) -> None:
-        """Write one record with the time of this moment."""
+        """Write one record with the current time."""
         self._file.write(msgpack.packb([time.monotonic() - self._started, channel, command, payload]))
         if channel == DATA:
             self.messages += 1
@@ -88,7 +87,7 @@ class Recorder:
         """Send commands one after another and write their replies.
 
         Raises:
-            CommandError: one was not carried out; its error is written too.
+            CommandError: a command failed; its error is written too.
         """
         for command in commands:
             self._snapshot_is_due |= command == "objectspace_snapshot"
@@ -99,7 +98,7 @@ class Recorder:
                 raise error
 
     async def ask_each(self, rbkit: RbkitClient, commands: Iterable[str]) -> list[Exception]:
-        """The same, and go on whatever becomes of one; return what was raised."""
+        """Send commands as `ask_all` does, continue after an error, and return the errors."""
         raised: list[Exception] = []
         for command in commands:
             try:
@@ -109,10 +108,10 @@ class Recorder:
         return raised
 
     async def follow(self, rbkit: RbkitClient) -> None:
-        """Write what is published, and the notices, until the client is closed.
+        """Write the published messages and the notices until the client is closed.
 
         Raises:
-            ConnectionLost: as `RbkitClient.messages`.
+            ConnectionLost: see `RbkitClient.messages`.
         """
         async for item in rbkit.messages():
             if isinstance(item, bytes):
@@ -120,10 +119,10 @@ class Recorder:
             elif isinstance(item, Notice):
                 self.write(REPLY, None, item.to_bytes())
             else:
-                assert isinstance(item, Gap)  # message_counter tells it again
+                assert isinstance(item, Gap)  # the message_counter of later messages shows the gap too
 
     def _add_parts(self, counting: asyncio.Future[list[DumpPart]]) -> None:
-        if counting.cancelled():  # the loop ends
+        if counting.cancelled():  # the loop is closing
             return
         for part in counting.result():
             snapshot = self._snapshots.setdefault(part.correlation_id, [0, part.complete_message_count])
@@ -137,11 +136,11 @@ def read(file: BinaryIO) -> Iterator[Record]:
     """Yield the records of a file.
 
     Raises:
-        RecordingError: it is not a recording, or was cut off.
+        RecordingError: the file is not a recording, or is cut off.
     """
-    # Nothing in a record is longer than its four fields, so that a file of something else takes no memory.
+    # No container in a record has more than its four fields, so that another kind of file takes no memory.
     unpacker = msgpack.Unpacker(max_buffer_size=0, max_array_len=4, max_map_len=0, max_ext_len=0)
-    fed = whole = 0  # bytes; not file.tell(), which a pipe does not have
+    fed = whole = 0  # bytes; not file.tell(), which fails for a pipe
     try:
         while chunk := file.read(_CHUNK):
             unpacker.feed(chunk)
@@ -171,11 +170,11 @@ def _checked(item: object) -> Record:
 
 
 def events(records: Iterable[Record], problems: list[str]) -> Iterator[Event]:
-    """Yield the events of a recording, decoded, as far as they are whole.
+    """Yield the decoded events of a recording, up to the first invalid record.
 
     Args:
-        records: as `read` yields them.
-        problems: takes a sentence for people about what had to be left out, at the end.
+        records: the records that `read` yields.
+        problems: list to which sentences for people about skipped data are appended at the end.
     """
     messages = foreign = 0
     first = ""

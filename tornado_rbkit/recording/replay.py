@@ -1,4 +1,4 @@
-"""An rbkit server that says again what a recorded one said."""
+"""An rbkit server that replays a recording."""
 
 from __future__ import annotations
 
@@ -23,39 +23,39 @@ from tornado_rbkit.recording.recording import DATA, Record
 _log = logging.getLogger(__name__)
 
 _TURN: Final = 0.05
-"""Seconds that are waited for a command, or for a subscriber that is slow, at a time."""
+"""Seconds per wait for a command or for a slow subscriber."""
 
 _HIGH_WATER_MARK: Final = 32
-"""Messages that may wait for one subscriber; a heap snapshot of Ruby is one message of 50 MB."""
+"""Messages that may wait for one subscriber (ZMQ_SNDHWM); a heap snapshot of Ruby is one message of 50 MB."""
 
 _HANDSHAKE_WITHIN: Final = 1000
-"""Records among which the first handshake is looked for before the first is played."""
+"""Records that are searched for the first handshake before the replay starts."""
 
 
 class ReplayServer:
-    """Publishes the messages of a recording with their timing, from the first subscriber on, while it is entered.
+    """Context manager that publishes the messages of a recording with their timing, from the first subscriber on.
 
-    It stops when the last subscriber has left, and begins anew with each that comes. No message is lost: it waits for
-    a subscriber that does not take its messages.
+    The replay stops when the last subscriber has left, and restarts for each new one. No message is lost: it waits
+    for a subscriber that does not read its messages.
 
-    It answers ``handshake`` as the recorded process did the last time before, and ``ok`` to all else, as rbkit does.
-    Its sockets are made, used and closed on a thread of its own.
+    ``handshake`` is answered with the last recorded reply before the current position, every other command with
+    ``ok``, as rbkit does. The sockets are made, used and closed on a thread of their own.
 
     Attributes:
-        ended: done when the thread has ended, with the exception that ended it before it was to stop.
-        pub: the endpoint it publishes at, once it is entered.
-        req: the endpoint it takes commands at, once it is entered.
+        ended: a future, done when the thread has ended, with the exception that ended it early.
+        pub: the endpoint that it publishes at, set on entering.
+        req: the endpoint that it takes commands at, set on entering.
     """
 
     def __init__(self, records: Callable[[], Iterable[Record]], *, speed: float = 1.0) -> None:
-        """Describe a replay.
+        """Describe a replay; nothing is opened yet.
 
         Args:
-            records: gives them from the first on, as `recording.read` does; taken one at a time, as they are due.
-            speed: 2 is twice as fast as it was.
+            records: returns the records from the first on, as `recording.read` does; read one at a time, when due.
+            speed: the playback speed; 2 is twice as fast as recorded.
 
         Raises:
-            ValueError: `speed` is not above 0.
+            ValueError: `speed` is not finite and above 0.
         """
         if not 0 < speed < math.inf:
             raise ValueError(f"speed={speed!r} is out of range; allowed: more than 0, and finite")
@@ -64,7 +64,7 @@ class ReplayServer:
         self._speed = speed
         self._handshake = b""
         self._subscribers = 0
-        self._has_come = False  # a subscriber for whom it is not played yet
+        self._has_come = False  # whether a new subscriber waits for the replay to restart
         self._error: RbkitError | None = None
         self._bound = threading.Event()
         self._stop_is_due = threading.Event()
@@ -72,7 +72,7 @@ class ReplayServer:
         self.ended: Future[None] = Future()
 
     def __enter__(self) -> ReplayServer:
-        """Start the thread, and return once its sockets are bound.
+        """Start the thread, and return when its sockets are bound.
 
         Raises:
             OSError: there are too few file descriptors.
@@ -92,8 +92,8 @@ class ReplayServer:
         """Close the sockets and join the thread.
 
         Raises:
-            RecordingError: the recording turned out to be none, or to be cut off.
-            RbkitError: the thread has ended before it was to stop.
+            RecordingError: the file is not a recording, or is cut off.
+            RbkitError: the thread ended early.
         """
         self._stop_is_due.set()
         self._executor.shutdown()
@@ -107,14 +107,14 @@ class ReplayServer:
 
     def _run(self) -> None:
         with (
-            tempfile.TemporaryDirectory(prefix="rbkit-") as folder,  # no other user can enter it
+            tempfile.TemporaryDirectory(prefix="rbkit-") as folder,  # other users cannot enter it
             zmq.Context() as context,
             server_socket(context, zmq.XPUB) as pub,
             server_socket(context, zmq.REP) as rep,
         ):
             pub.linger = rep.linger = 0
             pub.sndhwm = _HIGH_WATER_MARK
-            pub.xpub_nodrop = True  # at the high-water mark, sending waits
+            pub.xpub_nodrop = True  # block at the high-water mark instead of dropping
             pub.sndtimeo = int(_TURN * 1000)
             fits = zmq.has("ipc") and len(os.fsencode(folder)) + len("/pub") <= MAX_IPC_PATH
             pub.bind(f"ipc://{folder}/pub" if fits else "tcp://127.0.0.1:*")
@@ -123,13 +123,13 @@ class ReplayServer:
             self.req = rep.getsockopt_string(zmq.LAST_ENDPOINT)
             self._bound.set()
             self._handshake = self._first_handshake()
-            pub.xpub_verboser = True  # one viewer may come before the one before it has gone
+            pub.xpub_verboser = True  # a subscriber may arrive before the previous one has left
             while not self._stop_is_due.is_set():
                 self._play(self._messages(), pub, rep)
 
     def _play(self, messages: Iterator[Record], pub: zmq.Socket[bytes], rep: zmq.Socket[bytes]) -> None:
-        """Send all messages when they are due, counting from a subscription, until the next one or the last's end."""
-        message = self._next(messages)  # with the handshake before it
+        """Send the messages when due, timed from a subscription, until the next subscription or the last one's end."""
+        message = self._next(messages)  # this also reads the handshake before it
         while not self._has_come:
             self._answer(rep, _TURN)
             self._heed(pub)
@@ -148,7 +148,7 @@ class ReplayServer:
             self._heed(pub)
 
     def _sends(self, pub: zmq.Socket[bytes], payload: bytes) -> bool:
-        """Publish a message; return False where a subscriber has not taken those before it."""
+        """Publish a message; return False if a subscriber's queue is full."""
         try:
             pub.send(payload)
         except zmq.Again:
@@ -156,7 +156,7 @@ class ReplayServer:
         return True
 
     def _heed(self, pub: zmq.Socket[bytes]) -> None:
-        """Take in who has subscribed and who has left."""
+        """Count the subscribers that have arrived and left."""
         while pub.poll(0):
             came = pub.recv()[:1] == b"\1"
             self._subscribers += 1 if came else -1
@@ -166,23 +166,23 @@ class ReplayServer:
         try:
             return next(messages, None)
         except RbkitError as error:
-            if self._error is None:  # said once, however often it is played
+            if self._error is None:  # logged once, however often it is replayed
                 _log.error("the recording ends here: %s", error)
                 self._error = error
             return None
 
     def _first_handshake(self) -> bytes:
-        """Return the first reply to ``handshake``: a process may have published before it was asked."""
+        """Return the first reply to ``handshake``, because a process may have published before its first handshake."""
         try:
             for record in islice(self._records(), _HANDSHAKE_WITHIN):
                 if record.command == "handshake":
                     return record.payload
-        except RbkitError:  # reported when it is played
+        except RbkitError:  # reported when it is replayed
             pass
         return b""
 
     def _messages(self) -> Iterator[Record]:
-        """Yield the published messages, and take in the handshakes between them."""
+        """Yield the published messages, and store the handshakes between them."""
         for record in self._records():
             if record.command == "handshake":
                 self._handshake = record.payload
@@ -190,10 +190,10 @@ class ReplayServer:
                 yield record
 
     def _answer(self, rep: zmq.Socket[bytes], seconds: float) -> None:
-        """Answer a command if one comes within that time."""
+        """Answer a command if one arrives within `seconds`."""
         if rep.poll(int(seconds * 1000)):
             try:
                 command = rep.recv_multipart(zmq.NOBLOCK)[0]
-            except zmq.Again:  # it had no envelope
+            except zmq.Again:  # the message had no envelope
                 return
             rep.send(self._handshake if command == b"handshake" and self._handshake else b"ok")
