@@ -1,7 +1,7 @@
-"""What makes a profiler part of a notebook's day: the Jupyter Server extension, and the magics of a kernel.
+"""The Jupyter Server extension, and the magics for kernels.
 
-`application` and `handlers` need Jupyter Server; `magics` needs IPython, and is for kernels that may have no server
-beside them. Hence nothing is imported here.
+`application` and `handlers` need Jupyter Server; `magics` needs IPython, and runs in kernels where Jupyter Server may
+not be installed. Therefore nothing is imported here.
 """
 
 from __future__ import annotations
@@ -17,7 +17,7 @@ def _jupyter_server_extension_points() -> list[dict[str, Any]]:
 
 
 def main() -> None:
-    """Run ``jupyter rbkit``, or say what is missing for it."""
+    """Run ``jupyter rbkit``, or print which module is missing."""
     try:
         from tornado_rbkit.jupyter.application import RbkitExtension
     except ModuleNotFoundError as error:

@@ -1,4 +1,4 @@
-"""The extension: its settings, and its life with the server."""
+"""The Jupyter Server extension: its settings, start and stop."""
 
 from __future__ import annotations
 
@@ -30,7 +30,7 @@ _LIMITS: Final = (
 
 
 class RbkitExtension(ExtensionApp):
-    """rbkit profilers on WebSockets below ``rbkit/``, and a page that shows them."""
+    """Serves rbkit profilers on WebSockets below ``rbkit/``, and a page that shows them."""
 
     name = "rbkit"
     description = __doc__
@@ -39,45 +39,50 @@ class RbkitExtension(ExtensionApp):
     pub = Unicode(
         allow_none=True,
         default_value=None,
-        help="Where one profiler publishes, as tcp://127.0.0.1:5555; beside others it is called `default`.",
+        help="Endpoint where one profiler publishes, such as tcp://127.0.0.1:5555; this target is named `default`.",
     ).tag(config=True)
     req = Unicode(
         allow_none=True,
         default_value=None,
-        help="Where the profiler of `pub` takes commands, as tcp://127.0.0.1:5556.",
+        help="Endpoint where the profiler of `pub` takes commands, such as tcp://127.0.0.1:5556.",
     ).tag(config=True)
     targets = Dict(
-        help="""Profilers by name: {"web-1": {"pub": "tcp://10.0.0.1:5555", "req": "tcp://10.0.0.1:5556"}}.""",
+        help="""Endpoints of profilers by target name, such as {"web-1": {"pub": "tcp://10.0.0.1:5555", "req": "tcp://10.0.0.1:5556"}}.""",
     ).tag(config=True)
     discovery = Bool(
         True,
-        help="Whether to find this user's Python processes that have a profiler, kernels among them, by themselves.",
+        help="Whether to find the Python processes of this user that have a profiler, including kernels.",
     ).tag(config=True)
-    read_only = Bool(False, help="Whether to refuse all commands but handshake.").tag(config=True)
-    connect_timeout = Float(2.0, help="Seconds from a viewer's opening in which its profiler has to be reached.").tag(
+    read_only = Bool(False, help="Whether to refuse all commands except handshake.").tag(config=True)
+    connect_timeout = Float(
+        2.0, help="Seconds within which the profiler must be reached after a client connects."
+    ).tag(config=True)
+    max_clients = Int(1024, help="Maximum number of clients of one profiler at a time.").tag(config=True)
+    max_backlog_bytes = Int(64 * _MIB, help="Maximum bytes of profiling data that may wait for one client.").tag(
         config=True
     )
-    max_clients = Int(1024, help="Viewers of one profiler at a time.").tag(config=True)
-    max_backlog_bytes = Int(64 * _MIB, help="Bytes of profiling data that may wait for one viewer.").tag(config=True)
-    stall_timeout = Float(60.0, help="Seconds in which a viewer with data waiting has to take some of it.").tag(
-        config=True
-    )
-    ping_interval = Float(15.0, help="Seconds between pings, in which the pong has to come; 0 for none.").tag(
-        config=True
-    )
-    idle_grace = Float(30.0, help="Seconds a profiler's connection is kept after its last viewer left.").tag(
+    stall_timeout = Float(
+        60.0, help="Seconds within which a client must read some of the data that waits for it."
+    ).tag(config=True)
+    ping_interval = Float(
+        15.0, help="Seconds between two pings, and within which the pong must arrive; 0 for no pings."
+    ).tag(config=True)
+    idle_grace = Float(30.0, help="Seconds to keep the connection to a profiler after its last client left.").tag(
         config=True
     )
     stop_when_idle = Bool(
-        True, help="Whether to stop the profiling that was started through here when the last viewer has left."
+        True, help="Whether to stop the profiling that was started through this server after the last client left."
     ).tag(config=True)
     max_pending_bytes = Int(
-        32 * _MIB, help="Bytes of profiling data that may wait between a profiler and the web server's loop."
+        32 * _MIB, help="Maximum bytes of profiling data that may wait between a profiler and the web server's loop."
     ).tag(config=True)
     max_message_bytes = Int(
-        512 * _MIB, help="Bytes; a longer message from a profiler ends its connection (ZMQ_MAXMSGSIZE)."
+        512 * _MIB,
+        help="Maximum bytes of a message from a profiler; a longer one ends its connection (ZMQ_MAXMSGSIZE).",
     ).tag(config=True)
-    compression_level = Int(0, help="1 to 9 to offer permessage-deflate to viewers; 0 for none.").tag(config=True)
+    compression_level = Int(0, help="Level of permessage-deflate for clients, 1 to 9; 0 for no compression.").tag(
+        config=True
+    )
 
     _following: asyncio.Task[None] | None = None
     _stopped = False
@@ -85,14 +90,14 @@ class RbkitExtension(ExtensionApp):
     bridges: DiscoveredTargets
 
     def _link_jupyter_server_extension(self, serverapp: ServerApp) -> None:
-        """Take the settings. Jupyter would log a wrong one with a traceback, and say nothing of what is allowed."""
+        """Load the settings, and store an error: Jupyter would log a traceback without the allowed values."""
         try:
             super()._link_jupyter_server_extension(serverapp)
         except TraitError as error:
             self._wrong = str(error)
 
     def initialize_handlers(self) -> None:
-        """Mount what is below ``rbkit/``; with a setting that is wrong, say which one, and mount nothing."""
+        """Mount the routes below ``rbkit/``; if a setting is wrong, log which one and mount nothing."""
         assert self.serverapp is not None
         try:
             if not self._wrong:
@@ -107,7 +112,7 @@ class RbkitExtension(ExtensionApp):
         self.serverapp.io_loop.add_callback(self._start_following)
 
     async def stop_extension(self) -> None:
-        """Close the viewers with 1001, the connections, and the thread."""
+        """Close the clients with 1001, the connections to the profilers, and the thread."""
         self._stopped = True
         if self._following is not None:
             self._following.cancel()
@@ -119,12 +124,12 @@ class RbkitExtension(ExtensionApp):
             self._following.add_done_callback(self._log_end)
 
     def _log_end(self, following: asyncio.Task[None]) -> None:
-        """Log why the profilers are not followed any more, unless the server stops."""
+        """Log the error that ended discovery, unless the server is stopping."""
         if not following.cancelled() and (error := following.exception()) is not None:
             self.log.error("RbkitExtension is off until the server restarts: %s", error, exc_info=error)
 
     def _make_targets(self) -> DiscoveredTargets:
-        """Return the bridges.
+        """Return the bridges by name.
 
         Raises:
             ValueError: a setting is wrong.

@@ -1,4 +1,4 @@
-"""A flame graph as an SVG picture: nothing in it moves, loads or runs, so that it can be kept anywhere."""
+"""A flame graph as a static SVG picture, without scripts or external resources."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from typing import Final
 
 _WIDTH: Final = 960
 _ROW: Final = 18
-_CHARACTER: Final = 7.3  # the width of one in a monospaced font of 12 px
+_CHARACTER: Final = 7.3  # width of a character in a monospaced 12 px font
 _LEAST_WIDTH: Final = 0.5
 _MOST_ROWS: Final = 100
 _NOT_XML: Final = re.compile("[^\t\n\r\x20-\ud7ff\ue000-\ufffd\U00010000-\U0010ffff]")
@@ -19,7 +19,7 @@ _NOT_XML: Final = re.compile("[^\t\n\r\x20-\ud7ff\ue000-\ufffd\U00010000-\U0010f
 
 @dataclass
 class _Frame:
-    """A bar: what was seen in it, and in what it called."""
+    """A bar: its label, its number of samples, and the frames that it called."""
 
     label: str
     count: int = 0
@@ -27,13 +27,13 @@ class _Frame:
 
 
 def flame_graph(stacks: Mapping[tuple[str, ...], int], title: str) -> str:
-    """Return an SVG document: a bar for each frame, as wide as it was seen often, upon the one that called it.
+    """Return an SVG document: a bar for each frame, above its caller, with a width proportional to its samples.
 
-    Bars too thin to be seen, and what is deeper than a hundred frames, are left out.
+    Bars too thin to be visible, and frames deeper than a hundred levels, are left out.
 
     Args:
-        stacks: how often each stack was seen, its labels from the outside in.
-        title: what is written above.
+        stacks: the number of samples of each stack; a stack is its labels from the outside in.
+        title: the text above the graph.
     """
     root = _Frame("all")
     for stack, count in stacks.items():
@@ -59,7 +59,7 @@ def flame_graph(stacks: Mapping[tuple[str, ...], int], title: str) -> str:
 
 
 def _bars(frame: _Frame, depth: int, left: float, scale: float) -> Iterator[tuple[_Frame, int, float]]:
-    """Yield the frames that can be seen, with their depth and where they begin."""
+    """Yield the visible frames, with their depth and left edge."""
     yield frame, depth, left
     if depth == _MOST_ROWS:
         return
@@ -83,7 +83,7 @@ def _draw(frame: _Frame, left: float, top: int, scale: float, total: int) -> str
 
 
 def _color(label: str) -> str:
-    """Return a warm colour, the same for a label each time."""
+    """Return a warm colour, always the same for a label."""
     number = zlib.crc32(label.encode(errors="replace"))
     return f"hsl({number % 45 + 10} {number // 64 % 25 + 70}% {number // 4096 % 15 + 65}%)"
 

@@ -1,7 +1,7 @@
 """The handlers under Jupyter's rules: its identity, authorizer, origins, hosts, XSRF check and policy headers.
 
-Jupyter checks the identity in `prepare` unless ``allow_unauthenticated_access`` is on, which it is by default; what
-holds in every configuration are the decorators.
+Jupyter checks the identity in `prepare` unless ``allow_unauthenticated_access`` is on, which is the default; the
+decorators check it in every configuration.
 """
 
 from __future__ import annotations
@@ -30,10 +30,10 @@ _Method = TypeVar("_Method", bound=Callable[..., Any])
 
 
 class JupyterAccess(Access):
-    """The rules of the mount: Jupyter's authorizer is asked to "read" for watching, to "execute" for commands."""
+    """Access rules by Jupyter's authorizer: "read" allows watching, "execute" allows commands."""
 
     async def refusal(self, handler: RequestHandler, command: str) -> CommandError | None:
-        """Return why not, None if it may be; see `Access.refusal`."""
+        """Return the error that refuses the command, None if it is allowed; see `Access.refusal`."""
         if await super().refusal(handler, command) is None:
             return None
         text = f"{command}: the server's authorizer does not let you {_action(command)!r} the resource {AUTH_RESOURCE}"
@@ -41,12 +41,12 @@ class JupyterAccess(Access):
 
 
 def jupyter_access(read_only: bool) -> Access:
-    """Return the rules for all handlers here; which sites may frame the page is in Jupyter's own policy header."""
+    """Return the access rules for all handlers; Jupyter's own policy header has the allowed frame-ancestors."""
     return JupyterAccess(authorize=_is_authorized, read_only=read_only, frame_ancestors=None)
 
 
 def jupyter_routes(bridges: Mapping[str, Bridge], base_url: str, access: Access) -> list[Rule]:
-    """Return the routes below ``base_url``, for bridges that may come and go."""
+    """Return the routes below ``base_url``, for a mapping of bridges that may change."""
     base = re.escape(f"{base_url.rstrip('/')}/rbkit")
     pages: dict[str, type[RequestHandler]] = {
         "/?": JupyterIndexHandler,
@@ -69,31 +69,31 @@ def _guarded(method: _Method) -> _Method:
 
 
 class JupyterWebSocketHandler(RbkitWebSocketHandler, WebSocketMixin, JupyterHandler):
-    """One viewer's WebSocket. Its pings are `RbkitWebSocketHandler`'s: the mixin's times are in milliseconds."""
+    """The WebSocket of one client. The pings are `RbkitWebSocketHandler`'s: the mixin's times are in milliseconds."""
 
     auth_resource = AUTH_RESOURCE
 
     @ws_authenticated
     @authorized
     async def get(self, *args: Any, **kwargs: Any) -> None:
-        """Upgrade a request of a user who may watch."""
+        """Upgrade the request of a user who may watch."""
         await super().get(*args, **kwargs)
 
     def check_origin(self, origin: str | None = None) -> bool:
-        """Allow what Jupyter allows."""
+        """Allow the origins that Jupyter allows."""
         if WebSocketMixin.check_origin(self, origin):
             return True
         raise _foreign(self)
 
 
 class JupyterPageHandler(AccessHandler, JupyterHandler):
-    """What is for a user who may watch; the other base has what it answers."""
+    """Base class of the pages for users who may watch; a subclass's other base class writes the answer."""
 
     auth_resource = AUTH_RESOURCE
 
     @_guarded
     async def get(self, *args: Any, **kwargs: Any) -> None:
-        """Answer as the other base does."""
+        """Answer as the other base class does."""
         await cast("Any", super()).get(*args, **kwargs)
 
     @_guarded
@@ -102,19 +102,19 @@ class JupyterPageHandler(AccessHandler, JupyterHandler):
         await cast("Any", super()).head(*args, **kwargs)
 
     async def check_request(self) -> None:
-        """Raise `Refusal` for another site's scripts too, which Jupyter leaves to its APIHandler."""
+        """Raise `Refusal` also for scripts of other sites, which Jupyter checks only in APIHandler."""
         if not self.check_origin():
             raise _foreign(self)
         await super().check_request()
 
 
 class JupyterIndexHandler(JupyterPageHandler, IndexHandler):
-    """The page."""
+    """The dashboard's page."""
 
 
 class _ScriptsHandler(JupyterPageHandler):
     def get_login_url(self) -> str:
-        """Refuse, as Jupyter's APIHandler does: a script has no use for the login page.
+        """Refuse, as Jupyter's APIHandler does: a script cannot use the login page.
 
         Raises:
             HTTPError: 403, always.
@@ -123,11 +123,11 @@ class _ScriptsHandler(JupyterPageHandler):
 
 
 class JupyterStatusHandler(_ScriptsHandler, StatusHandler):
-    """The figures as JSON."""
+    """The statistics as JSON."""
 
 
 class JupyterTargetsHandler(_ScriptsHandler, TargetsHandler):
-    """The bridges that have names, as JSON."""
+    """The named bridges as JSON."""
 
 
 class JupyterAssetHandler(_ScriptsHandler, AssetHandler):

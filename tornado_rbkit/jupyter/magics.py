@@ -1,4 +1,4 @@
-"""``%rbkit`` and ``%%rbkit``: the profiler of a kernel, from its notebook."""
+"""The magics ``%rbkit`` and ``%%rbkit``, which profile a kernel from its notebook."""
 
 from __future__ import annotations
 
@@ -25,10 +25,10 @@ from tornado_rbkit.web.discovered import path_name
 
 
 class CellFailed(Exception):
-    """Ends a profiled cell whose code failed, so that what runs after it does not; the error has been shown."""
+    """The code of a profiled cell has failed, and its error has been shown; raised so that later cells do not run."""
 
     def _render_traceback_(self) -> list[str]:
-        """What IPython shows for it."""
+        """Return the lines that IPython shows for this exception."""
         return ["the profiled code failed, see above"]
 
 
@@ -44,9 +44,9 @@ class RbkitMagics(Magics):
 
         %rbkit start      start the profiler in this kernel, and show a link to its dashboard
         %rbkit stop       stop it
-        %rbkit status     what it does
-        %rbkit snapshot   take a heap snapshot, for whoever watches
-        %%rbkit           run the cell, and show where its time went
+        %rbkit status     show its state
+        %rbkit snapshot   take a heap snapshot, and send it to the connected viewers
+        %%rbkit           run the cell, and show a flame graph of its time
         """
         actions: dict[str, Callable[[], None]] = {
             "start": self._start,
@@ -133,7 +133,7 @@ class Dashboard:
 
 
 class FlameGraph:
-    """Where the time of a cell went."""
+    """The flame graph of a profiled cell."""
 
     def __init__(self, stacks: StackCounter, seconds: float) -> None:
         self._stacks: Counter[tuple[str, ...]] = Counter()
@@ -154,10 +154,10 @@ class FlameGraph:
 
 
 def server_base_url() -> str | None:
-    """Return the path below which the Jupyter server that started this process is; None if there is none."""
+    """Return the base path of the Jupyter server that started this process; None if there is no server."""
     from jupyter_core.paths import jupyter_runtime_dir
 
-    # On Windows JPY_PARENT_PID is a handle
+    # On Windows, JPY_PARENT_PID is a handle.
     parent = os.getppid() if os.name == "nt" else os.environ.get("JPY_PARENT_PID")
     try:
         facts = json.loads(Path(jupyter_runtime_dir(), f"jpserver-{parent}.json").read_text(encoding="utf-8"))
@@ -167,7 +167,7 @@ def server_base_url() -> str | None:
 
 
 def _without_ipython(sample: CPUSample) -> CPUSample:
-    """Return the sample without the frames that led to the cell's own."""
+    """Return the sample without the frames outside the cell."""
     for index in range(len(sample.frames) - 1, -1, -1):
         frame = sample.frames[index]
         if frame.method_name == _MARK[0] and frame.file == _MARK[1]:
