@@ -19,12 +19,12 @@ from setuptools.command.sdist import sdist
 
 ROOT = Path(__file__).parent
 DASHBOARD = ROOT / "tornado_rbkit" / "dashboard"
-BUNDLE = DASHBOARD / "static" / "LICENSES.txt"  # the last file that is written
+BUNDLE = DASHBOARD / "static" / "LICENSES.txt"  # the last file that the build writes
 NPM = shutil.which("npm")
 
 
 def is_current() -> bool:
-    """Return whether there is a bundle that is no older than its sources; an sdist's is as it came."""
+    """Return whether there is a bundle not older than its sources; the bundle of an sdist is always current."""
     if not BUNDLE.exists():
         return False
     sources = [*DASHBOARD.glob("*.js*"), *DASHBOARD.glob("src/**/*")]
@@ -32,7 +32,7 @@ def is_current() -> bool:
 
 
 def npm(*arguments: str) -> None:
-    """Run npm in the dashboard's folder."""
+    """Run npm in the folder of the dashboard."""
     if NPM:
         subprocess.run([NPM, *arguments], cwd=DASHBOARD, check=True)
         return
@@ -50,14 +50,14 @@ def npm(*arguments: str) -> None:
 
 
 def bundle() -> None:
-    """Make the bundle, unless it is there."""
+    """Build the bundle unless it is current."""
     if not is_current():
         npm("ci", "--no-audit", "--no-fund")
         npm("run", "build")
 
 
 def description() -> str:
-    """Return the README for package indexes: without the pictures and links that only work beside the sources."""
+    """Return the README for package indexes, without the pictures and links that work only next to the sources."""
     text = (ROOT / "README.md").read_text(encoding="utf-8")
     text = re.sub(r"^\|?( *!\[[^]]*\]\((?!https?:)[^)]*\) *\|?)+\n(\|[ |:-]*\|\n)?", "", text, flags=re.MULTILINE)
     return re.sub(r"\[([^]]*)\]\((?!https?:|#)[^)]*\)", r"\1", text)
@@ -69,7 +69,7 @@ class BuildPy(build_py):
     def run(self) -> None:
         bundle()
         if not self.editable_mode:
-            shutil.rmtree(self.build_lib, ignore_errors=True)  # files of an earlier build would be packed too
+            shutil.rmtree(self.build_lib, ignore_errors=True)  # else files of an earlier build are packed too
         super().run()
 
 
