@@ -58,7 +58,7 @@ _MODULES = {
     "TargetsHandler": "tornado_rbkit.web.pages",
     "rbkit_routes": "tornado_rbkit.web.routes",
 }
-"""Where each public name is. It is imported when it is first used: a profiled process needs no web server."""
+"""The module of each public name, imported on first use: a profiled process needs no web server."""
 
 
 def __getattr__(name: str) -> Any:
@@ -74,14 +74,14 @@ def __dir__() -> list[str]:
 
 
 def _jupyter_server_extension_points() -> list[dict[str, Any]]:
-    """Tell Jupyter Server where its extension is; nothing else here needs Jupyter."""
+    """Return the location of the Jupyter Server extension. Nothing else in this module needs Jupyter."""
     from tornado_rbkit import jupyter
 
     return jupyter._jupyter_server_extension_points()
 
 
 def load_ipython_extension(shell: Any) -> None:
-    """Add ``%rbkit`` and ``%%rbkit`` to a notebook: ``%load_ext tornado_rbkit``."""
+    """Add ``%rbkit`` and ``%%rbkit`` to a notebook; called by ``%load_ext tornado_rbkit``."""
     from tornado_rbkit.jupyter.magics import RbkitMagics
 
     shell.register_magics(RbkitMagics)

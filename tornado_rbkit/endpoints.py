@@ -1,4 +1,4 @@
-"""ZMQ endpoints: which a socket can connect to, rbkit's defaults, sockets to bind, and the descriptors they need."""
+"""ZMQ endpoints: validation, rbkit's defaults, sockets to bind, and the file descriptors that sockets need."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ import zmq
 from tornado_rbkit.protocol import RbkitError
 
 MAX_IPC_PATH: Final = 107 if sys.platform.startswith("linux") else 103
-"""Bytes, of sockaddr_un's sun_path."""
+"""Bytes that fit into sun_path of sockaddr_un."""
 
 MAX_REQUEST_BYTES: Final = 1 << 20
 """Bytes in one part of a request, or one subscription; a longer one ends its connection (ZMQ_MAXMSGSIZE)."""
@@ -20,7 +20,7 @@ MAX_REQUEST_BYTES: Final = 1 << 20
 _TCP: Final = re.compile(r"tcp://(\[[0-9A-Fa-f:.]+(%\w+)?\]|[A-Za-z0-9._-]+):(?P<port>\d{1,5})", re.ASCII)
 
 _COUNT: Final = 24
-"""More than enough: a ZMQ context has 5, two connected sockets with their monitors 8, a thread's loop 3."""
+"""File descriptors, more than needed: a ZMQ context takes 5, two sockets with their monitors 8, a thread's loop 3."""
 
 
 class EndpointError(RbkitError, ValueError):
@@ -32,10 +32,10 @@ def check_endpoint(endpoint: str, setting: str) -> str:
 
     Args:
         endpoint: a ZMQ endpoint.
-        setting: what the user calls it, for the message.
+        setting: the name of the setting, for the error message.
 
     Raises:
-        EndpointError: it is neither ``tcp://HOST:PORT`` nor ``ipc://PATH``.
+        EndpointError: `endpoint` is neither ``tcp://HOST:PORT`` nor ``ipc://PATH``, or the path is too long.
     """
     if isinstance(endpoint, str) and (_is_tcp(endpoint) or _is_ipc(endpoint)):
         return endpoint
@@ -49,7 +49,7 @@ def _is_tcp(endpoint: str) -> bool:
 
 
 def _is_ipc(endpoint: str) -> bool:
-    """Return whether libzmq, to which pyzmq gives UTF-8 that ends at a NUL, sees the path that was meant."""
+    """Return whether libzmq gets the whole path: pyzmq passes it as NUL-terminated UTF-8."""
     path = endpoint.removeprefix("ipc://")
     try:
         return path != endpoint and "\0" not in path and 0 < len(path.encode()) <= MAX_IPC_PATH
@@ -58,10 +58,10 @@ def _is_ipc(endpoint: str) -> bool:
 
 
 def default_endpoint(variable: str, port: int) -> str:
-    """Return the endpoint on 127.0.0.1 whose port an environment variable has, or else `port`.
+    """Return the endpoint on 127.0.0.1 with the port from an environment variable, by default `port`.
 
     Raises:
-        EndpointError: the variable is not a port.
+        EndpointError: the value of the variable is not a port.
     """
     given = os.environ.get(variable) or str(port)
     if not re.fullmatch(r"[0-9]{1,5}", given) or not 0 < int(given) < 65536:
@@ -70,11 +70,11 @@ def default_endpoint(variable: str, port: int) -> str:
 
 
 def server_socket(context: zmq.Context[Any], kind: int) -> zmq.Socket[bytes]:
-    """Return a socket to bind, to which only peers that speak ZMTP 3 can connect. Every server here uses it.
+    """Return a socket to bind that only accepts ZMTP 3 peers. All servers in this package use it.
 
-    libzmq takes a connection that does not begin with 0xFF for ZMTP 1, and would run a command in the body of a POST
-    from any web page. With a ZAP domain (ZMQ_ZAP_DOMAIN) it refuses peers that cannot authenticate, as those of
-    ZMTP 1 and 2 cannot; without a ZAP handler it accepts all others.
+    libzmq treats a connection that does not begin with 0xFF as ZMTP 1, so the body of a POST request from any web page
+    could carry a command. With a ZAP domain (ZMQ_ZAP_DOMAIN) libzmq refuses peers that cannot authenticate, which
+    includes ZMTP 1 and 2 peers; without a ZAP handler it accepts all other peers.
     """
     socket: zmq.Socket[bytes] = context.socket(kind)
     socket.setsockopt(zmq.ZAP_DOMAIN, b"rbkit")
@@ -83,10 +83,10 @@ def server_socket(context: zmq.Context[Any], kind: int) -> zmq.Socket[bytes]:
 
 
 def require_descriptors() -> None:
-    """Raise unless what two ZMQ sockets need can be had: libzmq ends the process where it cannot. Any thread.
+    """Check that enough file descriptors are left for two ZMQ sockets; libzmq would abort the process. Any thread.
 
     Raises:
-        OSError: they cannot.
+        OSError: too few file descriptors are left.
     """
     taken: list[int] = []
     try:

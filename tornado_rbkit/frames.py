@@ -1,7 +1,7 @@
-"""Messages as finished WebSocket bytes: encoded once, then the same objects go to every client of that form.
+"""WebSocket framing and encoding of messages, each encoded once and shared by all clients with that encoding.
 
-Framing is RFC 6455 section 5.2, compression RFC 7692 section 7.2.1 without context takeover, which is what lets one
-compressed message be shared. Pure functions on immutable data: any thread.
+Framing follows RFC 6455 section 5.2. Compression follows RFC 7692 section 7.2.1 without context takeover, so that one
+compressed message can be shared. The functions are pure and may be called on any thread.
 """
 
 from __future__ import annotations
@@ -18,32 +18,32 @@ from tornado_rbkit.protocol import Channel
 Buffer: TypeAlias = bytes | memoryview
 
 FRAGMENT_SIZE: Final = 256 * 1024
-"""Bytes. A longer message goes out as fragments of this size, so that pings pass between them (RFC 6455, 5.4)."""
+"""Bytes. A longer message is sent in fragments of this size, so that pings fit in between (RFC 6455 section 5.4)."""
 
 JOIN_LIMIT: Final = 64 * 1024
-"""Bytes. From here on, copying a payload into a joined chunk costs more than handing it to the kernel apart."""
+"""Bytes. Copying a larger payload into a joined chunk costs more than writing it separately."""
 
-_MAX_HEADER: Final = 11  # bytes, the channel's included
+_MAX_HEADER: Final = 11  # bytes, including the channel byte
 _FIN: Final = 0x80
-_RSV1: Final = 0x40  # "this message is compressed", on its first frame only
+_RSV1: Final = 0x40  # marks a compressed message, on its first frame only
 _CONTINUATION: Final = 0x0
 _TEXT: Final = 0x1
 _BINARY: Final = 0x2
 
 
 class Form(NamedTuple):
-    """How a client takes its messages: as raw bytes or percent-escaped text, compressed or not."""
+    """A client's encoding: raw bytes or percent-escaped text, compressed or not."""
 
     escaped: bool = False
     deflate: bool = False
 
 
 Run: TypeAlias = tuple[Buffer, ...]
-"""Buffers that together hold whole frames; between two runs a control frame may be written, within one nothing."""
+"""Buffers that together hold whole frames. A control frame may be written between two runs, but not within one."""
 
 
 class Chunk(NamedTuple):
-    """One or more whole messages as finished bytes, in runs of at most about `FRAGMENT_SIZE` each."""
+    """One or more whole messages, encoded and framed, in runs of at most about `FRAGMENT_SIZE` bytes each."""
 
     runs: tuple[Run, ...]
     size: int
@@ -51,27 +51,27 @@ class Chunk(NamedTuple):
 
 
 def encode_reply(payload: bytes, form: Form) -> Chunk:
-    """Return a message of the reply channel. It goes to one client and is small, so it is not compressed."""
+    """Encode a message of the reply channel. It is small and for one client, so it is not compressed."""
     return _chunk(_encode(Channel.REPLY, payload, Form(form.escaped)))
 
 
 @lru_cache(maxsize=64)
 def encode_notice(payload: bytes, form: Form) -> Chunk:
-    """Return a message of the reply channel whose text is never escaped, as the Ruby middleware has it.
+    """Encode a notice for the reply channel. Its text is never escaped, as in the Ruby middleware.
 
-    It goes to many clients one after the other, so it is encoded once.
+    The result is cached, because a notice is sent to many clients.
     """
     return encode_message(Channel.REPLY.value + payload, binary=not form.escaped)
 
 
 def encode_message(payload: bytes, *, binary: bool) -> Chunk:
-    """Return a message without a channel, in one frame that is not compressed."""
+    """Encode a message without a channel byte, in one uncompressed frame."""
     frame = _header(_FIN | (_BINARY if binary else _TEXT), len(payload)) + payload
     return Chunk(((frame,),), len(frame), 1)
 
 
 def encode_data(payloads: Iterable[Buffer], form: Form, *, compression_level: int = 1) -> list[Chunk]:
-    """Return published messages as chunks; see `encode_in_slices`."""
+    """Encode published messages as chunks; see `encode_in_slices`."""
     slices = encode_in_slices(payloads, form, compression_level=compression_level)
     while True:
         try:
@@ -84,10 +84,10 @@ def encode_data(payloads: Iterable[Buffer], form: Form, *, compression_level: in
 def encode_in_slices(
     payloads: Iterable[Buffer], form: Form, *, compression_level: int = 1
 ) -> Generator[None, None, list[Chunk]]:
-    """Return published messages as chunks: small ones joined up to `FRAGMENT_SIZE`, a large one in a chunk of its own.
+    """Encode published messages as chunks: small messages joined up to `FRAGMENT_SIZE`, each large message separate.
 
     The generator pauses after each `JOIN_LIMIT` bytes of a message that it escapes or compresses, which take a few
-    milliseconds, so that the caller can do other work in between, or close it.
+    milliseconds, so that the caller can do other work or close the generator.
 
     Args:
         payloads: the messages as the profiler published them, in order.
@@ -98,7 +98,7 @@ def encode_in_slices(
     joined: list[Buffer] = []
     size = messages = 0
     plain = form == Form()
-    header, header_length = b"", -1  # messages in a row are often as long as each other
+    header, header_length = b"", -1  # consecutive messages often have the same length
 
     def flush() -> None:
         nonlocal size, messages
@@ -136,9 +136,9 @@ def encode_in_slices(
 
 
 def escape(payload: Buffer) -> bytes:
-    """Return the percent-escaped form: RFC 3986's unreserved bytes as they are, every other byte %XX.
+    """Percent-escape a payload: every byte that is not unreserved in RFC 3986 becomes %XX.
 
-    It is the Ruby middleware's form but for the space, which that writes ``+`` and its own demo client reads wrong.
+    The Ruby middleware does the same, except that it writes a space as ``+``, which its own demo client reads wrong.
     """
     return b"".join(map(_escape, _slices(payload)))
 
@@ -148,13 +148,13 @@ def _escape(piece: Buffer) -> bytes:
 
 
 def _slices(payload: Buffer) -> Iterator[memoryview]:
-    """Cut a payload: urllib makes a list with an entry for each byte that it escapes."""
+    """Cut a payload into slices: urllib creates a list with an entry for each byte that it escapes."""
     view = memoryview(payload)
     return (view[at : at + JOIN_LIMIT] for at in range(0, len(view), JOIN_LIMIT))
 
 
 def _encode(channel: Channel, payload: Buffer, form: Form, compression_level: int = 1) -> list[tuple[bytes, Buffer]]:
-    """Return one message as frames, each a header (the first with the channel byte) and a slice of the payload."""
+    """Encode one message as frames: pairs of a header (the first with the channel byte) and a slice of the payload."""
     opcode = _TEXT if form.escaped else _BINARY
     prefix: bytes = channel.value
     body = escape(payload) if form.escaped else payload
@@ -169,7 +169,7 @@ def _encode(channel: Channel, payload: Buffer, form: Form, compression_level: in
 def _encode_large(
     channel: Channel, payload: Buffer, form: Form, compression_level: int
 ) -> Generator[None, None, list[tuple[bytes, Buffer]]]:
-    """Return the frames of one escaped or compressed message, and never hold its whole encoded body twice."""
+    """Encode one escaped or compressed message as frames without holding its whole encoded body twice."""
     opcode = _TEXT if form.escaped else _BINARY
     pieces: Iterator[Buffer] = chain(
         (channel.value,), map(_escape, _slices(payload)) if form.escaped else _slices(payload)
@@ -212,7 +212,7 @@ def _deflate(pieces: Iterable[Buffer], level: int) -> Iterator[bytes]:
     compressor = zlib.compressobj(level, zlib.DEFLATED, -zlib.MAX_WBITS)
     for piece in pieces:
         yield compressor.compress(piece)
-    yield compressor.flush(zlib.Z_SYNC_FLUSH)[:-4]  # without the 00 00 ff ff, which the receiver puts back
+    yield compressor.flush(zlib.Z_SYNC_FLUSH)[:-4]  # without 00 00 ff ff, which the receiver appends
 
 
 def _chunk(frames: list[tuple[bytes, Buffer]]) -> Chunk:

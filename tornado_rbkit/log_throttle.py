@@ -1,4 +1,4 @@
-"""What happens again and again, logged a few times and counted."""
+"""Log throttles, which report a repeated condition a few times and count the rest."""
 
 from __future__ import annotations
 
@@ -8,18 +8,18 @@ from collections import OrderedDict
 from collections.abc import Hashable
 from typing import Final
 
-_QUIET: Final = 60.0  # seconds without, after which it is news again
-_MOST: Final = 1000  # things in mind; a stranger may make up as many as it likes
+_QUIET: Final = 60.0  # seconds without an event, after which its count starts over
+_MOST: Final = 1000  # keys remembered; a client may cause any number of them
 
 
 class Repeats:
-    """Says which of many equal events to log: the first, the tenth, the hundredth, and so on."""
+    """Decides which of many equal events to log: the 1st, 10th, 100th, and so on."""
 
     def __init__(self) -> None:
         self._counts: OrderedDict[Hashable, tuple[int, float]] = OrderedDict()
 
     def add(self, key: Hashable) -> int:
-        """Count an event; return how many there were in short succession if this one is to be logged, else 0."""
+        """Count an event; return the number in short succession (60 s apart at most) if it is to be logged, else 0."""
         now = time.monotonic()
         count, last = self._counts.pop(key, (0, now))
         count = 1 if now - last > _QUIET else count + 1
@@ -30,15 +30,15 @@ class Repeats:
 
 
 def times(count: int) -> str:
-    """Return what a log line says at its end of an event that is not the first."""
+    """Return the end of a log line for a repeated event; empty for the first event."""
     return "" if count == 1 else f" ({count} times in short succession)"
 
 
 class RepeatsFilter(logging.Filter):
-    """Lets the first, the tenth, the hundredth of many equal warnings through; for a handler.
+    """Passes only the 1st, 10th, 100th of many equal warnings; for a logging handler.
 
-    Two are equal that have the same logger, the same text and the same first argument, which is what it is about: of
-    Tornado's lines for refused requests the status, of those for malformed ones the client's address.
+    Warnings are equal if their logger, level, message template and first argument are equal. The first argument is the
+    status in Tornado's warnings about refused requests, and the client's address in those about malformed requests.
     """
 
     def __init__(self) -> None:
@@ -46,7 +46,7 @@ class RepeatsFilter(logging.Filter):
         self._repeats = Repeats()
 
     def filter(self, record: logging.LogRecord) -> bool:
-        """Return whether to log it; say in it how many there were."""
+        """Return whether to log a record; append the count to a repeated warning."""
         if record.levelno < logging.WARNING:
             return True
         about = repr(record.args[:1]) if isinstance(record.args, tuple) else ""
