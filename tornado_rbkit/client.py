@@ -1,4 +1,4 @@
-"""An asyncio client, for scripts and tests: commands with their replies, and decoded events."""
+"""An asyncio client for scripts and tests, with commands, replies and decoded events."""
 
 from __future__ import annotations
 
@@ -36,7 +36,7 @@ _LAST_BACKOFF: Final = 10.0
 _PING_INTERVAL: Final = 30.0  # seconds; a server that vanished is noticed within two of them
 
 _ENTRY_COST: Final = 256
-"""Bytes that each message and notice in the queue costs beside its own: small ones must not add up to any number."""
+"""Bytes of overhead counted for each queued message and notice, so that the number of small ones is bounded."""
 
 _UNAUTHORIZED: Final = (401, 403)
 
@@ -47,10 +47,10 @@ class ConnectionLost(RbkitError, ConnectionError):
     """The WebSocket could not be opened, or was closed by the other end.
 
     Attributes:
-        code: the WebSocket close code, or the HTTP status of the refusal; None where there was neither.
-        reason: as the other end gave it.
-        is_final: whether the server refuses this client, so that connecting again is of no use: HTTP status 401 or
-            403, or close code 1008 without a reason that begins with ``too slow`` or ``no pong``.
+        code: the WebSocket close code, or the HTTP status of a refusal; None if there was neither.
+        reason: the reason given by the other end, or the text of the error.
+        is_final: whether the server refuses this client, so that connecting again is useless: HTTP status 401 or 403,
+            or close code 1008 with a reason that does not begin with ``too slow`` or ``no pong``.
     """
 
     def __init__(self, url: str, code: int | None, reason: str) -> None:
@@ -64,13 +64,13 @@ class ConnectionLost(RbkitError, ConnectionError):
 
 
 class Gap(NamedTuple):
-    """Messages that did not arrive, `missing` of them; None where nobody can know, as after a reconnection."""
+    """Messages that did not arrive; `missing` is their number, None if unknown, for example after a reconnection."""
 
     missing: int | None
 
 
 class RbkitClient:
-    """A viewer, on the event loop it is used on.
+    """A client of a bridge. Use it on one event loop only.
 
     ::
 
@@ -89,20 +89,20 @@ class RbkitClient:
         max_message_size: int = 512 * 1024 * 1024,
         max_pending_bytes: int = 64 * 1024 * 1024,
     ) -> None:
-        """Describe a connection; entering the context opens it.
+        """Create a client. Entering the context opens the connection.
 
         Args:
-            url: of the WebSocket, ``ws://`` or ``wss://``; ``encoding=binary`` is added to its query.
-            token: sent as ``Authorization: Bearer``, for a server that asks for one.
-            reconnect: connect again, with backoff, whenever the connection is lost, and report it as a `Gap`; except
-                after a loss that `ConnectionLost.is_final`.
+            url: the WebSocket's URL, ``ws://`` or ``wss://``; ``encoding=binary`` is added to its query.
+            token: sent as ``Authorization: Bearer``, for a server that requires it.
+            reconnect: whether to connect again, with backoff, after a lost connection, and yield a `Gap`; not if
+                `ConnectionLost.is_final`.
             max_message_size: bytes; a heap snapshot is one message, of 50 MB per million objects.
-            max_pending_bytes: what waits for `events`, behind the next message, each item with 256 bytes for itself;
-                past that the oldest messages are let go, and told as a `Gap`, and of the notices before them the
-                newest of each kind is kept.
+            max_pending_bytes: bytes that may wait for `events` behind the next message, each item with an overhead of
+                256 bytes. Past it the oldest messages are dropped and reported as a `Gap`, and only the newest notice
+                of each kind before them is kept.
 
         Raises:
-            ValueError: `url` is not a WebSocket's.
+            ValueError: `url` is not the URL of a WebSocket.
         """
         if not _is_websocket(url):
             raise ValueError(f"url={url!r} is not a WebSocket's; allowed: ws://HOST:PORT/... or wss://HOST:PORT/...")
@@ -120,14 +120,14 @@ class RbkitClient:
         self._connection: WebSocketClientConnection | None = None
         self._reader: asyncio.Task[None] | None = None
         self._lost: ConnectionLost | None = None
-        self._over = True  # there is no connection, and none will come
+        self._over = True  # there is no connection, and none will be opened
         self._closed = False
 
     async def __aenter__(self) -> RbkitClient:
         """Connect.
 
         Raises:
-            ConnectionLost: the server cannot be reached, or refuses.
+            ConnectionLost: the server cannot be reached, or refuses the connection.
         """
         connection = self._connection = await self._connect()
         self._over = False
@@ -142,7 +142,7 @@ class RbkitClient:
     async def close(self) -> None:
         """Close the connection; commands without a reply fail. May be called twice.
 
-        It waits up to 5 s for the server to confirm. When that is cancelled, the connection is cut.
+        Waits up to 5 s for the server to confirm. If the wait is cancelled, the connection is closed immediately.
         """
         self._closed = True
         self._fail_asked("the client was closed")
@@ -151,7 +151,7 @@ class RbkitClient:
             return
         connection = self._connection
         if connection is None:
-            self._reader.cancel()  # it waits to connect again
+            self._reader.cancel()  # it is waiting to reconnect
         else:
             connection.close()
         try:
@@ -170,12 +170,12 @@ class RbkitClient:
     async def command(self, name: str) -> Handshake | str: ...
 
     async def command(self, name: str) -> Handshake | str:
-        """Send a command and return its reply: a `Handshake`, or the text, which is ``ok`` for all others.
+        """Send a command and return its reply: a `Handshake` for ``handshake``, text (``ok``) for all others.
 
         Raises:
-            CommandError: it was not carried out; `reason` and `text` say why.
-            ConnectionLost: there is no connection.
-            DecodeError: the reply to ``handshake`` is not one.
+            CommandError: the command was not carried out; see `reason` and `text`.
+            ConnectionLost: there is no connection, or it was lost before the reply arrived.
+            DecodeError: the reply to ``handshake`` is not a handshake.
         """
         reply = await self.request(name)
         error = CommandError.from_reply(reply)
@@ -184,11 +184,11 @@ class RbkitClient:
         return decode_handshake(reply) if name == "handshake" else reply.decode(errors="replace")
 
     async def request(self, message: str | bytes) -> bytes:
-        """Send a message as it is and return the reply's bytes, an error's among them.
+        """Send a message unchanged and return the bytes of the reply, which may be an error.
 
         Raises:
-            ConnectionLost: there is no connection, or it was lost before the reply came.
-            ValueError: a text that has no UTF-8.
+            ConnectionLost: there is no connection, or it was lost before the reply arrived.
+            ValueError: the text cannot be encoded in UTF-8.
         """
         payload = message.encode() if isinstance(message, str) else message
         if self._connection is None:
@@ -196,20 +196,20 @@ class RbkitClient:
         reply: asyncio.Future[bytes] = asyncio.get_running_loop().create_future()
         self._asked.append(reply)
         try:
-            with contextlib.suppress(WebSocketClosedError):  # the reader finds out why, and fails the reply with it
+            with contextlib.suppress(WebSocketClosedError):  # the reader learns the reason, and fails the reply
                 await self._connection.write_message(payload, binary=isinstance(message, bytes))
             return await reply
         finally:
-            reply.cancel()  # of a cancelled request: it keeps its place in the order, and nobody waits for it
+            reply.cancel()  # for a cancelled request: its reply is still to come, in order, and is ignored
 
     async def events(self) -> AsyncIterator[Event | Gap | Notice]:
-        """Yield what the profiler publishes, decoded, from the opening of the connection on.
+        """Yield the decoded events since the connection was opened, until the client is closed.
 
-        A `Gap` stands where messages are missing, by the profiler's own count; a `Notice` where the bridge said
-        something. It ends when the client is closed.
+        A `Gap` is yielded where messages are missing, by the profiler's counter, and a `Notice` where the bridge sent
+        one.
 
         Raises:
-            ConnectionLost: the connection was lost, and is not opened again (`reconnect`).
+            ConnectionLost: the connection was lost and is not reopened (`reconnect`).
             DecodeError: a message is not rbkit's.
         """
         async for item in self.messages():
@@ -223,7 +223,11 @@ class RbkitClient:
                 yield event
 
     async def messages(self) -> AsyncIterator[bytes | Gap | Notice]:
-        """Yield the same as `events`, with each published message as its bytes."""
+        """Yield the same as `events`, but each published message as undecoded bytes.
+
+        Raises:
+            ConnectionLost: the connection was lost and is not reopened (`reconnect`).
+        """
         while True:
             while not self._pending:
                 if self._closed:
@@ -248,10 +252,10 @@ class RbkitClient:
         expected, self._counter = self._counter, None if counter is None else counter + 1
         if counter is None or expected is None:
             return 0
-        return max(0, counter - expected)  # a lower one is another process's
+        return max(0, counter - expected)  # a lower counter is another process's
 
     def _why_not(self) -> ConnectionLost:
-        """Return the error of a client that has no connection."""
+        """Return the reason why there is no connection."""
         return self._lost or ConnectionLost(self._url, None, "not connected")
 
     async def _connect(self) -> WebSocketClientConnection:
@@ -265,7 +269,7 @@ class RbkitClient:
         )
         try:
             return await asyncio.shield(opening)
-        except asyncio.CancelledError:  # which does not stop Tornado's opening of the connection
+        except asyncio.CancelledError:  # Tornado continues to open the connection
             task = asyncio.create_task(_cut_when_open(opening))
             _closing.add(task)
             task.add_done_callback(_closing.discard)
@@ -277,14 +281,14 @@ class RbkitClient:
             raise ConnectionLost(self._url, None, str(error)) from error
 
     async def _read(self, connection: WebSocketClientConnection) -> None:
-        """Take messages until the connection is lost for good."""
+        """Receive messages until the connection is lost and not reopened."""
         backoff = _FIRST_BACKOFF
         try:
             while True:
                 while (message := await connection.read_message()) is not None:
                     self._take(_as_binary(message))
                     backoff = _FIRST_BACKOFF
-                connection.close()  # it is, and Tornado warns of one that was not told so
+                connection.close()  # already closed, but Tornado warns if close() was not called
                 self._connection = None
                 self._lose(ConnectionLost(self._url, connection.close_code, connection.close_reason or ""))
                 while self._connection is None:
@@ -329,9 +333,9 @@ class RbkitClient:
         self._arrived.set()
 
     def _let_go_of_the_oldest(self) -> None:
-        """Drop messages until few enough bytes wait behind the next one, however large that is.
+        """Drop the oldest messages until at most `max_pending_bytes` wait behind the next message, whatever its size.
 
-        The counter of the next one tells what is missing. Of the notices before it the newest of each kind is kept.
+        The counter of the next message shows how many are missing. The newest notice of each kind before it is kept.
         """
         kept: dict[object, Gap | Notice] = {}
         while self._pending:
@@ -368,39 +372,39 @@ def _cost(item: bytes | Gap | Notice) -> int:
 
 
 def _added_up(older: Notice, newer: Notice) -> Notice:
-    """Return what two ``dropped`` notices say together; the newer one where there is no number."""
+    """Return the sum of two ``dropped`` notices, or the newer notice if one has no number."""
     if older.value.isdecimal() and newer.value.isdecimal():
         return Notice(DROPPED, str(int(older.value) + int(newer.value)))
     return newer
 
 
 def _as_latin_1(text: str) -> str:
-    """Return what Tornado, which sends headers in Latin-1, makes UTF-8 of."""
+    """Return text that Tornado, which encodes headers in Latin-1, sends as the UTF-8 of `text`."""
     return text.encode().decode("latin-1")
 
 
 async def _cut_when_open(opening: asyncio.Future[WebSocketClientConnection]) -> None:
-    """Close a connection that nobody waits for any more, as soon as it is open; there is no way to before."""
-    with contextlib.suppress(HTTPClientError, OSError, WebSocketError, UnsatisfiableReadError):  # it does not open
+    """Close an abandoned connection as soon as it is open. Tornado cannot cancel the opening."""
+    with contextlib.suppress(HTTPClientError, OSError, WebSocketError, UnsatisfiableReadError):  # it was not opened
         connection = await opening
         _cut(connection)
-        while await connection.read_message() is not None:  # or Tornado's reader waits for ever
+        while await connection.read_message() is not None:  # otherwise Tornado's reader waits forever
             pass
 
 
 def _cut(connection: WebSocketClientConnection) -> None:
-    """Close a connection at once, whatever the other end does."""
+    """Close a connection without waiting for the other end."""
     connection.close()
     connection.stream.close()
 
 
 def _as_binary(message: str | bytes) -> bytes:
-    """Return a message in the binary encoding. A server that knows only the escaped one sends text."""
+    """Return a message in the binary encoding. Servers that only support the escaped encoding send text."""
     return unquote_to_bytes(message.replace("+", " ")) if isinstance(message, str) else message
 
 
 def _asking_for_binary(url: str) -> str:
-    """Return a URL whose query asks for the binary encoding, whatever encoding it asked for."""
+    """Replace the encoding in a URL's query by the binary encoding."""
     parts = urlsplit(url)
     query = [item for item in parts.query.split("&") if item and item.partition("=")[0] != "encoding"]
     return urlunsplit(parts._replace(query="&".join([*query, "encoding=binary"]), fragment=""))
@@ -410,5 +414,5 @@ def _is_websocket(url: str) -> bool:
     try:
         parts = urlsplit(url)
         return parts.scheme in ("ws", "wss") and bool(parts.hostname) and parts.port != 0
-    except ValueError:  # a port or an address that is none
+    except ValueError:  # an invalid port or address
         return False

@@ -1,7 +1,7 @@
-"""The rbkit 2.1 protocol without I/O: names, the commands that may be sent, and the decoding of what comes back.
+"""The rbkit 2.1 protocol without I/O: names, validation of commands, and decoding of messages and replies.
 
-The numbers were read off the wire of rbkit 0.1.10 (protocol 2.1). Nothing in this module touches a socket or a
-loop, so any of it may be called on any thread.
+The numbers were read off the wire of rbkit 0.1.10 (protocol 2.1). Nothing in this module uses a socket or a loop, so
+everything may be called on any thread.
 """
 
 from __future__ import annotations
@@ -17,7 +17,7 @@ from typing import Any, Final, Literal, NamedTuple, TypeAlias
 import msgpack
 
 SUBPROTOCOL: Final = "rbkit"
-"""The WebSocket subprotocol a client offers to be given a profiler."""
+"""The WebSocket subprotocol that a client offers to connect to a profiler."""
 
 DEFAULT_PUB_PORT: Final = 5555
 DEFAULT_REQ_PORT: Final = 5556
@@ -38,13 +38,13 @@ COMMANDS: Final = frozenset(
 """The nine commands of protocol 2.1."""
 
 VIEW_COMMAND: Final = "handshake"
-"""The command that stands for viewing: `authorize` is asked for it at open, and `read_only` allows nothing else."""
+"""The command that stands for viewing: `authorize` is called for it at open, and `read_only` allows no other."""
 
 MAX_COMMAND_LENGTH: Final = 256
-"""Bytes; the longest command of protocol 2.1 has 20."""
+"""Bytes; the longest command of protocol 2.1 has 20 bytes."""
 
 MAX_HANDSHAKE_BYTES: Final = 16 * 1024
-"""A handshake has some 250 bytes: two versions, two modes, and a process name and a path of at most a few KiB.
+"""Bytes. A handshake has about 250: two versions, two modes, and a process name and a path of at most a few KiB.
 
 MessagePack of n bytes can hold n lists, which take 80 times as much memory and 400 ns each to decode.
 """
@@ -73,7 +73,7 @@ class EventType(enum.IntEnum):
 
 
 class Field(enum.IntEnum):
-    """The integer keys of rbkit's MessagePack maps."""
+    """The integer keys in rbkit's MessagePack maps."""
 
     EVENT_TYPE = 0
     TIMESTAMP = 1
@@ -95,22 +95,22 @@ class Field(enum.IntEnum):
 
 # Errors
 
-_ERROR: Final = b"error:"  # the beginning of a message of the reply channel that is no reply
+_ERROR: Final = b"error:"  # prefix of an error that is sent in place of a reply
 
 
 class RbkitError(Exception):
-    """The base of every error this package raises on purpose."""
+    """Base class of the errors that this package raises."""
 
 
 class DecodeError(RbkitError, ValueError):
-    """A payload that is not an rbkit event."""
+    """A payload is not an rbkit message."""
 
 
 class CommandError(RbkitError):
-    """A command that was not carried out.
+    """A command was not carried out.
 
     Attributes:
-        reason: one word for programs, as it stands on the wire behind ``error:``.
+        reason: one word for programs, sent after ``error:``.
         text: one sentence for people.
     """
 
@@ -120,12 +120,12 @@ class CommandError(RbkitError):
         self.text = text
 
     def to_reply(self) -> bytes:
-        """Return the bytes that take the place of the reply."""
+        """Return the bytes that are sent instead of the reply."""
         return f"error:{self.reason} {self.text}".encode()
 
     @classmethod
     def from_reply(cls, payload: bytes) -> CommandError | None:
-        """Return the error a reply stands for, None if it is not one."""
+        """Return the error in a reply, None if it is not an error."""
         if not payload.startswith(_ERROR):
             return None
         reason, _, text = payload[len(_ERROR) :].decode(errors="replace").partition(" ")
@@ -136,17 +136,17 @@ class CommandError(RbkitError):
 
 
 def parse_command(message: str | bytes, allowed: Collection[str] | Literal["any"] = COMMANDS) -> str:
-    """Return the command in a client's message, which is then safe to send to rbkit.
+    """Return the command in a client's message, checked to be safe to send to rbkit.
 
-    An empty request, or one that begins with NUL, kills rbkit's command channel for every client until the
-    profiled process restarts; no setting lets one through.
+    An empty request, or one that begins with NUL, kills rbkit's command channel for every client until the profiled
+    process restarts. No setting allows such a request.
 
     Args:
-        message: what the client sent, text or binary.
+        message: the client's message, text or binary.
         allowed: the commands that may be sent, or ``"any"``.
 
     Raises:
-        CommandError: ``invalid-command`` for what no rbkit can take, ``unknown-command`` for what is not allowed.
+        CommandError: ``invalid-command`` if no rbkit accepts the command, ``unknown-command`` if it is not allowed.
     """
     raw = message.encode("utf-8", "surrogatepass") if isinstance(message, str) else message
     if not raw:
@@ -173,15 +173,16 @@ def _describe(allowed: Collection[str] | Literal["any"]) -> str:
 
 
 class Notice(NamedTuple):
-    """An unasked message on the reply channel: ``client_count:2``, ``dropped:17``, ``server:restarted``.
+    """An unsolicited message on the reply channel: ``client_count:2``, ``dropped:17``, ``server:restarted``.
 
-    Notices are state, not events. Of each `kind` at most one waits for a client that is slow:
+    Notices are state, not events. At most one notice of each `kind` waits for a slow client:
 
     - ``client_count``: the newest number replaces an older one.
     - ``dropped``: the numbers are added up.
-    - ``server:disconnected`` and ``server:connected``: the newest replaces the other, so a client may see a connection
-      return of which it did not see the loss, or the loss alone of several losses and returns.
-    - ``server:restarted``: several become one. It is never lost to the two above, but may come before or after them.
+    - ``server:disconnected`` and ``server:connected``: the newest replaces the older, so a client may get
+      ``connected`` without the ``disconnected`` before it, or one ``disconnected`` for several losses.
+    - ``server:restarted``: several become one. ``connected`` and ``disconnected`` do not replace it, but it may be
+      sent before or after them.
     """
 
     name: str
@@ -189,7 +190,7 @@ class Notice(NamedTuple):
 
     @property
     def kind(self) -> str:
-        """What a newer notice replaces: the name, but ``server:restarted`` is of a kind of its own."""
+        """A newer notice replaces a waiting one of the same kind: the name, or ``restarted`` for `RESTARTED`."""
         return self.value if self == RESTARTED else self.name
 
     def to_bytes(self) -> bytes:
@@ -203,7 +204,7 @@ RESTARTED: Final = Notice("server", "restarted")
 
 
 def parse_notice(payload: bytes) -> Notice | None:
-    """Return the notice in a message of the reply channel, None if it is a reply."""
+    """Return the notice in a message of the reply channel, None if the message is a reply or an error."""
     name, colon, value = payload[:64].partition(b":")
     if colon and name.decode("latin-1") in NOTICES:
         return Notice(name.decode("latin-1"), value.decode("latin-1"))
@@ -211,13 +212,13 @@ def parse_notice(payload: bytes) -> Notice | None:
 
 
 def check_reply(command: str, reply: bytes) -> None:
-    """Refuse a profiler's reply that a client would take for a notice or for an error of the bridge.
+    """Check that clients cannot mistake a profiler's reply for a notice or for an error from the bridge.
 
-    Replies, errors and notices share one channel and are told apart by how they begin, so a reply that begins like
-    one of the others must not be passed on: the replies after it would be taken for those of other commands.
+    Replies, errors and notices share one channel and are distinguished by their prefixes. If a client took a reply for
+    a notice, it would match all later replies to the wrong commands.
 
     Raises:
-        CommandError: ``invalid-reply``; it takes the place of the reply.
+        CommandError: ``invalid-reply``, to be sent instead of the reply.
     """
     if reply.startswith(_ERROR) or parse_notice(reply):
         raise CommandError(
@@ -233,17 +234,17 @@ CLOSE_TOO_BIG: Final = 1009
 CLOSE_TRY_AGAIN: Final = 1013
 
 NOT_AUTHORIZED: Final = "not authorized"
-"""How the reason of a `CLOSE_POLICY` begins when `authorize` refuses; a client should not reconnect by itself."""
+"""Prefix of the close reason (`CLOSE_POLICY`) if `authorize` refuses; a client should not reconnect by itself."""
 
 TOO_SLOW: Final = "too slow"
-"""How the reason of a `CLOSE_POLICY` begins when the client took no data for `stall_timeout`; it may reconnect."""
+"""Prefix of the close reason (`CLOSE_POLICY`) if a client accepted no data for `stall_timeout`; it may reconnect."""
 
 NO_PONG: Final = "no pong"
-"""How the reason of a `CLOSE_POLICY` begins when the client answered no ping for `ping_timeout`; it may reconnect."""
+"""Prefix of the close reason (`CLOSE_POLICY`) if a client sent no pong for `ping_timeout`; it may reconnect."""
 
 
 def is_refused(close_code: int | None, close_reason: str | None) -> bool:
-    """Return whether a bridge closed a WebSocket for good: `CLOSE_POLICY`, and not because the client was too slow."""
+    """Return whether reconnecting is useless: closed with `CLOSE_POLICY`, but not with `TOO_SLOW` or `NO_PONG`."""
     return close_code == CLOSE_POLICY and not (close_reason or "").startswith((TOO_SLOW, NO_PONG))
 
 
@@ -274,14 +275,14 @@ class GCEndSweep(NamedTuple):
 
 
 class GCStats(NamedTuple):
-    """`stats` is keyed by Ruby's own names; a value is ``''`` where Ruby has nil."""
+    """Statistics of Ruby's GC; `stats` has Ruby's own keys, and ``''`` where Ruby has nil."""
 
     timestamp: float
     stats: dict[str, int | str]
 
 
 class HeapObject(NamedTuple):
-    """One object of a snapshot; `file` and `line` are of objects made while tracing, `size` is in bytes."""
+    """One object of a snapshot. Only objects created while tracing have `file` and `line`. `size` is in bytes."""
 
     object_id: int
     class_name: str | None
@@ -292,10 +293,10 @@ class HeapObject(NamedTuple):
 
 
 class ObjectSpaceDump(NamedTuple):
-    """A part of a heap snapshot; the parts of one snapshot share `correlation_id`.
+    """A part of a heap snapshot. All parts of one snapshot have the same `correlation_id`.
 
-    `complete_message_count` is, in spite of its name, the number of OBJECTS in the whole snapshot. Both are None from
-    rbkit as tagged 0.1.10.
+    `complete_message_count` is, despite its name, the number of OBJECTS in the whole snapshot. Both are None if rbkit
+    is the tagged version 0.1.10.
     """
 
     timestamp: float
@@ -314,14 +315,14 @@ class StackFrame(NamedTuple):
 
 
 class CPUSample(NamedTuple):
-    """`frames` has the innermost frame first."""
+    """One sample of a stack; `frames` begins with the innermost frame."""
 
     timestamp: float
     frames: list[StackFrame]
 
 
 class UnknownEvent(NamedTuple):
-    """An event of a type that protocol 2.1 does not have; `payload` is as MessagePack gave it."""
+    """An event of a type that protocol 2.1 does not define; `payload` is the decoded MessagePack value."""
 
     timestamp: float
     event_type: int
@@ -331,7 +332,7 @@ class UnknownEvent(NamedTuple):
 Event: TypeAlias = (
     ObjCreated | ObjDestroyed | GCStart | GCEndMark | GCEndSweep | GCStats | ObjectSpaceDump | CPUSample | UnknownEvent
 )
-"""What an `EventCollection` holds. Every `timestamp` is in milliseconds since the Unix epoch."""
+"""An event in an `EventCollection`. Every `timestamp` is in milliseconds since the Unix epoch."""
 
 
 class EventCollection(NamedTuple):
@@ -343,7 +344,7 @@ class EventCollection(NamedTuple):
 
 
 class Handshake(NamedTuple):
-    """The reply to ``handshake``. A fact that the profiler does not send, as rbkit before protocol 2.1, is None."""
+    """The reply to ``handshake``. Facts that the profiler does not send are None (rbkit before protocol 2.1)."""
 
     timestamp: float
     rbkit_server_version: str | None
@@ -360,13 +361,13 @@ class Handshake(NamedTuple):
 def decode(payload: bytes | memoryview) -> EventCollection | Handshake:
     """Decode a published message, or the reply to ``handshake``.
 
-    It is strict: every field of what it returns has the type that its class declares, and one value of another type,
-    as a label that is not a string or a timestamp that is not finite, makes the whole message not rbkit's. Keys and
-    event types that protocol 2.1 does not have are no error. Strings that are not UTF-8 (paths, class names) keep
-    their bytes as surrogate escapes.
+    Decoding is strict: every field of the result has its declared type. One value of another type, such as a label
+    that is not a string or a timestamp that is not finite, makes the whole message invalid. Keys and event types that
+    protocol 2.1 does not define are not errors. Strings that are not UTF-8 (paths, class names) keep their bytes as
+    surrogate escapes.
 
     Raises:
-        DecodeError: the payload is not MessagePack, or not such a message.
+        DecodeError: the payload is not MessagePack, or not an rbkit message.
     """
     try:
         message = _map(msgpack.unpackb(payload, strict_map_key=False, unicode_errors="surrogateescape"))
@@ -496,7 +497,7 @@ def _decode_handshake(message: dict[int, Any]) -> Handshake:
 
 
 _NONE: Final = frozenset({type(None)})
-_INT: Final = frozenset({int})  # a bool is none
+_INT: Final = frozenset({int})  # excludes bool
 _TEXT: Final = frozenset({str})
 _HEAP_OBJECT_TYPES: Final = (_INT, _TEXT | _NONE, frozenset({list}), _TEXT | _NONE, _INT | _NONE, _INT | _NONE)
 _STACK_FRAME_TYPES: Final = (_TEXT | _NONE, _TEXT, _TEXT, _INT, frozenset({bool}), _INT)
@@ -509,10 +510,10 @@ def _check_types(name: str, values: Iterable[object], types: frozenset[type]) ->
 
 
 def _check_columns(rows: Iterable[tuple[object, ...]], name: str, *columns: tuple[str, frozenset[type]]) -> None:
-    """Check a table column by column, which is faster than a call for each value."""
+    """Check the types of a table column by column, which is faster than one call per value."""
     for values, (column, types) in zip(
         zip(*rows, strict=True), columns, strict=False
-    ):  # of no rows there is no column
+    ):  # without rows there are no columns
         _check_types(f"{name} {column}", values, types)
 
 
@@ -544,7 +545,7 @@ def _text_or_none(value: Any) -> str | None:
 
 
 def _flag(value: Any) -> bool:
-    """Return the bool of rbkit's 0 or 1."""
+    """Convert rbkit's 0 or 1 to a bool."""
     if type(value) is not int and type(value) is not bool:
         raise TypeError(f"{type(value).__name__} where 0 or 1 is expected")
     return bool(value)
@@ -564,7 +565,7 @@ def _maps(value: Any) -> list[dict[Any, Any]]:
 
 
 class DumpPart(NamedTuple):
-    """How many objects of a heap snapshot, of `complete_message_count`, one event has."""
+    """The number of objects in one event of a heap snapshot that has `complete_message_count` objects in total."""
 
     correlation_id: int
     complete_message_count: int
@@ -574,8 +575,8 @@ class DumpPart(NamedTuple):
 def dump_parts(payload: bytes) -> list[DumpPart]:
     """Count the objects in the object_space_dumps of a published message without decoding them.
 
-    A message of 50 MB takes about a second, in which no other thread waits for more than a moment. A message that is
-    not rbkit's, or has no numbers where they belong, has no parts.
+    A message of 50 MB takes about a second, during which other threads can run. Return an empty list for a message
+    that is not rbkit's or has no numbers for `DumpPart`.
     """
     unpacker = msgpack.Unpacker(io.BytesIO(payload), strict_map_key=False, unicode_errors="surrogateescape")
     try:
@@ -614,10 +615,10 @@ _UINT_BYTES: Final = {0xCC: 1, 0xCD: 2, 0xCE: 4, 0xCF: 8}
 
 
 def message_counter(head: bytes | memoryview) -> int | None:
-    """Read the message_counter off the first 23 bytes of a published message, None if they are not rbkit's.
+    """Return the message_counter from the first 23 bytes of a published message, None if they are not rbkit's.
 
-    This is what a bridge needs to know about a payload (what was lost on the way, and whether the counter began
-    again), at a hundredth of the cost of decoding one. rbkit writes the keys in the order 0, 1, 9, 2.
+    This costs a hundredth of decoding the message. A bridge needs only the counter, to detect lost messages and
+    restarts. rbkit writes the keys in the order 0, 1, 9, 2.
     """
     head = bytes(head[:23])
     if len(head) <= _COUNTER_AT or not head.startswith(_COUNTER_HEAD) or head[13] != Field.MESSAGE_COUNTER:
