@@ -14,7 +14,7 @@ _MOST_STARTS: Final = 10
 
 
 class Deadline:
-    """Calls back after a number of seconds. If the event loop was late, it starts again (`_MOST_STARTS` limits that).
+    """Calls back after a number of seconds; starts over if the event loop was late (up to `_MOST_STARTS` starts).
 
     A timer that fires late means that the process was stopped (SIGSTOP, a debugger) or that its loop was blocked.
     Timers run before the loop has read the data that arrived meanwhile, so the other end may not be at fault.

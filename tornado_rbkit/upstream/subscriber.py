@@ -328,7 +328,7 @@ class Subscriber:
             self._discard()
 
     def reset_counter(self) -> None:
-        """Start counting anew, because the connection was lost, and check the source once.
+        """Restart the counting because the connection was lost, and check the source once.
 
         Reconnecting the socket processes libzmq's internal commands, among them the notification of arrived messages,
         and the socket does not become readable again for those messages.
