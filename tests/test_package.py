@@ -21,7 +21,8 @@ from tornado_rbkit.protocol import COMMANDS
 from tornado_rbkit.web.access import AccessSettings
 
 ROOT = Path(__file__).parent.parent
-README = (ROOT / "README.md").read_text()
+README = (ROOT / "README.md").read_text(encoding="utf-8")
+DOCUMENTS = ("README.md", "CHANGELOG.md", "CONTRIBUTING.md", "bench/README.md", "tests/faults/README.md")
 
 
 def test_the_exported_names_are_these() -> None:
@@ -96,7 +97,8 @@ def test_every_option_of_the_command_line_is_in_the_readme(command: list[str]) -
 def test_every_command_and_every_error_is_in_the_readme() -> None:
     for command in COMMANDS:
         assert f"`{command}`" in README
-    for reason in ("unknown-command", "invalid-command", "forbidden", "busy", "timeout", "unavailable"):
+    reasons = ("unknown-command", "invalid-command", "forbidden", "busy", "timeout", "unavailable", "invalid-reply")
+    for reason in reasons:
         assert f"| `{reason}` |" in README
 
 
@@ -154,3 +156,22 @@ def test_every_picture_of_the_readme_is_there() -> None:
     pictures = re.findall(r"!\[.*?\]\((.*?)\)", README)
     assert pictures
     assert [picture for picture in pictures if not (ROOT / picture).is_file()] == []
+
+
+@pytest.mark.parametrize("name", DOCUMENTS)
+def test_every_link_of_a_document_leads_somewhere(name: str) -> None:
+    document = ROOT / name
+    text = document.read_text(encoding="utf-8")
+    headings = {
+        re.sub(r"[^a-z0-9 -]", "", line.lower()).replace(" ", "-") for line in re.findall(r"^#+ (.*)$", text, re.M)
+    }
+    for link in re.findall(r"\]\((?!https?:)(.*?)\)", text):
+        path, _, heading = link.partition("#")
+        assert (document.parent / path).exists(), f"{name} links to {link}"
+        assert path or heading in headings, f"{name} links to {link}"
+
+
+def test_the_readme_has_the_test_command_that_ci_runs() -> None:
+    [command] = re.findall(r"^    (python3 -m venv .*) && .venv/bin/pytest$", README, re.M)
+    ci = (ROOT / ".ci" / "run").read_text(encoding="utf-8")
+    assert command in ci.replace(" -q ", " ")
