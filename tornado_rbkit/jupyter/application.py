@@ -47,7 +47,7 @@ class RbkitExtension(ExtensionApp):
         help="Endpoint where the profiler of `pub` takes commands, such as tcp://127.0.0.1:5556.",
     ).tag(config=True)
     targets = Dict(
-        help="""Endpoints by target name, as {"web-1": {"pub": "tcp://10.0.0.1:5555", "req": "tcp://10.0.0.1:5556"}}.""",
+        help="""Endpoints by name, such as {"web-1": {"pub": "tcp://10.0.0.1:5555", "req": "tcp://10.0.0.1:5556"}}.""",
     ).tag(config=True)
     discovery = Bool(
         True,
