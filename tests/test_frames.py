@@ -60,7 +60,7 @@ def noise(size: int) -> bytes:
 
 def wire(chunks: Iterable[Chunk]) -> bytes:
     """Return what a client receives."""
-    return b"".join(bytes(buffer) for chunk in chunks for run in chunk.runs for buffer in run)
+    return b"".join(bytes(buffer) for chunk in chunks for unit in chunk.units for buffer in unit)
 
 
 class Message(NamedTuple):
@@ -159,7 +159,7 @@ def test_the_frames_of_a_message_begin_with_its_opcode_and_end_with_fin(size: in
 def test_a_message_is_fragmented_from_256_kib_on_channel_byte_included(size: int, frames: int) -> None:
     (chunk,) = encode_data([noise(size)], BINARY)
     assert len(heads_of(wire([chunk]))) == frames
-    assert len(chunk.runs) == frames, "between two runs a ping may pass"
+    assert len(chunk.units) == frames, "between two runs a ping may pass"
 
 
 @pytest.mark.parametrize("form", FORMS, ids=FORM_IDS)
@@ -172,11 +172,11 @@ def test_size_and_messages_of_a_chunk_are_those_of_its_bytes(size: int, form: Fo
 
 @pytest.mark.parametrize("form", FORMS, ids=FORM_IDS)
 @pytest.mark.parametrize("size", SIZES)
-def test_each_run_holds_whole_frames(size: int, form: Form) -> None:
+def test_each_unit_holds_whole_frames(size: int, form: Form) -> None:
     (chunk,) = encode_data([noise(size)], form)
-    for run in chunk.runs:
-        heads_of(b"".join(bytes(buffer) for buffer in run))
-        assert sum(map(len, run)) <= FRAGMENT_SIZE + 16
+    for unit in chunk.units:
+        heads_of(b"".join(bytes(buffer) for buffer in unit))
+        assert sum(map(len, unit)) <= FRAGMENT_SIZE + 16
 
 
 @pytest.mark.parametrize("size", [JOIN_LIMIT + 1, FRAGMENT_SIZE, 5 * FRAGMENT_SIZE])
@@ -184,8 +184,8 @@ def test_each_run_holds_whole_frames(size: int, form: Form) -> None:
 def test_a_large_payload_is_sent_from_where_it_lies(size: int, kind: type[bytes] | type[memoryview]) -> None:
     source = noise(size)
     (chunk,) = encode_data([kind(source)], BINARY)
-    pieces = [run[1] for run in chunk.runs]
-    assert [len(run) for run in chunk.runs] == [2] * len(chunk.runs), "a header, and a slice of the payload"
+    pieces = [unit[1] for unit in chunk.units]
+    assert [len(unit) for unit in chunk.units] == [2] * len(chunk.units), "a header, and a slice of the payload"
     assert all(memoryview(piece).obj is source for piece in pieces), "a slice was copied"
     assert b"".join(bytes(piece) for piece in pieces) == source
 
@@ -224,7 +224,7 @@ def test_small_messages_are_joined_into_few_chunks() -> None:
     assert sum(chunk.messages for chunk in chunks) == 5000
     assert max(chunk.size for chunk in chunks) <= FRAGMENT_SIZE
     assert len(chunks) == -(-total // FRAGMENT_SIZE)
-    assert all(len(chunk.runs) == 1 and len(chunk.runs[0]) == 1 for chunk in chunks), "one piece of bytes each"
+    assert all(len(chunk.units) == 1 and len(chunk.units[0]) == 1 for chunk in chunks), "one piece of bytes each"
 
 
 def test_a_large_message_has_a_chunk_of_its_own_between_its_neighbours() -> None:

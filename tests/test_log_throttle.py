@@ -6,32 +6,32 @@ import logging
 
 import pytest
 
-from tornado_rbkit.log_throttle import Repeats, RepeatsFilter
+from tornado_rbkit.log_throttle import LogThrottle, LogThrottleFilter
 
 
 def test_each_power_of_ten_is_to_be_logged() -> None:
-    events = Repeats()
+    events = LogThrottle()
     assert [count for count in (events.add("lost") for _ in range(1000)) if count] == [1, 10, 100, 1000]
 
 
 def test_what_comes_after_a_quiet_minute_is_news(monkeypatch: pytest.MonkeyPatch) -> None:
     now = 0.0
     monkeypatch.setattr("time.monotonic", lambda: now)
-    events = Repeats()
+    events = LogThrottle()
     assert [events.add("lost") for _ in range(3)] == [1, 0, 0]
     now = 61.0
     assert events.add("lost") == 1
 
 
 def test_strangers_cannot_fill_the_memory() -> None:
-    events = Repeats()
+    events = LogThrottle()
     for number in range(5000):
         assert events.add(number) == 1
     assert len(events._counts) <= 1000
 
 
 def test_the_filter_counts_warnings_by_what_they_are_about_and_lets_the_rest_pass() -> None:
-    chosen = RepeatsFilter()
+    chosen = LogThrottleFilter()
 
     def passes(level: int, *args: object) -> str | None:
         record = logging.LogRecord("tornado.access", level, "", 0, "%d %s", args, None)

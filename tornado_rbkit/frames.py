@@ -38,14 +38,14 @@ class Form(NamedTuple):
     deflate: bool = False
 
 
-Run: TypeAlias = tuple[Buffer, ...]
-"""Buffers that together hold whole frames. A control frame may be written between two runs, but not within one."""
+WriteUnit: TypeAlias = tuple[Buffer, ...]
+"""Buffers that together hold whole frames. A control frame may be written between two units, but not within one."""
 
 
 class Chunk(NamedTuple):
-    """One or more whole messages, encoded and framed, in runs of at most about `FRAGMENT_SIZE` bytes each."""
+    """One or more whole messages, encoded and framed, in units of at most about `FRAGMENT_SIZE` bytes each."""
 
-    runs: tuple[Run, ...]
+    units: tuple[WriteUnit, ...]
     size: int
     messages: int
 
@@ -115,15 +115,15 @@ def encode_in_slices(
             body = payload
         else:
             if plain or len(payload) <= JOIN_LIMIT:
-                runs = _encode(Channel.DATA, payload, form, compression_level)
+                units = _encode(Channel.DATA, payload, form, compression_level)
             else:
-                runs = yield from _encode_large(Channel.DATA, payload, form, compression_level)
-            if len(runs) > 1 or len(runs[0][0]) + len(runs[0][1]) > JOIN_LIMIT:
+                units = yield from _encode_large(Channel.DATA, payload, form, compression_level)
+            if len(units) > 1 or len(units[0][0]) + len(units[0][1]) > JOIN_LIMIT:
                 flush()
-                chunks.append(_chunk(runs))
+                chunks.append(_chunk(units))
                 continue
             header_length = -1
-            header, body = runs[0]
+            header, body = units[0]
         length = len(header) + len(body)
         if size + length > FRAGMENT_SIZE:
             flush()

@@ -12,7 +12,7 @@ _QUIET: Final = 60.0  # seconds without an event, after which its count starts o
 _MOST: Final = 1000  # keys remembered; a client may cause any number of them
 
 
-class Repeats:
+class LogThrottle:
     """Decides which of many equal events to log: the 1st, 10th, 100th, and so on."""
 
     def __init__(self) -> None:
@@ -34,7 +34,7 @@ def times(count: int) -> str:
     return "" if count == 1 else f" ({count} times in short succession)"
 
 
-class RepeatsFilter(logging.Filter):
+class LogThrottleFilter(logging.Filter):
     """Passes only the 1st, 10th, 100th of many equal warnings; for a logging handler.
 
     Warnings are equal if their logger, level, message template and first argument are equal. The first argument is the
@@ -43,7 +43,7 @@ class RepeatsFilter(logging.Filter):
 
     def __init__(self) -> None:
         super().__init__()
-        self._repeats = Repeats()
+        self._repeats = LogThrottle()
 
     def filter(self, record: logging.LogRecord) -> bool:
         """Return whether to log a record; append the count to a repeated warning."""

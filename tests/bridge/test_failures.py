@@ -17,7 +17,7 @@ from tests.conftest import Serve, ask, closing, until
 from tests.fake_rbkit import FakeRbkit
 from tornado_rbkit import Access, Bridge, BridgeFullError, IOLoopThread
 from tornado_rbkit.frames import Form
-from tornado_rbkit.upstream.monitored_socket import Link
+from tornado_rbkit.upstream.monitored_socket import MonitoredSocket
 from tornado_rbkit.upstream.sockets import State, Upstream
 
 FAILURES = [
@@ -66,16 +66,16 @@ async def test_whatever_it_is_reaches_the_client_and_the_log_and_the_next_one_tr
 async def test_of_the_second_socket_leaves_nothing_of_the_first(
     serve: Serve, rbkit: FakeRbkit, threaded: bool, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    make = Link.__init__
+    make = MonitoredSocket.__init__
 
-    def fail(self: Link, context: Any, kind: int, *arguments: Any) -> None:
+    def fail(self: MonitoredSocket, context: Any, kind: int, *arguments: Any) -> None:
         if kind == zmq.REQ:
             raise MemoryError("none is left")
         make(self, context, kind, *arguments)
 
     server = await serve(Bridge(**rbkit.endpoints, threaded=threaded))
     with monkeypatch.context() as patch:
-        patch.setattr(Link, "__init__", fail)
+        patch.setattr(MonitoredSocket, "__init__", fail)
         _, reason = await closing(await server.connect())
     assert reason == "cannot connect to the rbkit server: MemoryError('none is left')"
     assert await ask(await server.connected(), "trigger_gc") == b"0ok"

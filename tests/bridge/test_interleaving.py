@@ -227,7 +227,9 @@ class Run:
 
 def _messages(chunks: Sequence[Chunk]) -> list[bytes]:
     return [
-        message for chunk in chunks for message in join(split(b"".join(bytes(b) for run in chunk.runs for b in run)))
+        message
+        for chunk in chunks
+        for message in join(split(b"".join(bytes(b) for unit in chunk.units for b in unit)))
     ]
 
 

@@ -17,7 +17,7 @@ from tests.bridge.test_outbox import KIB, chunk
 from tests.conftest import Serve, receive, until
 from tests.fake_rbkit import FakeRbkit
 from tornado_rbkit import Bridge
-from tornado_rbkit.bridge.clients import Audience
+from tornado_rbkit.bridge.clients import Clients
 from tornado_rbkit.bridge.fanout import ClientCount, FanOut
 from tornado_rbkit.bridge.outbox import Outbox
 from tornado_rbkit.frames import Form, encode_data, encode_notice, encode_reply
@@ -217,7 +217,7 @@ def short_interval(monkeypatch: pytest.MonkeyPatch) -> None:
 
 @pytest.mark.usefixtures("short_interval")
 async def test_a_thousand_joins_cost_each_client_a_few_notices_and_all_know_the_number() -> None:
-    audience, fan_out = Audience(), FanOut()
+    audience, fan_out = Clients(), FanOut()
     count = ClientCount(audience, fan_out)
     sessions = [Told() for _ in range(1000)]
     for session in sessions:
@@ -231,7 +231,7 @@ async def test_a_thousand_joins_cost_each_client_a_few_notices_and_all_know_the_
 
 @pytest.mark.usefixtures("short_interval")
 async def test_a_count_is_not_told_twice_and_a_later_join_is_told_at_once() -> None:
-    audience, fan_out = Audience(), FanOut()
+    audience, fan_out = Clients(), FanOut()
     count = ClientCount(audience, fan_out)
     sessions = [Told() for _ in range(3)]
     for session in sessions[:2]:

@@ -363,7 +363,7 @@ async def test_a_client_that_goes_in_the_middle_ends_the_outbox_quietly(line: Li
     count = 10 * MIB // size
     near.outbox.send_data([chunk(number, size) for number in range(count)])
     near.outbox.send_reply(encode_reply(b"ok", BINARY))
-    waiter = asyncio.ensure_future(near.outbox.replies_gone())
+    waiter = asyncio.ensure_future(near.outbox.drain())
     await line.client.read()
     line.far.close()
     await asyncio.wait_for(waiter, 5)
@@ -400,14 +400,14 @@ async def test_close_lets_go_of_all_that_waits_and_writes_nothing_more(line: Lin
 
 async def test_replies_gone_returns_at_once_when_no_reply_waits(line: Line) -> None:
     near = line.outbox()
-    await asyncio.wait_for(near.outbox.replies_gone(), 1)
+    await asyncio.wait_for(near.outbox.drain(), 1)
 
 
 async def test_replies_gone_returns_when_the_last_reply_is_handed_over(line: Line) -> None:
     near = line.outbox()
     for _ in range(100):
         near.outbox.send_reply(encode_reply(bytes(50 * KIB), BINARY))
-    waiters = [asyncio.ensure_future(near.outbox.replies_gone()) for _ in range(2)]
+    waiters = [asyncio.ensure_future(near.outbox.drain()) for _ in range(2)]
     await asyncio.sleep(0)
     assert not any(waiter.done() for waiter in waiters)
     await line.client.read_until(lambda: len(line.client.messages) == 100)

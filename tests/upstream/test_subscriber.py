@@ -25,7 +25,7 @@ from tests.conftest import Serve, receive, receive_data, until
 from tests.fake_rbkit import FakeRbkit
 from tests.test_frames import messages_of, wire
 from tornado_rbkit import Bridge, frames
-from tornado_rbkit.bridge.clients import Audience
+from tornado_rbkit.bridge.clients import Clients
 from tornado_rbkit.bridge.session import Session
 from tornado_rbkit.frames import Buffer, Chunk, Form
 from tornado_rbkit.upstream import subscriber
@@ -237,7 +237,7 @@ def make_small(monkeypatch: pytest.MonkeyPatch) -> None:
 
 def watched(*forms: Form, clients: int = 1, **options: Any) -> Pacing:
     pacing = Pacing(**options)
-    pacing.subscriber.set_audience(forms, clients, 1)
+    pacing.subscriber.set_encodings(forms, clients, 1)
     return pacing
 
 
@@ -317,7 +317,7 @@ class TestInEachPhase:
         pacing = PHASES[phase](on_thread)
         pacing.source.ready.clear()
         before = len(pacing.received())
-        pacing.subscriber.set_audience((), 0, 1)
+        pacing.subscriber.set_encodings((), 0, 1)
         pacing.check()
         pacing.settle()
         assert len(pacing.received()) == before
@@ -331,7 +331,7 @@ class TestInEachPhase:
             pacing.arrive(message(number))
             while pacing.source.ready:
                 pacing.run()
-        pacing.subscriber.set_audience((), 0, 1)
+        pacing.subscriber.set_encodings((), 0, 1)
         pacing.arrive(message(2000))
         pacing.settle()
         missed = 1000 - len(pacing.sent[:-3]) if phase is not Phase.LISTENING else 0
@@ -342,8 +342,8 @@ class TestInEachPhase:
     ) -> None:
         pacing = PHASES[phase](on_thread)
         pacing.source.ready.clear()
-        pacing.subscriber.set_audience((), 0, 1)
-        pacing.subscriber.set_audience([COMPRESSED], 1, 2)
+        pacing.subscriber.set_encodings((), 0, 1)
+        pacing.subscriber.set_encodings([COMPRESSED], 1, 2)
         sent = messages(40, start=1000)
         pacing.arrive(*sent)
         pacing.settle()
@@ -353,7 +353,7 @@ class TestInEachPhase:
         self, phase: Phase, on_thread: bool
     ) -> None:
         pacing = PHASES[phase](on_thread)
-        pacing.subscriber.set_audience([BINARY, ESCAPED, COMPRESSED], 2, 2)
+        pacing.subscriber.set_encodings([BINARY, ESCAPED, COMPRESSED], 2, 2)
         pacing.arrive(*messages(40, start=1000))
         pacing.settle()
         assert pacing.received() == pacing.received(ESCAPED) == pacing.sent
@@ -363,7 +363,7 @@ class TestInEachPhase:
 
     def test_the_others_get_everything_when_a_client_leaves(self, phase: Phase, on_thread: bool) -> None:
         pacing = PHASES[phase](on_thread)
-        pacing.subscriber.set_audience([BINARY], 1, 1)
+        pacing.subscriber.set_encodings([BINARY], 1, 1)
         pacing.arrive(*messages(40, start=1000))
         pacing.settle()
         assert pacing.received() == pacing.sent
@@ -385,7 +385,7 @@ class TestInEachPhase:
         pacing.subscriber.close()
         pacing.expect(Phase.CLOSED)
         pacing.check()
-        pacing.subscriber.set_audience([BINARY], 1, 2)
+        pacing.subscriber.set_encodings([BINARY], 1, 2)
         pacing.subscriber.reset_counter()
         pacing.subscriber.close()
         pacing.check()
@@ -485,7 +485,7 @@ class TestPhases:
         pacing.loop.step = 0.02
         pacing.arrive(message(0, 1500))
         pacing.expect(Phase.ENCODING)
-        pacing.subscriber.set_audience([ESCAPED, BINARY], 2, 2)
+        pacing.subscriber.set_encodings([ESCAPED, BINARY], 2, 2)
         pacing.arrive(message(1))
         pacing.settle()
         assert pacing.received(ESCAPED) == pacing.sent
@@ -498,7 +498,7 @@ class TestPhases:
         pacing.acknowledge()
         pacing.run()
         assert pacing.batches[-1].pending > 0
-        pacing.subscriber.set_audience((), 0, 1)
+        pacing.subscriber.set_encodings((), 0, 1)
         pacing.settle()
         assert (pacing.batches[-1].pending, pacing.batches[-1].messages) == (0, 0)
 
@@ -506,13 +506,13 @@ class TestPhases:
         pacing = watched(COMPRESSED)
         pacing.arrive(*messages(40))
         pacing.run()
-        pacing.subscriber.set_audience((), 0, 1)
+        pacing.subscriber.set_encodings((), 0, 1)
         pacing.settle()
         assert sum(batch.messages for batch in pacing.batches) == 16
 
     def test_no_more_is_encoded_in_an_encoding_whose_clients_have_left(self, monkeypatch: pytest.MonkeyPatch) -> None:
         pacing = encoding()
-        pacing.subscriber.set_audience([BINARY], 1, 1)
+        pacing.subscriber.set_encodings([BINARY], 1, 1)
         monkeypatch.setattr(frames, "_escape", None)
         pacing.settle()
         assert pacing.received() == pacing.sent
@@ -521,7 +521,7 @@ class TestPhases:
         pacing = watched(BINARY, COMPRESSED)
         pacing.arrive(*messages(40))
         assert len(pacing.batches) == 1
-        pacing.subscriber.set_audience([BINARY, COMPRESSED], 2, 2)
+        pacing.subscriber.set_encodings([BINARY, COMPRESSED], 2, 2)
         pacing.acknowledge()
         pacing.run(2)
         assert [batch.generation for batch in pacing.batches[:2]] == [1, 1], "it was finished before the client came"
@@ -536,7 +536,7 @@ class TestPhases:
         pacing.loop.step = 0.02
         pacing.arrive(*messages(40, start=1))
         pacing.expect(Phase.ENCODING)
-        pacing.subscriber.set_audience(forms, 1, 1)
+        pacing.subscriber.set_encodings(forms, 1, 1)
         for _ in range(100):
             pacing.run()
         pacing.expect(Phase.WAITING)
@@ -615,7 +615,7 @@ def test_losses_are_counted(
 
 
 class Client:
-    """A session of the bridge, as far as `Audience` uses one.
+    """A session of the bridge, as far as `Clients` uses one.
 
     Attributes:
         since: how many messages had been taken when the Subscriber learned that the client had joined.
@@ -645,7 +645,7 @@ class AnyOrder(RuleBasedStateMachine):
         self.pacing = Pacing(on_thread=on_thread, max_pending_bytes=max_pending)
         self.pacing.loop.step = step
         self.pacing.source.on_taken = self.note_taken
-        self.audience = Audience()
+        self.audience = Clients()
         self.clients: list[Client] = []
         self.left: list[Client] = []
         self.to_io: deque[tuple[frozenset[Form], int, int, Client | None]] = deque()
@@ -682,7 +682,7 @@ class AnyOrder(RuleBasedStateMachine):
     @rule()
     def io_loop_learns_of_the_audience(self) -> None:
         forms, clients, generation, joined = self.to_io.popleft()
-        self.pacing.subscriber.set_audience(forms, clients, generation)
+        self.pacing.subscriber.set_encodings(forms, clients, generation)
         self.wanted = bool(forms)
         if joined is not None:
             joined.since = len(self.taken)

@@ -15,7 +15,7 @@ from tornado.iostream import IOStream
 from tornado.process import task_id
 from tornado.web import RequestHandler
 
-from tornado_rbkit.bridge.clients import Audience
+from tornado_rbkit.bridge.clients import Clients
 from tornado_rbkit.bridge.commands import CommandQueue
 from tornado_rbkit.bridge.fanout import ClientCount, FanOut
 from tornado_rbkit.bridge.probe import Probe
@@ -25,7 +25,7 @@ from tornado_rbkit.bridge.target import Target, Trouble
 from tornado_rbkit.deadline import Deadline
 from tornado_rbkit.endpoints import check_endpoint
 from tornado_rbkit.frames import Form
-from tornado_rbkit.log_throttle import Repeats, times
+from tornado_rbkit.log_throttle import LogThrottle, times
 from tornado_rbkit.protocol import (
     CLOSE_GOING_AWAY,
     CLOSE_POLICY,
@@ -151,12 +151,12 @@ class Bridge:
             stall_timeout=settings.stall_timeout,
         )
         self._probe = Probe(self._ask_again)
-        self._sessions = Audience()
+        self._sessions = Clients()
         self._fan_out = FanOut()
         self._client_count = ClientCount(self._sessions, self._fan_out)
         self._connect_deadlines: dict[Session, Deadline] = {}  # of clients that wait for the profiler
         self._idle_timer: object | None = None
-        self._repeats = Repeats()
+        self._repeats = LogThrottle()
         self._trouble_logged = False
         self._restart_told = False
         self._is_another = False  # the process is not the previous one, by `retarget` or by its counter
@@ -208,7 +208,7 @@ class Bridge:
             self._lifeline.connect()
         except RbkitError as error:
             self.on_failure(str(error))
-        self._tell_audience()
+        self._update_encodings()
 
     def join(
         self,
@@ -244,7 +244,7 @@ class Bridge:
         if self._state is not State.CONNECTED:
             timeout = self._settings.connect_timeout
             self._connect_deadlines[session] = Deadline(timeout, partial(self._give_up, session))
-        self._tell_audience()
+        self._update_encodings()
         return session
 
     def leave(self, session: Session) -> None:
@@ -257,7 +257,7 @@ class Bridge:
         if deadline is not None:
             deadline.cancel()
         self._commands.forget(session)
-        self._tell_audience()
+        self._update_encodings()
         if not self._sessions and self._closing is None:
             self._idle_timer = self._loop.call_later(self._settings.idle_grace, self._go_idle)
 
@@ -427,8 +427,8 @@ class Bridge:
             deadline.cancel()
         self._connect_deadlines.clear()
 
-    def _tell_audience(self) -> None:
-        self._lifeline.set_audience(self._sessions.forms, len(self._sessions), self._sessions.generation)
+    def _update_encodings(self) -> None:
+        self._lifeline.set_encodings(self._sessions.forms, len(self._sessions), self._sessions.generation)
 
     # Life
 

@@ -11,14 +11,14 @@ from typing import Final
 
 from tornado_rbkit.bridge.session import Session
 from tornado_rbkit.frames import Form
-from tornado_rbkit.log_throttle import Repeats, times
+from tornado_rbkit.log_throttle import LogThrottle, times
 
 _log = logging.getLogger(__name__)
 
 _TOTALS: Final = ("messages_sent", "messages_dropped", "bytes_sent")  # attributes of `Outbox`
 
 
-class Audience:
+class Clients:
     """The sessions of one bridge, in the order in which they joined. Web loop only.
 
     Attributes:
@@ -31,7 +31,7 @@ class Audience:
         self._forms: Counter[Form] = Counter()
         self._departed = Counter(dict.fromkeys(_TOTALS, 0))
         self._empty = asyncio.Event()
-        self._repeats = Repeats()
+        self._repeats = LogThrottle()
 
     def __len__(self) -> int:
         return len(self._sessions)

@@ -9,7 +9,7 @@ from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from typing import Final
 
-from tornado_rbkit.bridge.clients import Audience
+from tornado_rbkit.bridge.clients import Clients
 from tornado_rbkit.bridge.session import Session
 from tornado_rbkit.protocol import CLIENT_COUNT, Notice
 from tornado_rbkit.upstream.subscriber import MAX_DELIVERED
@@ -114,20 +114,20 @@ class ClientCount:
     that 1,000 clients connecting at once do not cause half a million notices.
     """
 
-    def __init__(self, audience: Audience, fan_out: FanOut) -> None:
-        self._audience = audience
+    def __init__(self, clients: Clients, fan_out: FanOut) -> None:
+        self._clients = clients
         self._fan_out = fan_out
         self._reported = 0  # the generation last reported
         self._waits = False
 
     def update(self) -> None:
         """Report a new client, now or at the end of the interval."""
-        before_the_newest = list(self._audience.joined_by(self._audience.generation - 1)) if not self._waits else []
-        if not before_the_newest or self._reported == self._audience.generation:
+        before_the_newest = list(self._clients.joined_by(self._clients.generation - 1)) if not self._waits else []
+        if not before_the_newest or self._reported == self._clients.generation:
             return
         self._waits = True
-        self._reported = self._audience.generation
-        notice = Notice(CLIENT_COUNT, str(len(self._audience)))
+        self._reported = self._clients.generation
+        notice = Notice(CLIENT_COUNT, str(len(self._clients)))
         self._fan_out.begin(before_the_newest, lambda session: session.notify(notice), done=self._rest)
 
     def _rest(self, seconds: float) -> None:

@@ -12,7 +12,7 @@ from tornado.concurrent import Future
 from tornado.iostream import IOStream, SSLIOStream, StreamBufferFullError, StreamClosedError
 
 from tornado_rbkit.deadline import Deadline
-from tornado_rbkit.frames import JOIN_LIMIT, Buffer, Chunk, Run
+from tornado_rbkit.frames import JOIN_LIMIT, Buffer, Chunk, WriteUnit
 from tornado_rbkit.protocol import DROPPED
 
 WRITE_SIZE: Final = 1024 * 1024
@@ -71,7 +71,7 @@ class Outbox:
         self._data: deque[Chunk] = deque()
         self._begun: Chunk | None = None
         self._begun_is_data = False
-        self._runs: deque[Run] = deque()  # unwritten runs of the begun chunk; each holds whole frames
+        self._units: deque[WriteUnit] = deque()  # unwritten units of the begun chunk; each holds whole frames
         self._in_write = 0  # bytes written to the stream and not yet accepted
         self._data_in_write = 0  # the part of `_in_write` that counts in data_bytes; the rest counts in reply_bytes
         self._messages_in_write = 0
@@ -91,7 +91,7 @@ class Outbox:
     @property
     def messages_waiting(self) -> int:
         """Number of profiling messages that wait, including a begun one."""
-        begun = self._begun.messages if self._begun and self._begun_is_data and self._runs else 0
+        begun = self._begun.messages if self._begun and self._begun_is_data and self._units else 0
         return self._messages_in_write + begun + sum(chunk.messages for chunk in self._data)
 
     @property
@@ -137,11 +137,11 @@ class Outbox:
         self._data.extend(chunks)
         self.data_bytes += sum(chunk.size for chunk in chunks)
         self._flush_unless_due()
-        while self._data and self._is_over_the_bound and not (self._blocked or self._runs):
+        while self._data and self._is_over_the_bound and not (self._blocked or self._units):
             self._flush()  # drop nothing that the connection would accept
         self._keep_the_bound()
 
-    async def replies_gone(self) -> None:
+    async def drain(self) -> None:
         """Wait until the client's connection has accepted every reply, or the outbox is closed."""
         while self.reply_bytes:
             if self._replies_gone is None:
@@ -154,7 +154,7 @@ class Outbox:
         self.messages_dropped += self.messages_waiting
         self._replies.clear()
         self._data.clear()
-        self._runs.clear()
+        self._units.clear()
         self.data_bytes = self.reply_bytes = self._messages_in_write = 0
         self._blocked = False
         if self._stall_deadline is not None:
@@ -176,7 +176,7 @@ class Outbox:
         """Drop the oldest data until the rest is within the bound; one message larger than the bound is exempt."""
         under_way = 0
         if self._begun is not None and self._begun_is_data and self._begun.size > self._max_backlog:
-            under_way = sum(len(buffer) for run in self._runs for buffer in run)
+            under_way = sum(len(buffer) for unit in self._units for buffer in unit)
         while self._data:
             passes = not under_way and self._data[0].size > self._max_backlog
             exempt = self._data[0].size if passes else under_way
@@ -217,7 +217,7 @@ class Outbox:
 
     def _flush_next_turn(self) -> None:
         """Schedule the next write, if anything waits, so that the loop's other callbacks run first."""
-        if not self._turn_is_due and (self._replies or self._data or self._runs):
+        if not self._turn_is_due and (self._replies or self._data or self._units):
             self._turn_is_due = True
             self._stream.io_loop.add_callback(self._on_turn)
 
@@ -246,26 +246,26 @@ class Outbox:
 
     def _tell_dropped(self) -> None:
         """Report dropped messages once no data waits; drops while a report waits go into the next report."""
-        if self._dropped_untold and not (self._data or self._runs or DROPPED in self._replies):
+        if self._dropped_untold and not (self._data or self._units or DROPPED in self._replies):
             dropped, self._dropped_untold = self._dropped_untold, 0
             self._on_caught_up(dropped)
 
     def _next_buffers(self) -> list[Buffer]:
-        """Take the buffers of the next write off the queues: up to `_write_size`, or one run of a large message."""
+        """Take the buffers of the next write off the queues: up to `_write_size`, or one unit of a large message."""
         buffers: list[Buffer] = []
         while self._in_write < self._write_size and self._begin():
-            if buffers and len(self._runs) > 1:
-                break  # the runs of a large message are written separately
-            run = self._runs.popleft()
-            buffers += run
-            self._account_written(sum(map(len, run)))
-            if self._runs:
+            if buffers and len(self._units) > 1:
+                break  # the units of a large message are written separately
+            unit = self._units.popleft()
+            buffers += unit
+            self._account_written(sum(map(len, unit)))
+            if self._units:
                 break
         return buffers
 
     def _begin(self) -> bool:
         """Begin the next chunk unless one is begun; return whether there is a begun chunk."""
-        if not self._runs:
+        if not self._units:
             if self._replies:
                 _, self._begun = self._replies.popitem(last=False)
                 self._begun_is_data = False
@@ -273,7 +273,7 @@ class Outbox:
                 self._begun, self._begun_is_data = self._data.popleft(), True
             else:
                 return False
-            self._runs.extend(self._begun.runs)
+            self._units.extend(self._begun.units)
         return True
 
     def _account_written(self, size: int) -> None:
@@ -282,7 +282,7 @@ class Outbox:
         if not self._begun_is_data:
             return
         self._data_in_write += size
-        if not self._runs:
+        if not self._units:
             self._messages_in_write += self._begun.messages
 
     def _write(self, buffers: list[Buffer]) -> Future[None] | None:

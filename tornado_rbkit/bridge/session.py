@@ -277,4 +277,4 @@ class Session:
         if self._is_owed_too_much:
             self._room.clear()
             await self._room.wait()
-        await self.outbox.replies_gone()
+        await self.outbox.drain()

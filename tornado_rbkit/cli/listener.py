@@ -16,7 +16,7 @@ from tornado.iostream import IOStream
 from tornado.web import Application
 
 from tornado_rbkit.deadline import Deadline
-from tornado_rbkit.log_throttle import Repeats, times
+from tornado_rbkit.log_throttle import LogThrottle, times
 
 _log = logging.getLogger(__name__)
 
@@ -47,7 +47,7 @@ class BoundedServer(HTTPServer):
         super().initialize(application, max_header_size=MAX_HEADER_SIZE, max_body_size=MAX_BODY_SIZE)
         self._max_requests = max_requests
         self._requests: dict[Any, tuple[float, Deadline]] = {}  # oldest first: its start and its deadline
-        self._repeats = Repeats()
+        self._repeats = LogThrottle()
 
     def start_request(self, server_conn: Any, request_conn: HTTPConnection) -> HTTPMessageDelegate:
         """Start the deadline of a request; Tornado calls this for each request, before its first byte arrives."""
@@ -98,7 +98,7 @@ class Listener:
                 closed to make room.
         """
         self._server = server
-        self._repeats = Repeats()
+        self._repeats = LogThrottle()
         self._loop = IOLoop.current()
         self._sockets = list(sockets)
         self._pauses: dict[socket.socket, object] = {}

@@ -30,7 +30,7 @@ from tornado_rbkit.cli.program import ServerFailedError, as_python_does, own_mod
 from tornado_rbkit.cli.progress import Progress
 from tornado_rbkit.cli.stopping import stop_at_eof, stop_signals
 from tornado_rbkit.client import RbkitClient
-from tornado_rbkit.log_throttle import RepeatsFilter
+from tornado_rbkit.log_throttle import LogThrottleFilter
 from tornado_rbkit.profiler import RuntimeFolderError, list_servers
 from tornado_rbkit.profiler.folder import DIRECTORY_VARIABLE, check_chosen_folder, runtime_folder
 from tornado_rbkit.protocol import COMMANDS, CommandError, DecodeError, Event, Handshake, RbkitError, decode_handshake
@@ -65,7 +65,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
             level = logging.INFO if options.verbose else logging.ERROR if options.quiet else logging.WARNING
             logging.basicConfig(level=level, format=_LOG_FORMAT)
             for handler in logging.getLogger().handlers:
-                handler.addFilter(RepeatsFilter())
+                handler.addFilter(LogThrottleFilter())
             result = asyncio.run(result)
         if sys.stdout is not None:
             sys.stdout.flush()

@@ -71,9 +71,9 @@ class Connection:
         if self._thread is not None:
             self._thread.call_at_end(self._tell_end_of_thread)
 
-    def set_audience(self, forms: frozenset[Form], clients: int, generation: int) -> None:
-        """See `Upstream.set_audience`."""
-        self._io_loop.add_callback(self._upstream.set_audience, forms, clients, generation)
+    def set_encodings(self, forms: frozenset[Form], clients: int, generation: int) -> None:
+        """See `Upstream.set_encodings`."""
+        self._io_loop.add_callback(self._upstream.set_encodings, forms, clients, generation)
 
     def request(self, command: str, timeout: float) -> None:
         """See `Upstream.request`; no other command may be in flight."""

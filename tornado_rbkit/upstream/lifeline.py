@@ -10,7 +10,7 @@ from typing import Final
 from tornado.ioloop import IOLoop
 
 from tornado_rbkit.frames import Form
-from tornado_rbkit.log_throttle import Repeats, times
+from tornado_rbkit.log_throttle import LogThrottle, times
 from tornado_rbkit.protocol import RbkitError
 from tornado_rbkit.upstream.connection import Connection
 from tornado_rbkit.upstream.options import UpstreamOptions
@@ -46,7 +46,7 @@ class Lifeline:
         self._options = options
         self._listener = listener
         self._on_cancelled = on_cancelled
-        self._repeats = Repeats()
+        self._repeats = LogThrottle()
         self._loss_logged = False
         self._error: RuntimeError | None = None
         self._connection: Connection | None = None
@@ -104,10 +104,10 @@ class Lifeline:
         if self._error is not None:
             raise self._error
 
-    def set_audience(self, forms: frozenset[Form], clients: int, generation: int) -> None:
-        """See `Connection.set_audience`. Does nothing without a connection."""
+    def set_encodings(self, forms: frozenset[Form], clients: int, generation: int) -> None:
+        """See `Connection.set_encodings`. Does nothing without a connection."""
         if self._connection is not None:
-            self._connection.set_audience(forms, clients, generation)
+            self._connection.set_encodings(forms, clients, generation)
 
     def request(self, command: str, timeout: float) -> None:
         """See `Connection.request`; there must be a connection."""

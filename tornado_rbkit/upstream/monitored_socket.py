@@ -13,7 +13,7 @@ from zmq.eventloop.zmqstream import ZMQStream
 from zmq.utils.monitor import parse_monitor_message
 
 from tornado_rbkit.deadline import Deadline
-from tornado_rbkit.log_throttle import Repeats, times
+from tornado_rbkit.log_throttle import LogThrottle, times
 
 _log = logging.getLogger(__name__)
 
@@ -40,7 +40,7 @@ _OPTIONS: Final[Mapping[int, int]] = {
 }
 
 
-class Link:
+class MonitoredSocket:
     """One SUB or REQ socket and the monitor of its connection. On its loop's thread only.
 
     Attributes:
@@ -70,7 +70,7 @@ class Link:
         self._io_loop = io_loop
         self._max_message_bytes = options.get(zmq.MAXMSGSIZE, -1)
         self._on_change = on_change
-        self._repeats = Repeats()
+        self._repeats = LogThrottle()
         self._reconnect_deadline: Deadline | None = None
         with contextlib.ExitStack() as stack:
             socket = stack.enter_context(context.socket(kind))

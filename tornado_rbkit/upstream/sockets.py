@@ -12,7 +12,7 @@ from tornado.ioloop import IOLoop
 
 from tornado_rbkit.endpoints import require_descriptors
 from tornado_rbkit.frames import Form
-from tornado_rbkit.upstream.monitored_socket import Link
+from tornado_rbkit.upstream.monitored_socket import MonitoredSocket
 from tornado_rbkit.upstream.options import UpstreamOptions
 from tornado_rbkit.upstream.requester import Outcome, Requester
 from tornado_rbkit.upstream.subscriber import Batch, SocketSource, Subscriber
@@ -36,7 +36,7 @@ class State(enum.Enum):
 
 
 class Reach(NamedTuple):
-    """The endpoints that are connected, and the number of consecutive refusals (see `Link`) by endpoint."""
+    """The endpoints that are connected, and the number of consecutive refusals (see `MonitoredSocket`) by endpoint."""
 
     up: frozenset[str]
     refusals: Mapping[str, int]
@@ -96,7 +96,7 @@ class Upstream:
         self._options = options
         self._on_thread = on_thread
         self._state = State.CONNECTING
-        self._links: list[Link] = []
+        self._sockets: list[MonitoredSocket] = []
         self._subscriber: Subscriber | None = None
         self._requester: Requester | None = None
 
@@ -107,10 +107,10 @@ class Upstream:
         except Exception as error:  # noqa: BLE001 - whatever it is, the clients must get the reason
             self._post(self._listener.on_failure, failure_reason(error))
 
-    def set_audience(self, forms: frozenset[Form], clients: int, generation: int) -> None:
-        """See `Subscriber.set_audience`."""
+    def set_encodings(self, forms: frozenset[Form], clients: int, generation: int) -> None:
+        """See `Subscriber.set_encodings`."""
         if self._subscriber is not None:
-            self._subscriber.set_audience(forms, clients, generation)
+            self._subscriber.set_encodings(forms, clients, generation)
 
     def request(self, command: str, timeout: float) -> None:
         """See `Requester.request`."""
@@ -123,21 +123,21 @@ class Upstream:
             self._subscriber.close()
         if self._requester is not None:
             self._requester.stop()
-        for link in self._links:
-            link.stop()
+        for socket in self._sockets:
+            socket.stop()
 
     def close(self) -> None:
         """Close the sockets, after `stop`."""
         if self._requester is not None:
             self._requester.close()
-        for link in self._links:
-            link.close()
+        for socket in self._sockets:
+            socket.close()
 
     def _open(self) -> None:
         require_descriptors()
         options = self._options
         max_bytes = options.max_message_bytes
-        self._sub = self._link(
+        self._sub = self._connect(
             zmq.SUB, self._pub, {zmq.RCVHWM: options.rcvhwm, zmq.MAXMSGSIZE: max_bytes, zmq.SUBSCRIBE: b""}
         )
         self._subscriber = Subscriber(
@@ -150,7 +150,7 @@ class Upstream:
             compression_level=options.compression_level,
         )
         max_reply_bytes = min(max_bytes, MAX_REPLY_BYTES)
-        self._requests = self._link(zmq.REQ, self._req, {zmq.MAXMSGSIZE: max_reply_bytes, **Requester.OPTIONS})
+        self._requests = self._connect(zmq.REQ, self._req, {zmq.MAXMSGSIZE: max_reply_bytes, **Requester.OPTIONS})
         self._requester = Requester(
             self._requests.socket,
             self._io_loop,
@@ -158,10 +158,10 @@ class Upstream:
             max_reply_bytes=max_reply_bytes,
         )
 
-    def _link(self, kind: int, endpoint: str, options: Mapping[int, Any]) -> Link:
-        link = Link(self._context(), kind, endpoint, self._io_loop, options, self._on_change)
-        self._links.append(link)
-        return link
+    def _connect(self, kind: int, endpoint: str, options: Mapping[int, Any]) -> MonitoredSocket:
+        socket = MonitoredSocket(self._context(), kind, endpoint, self._io_loop, options, self._on_change)
+        self._sockets.append(socket)
+        return socket
 
     def _on_change(self) -> None:
         assert self._subscriber is not None
@@ -169,10 +169,10 @@ class Upstream:
             self._subscriber.reset_counter()
         if self._requester is not None and not self._requests.up:
             self._requester.fail("the rbkit server went away before it replied; it may have been carried out")
-        up = frozenset(link.endpoint for link in self._links if link.up)
-        refusals = {link.endpoint: link.refusals for link in self._links if link.refusals}
+        up = frozenset(socket.endpoint for socket in self._sockets if socket.up)
+        refusals = {socket.endpoint: socket.refusals for socket in self._sockets if socket.refusals}
         self._post(self._listener.on_reached, Reach(up, refusals))
-        if len(self._links) == 2 and all(link.up for link in self._links):
+        if len(self._sockets) == 2 and all(socket.up for socket in self._sockets):
             state = State.CONNECTED
         elif self._state is State.CONNECTED:
             state = State.DISCONNECTED

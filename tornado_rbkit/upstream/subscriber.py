@@ -15,7 +15,7 @@ import zmq
 from tornado.ioloop import IOLoop
 
 from tornado_rbkit.frames import FRAGMENT_SIZE, Buffer, Chunk, Form, encode_in_slices
-from tornado_rbkit.log_throttle import Repeats, times
+from tornado_rbkit.log_throttle import LogThrottle, times
 from tornado_rbkit.protocol import Field, message_counter
 
 _log = logging.getLogger(__name__)
@@ -100,7 +100,7 @@ class SocketSource:
                 longer message is discarded, and counted as missed.
         """
         self._max_message_bytes = max_message_bytes
-        self._repeats = Repeats()
+        self._repeats = LogThrottle()
         self._socket = socket
         self._io_loop = io_loop
 
@@ -310,7 +310,7 @@ class Subscriber:
         self._timer: object | None = None
         self._wait(Phase.LISTENING)
 
-    def set_audience(self, forms: Iterable[Form], clients: int, generation: int) -> None:
+    def set_encodings(self, forms: Iterable[Form], clients: int, generation: int) -> None:
         """Set the encodings of the batches; without any, pending and arriving messages are discarded.
 
         Args:

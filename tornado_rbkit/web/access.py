@@ -18,12 +18,12 @@ from tornado.httputil import HTTPServerRequest
 from tornado.web import HTTPError, RequestHandler
 
 from tornado_rbkit.deadline import Deadline
-from tornado_rbkit.log_throttle import Repeats, times
+from tornado_rbkit.log_throttle import LogThrottle, times
 from tornado_rbkit.protocol import COMMANDS, VIEW_COMMAND, CommandError, parse_command
 from tornado_rbkit.web.guesses import Guesses
 
 _log = logging.getLogger(__name__)
-_repeats = Repeats()  # throttles the log of errors in `authorize`, which a client can cause as often as it likes
+_repeats = LogThrottle()  # throttles the log of errors in `authorize`, which a client can cause as often as it likes
 
 Authorize: TypeAlias = Callable[[RequestHandler, str], bool | Awaitable[bool]]
 

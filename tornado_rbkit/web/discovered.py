@@ -15,7 +15,7 @@ from typing import Final, NamedTuple
 
 from tornado_rbkit.bridge.bridge import Bridge
 from tornado_rbkit.endpoints import EndpointError
-from tornado_rbkit.log_throttle import Repeats, times
+from tornado_rbkit.log_throttle import LogThrottle, times
 from tornado_rbkit.profiler.discovery import RunningServer, list_servers
 from tornado_rbkit.protocol import RbkitError
 from tornado_rbkit.upstream.iothread import IOLoopThread
@@ -87,7 +87,7 @@ class DiscoveredTargets(Mapping[str, Bridge]):
         self._unreachable: set[RunningServer] = set()
         self._leaving: set[asyncio.Task[None]] = set()
         self._unusable = ""
-        self._repeats = Repeats()
+        self._repeats = LogThrottle()
 
     def __getitem__(self, name: str) -> Bridge:
         return self._shown()[name]

@@ -239,7 +239,7 @@ class RbkitWebSocketHandler(AccessHandler, WebSocketHandler):
             raise WebSocketClosedError
         payload = utf8(json_encode(message) if isinstance(message, dict) else message)
         self._session.outbox.send_reply(encode_message(payload, binary=binary))
-        return asyncio.ensure_future(self._session.outbox.replies_gone())
+        return asyncio.ensure_future(self._session.outbox.drain())
 
     def _close_with(self, code: int, reason: str) -> None:
         self._cancel_ping()
