@@ -1,10 +1,10 @@
-"""An rbkit 2.1 server inside a Python process, which any rbkit client can talk to.
+"""An rbkit 2.1 server inside a Python process, for any rbkit client.
 
     from tornado_rbkit import profiler
 
     profiler.start_server()
 
-Nothing is measured until a client, or `start_profiling`, asks for it.
+Nothing is measured until a client or `start_profiling` asks for it.
 """
 
 from tornado_rbkit.profiler.arguments import ArgumentError

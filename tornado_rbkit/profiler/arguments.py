@@ -1,4 +1,4 @@
-"""What `start_server` and `start_profiling` are given, checked before anything begins."""
+"""Check the arguments of `start_server` and `start_profiling` before anything starts."""
 
 from __future__ import annotations
 
@@ -8,20 +8,20 @@ from typing import Final
 from tornado_rbkit.protocol import RbkitError
 
 MAX_INTERVAL: Final = 3600.0
-"""Seconds between two samples, at the most."""
+"""The longest cpu_sampling_interval, in seconds."""
 
 CLOCKS: Final = ("wall", "cpu")
 
 
 class ArgumentError(RbkitError, ValueError):
-    """An argument that cannot be used; the message names it, and what is allowed."""
+    """An argument cannot be used; the message names it and says what is allowed."""
 
 
 def check_server(pub: object, req: object, name: object) -> None:
-    """Check where a server is to be, and what it is to be called.
+    """Check the endpoints and the name of a server.
 
     Raises:
-        ArgumentError: one of them is neither None nor a text that can be used.
+        ArgumentError: an argument is neither None nor usable text.
     """
     for setting, endpoint in (("pub", pub), ("req", req)):
         if endpoint is not None and not _is_text(endpoint):
@@ -41,7 +41,7 @@ def check_interval(interval: object) -> None:
     if (
         isinstance(interval, bool)
         or not isinstance(interval, numbers.Real)
-        or not 0 < float(interval) <= MAX_INTERVAL  # NaN is neither
+        or not 0 < float(interval) <= MAX_INTERVAL  # false for NaN
     ):
         raise ArgumentError(
             f"cpu_sampling_interval={interval!r} is out of range; allowed: seconds above 0, at most {MAX_INTERVAL:g}"
@@ -52,12 +52,12 @@ def check_clock(clock_type: object) -> None:
     """Check a clock_type.
 
     Raises:
-        ArgumentError: it is none of `CLOCKS`.
+        ArgumentError: it is not one of `CLOCKS`.
     """
     if not isinstance(clock_type, str) or clock_type not in CLOCKS:
         raise ArgumentError(f"clock_type={clock_type!r} is unknown; allowed: {', '.join(CLOCKS)}")
 
 
 def _is_text(value: object) -> bool:
-    """Return True for what libzmq, which takes the bytes up to a NUL, would take whole."""
+    """Return True for text that UTF-8 can encode and that has no NUL, at which libzmq would cut it."""
     return isinstance(value, str) and "\0" not in value and not any("\ud800" <= char <= "\udfff" for char in value)

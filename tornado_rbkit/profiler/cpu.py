@@ -1,25 +1,25 @@
 """Sample the stacks of the process's threads.
 
-A sampler thread asks the interpreter for every thread's frame, once in each interval of an absolute schedule. It needs
-the GIL for that, and a thread that computes in Python gives it up only after the interpreter's switch interval. At the
-usual 5 ms that would be a fifth of the looks. So while samples are taken the switch interval is lowered to half the
-sampling interval (but 0.5 ms), for the whole process, and set back afterwards, unless the host has set another
-meanwhile. `CPUSampler.status` tells what rate of looks is reached.
+A sampler thread asks the interpreter for every thread's frame once per interval of an absolute schedule. This needs
+the GIL, and a thread that computes in Python releases the GIL only after the interpreter's switch interval. With the
+default of 5 ms the sampler would reach a fifth of its ticks. So during sampling the switch interval is lowered to half
+the sampling interval (at least 0.5 ms) for the whole process, and restored afterwards unless the host has changed it.
+`CPUSampler.status` reports the achieved rate.
 
-Where the sampler comes late, some thread has computed meanwhile and the others have waited, for the GIL or for what
-they waited for before. So what it sees then is told once for each tick it missed, with that tick's time, but for
-`MAKE_UP_SECONDS` at the most: on a machine that keeps the sampler waiting for longer, ticks are lost, as they are
-where an extension's call holds the GIL for longer. Without this a thread that computes for a few milliseconds between
-waits, when the sampler gets the GIL best, would be seen computing down to half as often as it does. What bias remains:
-within a burst of a few milliseconds the end weighs more than the beginning.
+If the sampler wakes late because another thread held the GIL, the stacks it sees are repeated once per missed tick,
+with that tick's timestamp, for at most `MAKE_UP_SECONDS`. Ticks beyond that are lost: when the machine keeps the
+sampler waiting for longer, or an extension's call holds the GIL for longer. Without the repetition, a thread that
+computes for a few milliseconds between waits would be seen computing as little as half as often as it does, because
+the sampler gets the GIL most easily during the waits. The remaining bias: within a burst of a few milliseconds the end
+weighs more than the beginning.
 
-Clocks: ``wall`` samples every thread, ``cpu`` those that burned an interval's worth of CPU time since they were last
-sampled, once for each interval of it, so that a thread's samples are in proportion to its CPU time. Per-thread CPU
-clocks are read on Linux, by the kernel's thread id; elsewhere there is only ``wall``, and the handshake says so.
-Threads that `threading` does not know have no clock either and are sampled as on the wall.
+Clocks: ``wall`` samples every thread; ``cpu`` samples a thread once for each interval of CPU time that it has used
+since its last sample, so that a thread's samples are proportional to its CPU time. Per-thread CPU clocks are read on
+Linux, by the kernel's thread id; other systems have only ``wall``, and the handshake reports it. Threads unknown to
+`threading` have no CPU clock either and are sampled as with ``wall``.
 
-The stacks are read as `frames` says. On Python 3.10 a frame is kept alive while it is packed: if its function returns
-in these microseconds, what the frame held is released on the sampler's thread.
+The stacks are read as described in `frames`. On Python 3.10 a frame is kept alive while it is packed: if its function
+returns in these microseconds, the objects that the frame held are released on the sampler's thread.
 """
 
 from __future__ import annotations
@@ -41,13 +41,13 @@ from tornado_rbkit.profiler.signals import leave_signals_to_the_host
 from tornado_rbkit.protocol import EventType, Field
 
 DEFAULT_INTERVAL: Final = 0.001
-"""Seconds, as rbkit's."""
+"""Seconds, as in rbkit."""
 
 MIN_SWITCH_INTERVAL: Final = 0.0005
 
 MAKE_UP_SECONDS: Final = 0.02
-"""What a late sample stands for at the most. Longer than that it is the system that keeps the sampler waiting, and one
-look would be told a hundred times over."""
+"""The longest delay for which stacks are repeated. In a longer one the system keeps the sampler waiting, and one stack
+would be repeated a hundred times."""
 
 HAS_CPU_CLOCK: Final = sys.platform.startswith("linux")
 
@@ -56,13 +56,13 @@ _PAYLOAD_KEY: Final = bytes((Field.PAYLOAD,))
 
 
 class CPUSampler:
-    """Sample from `start` to `stop`, but neither its own thread nor those left out.
+    """Sample all threads from `start` to `stop`, except the sampler's own thread and the threads in `leave_out`.
 
-    `start`, `stop` and the setting of `clock_type` are one thread's; `status` is any thread's.
+    Call `start` and `stop` and set `clock_type` on one thread; `status` may be called on any thread.
 
     Args:
-        publisher: where the samples go.
-        leave_out: threads, by their identifiers; None for the one that starts it.
+        publisher: receives the samples.
+        leave_out: identifiers of threads; None for the thread that calls `start`.
     """
 
     def __init__(self, publisher: Publisher, leave_out: Collection[int] | None = None) -> None:
@@ -85,10 +85,10 @@ class CPUSampler:
         return self._thread is not None
 
     def start(self, interval: float | None = None) -> None:
-        """Start sampling each `interval` seconds, or go on at the interval there was.
+        """Start sampling every `interval` seconds; None keeps the current interval.
 
         Raises:
-            ArgumentError: the interval is out of its range.
+            ArgumentError: the interval is out of range.
         """
         if interval is not None:
             check_interval(interval)
@@ -99,7 +99,7 @@ class CPUSampler:
         self._running = threading.Lock()
         self._running.acquire()
         self._ticks = self._late = self._samples = 0
-        self._switching.lower(self.interval / 2)  # with a whole one every other tick would be late
+        self._switching.lower(self.interval / 2)  # a whole interval would make every other tick late
         self._began = time.monotonic()
         self._own = {threading.get_ident()} if self._leave_out is None else set(self._leave_out)
         self._thread = threading.Thread(target=self._run, name="rbkit-cpu", daemon=True)
@@ -116,11 +116,11 @@ class CPUSampler:
             self._switching.restore()
 
     def abandon(self) -> None:
-        """Set back, in a forked child, what the parent's sampler had changed."""
+        """Restore, in a forked child, the switch interval that the parent's sampler changed."""
         self._switching.restore()
 
     def status(self) -> dict[str, Any]:
-        """Return the interval asked for (seconds), and the rates asked for and reached (ticks per second)."""
+        """Return the requested interval (seconds) and the requested and achieved rates (ticks per second)."""
         seconds = (time.monotonic() if self.enabled else self._ended) - self._began
         return {
             "enabled": self.enabled,
@@ -138,7 +138,7 @@ class CPUSampler:
         self._own.add(threading.get_ident())
         self._clocks = ThreadClocks()
         due = time.monotonic() + self.interval
-        # a lock and no Event, whose every wait makes a lock that the memory profile would tell of
+        # A lock, not an Event: each Event.wait() creates a lock, which the memory profile would report.
         while not self._running.acquire(timeout=max(0.0, due - time.monotonic())):
             behind = int((time.monotonic() - due) / self.interval)
             due += (behind + 1) * self.interval
@@ -154,7 +154,7 @@ class CPUSampler:
         return int(MAKE_UP_SECONDS / self.interval)
 
     def _tick(self, ticks: int) -> None:
-        """Publish what every thread does, for each of so many ticks, of which this is the last."""
+        """Sample every thread for the last `ticks` ticks, including this one, and publish the samples."""
         now = time.time()
         threads = thread_ids() - self._own
         if self.clock_type == "cpu":
@@ -173,14 +173,14 @@ class CPUSampler:
 
 
 class SwitchInterval:
-    """The interpreter's switch interval, lowered for a while. One thread's."""
+    """Lowers the interpreter's switch interval and restores it. For use by one thread."""
 
     def __init__(self) -> None:
         self._before: float | None = None
         self._lowered = 0.0
 
     def lower(self, interval: float) -> None:
-        """Lower it to `interval` seconds, if it is above."""
+        """Lower it to `interval` seconds (at least `MIN_SWITCH_INTERVAL`), if it is above."""
         before = sys.getswitchinterval()
         wanted = max(interval, MIN_SWITCH_INTERVAL)
         if wanted < before:
@@ -188,14 +188,14 @@ class SwitchInterval:
             self._before, self._lowered = before, sys.getswitchinterval()
 
     def restore(self) -> None:
-        """Set back what `lower` changed, unless it is another by now. May be called twice."""
+        """Restore the interval that `lower` changed, unless it has been changed since. May be called twice."""
         before, self._before = self._before, None
         if before is not None and sys.getswitchinterval() == self._lowered:
             sys.setswitchinterval(before)
 
 
 class ThreadClocks:
-    """What CPU time each thread has used that it was not sampled for. One thread's; Linux."""
+    """The CPU time that each thread has used and was not sampled for yet. For use by one thread; Linux."""
 
     def __init__(self) -> None:
         self._clocks: dict[int, int] = {}
@@ -203,9 +203,9 @@ class ThreadClocks:
         self._owed: dict[int, int] = {}
 
     def burned(self, threads: Iterable[int], interval: float, ticks: int, most: int) -> dict[int, int]:
-        """Return how often each thread used `interval` seconds of CPU time since it was last returned, up to `most`.
+        """Return how many whole intervals of CPU time each thread used since the last call; remainders carry over.
 
-        A thread without a clock is returned for each of the `ticks`; one that used nothing, not at all.
+        A count is at most `most` + 1. A thread without a clock counts `ticks`; a thread with a count of 0 is left out.
         """
         threads = list(threads)
         self._forget_ended(threads)
@@ -232,14 +232,14 @@ class ThreadClocks:
                 return None
         try:
             return time.clock_gettime_ns(clock)
-        except OSError:  # it has ended; its identifier may already be another's
+        except OSError:  # the thread has ended; its identifier may already be reused
             self._drop(thread_id)
             return None
 
     def _find(self, thread_id: int) -> int | None:
-        # Not pthread_getcpuclockid(): it reads the memory of a thread that may be gone. The clock made of the
-        # kernel's thread id (include/linux/posix-timers.h: ~tid << 3 | CPUCLOCK_PERTHREAD | CPUCLOCK_SCHED) is an
-        # error for one that has ended, and nothing else.
+        # Not pthread_getcpuclockid(): it reads the memory of a thread that may have ended. Reading the clock made of
+        # the kernel's thread id (include/linux/posix-timers.h: ~tid << 3 | CPUCLOCK_PERTHREAD | CPUCLOCK_SCHED) only
+        # raises an error if the thread has ended.
         for thread in threading.enumerate():
             if thread.ident == thread_id and thread.native_id is not None:
                 clock = self._clocks[thread_id] = ~thread.native_id << 3 | 6
@@ -256,9 +256,9 @@ class ThreadClocks:
 
 
 class FrameCache:
-    """Stack frames as MessagePack, all but the thread id, which comes last. One thread's.
+    """Stack frames as MessagePack, without the value of thread_id, which comes last. For use by one thread.
 
-    What is kept of a code object goes when the code object goes.
+    The entry of a code object is removed when the code object is freed.
     """
 
     def __init__(self) -> None:
@@ -292,8 +292,8 @@ class FrameCache:
 
 
 def pack_frame(code: CodeType, lasti: int, namespace: dict[str, Any], frame: FrameType | None = None) -> bytes:
-    """Return a stack frame (a `Place`) as MessagePack, up to where the value of its thread_id belongs."""
-    module = dict.get(namespace, "__name__")  # of a subclass of dict, `get` could be the host's
+    """Return a stack frame (a `Place`) as MessagePack, up to and including the key thread_id."""
+    module = dict.get(namespace, "__name__")  # not namespace.get(): a subclass of dict may override it
     qualname = qualified_name(code, frame)
     label = f"{module}.{qualname}" if type(module) is str else qualname
     return b"".join(
@@ -319,11 +319,11 @@ def line_number(code: CodeType, lasti: int) -> int:
     for start, end, line in code.co_lines():
         if start <= lasti < end:
             return line or 0
-    return code.co_firstlineno  # it has not begun
+    return code.co_firstlineno  # the frame has not run an instruction yet
 
 
 def qualified_name(code: CodeType, frame: FrameType | None) -> str:
-    """Return ``Class.method`` or ``function``: co_qualname, or on Python 3.10 what self or cls tell."""
+    """Return ``Class.method`` or ``function``, from co_qualname or on Python 3.10 from self or cls."""
     if sys.version_info >= (3, 11):
         return code.co_qualname
     owner = None if frame is None else _class_of_first_argument(frame)
@@ -337,11 +337,11 @@ def _first_argument(code: CodeType) -> str | None:
 
 
 def _class_of_first_argument(frame: FrameType) -> type | None:
-    """Return the class whose method the frame runs, without calling anything of the host's.
+    """Return the class whose method the frame runs, without running any of the host's code.
 
-    Attribute access and isinstance could be the host's; `type`'s own descriptors are the interpreter's. The variables
-    are read as the collector reads them: f_locals would leave a copy in the frame, and what the function deletes
-    would live on in it. Whichever of them is an instance of the class, the method is found in the same place.
+    Attribute access and isinstance may run the host's code; `type`'s own descriptors do not. The variables are read as
+    the collector reads them: f_locals would leave a copy in the frame, which would keep objects alive that the
+    function deletes. Every variable that holds an instance of the class leads to the same method.
     """
     if _first_argument(frame.f_code) not in ("self", "cls"):
         return None
@@ -354,7 +354,7 @@ def _class_of_first_argument(frame: FrameType) -> type | None:
 
 
 def _owner(value: Any, code: CodeType) -> type | None:
-    """Return the class in which `code` is a method, if `value` is that class or a heir of it, or an instance."""
+    """Return the class that has `code` as a method, if `value` is that class, a subclass, or an instance."""
     for base in type_mro(value if type in type_mro(type(value)) else type(value)):
         found: Any = type_dict(base).get(code.co_name)
         if type(found) in (classmethod, staticmethod):

@@ -1,4 +1,4 @@
-"""The process that ``tornado-rbkit demo`` looks at: the workload under the profiler, until standard input ends."""
+"""The process that ``tornado-rbkit demo`` profiles: the demo workload with a profiler, until standard input ends."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from tornado_rbkit.profiler.workload import run
 
 
 def main() -> None:
-    """Print the server's endpoints as a line of JSON, and work."""
+    """Print the server's endpoints as a line of JSON, and run the workload until standard input ends."""
     server = start_profiling(
         name="demo",
         enable_cpu_profiling=True,

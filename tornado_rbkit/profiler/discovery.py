@@ -1,8 +1,8 @@
-"""Find the profiled processes of a user: each running server leaves a small file in a folder that is the user's own.
+"""Find a user's profiled processes by the small files that running servers write to the user's runtime folder.
 
-The folder (see the module `folder`) may be shared with other PID namespaces (containers) or hosts, where a pid means
-another process. So a file says where it was written, its name is unique, and only files that were written in this PID
-namespace are ever removed.
+The folder (see `folder`) may be shared with other PID namespaces (containers) or hosts, where the same pid is another
+process. So a file records where it was written, its name is unique, and only files that were written in this PID
+namespace are removed.
 """
 
 from __future__ import annotations
@@ -23,8 +23,8 @@ from tornado_rbkit.profiler.endpoints import accepts
 from tornado_rbkit.profiler.folder import prepare_folder, runtime_folder, verify_folder
 
 _MAX_BYTES: Final = 65_536
-_MAX_NAME: Final = 200  # characters, of what stands in lists, logs and paths
-_LATEST: Final = 1 << 36  # seconds, which every calendar has
+_MAX_NAME: Final = 200  # characters; names appear in lists, logs and paths
+_LATEST: Final = 1 << 36  # seconds since the epoch, in the year 4147, which `datetime` can represent
 _TOUCH_SECONDS: Final = 3600.0  # systemd-tmpfiles removes files after 10 days, macOS after 3
 _log = logging.getLogger(__name__)
 
@@ -40,16 +40,16 @@ class RunningServer(NamedTuple):
 
 
 def list_servers() -> list[RunningServer]:
-    """Return the servers that run, in the order they started, and remove the files of processes that are gone.
+    """Return the running servers in the order they started, and remove the files of processes that have ended.
 
-    A server runs if its REP socket accepts a connection; at an address that is neither a Unix socket nor loopback,
-    if its process does. A process is known by its pid and PID namespace, and on Linux by when it started, since pids
-    are reused; on Windows, where that is not looked up, the file of a killed process stays. Files that are malformed,
-    or another user's, are ignored. Any thread.
+    A server is running if its REP socket accepts a connection or, at an address that is neither a Unix socket nor
+    loopback, if its process is running. A process is identified by its pid and PID namespace, and on Linux also by its
+    start time, since pids are reused; on Windows, where processes are not looked up, the file of a killed process
+    stays. Malformed files and other users' files are ignored. Any thread.
 
     Raises:
-        RuntimeFolderError: the folder is another user's, or others may write to it.
-        OSError: it cannot be read, or there are too few file descriptors.
+        RuntimeFolderError: the folder belongs to another user, or others may write to it.
+        OSError: the folder cannot be read, or there are too few file descriptors.
     """
     folder = runtime_folder()
     try:
@@ -69,19 +69,19 @@ def list_servers() -> list[RunningServer]:
         elif accepts(server.req):
             found.append(server)
     found.sort(key=lambda server: server.started)
-    newest = {server.req: server for server in found}  # an endpoint is one process's; the file of the one before stays
+    newest = {server.req: server for server in found}  # one process has an endpoint; an earlier one's file may be left
     return [server for server in found if newest[server.req] is server]
 
 
 class Announcement:
-    """The file that tells other processes of this process's server. The server's thread only."""
+    """The file by which other processes find this process's server. The server's thread only."""
 
     def __init__(self, key: str, server: RunningServer) -> None:
-        """Write the file; log a warning if that cannot be done.
+        """Write the file; log a warning if that fails.
 
         Args:
-            key: the file's name, from `unique_key`.
-            server: this process's.
+            key: the name of the file, from `unique_key`.
+            server: the server of this process.
         """
         self.path: Path | None = None
         self._key = key
@@ -90,18 +90,18 @@ class Announcement:
         self._write()
 
     def keep(self) -> None:
-        """Write the file again if somebody removed it, and touch it each hour: cleaners remove what is old."""
+        """Write the file again if it was removed, and touch it every hour: cleaners remove old files."""
         try:
             if self.path is not None:
                 if abs(time.time() - self.path.stat().st_mtime) > _TOUCH_SECONDS:
                     os.utime(self.path)
                 return
-        except OSError:  # it is gone, or its folder is
+        except OSError:  # the file or its folder was removed
             self.path = None
         self._write()
 
     def withdraw(self) -> None:
-        """Remove the file; does nothing if it is gone, or was never written."""
+        """Remove the file; does nothing if it was removed already or never written."""
         if self.path is not None:
             _remove(self.path)
 
@@ -116,7 +116,7 @@ class Announcement:
             partial.unlink(missing_ok=True)
             descriptor = os.open(partial, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600)
             with open(descriptor, "w", encoding="utf-8") as file:
-                file.write(json.dumps(facts))  # json.dump leaves garbage that only the collector finds
+                file.write(json.dumps(facts))  # json.dump leaves reference cycles for the collector
             path = folder / f"{self._key}.json"
             os.replace(partial, path)
         except OSError as error:
@@ -128,7 +128,7 @@ class Announcement:
             self._reported = False
 
     def _remove_older(self, folder: Path) -> None:
-        """Remove the files of an earlier server with this pid: of a program that called exec, or was killed."""
+        """Remove the files of an earlier server with this pid, whose program called exec or was killed."""
         here = _namespace()
         for path in folder.glob(f"{self._server.pid}-*.json"):
             facts = _read(path)
@@ -137,7 +137,7 @@ class Announcement:
 
 
 def unique_key() -> str:
-    """Return a name for the files of one server; the pid alone is another process's in other PID namespaces."""
+    """Return a unique name for the files of one server; another PID namespace may have a process with the same pid."""
     return f"{os.getpid()}-{secrets.token_hex(4)}"
 
 
@@ -146,7 +146,7 @@ def _read(path: Path) -> dict[str, Any] | None:
         descriptor = os.open(path, os.O_RDONLY | getattr(os, "O_NOFOLLOW", 0) | getattr(os, "O_NONBLOCK", 0))
     except OSError as error:
         if error.errno in (errno.EMFILE, errno.ENFILE):
-            raise  # it says nothing about the file
+            raise  # the file may be valid
         return None  # removed meanwhile, or a link
     try:
         status = os.fstat(descriptor)
@@ -175,7 +175,7 @@ def _parse(facts: dict[str, Any]) -> RunningServer | None:
 
 
 def _namespace() -> dict[str, Any]:
-    """Return the facts that say where a pid is valid; None in ``pid_namespace`` if that cannot be told."""
+    """Return the facts that say where a pid is valid; ``pid_namespace`` is None if it cannot be determined."""
     facts: dict[str, Any] = {"host": socket.gethostname(), "pid_namespace": None}
     if not sys.platform.startswith("linux"):
         return {**facts, "pid_namespace": 0}
@@ -201,30 +201,30 @@ def _is_dead(pid: int, process_started: object) -> bool:
     except ProcessLookupError:
         return True
     except PermissionError:
-        pass  # another user's, or behind a security module
+        pass  # the process is another user's, or a security module forbids the call
     fields = _stat_fields(pid)
     return fields is not None and (fields[0] in (b"Z", b"X") or process_started not in (None, int(fields[19])))
 
 
 def _process_started(pid: int) -> int | None:
-    """Return when a process started, in clock ticks since the boot; None where that cannot be told."""
+    """Return when a process started, in clock ticks since the boot; None if that cannot be determined."""
     fields = _stat_fields(pid)
     return None if fields is None else int(fields[19])
 
 
 def _stat_fields(pid: int) -> list[bytes] | None:
-    """Return the fields of /proc/PID/stat from the third on, the state (proc(5)); None where there is no such file."""
+    """Return the fields of /proc/PID/stat from the third, the state, on (proc(5)); None if there is no such file."""
     if not sys.platform.startswith("linux"):
         return None
     try:
         line = Path(f"/proc/{pid}/stat").read_bytes()
     except OSError:
         return None
-    return line.rpartition(b")")[2].split()  # the name in () may hold anything
+    return line.rpartition(b")")[2].split()  # the name in () may contain any character
 
 
 def _remove(path: Path, server: RunningServer | None = None) -> None:
-    """Remove a server's file, and the socket files that are named like it."""
+    """Remove a server's file and the socket files with the same name."""
     endpoints = () if server is None else (server.pub, server.req)
     sockets = [Path(endpoint[6:]) for endpoint in endpoints if endpoint.startswith("ipc://")]
     for each in (path, *(each for each in sockets if each.stem == path.stem)):

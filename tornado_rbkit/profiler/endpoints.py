@@ -1,4 +1,4 @@
-"""Where a server binds: its endpoints, the errors of taking them, and giving them up in a forked child."""
+"""Bind a server's endpoints, check whether they accept connections, and release them in a forked child."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ from tornado_rbkit.profiler.folder import prepare_folder, runtime_folder, tempor
 from tornado_rbkit.protocol import RbkitError
 
 _DEFAULTS: Final = {zmq.PUB: ("RBKIT_PUB_PORT", "pub"), zmq.REP: ("RBKIT_REQ_PORT", "req")}
-"""By kind of socket: the variable of its port, and the suffix of its file."""
+"""By kind of socket: the environment variable for its port, and the suffix of its socket file."""
 
 _UNIX_SOCKETS: Final = os.name != "nt" and hasattr(socket, "AF_UNIX")
 _FOLDERS: Final[tuple[Callable[[], Path], ...]] = (
@@ -32,19 +32,19 @@ _FOLDERS: Final[tuple[Callable[[], Path], ...]] = (
 )
 
 HIGH_WATER_MARK: Final = 1000
-"""Messages that wait for one subscriber, as rbkit's; a subscriber that has more waiting loses what follows."""
+"""Messages that may wait for one subscriber, as in rbkit; a subscriber with a full queue loses further messages."""
 
 _BACKLOG: Final = 100
-"""Connections that wait to be accepted, as libzmq has it (ZMQ_BACKLOG)."""
+"""Connections that may wait to be accepted, as in libzmq (ZMQ_BACKLOG)."""
 
 _PROBE_SECONDS: Final = 0.05
-"""How long a connection on this machine may take; one that takes longer waits in the backlog of a busy process."""
+"""How long connecting on this machine may take; beyond that, the connection waits in the backlog of a busy process."""
 
 _log = logging.getLogger(__name__)
 
 
 class BindError(RbkitError, OSError):
-    """An endpoint that cannot be bound; `endpoint` is which, `errno` and `reason` are why."""
+    """An endpoint cannot be bound; `endpoint` names it, `errno` and `reason` say why."""
 
     def __init__(self, number: int, reason: str, endpoint: str) -> None:
         super().__init__(number, f"{reason}: {endpoint}")
@@ -55,20 +55,20 @@ class BindError(RbkitError, OSError):
 def bind_chosen(
     context: zmq.Context[Any], kind: zmq.SocketType, given: str | None, key: str
 ) -> tuple[zmq.Socket[bytes], str]:
-    """Return a socket bound to the endpoint that was given, or that the environment names, or to one of its own.
+    """Return a socket bound to the given endpoint, to the port in the environment, or to a default endpoint.
 
-    Its own is a Unix socket in the runtime folder or, where that cannot be used or its path is too long, in the
-    user's folder for temporary files; else a free port on 127.0.0.1, which is logged, since other users can connect
-    to it. See `bind` for the rest.
+    The default is a Unix socket in the runtime folder or, if that cannot be used or its path is too long, in the
+    user's folder for temporary files. If neither can be used, it is a free port on 127.0.0.1, which is logged, since
+    other users can connect to it. See `bind` for the rest.
 
     Args:
-        context: of the server's sockets.
+        context: the context of the server's sockets.
         kind: PUB or REP.
-        given: an endpoint; without it the port of RBKIT_PUB_PORT or RBKIT_REQ_PORT, where that is set.
-        key: what the file of a socket of its own is called, from `unique_key`.
+        given: an endpoint; if None, the port in RBKIT_PUB_PORT or RBKIT_REQ_PORT is used, if that is set.
+        key: the name of the default endpoint's file, from `unique_key`.
 
     Raises:
-        BindError: the endpoint given, or the variable's port, is taken, malformed, or may not be bound.
+        BindError: the given endpoint, or the variable's port, is in use, malformed, or may not be bound.
     """
     if given:
         return bind(context, kind, given)
@@ -104,12 +104,12 @@ def _bind_to_port(
 
 
 def bind(context: zmq.Context[Any], kind: int, endpoint: str) -> tuple[zmq.Socket[bytes], str]:
-    """Return a bound socket and the endpoint it really has (a port for ``*``). The caller closes it.
+    """Return a bound socket and its actual endpoint (with a port for ``*``). The caller closes the socket.
 
-    The socket is its thread's from now on (zmq_socket(3)), so this is for the thread that will use it.
+    A ZMQ socket belongs to one thread (zmq_socket(3)), so call this on the thread that will use it.
 
     Raises:
-        BindError: the endpoint is taken, malformed, or may not be bound.
+        BindError: the endpoint is in use, malformed, or may not be bound.
     """
     port = endpoint.rpartition(":")[2]
     if endpoint.startswith("tcp://") and port.isdigit() and int(port) > 65535:  # libzmq takes it modulo 65536
@@ -122,7 +122,7 @@ def bind(context: zmq.Context[Any], kind: int, endpoint: str) -> tuple[zmq.Socke
         sock.sndhwm = HIGH_WATER_MARK
         if endpoint.startswith("ipc://") and endpoint != "ipc://*" and _UNIX_SOCKETS:
             _bind_to_file(sock, endpoint)
-        else:  # for "ipc://*" libzmq makes a folder that is its owner's alone
+        else:  # for "ipc://*" libzmq makes a folder that only its owner can access
             sock.bind(endpoint)
     except BindError:
         sock.close(0)
@@ -135,11 +135,11 @@ def bind(context: zmq.Context[Any], kind: int, endpoint: str) -> tuple[zmq.Socke
 
 
 def same_endpoint(given: str, bound: str) -> bool:
-    """Return True if a socket bound to the endpoint `given` could be at `bound`, which `bind` returned.
+    """Return True if binding to `given` could have given `bound`, an endpoint that `bind` returned.
 
-    A name of an interface or a host other than localhost is not resolved.
+    Names of interfaces, and of hosts other than localhost, are not resolved.
     """
-    if given.endswith("*"):  # any will do
+    if given.endswith("*"):  # any endpoint matches
         return True
     if given.startswith("ipc://") and bound.startswith("ipc://"):
         return os.path.realpath(given.removeprefix("ipc://")) == os.path.realpath(bound.removeprefix("ipc://"))
@@ -156,44 +156,44 @@ def _tcp_address(endpoint: str) -> tuple[str, str]:
 
 
 def _bind_to_file(sock: zmq.Socket[bytes], endpoint: str) -> None:
-    """Bind to a file with the permissions 0600, which nobody can connect to before it has them.
+    """Bind to a socket file with the permissions 0600, and let nobody connect before they are set.
 
-    Between bind and listen nobody can connect, so both are done here, and the socket is given to libzmq
-    (ZMQ_USE_FD). A umask around libzmq's bind would be every thread's.
+    Nobody can connect between bind and listen, so both are called here, and the socket is passed to libzmq
+    (ZMQ_USE_FD). A umask around libzmq's bind would apply to every thread.
     """
     path = endpoint.removeprefix("ipc://")
     if len(os.fsencode(path)) > MAX_IPC_PATH:
         raise BindError(errno.ENAMETOOLONG, f"a socket's path is at most {MAX_IPC_PATH} bytes", endpoint)
     if _answers(path):
-        raise BindError(errno.EADDRINUSE, "in use by another program", endpoint)  # libzmq would take it over
+        raise BindError(errno.EADDRINUSE, "in use by another program", endpoint)  # libzmq would replace its file
     with socket.socket(socket.AF_UNIX) as listener:
-        unlink(endpoint)  # of a process that was killed
+        unlink(endpoint)  # left over from a killed process
         listener.bind(path)
         os.chmod(path, 0o600)
         listener.listen(_BACKLOG)
         listener.setblocking(False)
         sock.setsockopt(zmq.USE_FD, listener.fileno())
         sock.bind(endpoint)
-        listener.detach()  # it is libzmq's now
+        listener.detach()  # libzmq closes it from now on
 
 
 def unlink(endpoint: str) -> None:
-    """Remove the socket file of an ``ipc://`` endpoint that was closed; libzmq leaves it behind."""
+    """Remove the socket file of a closed ``ipc://`` endpoint; libzmq leaves it behind."""
     if endpoint.startswith("ipc://"):
         Path(endpoint.removeprefix("ipc://")).unlink(missing_ok=True)
 
 
 def restore(sock: zmq.Socket[bytes], endpoint: str) -> None:
-    """Listen again at an endpoint of `bind_chosen` if somebody removed its file or folder; connections stay.
+    """Listen again at an endpoint of `bind_chosen` if its file or folder was removed; connections stay open.
 
     Raises:
-        OSError: the folder cannot be used, or the endpoint cannot be bound; it can be tried again.
+        OSError: the folder cannot be used, or the endpoint cannot be bound; the call can be repeated.
     """
     path = Path(endpoint.removeprefix("ipc://"))
     if os.path.lexists(path):
         return
     prepare_folder(path.parent)
-    with contextlib.suppress(zmq.ZMQError):  # an earlier try has done it
+    with contextlib.suppress(zmq.ZMQError):  # an earlier call has unbound it
         sock.unbind(endpoint)
     try:
         _bind_to_file(sock, endpoint)
@@ -205,16 +205,16 @@ def _answers(path: str) -> bool:
     """Return True if a process accepts connections on this socket file."""
     try:
         if not stat.S_ISSOCK(Path(path).stat().st_mode):
-            return True  # a file of somebody's, which libzmq would remove
+            return True  # another kind of file, which libzmq would remove
     except OSError:
         return False
     return _connects(socket.AF_UNIX, path)
 
 
 def accepts(endpoint: str) -> bool:
-    """Return whether a process accepts connections at an endpoint. Any thread; it takes `_PROBE_SECONDS` at most.
+    """Return whether a process accepts connections at an endpoint. Any thread; takes at most `_PROBE_SECONDS`.
 
-    True too where that cannot be told: at an address that is neither a Unix socket nor loopback.
+    The result is also True for an address that is neither a Unix socket nor loopback, which is not probed.
 
     Raises:
         OSError: there are too few file descriptors.
@@ -239,17 +239,17 @@ def _connects(family: int, address: str | tuple[str, int]) -> bool:
         try:
             probe.connect(address)
         except (TimeoutError, BlockingIOError):
-            return os.name != "nt"  # the backlog is full: the process is stopped, or busy; Windows refuses so slowly
+            return os.name != "nt"  # the backlog is full: the process is stopped or busy. Windows refuses this slowly
         except OSError:
             return False
     return True
 
 
 def release_inherited(endpoints: list[str]) -> None:
-    """Close what a forked child inherited of its parent's sockets, at these endpoints.
+    """Close the sockets at these endpoints that a forked child inherited from its parent.
 
-    Without it the port would stay taken, and clients would hang, for as long as a child outlives its parent. Only
-    for the child, after the fork, where no ZMQ thread runs. Does nothing where descriptors cannot be listed.
+    Otherwise the port would stay in use, and clients would hang, for as long as a child outlives its parent. Call it
+    only in the child, after the fork, where no ZMQ thread runs. Does nothing if descriptors cannot be listed.
     """
     for descriptor in _descriptors():
         try:

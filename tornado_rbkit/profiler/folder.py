@@ -1,7 +1,7 @@
-"""The runtime folder: where the files and the Unix sockets of this user's servers are.
+"""The runtime folder, which holds the files and the Unix sockets of this user's servers.
 
 It is RBKIT_RUNTIME_DIR, else ``rbkit`` in XDG_RUNTIME_DIR, else ``rbkit-UID`` in the folder for temporary files. It is
-used only if it belongs to the user and nobody else may write to it: whoever writes there says where clients connect.
+used only if it belongs to the user and nobody else may write to it, because its files decide where clients connect.
 """
 
 from __future__ import annotations
@@ -22,10 +22,10 @@ class RuntimeFolderError(RbkitError, OSError):
 
 
 def runtime_folder() -> Path:
-    """Return the absolute path of the folder where the files are, or would be. Any thread.
+    """Return the absolute path of the runtime folder, which may not exist yet. Any thread.
 
     Raises:
-        RuntimeFolderError: there is no folder for temporary files, and neither variable names another.
+        RuntimeFolderError: there is no folder for temporary files, and neither variable names a folder.
     """
     chosen = os.environ.get(DIRECTORY_VARIABLE)
     session = os.environ.get("XDG_RUNTIME_DIR")
@@ -38,32 +38,32 @@ def runtime_folder() -> Path:
 
 
 def temporary_folder(parent: str) -> Path:
-    """Return the path of this user's folder in a folder for temporary files."""
+    """Return the path of this user's runtime folder within a folder for temporary files."""
     user = os.getuid() if hasattr(os, "getuid") else os.environ.get("USERNAME", "user")
     return Path(parent, f"rbkit-{user}").absolute()
 
 
 def check_chosen_folder() -> None:
-    """See whether the folder that RBKIT_RUNTIME_DIR names can be used, and make it if it is not there.
+    """Check that the folder in RBKIT_RUNTIME_DIR, if set, can be used; create it if it does not exist.
 
     Raises:
-        RuntimeFolderError: it cannot be used.
+        RuntimeFolderError: the folder cannot be used.
     """
     if os.environ.get(DIRECTORY_VARIABLE):
         prepare_folder(runtime_folder())
 
 
 def prepare_folder(folder: Path) -> None:
-    """Make the folder, and those above it, with the mode 0700 unless they are there.
+    """Create the folder and its missing parents with the mode 0700.
 
     Raises:
-        RuntimeFolderError: it cannot be used.
+        RuntimeFolderError: the folder cannot be used.
     """
     try:
         for missing in reversed([each for each in (folder, *folder.parents) if not os.path.lexists(each)]):
             missing.mkdir(mode=0o700, exist_ok=True)
     except FileExistsError:
-        pass  # and verify_folder says what it is
+        pass  # verify_folder reports what is there
     except OSError as error:
         text = f"{folder} cannot be made ({error.strerror}); set {DIRECTORY_VARIABLE}"
         raise RuntimeFolderError(text) from error
@@ -73,11 +73,11 @@ def prepare_folder(folder: Path) -> None:
 
 
 def verify_folder(folder: Path) -> None:
-    """Raise if the folder is not this user's alone to write to.
+    """Check that the folder belongs to this user and that nobody else may write to it.
 
     Raises:
-        RuntimeFolderError: it is not.
-        OSError: it cannot be looked at.
+        RuntimeFolderError: the check failed.
+        OSError: the folder does not exist, or its status cannot be read.
     """
     if not hasattr(os, "getuid"):
         return

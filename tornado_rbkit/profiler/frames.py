@@ -1,14 +1,13 @@
 """Read the stacks of the process's threads while no other thread can run.
 
-A stack is read in one go (see `uninterrupted`): it is what it was at one moment, and on Python 3.11 and later no frame
-is referred to when other threads run again, so none is released on the sampler's thread. (On Python 3.10 frames are
-kept until the sample is packed, because only a frame tells the class of a method there.)
+A stack is read in one go (see `uninterrupted`), so it shows a single moment. On Python 3.11 and later no reference to
+a frame is kept when other threads run again, so no frame is released on the sampler's thread. (On Python 3.10 frames
+are kept until the sample is packed, because only the frame gives the class of a method there.)
 
-On Python 3.11 the process would crash otherwise. There a frame object is created when somebody looks at the frame
+On Python 3.11 the process would crash otherwise. There a frame object is created when a frame is first accessed
 (Python/frame.c, _PyFrame_MakeAndSetFrameObject), and its allocation may start a collection that lets other threads
-run. Until it continues, the function whose frame was looked at may have returned, and the interpreter then writes to
-memory that is in use for something else. Python 3.10 has an object for every frame, and from Python 3.12 on no
-collection starts there.
+run. Meanwhile the function may return, and the interpreter then writes to memory that has been reused. Python 3.10 has
+an object for every frame, and from Python 3.12 on no collection starts there.
 """
 
 from __future__ import annotations
@@ -58,7 +57,7 @@ def read_stacks(threads: Iterable[int]) -> dict[int, list[Place]]:
 
 
 def _follow(frames: Iterable[FrameType | None]) -> Iterator[list[Place]]:
-    """Return an iterator that reads the stack of each frame, and runs no bytecode."""
+    """Return an iterator that reads the stack of each frame without running bytecode."""
     steps: Any = map(chain, zip(frames), map(repeat, repeat("f_back"), repeat(MAX_DEPTH - 1)))
     walks: Any = map(takewhile, repeat(operator.truth), map(accumulate, steps, repeat(getattr)))
     return map(list, map(map, repeat(read_place), walks))

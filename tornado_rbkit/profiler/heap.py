@@ -1,24 +1,23 @@
-"""A heap snapshot: every object the collector tracks, and what they refer to that it does not (strings, numbers).
+"""A heap snapshot: the objects that the collector tracks, and the untracked values they refer to (strings, numbers).
 
-The heap is walked in slices of some milliseconds, with the host running in between, so a snapshot is no moment in
-time: objects made after its beginning are in it only where they are no more than values, and what the collector tracks
-and dies during the walk is kept until its end (and is then released on the server's thread). What holds the GIL for
-longer than a slice are single calls of the interpreter: the list of all tracked objects at the beginning (some 80 ms
-per million up to Python 3.13, see `tracked`, 15 ms from Python 3.14 on), and the references of one very large
-container.
+The heap is walked in slices of some milliseconds, between which the host runs, so a snapshot does not show a single
+moment: objects created after its start are included only if they are plain values, and tracked objects that die during
+the walk are kept until its end (and are then released on the server's thread). Two single calls of the interpreter
+hold the GIL for longer than a slice: listing all tracked objects at the start (about 190 ms per million up to
+Python 3.13, see `tracked`, 15 ms from Python 3.14 on), and reading the references of one very large container.
 
-A value is referred to only until its row is packed, a slice or two after its container's: nothing keeps the host from
-resizing a NumPy array, which refuses while something else refers to the array. (An instance of a subclass that the
-collector tracks is kept until the end.) Up to Python 3.13 a tuple that only a running function's variable refers to
-may be missing.
+A value is referred to only until its row is packed, a slice or two after its container's row: the host can then resize
+a NumPy array, which fails while something else refers to the array. (An instance of a subclass that the collector
+tracks is kept until the end.) Up to Python 3.13 a tuple may be missing if only a running function's variable refers to
+it.
 
-Not in it: the profiler's own objects, but for its modules, what they define, and the odd one that only the interpreter
-holds; and objects that were set aside with `gc.freeze`, which the collector does not list. File and line are known of
-objects made while tracemalloc traced, but not of those the interpreter takes from a list of free ones, and on
-Python 3.11 not of instances with a ``__dict__`` (a fault of its tracemalloc).
+A snapshot leaves out the profiler's own objects, except its modules, their definitions, and a few objects that only
+the interpreter holds. It also leaves out objects frozen with `gc.freeze`, which the collector does not list. File and
+line are known for objects created while tracemalloc traced, except objects that the interpreter takes from a free list
+and, on Python 3.11, instances with a ``__dict__`` (a bug in its tracemalloc).
 
-No code of the host's is called: classes are read through `type`'s own descriptors, references by the collector's
-traversal, and sizes by ``__sizeof__`` only where that is not written in Python.
+None of the host's code is run: classes are read through `type`'s own descriptors, references through the collector's
+traversal, and sizes through ``__sizeof__`` only if that is not written in Python.
 """
 
 from __future__ import annotations
@@ -49,12 +48,12 @@ from tornado_rbkit.profiler.tracked import list_tracked
 from tornado_rbkit.protocol import EventType, Field
 
 DUMP_OBJECTS: Final = 1000
-"""Objects in one object_space_dump, as rbkit's."""
+"""Objects in one object_space_dump, as in rbkit."""
 
 COLLECTION_DUMPS: Final = 10
-"""Dumps in one event_collection: half a megabyte, where rbkit sends all of them in one."""
+"""Dumps in one event_collection: half a megabyte. rbkit sends all dumps in one."""
 
-_SHARDS: Final = 251  # a prime, for ids are multiples of 16
+_SHARDS: Final = 251  # a prime, because ids are multiples of 16
 _OBJECT_ID: Final = int(Field.OBJECT_ID)
 _CLASS_NAME: Final = int(Field.CLASS_NAME)
 _REFERENCES: Final = int(Field.REFERENCES)
@@ -64,21 +63,21 @@ _SIZE: Final = int(Field.SIZE)
 
 
 class Snapshot:
-    """One walk over the heap. The server's thread's.
+    """One walk over the heap. For use by the server's thread.
 
     Args:
-        correlation_id: what its dumps have in common.
+        correlation_id: identifies the dumps of this snapshot.
         own: the roots of the profiler's own objects, which are left out.
     """
 
     def __init__(self, correlation_id: int, own: list[object]) -> None:
         self.correlation_id = correlation_id
         self.total = 0
-        """The objects found so far; all of them after the walk."""
+        """The number of objects found so far; the final number after the walk."""
         self._timestamp = pack_double(time.time() * 1000.0)
         self._bodies: list[bytes] = []
-        self._rows = 0  # that are in the packer
-        # One set of a million would be rehashed in one go of 50 ms, with the GIL held.
+        self._rows = 0  # rows in the packer
+        # Rehashing a single set of a million ids would hold the GIL for 50 ms.
         self._seen: list[set[int]] = [set() for _ in range(_SHARDS)]
         self._values: list[Any] = []
         self._names = ClassNames()
@@ -90,22 +89,22 @@ class Snapshot:
         self._own: set[int] = set()
 
     def walk(self) -> Iterator[None]:
-        """Look at every object, and yield after each slice; the host's turn is the caller's to give."""
+        """Look at every object, and yield after each slice, for the caller to let the host run."""
         size = SliceSize(500)
         tracked = list_tracked()
-        # now, for what another thread of ours has just made
+        # only now, to include objects that another thread of the profiler has just created
         self._own = own_ids([*self._roots, self, tracked]) | own_frames()
         objects, values = tracked.objects, self._values
         at, item = 0, None
         while at < len(objects) or values:
             with size as count:
                 for _ in range(count):
-                    if values:  # first, because nobody else may count on being their only owner meanwhile
+                    if values:  # first, because the host is not their only owner until then
                         self._add(values.pop())
                     elif at < len(objects):
                         item = objects[at]
                         at += 1
-                        # None stands where a tuple was taken out; something may have led to another tuple before
+                        # None replaces a tuple that was taken out; a reference may have led to another tuple before
                         if item is not None and (type(item) is not tuple or self._is_new(id(item))):
                             self._add(item)
             yield
@@ -114,7 +113,7 @@ class Snapshot:
         self._seen = []
 
     def messages(self, publisher: Publisher) -> Iterator[bytes]:
-        """Give the event_collections, after the walk; each is forgotten once it was given."""
+        """Yield the event_collections after the walk, and drop each from memory."""
         head = b"".join(
             (
                 bytes((0x85, Field.EVENT_TYPE, EventType.OBJECT_SPACE_DUMP, Field.TIMESTAMP)),
@@ -149,8 +148,8 @@ class Snapshot:
                 if other_id not in shard:
                     shard.add(other_id)
                     self._values.append(other)
-        # Straight into the packer's buffer: every object that is made here is traced by tracemalloc where that is on,
-        # which takes longer than to make it.
+        # Pack straight into the packer's buffer: if tracemalloc is on, it traces every object created here, which
+        # takes longer than creating it.
         packer, pack = self._packer, self._packer.pack
         packer.pack_map_header(6)
         pack(_OBJECT_ID)
@@ -174,7 +173,7 @@ class Snapshot:
         self._cut()
 
     def _is_new(self, object_id: int) -> bool:
-        """Return True the first time that something leads to an object."""
+        """Return True the first time that a reference leads to an object."""
         shard = self._seen[object_id % _SHARDS]
         if object_id in shard:
             return False
@@ -182,7 +181,7 @@ class Snapshot:
         return True
 
     def _learn(self, cls: type) -> str:
-        """Return the class's name as it can be packed; nothing for the profiler's own classes."""
+        """Return the class's name as text that can be packed; an empty string for the profiler's own classes."""
         (name,) = self._names.of([cls])
         text = "" if is_own(name) else name.encode("utf-8", "surrogateescape").decode("utf-8", "replace")
         self._texts[id(cls)] = text
@@ -196,8 +195,8 @@ class Snapshot:
             return None
 
     def _pack_place(self, item: Any) -> None:
-        """Pack where the object was made, after the key of the file."""
-        trace = _get_object_traceback(item)  # tracemalloc's function of that name makes objects of it
+        """Pack the file and line where the object was created; the key of the file is packed already."""
+        trace = _get_object_traceback(item)  # tracemalloc.get_object_traceback() would create objects
         pack = self._packer.pack
         file, line = trace[0] if trace else (None, None)
         if file is not None and not file.isascii():
@@ -215,9 +214,9 @@ class Snapshot:
 
 
 def size_function(cls: type) -> Callable[[Any], int]:
-    """Return what gives the size of the class's instances in bytes without running Python code of the host's.
+    """Return a function that gives the size of the class's instances in bytes without running the host's Python code.
 
-    That is `sys.getsizeof`, or for a class whose ``__sizeof__`` is written in Python the one of `object`.
+    It is `sys.getsizeof`, or `object.__sizeof__` for a class whose ``__sizeof__`` is written in Python.
     """
     for base in type_mro(cls):
         found = type_dict(base).get("__sizeof__")

@@ -1,42 +1,42 @@
-"""The memory profile: objects made and gone, the collector's pauses, and its figures each five seconds.
+"""The memory profile: objects created and destroyed, the collector's pauses, and gc_stats every five seconds.
 
-Objects are found by comparing what the collector tracks (`gc.get_objects`) between two ticks, so what lives for
-less than a tick, and what is never tracked (strings, numbers, containers of these alone), is not seen. An id is an
-address: when an object dies and another of the same class takes its place between two ticks, that cannot be told
-from one object that lives on; of another class, it is reported as destroyed and created.
+Objects are found by comparing the objects that the collector tracks (`gc.get_objects`) at two ticks. Objects that live
+for less than a tick, and objects that are never tracked (strings, numbers, containers of these alone), are not seen.
+An id is an address: if an object dies and another object takes its address between two ticks, this is not noticed if
+both have the same class; otherwise one object is reported as destroyed and one as created.
 
-The collector stops tracking some objects that live on. None of these is told as destroyed:
+The collector stops tracking some objects that live on. None of these objects is reported as destroyed:
 
-- Tuples of plain values (strings, numbers, tuples of these) are not told at all, nor, up to Python 3.13, dicts that
-  hold nothing else when they are first seen.
-- Up to Python 3.13 a dict that held more, and holds only plain values when a full collection comes, is looked for
-  among what the tracked objects refer to. It is told as destroyed only if it is held by nothing but a running
-  function's variable, or by something that is not tracked.
-- What goes in a tick in which `gc.freeze` was called is not told before `gc.unfreeze`. Objects that were frozen before
-  the start are not seen.
+- Tuples of plain values (strings, numbers, tuples of these) are not reported at all, nor, up to Python 3.13, dicts
+  that hold only plain values when they are first seen.
+- Up to Python 3.13 a dict that held other objects, and holds only plain values when a full collection runs, is
+  searched for among the objects that tracked objects refer to. It is reported as destroyed only if nothing refers to
+  it except a running function's variable or an untracked object.
+- Objects that disappear in a tick in which `gc.freeze` was called are not reported before `gc.unfreeze`. Objects that
+  were frozen before the start are not seen.
 
-Stopping compares once more, for two seconds at the most, before the command is answered: what a longer comparison
-would have found is not told.
+Stopping compares once more, for at most two seconds, before the command is answered. Differences that a longer
+comparison would have found are not reported.
 
-Stack frames are not told either: it is looking at them, as CPU sampling does, that makes objects of them.
+Stack frames are not reported either: CPU sampling itself creates frame objects by reading frames.
 
-A tick begins with the list of all objects, which holds the GIL for longer the more there are (see `tracked`), and
-works in slices of some milliseconds, between which the host has the GIL. Until it is done it holds the objects it has
-not yet looked at, except tuples with a single reference. Ticks come each second, or as much more seldom as it takes
-for them, and for what the server's thread does between them to publish it all, to stay within 5 % of the process's
-time. What that does not count is the GIL: while a tick lasts, a host that computes has half of it.
+A tick starts by listing all objects, which holds the GIL for longer the more objects there are (see `tracked`), and
+continues in slices of some milliseconds, between which the host has the GIL. Until it ends it keeps the objects alive
+that it has not yet looked at, except tuples with a single reference. A tick runs every second, or less often, so that
+ticks, and the publishing by the server's thread in between, take at most 5 % of the process's time. This does not
+count waiting for the GIL: during a tick, a host that computes has the GIL half of the time.
 
-The figures of gc_stats, under rbkit's keys; ``''`` where CPython cannot tell:
+The figures of gc_stats, under rbkit's keys; ``''`` if CPython does not provide the figure:
 
 ========================================  ================================================================
 count                                     collections of all generations
 minor_gc_count                            collections of generations 0 and 1
 major_gc_count                            collections of generation 2 (full ones)
-heap_live_slots                           blocks that the allocator has given out (`sys.getallocatedblocks`)
-old_objects                               objects that the last comparison found, and frozen ones (``''`` before the
-                                          first; to count those of generation 2 would be to list them)
-total_freed_objects                       objects freed by the collector; those whose last reference went are not
-                                          counted anywhere
+heap_live_slots                           blocks that the allocator has handed out (`sys.getallocatedblocks`)
+old_objects                               objects found by the last comparison, and frozen objects (``''`` before the
+                                          first; counting the objects of generation 2 would mean listing them)
+total_freed_objects                       objects freed by the collector; CPython does not count objects freed with
+                                          their last reference
 total_heap_size                           resident memory in bytes (Linux, else ``''``)
 total_memsize                             bytes that tracemalloc has traced (``''`` when it is off)
 heap_allocated_pages, heap_eden_pages,    ``''``: the allocator's arenas cannot be counted from within, and have no
@@ -44,9 +44,9 @@ heap_tomb_pages, heap_allocatable_pages,  eden, tomb or sorted list
 heap_sorted_length
 heap_free_slots, heap_final_slots,        ``''``: free blocks are not counted, nothing waits to be finalized or swept
 heap_swept_slots
-old_objects_limit                         ``''``: the growth that brings on a full collection is not told
+old_objects_limit                         ``''``: the growth that triggers a full collection is not available
 total_allocated_objects                   ``''``: allocations are not counted
-malloc_increase_bytes,                    ``''``: collections come after a number of objects, not of bytes
+malloc_increase_bytes,                    ``''``: collections start after a number of objects, not of bytes
 malloc_increase_bytes_limit,
 oldmalloc_increase_bytes,
 oldmalloc_increase_bytes_limit
@@ -88,24 +88,24 @@ _LEAST_REST: Final = 0.05
 """The shortest time between two comparisons."""
 
 SHARE: Final = 0.05
-"""The most of the process's time that comparisons may take, on average."""
+"""The largest share of the process's time that comparisons may take, on average."""
 
 _LOOKED_AT: Final = 20_000
-"""Objects of the last tick that are looked for in one slice."""
+"""Objects of the last tick that are searched for in one slice."""
 
 UNKNOWN: Final = ""
-"""What rbkit sends where Ruby has nil."""
+"""The value that rbkit sends where Ruby has nil."""
 
 
 class MemoryProfile:
     """Publish the memory profile from `start` to `stop`.
 
-    Everything belongs to the server's thread but `status`, which is any thread's, and the collector's callback,
-    which runs on whatever thread collects.
+    For use by the server's thread, except `status`, which any thread may call, and the collector's callback, which
+    runs on the thread that collects.
 
     Args:
-        publisher: where the events go.
-        own: gives the roots of the profiler's own objects, which are left out.
+        publisher: receives the events.
+        own: returns the roots of the profiler's own objects, which are left out.
     """
 
     def __init__(self, publisher: Publisher, own: Callable[[], list[object]]) -> None:
@@ -117,22 +117,22 @@ class MemoryProfile:
         self._collections: deque[tuple[str, float]] = deque()
         self._callback = _callback(self._collections)
         self._known = KindsById()
-        self._single: set[int] = set()  # the tuples with a single reference among them
+        self._single: set[int] = set()  # ids of the known tuples with a single reference
         self._tracked = 0
-        self._aside: set[int] = set()  # what gc.freeze took out of the collector's sight
-        self._untracked: set[int] = set()  # dicts that live, but are not tracked any more
+        self._aside: set[int] = set()  # ids of objects that gc.freeze hid from the collector
+        self._untracked: set[int] = set()  # ids of dicts that are alive but no longer tracked
         self._full_collections = self._frozen = 0
         self._interned: dict[str, str] = {}
         self._tick: Iterator[None] | None = None
         self._tick_due = self._stats_due = 0.0
         self._tick_cost = 0.0
         self._tick_spent = 0.0
-        self._began = self._began_cpu = 0.0  # of the last comparison: when, and this thread's CPU time then
+        self._began = self._began_cpu = 0.0  # of the last comparison: its start, and this thread's CPU time then
         self._spent = 0.0
         self._ticks = 0
 
     def start(self, *, trace_objects: bool = True, gc_stats: bool = True) -> None:
-        """Start; what exists now is the baseline, and only what comes and goes afterwards is told."""
+        """Start profiling; the objects that exist now are the baseline, and only later changes are reported."""
         if self.enabled and (self.trace_objects, self.gc_stats) == (trace_objects, gc_stats):
             return
         self.stop()
@@ -146,7 +146,7 @@ class MemoryProfile:
             self._tick = self._begin(baseline=True)
 
     def stop(self) -> None:
-        """Stop, and forget every object. May be called twice."""
+        """Stop profiling and forget every object. May be called twice."""
         if not self.enabled:
             return
         self.enabled = False
@@ -157,14 +157,14 @@ class MemoryProfile:
         self._single, self._aside, self._untracked = set(), set(), set()
 
     def last_comparison(self) -> Iterator[None]:
-        """Compare once more, slice by slice, before `stop`: what has come and gone since the last tick is told."""
+        """Compare once more, slice by slice, before `stop`, to report the changes since the last tick."""
         if self.enabled and self.trace_objects:
             if self._tick is not None:
                 yield from self._tick
             yield from self._begin()
 
     def work(self) -> float | None:
-        """Do what is due, at most one slice; return the seconds after which there is more, None when disabled."""
+        """Do the work that is due, at most one slice; return the seconds until the next call, None when disabled."""
         if not self.enabled:
             return None
         now = time.monotonic()
@@ -180,11 +180,11 @@ class MemoryProfile:
             self._tick = self._begin()
         if self._tick is not None:
             self._step(self._tick)
-        # A wake-up costs time as well, and so moves what is due: coming back sooner might never get there.
+        # A wake-up also costs CPU time and so postpones the next tick: waking more often might never reach it.
         return 0.001 if self._tick is not None else max(_LEAST_REST, due - now)
 
     def status(self) -> dict[str, Any]:
-        """Return the cost of the last comparison (seconds of CPU), how many there were, and the pause between."""
+        """Return the cost of the last comparison (seconds of CPU time), their number, and the pause between two."""
         return {
             "enabled": self.enabled,
             "tracked_objects": self._tracked,
@@ -196,7 +196,7 @@ class MemoryProfile:
 
     def _step(self, tick: Iterator[None]) -> None:
         began = time.thread_time()
-        if next(tick, self) is self:  # a generator's yields are None: it has ended
+        if next(tick, self) is self:  # the generator, which only yields None, has ended
             self._tick = None
         self._tick_spent += time.thread_time() - began
         if self._tick is None:
@@ -207,13 +207,13 @@ class MemoryProfile:
             self._tick_due = time.monotonic() + _pause(self._tick_cost)
 
     def _begin(self, *, baseline: bool = False) -> Iterator[None]:
-        """List what there is now, and return what compares it with what was there at the last tick."""
+        """List the tracked objects, and return a generator that compares them with the objects of the last tick."""
         collections, self._full_collections = self._full_collections, _full_collections()
         frozen, self._frozen = self._frozen, gc.get_freeze_count()
         return self._compare(list_tracked(self._single), collections, frozen, baseline=baseline)
 
     def _compare(self, tracked: Tracked, collections: int, frozen: int, *, baseline: bool = False) -> Iterator[None]:
-        """Compare slice by slice, and publish the difference; the counts are of before the last tick."""
+        """Compare slice by slice and publish the differences; the counts are from the start of the last tick."""
         timestamp = pack_double(time.time() * 1000.0)
         own = own_ids([*self._own(), self, tracked])
         names = ClassNames(self._interned)
@@ -245,7 +245,7 @@ class MemoryProfile:
                 part, item = [], None
             yield
         yield from self._compare_tuples(tracked, present, own, timestamp, baseline=baseline)
-        frozen_now = gc.get_freeze_count()  # which counts them one by one
+        frozen_now = gc.get_freeze_count()  # this counts the objects one by one
         if not frozen_now:
             self._aside = set()
         yield from self._tell_destroyed(
@@ -260,7 +260,7 @@ class MemoryProfile:
     def _compare_tuples(
         self, tracked: Tracked, present: KindsById, own: set[int], timestamp: bytes, *, baseline: bool
     ) -> Iterator[None]:
-        """Compare the tuples that have a single reference slice by slice, and publish what is new."""
+        """Compare the tuples with a single reference slice by slice, and publish the new ones."""
         kind = self._interned.setdefault("tuple", "tuple")
         before, after = _created(timestamp, kind)
         size = SliceSize()
@@ -289,7 +289,7 @@ class MemoryProfile:
     def _tell_destroyed(
         self, timestamp: bytes, present: KindsById, *, some_frozen: bool, some_untracked: bool
     ) -> Iterator[None]:
-        """Tell what has gone, and keep as present what only the collector has lost sight of."""
+        """Publish the objects that were destroyed; keep objects as present that are merely no longer tracked."""
         untracked: set[int] = set()
         looked_at = 0
         for before, now in zip(self._known, present, strict=True):
@@ -304,14 +304,14 @@ class MemoryProfile:
                     continue
                 now[object_id] = kind
             looked_at += len(before)
-            before.clear()  # here, and not all of them at the end in one go
+            before.clear()  # here, because clearing all dicts at the end would take long
             if looked_at > _LOOKED_AT:
                 looked_at = 0
                 yield
         if untracked and some_untracked:
             found: set[int] = set()
             yield from _find_dicts(untracked, found)
-            found.difference_update(map(id, present))  # which are new, and may be where one has been
+            found.difference_update(map(id, present))  # these dicts are new, and may have the address of an old one
             for object_id in untracked - found:
                 self._publisher.add(_destroyed(timestamp, object_id))
                 del present[object_id >> 16 & KindsById.LAST][object_id]
@@ -324,13 +324,13 @@ class MemoryProfile:
             timestamp = pack_double(seconds * 1000.0)
             if phase == "start":
                 self._publisher.add(_bare(EventType.GC_START, timestamp))
-            else:  # CPython has no mark and sweep of their own: both end with the collection
+            else:  # CPython has no separate mark and sweep phases: both end with the collection
                 self._publisher.add(_bare(EventType.GC_END_M, timestamp))
                 self._publisher.add(_bare(EventType.GC_END_S, timestamp))
 
 
 def _find_dicts(wanted: set[int], found: set[int]) -> Iterator[None]:
-    """Find, slice by slice, the dicts with these ids that anything tracked refers to."""
+    """Find, slice by slice, the dicts with the ids `wanted` that a tracked object refers to; add them to `found`."""
     tracked = list_tracked(frozenset())
     objects, content = tracked.objects, tracked.content
     size = SliceSize()
@@ -350,18 +350,18 @@ def _full_collections() -> int:
 
 
 def release_callback(profile: MemoryProfile) -> None:
-    """Take a profile's callback off the collector; also for a forked child. Does nothing if it is not there."""
+    """Remove a profile's callback from the collector, also in a forked child. Does nothing if it is not there."""
     for index, callback in enumerate(gc.callbacks):
-        if callback is profile._callback:  # list.remove would ask the host's callbacks whether they equal it
-            del gc.callbacks[index]  # no thread is switched to since the comparison: there is no call and no loop
+        if callback is profile._callback:  # list.remove() would call __eq__ of the host's callbacks
+            del gc.callbacks[index]  # no other thread runs after the comparison: there is no call and no loop
             return
 
 
 def gc_stats(tracked: int) -> dict[str, int | str]:
-    """Return the collector's figures under rbkit's keys, as the module's table has them.
+    """Return the collector's figures under rbkit's keys, as listed in the module's table.
 
     Args:
-        tracked: the objects that the last comparison found, 0 before the first.
+        tracked: the number of objects that the last comparison found, 0 before the first.
     """
     minor, middle, major = gc.get_stats()[:3]
     collections = minor["collections"] + middle["collections"]
@@ -400,7 +400,7 @@ def _resident_bytes() -> int | str:
 
 
 def _callback(collections: deque[tuple[str, float]]) -> Callable[[str, dict[str, int]], None]:
-    """Return what the collector calls: it notes the phase and the time, on any thread, and nothing else."""
+    """Return the collector's callback, which only records the phase and the time, on any thread."""
     note, clock = collections.append, time.time
 
     def on_collection(phase: str, info: dict[str, int]) -> None:
@@ -426,7 +426,7 @@ def _bare(kind: EventType, timestamp: bytes) -> bytes:
 
 
 def _created(timestamp: bytes, name: str) -> tuple[bytes, bytes]:
-    """Return what comes before and after the id in an obj_created event."""
+    """Return the bytes before and after the id in an obj_created event."""
     head = bytes((0x83, Field.EVENT_TYPE, EventType.OBJ_CREATED, Field.TIMESTAMP)) + timestamp
     return head + bytes((Field.PAYLOAD, 0x82, Field.OBJECT_ID)), bytes((Field.CLASS_NAME,)) + pack_text(name)
 

@@ -1,4 +1,4 @@
-"""Look at the host's objects without running any of its code, and know the profiler's own."""
+"""Inspect the host's objects without running any of its code, and recognise the profiler's own objects."""
 
 from __future__ import annotations
 
@@ -21,13 +21,13 @@ import zmq
 from tornado_rbkit.profiler.tracked import KindsById, Tracked
 
 SLICE_SECONDS: Final = 0.003
-"""What a slice of a walk aims at. Single calls of the interpreter may take longer, as `heap` and `memory` say."""
+"""The intended length of a slice of a walk. Single calls of the interpreter may take longer (see `heap`, `memory`)."""
 
 _PACKAGE: Final = "tornado_rbkit.profiler."
 _DEMO: Final = "tornado_rbkit.profiler.workload"
-"""The workload of the demo, which is no part of the profiler."""
+"""The workload of the demo, which is not part of the profiler."""
 
-# `type`'s own descriptors: attribute access on a class would ask its metaclass, which may be the host's
+# `type`'s own descriptors: attribute access on a class would call its metaclass, which may be the host's
 type_dict: Final[Callable[[Any], Any]] = type.__dict__["__dict__"].__get__
 type_qualname: Final[Callable[[Any], str]] = type.__dict__["__qualname__"].__get__
 type_mro: Final[Callable[[Any], tuple[type, ...]]] = type.__dict__["__mro__"].__get__
@@ -40,11 +40,11 @@ _SERVANTS: Final[tuple[type, ...]] = (
     *(threading.Thread, threading.Event, threading.Condition, type(threading.Lock()), type(threading.RLock())),
     *(type(Path()), Future, msgpack.Packer, socket.socket, zmq.Context, zmq.Poller, zmq.Socket),
 )
-# by id, because to look for a class among others is to ask its metaclass, which may be the host's
+# by id, because looking up a class in a set would call its metaclass, which may be the host's
 _CONTAINER_IDS: Final = frozenset(map(id, _CONTAINERS))
 _FOLLOWED_IDS: Final = frozenset(map(id, (*_CONTAINERS, *_SERVANTS)))
 _SERVING_MODULES: Final = ("threading", "_thread", "_weakrefset")
-"""Whose objects a servant holds, and whose functions, as closures of its own."""
+"""Modules of the objects and functions that an object of one of the classes `_SERVANTS` holds."""
 _LARGE: Final = 10_000
 _NESTED: Final = 100
 """Tuples within a tuple that are looked into."""
@@ -53,7 +53,7 @@ _HAVE_GC: Final = 1 << 14
 
 
 def class_name(cls: type) -> str:
-    """Return ``module.Class``, without the module for builtins. Calls nothing of the host's, never raises."""
+    """Return ``module.Class``, without the module for builtins. Runs none of the host's code, never raises."""
     qualname = type_qualname(cls)
     module = type_dict(cls).get("__module__")
     if type(module) is str and module != "builtins":
@@ -67,7 +67,7 @@ def is_own(name: str) -> bool:
 
 
 class ClassNames:
-    """Names of classes by the class's id, for as long as one walk: it keeps the classes alive."""
+    """Names of classes by the class's id, for the duration of one walk: it keeps the classes alive."""
 
     def __init__(self, interned: dict[str, str] | None = None) -> None:
         self._classes: dict[int, type] = {}
@@ -85,7 +85,7 @@ class ClassNames:
 
 
 class SliceSize:
-    """How many objects fit in a slice of `SLICE_SECONDS`, by how long the last one took."""
+    """The number of objects that fit in a slice of `SLICE_SECONDS`, adjusted by the length of the last slice."""
 
     def __init__(self, count: int = 2000, most: int = 50_000) -> None:
         self.count = count
@@ -105,10 +105,10 @@ class SliceSize:
 
 
 def may_be_untracked(item: Any) -> bool:
-    """Return True for a container that the collector stops tracking though it lives on, as its content is now.
+    """Return True if the collector may stop tracking a living container with its current content.
 
-    These are tuples of plain values, and up to Python 3.13 dicts of such. Tuples that are being made may have holes,
-    which only the collector's traversal passes over.
+    Such containers are tuples of plain values, and up to Python 3.13 dicts of plain values. A tuple that is still
+    being filled may have holes, which only the collector's traversal skips.
     """
     cls = type(item)
     if cls is dict:
@@ -126,7 +126,7 @@ def are_plain(content: list[Any]) -> bool:
 
 
 def _is_plain(item: Any) -> bool:
-    """Return True for what cannot be part of a cycle, now or later (Objects/tupleobject.c, _PyTuple_MaybeUntrack)."""
+    """Return True if an object can never be part of a cycle (Objects/tupleobject.c, _PyTuple_MaybeUntrack)."""
     if gc.is_tracked(item):
         return type(item) is tuple and _is_plain_tuple(item)
     cls = type(item)
@@ -142,7 +142,7 @@ def _is_plain_tuple(item: tuple[Any, ...]) -> bool:
     while waiting:
         seen += 1
         if seen > _NESTED:
-            return True  # which is to say that it cannot be told
+            return True  # assumed, because there are too many to check
         for other in gc.get_referents(waiting.pop()):
             if type(other) is tuple and gc.is_tracked(other):
                 waiting.append(other)
@@ -152,7 +152,7 @@ def _is_plain_tuple(item: tuple[Any, ...]) -> bool:
 
 
 def own_ids(roots: Iterable[object]) -> set[int]:
-    """Return the ids of the profiler's own objects: the roots, and what of its own they lead to."""
+    """Return the ids of the profiler's own objects: the roots, and all own objects that the roots lead to."""
     found: set[int] = set()
     found.add(id(found))
     waiting = list(roots)
@@ -165,9 +165,9 @@ def own_ids(roots: Iterable[object]) -> set[int]:
             found.update(map(id, item))
         elif type(item) is Tracked:  # the objects in its lists are the host's
             found.update(item.own)
-        elif type(item) is GeneratorType:  # a walk, whose lists are ours but hold the host's objects
+        elif type(item) is GeneratorType:  # a walk, whose lists are own objects but hold the host's
             held = gc.get_referents(item)
-            frames = [other for other in held if type(other) is FrameType]  # on Python 3.10 it is this that holds them
+            frames = [other for other in held if type(other) is FrameType]  # on Python 3.10 the frame holds the lists
             mine = list(filter(_is_own, held + gc.get_referents(*frames)))
             found.update(id(other) for other in (*frames, *mine) if type(other) is list or type(other) is FrameType)
             waiting.extend(other for other in mine if type(other) is not list)
@@ -180,7 +180,7 @@ def own_ids(roots: Iterable[object]) -> set[int]:
 
 
 def is_bound_to(item: object, own: set[int]) -> bool:
-    """Return True for a method of one of these objects; the interpreter holds those that run."""
+    """Return True for a method of one of the profiler's own objects; the interpreter holds the running ones."""
     if type(item) is not MethodType and type(item) is not BuiltinMethodType:
         return False
     module = type_dict(type(item.__self__)).get("__module__")
@@ -188,7 +188,7 @@ def is_bound_to(item: object, own: set[int]) -> bool:
 
 
 def own_frames() -> set[int]:
-    """Return the ids of the frames of this thread, which is the profiler's."""
+    """Return the ids of the frames of the calling thread, which is one of the profiler's."""
     found: set[int] = set()
     frame: FrameType | None = sys._getframe()
     while frame is not None:
@@ -198,7 +198,7 @@ def own_frames() -> set[int]:
 
 
 def _is_own(item: object) -> bool:
-    """Return True for an object of the profiler's classes, or of those that only serve what refers to them."""
+    """Return True for an object of the profiler's classes, or of a class that only serves its referrer."""
     cls = type(item)
     if id(cls) in _FOLLOWED_IDS:
         return True

@@ -1,4 +1,4 @@
-"""What is being measured, and what each of the nine commands does to it."""
+"""The instruments of one process, and the nine commands that control them."""
 
 from __future__ import annotations
 
@@ -23,37 +23,37 @@ _log = logging.getLogger(__name__)
 
 PROTOCOL_VERSION: Final = "2.1"
 FLUSH_SECONDS: Final = 0.05
-"""How often batches are looked for while something is measured."""
+"""The interval at which due batches are published while something is measured."""
 
 LAST_SECONDS: Final = 2.0
-"""The longest a memory profile compares before it is stopped; clients wait 5 s for the reply."""
+"""The longest that a memory profile compares before it stops; clients wait 5 s for the reply."""
 
 MAX_PARTS: Final = 10
-"""Parts of one request that are run. Clients send one; rbkit runs any number, during which nobody else is answered."""
+"""Parts of one request that are run. Clients send one; rbkit runs any number and answers nobody else meanwhile."""
 
 _OK: Final = b"ok"
 
 
 class Outlet(Protocol):
-    """What a snapshot, which takes its time, needs of the server."""
+    """The methods of the server that a long command, such as a snapshot, calls."""
 
     def send_all(self, message: bytes) -> None:
         """Publish a message that no subscriber should miss."""
 
     def flush(self) -> None:
-        """Publish all that waits."""
+        """Publish all waiting events."""
 
     def breathe(self) -> bool:
         """Publish what is due and let the host run; return False if the server is being stopped."""
 
 
 class Profile:
-    """The instruments of one process and the commands that set them. Everything here is the server's thread's.
+    """The instruments of one process and the commands that control them. For use by the server's thread.
 
     Args:
         name: the process_name of the handshake.
-        publisher: where events go.
-        outlet: what sends a snapshot's messages.
+        publisher: receives the events.
+        outlet: sends a snapshot's messages.
     """
 
     def __init__(self, name: str, publisher: Publisher, outlet: Outlet) -> None:
@@ -63,7 +63,7 @@ class Profile:
         self.own: list[object] = [self]
         self.cpu = CPUSampler(publisher)
         self.snapshot_objects = 0
-        """The objects of the last snapshot, or those found so far by the one that runs."""
+        """The number of objects in the last snapshot, or found so far by the running snapshot."""
         self._snapshots = 0
         self._walk: Iterator[None] | None = None
         self._outlet = outlet
@@ -80,20 +80,20 @@ class Profile:
         }
 
     def answer(self, request: list[bytes]) -> bytes:
-        """Run every part of a request and return the reply to the last, which is ``ok`` to what is no command.
+        """Run every part of a request and return the reply to the last part (``ok`` if it is not a command).
 
-        Between two parts the host runs, and the rest is left out if the server is being stopped.
+        The host runs between two parts; the remaining parts are not run if the server is being stopped.
         """
         reply = _OK
-        for at in range(len(request)):  # an iterator of the list would be in the snapshot
+        for at in range(len(request)):  # a snapshot would show an iterator of the list
             if at and not self._outlet.breathe():
                 break
-            command = self._commands.get(request[at].partition(b"\0")[0])  # rbkit takes what comes before a NUL
+            command = self._commands.get(request[at].partition(b"\0")[0])  # rbkit reads up to a NUL
             reply = _OK if command is None else command()
         return reply
 
     def work(self) -> float | None:
-        """Do what is due; return the seconds after which to call again, None for not before the next command."""
+        """Do the work that is due; return the seconds until the next call, None to wait for the next command."""
         due = self.memory.work()
         if due is not None or self.cpu.enabled or self.publisher.backlog:
             return FLUSH_SECONDS if due is None else min(due, FLUSH_SECONDS)
@@ -125,7 +125,7 @@ class Profile:
         return _OK
 
     def stop_memory_profile(self) -> bytes:
-        """Tell what has come and gone since the last tick, and stop; the reply comes afterwards."""
+        """Publish the changes since the last tick, and stop; the reply is sent afterwards."""
         deadline = time.monotonic() + LAST_SECONDS
         self._walk = self.memory.last_comparison()
         for _ in self._walk:
@@ -137,12 +137,12 @@ class Profile:
         return _OK
 
     def trigger_gc(self) -> bytes:
-        """Collect every generation. The events it causes are published while memory profiling is on, as rbkit's."""
+        """Collect every generation. As in rbkit, its events are published while memory profiling is on."""
         gc.collect()
         return _OK
 
     def objectspace_snapshot(self) -> bytes:
-        """Walk the heap and publish it; the reply comes afterwards, as rbkit's."""
+        """Walk the heap and publish the snapshot. As in rbkit, the reply is sent afterwards."""
         self._snapshots += 1
         snapshot = Snapshot(self._snapshots, self.own)
         self.snapshot_objects = 0
@@ -157,7 +157,7 @@ class Profile:
         return _OK
 
     def use_cpu_time(self) -> bytes:
-        """Sample by CPU time, where threads have CPU clocks; elsewhere the clock stays as it is."""
+        """Sample by CPU time; if threads have no CPU clocks, log a warning and keep the clock."""
         if HAS_CPU_CLOCK:
             self.cpu.clock_type = "cpu"
         else:
@@ -183,7 +183,7 @@ class Profile:
 
 
 def default_name() -> str:
-    """Return what this process calls itself: its notebook and kernel, its script, else its interpreter."""
+    """Return the default name of this process: its notebook and kernel, its script, or its interpreter."""
     argv = getattr(sys, "argv", None) or [""]  # an embedding program may have none
     if {"ipykernel_launcher.py", "ipykernel"} & set(PurePath(argv[0]).parts[-2:]):
         return _kernel_name(argv[1:])
@@ -191,7 +191,7 @@ def default_name() -> str:
 
 
 def _kernel_name(arguments: list[str]) -> str:
-    """Return the name of the notebook, which Jupyter Server tells a kernel, and the beginning of the kernel's id."""
+    """Return ``<notebook>-<id prefix>`` of a kernel; Jupyter Server sets the notebook in the environment."""
     notebook = PurePath(os.environ.get("JPY_SESSION_NAME", "")).stem or "kernel"
     identifier = re.search(r"kernel-(\w+)\S*\.json", " ".join(arguments))  # the connection file's name
     return f"{notebook}-{identifier[1]}" if identifier else notebook

@@ -1,4 +1,4 @@
-"""Gather events into event_collections, as bytes that are ready to be published. There are no sockets in here."""
+"""Gather packed events into event_collections that are ready to be published. This module uses no sockets."""
 
 from __future__ import annotations
 
@@ -12,34 +12,34 @@ import msgpack
 from tornado_rbkit.protocol import EventType, Field
 
 BATCH_EVENTS: Final = 400
-"""Events in one event_collection, as rbkit has it."""
+"""Events in one event_collection, as in rbkit."""
 
 BATCH_SECONDS: Final = 1.0
-"""The longest an event waits for the others of its batch."""
+"""The longest that an event waits for its batch to fill."""
 
 BACKLOG_EVENTS: Final = 100_000
-"""Events that may wait for the server's thread; above it producers skip."""
+"""Events that may wait for the server's thread; above this number, producers skip ticks."""
 
 _double = struct.Struct(">d").pack
-# The key order 0, 1, 9, 2 is part of the protocol: a bridge reads the counter off the first 23 bytes.
+# The key order 0, 1, 9, 2 is part of the protocol: a bridge reads the counter from the first 23 bytes.
 _HEAD: Final = bytes((0x84, Field.EVENT_TYPE, EventType.EVENT_COLLECTION, Field.TIMESTAMP, 0xCB))
 _COUNTER_KEY: Final = bytes((Field.MESSAGE_COUNTER,))
 _PAYLOAD_KEY: Final = bytes((Field.PAYLOAD,))
 
 
 def pack(value: Any) -> bytes:
-    """Return `value` as MessagePack; text that is not UTF-8 (surrogate escapes) goes out as its bytes.
+    """Return `value` as MessagePack; surrogate escapes in text are packed as the original bytes.
 
     Raises:
-        UnicodeEncodeError: text with surrogates that are no escapes.
-        OverflowError: an integer beyond 64 bits.
+        UnicodeEncodeError: text has surrogates that are not escapes.
+        OverflowError: an integer exceeds 64 bits.
     """
     packed: bytes = msgpack.packb(value, unicode_errors="surrogateescape")
     return packed
 
 
 def pack_text(text: str) -> bytes:
-    """Return `text` as MessagePack, lone surrogates as question marks. Never raises."""
+    """Return `text` as MessagePack; surrogates that are not escapes become question marks. Never raises."""
     try:
         return pack(text)
     except UnicodeEncodeError:
@@ -61,7 +61,7 @@ def array_header(length: int) -> bytes:
 
 
 class Publisher:
-    """Turn packed events into event_collections with a message_counter that begins at 0 and has no gaps.
+    """Turn packed events into event_collections with a message_counter that starts at 0 and has no gaps.
 
     `add` may be called on any thread (it is one append to a deque, which the GIL makes atomic); everything else
     belongs to the server's thread.
@@ -79,7 +79,7 @@ class Publisher:
 
     @property
     def backlog(self) -> int:
-        """The events that wait. Any thread."""
+        """The number of waiting events. Any thread."""
         return len(self._waiting)
 
     def take(self, now: float, *, flush: bool = False) -> list[bytes]:
@@ -87,19 +87,19 @@ class Publisher:
 
         Args:
             now: seconds since the Unix epoch.
-            flush: True if what waits is due whatever its age.
+            flush: True to return all waiting events, whatever their age.
         """
         messages = []
         while len(self._waiting) >= BATCH_EVENTS:
             messages.append(self.collection(self._next(BATCH_EVENTS), now))
-        if flush or not 0 <= now - self._last_flush < BATCH_SECONDS:  # a clock set back is no reason to wait
+        if flush or not 0 <= now - self._last_flush < BATCH_SECONDS:  # also if the clock was set back
             self._last_flush = now
             if self._waiting:
                 messages.append(self.collection(self._next(len(self._waiting)), now))
         return messages
 
     def collection(self, events: Sequence[bytes], now: float) -> bytes:
-        """Return one event_collection of `events`, whatever waits; `now` is in seconds since the Unix epoch."""
+        """Return `events` as one event_collection, ahead of waiting events; `now` is seconds since the Unix epoch."""
         counter = self.counter
         self.counter += 1
         head = (_HEAD, _double(now * 1000.0), _COUNTER_KEY, pack(counter), _PAYLOAD_KEY, array_header(len(events)))

@@ -1,4 +1,4 @@
-"""The server's thread and its sockets, and the one server a process can have."""
+"""The server's thread and sockets, and the single server that a process can have."""
 
 from __future__ import annotations
 
@@ -51,17 +51,17 @@ _T = TypeVar("_T")
 _log = logging.getLogger(__name__)
 
 _LOOK_SECONDS: Final = 2.0
-"""Between two looks at the files by which the server is reached; clients of a process that ended are kept longer."""
+"""Interval between two checks of the files by which the server is reached; bridges keep their clients for longer."""
 
 _EXIT_SECONDS: Final = 2.0
-"""What the end of the process waits at most for the server's thread."""
+"""How long the end of the process waits at most for the server's thread."""
 
 _LINGER_MS: Final = 200
-"""What `stop_server` waits at most for the last messages, and the last reply, to reach their clients."""
+"""How long `stop_server` waits at most for the last messages and the last reply to reach their clients."""
 
 
 class AlreadyRunningError(RbkitError, RuntimeError):
-    """A second `start_server`; `server` is the one that runs."""
+    """This process already has a server; `server` is the running server."""
 
     def __init__(self, server: Server) -> None:
         super().__init__(
@@ -71,12 +71,12 @@ class AlreadyRunningError(RbkitError, RuntimeError):
 
 
 class Server:
-    """A PUB and a REP socket on a daemon thread of their own. Made by `start_server`.
+    """A PUB and a REP socket on a daemon thread of their own. Created by `start_server`.
 
     Its attributes and `status` may be used on any thread.
 
     Attributes:
-        pub: the endpoint of the PUB socket, with the port it was given.
+        pub: the endpoint of the PUB socket, with its actual port.
         req: the endpoint of the REP socket.
         name: the process_name of the handshake.
         started: seconds since the Unix epoch.
@@ -102,7 +102,7 @@ class Server:
         self._wake_in, self._wake_out = socket.socketpair()
         self._wake_in.setblocking(False)
         self._wake_out.setblocking(False)
-        # What is the profiler's is found from here, to be left out of what it tells; so it is not kept in variables.
+        # The profiler finds its own objects through these attributes, to leave them out; so none is a local variable.
         self._context: zmq.Context[Any] = zmq.Context()
         self._poller = zmq.Poller()
         self._sockets: list[tuple[zmq.Socket[bytes], str]] = []
@@ -112,7 +112,7 @@ class Server:
         self._thread.start()
         try:
             self.pub, self.req = self._bound.result()
-        except BaseException:  # Ctrl-C meanwhile, too
+        except BaseException:  # also KeyboardInterrupt
             self.stop()
             raise
 
@@ -121,13 +121,13 @@ class Server:
 
     @property
     def file(self) -> Path | None:
-        """Where other processes find this server; None while the runtime folder cannot be used. Any thread."""
+        """The file by which other processes find this server; None while it cannot be written. Any thread."""
         announcement = self._announcement
         return None if announcement is None else announcement.path
 
     @property
     def running(self) -> bool:
-        """True from `start_server` to `stop_server`, in the process that started it, and while its thread lives."""
+        """True from `start_server` to `stop_server`, in the process that started it, while its thread is alive."""
         return not self._stopping and self._lives()
 
     def is_at(self, pub: str | None, req: str | None) -> bool:
@@ -138,7 +138,7 @@ class Server:
         )
 
     def status(self) -> dict[str, Any]:
-        """Return what the server does, as JSON can hold it. Never waits for the server's thread."""
+        """Return the server's state in types that JSON supports. Never waits for the server's thread."""
         profile = self._profile
         return {
             "name": self.name,
@@ -155,20 +155,20 @@ class Server:
         }
 
     def call(self, function: Callable[[Profile], _T]) -> _T:
-        """Run `function` on the server's thread, between two commands; return what it returned.
+        """Run `function` on the server's thread, between two commands, and return its result.
 
-        It waits for the command under way: for a snapshot of a large heap, that may be a minute.
+        Waits for the command that is running, which may take a minute for a snapshot of a large heap.
 
         Raises:
             RuntimeError: the server has stopped.
-            Exception: whatever `function` raised.
+            Exception: any exception that `function` raised.
         """
         future: Future[_T] = Future()
 
         def run() -> None:
             try:
                 future.set_result(function(self._profile))
-            except BaseException as error:  # noqa: BLE001 - it is the caller's, on the other thread
+            except BaseException as error:  # noqa: BLE001 - raised on the caller's thread
                 future.set_exception(error)
 
         self._calls.append(run)
@@ -179,11 +179,11 @@ class Server:
         return future.result()
 
     def send_all(self, message: bytes) -> None:
-        """Publish a message of a snapshot, waiting for subscribers that have a full queue. The server's thread.
+        """Publish a message of a snapshot, waiting for subscribers with a full queue. The server's thread.
 
-        ZMQ_XPUB_NODROP makes the PUB socket refuse what a subscriber's high-water mark would make it drop. A
-        subscriber that takes nothing for `_PATIENCE_SECONDS` is dropped for as PUB sockets do, and the others
-        wait for it no more.
+        ZMQ_XPUB_NODROP makes the PUB socket refuse a message that a subscriber's high-water mark would make it drop.
+        If a subscriber takes nothing for `_PATIENCE_SECONDS`, the PUB socket drops messages for it as usual, and the
+        other subscribers no longer wait for it.
         """
         self._publish()
         self._pub.setsockopt(zmq.XPUB_NODROP, 1)
@@ -200,7 +200,7 @@ class Server:
         self._pub.setsockopt(zmq.XPUB_NODROP, 0)
 
     def flush(self) -> None:
-        """Publish all that waits. The server's thread."""
+        """Publish all waiting events. The server's thread."""
         self._publish(flush=True)
 
     def breathe(self) -> bool:
@@ -209,13 +209,13 @@ class Server:
         return not self._stopped.wait(_HOSTS_TURN_SECONDS)
 
     def stop(self, timeout: float | None = None) -> bool:
-        """Publish what waits, close the sockets, and join the thread. May be called twice, on any other thread.
+        """Publish the waiting events, close the sockets and join the thread. May be called twice, on any other thread.
 
         Args:
             timeout: seconds to wait for the thread; None to wait until it has ended.
 
         Returns:
-            False if the thread had not ended when the time was up.
+            False if the thread had not ended after `timeout`.
         """
         self._stopping = True
         self._stopped.set()
@@ -228,7 +228,7 @@ class Server:
         return True
 
     def abandon(self) -> None:
-        """Give up, in a forked child, what belongs to the parent's server."""
+        """Release, in a forked child, the resources of the parent's server."""
         self._stopping = True
         self._wake_in.close()
         self._wake_out.close()
@@ -237,7 +237,7 @@ class Server:
         release_inherited([self.pub, self.req])
 
     def belongs_here(self) -> bool:
-        """Return False in a process that was forked from the server's, which has its memory and not its thread."""
+        """Return False in a process forked from the server's, which has a copy of its memory but not its thread."""
         return self._pid == os.getpid()
 
     def _lives(self) -> bool:
@@ -246,7 +246,7 @@ class Server:
     def _wake(self) -> None:
         try:
             self._wake_in.send(b"\0")
-        except OSError:  # it is awake already, or it has stopped
+        except OSError:  # the thread is awake already, or has stopped
             return
 
     def _run(self, pub: str | None, req: str | None) -> None:
@@ -257,7 +257,7 @@ class Server:
             (self._pub, bound_pub), (self._rep, bound_req) = self._sockets
             server = RunningServer(self.name, os.getpid(), bound_pub, bound_req, self.started)
             self._announcement = Announcement(self._key, server)
-        except BaseException as error:  # noqa: BLE001 - it is for who starts the server
+        except BaseException as error:  # noqa: BLE001 - raised on the thread that starts the server
             self._close()
             self._bound.set_exception(error)
             return
@@ -266,7 +266,7 @@ class Server:
         self._bound.set_result((bound_pub, bound_req))
         try:
             self._serve_to_the_end()
-        except BaseException:  # noqa: BLE001 - it is the end of the thread
+        except BaseException:  # noqa: BLE001 - the thread ends here
             _log.exception("the profiler's server has ended; start_server() starts another")
 
     def _serve_to_the_end(self) -> None:
@@ -307,7 +307,7 @@ class Server:
                 self._answer()
 
     def _stay_reachable(self) -> None:
-        """Make the socket files and the announcement again if a cleaner, or the end of a session, removed them."""
+        """Restore the socket files and the announcement if a cleaner, or the end of a session, removed them."""
         try:
             for sock, endpoint in self._sockets:
                 if Path(endpoint).stem == self._key:
@@ -324,7 +324,7 @@ class Server:
     def _answer(self) -> None:
         try:
             self._receive()
-        except zmq.Again:  # it was announced, and had no envelope (rep_t::xrecv): to wait would be for somebody else's
+        except zmq.Again:  # libzmq discarded a request without an envelope (rep_t::xrecv); do not wait for another
             return
         try:
             reply = self._profile.answer(self._request)
@@ -334,12 +334,12 @@ class Server:
         self._rep.send(reply)
 
     def _receive(self) -> None:
-        """Read a request; one of too many parts is read to its end, and nothing of it is run.
+        """Read a request; if it has too many parts, read it to its end and run none of them.
 
         Raises:
-            zmq.Again: there is none.
+            zmq.Again: there is no request.
         """
-        # always the same list: a comparison that is under way would keep the one before, and a snapshot show it
+        # always the same list: a running comparison would keep the previous list alive, and a snapshot would show it
         self._request[:] = [self._rep.recv(zmq.NOBLOCK)]
         parts = 1
         while self._rep.get(zmq.RCVMORE):
@@ -356,7 +356,7 @@ class Server:
     def _work(self) -> float | None:
         try:
             return self._profile.work()
-        except Exception:  # noqa: BLE001 - the host is not to suffer, nor the other instruments
+        except Exception:  # noqa: BLE001 - must not affect the host or the other instruments
             _log.exception("the profiler failed; memory profiling is off")
             self._profile.memory.stop()
             return None
@@ -372,26 +372,26 @@ _lock = threading.Lock()
 _server: Server | None = None
 _hooked = False
 _parents: Final[list[Server]] = []
-"""A forked child keeps its parent's servers for good: to destroy one would be to end sockets that are not its own."""
+"""The parent's servers, which a forked child keeps forever: destroying one would close sockets it does not own."""
 
 
 def start_server(pub: str | None = None, req: str | None = None, name: str | None = None) -> Server:
-    """Start the profiler's server in this process. Nothing is measured until something asks for it. Any thread.
+    """Start the profiler's server in this process, without starting to measure. Any thread.
 
     Args:
-        pub: the endpoint of the PUB socket; without it 127.0.0.1 and the port RBKIT_PUB_PORT if that is set, else a
-            Unix socket in the runtime folder, which `list_servers` finds, and on Windows a free port on 127.0.0.1.
-            ``tcp://127.0.0.1:*`` takes a free port. The file of an ``ipc://`` socket is its owner's alone.
-        req: the endpoint of the REP socket, in the same way; its variable is RBKIT_REQ_PORT.
-        name: what clients see as the process's name; without it the script's.
+        pub: the endpoint of the PUB socket; if None, the port in RBKIT_PUB_PORT on 127.0.0.1 if that is set, else a
+            Unix socket in the runtime folder, which `list_servers` finds, or on Windows a free port on 127.0.0.1.
+            ``tcp://127.0.0.1:*`` takes a free port. Only the owner can connect to the file of an ``ipc://`` socket.
+        req: the endpoint of the REP socket, likewise; its variable is RBKIT_REQ_PORT.
+        name: the process name that clients see; if None, the name of the notebook, the script or the interpreter.
 
     Returns:
-        The server. `Server.pub` and `Server.req` are where it really is.
+        The server. `Server.pub` and `Server.req` are its actual endpoints.
 
     Raises:
-        ArgumentError: an argument cannot be used; the error names it, and what is allowed.
-        AlreadyRunningError: this process has a server.
-        BindError: an endpoint is taken, or cannot be bound; the error names it.
+        ArgumentError: an argument cannot be used; the error names it and says what is allowed.
+        AlreadyRunningError: this process already has a server.
+        BindError: an endpoint is in use, or cannot be bound; the error names it.
         OSError: there are too few file descriptors.
     """
     check_server(pub, req, name)
@@ -414,23 +414,23 @@ def start_profiling(
     clock_type: str = "wall",
     cpu_sampling_interval: float = DEFAULT_INTERVAL,
 ) -> Server:
-    """Measure from now on, as clients' commands would have it; start the server if there is none. Any thread.
+    """Start measuring, as clients' commands do; start the server first if there is none. Any thread.
 
-    What is not enabled here is switched off.
+    Instruments that are not enabled here are switched off.
 
     Args:
-        pub, req, name: as in `start_server`, for when there is no server yet.
-        enable_object_trace: publish objects that are made and that go.
-        enable_gc_stats: publish the collector's figures, each five seconds. With either, its pauses are published.
+        pub, req, name: as in `start_server`, if there is no server yet.
+        enable_object_trace: publish the objects that are created and destroyed.
+        enable_gc_stats: publish the collector's figures every five seconds. Either option also publishes its pauses.
         enable_cpu_profiling: sample the stacks of all threads.
         clock_type: ``"wall"``, or ``"cpu"`` (Linux).
         cpu_sampling_interval: seconds between two samples.
 
     Raises:
-        ArgumentError: an argument cannot be used; the error names it, and what is allowed.
-        AlreadyRunningError: the server that runs has other endpoints than the ones given.
+        ArgumentError: an argument cannot be used; the error names it and says what is allowed.
+        AlreadyRunningError: the running server has other endpoints than the given ones.
         RuntimeError: the server was stopped meanwhile.
-        BindError: an endpoint is taken, or cannot be bound; the error names it.
+        BindError: an endpoint is in use, or cannot be bound; the error names it.
         OSError: there are too few file descriptors.
     """
     check_server(pub, req, name)
@@ -453,14 +453,14 @@ def start_profiling(
         else:
             profile.cpu.stop()
 
-    server.call(configure)  # without the lock: it may take long, and the process has to be able to end
+    server.call(configure)  # without the lock: it may take long, and the process must be able to end
     return server
 
 
 def stop_server() -> None:
-    """Stop the server and everything it measures; does nothing when there is none. Any thread but its own.
+    """Stop the server and all measuring; does nothing if there is no server. Any thread except the server's.
 
-    It waits for what the server's thread is doing: a slice of a snapshot, or a collection.
+    Waits for the current step of the server's thread: a slice of a snapshot, or a collection.
     """
     _notice_fork()
     with _lock:
@@ -470,14 +470,14 @@ def stop_server() -> None:
 
 
 def current_server() -> Server | None:
-    """Return the server that runs in this process. Any thread."""
+    """Return the running server of this process, None if there is none. Any thread."""
     _notice_fork()
     server = _server
     return server if server is not None and server.running else None
 
 
 def _stop_at_exit() -> None:
-    """Stop the server, but do not keep the process from ending for longer than `_EXIT_SECONDS`."""
+    """Stop the server, delaying the end of the process for at most `_EXIT_SECONDS`."""
     _notice_fork()
     deadline = time.monotonic() + _EXIT_SECONDS
     if not _lock.acquire(timeout=_EXIT_SECONDS):
@@ -498,7 +498,7 @@ def _take() -> Server | None:
 
 
 def _running() -> Server | None:
-    """Return the server, after cleaning up behind one whose thread has ended by an error."""
+    """Return the running server; clean up first after a server whose thread ended with an error."""
     if _server is not None and not _server.running:
         dead = _take()
         assert dead is not None
@@ -507,7 +507,7 @@ def _running() -> Server | None:
 
 
 def _notice_fork() -> None:
-    """See whether this process was forked without Python's hooks, in C, as uWSGI forks its workers."""
+    """Clean up if this process was forked without Python's hooks, in C, as uWSGI forks its workers."""
     server = _server
     if server is not None and not server.belongs_here():
         _after_fork_in_child()

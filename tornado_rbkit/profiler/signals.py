@@ -1,4 +1,4 @@
-"""Signals belong to the host's threads."""
+"""Leave signals to the host's threads."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Sample the stacks of a piece of work in this process, without a server."""
+"""Sample the stacks of a block of code in this process, without a server."""
 
 from __future__ import annotations
 
@@ -13,12 +13,12 @@ from tornado_rbkit.profiler.frames import thread_ids
 from tornado_rbkit.profiler.publisher import Publisher
 from tornado_rbkit.protocol import CPUSample, decode
 
-_TIMESTAMP: Final = slice(4, 13)  # behind the head of a packed sample: a float64
+_TIMESTAMP: Final = slice(4, 13)  # after the head of a packed sample: a float64
 _NO_TIMESTAMP: Final = b"\xcb" + bytes(8)
 
 
 class StackCounter(Publisher):
-    """Counts the samples that are alike instead of publishing them. `add` is the sampler's thread's."""
+    """Counts equal samples instead of publishing them. The sampler's thread calls `add`."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -29,7 +29,7 @@ class StackCounter(Publisher):
         self._counts[event[: _TIMESTAMP.start] + _NO_TIMESTAMP + event[_TIMESTAMP.stop :]] += 1
 
     def samples(self) -> Iterator[tuple[CPUSample, int]]:
-        """Yield each stack, and how often it was seen; for when the sampler has stopped."""
+        """Yield each stack and how often it was seen. Call it after the sampler has stopped."""
         for packed, count in self._counts.items():
             [sample] = decode(self.collection([packed], 0.0)).events  # type: ignore[union-attr]
             if isinstance(sample, CPUSample) and sample.frames:
@@ -38,10 +38,10 @@ class StackCounter(Publisher):
 
 @contextmanager
 def sampled_stacks(interval: float | None = None) -> Iterator[StackCounter]:
-    """Sample this thread, and those that it starts, each `interval` seconds (by the wall clock) while in the context.
+    """Sample this thread, and threads started meanwhile, every `interval` seconds of wall time in a ``with`` block.
 
     Raises:
-        ValueError: the interval is not above 0.
+        ArgumentError: the interval is out of range.
     """
     stacks = StackCounter()
     others = thread_ids() - {threading.get_ident()}

@@ -1,10 +1,10 @@
-"""List what the collector tracks, without a reference to a tuple that is still being filled.
+"""List the objects that the collector tracks, without keeping a reference to a tuple that is still being filled.
 
 Up to Python 3.13 `tuple(generator)` and ``f(*generator)`` fill a tuple that the collector already tracks, and resize
-it on the way (Objects/abstract.c, PySequence_Tuple). That raises SystemError in the host's code if anything else
-refers to the tuple then (_PyTuple_Resize, CPython issue 107137). Such a tuple has a single reference, so no tuple that
-has a single reference is kept when another thread runs again: the list is made and sorted out in one go (see
-`uninterrupted`), and of these tuples there are only ids, and what they refer to.
+it meanwhile (Objects/abstract.c, PySequence_Tuple). Resizing raises SystemError in the host's code if anything else
+refers to the tuple (_PyTuple_Resize, CPython issue 107137). Such a tuple has a single reference, so no tuple with a
+single reference is kept when another thread runs again: the list is made and sorted in one go (see `uninterrupted`),
+and only the ids and the referents of these tuples are kept.
 
 This holds the GIL for several times as long as `gc.get_objects` alone, and for less time than a full collection.
 """
@@ -23,14 +23,15 @@ from tornado_rbkit.profiler.uninterrupted import ONCE, run_uninterrupted
 TUPLES_ARE_RESIZED: Final = sys.version_info < (3, 14)
 
 _REFERENCES: Final = 4
-"""What `sys.getrefcount` returns for a tuple with a single reference: that one, two lists', and the call's own."""
+"""The result of `sys.getrefcount` for a tuple with a single reference: that one, one from each of two lists, and the
+call's own."""
 
 
 class KindsById(list[dict[int, str]]):
-    """The names of classes by their objects' ids, in many dicts: that of an object is at ``id >> 16 & LAST``.
+    """Class names by object id, in many dicts: the dict of an object is at ``id >> 16 & LAST``.
 
-    One dict of a million would be rehashed in one go of 50 ms with the GIL held. Neighbours in memory share one, and
-    with it the processor's cache.
+    Rehashing a single dict of a million ids would hold the GIL for 50 ms. Neighbours in memory share a dict, and so
+    the processor's cache.
     """
 
     LAST: Final = 255
@@ -44,10 +45,10 @@ class KindsById(list[dict[int, str]]):
 
 
 class Tracked(NamedTuple):
-    """What the collector tracks at one moment. The lists are for their user to empty."""
+    """The objects that the collector tracks at one moment. The user of the lists empties them."""
 
     own: set[int]
-    """The ids of these lists, and of all objects that made them."""
+    """The ids of these lists, and of all objects that created them."""
 
     objects: list[Any]
     """All objects, with None for each tuple that has a single reference."""
@@ -68,7 +69,7 @@ class Tracked(NamedTuple):
     """The objects that the new tuples refer to, one after the other."""
 
     def take_new(self, most: int) -> list[tuple[int, list[Any]]]:
-        """Take up to `most` new tuples off the lists; return the id and the content of those that are filled."""
+        """Remove up to `most` new tuples from the lists; return the id and the content of each filled tuple."""
         taken = []
         for _ in range(min(most, len(self.new_ids))):
             object_id, count = self.new_ids.pop(), self.counts.pop()
@@ -80,14 +81,14 @@ class Tracked(NamedTuple):
 
 
 def list_tracked(known: Container[int] | None = None) -> Tracked:
-    """List what the collector tracks. Any thread.
+    """List the objects that the collector tracks. Any thread.
 
     Args:
-        known: the ids of tuples of which the content is not needed; None if no content is needed.
+        known: the ids of tuples whose content is not needed; None if no content is needed.
     """
     listed: list[list[Any]] = []  # the one list that gc.get_objects returns
     single: list[tuple[Any, ...]] = []
-    found: Tracked = Tracked(set(), [], [], [], [], [], [])  # not the result, which would be listed, and list itself
+    found: Tracked = Tracked(set(), [], [], [], [], [], [])  # not the result, which would be in its own list
     own = found.own
     calls: list[Iterator[None]] = [map(listed.extend, [starmap(gc.get_objects, ONCE)])]
     if TUPLES_ARE_RESIZED:
@@ -106,7 +107,7 @@ def _take_out(listed: list[list[Any]], single: list[tuple[Any, ...]]) -> list[It
     tuples: list[tuple[Any, ...]] = []
     is_single: list[bool] = []
     is_tuple: Any = map(is_, map(type, chain.from_iterable(listed)), repeat(tuple))
-    # Each is exhausted, and lets go of the list: as the collector tracks these iterators, the list has them in turn.
+    # Both end exhausted, and so release the list, which contains them in turn: the collector tracks these iterators.
     source: Any = chain.from_iterable(map(repeat, listed, map(len, [at])))
     target: Any = chain.from_iterable(map(repeat, listed, map(sum, [is_single])))
     return [
@@ -120,7 +121,7 @@ def _take_out(listed: list[list[Any]], single: list[tuple[Any, ...]]) -> list[It
 
 
 def _look_into(single: list[tuple[Any, ...]], known: Container[int], found: Tracked) -> list[Iterator[None]]:
-    """Sort the tuples by whether they are known, and put down what the others refer to."""
+    """Separate the known tuples from the new tuples, and list the objects that the new tuples refer to."""
     ids: list[int] = []
     is_known: list[bool] = []
     new: list[tuple[Any, ...]] = []

@@ -1,14 +1,14 @@
-"""Run calls of the interpreter's own functions without letting another thread run in between.
+"""Call the interpreter's own functions without letting another thread run in between.
 
 Another thread may take the GIL between two bytecodes, and up to Python 3.11 wherever an object that the collector
-tracks is allocated: the allocation may start a collection (Modules/gcmodule.c, _PyObject_GC_Link), which may run
-Python code of the host's (an entry of `gc.callbacks`, a finalizer, a weakref's callback). From Python 3.12 on an
-allocation only schedules a collection, which starts between two bytecodes.
+tracks is allocated: the allocation may start a collection (Modules/gcmodule.c, _PyObject_GC_Link), which may run the
+host's Python code (an entry of `gc.callbacks`, a finalizer, a weakref's callback). From Python 3.12 on an allocation
+only schedules a collection, which starts between two bytecodes.
 
 So the calls are iterators of `itertools` over functions written in C, one call exhausts them all, and up to
 Python 3.11 the collector is disabled within that call. Nothing that the collector tracks is allocated between reading
-its state and changing it, so no other thread sees the change, or makes one that is then undone. The exception is an
-audit hook written in Python (`sys.addaudithook`): it runs inside the call.
+its state and changing it, so no other thread sees the change or makes a change that is then undone. The exception is
+an audit hook written in Python (`sys.addaudithook`): it runs inside the call.
 """
 
 from __future__ import annotations
@@ -36,8 +36,8 @@ def run_uninterrupted(calls: list[Iterator[None]], own: set[int] | None = None) 
     """Exhaust each iterator in turn. Any thread.
 
     Args:
-        calls: each may only give None.
-        own: gets the ids of the iterators, and of the lists that they work on, for a call that lists what there is.
+        calls: iterators that yield only None.
+        own: receives the ids of the iterators and of the lists they work on, for a call that lists all objects.
     """
     if _ALLOCATIONS_COLLECT:
         enabled: list[bool] = []
@@ -57,7 +57,7 @@ def run_uninterrupted(calls: list[Iterator[None]], own: set[int] | None = None) 
 
 
 def _parts(iterator: object) -> set[int]:
-    """Return the ids of an iterator and of what it is made of, before it has begun: its lists are still empty."""
+    """Return the ids of an iterator and of its parts before it has started, while its lists are still empty."""
     found: set[int] = set()
     found.add(id(found))
     waiting = [iterator]

@@ -1,12 +1,12 @@
-"""A little shop that is interesting to look at: what the demo profiles.
+"""A small simulated shop for the demo to profile.
 
 - A hot function: `PriceList.discounted` in the thread ``shop-pricing``, which a flame graph shows at once.
-- A slow leak: `Cart` objects that `Checkout` never forgets, some 20 a second, which comparing two heap snapshots
-  finds.
+- A slow leak: `Cart` objects that `Checkout` never removes, about 20 per second; a comparison of two heap snapshots
+  shows it.
 - Periodic garbage: `Parcel` and `Label` refer to each other, so only the collector frees them.
 - Threads that mostly wait: ``shop-customers``, ``shop-checkout``, ``shop-warehouse``.
 
-It takes a fifth of a core, or a little more.
+It uses a fifth of a core, or slightly more.
 """
 
 from __future__ import annotations
@@ -24,7 +24,7 @@ _PARCELS: Final = 50
 
 
 class Product:
-    """Something on the shelf; `price` is in cents."""
+    """A product in the shop; `price` is in cents."""
 
     def __init__(self, name: str, price: int) -> None:
         self.name = name
@@ -32,7 +32,7 @@ class Product:
 
 
 class Line:
-    """So many of a product."""
+    """A product and how many of it are bought."""
 
     def __init__(self, product: Product, count: int) -> None:
         self.product = product
@@ -40,7 +40,7 @@ class Line:
 
 
 class Cart:
-    """What a customer wants to buy."""
+    """The products that a customer buys."""
 
     def __init__(self, customer: str, lines: list[Line]) -> None:
         self.customer = customer
@@ -48,7 +48,7 @@ class Cart:
 
 
 class Parcel:
-    """What leaves the warehouse; it knows its label, which knows its parcel."""
+    """A parcel that leaves the warehouse; the parcel and its label refer to each other."""
 
     def __init__(self, cart: Cart) -> None:
         self.content = [line.product.name for line in cart.lines]
@@ -62,7 +62,7 @@ class Label:
 
 
 class PriceList:
-    """Work out prices, in a way that could be faster."""
+    """Computes prices, more slowly than it could."""
 
     def __init__(self, products: list[Product]) -> None:
         self._products = products
@@ -76,7 +76,7 @@ class PriceList:
                 self.taxed(product)
 
     def discounted(self, product: Product) -> int:
-        """The hot function: it adds up a discount cent by cent."""
+        """Add up a discount cent by cent; this is the hot function."""
         price = product.price
         for step in range(400):
             price -= (price * step) % 7 == 0
@@ -90,7 +90,7 @@ class PriceList:
 
 
 class Checkout:
-    """Take carts; it keeps a history that nothing ever shortens, which is the leak."""
+    """Takes carts, and keeps a history that is never shortened, which is the leak."""
 
     def __init__(self) -> None:
         self.history: list[Cart] = []
@@ -103,7 +103,7 @@ class Checkout:
 
 
 class Warehouse:
-    """Pack parcels, and throw them away in cycles."""
+    """Packs parcels, and drops them as reference cycles."""
 
     def __init__(self) -> None:
         self._shelf: list[Parcel] = []
@@ -116,7 +116,7 @@ class Warehouse:
 
 
 class Shop:
-    """The shop, and what its threads do."""
+    """The shop, and the functions that its threads run."""
 
     def __init__(self, stop: threading.Event) -> None:
         self._stop = stop
@@ -127,7 +127,7 @@ class Shop:
         self.warehouse = Warehouse()
 
     def shopping(self) -> None:
-        """Fill a cart in each beat."""
+        """Fill a cart every beat."""
         while not self._stop.wait(_BEAT_SECONDS):
             chosen = self._random.choices(self._products, k=self._random.randint(1, 6))
             cart = Cart(f"customer {self._random.randint(1, 999)}", [Line(product, 1) for product in chosen])
@@ -143,13 +143,13 @@ class Shop:
         self.checkout.serve(self.warehouse.ship)
 
     def clearing(self) -> None:
-        """Forget the parcels every two seconds."""
+        """Drop the parcels every two seconds."""
         while not self._stop.wait(2.0):
             self.warehouse.clear()
 
 
 def run(stop: threading.Event) -> None:
-    """Run the shop until `stop` is set; its threads have ended when this returns. Any thread."""
+    """Run the shop until `stop` is set, and return when its threads have ended. Any thread."""
     shop = Shop(stop)
     work = {
         "shop-customers": shop.shopping,
