@@ -268,10 +268,23 @@ def test_where_the_folder_is(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) ->
     assert runtime_folder() == Path("/a")
     monkeypatch.delenv("RBKIT_RUNTIME_DIR")
     assert runtime_folder() == Path("/b/rbkit")
-    monkeypatch.delenv("XDG_RUNTIME_DIR")
     monkeypatch.setattr("tempfile.tempdir", str(tmp_path))
+    monkeypatch.setenv("XDG_RUNTIME_DIR", str(tmp_path))
+    assert runtime_folder() == tmp_path / "rbkit"
+    monkeypatch.delenv("XDG_RUNTIME_DIR")
     assert runtime_folder().parent == tmp_path
     assert runtime_folder().name.startswith("rbkit-")
+
+
+@unix
+def test_the_session_folder_of_another_user_is_not_used(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    """After ``su`` the variable names the folder of the user before."""
+    monkeypatch.delenv("RBKIT_RUNTIME_DIR")
+    monkeypatch.setenv("XDG_RUNTIME_DIR", str(tmp_path))
+    monkeypatch.setattr("tempfile.tempdir", str(tmp_path / "temporary"))
+    user = os.getuid() + 1
+    monkeypatch.setattr(os, "getuid", lambda: user)
+    assert runtime_folder() == tmp_path / "temporary" / f"rbkit-{user}"
 
 
 @pytest.mark.skipif(not hasattr(os, "fork"), reason="needs fork")

@@ -20,7 +20,7 @@ from pathlib import Path
 from typing import Any, Final, NamedTuple
 
 from tornado_rbkit.profiler.endpoints import accepts
-from tornado_rbkit.profiler.folder import prepare_folder, runtime_folder, verify_folder
+from tornado_rbkit.profiler.folder import prepare_folder, remove_file, runtime_folder, verify_folder
 
 _MAX_BYTES: Final = 65_536
 _MAX_NAME: Final = 200  # characters; names appear in lists, logs and paths
@@ -228,7 +228,4 @@ def _remove(path: Path, server: RunningServer | None = None) -> None:
     endpoints = () if server is None else (server.pub, server.req)
     sockets = [Path(endpoint[6:]) for endpoint in endpoints if endpoint.startswith("ipc://")]
     for each in (path, *(each for each in sockets if each.stem == path.stem)):
-        try:
-            each.unlink(missing_ok=True)
-        except OSError as error:
-            _log.warning("%s cannot be removed: %s", each, error)
+        remove_file(each)

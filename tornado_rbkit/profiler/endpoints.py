@@ -167,7 +167,7 @@ def _bind_to_file(sock: zmq.Socket[bytes], endpoint: str) -> None:
     if _answers(path):
         raise BindError(errno.EADDRINUSE, "in use by another program", endpoint)  # libzmq would replace its file
     with socket.socket(socket.AF_UNIX) as listener:
-        unlink(endpoint)  # left over from a killed process
+        Path(path).unlink(missing_ok=True)  # left over from a killed process
         listener.bind(path)
         os.chmod(path, 0o600)
         listener.listen(_BACKLOG)
@@ -175,12 +175,6 @@ def _bind_to_file(sock: zmq.Socket[bytes], endpoint: str) -> None:
         sock.setsockopt(zmq.USE_FD, listener.fileno())
         sock.bind(endpoint)
         listener.detach()  # libzmq closes it from now on
-
-
-def unlink(endpoint: str) -> None:
-    """Remove the socket file of a closed ``ipc://`` endpoint; libzmq leaves it behind."""
-    if endpoint.startswith("ipc://"):
-        Path(endpoint.removeprefix("ipc://")).unlink(missing_ok=True)
 
 
 def restore(sock: zmq.Socket[bytes], endpoint: str) -> None:

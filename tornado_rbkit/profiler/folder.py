@@ -1,11 +1,13 @@
 """The runtime folder, which holds the files and the Unix sockets of this user's servers.
 
-It is RBKIT_RUNTIME_DIR, else ``rbkit`` in XDG_RUNTIME_DIR, else ``rbkit-UID`` in the folder for temporary files. It is
-used only if it belongs to the user and nobody else may write to it, because its files decide where clients connect.
+It is RBKIT_RUNTIME_DIR, else ``rbkit`` in XDG_RUNTIME_DIR, unless that belongs to another user (as after ``su``), else
+``rbkit-UID`` in the folder for temporary files. It is used only if it belongs to the user and nobody else may write to
+it, because its files decide where clients connect.
 """
 
 from __future__ import annotations
 
+import logging
 import os
 import stat
 import tempfile
@@ -13,6 +15,8 @@ from pathlib import Path
 from typing import Final
 
 from tornado_rbkit.protocol import RbkitError
+
+_log = logging.getLogger(__name__)
 
 DIRECTORY_VARIABLE: Final = "RBKIT_RUNTIME_DIR"
 
@@ -32,9 +36,21 @@ def runtime_folder() -> Path:
     try:
         if chosen:
             return Path(chosen).absolute()
-        return Path(session, "rbkit").absolute() if session else temporary_folder(tempfile.gettempdir())
+        if session and not _is_foreign(session):
+            return Path(session, "rbkit").absolute()
+        return temporary_folder(tempfile.gettempdir())
     except OSError as error:
         raise RuntimeFolderError(f"there is no runtime folder ({error.strerror}); set {DIRECTORY_VARIABLE}") from error
+
+
+def _is_foreign(folder: str) -> bool:
+    """Return True if a folder belongs to another user: a folder made there would be in that user's way."""
+    try:
+        return hasattr(os, "getuid") and os.stat(folder).st_uid != os.getuid()
+    except PermissionError:
+        return True
+    except OSError:
+        return False
 
 
 def temporary_folder(parent: str) -> Path:
@@ -88,3 +104,11 @@ def verify_folder(folder: Path) -> None:
         raise RuntimeFolderError(f"{folder} belongs to user {status.st_uid}; set {DIRECTORY_VARIABLE}")
     if status.st_mode & 0o022:
         raise RuntimeFolderError(f"{folder} may be written by others (mode {status.st_mode & 0o777:o}); chmod it 700")
+
+
+def remove_file(path: Path) -> None:
+    """Remove a file if it is there; log a warning if it cannot be removed."""
+    try:
+        path.unlink(missing_ok=True)
+    except OSError as error:
+        _log.warning("%s cannot be removed: %s", path, error.strerror)

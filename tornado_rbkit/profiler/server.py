@@ -27,8 +27,8 @@ from tornado_rbkit.profiler.endpoints import (
     release_inherited,
     restore,
     same_endpoint,
-    unlink,
 )
+from tornado_rbkit.profiler.folder import remove_file
 from tornado_rbkit.profiler.memory import release_callback
 from tornado_rbkit.profiler.profile import MAX_PARTS, Profile, default_name
 from tornado_rbkit.profiler.publisher import Publisher
@@ -286,7 +286,8 @@ class Server:
     def _close(self) -> None:
         for sock, endpoint in self._sockets:
             sock.close(_LINGER_MS)
-            unlink(endpoint)
+            if endpoint.startswith("ipc://"):  # libzmq leaves the file behind
+                remove_file(Path(endpoint.removeprefix("ipc://")))
         self._context.term()
 
     def _serve(self) -> None:
