@@ -299,6 +299,16 @@ async def test_a_refusal_is_raised_with_its_status_and_text(
     assert text in str(caught.value)
 
 
+async def test_a_page_of_html_is_not_taken_for_the_reason(rbkit: FakeRbkit, serve: Serve) -> None:
+    server = await serve(Bridge(pub=rbkit.pub, req=rbkit.req), anywhere=False)
+    with pytest.raises(ConnectionLost) as caught:
+        async with RbkitClient(server.ws.replace("/rbkit/ws", "/nothing"), reconnect=False):
+            pass
+    assert caught.value.code == 404
+    assert "Not Found" in caught.value.reason
+    assert "<" not in caught.value.reason
+
+
 async def test_the_token_opens(rbkit: FakeRbkit, serve: Serve) -> None:
     server = await serve(Bridge(pub=rbkit.pub, req=rbkit.req), token="s3cret")
     async with server.client(token="s3cret") as client:

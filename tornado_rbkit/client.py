@@ -275,7 +275,9 @@ class RbkitClient:
             task.add_done_callback(_closing.discard)
             raise
         except HTTPClientError as error:
-            body = error.response.body.decode(errors="replace").strip() if error.response else ""
+            response = error.response
+            is_text = response is not None and response.headers.get("Content-Type", "").startswith("text/plain")
+            body = response.body.decode(errors="replace").strip() if response is not None and is_text else ""
             raise ConnectionLost(self._url, error.code, body or str(error)) from error
         except (OSError, WebSocketError, UnsatisfiableReadError) as error:
             raise ConnectionLost(self._url, None, str(error)) from error

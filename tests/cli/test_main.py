@@ -199,7 +199,7 @@ def test_two_servers_get_two_made_up_tokens(serving: Any) -> None:
         (["--req", "tcp://127.0.0.1:99999"], ["99999"]),
         (["--port", "-1"], ["port"]),
         (["--port", "70000"], ["port"]),
-        (["--port", "x"], ["--port"]),
+        *((["--port", port], ["--port", "allowed: 0 to 65535"]) for port in ("x", "1_0", "0x50", "")),
         (["--host", "no.such.host.invalid"], ["no.such.host.invalid", "--host"]),
         (["--max-clients", "-1"], ["max_clients", "-1"]),
         (["--max-clients", "0"], ["max_clients"]),
@@ -282,6 +282,19 @@ def test_send_to_a_wrong_url_gives_one_line_and_an_error_status(url: str) -> Non
     completed = run("send", "handshake", "--url", url)
     assert completed.returncode in (1, 2)
     assert_one_line(completed, completed.returncode)
+
+
+def test_send_to_a_name_that_is_not_there_says_so(tmp_path: Path) -> None:
+    environment = {**ENVIRONMENT, "RBKIT_RUNTIME_DIR": str(tmp_path / "runtime")}
+    command = [*COMMAND, "-q", "serve", "--port", "0"]
+    with subprocess.Popen(command, stdout=subprocess.PIPE, text=True, env=environment) as process:
+        url = Serving(process).ws.replace("/ws", "/nobody/ws")
+        try:
+            answer = run("send", "handshake", "--url", url)
+        finally:
+            process.terminate()
+    assert_one_line(answer, 1, url, "no profiler of that name", "404")
+    assert "<" not in answer.stderr
 
 
 # Help

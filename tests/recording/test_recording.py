@@ -6,6 +6,7 @@ import asyncio
 import errno
 import io
 import json
+import os
 import re
 import signal
 import subprocess
@@ -347,6 +348,24 @@ class TestCommandLine:
         process.send_signal(signal.SIGINT)
         assert process.wait(5) == 0
         process.stdout.close()
+
+    @pytest.mark.skipif(not os.path.exists("/dev/stdout"), reason="needs /dev/stdout")
+    async def test_a_recording_to_standard_output_has_nothing_else_in_it(self, serve: Serve, rbkit: FakeRbkit) -> None:
+        server = await serve(Bridge(**rbkit.endpoints))
+        process = await asyncio.create_subprocess_exec(
+            *[sys.executable, "-m", "tornado_rbkit", "record", "-o", "/dev/stdout", "--url", server.ws],
+            *["--cpu", "--seconds", "0"],
+            stdout=subprocess.PIPE,
+            stderr=subprocess.PIPE,
+        )
+        output, errors = await process.communicate()
+        assert process.returncode == 0
+        assert [record.command for record in read(io.BytesIO(output))] == [
+            "handshake",
+            "start_cpu_profiling",
+            "stop_cpu_profiling",
+        ]
+        assert re.fullmatch(rb"0 messages, \d+ bytes\n", errors)
 
     def test_export_writes_what_is_whole_of_a_file_that_was_cut_off_and_says_so(self, tmp_path: Path) -> None:
         path, output = tmp_path / "session.rbkit", tmp_path / "session.json"

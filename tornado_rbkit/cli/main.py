@@ -21,7 +21,7 @@ from collections.abc import Callable, Coroutine, Iterator, Mapping, Sequence
 from typing import Any, BinaryIO, Final, TextIO, TypeVar
 
 from tornado.netutil import bind_sockets
-from tornado.web import Application, HTTPError
+from tornado.web import Application
 
 from tornado_rbkit.bridge.bridge import Bridge
 from tornado_rbkit.cli.listener import BoundedServer, Listener
@@ -38,7 +38,7 @@ from tornado_rbkit.recording.export import collapsed, json_lines, speedscope
 from tornado_rbkit.recording.recording import REPLY, Record, Recorder, RecordingError, events, read
 from tornado_rbkit.recording.replay import ReplayServer
 from tornado_rbkit.upstream.iothread import IOLoopThread
-from tornado_rbkit.web.access import AccessHandler, check_token, is_loopback
+from tornado_rbkit.web.access import AccessHandler, Refusal, check_token, is_loopback
 from tornado_rbkit.web.discovered import DiscoveredTargets
 from tornado_rbkit.web.routes import rbkit_routes
 
@@ -115,12 +115,13 @@ def _parser() -> argparse.ArgumentParser:
     serve.add_argument(
         "--pub",
         metavar="URL",
-        help="endpoint where rbkit publishes (default: tcp://127.0.0.1:5555, port from RBKIT_PUB_PORT if set)",
+        help="endpoint where rbkit publishes (default: with neither --pub nor --req the processes that `list` shows, "
+        "and while there are none, or with --req, tcp://127.0.0.1:5555, port from RBKIT_PUB_PORT if set)",
     )
     serve.add_argument(
         "--req",
         metavar="URL",
-        help="endpoint where rbkit takes commands (default: tcp://127.0.0.1:5556, port from RBKIT_REQ_PORT if set)",
+        help="endpoint where rbkit takes commands (default: as for --pub, with port 5556 or RBKIT_REQ_PORT)",
     )
     serve.add_argument(
         "--idle-grace",
@@ -139,7 +140,11 @@ def _parser() -> argparse.ArgumentParser:
     demo.set_defaults(run=_demo)
     _add_server_options(demo)
 
-    run = commands.add_parser("run", help="run a Python program under the embedded profiler, and serve it")
+    run = commands.add_parser(
+        "run",
+        help="run a Python program under the embedded profiler, and serve it",
+        usage="%(prog)s [-h] [--open] [--host HOST] [--port PORT] (SCRIPT | -m MODULE) [ARGUMENT ...]",
+    )
     run.set_defaults(run=_run)
     run.add_argument("--open", action="store_true", help="open the page in a browser")
     run.add_argument(
@@ -254,14 +259,17 @@ def _add_token_options(parser: argparse.ArgumentParser, text: str) -> None:
 
 
 def _port(text: str) -> int:
-    port = int(text)
+    port = int(text) if re.fullmatch(r"[0-9]{1,5}", text) else -1
     if not 0 <= port < 65536:
         raise argparse.ArgumentTypeError(f"{text} is out of range; allowed: 0 to 65535")
     return port
 
 
 def _seconds(text: str) -> float:
-    seconds = float(text)
+    try:
+        seconds = float(text)
+    except ValueError:
+        seconds = math.nan
     if not 0 <= seconds < math.inf:
         raise argparse.ArgumentTypeError(f"{text} is out of range; allowed: 0 or more")
     return seconds
@@ -397,10 +405,12 @@ def _bridge(
 
 
 class _NothingHandler(AccessHandler):
-    """Answers 404 for unknown paths, and logs them without their query as the other handlers do."""
+    """Answers 404 in plain text for unknown paths, and logs them without their query as the other handlers do."""
 
     def prepare(self) -> None:
-        raise HTTPError(404)
+        raise Refusal(
+            404, "there is no page at this path, and no profiler of that name; targets beside the page lists them"
+        )
 
 
 async def _serve_until_stopped(
@@ -482,7 +492,8 @@ async def _record_until(stop: asyncio.Event, options: argparse.Namespace) -> Non
             raise error
         file = open(options.output, "wb")  # noqa: ASYNC230, SIM115 - a record is a few kilobytes; the stack closes it
         recorder = Recorder(file)
-        stack.callback(lambda: print(recorder.progress()))
+        summary = sys.stderr if _is_stdout(options.output) else sys.stdout
+        stack.callback(lambda: print(recorder.progress(), file=summary))
         stack.enter_context(file)
         recorder.write(REPLY, "handshake", reply)
         await _record_session_of(stop, rbkit, recorder, _stops(options, reply), options)
@@ -589,7 +600,7 @@ def _export_output(recording: BinaryIO, path: str | None) -> Iterator[TextIO]:
     if path is not None:
         _check_output(path)
     target = os.stat(path) if path is not None and os.path.exists(path) else None
-    to_stdout = path is None or (target is not None and stdout is not None and os.path.samestat(target, stdout))
+    to_stdout = path is None or _is_stdout(path)
     overwritten = stdout if to_stdout else target
     if overwritten is not None and stat.S_ISREG(source.st_mode) and os.path.samestat(source, overwritten):
         raise ValueError(f"{path or 'standard output'} is the recording itself; name another file (--output)")
@@ -600,6 +611,11 @@ def _export_output(recording: BinaryIO, path: str | None) -> Iterator[TextIO]:
         if isinstance(sys.stdout, io.TextIOWrapper):
             sys.stdout.reconfigure(encoding="utf-8", newline="\n")
         yield sys.stdout
+
+
+def _is_stdout(path: str) -> bool:
+    stdout = _stat_of_stdout()
+    return stdout is not None and os.path.exists(path) and os.path.samestat(os.stat(path), stdout)
 
 
 def _stat_of_stdout() -> os.stat_result | None:
