@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import gc
+import importlib.util
 import sys
 import threading
 import time
@@ -304,3 +305,51 @@ def test_the_host_runs_while_its_heap_is_walked(client: Client) -> None:
     thread.join()
     assert longest[0] < max(0.25, longest[1] / 4), longest
     del heap
+
+
+def test_a_module_refers_to_its_namespace_alone(client: Client) -> None:
+    """The state of a module written in C may have deallocated objects in it."""
+    spec = importlib.util.find_spec("_struct")
+    assert spec is not None
+    assert spec.loader is not None
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    assert len(gc.get_referents(module)) > 1
+    _, objects = snapshot(client)
+    (row,) = (item for item in objects if item.object_id == id(module))
+    assert row.references == [id(vars(module))]
+
+
+@pytest.mark.parametrize(
+    "walk",
+    ["list(Snapshot(1, []).walk())", "list(_find_dicts(set(), set()))"],
+    ids=["snapshot", "memory"],
+)
+def test_a_walk_leaves_the_objects_alone_that_asyncio_keeps_for_reuse(walk: str) -> None:
+    """On Python 3.12 `gc.get_referents` returns them, and the next collection would not end."""
+    output = python(
+        f"""
+import asyncio, gc
+from tornado_rbkit.profiler.heap import Snapshot
+from tornado_rbkit.profiler.memory import _find_dicts
+
+async def wait(future):
+    await future
+
+async def use():
+    futures = [asyncio.get_running_loop().create_future() for _ in range(5)]
+    waiting = [asyncio.create_task(wait(future)) for future in futures]
+    await asyncio.sleep(0)
+    for future in futures:
+        future.set_result(None)
+    await asyncio.gather(*waiting)
+
+asyncio.run(use())
+{walk}
+gc.collect()
+asyncio.run(use())
+gc.collect()
+print("ended")
+"""
+    )
+    assert output == "ended\n"

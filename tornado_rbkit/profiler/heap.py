@@ -12,9 +12,10 @@ tracks is kept until the end.) Up to Python 3.13 a tuple may be missing if only 
 it.
 
 A snapshot leaves out the profiler's own objects, except its modules, their definitions, and a few objects that only
-the interpreter holds. It also leaves out objects frozen with `gc.freeze`, which the collector does not list. File and
-line are known for objects created while tracemalloc traced, except objects that the interpreter takes from a free list
-and, on Python 3.11, instances with a ``__dict__`` (a bug in its tracemalloc).
+the interpreter holds. Of a module only its namespace is followed (see `objects.referents`). It also leaves out objects
+frozen with `gc.freeze`, which the collector does not list. File and line are known for objects created while
+tracemalloc traced, except objects that the interpreter takes from a free list and, on Python 3.11, instances with a
+``__dict__`` (a bug in its tracemalloc).
 
 None of the host's code is run: classes are read through `type`'s own descriptors, references through the collector's
 traversal, and sizes through ``__sizeof__`` only if that is not written in Python.
@@ -28,7 +29,7 @@ import time
 import tracemalloc
 from _tracemalloc import _get_object_traceback
 from collections.abc import Callable, Iterator
-from types import MethodDescriptorType
+from types import MethodDescriptorType, ModuleType
 from typing import Any, Final
 
 import msgpack
@@ -40,6 +41,7 @@ from tornado_rbkit.profiler.objects import (
     is_own,
     own_frames,
     own_ids,
+    referents,
     type_dict,
     type_mro,
 )
@@ -140,8 +142,8 @@ class Snapshot:
             name = self._learn(cls)
         if object_id in self._own or not name or is_bound_to(item, self._own):
             return
-        referents = gc.get_referents(item)
-        for other in referents:
+        held = referents([item]) if issubclass(cls, ModuleType) else gc.get_referents(item)
+        for other in held:
             if type(other) is tuple or not gc.is_tracked(other):
                 other_id = id(other)
                 shard = self._seen[other_id % _SHARDS]
@@ -157,8 +159,8 @@ class Snapshot:
         pack(_CLASS_NAME)
         pack(name)
         pack(_REFERENCES)
-        packer.pack_array_header(len(referents))
-        for other in referents:
+        packer.pack_array_header(len(held))
+        for other in held:
             pack(id(other))
         pack(_FILE)
         if self._tracing:

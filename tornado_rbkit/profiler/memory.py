@@ -77,6 +77,7 @@ from tornado_rbkit.profiler.objects import (
     is_own,
     may_be_untracked,
     own_ids,
+    referents,
 )
 from tornado_rbkit.profiler.publisher import BACKLOG_EVENTS, Publisher, pack, pack_double, pack_text
 from tornado_rbkit.profiler.tracked import KindsById, Tracked, list_tracked
@@ -336,7 +337,7 @@ def _find_dicts(wanted: set[int], found: set[int]) -> Iterator[None]:
     size = SliceSize()
     while objects or content:
         with size as count:
-            for item in chain(gc.get_referents(*objects[-count:]), content[-count:]):
+            for item in chain(referents(objects[-count:]), content[-count:]):
                 if id(item) in wanted and type(item) is dict:
                     found.add(id(item))
             del objects[-count:], content[-count:]

@@ -9,7 +9,7 @@ import threading
 import time
 import weakref
 from collections import deque
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Sequence
 from concurrent.futures import Future
 from pathlib import Path
 from types import BuiltinMethodType, CellType, FrameType, FunctionType, GeneratorType, MethodType, ModuleType
@@ -33,6 +33,7 @@ type_qualname: Final[Callable[[Any], str]] = type.__dict__["__qualname__"].__get
 type_mro: Final[Callable[[Any], tuple[type, ...]]] = type.__dict__["__mro__"].__get__
 
 type_flags: Final[Callable[[Any], int]] = type.__dict__["__flags__"].__get__
+_namespace: Final[Callable[[Any], Any]] = type_dict(ModuleType)["__dict__"].__get__
 
 _CONTAINERS: Final = (dict, list, set, tuple, deque)
 _SERVANTS: Final[tuple[type, ...]] = (
@@ -102,6 +103,20 @@ class SliceSize:
             self.count = max(100, int(self.count * SLICE_SECONDS / took))
         elif took < SLICE_SECONDS / 2:
             self.count = min(self._most, self.count * 5 // 4)
+
+
+def referents(items: Sequence[Any]) -> list[Any]:
+    """Return the objects that any objects of the host refer to; for a module, only its namespace.
+
+    The traversal of a module written in C visits its state too, where there may be objects that were deallocated: on
+    Python 3.12 those of the asyncio module, kept for reuse (Modules/_asynciomodule.c, module_traverse). A list of them
+    would deallocate them once more, after which the next full collection never ends.
+    """
+    modules = [item for item in items if issubclass(type(item), ModuleType)]
+    if not modules:
+        return gc.get_referents(*items)
+    others = [item for item in items if not issubclass(type(item), ModuleType)]
+    return [*gc.get_referents(*others), *filter(None, map(_namespace, modules))]
 
 
 def may_be_untracked(item: Any) -> bool:
