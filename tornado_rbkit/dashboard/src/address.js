@@ -1,9 +1,9 @@
-// Removes the token from the address bar, and so from the history, copied links and screenshots. It is kept in memory and,
-// for a reload, in the tab's session storage.
+// Removes the token from the address bar, and so from the history, copied links and screenshots. It is kept in memory
+// and, for a reload, in the tab's session storage.
 
 const KEY = `rbkit token ${location.pathname}`;
 
-/** The query that the page's own requests carry. */
+/** The query string of the page's own requests. */
 export const query = takeToken();
 
 function takeToken() {

@@ -1,4 +1,4 @@
-// The page: which profiler, how it is with it, what may be asked of it, and the views.
+// The page: the choice of profiler, its state, its commands, and the views.
 
 import { query } from "./address.js";
 import { fileButton, h, save, setAttribute, setDisabled, setText } from "./dom.js";
@@ -50,7 +50,7 @@ class Page {
   #drawnTargets = "";
   #drawnProcesses = "";
   #target = new URLSearchParams(location.search).get("target");
-  #told = [0, 0]; // the session, and the last line of its log
+  #told = [0, 0]; // the session, and the last log line shown
   #drawnAt = 0;
   #busy = false;
 
@@ -114,7 +114,7 @@ class Page {
     this.#open(location.hash.slice(1));
   }
 
-  /** Begin: find the profiler, and look after it. */
+  /** Find the profiler, follow it and start the timers. */
   async start() {
     await this.#findTargets();
     if (this.#target === null && (await this.#nothingToFollow())) this.#target = "";
@@ -123,7 +123,7 @@ class Page {
     setInterval(() => document.hidden || this.#findTargets(), TARGETS_SECONDS * 1000);
   }
 
-  /** What is not seen is not drawn; the worker goes on counting. */
+  /** Draw, unless the page is hidden; the worker continues to count. */
   async #tick() {
     if (document.hidden || this.#busy) return;
     this.#busy = true;
@@ -169,15 +169,15 @@ class Page {
 
   // The profiler
 
-  /** See which profilers have names; follow the first where there was none before. */
+  /** Update the list of named profilers; follow the first if there was none before. */
   async #findTargets() {
     if (!("listed" in document.documentElement.dataset)) return;
     try {
       const answer = await fetch(`targets${query}`);
-      if (!answer.ok) return; // the WebSocket is refused as well, and says why
+      if (!answer.ok) return; // the WebSocket is refused as well and reports why
       this.#targets = await answer.json();
     } catch {
-      return; // the server is away, which the connection's state says
+      return; // the server is unreachable, which the connection's state shows
     }
     const names = this.#targets.map(({ name }) => name);
     if (this.#target === "" && names.length && this.#header?.state !== "live") await this.#follow(names[0]);
@@ -199,7 +199,7 @@ class Page {
     this.target.value = this.#target ?? "";
   }
 
-  /** Return whether the server has no profiler at all, not even one without a name, as Jupyter before a kernel has one. */
+  /** Return whether the server has no profiler, not even an unnamed one (Jupyter before a kernel has a profiler). */
   async #nothingToFollow() {
     if (this.#targets.length || !("listed" in document.documentElement.dataset)) return false;
     try {
@@ -207,7 +207,7 @@ class Page {
       const { targets } = answer.ok ? await answer.json() : {};
       return targets !== undefined && !Object.keys(targets).length;
     } catch {
-      return false; // the server is away, which the connection's state says
+      return false; // the server is unreachable, which the connection's state shows
     }
   }
 
@@ -248,7 +248,7 @@ class Page {
     await this.#tick();
   }
 
-  /** Return why a command cannot be given now, null if it can. */
+  /** Return why a command cannot be sent now, null if it can. */
   #obstacle(command) {
     const { state, pending } = this.#header;
     if (!this.#allowed.has(command)) return "not allowed here: the server is read-only, or its setting `commands` leaves it out";
@@ -283,7 +283,7 @@ class Page {
     await this.#tick();
   }
 
-  // What is always in view
+  // The header
 
   #drawHeader() {
     const { state, reason, retryAt, source, processes } = this.#header;

@@ -1,4 +1,4 @@
-// Charts over time that share their cursor and their range, and show where data is missing.
+// Charts over time that share a cursor and a range, and mark missing data.
 
 import uPlot from "uplot";
 import { h, setText } from "./dom.js";
@@ -20,8 +20,8 @@ export class Chart {
   #text = h("p", { class: "unseen" });
 
   /**
-   * `series`: {label, colour, scale, draw: "bars" for those that are no line, value(number) for its text}; `steps` are those between the
-   * labels of the value axis, if not decimal; `onzoom(from, to)` is called when the user marks a range.
+   * `series`: {label, colour, scale, draw: "bars" instead of a line, value(number) for its text}; `steps` are the
+   * steps between value labels, if not decimal; `onzoom(from, to)` is called when the user marks a range.
    */
   constructor({ title, series, value, steps, onzoom, onreset }) {
     this.#options = { series, value, steps, onzoom, onreset };
@@ -42,7 +42,7 @@ export class Chart {
     this.#describe(data);
   }
 
-  /** Tell what is drawn in words, for those who cannot see it. */
+  /** Describe the chart in text for screen readers. */
   #describe(data) {
     const parts = this.#options.series.map(({ label }, i) => {
       const last = data[i + 1].findLast((value) => value !== null && value !== undefined);
@@ -118,7 +118,7 @@ export class Chart {
     this.#plot.setScale("x", { min: this.#shown.range[0], max: this.#shown.range[1] });
   }
 
-  /** Shade where messages are missing; a line where another process began. */
+  /** Shade the gaps where messages are missing, and draw a line where another process started. */
   #drawMissing(plot) {
     const { ctx, bbox } = plot;
     const at = (time) => Math.min(Math.max(plot.valToPos(time, "x", true), bbox.left), bbox.left + bbox.width);
@@ -135,7 +135,7 @@ export class Chart {
     ctx.restore();
   }
 
-  /** Return the labels of a value axis, none while there is nothing to read there. */
+  /** Return the labels of a value axis; none while there is no data. */
   #ticks(plot, scale, ticks) {
     const { series } = this.#options;
     const own = series.map((_, i) => i).filter((i) => (series[i].scale ?? "y") === scale);

@@ -1,6 +1,6 @@
-// Elements, in few words.
+// Short functions to create and change elements.
 
-/** Make an element; properties beginning with "on" are listeners, the others attributes, unless null or false. */
+/** Create an element; properties starting with "on" are listeners, all others attributes (none if null or false). */
 export function h(tag, properties = {}, ...children) {
   const element = document.createElement(tag);
   for (const [name, value] of Object.entries(properties)) {
@@ -16,25 +16,25 @@ export function setAttribute(element, name, value) {
   else element.setAttribute(name, value === true ? "" : value);
 }
 
-/** Set a text, if it is another one: what is selected or read out stays. */
+/** Set an element's text if it differs, so that a selection or screen reader is not disturbed. */
 export function setText(element, text) {
   if (element.textContent !== text) element.textContent = text;
 }
 
-/** Disable a button with a reason, which it shows and tells; null enables it. Its focus and its place stay. */
+/** Disable a button and show the reason; null enables it. It keeps its focus and its place. */
 export function setDisabled(button, reason, title = "") {
   setAttribute(button, "aria-disabled", reason === null ? null : "true");
   button.title = reason ?? title;
 }
 
-/** Give the browser a file to save. */
+/** Have the browser save a file. */
 export function save(content, name) {
   const url = URL.createObjectURL(content instanceof Blob ? content : new Blob([content]));
   h("a", { href: url, download: name }).click();
   setTimeout(() => URL.revokeObjectURL(url), 60_000);
 }
 
-/** Return a button that has the user choose a file. */
+/** Return a button that lets the user choose a file. */
 export function fileButton(label, title, accept, onfile) {
   const input = h("input", {
     type: "file",
@@ -49,7 +49,7 @@ export function fileButton(label, title, accept, onfile) {
   return h("span", {}, h("button", { type: "button", title, onclick: () => input.click() }, label), input);
 }
 
-/** Resolve after the next frame, in a task of its own. */
+/** Resolve in a separate task after the next frame. */
 export function nextFrame() {
   return new Promise((resolve) => requestAnimationFrame(() => setTimeout(resolve)));
 }

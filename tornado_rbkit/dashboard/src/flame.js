@@ -1,28 +1,28 @@
-// A flame graph on a canvas: one element to lay out, however many frames there are.
+// A flame graph on a canvas, which is one element to lay out regardless of the number of frames.
 
 import { colour } from "./chart.js";
 import { h } from "./dom.js";
 
 const ROW = 18; // px
-const SMALLEST = 1; // px, of a frame that is drawn
+const SMALLEST = 1; // px, the width of the smallest frame drawn
 const KEPT_WIDTHS = 5000;
 const FOUND = "#e600e6";
-const INK = "#1d1208"; // on the warm colours of the frames, and on that of what was found
+const INK = "#1d1208"; // readable on the colours of frames and of search results
 const STEPS = { ArrowDown: [1, 0], ArrowUp: [-1, 0], ArrowLeft: [0, -1], ArrowRight: [0, 1] };
 
 export class FlameGraph {
   element;
   #rows = []; // by depth: frames {node, key, parent, children, depth, from, to}, from 0 to 1, from left to right
-  #current = null; // key of the frame that is pointed at, or that the keyboard is at
+  #current = null; // key of the frame under the pointer or the keyboard focus
   #found = () => false;
   #on;
   #spacer = h("div");
   #canvas = h("canvas", { "aria-hidden": "true" });
   #widths = new Map(); // px, by name
   #tallest = 0; // rows
-  #due = null; // the frame it is painted with
+  #due = null; // the pending animation frame
 
-  /** `on.point(node)` is called with what is pointed at, null for nothing; `on.choose(path)` with the functions to a frame. */
+  /** `on.point(node)` is called with the current frame's node or null, `on.choose(path)` with the path to a frame. */
   constructor(on) {
     this.#on = on;
     this.element = h(
@@ -40,7 +40,7 @@ export class FlameGraph {
         onkeydown: (event) => this.#step(event),
         onblur: () => this.#point(null),
       },
-      h("div", { class: "pane" }, this.#canvas), // as large as what is seen of it
+      h("div", { class: "pane" }, this.#canvas), // as large as the visible part
       this.#spacer,
     );
     new ResizeObserver(() => this.#repaint()).observe(this.element);
@@ -48,8 +48,8 @@ export class FlameGraph {
   }
 
   /**
-   * Draw frames {name, value, fn, parent} as the worker gives them, with that which `zoom` levels lead to as wide as the
-   * whole, and what is `found(node)` marked. It becomes no lower, unless it is `another` graph: what is below would jump.
+   * Draw the worker's frames {name, value, fn, parent}. The first `zoom` levels are as wide as the whole, and frames
+   * with `found(node)` are marked. The height only grows, except for `another` graph, so content below does not jump.
    */
   draw(nodes, zoom, found, another) {
     this.element.hidden = !nodes[0].value;
@@ -75,7 +75,7 @@ export class FlameGraph {
     this.#point(this.#frame(this.#current));
   }
 
-  /** Paint with the next frame. */
+  /** Paint in the next animation frame. */
   #repaint() {
     this.#due ??= requestAnimationFrame(() => this.#paint());
   }
@@ -85,7 +85,7 @@ export class FlameGraph {
     const { clientWidth: width, clientHeight: height, scrollTop } = this.element;
     if (!width) return;
     const context = this.#canvas.getContext("2d");
-    this.#canvas.width = width * devicePixelRatio; // which clears it
+    this.#canvas.width = width * devicePixelRatio; // this clears the canvas
     this.#canvas.height = height * devicePixelRatio;
     this.#canvas.style.height = `${height}px`;
     context.scale(devicePixelRatio, devicePixelRatio);
@@ -113,7 +113,7 @@ export class FlameGraph {
     if (text) context.fillText(text, left + 4, depth * ROW + ROW / 2);
   }
 
-  /** Return as much of a name as there is room for. */
+  /** Return a name, cut to fit into `room` px. */
   #fitting(context, name, room) {
     if (room < 16) return "";
     if (this.#widths.size > KEPT_WIDTHS) this.#widths.clear();
@@ -158,7 +158,7 @@ export class FlameGraph {
     if (event.key === "Enter") this.#choose(frame);
     const step = STEPS[event.key];
     if (!step || !this.#rows.length) return;
-    event.preventDefault(); // it would scroll
+    event.preventDefault(); // prevent scrolling
     this.#point(frame === null ? this.#rows[0][0] : (this.#beside(frame, ...step) ?? frame));
     const top = this.#frame(this.#current).depth * ROW;
     const { scrollTop, clientHeight } = this.element;
@@ -173,7 +173,7 @@ export class FlameGraph {
   }
 }
 
-/** Return what a frame calls, by name from left to right; `alone` as wide as itself. */
+/** Place the children of a frame, by name from left to right; a child that is `alone` fills the width. Return them. */
 function placed({ node, children, from, to }, alone) {
   const whole = alone ? children[0].node.value : node.value;
   let at = from;
@@ -185,7 +185,7 @@ function placed({ node, children, from, to }, alone) {
   return children;
 }
 
-/** Return a warm colour that black can be read on, the same for a function each time. */
+/** Return a warm, light colour that depends only on the function's name. */
 function colourOf({ name, fn }) {
   let hash = 0;
   if (fn !== undefined) for (const character of name) hash = (hash * 31 + character.codePointAt(0)) % 4096;

@@ -1,4 +1,4 @@
-// Numbers for people, with their units.
+// Format numbers with their units.
 
 const counts = new Intl.NumberFormat("en", { maximumFractionDigits: 0 });
 const tenths = new Intl.NumberFormat("en", { maximumFractionDigits: 1, minimumFractionDigits: 1 });
@@ -8,7 +8,7 @@ export function count(value) {
   return value === null || value === undefined ? "–" : counts.format(value);
 }
 
-/** Return how many of something there are; its plural has an s. */
+/** Return a count and its noun; the plural adds an s. */
 export function plural(value, noun) {
   return `${count(value)} ${noun}${value === 1 ? "" : "s"}`;
 }
@@ -58,7 +58,7 @@ export function objectId(id) {
   return `0x${id.toString(16)}`;
 }
 
-/** Return the end of a path, and the line. */
+/** Return the end of a path and the line number. */
 export function place(file, line) {
   if (!file) return "";
   const parts = file.split("/");

@@ -1,4 +1,4 @@
-// Requests to the worker whose results are drawn. A result that is not the newest is dropped, so a late one is never drawn.
+// Requests to the worker whose results are drawn. Only the newest result is drawn; late results are dropped.
 
 import { nextFrame } from "./dom.js";
 import { ask } from "./rpc.js";
@@ -9,7 +9,7 @@ export class Latest {
 
   /**
    * Call a method of the worker and pass its result to each step, one frame apart. Stop after a newer request, after
-   * `cancel`, or if the result is null (what was asked for no longer exists).
+   * `cancel`, or if the result is null (the requested object no longer exists).
    */
   async ask(method, argument, ...steps) {
     const number = ++this.#number;

@@ -1,4 +1,4 @@
-// Calls to the worker, each a promise.
+// Calls to the worker, which return promises.
 
 import { query } from "./address.js";
 
@@ -13,12 +13,12 @@ worker.onmessage = ({ data: { call, result, error } }) => {
   else reject(new Error(error));
 };
 
-/** Have a function called with why the worker failed outside of a call. */
+/** Register a function that is called with the reason when the worker fails outside of a call. */
 export function onFailure(report) {
   worker.onerror = ({ message }) => report(message ?? "it could not be loaded");
 }
 
-/** Call a method of the worker, to have something done. For what is drawn there is `Latest`. */
+/** Call a method of the worker. Use `Latest` for results that are drawn. */
 export function ask(method, argument) {
   return new Promise((resolve, reject) => {
     calls.set(++last, { resolve, reject });

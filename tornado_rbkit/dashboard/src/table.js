@@ -1,14 +1,14 @@
-// A table that is sorted by its headers, and whose rows stay where they are while it is being read.
+// A table that is sorted by its headers, and whose rows do not move while the user reads them.
 
 import { h, nextFrame, setAttribute, setText } from "./dom.js";
 
-// em, as wide as the column is at least.
+// Minimum width of a column, in em.
 const NAME_WIDTH = 15;
 const NUMBER_WIDTH = 6.4;
 const SHARE_WIDTH = 10;
 const DRAWN_WIDTH = 9;
 
-// Cells in view that are written between two frames: the browser has them to lay out in the next, which should be short.
+// Visible cells written between two animation frames: few enough to keep the layout in the next frame short.
 const FRAME_CELLS = 50;
 
 export class Table {
@@ -20,14 +20,14 @@ export class Table {
   #body;
   #rows = new Map(); // by key: {row, cells, data}
   #order = []; // keys
-  #outOfView = new WeakSet(); // rows that the browser does not lay out
+  #outOfView = new WeakSet(); // rows that are not laid out
   #held = false;
   #selected = null;
   #rearrange = true;
 
   /**
-   * `columns`: {key, label, title, text(row), bar(row) in 0..1, draw(cell, row), number}; `key(row)` names a row, null one
-   * that cannot be chosen; `onsort()` is called when another order is wanted, `onselect(row)` when a row is chosen.
+   * `columns`: {key, label, title, text(row), bar(row) in 0..1, draw(cell, row), number}; `key(row)` identifies a row,
+   * null if it cannot be chosen; `onsort()` is called when the user sorts, `onselect(row)` when the user chooses a row.
    */
   constructor({ caption, columns, key, sort, descending = true, onsort = () => {}, onselect = null }) {
     this.sort = sort;
@@ -41,10 +41,10 @@ export class Table {
     );
     this.headers = new Map();
     const header = h("tr", { role: "row" }, ...columns.map((column) => this.#header(column, onsort)));
-    // Roles, because some browsers take a table for none when its rows are laid out as a grid.
+    // Roles, because some browsers do not treat a table with a grid layout as a table.
     const table = h("table", { role: "table" }, h("caption", { class: "unseen" }, caption), h("thead", { role: "rowgroup" }, header), this.#body);
     const widths = columns.map((column, i) => (i === 0 ? NAME_WIDTH : column.bar ? SHARE_WIDTH : column.draw ? DRAWN_WIDTH : NUMBER_WIDTH));
-    table.style.minWidth = `${widths.reduce((sum, width) => sum + width)}em`; // narrower, it is scrolled
+    table.style.minWidth = `${widths.reduce((sum, width) => sum + width)}em`; // scrolls if the page is narrower
     const tracks = columns.map((column, i) => (column.number || column.draw ? `${widths[i]}em` : "minmax(0, 1fr)"));
     table.style.setProperty("--columns", tracks.join(" "));
     this.element = h(
@@ -60,8 +60,8 @@ export class Table {
   }
 
   /**
-   * Show these rows, some between each two frames; unless others are given meanwhile. What is pointed at or has the
-   * focus is not moved; the order is made good afterwards.
+   * Show these rows, a few per animation frame; stop if other rows are passed meanwhile. While the pointer or the
+   * focus is in the table the rows keep their order, and are reordered by a later update.
    */
   async update(rows) {
     const given = new Map(rows.map((data) => [this.key(data), data]));
@@ -91,12 +91,12 @@ export class Table {
     setAttribute(this.#body, "aria-busy", null);
   }
 
-  /** The next rows are others: show them in their own order. */
+  /** Show the next rows in their own order, because they are different rows. */
   rearrange() {
     this.#rearrange = true;
   }
 
-  /** Mark the row of this key, or none. */
+  /** Mark the row with this key, or no row. */
   select(key) {
     this.#selected = key;
     for (const [each, { row }] of this.#rows) setAttribute(row, "aria-selected", each === key ? "true" : null);
@@ -159,7 +159,7 @@ export class Table {
   }
 
   #link(cell) {
-    const button = h("button", { type: "button", class: "link" }); // its click is the row's
+    const button = h("button", { type: "button", class: "link" }); // the row handles its click
     cell.append(button);
     return button;
   }

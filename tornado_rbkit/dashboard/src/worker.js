@@ -1,4 +1,4 @@
-// The page's other thread: it receives, decodes and counts, and the page asks it for what it shows.
+// The page's worker thread: receives, decodes and counts, and answers the page's requests for data to show.
 
 import { Connection } from "./model/connection.js";
 import { Session } from "./model/session.js";
@@ -11,19 +11,19 @@ const TICK_SECONDS = 1;
 let session = new Session();
 let connection = null;
 let source = null; // {url} or {file, bytes, size, damage}; null before there is a profiler to follow
-let loading = null; // the same, of a file that is being read
-let choices = 0; // of what is shown: one that is not the newest any more shows nothing
-let asked = 0; // commands of the page's user that have no reply yet
+let loading = null; // the same for a file that is being read
+let choices = 0; // counts the sources chosen; the result of an earlier choice is not shown
+let asked = 0; // number of the user's commands without a reply
 
 const methods = {
-  /** Follow a profiler, with an empty session. */
+  /** Follow a profiler in a new session. */
   connect(url) {
     choices++;
     loading = null;
     connection?.close();
     session = new Session();
     source = { url };
-    const mine = session; // what comes late belongs to the session it was asked in
+    const mine = session; // late messages belong to the session of their connection
     connection = new Connection(url, {
       publish: (bytes) => mine.publish(bytes),
       reply: (command, bytes) => mine.reply(command, bytes),
@@ -34,7 +34,7 @@ const methods = {
     });
   },
 
-  /** Try again now. */
+  /** Reconnect now. */
   reconnect() {
     connection?.open();
   },
@@ -46,7 +46,7 @@ const methods = {
     asked++;
     try {
       const text = await to.request(name);
-      if (name !== "handshake") to.request("handshake").catch(() => {}); // not connected, which the state says
+      if (name !== "handshake") to.request("handshake").catch(() => {}); // not connected, which the state shows
       return text?.startsWith("error:") ? text.slice(text.indexOf(" ") + 1) : null;
     } catch (error) {
       return error.message;
@@ -56,7 +56,7 @@ const methods = {
     }
   },
 
-  /** Return what is always in view. */
+  /** Return the data of the page's header. */
   header() {
     const { facts } = session.process;
     return {
@@ -101,7 +101,7 @@ const methods = {
     };
   },
 
-  // What is asked of a snapshot is null where it is not here any more.
+  // Requests about a snapshot return null if it was removed.
 
   snapshotClasses({ number, ...query }) {
     const one = snapshot(number);
@@ -131,7 +131,7 @@ const methods = {
     session.snapshots = session.snapshots.filter((one) => one.number !== number);
   },
 
-  /** Add the snapshots of a file to those that are there; return how many, and what is wrong with the file or null. */
+  /** Add the snapshots of a file to the session; return how many, and an error text or null. */
   async addSnapshots(file) {
     const into = session;
     const loaded = new Session();
@@ -165,7 +165,7 @@ const methods = {
     return format === "speedscope" ? JSON.stringify(cpu.speedscope(name)) : cpu.collapsed();
   },
 
-  /** Return everything that was received, as a file. */
+  /** Return all recorded messages as a file. */
   sessionFile() {
     return session.recording.toBlob();
   },

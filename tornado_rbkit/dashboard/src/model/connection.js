@@ -1,4 +1,4 @@
-// One WebSocket to the bridge, opened again when it is lost. Replies come in the order of the commands.
+// One WebSocket to the bridge, reopened when it is lost. Replies arrive in the order of the commands.
 
 import { NOT_AUTHORIZED, readNotice } from "./protocol.js";
 
@@ -8,14 +8,14 @@ const LONGEST_WAIT = 15;
 const POLICY = 1008;
 const TRY_AGAIN = 1013;
 
-// Others' commands change what is recorded, which only a handshake tells.
+// Other clients' commands change what is recorded; only a handshake reports it.
 const HANDSHAKE_TICKS = 5;
 
 // Scripts do not see the server's pings, and a browser takes minutes to notice a dead peer.
 const OPENING_TICKS = 20;
-const SILENCE_TICKS = 15; // with a command waiting, before the server is asked whether it is busy
-const DOUBT_TICKS = 5; // between two such questions
-const LONGEST_SILENCE_TICKS = 330; // where it cannot say: a snapshot has 300 s, and what is behind it waits
+const SILENCE_TICKS = 15; // with a command pending, before asking the server whether it is busy
+const DOUBT_TICKS = 5; // between two such requests
+const LONGEST_SILENCE_TICKS = 330; // if its status does not say: a snapshot may take 300 s, and later commands wait
 const STATUS_MS = 10_000;
 
 const NOT_OPENED =
@@ -26,17 +26,17 @@ export class Connection {
   state = "connecting"; // "live", "waiting" for the profiler, "lost", "unopened", "refused", "closed"
   reason = "";
   retryAt = null; // ms since the epoch
-  pending = []; // {command, resolve, reject}, the oldest first
+  pending = []; // {command, resolve, reject}, oldest first
   #wait = FIRST_WAIT;
   #timer = null;
-  #socket = null; // events of any other socket, and status answers about it, are ignored
+  #socket = null; // events and status responses of any other socket are ignored
   #ticks = 0;
-  #silent = 0; // ticks since a message came, or since the socket was made
-  #asking = false; // the server for its status
+  #silent = 0; // ticks since the last message, or since the socket was created
+  #asking = false; // true while a status request is under way
 
   /**
-   * `on` has publish(bytes), reply(command, bytes) which returns its text or null for a handshake, notice(name, value, bytes),
-   * stray(what), interrupted() and changed().
+   * `on` has publish(bytes), reply(command, bytes), which returns the reply's text or null for a handshake,
+   * notice(name, value, bytes), stray(what), interrupted() and changed().
    */
   constructor(url, on) {
     this.url = url;
@@ -44,7 +44,7 @@ export class Connection {
     this.open();
   }
 
-  /** Open now. */
+  /** Open the WebSocket now. */
   open() {
     this.#drop();
     this.#become("connecting");
@@ -69,7 +69,7 @@ export class Connection {
     };
   }
 
-  /** Send a command; the promise is of its reply's text, and fails when the connection is lost before. */
+  /** Send a command; resolves with the reply's text, rejects if the connection is lost first. */
   request(command) {
     return new Promise((resolve, reject) => {
       if (this.#socket?.readyState !== WebSocket.OPEN) {
@@ -82,13 +82,13 @@ export class Connection {
     });
   }
 
-  /** Close it for good. */
+  /** Close the connection permanently. */
   close() {
     this.#drop();
     this.#become("closed");
   }
 
-  /** Look after the connection; to be called each second. */
+  /** Check the connection; to be called every second. */
   tick() {
     this.#ticks++;
     this.#silent++;
@@ -136,7 +136,7 @@ export class Connection {
     this.on.changed();
   }
 
-  /** Ask who is there: live is what answers. That the connection was lost before is told as its state. */
+  /** Send a handshake: the reply makes the state live. A lost connection is ignored here, since the state shows it. */
   #greet() {
     this.request("handshake").catch(() => {});
   }
@@ -180,7 +180,7 @@ export class Connection {
       const text = (await answer.text()).trim();
       return { code: answer.status, text };
     } catch {
-      return null; // it is away, which the state says
+      return null; // unreachable, which the state shows
     }
   }
 
@@ -189,7 +189,7 @@ export class Connection {
     this.#become("refused", reason);
   }
 
-  /** Close the socket, and open another after the backoff. */
+  /** Close the socket and open a new one after the backoff. */
   #lose(state, reason) {
     this.#drop();
     this.retryAt = Date.now() + this.#wait * 1000;

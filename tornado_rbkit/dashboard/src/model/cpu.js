@@ -1,13 +1,13 @@
-// CPU samples as call trees, one for each thread. A sample counts one: rbkit gives no durations.
+// CPU samples as call trees, one for each thread. Each sample counts as 1: rbkit gives no durations.
 
-// Samples whose order is kept for export; beyond that, how often each stack was seen.
+// Samples whose order is kept for export; for later samples only the count per stack is kept.
 const MAX_ORDERED = 2_000_000;
 
-// Frames of a flame graph at a time, and the part of its width that one has at least.
+// Most frames of a flame graph, and the smallest frame drawn, as a fraction (1 / SMALLEST) of its width.
 const MAX_FRAMES = 600;
 const SMALLEST = 2000;
 
-// Callers, callees and lines of a function.
+// Most callers, callees and lines shown of a function.
 const DETAILS = 50;
 
 // Threads that are listed, and threads with a call tree of their own: an unlisted one may still become busy.
@@ -17,16 +17,16 @@ const KEPT_THREADS = 200;
 // The name of the entry for all unlisted threads.
 const OTHERS = "(others)";
 
-// What the call trees may have; samples with more than that are counted as left out.
+// Limits of the call trees; samples beyond them are only counted, as omitted.
 const MAX_FUNCTIONS = 100_000;
 const MAX_NODES = 1_000_000;
 
 class Node {
   self = 0;
   total = 0;
-  children = null; // by frame index, once there are some
+  children = null; // by frame index; null until there is a child
 
-  /** `frame` is an index, of a `fn` at a line. */
+  /** `frame` is an index into `frames`, `fn` an index into `functions`. */
   constructor(frame, fn, parent) {
     this.frame = frame;
     this.fn = fn;
@@ -44,7 +44,7 @@ class Node {
 class Thread {
   root = new Node(null, null, null);
   samples = 0;
-  order = []; // the nodes its samples ended in, as far as they are kept
+  order = []; // the nodes in which its samples ended, up to MAX_ORDERED in total
   last = 0; // the number of its last sample
 
   constructor(id) {
@@ -54,16 +54,16 @@ class Thread {
 
 export class CpuProfile {
   functions = []; // {label, file, line, self, total, frames: Map of line to frame index}
-  frames = []; // {fn, line}: a function that is at a line
+  frames = []; // {fn, line}: a function at a line
   threads = new Map(); // by id
   samples = 0;
-  omitted = 0; // samples that had no place
+  omitted = 0; // samples beyond the limits
   first = null; // ms
   last = null;
   missing = 0; // messages that may have held samples
-  #rest = new Thread(OTHERS); // threads that are not kept apart any more
+  #rest = new Thread(OTHERS); // threads that were merged
   #byName = new Map();
-  #seen = []; // by function index: the last sample it was in
+  #seen = []; // by function index: the number of the last sample it was in
   #ordered = 0;
   #nodes = 0;
 
@@ -83,7 +83,7 @@ export class CpuProfile {
     for (const node of path) {
       node.total++;
       if (this.#seen[node.fn] === this.samples) continue;
-      this.#seen[node.fn] = this.samples; // once a sample, however deep it recurses
+      this.#seen[node.fn] = this.samples; // once per sample, also if it recurses
       this.functions[node.fn].total++;
     }
     const node = path.at(-1);
@@ -95,7 +95,7 @@ export class CpuProfile {
     }
   }
 
-  /** Return the threads, those with most samples first; what is not among them is one at the end. */
+  /** Return the listed threads, by descending samples; one last entry stands for all unlisted threads. */
   threadList() {
     const { listed, others } = this.#split();
     const list = listed.filter(({ samples }) => samples).map(({ id, samples }) => ({ id, samples }));
@@ -104,9 +104,9 @@ export class CpuProfile {
   }
 
   /**
-   * Return the frames of a flame graph of a thread, or of all: {name, file, line, fn, value, parent}, the last an index;
-   * the whole is first, and parents come before what they call. What is too small to see is left out, or too much to
-   * draw. With a path of functions it has only what is in there, as far as there is such a path: `zoom` levels.
+   * Return the flame graph of one thread or of all threads: frames {name, file, line, fn, value, parent}, where
+   * `parent` is an index. The root is first, and callers precede callees. Frames that are too small or too many are left
+   * out. A `path` of functions limits the graph to that path; `zoom` is the number of its levels that exist.
    */
   flame(thread, path = []) {
     let nodes = this.#roots(thread);
@@ -127,7 +127,7 @@ export class CpuProfile {
         if (frame.value >= smallest) within.push({ frame, nodes: same });
       }
     }
-    within.sort((a, b) => b.frame.value - a.frame.value); // none is larger than its parent, which stays before it
+    within.sort((a, b) => b.frame.value - a.frame.value); // no frame is larger than its parent, so callers stay first
     for (const one of within.slice(0, MAX_FRAMES)) {
       one.at = frames.length;
       frames.push(one.at === zoom ? one.frame : { ...one.frame, parent: one.frame.parent.at });
@@ -135,7 +135,7 @@ export class CpuProfile {
     return { frames, zoom, total };
   }
 
-  /** Return the functions of a thread, or of all, with the samples they were innermost in and those they were in. */
+  /** Return the functions of one thread or of all threads, with their self and total samples. */
   table({ thread = null, filter = "", sort = "self", descending = true, limit = 200 }) {
     const counts = thread === null ? this.functions : this.#count(thread);
     const wanted = filter.toLowerCase();
@@ -147,14 +147,14 @@ export class CpuProfile {
     return { rows: rows.slice(0, limit), matching: rows.length };
   }
 
-  /** Return who calls a function and whom it calls, by samples, and its hottest lines; null if there is no such function. */
+  /** Return the callers and callees of a function by samples, and its hottest lines; null if it does not exist. */
   details(index, thread = null) {
     if (this.functions[index] === undefined) return null;
     const callers = new Map();
     const callees = new Map();
     const lines = new Map();
     const add = (map, key, samples) => map.set(key, (map.get(key) ?? 0) + samples);
-    // However deep it recurses, a sample counts once: its outermost caller, and each function it calls where that is met first.
+    // With recursion a sample counts once: for its outermost caller, and for the outermost call of each callee.
     const called = new Set(); // on the way to the node
     let inside = 0;
     for (const root of this.#roots(thread)) {
@@ -193,7 +193,7 @@ export class CpuProfile {
     };
   }
 
-  /** Return a speedscope file, as `tornado-rbkit export` writes it. */
+  /** Return a speedscope file like the files of `tornado-rbkit export`. */
   speedscope(name) {
     return {
       $schema: "https://www.speedscope.app/file-format-schema.json",
@@ -215,7 +215,7 @@ export class CpuProfile {
     };
   }
 
-  /** Return the lines that flamegraph.pl and its kin read. */
+  /** Return the folded stacks that flamegraph.pl and similar tools read. */
   collapsed() {
     const word = (label) => label.replaceAll(";", ":").replaceAll("\n", " ");
     const counts = new Map();
@@ -250,7 +250,7 @@ export class CpuProfile {
     }
   }
 
-  /** Return the threads that the list has, those with most samples first, and the others. */
+  /** Return the listed threads, by descending samples, and the unlisted threads. */
   #split() {
     const sorted = [...this.threads.values()].sort((a, b) => b.samples - a.samples);
     return { listed: sorted.slice(0, LISTED_THREADS), others: [...sorted.slice(LISTED_THREADS), this.#rest] };
@@ -260,7 +260,7 @@ export class CpuProfile {
     return this.#rest.samples ? [...this.threads.values(), this.#rest] : [...this.threads.values()];
   }
 
-  /** Return the nodes of a stack, made where there are none, outermost first; null if there is no place for them. */
+  /** Return the nodes of a stack, outermost first, creating missing nodes; null if this exceeds the limits. */
   #path(root, frames) {
     const path = [];
     let node = root;
@@ -280,14 +280,14 @@ export class CpuProfile {
     return path;
   }
 
-  /** Note the time of a sample. Where the clock was set back the beginning is moved as well: the samples took as long. */
+  /** Record the time of a sample. If the clock was set back, move `first` back too, to keep the duration right. */
   #pass(time) {
     this.first ??= time;
     if (time < this.last) this.first -= this.last - time;
     this.last = time;
   }
 
-  /** Return the index of a function, null if there is no place for another. */
+  /** Return the index of a function, adding it if needed; null beyond the limit. */
   #function({ label, file, line }) {
     const key = `${label}\0${file}`;
     const known = this.#byName.get(key);
@@ -298,7 +298,7 @@ export class CpuProfile {
     return index;
   }
 
-  /** Return the index of a line of a function, null if there is no place for another. */
+  /** Return the index of a function at a line, adding it if needed; null beyond the limit. */
   #frame(fn, line) {
     const { frames } = this.functions[fn];
     const known = frames.get(line);
@@ -323,7 +323,7 @@ export class CpuProfile {
 
   #count(thread) {
     const counts = this.functions.map(() => ({ self: 0, total: 0 }));
-    const depth = new Map(); // by function: how often it is on the way to the node
+    const depth = new Map(); // by function: how often it is on the path to the node
     for (const root of this.#roots(thread)) {
       walk(
         root,
@@ -344,7 +344,7 @@ function pick({ self, total }) {
   return { self, total };
 }
 
-/** Return the children of nodes, those of one function together. */
+/** Return the children of nodes, grouped by function. */
 function byFunction(nodes) {
   const found = new Map();
   for (const node of nodes) {
@@ -362,8 +362,8 @@ function childrenOf(node) {
 }
 
 /**
- * Visit each node below a root, callers first: `enter(node)` on the way in, `leave(node, what enter returned)` on the way
- * out. Stacks are as deep as somebody's recursion, so this one does not recurse.
+ * Visit each node below a root, callers first: call `enter(node)` before its children, and `leave(node, entered)` with
+ * the result of `enter` after them. Not recursive, because profiled stacks may be deep.
  */
 function walk(root, enter, leave = () => {}) {
   const stack = [{ node: root, children: childrenOf(root)[Symbol.iterator](), entered: undefined }];
@@ -379,7 +379,7 @@ function walk(root, enter, leave = () => {}) {
   }
 }
 
-/** Add one tree to another; return how many nodes are left over. */
+/** Merge one tree into another; return the number of nodes this freed. */
 function merge(into, from) {
   let left = 0;
   const waiting = [[into, from]];
@@ -400,7 +400,7 @@ function merge(into, from) {
   return left;
 }
 
-/** Return the nodes in which samples ended, with how many. */
+/** Return the nodes in which samples ended, each with its number of samples. */
 function leaves(root) {
   const found = [];
   walk(root, (node) => {

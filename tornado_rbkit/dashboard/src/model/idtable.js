@@ -1,17 +1,17 @@
-// A map from object ids to numbers in two flat arrays: a JavaScript Map makes an object of every id above 2 ** 31, and
-// takes several times as long. Open addressing with linear probing.
+// A map from object ids to numbers in two flat arrays: a JavaScript Map allocates an object for every id above 2 ** 31
+// and is several times slower. Open addressing with linear probing.
 
 const FULLEST = 0.6;
 
-/** A map from integers to numbers; unlike a Map it may have more than 2 ** 24 of them. */
+/** A map from integers to numbers; unlike a Map it may have more than 2 ** 24 entries. */
 export class IdTable {
   size = 0;
   #bits;
   #mask;
   #keys;
-  #values; // one more than the number, 0 where there is none
+  #values; // the number plus one, 0 for an empty slot
 
-  /** Make one with room for as many; it grows. */
+  /** Make a table with room for `count` entries; it grows when needed. */
   constructor(count = 30_000) {
     this.#allocate(Math.ceil(Math.log2(count / FULLEST + 2)));
   }
@@ -21,7 +21,7 @@ export class IdTable {
     return this.#values[this.#slot(id)] - 1;
   }
 
-  /** Give an id a number, which is not negative. */
+  /** Set the number of an id; it must not be negative. */
   set(id, number) {
     let slot = this.#slot(id);
     if (this.#values[slot] === 0) {
@@ -39,7 +39,7 @@ export class IdTable {
     if (this.#values[free] === 0) return;
     this.size--;
     this.#values[free] = 0;
-    // What was put further on because this slot was taken moves up.
+    // Move up entries that were displaced because this slot was occupied.
     for (let at = (free + 1) & this.#mask; this.#values[at] !== 0; at = (at + 1) & this.#mask) {
       const home = this.#home(this.#keys[at]);
       if (((at - home) & this.#mask) < ((at - free) & this.#mask)) continue;
@@ -54,7 +54,7 @@ export class IdTable {
     return Math.imul((id >>> 0) ^ Math.imul(id / 4294967296, 0x85ebca6b), 0x9e3779b1) >>> (32 - this.#bits);
   }
 
-  /** Return where an id is, or where it would be put. */
+  /** Return the slot of an id, or the slot where it would be stored. */
   #slot(id) {
     let slot = this.#home(id);
     while (this.#values[slot] !== 0 && this.#keys[slot] !== id) slot = (slot + 1) & this.#mask;

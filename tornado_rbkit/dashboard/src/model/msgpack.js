@@ -1,4 +1,4 @@
-// A MessagePack decoder for untrusted input: memory and depth are bounded by the bytes received, not by the lengths they claim.
+// A MessagePack decoder for untrusted input: the bytes received bound memory and depth, not the lengths they claim.
 
 // rbkit's messages nest six levels: message, events, event, frames, frame, number.
 const MAX_DEPTH = 64;
@@ -12,10 +12,10 @@ const CACHED_TEXTS = 4096;
 
 const utf8 = new TextDecoder("utf-8", { ignoreBOM: true });
 
-/** Raised for bytes that cannot be read; the message says why. */
+/** Thrown for bytes that cannot be read; the message says why. */
 export class Unreadable extends Error {}
 
-/** Raised for bytes that end too early; at least `size` bytes are needed. */
+/** Thrown for bytes that end too early; at least `size` bytes are needed. */
 export class Incomplete extends Unreadable {
   constructor(size) {
     super("it ends in the middle of a value");
@@ -23,7 +23,7 @@ export class Incomplete extends Unreadable {
   }
 }
 
-/** Return the one value in these bytes; throws Unreadable. */
+/** Return the single value in these bytes; throws Unreadable. */
 export function decode(bytes) {
   const reader = new Reader(bytes);
   const value = reader.value();
@@ -115,7 +115,7 @@ export class Reader {
     }
   }
 
-  /** Return where the next bytes begin, and go past them. */
+  /** Return the start of the next bytes and move past them. */
   #skip(size) {
     const at = this.at;
     if (at + size > this.#bytes.length) throw new Incomplete(at + size);
@@ -182,7 +182,7 @@ function areEqual(a, b) {
   return true;
 }
 
-/** Return a key that is a property like any other. */
+/** Return a key that is safe as an object property. */
 function keyText(key) {
   return typeof key === "string" && key !== "__proto__" ? key : `(${typeof key === "string" ? key : typeof key})`;
 }

@@ -1,4 +1,4 @@
-// The objects that were made since the profile began and live still, by class and by age.
+// The live objects that were created since the profile started, by class and age.
 
 import { IdTable } from "./idtable.js";
 import { EventType } from "./protocol.js";
@@ -6,23 +6,23 @@ import { EventType } from "./protocol.js";
 const HISTORY_SECONDS = 2;
 const HISTORY_LENGTH = 60;
 
-// Collections that follow each other this closely age objects once: CPython has small ones many times a second.
+// Collections within this time age objects only once: CPython runs small ones many times per second.
 const AGING_MS = 5000;
 
-// Ruby takes an object for old when it has survived three collections (RGENGC_OLD_AGE).
+// Ruby considers an object old when it has survived three collections (RGENGC_OLD_AGE).
 const MIDDLE_AGES = 3;
 
-// A class and the number of the collection before an object's birth, in one double: 26 bits and 27.
+// A class (26 bits) and the number of the collection before the object's creation (27 bits), in one double.
 const EPOCHS = 2 ** 27;
 
-// They take half a gigabyte; beyond that births are counted and their deaths are not known.
+// Takes half a gigabyte; further objects are counted when created, but not when destroyed.
 const MAX_TRACKED = 12_000_000;
 
-// Classes with a row of their own; what is of another is counted in one row together.
+// Classes with a row of their own; objects of further classes are counted in one shared row.
 const MAX_CLASSES = 20_000;
 const OTHERS = "(other classes)";
 
-// Events may be a little out of order; a time further back is that of a clock that was set back.
+// Events may be slightly out of order; an event further back means that the clock was set back.
 const LATE_MS = 10_000;
 
 class ClassRow {
@@ -34,16 +34,16 @@ class ClassRow {
 
   constructor(name) {
     this.name = name;
-    this.ages = new Array(MIDDLE_AGES + 2).fill(0); // born since the last collection ... old
+    this.ages = new Array(MIDDLE_AGES + 2).fill(0); // from created since the last collection to old
   }
 }
 
 export class LiveObjects {
   classes = [];
   tracked = new IdTable(); // id to class and epoch
-  strangers = 0; // deaths of objects that are older than the profile
+  strangers = 0; // destroyed objects that are older than the profile
   untracked = 0;
-  uncertain = false; // messages were missed, so some of these counts are wrong
+  uncertain = false; // true once messages were lost: some counts are wrong
   #byName = new Map();
   #epoch = 0;
   #aged = 0; // ms
@@ -56,17 +56,17 @@ export class LiveObjects {
     this.#sample(event.time);
   }
 
-  /** Count growth from now. */
+  /** Count growth from now on. */
   setBaseline() {
     for (const row of this.classes) row.baseline = row.live;
   }
 
-  /** Let go of the objects one by one; their counts stay. */
+  /** Stop tracking single objects; keep the counts. */
   end() {
     this.tracked = new IdTable();
   }
 
-  /** Return the classes that a table shows. */
+  /** Return the classes to show in a table. */
   rows({ filter = "", sort = "live", descending = true, limit = 200 }) {
     const wanted = filter.toLowerCase();
     const rows = this.classes.filter((row) => row.live + row.created > 0 && row.name.toLowerCase().includes(wanted));
@@ -97,7 +97,7 @@ export class LiveObjects {
 
   #create(id, name) {
     const known = this.tracked.get(id);
-    if (known >= 0) this.#forget(known); // its death was among what is missing
+    if (known >= 0) this.#forget(known); // its obj_destroyed event was lost
     const index = this.#index(name);
     const row = this.classes[index];
     row.created++;
@@ -148,7 +148,7 @@ export class LiveObjects {
     return index;
   }
 
-  /** Note each two seconds how many live. */
+  /** Record the number of live objects every two seconds. */
   #sample(time) {
     const since = time - this.#sampled;
     if (since < HISTORY_SECONDS * 1000 && since > -LATE_MS) return;
@@ -185,7 +185,7 @@ function old(row) {
   return row.ages[MIDDLE_AGES + 1];
 }
 
-/** Return how fast a class grew over its last ten seconds or so, in objects a second. */
+/** Return how fast a class grew over about the last ten seconds, in objects per second. */
 function rate(row) {
   const last = row.history.at(-1);
   const before = row.history.at(-6) ?? row.history[0];

@@ -1,4 +1,4 @@
-// rbkit 2.1 as it is on the wire, with the numbers of tornado_rbkit/protocol.py, and read into shapes that the models know.
+// The rbkit 2.1 wire format, with the numbers of tornado_rbkit/protocol.py. Reads messages into the models' types.
 
 import { Unreadable, decode, isMap } from "./msgpack.js";
 
@@ -35,24 +35,24 @@ export const Field = {
 
 export const PROTOCOL_MAJOR = "2";
 
-// How the reason begins with which a bridge closes for good; after others one may come back.
+// A close reason with this prefix is final; after other reasons the client may reconnect.
 export const NOT_AUTHORIZED = "not authorized";
 
-// Received messages are validated here and nowhere else. The models get known shapes only, so they cannot fail half-way
-// through an update.
+// Received messages are validated here and nowhere else. The models get known types only, so they cannot fail in the
+// middle of an update.
 
 // Characters of a name (class, file, function); longer names are cut.
 const MAX_TEXT = 500;
 
-// Figures of the collector; Ruby and Python tell some dozens.
+// Most figures of the collector; Ruby and Python send a few dozen.
 const MAX_FIGURES = 200;
 
-const LATEST_TIME = 8.64e15; // ms; no Date is later
+const LATEST_TIME = 8.64e15; // ms, the latest time of a Date
 const LAST_LINE = 2 ** 32 - 1;
 
 /**
- * Read a published message. Return {time, counter, events, unreadable}: ms or null, a number or null, the events that can
- * be read, and how many cannot. Throws Unreadable if it is no event_collection.
+ * Read a published message. Return {time, counter, events, unreadable}: ms or null, a number or null, the readable
+ * events, and the number of unreadable events. Throws Unreadable if the message is not an event_collection.
  */
 export function readMessage(bytes) {
   const message = decode(bytes);
@@ -66,8 +66,8 @@ export function readMessage(bytes) {
 }
 
 /**
- * Read a reply. Return {text} or, for a handshake, {facts}. Throws Unreadable if it is neither a refusal nor what such a
- * command is answered with.
+ * Read a reply. Return {text} or, for a handshake, {facts}. Throws Unreadable if it is neither a refusal nor a valid
+ * reply to the command.
  */
 export function readReply(command, bytes) {
   if (command !== "handshake" || startsWith(bytes, "error:")) return { text: cut(new TextDecoder().decode(bytes)) };
@@ -90,7 +90,7 @@ export function readReply(command, bytes) {
   };
 }
 
-/** Return [name, value] of a message on the reply channel that is a notice, else null. */
+/** Return [name, value] if a message on the reply channel is a notice, else null. */
 export function readNotice(bytes) {
   if (bytes.length > MAX_NOTICE) return null;
   const match = NOTICE.exec(new TextDecoder().decode(bytes));
@@ -100,7 +100,7 @@ export function readNotice(bytes) {
 const MAX_NOTICE = 40; // bytes
 const NOTICE = /^(?:(client_count|dropped):(\d{1,15})|(server):(disconnected|connected|restarted))$/;
 
-/** Return the values that a function can read, and how many it cannot. */
+/** Return the values that a function can read, and the number of unreadable values. */
 function readEach(values, read) {
   const known = [];
   let unreadable = 0;
@@ -112,7 +112,7 @@ function readEach(values, read) {
   return { known, unreadable };
 }
 
-/** Return an event in its known shape, null if it has none. */
+/** Return an event in its known type, null if it has none. */
 function readEvent(event) {
   const type = event[Field.EVENT_TYPE];
   const time = event[Field.TIMESTAMP];
@@ -145,7 +145,7 @@ function readEvent(event) {
   }
 }
 
-/** Return figures by name: finite numbers, texts, or null for what is neither. */
+/** Return figures by name: finite numbers, texts, or null for any other value. */
 function readFigures(payload) {
   const all = Object.entries(payload);
   const figures = new Map(all.slice(0, MAX_FIGURES).map(([name, value]) => [cut(name), readFigure(value)]));
@@ -158,7 +158,7 @@ function readFigure(value) {
   return text(value, null);
 }
 
-/** Return a sample whose frames are the innermost first. */
+/** Return a sample with the innermost frame first. */
 function readSample(type, time, payload) {
   const { known: frames, unreadable } = readEach(payload, readFrame);
   return unreadable ? null : { type, time, thread: frames.length ? frames[0].thread : "", frames };
@@ -172,7 +172,7 @@ function readFrame(frame) {
   return label === null || file === null || line === null || thread === null ? null : { label, file, line, thread };
 }
 
-/** Return a part of a snapshot; an object that cannot be read costs itself alone. */
+/** Return a part of a snapshot; an unreadable object does not affect the others. */
 function readDump(type, time, event) {
   const correlation = text(event[Field.CORRELATION_ID], "(unknown)");
   const expected = event[Field.COMPLETE_MESSAGE_COUNT];
@@ -192,7 +192,7 @@ function readObject(object) {
   return isKnown ? { id, name, references, file, line, size } : null;
 }
 
-/** Return a line, 0 for none, null for what is not one. */
+/** Return a line number, 0 if there is none, null if the value is invalid. */
 function readLine(value) {
   if (value === null || value === undefined) return 0;
   return Number.isInteger(value) && value <= LAST_LINE ? Math.max(0, value) : null;
@@ -210,14 +210,14 @@ function isCount(value) {
   return Number.isSafeInteger(value) && value >= 0;
 }
 
-/** Return a text; `without` for none, numbers and truth values in words, null for what is no name at all. */
+/** Return a text: `without` for nil, numbers and booleans as text, null for any other value. */
 function text(value, without) {
   if (typeof value === "string") return cut(value);
   if (value === null || value === undefined) return without;
   return typeof value === "number" || typeof value === "boolean" ? String(value) : null;
 }
 
-/** Return a text that is not too long; a cut one is copied, for a slice keeps the whole alive. */
+/** Return a text, cut if it is too long; a cut text is copied, because a slice keeps the whole text alive. */
 function cut(value) {
   if (value.length <= MAX_TEXT) return value;
   return new TextDecoder().decode(new TextEncoder().encode(`${value.slice(0, MAX_TEXT)}…`));

@@ -1,24 +1,24 @@
-// A session as a file, in the format of `tornado-rbkit record`: MessagePack records [seconds, channel, command, bytes].
+// A session as a file, in the format of `tornado-rbkit record`: MessagePack arrays [seconds, channel, command, bytes].
 
 import { Incomplete, Reader, Unreadable } from "./msgpack.js";
 
 export const REPLY = 0;
 export const DATA = 1;
 
-const MAX_COMMAND = 256; // characters; no bridge takes a longer one
+const MAX_COMMAND = 256; // characters; no bridge accepts a longer command
 const BLOB_BYTES = 1 << 20;
-const KEPT_BYTES = 256 << 20; // of published messages; then the oldest are let go
+const KEPT_BYTES = 256 << 20; // of recorded messages; beyond that the oldest are dropped
 
 export class Recording {
   bytes = 0;
-  dropped = 0; // messages that are no longer kept
-  #blobs = []; // {blob, messages}, which the browser may put on its disk
+  dropped = 0; // number of messages that were dropped
+  #blobs = []; // {blob, messages}; the browser may keep blobs on disk
   #open = [];
   #openBytes = 0;
-  #handshake = null; // the last one: a file that begins late needs it
+  #handshake = null; // the last one; a file whose first messages were dropped needs it
   #started = performance.now();
 
-  /** Keep one message; return its record. */
+  /** Record one message; return its record. */
   add(channel, command, payload, seconds = (performance.now() - this.#started) / 1000) {
     const record = encode(seconds, channel, command, payload);
     if (channel === REPLY && command === "handshake") this.#handshake = record;
@@ -29,7 +29,7 @@ export class Recording {
     return record;
   }
 
-  /** Return what is kept, as a file. */
+  /** Return the recorded messages as a file. */
   toBlob() {
     this.#close();
     const lost = this.dropped > 0 && this.#handshake !== null ? [this.#handshake] : [];
@@ -63,7 +63,7 @@ function encode(seconds, channel, command, payload) {
   return record;
 }
 
-/** Yield [seconds, channel, command, bytes] of a file; throws an Error that says what is wrong with it. */
+/** Yield the records [seconds, channel, command, bytes] of a file; throws an Error that says why it cannot be read. */
 export async function* read(file) {
   if (!file.size) throw new Error(`${file.name} is empty`);
   let count = 0;
@@ -81,12 +81,12 @@ export async function* read(file) {
   }
 }
 
-/** Yield the values in a file, reading as much at a time as the next one takes. */
+/** Yield the values in a file, reading it in parts that are large enough for the next value. */
 async function* values(file) {
   let wanted = BLOB_BYTES;
   for (let from = 0; from < file.size; ) {
     const bytes = new Uint8Array(await file.slice(from, from + wanted).arrayBuffer());
-    let end = 0; // of the last value that is whole
+    let end = 0; // end of the last complete value
     try {
       while (end < bytes.length) {
         const reader = new Reader(bytes, end);

@@ -1,5 +1,5 @@
-// Everything that one profiler told, live or from a file: takes messages, keeps the models of the views. What it takes is
-// read by protocol.js first; no received message makes a method here throw.
+// The data of one profiler, live or from a file: takes messages and updates the models of the views. protocol.js reads
+// messages first; no received message makes a method here throw.
 
 import { CpuProfile } from "./cpu.js";
 import { Log } from "./log.js";
@@ -14,29 +14,29 @@ const KEPT_PROCESSES = 5;
 
 // Snapshots take most of the memory; beyond this the oldest is removed.
 const KEPT_SNAPSHOTS = 30;
-const KEPT_OBJECTS = 2 ** 26; // in all of them
+const KEPT_OBJECTS = 2 ** 26; // in all snapshots
 const MAX_INCOMING = 8;
 
-// The parts of a snapshot follow each other within a second or so; a debugger may hold its process for longer.
+// The parts of a snapshot arrive within about a second of each other; a debugger may stop the process for longer.
 const SNAPSHOT_PATIENCE_SECONDS = 60;
 
-// Counters that decrease more often than this are not restarts: several publishers share the endpoint, or one does not count.
+// Counters that decrease more often do not mean restarts: publishers share the endpoint, or one does not count.
 const RESTART_SECONDS = 1;
 
 let sessions = 0;
 
-/** What belongs to one process: after a restart there is another. */
+/** The models of one process; a restart creates a new one. */
 class Process {
   objects = new LiveObjects();
   cpu = new CpuProfile();
-  facts = null; // of its handshake
+  facts = null; // from its handshake
 
   constructor(number, since) {
     this.number = number;
     this.since = since; // ms
   }
 
-  /** Begin another CPU profile. */
+  /** Start a new CPU profile. */
   clearCpu() {
     this.cpu = new CpuProfile();
   }
@@ -55,14 +55,14 @@ export class Session {
   processes = [new Process(1, null)];
   messages = 0;
   bytes = 0;
-  unreadable = 0; // messages, events and objects that are not what they should be
-  dropped = 0; // messages the bridge says it dropped because this page was too slow
+  unreadable = 0; // number of messages, events and objects that could not be read
+  dropped = 0; // messages that the bridge reported as dropped because this page was too slow
   clients = null;
   lastTime = null; // ms, of the profiled process
   log = new Log();
-  version = 0; // grows with all that the header shows
-  #counter = null; // the next one expected, null if none can be
-  #isCounted = true; // whether counters tell losses and restarts
+  version = 0; // increases whenever the data in the header changes
+  #counter = null; // the next expected counter, null if unknown
+  #isCounted = true; // whether counters reveal losses and restarts
   #fellAt = -Infinity; // s
   #snapshotNumber = 0;
 
@@ -70,7 +70,7 @@ export class Session {
     return this.processes.at(-1);
   }
 
-  /** Take a published message. */
+  /** Process a published message. */
   publish(bytes, seconds = undefined) {
     const record = this.recording.add(DATA, null, bytes, seconds);
     this.messages++;
@@ -85,7 +85,7 @@ export class Session {
     if (this.timeline.setBack > before) this.#say("The profiled process's clock was set back: chart data with later times was removed.");
   }
 
-  /** Take a reply; return its text, or null if it was a handshake. */
+  /** Process a reply; return its text, or null for a handshake. */
   reply(command, bytes, seconds = undefined) {
     this.recording.add(REPLY, command, bytes, seconds);
     this.version++;
@@ -95,7 +95,7 @@ export class Session {
     return reply.text ?? null;
   }
 
-  /** Take a notice: its name and value. */
+  /** Process a notice, given as its name and value. */
   notice(name, value, bytes, seconds = undefined) {
     this.recording.add(REPLY, null, bytes, seconds);
     this.version++;
@@ -110,11 +110,11 @@ export class Session {
     this.#count(1, `A message could not be read: ${what}`);
   }
 
-  /** What follows is of another process. */
+  /** Start the data of another process. */
   restart() {
     this.#counter = null;
     this.#isCounted = true;
-    if (this.process.since === null && !this.process.facts) return; // nothing is known of one before
+    if (this.process.since === null && !this.process.facts) return; // there is no data of an earlier process
     this.#abandon("the process was restarted");
     this.process.objects.end();
     this.timeline.restart((this.lastTime ?? Date.now()) / 1000);
@@ -123,20 +123,20 @@ export class Session {
     this.#say("The profiled process was restarted. What is older belongs to the process before.");
   }
 
-  /** The connection was lost: messages may be missing before the next. */
+  /** Handle a lost connection: messages may be missing before the next message. */
   interrupted() {
     this.#isCounted = true;
     this.#abandon("the connection was lost");
   }
 
-  /** Look whether the rest of a snapshot still comes. */
+  /** Give up snapshots of which nothing has arrived for too long. */
   checkIncoming() {
     this.#abandon(`then nothing for ${SNAPSHOT_PATIENCE_SECONDS} s`, (incoming) => incoming.silentSeconds >= SNAPSHOT_PATIENCE_SECONDS);
   }
 
   /**
-   * Read a file to its end; `progress` is told the bytes so far. Return null, or what is wrong with a file of which a part
-   * could be read; throws of one that could not be read at all.
+   * Read a file to its end; call `progress` with the bytes read so far. Return null, or an error text if only part of
+   * the file could be read; throws if nothing could be read.
    */
   async load(file, progress) {
     try {
@@ -166,7 +166,7 @@ export class Session {
     }
   }
 
-  /** Add a snapshot, and give it a number. */
+  /** Add a snapshot and number it. */
   keep(snapshot) {
     snapshot.number = ++this.#snapshotNumber;
     this.snapshots.push(snapshot);
@@ -178,7 +178,7 @@ export class Session {
     this.version++;
   }
 
-  /** Return the process of this number, or the newest. */
+  /** Return the process with this number, or the newest process. */
   processNumbered(number) {
     return this.processes.find((process) => process.number === number) ?? this.process;
   }
@@ -240,7 +240,7 @@ export class Session {
     }
   }
 
-  /** What has not come of a snapshot by now will not come. */
+  /** Finish incomplete snapshots with the objects that have arrived. */
   #abandon(why, isMeant = () => true) {
     for (const incoming of [...this.incoming.values()].filter(isMeant)) {
       incoming.ending = why;

@@ -1,23 +1,23 @@
-// Heap snapshots: every object with its class, size and references, in columns, because there may be millions.
+// Heap snapshots: all objects with class, size and references, stored in columns because there may be millions.
 
 import { IdTable } from "./idtable.js";
 import { compare } from "./objects.js";
 
-// Held by the interpreter, not by an object of the heap: where a path to an object may begin.
+// Classes of objects that the interpreter holds, at which a path to an object may start.
 const ROOT_CLASSES = new Set(["module", "frame", "Module", "Class", "Thread"]);
 
 const NOWHERE = 0xffffffff;
 
-// Of a long path, as through a linked list, its first and its last steps.
+// Of a long path, such as through a linked list, only this many first and last steps are shown.
 const PATH_ENDS = 20;
 
-// Objects that are sorted at a time to find the largest of a class.
+// Objects sorted at a time to find the largest of a class.
 const SORTED = 10_000;
 
-// What one snapshot may have; an object takes about 70 bytes while it comes in, a reference 12. The rest is counted only.
+// Limits of one snapshot; an object takes about 70 bytes while received, a reference 12. The rest is only counted.
 const LIMITS = { objects: 2 ** 25, references: 2 ** 27 };
 
-// Names of classes and of files; what has another is put together.
+// Most names of classes, and of files; further names share one entry.
 const MAX_NAMES = 100_000;
 const OTHERS = "(others)";
 
@@ -29,7 +29,7 @@ class Column {
     this.values = new type(0);
   }
 
-  /** Make room for as many more; throws RangeError if there is none. */
+  /** Make room for `count` more values; throws RangeError if there is no memory. */
   reserve(count) {
     if (this.length + count <= this.values.length) return;
     const larger = new this.values.constructor(Math.max(2 * this.values.length, this.length + count));
@@ -37,7 +37,7 @@ class Column {
     this.values = larger;
   }
 
-  /** Add a value, for which there is room. */
+  /** Add a value; room must have been reserved. */
   push(value) {
     this.values[this.length++] = value;
   }
@@ -47,7 +47,7 @@ class Column {
   }
 }
 
-/** Gives each text a small number. */
+/** Maps texts to small numbers. */
 class Texts {
   list = [];
   #numbers = new Map();
@@ -62,14 +62,14 @@ class Texts {
   }
 }
 
-/** A snapshot that comes in. */
+/** A snapshot that is being received. */
 export class IncomingSnapshot {
   expected = 0;
-  objects = 0; // that are kept
-  unreadable = 0; // objects
-  omitted = 0; // objects beyond what a snapshot may have
-  records = []; // of the recording, for saving it
-  ending = null; // why the rest did not come
+  objects = 0; // number of objects kept
+  unreadable = 0; // number of objects that could not be read
+  omitted = 0; // number of objects beyond the limits
+  records = []; // of the recording, to save the snapshot
+  ending = null; // why the rest did not arrive
   #addedAt = 0; // ms
   #ids = new Column(Float64Array);
   #classes = new Column(Uint32Array);
@@ -92,12 +92,12 @@ export class IncomingSnapshot {
     return this.objects + this.unreadable + this.omitted >= this.expected;
   }
 
-  /** Seconds since the last part came. */
+  /** Seconds since the last part arrived. */
   get silentSeconds() {
     return (performance.now() - this.#addedAt) / 1000;
   }
 
-  /** Take one part of it, and the record of the message that it is in. */
+  /** Add one part, and the record of the message it arrived in. */
   add({ expected, objects, unreadable }, record) {
     this.#addedAt = performance.now();
     if (this.records.at(-1) !== record) this.records.push(record);
@@ -117,7 +117,7 @@ export class IncomingSnapshot {
     }
   }
 
-  /** Make room for objects before any is taken, so that a column is never longer than another; return for how many. */
+  /** Reserve room for objects before adding any, so that all columns stay equally long; return for how many. */
   #reserve(objects) {
     let count = 0;
     let references = 0;
@@ -133,12 +133,12 @@ export class IncomingSnapshot {
       this.#references.reserve(references);
     } catch (error) {
       if (!(error instanceof RangeError)) throw error;
-      return 0; // the browser has no memory for them
+      return 0; // the browser is out of memory
     }
     return count;
   }
 
-  /** Return what has come of it. */
+  /** Return the received objects as a Snapshot. */
   finish(process) {
     const ids = this.#ids.done();
     const indexes = new IdTable(ids.length);
@@ -170,7 +170,7 @@ export class IncomingSnapshot {
   }
 }
 
-/** A snapshot that came in. Objects are told apart by their ids; in here by their index. */
+/** A received snapshot. Objects are identified by id outside this class, and by index inside. */
 export class Snapshot {
   #referrers = null;
   #paths = null;
@@ -186,7 +186,7 @@ export class Snapshot {
     return { number, process, time, expected, unreadable, omitted, ending, objects, bytes };
   }
 
-  /** Return, by class: how many, their bytes, and the largest. */
+  /** Return the number of objects, their total size and the largest size, by class. */
   byClass() {
     const rows = this.classNames.map((name) => ({ name, count: 0, bytes: 0, largest: 0 }));
     for (let i = 0; i < this.objects; i++) {
@@ -198,13 +198,13 @@ export class Snapshot {
     return rows;
   }
 
-  /** Return whether there is an object of this id and class: an address is used again, rarely by the same class. */
+  /** Return whether there is an object with this id and class: an address is reused, but rarely by the same class. */
   has(id, className) {
     const index = this.indexes.get(id);
     return index >= 0 && this.classNames[this.classes[index]] === className;
   }
 
-  /** Return as many objects of a class, the largest; with another snapshot, of those that it has not. */
+  /** Return the largest objects of a class, at most `limit`; leave out objects in the snapshot `butNotIn`. */
   objectsOf(className, butNotIn, limit) {
     const wanted = this.classNames.indexOf(className);
     const order = (a, b) => this.sizes[b] - this.sizes[a] || this.ids[a] - this.ids[b];
@@ -220,7 +220,7 @@ export class Snapshot {
     return { matching, rows: cut().map((i) => this.#object(i)) };
   }
 
-  /** Return an object, what it refers to, what refers to it, and a shortest path to it; null if there is none. */
+  /** Return an object, its references, its referrers and a shortest path to it; null if there is no such object. */
   object(id, limit) {
     const index = this.indexes.get(id);
     if (index < 0) return null;
@@ -249,7 +249,7 @@ export class Snapshot {
     };
   }
 
-  /** Return the references the other way round: for each object where its referrers end, and all of them. */
+  /** Return the referrers of all objects in one array, and for each object where its referrers end. */
   #allReferrers() {
     if (this.#referrers === null) {
       const ends = new Uint32Array(this.objects);
@@ -257,7 +257,7 @@ export class Snapshot {
       let sum = 0;
       for (let i = 0; i < ends.length; i++) {
         const count = ends[i];
-        ends[i] = sum; // where they begin; each that is put in moves it on, to where they end
+        ends[i] = sum; // the start; each referrer added below advances it, until it is the end
         sum += count;
       }
       const referrers = new Uint32Array(sum);
@@ -273,8 +273,8 @@ export class Snapshot {
   }
 
   /**
-   * Return the objects from a root to this one, and how many of them are left out in the middle; none if it hangs on a
-   * cycle that nothing outside refers to.
+   * Return the objects on a path from a root to this one, and the number left out in the middle; no objects if only a
+   * cycle refers to it that nothing outside refers to.
    */
   #path(index) {
     this.#paths ??= this.#shortestPaths();
@@ -290,7 +290,7 @@ export class Snapshot {
     return { steps: steps.reverse(), omitted: length - steps.length };
   }
 
-  /** Return for each object the one before it on a shortest path from a root, NOWHERE for a root. */
+  /** Return the predecessor of each object on a shortest path from a root, NOWHERE for a root. */
   #shortestPaths() {
     const [ends] = this.#allReferrers();
     const before = new Uint32Array(this.objects).fill(UNREACHED);
@@ -319,7 +319,7 @@ export class Snapshot {
 
 const UNREACHED = 0xfffffffe;
 
-/** Compare two snapshots by class, the earlier one first. */
+/** Compare two snapshots by class, the earlier snapshot first. */
 export function difference(before, after) {
   const rows = new Map();
   const row = (name) => {
@@ -348,7 +348,7 @@ export function difference(before, after) {
   return [...rows.values()].filter((one) => one.appeared || one.gone || one.bytes);
 }
 
-/** Filter, sort and cut rows for a table. */
+/** Filter, sort and limit the rows of a table. */
 export function select(rows, { filter = "", sort, descending = true, limit = 200 }) {
   const wanted = filter.toLowerCase();
   const order = descending ? -1 : 1;

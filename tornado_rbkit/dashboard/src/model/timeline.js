@@ -1,5 +1,5 @@
-// What the memory profile says over time: rates by the second, the collector's figures and runs, and where data is
-// missing. Times are the profiled process's, in seconds since the epoch.
+// The memory profile over time: rates per second, the collector's figures and runs, and gaps in the data. Times are of
+// the profiled process's clock, in seconds since the epoch.
 
 import { EventType } from "./protocol.js";
 
@@ -9,32 +9,32 @@ const SHOWN_RUNS = 2000;
 const KEPT_STATS = 5000;
 const KEPT_MARKS = 500; // gaps and restarts
 
-// gc_stats come each five seconds while memory is profiled, so a longer silence means that it was not.
+// gc_stats arrive every five seconds while memory is profiled; a longer silence means that it was not.
 const LONGEST_SILENCE = 7;
 
-// Events may be a little out of order; a time further back is that of a clock that was set back.
+// Events may be slightly out of order; an event further back means that the clock was set back.
 const LATE_SECONDS = 10;
 
 export class Timeline {
-  seconds = []; // one bin each; in created and the rest null means "not known", which is not 0
+  seconds = []; // one bin each; in the arrays below null means "unknown", not 0
   created = [];
   destroyed = [];
   collections = [];
-  pauses = []; // ms in all
+  pauses = []; // ms in total
   statTimes = [];
   stats = []; // {heap, memsize, live}: numbers or null
-  runs = []; // [start, pause in ms], of the collector
+  runs = []; // runs of the collector: [start, pause in ms]
   gaps = []; // [from, to, messages]
   restarts = []; // times
   lastStats = null; // all figures, by name
   missing = 0;
-  setBack = 0; // how often the clock was
+  setBack = 0; // how often the clock was set back
   #first = null;
   #last = null; // time of the last event
   #gapSince = null;
   #started = null;
 
-  /** Take one event of the memory profile. */
+  /** Add one event of the memory profile. */
   add(event) {
     const time = event.time / 1000;
     const bin = this.#bin(time);
@@ -48,7 +48,7 @@ export class Timeline {
       case EventType.GC_START:
         this.#started = event.time;
         break;
-      case EventType.GC_END_M: // what follows until GC_END_S is Ruby's lazy sweep, in which the program runs on
+      case EventType.GC_END_M: // until GC_END_S Ruby sweeps lazily while the program runs
       case EventType.GC_END_S:
         this.#finish(event.time, bin);
         break;
@@ -58,7 +58,7 @@ export class Timeline {
     }
   }
 
-  /** Messages were lost before the one of this time. */
+  /** Record that messages were lost before the message with this time. */
   gap(time, messages) {
     const from = this.#last ?? time;
     this.missing += messages;
@@ -68,7 +68,7 @@ export class Timeline {
     this.#gapSince = from;
   }
 
-  /** What follows is of another process. */
+  /** Record that later events belong to another process. */
   restart(time) {
     this.restarts.push(time);
     if (this.restarts.length > 2 * KEPT_MARKS) this.restarts.splice(0, KEPT_MARKS);
@@ -76,9 +76,9 @@ export class Timeline {
     this.#last = null;
   }
 
-  /** The same, for the charts: what was between `from` and `to`, as many points as were asked for. */
+  /** Return the data between `from` and `to` for the charts. */
   range(from, to) {
-    const whole = this.seconds.slice(0, -1); // the last one is not over yet, and would look like a fall
+    const whole = this.seconds.slice(0, -1); // the last second is incomplete and would look like a drop
     const seconds = slice(whole, from, to);
     const stats = slice(this.statTimes, from, to);
     const runs = this.runs.filter(([start]) => start >= from && start <= to);
@@ -103,7 +103,7 @@ export class Timeline {
     };
   }
 
-  /** Return the figures that are drawn, with a break between two where there was a gap, a restart or a silence. */
+  /** Return the figures to draw, with a break wherever there was a gap, a restart or a silence. */
   #statsIn([begin, end]) {
     const points = { x: [], heap: [], memsize: [], live: [] };
     const add = (x, stats) => {
@@ -120,7 +120,7 @@ export class Timeline {
     return points;
   }
 
-  /** Return the figures of exactly this range: the last of each kind, and the collector's pauses in its whole seconds. */
+  /** Return the figures of exactly this range: the last of each kind, and the total pause in its whole seconds. */
   #totals(whole, from, to) {
     const inside = whole.flatMap((second, i) => (second >= Math.floor(from) && second + 1 <= to && this.created[i] !== null ? [i] : []));
     const at = this.statTimes.findLastIndex((time) => time >= from && time <= to);
@@ -165,7 +165,7 @@ export class Timeline {
     if (this.stats.length > 2 * KEPT_STATS) this.#dropStats(KEPT_STATS);
   }
 
-  /** Return the index of the bin of a time, with those before it. */
+  /** Return the index of the bin of a time; create that bin and missing bins before it. */
   #bin(time) {
     const second = Math.floor(time);
     if (this.seconds.length && second < this.seconds.at(-1) - LATE_SECONDS) this.#setBack(time);
@@ -173,13 +173,13 @@ export class Timeline {
     const last = this.seconds.at(-1);
     if (last === undefined || second > last) this.#advance(second);
     this.#last = Math.max(this.#last ?? time, time);
-    // An event that is late belongs where its time is, or where that would be.
+    // A late event belongs to the bin of its time, or to the nearest earlier bin.
     let index = this.seconds.length - 1;
     while (index > 0 && this.seconds[index] > second) index--;
     return this.#known(index);
   }
 
-  /** The clock was set back: times that have not come yet, by what it shows now, were never right. */
+  /** Handle a clock that was set back: remove data with times later than it shows now. */
   #setBack(time) {
     this.setBack++;
     const from = (times) => {
@@ -211,7 +211,7 @@ export class Timeline {
     if (second - from < KEPT_SECONDS) {
       for (let t = from; t < second; t++) this.#push(t, known ? 0 : null);
     } else if (this.seconds.length) {
-      this.#push(from, null); // a break, not hours of it
+      this.#push(from, null); // one break instead of hours of empty bins
     }
     this.#push(second, 0);
     this.#gapSince = null;
@@ -238,7 +238,7 @@ export class Timeline {
   }
 }
 
-/** Return where, in ascending times, a range begins and ends; one more on each side, for the lines that leave it. */
+/** Return the indexes of a range in ascending times, with one more on each side for lines that cross its edges. */
 function slice(times, from, to) {
   const begin = times.findIndex((time) => time >= from);
   if (begin < 0) return [Math.max(0, times.length - 1), times.length];
@@ -246,7 +246,7 @@ function slice(times, from, to) {
   return [Math.max(0, begin - 1), end < 0 ? times.length : end + 1];
 }
 
-/** Return the longest runs, in their order. */
+/** Return the longest runs in their original order. */
 function longest(runs, count) {
   if (runs.length <= count) return runs;
   const shortest = runs.map(([, pause]) => pause).sort((a, b) => b - a)[count - 1];

@@ -1,4 +1,4 @@
-// Where the time goes: a flame graph that grows, and the functions by their own and their whole time.
+// The CPU view: a live flame graph, and the functions by self and total samples.
 
 import { h, save, setText } from "../dom.js";
 import { FlameGraph } from "../flame.js";
@@ -13,7 +13,7 @@ const SHOWN = 100;
 export class CpuView {
   element;
   refreshSeconds = 1;
-  #path = []; // functions, to the frame that is zoomed into
+  #path = []; // functions on the path to the zoomed frame
   #samples = -1;
   #drawnFor = "";
   #function = null;
@@ -28,7 +28,7 @@ export class CpuView {
     this.thread = h("select", { "aria-label": "Thread", onchange: () => this.#redraw() });
     this.search = h("input", { type: "search", placeholder: "function or file", "aria-label": "Search functions", oninput: () => this.#redraw() });
     this.reset = h("button", { type: "button", hidden: true, onclick: () => this.#unzoom() }, "Whole graph");
-    this.pointed = h("span", { "aria-live": "polite" }, HINT); // its figures change while it grows, and are not read out
+    this.pointed = h("span", { "aria-live": "polite" }, HINT); // its figures change while samples arrive, so they are not read out
     this.figures = h("span");
     this.graph = new FlameGraph({ point: (node) => this.#hover(node), choose: (path) => this.#zoom(path) });
     this.summary = h("span", { class: "hint" });
@@ -78,7 +78,7 @@ export class CpuView {
     );
   }
 
-  /** What follows is of another session or process. */
+  /** Reset the view for another session or process. */
   forget() {
     for (const one of [this.#flame, this.#functions, this.#details]) one.cancel();
     this.#path = [];
@@ -171,7 +171,7 @@ export class CpuView {
     this.#redraw();
   }
 
-  /** Draw anew though no sample came. */
+  /** Draw again although no sample arrived. */
   #redraw() {
     this.#samples = -1;
     this.table.rearrange();
@@ -184,7 +184,7 @@ export class CpuView {
     for (const { table } of this.lists) table.rearrange();
     const followed = this.detail.contains(document.activeElement);
     await this.#drawDetails();
-    if (followed) this.name.focus(); // what was clicked is gone
+    if (followed) this.name.focus(); // the clicked element was removed
   }
 
   async #drawDetails() {
@@ -206,7 +206,7 @@ export class CpuView {
     }
   }
 
-  /** Return the parts of a list of the function in view: `key` of its details. */
+  /** Return the elements of a list of the current function; `key` names the list in its details. */
   #list(key, title, label) {
     const table = new Table({
       caption: title,
@@ -239,7 +239,7 @@ export class CpuView {
       const text = await ask("exportCpu", { process: this.process, format: kind, name });
       save(text, kind === "speedscope" ? `${name}.speedscope.json` : `${name}.collapsed.txt`);
     } catch (error) {
-      setText(this.note, `The export failed: ${error.message}.`); // it is longer than a text can be
+      setText(this.note, `The export failed: ${error.message}.`); // the text would be too long
     }
   }
 }

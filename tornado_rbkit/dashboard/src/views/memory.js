@@ -1,4 +1,4 @@
-// Memory over time: its size, the objects in it, and the collector.
+// The memory view: memory size, objects and the collector over time.
 
 import uPlot from "uplot";
 import { Chart } from "../chart.js";
@@ -21,7 +21,7 @@ export class MemoryView {
   element;
   refreshSeconds = 1;
   #seconds = 300;
-  #fixed = null; // [from, to] while the user has marked a range or paused
+  #fixed = null; // [from, to] while a range is marked or the view is paused
   #ranges = new Map();
   #tiles = new Map();
   #drawn = null;
@@ -86,14 +86,14 @@ export class MemoryView {
     this.#mark();
   }
 
-  /** What follows is of another session. */
+  /** Reset the view for another session. */
   forget() {
     this.#memory.cancel();
     this.#fixed = null;
     this.#mark();
   }
 
-  /** Ask for what is in view, and draw it. */
+  /** Request the data in view and draw it. */
   async update(header) {
     const end = header.lastTime === null ? Date.now() / 1000 : header.lastTime / 1000;
     const range = this.#fixed ?? [end - this.#seconds, end];
@@ -105,7 +105,7 @@ export class MemoryView {
         if (!this.#fixed) range[0] = Math.min(Math.max(range[0], data.first ?? end), end - SHORTEST_SECONDS);
         this.#drawn = range;
         draw(this.size, [data.stats.x, data.stats.heap, data.stats.memsize], data);
-      }, // each chart in a task of its own
+      }, // each chart in its own task
       (data) => draw(this.live, [data.stats.x, data.stats.live], data),
       (data) => draw(this.rates, [data.rates.x, data.rates.created, data.rates.destroyed], data),
       (data) => {
@@ -178,7 +178,7 @@ export class MemoryView {
   }
 }
 
-/** Return what to do where there is no data. */
+/** Return advice for a view without data. */
 export function off(header, what, command) {
   if (header.state === "file") return `This file has no ${what} profile.`;
   const on = what === "memory" ? header.facts?.object_trace_enabled : header.facts?.cpu_profiling_enabled;

@@ -1,4 +1,4 @@
-// The objects of each class that were made since the profile began and live still.
+// The objects view: live objects created since the profile started, by class.
 
 import { h, setText } from "../dom.js";
 import * as format from "../format.js";
@@ -68,7 +68,7 @@ export class ObjectsView {
     );
   }
 
-  /** What follows is of another session. */
+  /** Reset the view for another session. */
   forget() {
     this.#rows.cancel();
   }
@@ -103,7 +103,7 @@ function drawSpark(cell, { history }) {
     svg = document.createElementNS("http://www.w3.org/2000/svg", "svg");
     svg.setAttribute("viewBox", `0 0 ${SPARK[0]} ${SPARK[1]}`);
     svg.setAttribute("class", "spark");
-    svg.setAttribute("aria-hidden", "true"); // the columns beside it say it in numbers
+    svg.setAttribute("aria-hidden", "true"); // the other columns have the numbers
     svg.append(document.createElementNS("http://www.w3.org/2000/svg", "polyline"));
     cell.append(svg);
   }

@@ -1,4 +1,4 @@
-// Heap snapshots: what is in one by class, what one has more than another, and who holds an object.
+// The snapshots view: a snapshot by class, the difference of two snapshots, and the paths to an object.
 
 import { fileButton, h, save, setAttribute, setText } from "../dom.js";
 import * as format from "../format.js";
@@ -7,21 +7,21 @@ import { ask } from "../rpc.js";
 import { Table } from "../table.js";
 
 const SHOWN = 200;
-const SILENCE_SECONDS = 5; // of a snapshot that comes in
+const SILENCE_SECONDS = 5; // without a part of an incoming snapshot
 
 export class SnapshotsView {
   element;
   refreshSeconds = 1;
   #number = null; // of the snapshot in view
-  #against = null; // of the earlier one it is compared with
+  #against = null; // of the earlier snapshot it is compared with
   #className = null;
   #object = null; // id
-  #trail = []; // of ids that were followed
+  #trail = []; // ids of the objects that were followed
   #drawn = "";
-  #lists = new Latest(); // of snapshots
-  #rows = new Latest(); // of classes
-  #objects = new Latest(); // of the class
-  #details = new Latest(); // of the object
+  #lists = new Latest(); // requests for the list of snapshots
+  #rows = new Latest(); // requests for the classes
+  #objects = new Latest(); // requests for the objects of the class
+  #details = new Latest(); // requests for the object
 
   constructor({ takeSnapshot }) {
     const number = (key, label, title, text) => ({ key, label, title, number: true, text });
@@ -94,7 +94,7 @@ export class SnapshotsView {
     );
   }
 
-  /** What follows is of another session. */
+  /** Reset the view for another session. */
   forget() {
     for (const one of [this.#lists, this.#rows, this.#objects, this.#details]) one.cancel();
     this.#known = [];
@@ -126,10 +126,10 @@ export class SnapshotsView {
     const newest = list.at(-1);
     const has = (wanted) => list.some(({ number }) => number === wanted);
     const isNew = newest && !before.some(({ number }) => number === newest.number);
-    // What another viewer took does not push aside what is being read.
+    // A snapshot that another viewer took does not replace the one in view.
     if (isNew && (this.asked || this.#className === null)) {
       this.asked = false;
-      // The second of two is shown by what it has more than the one before it.
+      // From the second snapshot on, show the difference to the previous one.
       await this.#show(newest.number, list.length > 1 ? list.at(-2).number : null);
     } else if (!has(this.#number)) {
       await this.#show(newest?.number ?? null, null);
@@ -140,8 +140,8 @@ export class SnapshotsView {
     }
   }
 
-  #known = []; // summaries
-  asked = false; // for a snapshot, by the user of this page
+  #known = []; // summaries of the snapshots
+  asked = false; // true if the user of this page asked for a snapshot
 
   #tell(text) {
     setText(this.note, text);
@@ -179,7 +179,7 @@ export class SnapshotsView {
     await this.#compareWith(against === null ? "" : String(against));
   }
 
-  /** Mark the snapshot in view, and offer the others to compare it with. */
+  /** Mark the snapshot in view, and list the snapshots to compare it with. */
   #drawChoice() {
     for (const button of this.list.querySelectorAll("[data-number]")) {
       setAttribute(button, "aria-pressed", String(Number(button.dataset.number) === this.#number));
@@ -238,7 +238,7 @@ export class SnapshotsView {
     });
   }
 
-  /** Go to an object; from the list of a class the trail begins anew. */
+  /** Show an object; from the list of a class the trail starts again. */
   #follow(id, anew) {
     if (anew) this.#trail = [];
     else if (this.#object !== null) this.#trail.push(this.#object);
