@@ -23,7 +23,7 @@ from tornado_rbkit.upstream.sockets import State
 
 
 class Server:
-    """A mounted bridge. `url` is that of the HTTP server, `ws` that of its WebSocket."""
+    """A mounted bridge. `url` is the URL of the HTTP server, `ws` the URL of its WebSocket."""
 
     def __init__(self, bridge: Bridge, http: HTTPServer, port: int) -> None:
         self.bridge = bridge
@@ -39,7 +39,7 @@ class Server:
     async def connect(
         self, query: str = "", *, path: str = "/rbkit/ws", subprotocols: list[str] | None = None, **headers: str
     ) -> WebSocketClientConnection:
-        """Open a WebSocket that shows what is on the wire; it is closed with the server."""
+        """Open a WebSocket that gives the raw messages; it is closed with the server."""
         connection = await websocket_connect(
             HTTPRequest(
                 f"ws://127.0.0.1:{self.port}{path}{query}",
@@ -52,7 +52,7 @@ class Server:
         return connection
 
     async def connected(self, query: str = "", **headers: str) -> WebSocketClientConnection:
-        """The same, once the bridge has its profiler."""
+        """Open a WebSocket like `connect`, and return it once the bridge is connected to its profiler."""
         connection = await self.connect(query, subprotocols=None, **headers)
         await until(lambda: self.bridge.state is State.CONNECTED, "the bridge is connected")
         return connection
@@ -63,7 +63,7 @@ class Server:
         await self.bridge.close()
         await self.http.close_all_connections()
         for connection in self._connections:
-            connection.close()  # one that was the application's
+            connection.close()  # opened by the application
         for end in ends:
             await end
 
@@ -77,14 +77,14 @@ def pytest_addoption(parser: pytest.Parser) -> None:
 
 
 def pytest_xdist_auto_num_workers(config: pytest.Config) -> int | None:
-    """Run in this process what somebody looks at: modules or tests by name, or with -s; all else on every core."""
+    """Run tests named on the command line, or run with -s, in this process; run all other tests on every core."""
     by_name = not all(Path(argument).is_dir() for argument in config.args)
     return 0 if by_name or config.option.capture == "no" else None
 
 
 @pytest.fixture(autouse=True)
 def nothing_goes_wrong_unseen(request: pytest.FixtureRequest, caplog: pytest.LogCaptureFixture) -> Iterator[None]:
-    """Fail a test in which an error was logged: an exception in a callback is seen nowhere else."""
+    """Fail a test in which an error was logged: an exception in a callback shows up nowhere else."""
     yield
     if "logs_errors" not in request.keywords:
         records = [record for when in ("setup", "call", "teardown") for record in caplog.get_records(when)]
@@ -93,7 +93,7 @@ def nothing_goes_wrong_unseen(request: pytest.FixtureRequest, caplog: pytest.Log
 
 @pytest.fixture(params=[True, False], ids=["threaded", "unthreaded"])
 def threaded(request: pytest.FixtureRequest) -> bool:
-    """Both homes of the ZMQ sockets; what a test promises holds for both."""
+    """Run a test with the ZMQ sockets on a thread and on the IOLoop."""
     assert isinstance(request.param, bool)
     return request.param
 
@@ -106,7 +106,7 @@ def rbkit() -> Iterator[FakeRbkit]:
 
 @pytest.fixture
 async def serve() -> AsyncIterator[Serve]:
-    """Return what starts a server: `await serve(bridge, routes_after=[...], **access)`."""
+    """Return a function that starts a server: `await serve(bridge, routes_after=[...], **access)`."""
     servers: list[Server] = []
     threads = set(threading.enumerate())
 
@@ -128,7 +128,7 @@ async def serve() -> AsyncIterator[Serve]:
 
 
 async def until(condition: Callable[[], object], what: str, timeout: float = 10.0) -> None:
-    """Wait for something to become true; fail with what it should have been."""
+    """Wait until a condition is true; fail with the expected state `what`."""
     loop = asyncio.get_running_loop()
     deadline = loop.time() + timeout
     while not condition():
@@ -138,14 +138,14 @@ async def until(condition: Callable[[], object], what: str, timeout: float = 10.
 
 
 async def receive(connection: WebSocketClientConnection, timeout: float = 10.0) -> str | bytes:
-    """Return the next message; fail when none comes."""
+    """Return the next message; fail if none arrives."""
     message = await asyncio.wait_for(connection.read_message(), timeout)
     assert message is not None, f"closed with {connection.close_code} {connection.close_reason!r}"
     return message
 
 
 async def receive_data(connection: WebSocketClientConnection) -> bytes:
-    """Return the next published message, past replies and notices."""
+    """Return the next published message, skipping replies and notices."""
     while True:
         message = await receive(connection)
         assert isinstance(message, bytes)
@@ -154,7 +154,7 @@ async def receive_data(connection: WebSocketClientConnection) -> bytes:
 
 
 async def closing(connection: WebSocketClientConnection, timeout: float = 10.0) -> tuple[int | None, str | None]:
-    """Read on to the end, and return how the server closed."""
+    """Read to the end, and return the server's close code and reason."""
     while connection.protocol is not None and await asyncio.wait_for(connection.read_message(), timeout) is not None:
         pass
     connection.close()
@@ -162,7 +162,7 @@ async def closing(connection: WebSocketClientConnection, timeout: float = 10.0) 
 
 
 async def ask(connection: WebSocketClientConnection, command: str | bytes) -> bytes:
-    """Send a command and return the next message of the reply channel that is no notice."""
+    """Send a command and return the next message of the reply channel that is not a notice."""
     await connection.write_message(command, binary=isinstance(command, bytes))
     while True:
         message = await receive(connection)

@@ -1,7 +1,7 @@
-"""An rbkit that behaves as the real one was seen to: for tests, in a thread or as a process of its own.
+"""A fake rbkit server for tests that behaves like a real one, in a thread or in a separate process.
 
-One loop polls the REP socket, runs one command, and sends what is queued. It answers ``ok`` to whatever it does not
-know, and its command channel is dead for everybody after an empty request or one that begins with NUL.
+One loop polls the REP socket, runs one command, and sends the queued messages. It answers ``ok`` to unknown commands,
+and its command channel is dead for all clients after an empty request or a request that starts with NUL.
 """
 
 from __future__ import annotations
@@ -27,13 +27,13 @@ DATA = Path(__file__).parent / "data"
 
 
 def recorded(name: str) -> list[tuple[float, int, str | None, bytes]]:
-    """Return records of real traffic: seconds, channel (0 reply, 1 publish), command, bytes."""
+    """Return recorded records of real traffic: seconds, channel (0 reply, 1 publish), command, bytes."""
     with (DATA / f"{name}.msgpack").open("rb") as file:
         return [tuple(record) for record in msgpack.Unpacker(file, max_buffer_size=0)]
 
 
 def collection(counter: int, events: list[Any] | None = None, padding: int = 0) -> bytes:
-    """Return an event_collection as rbkit writes one."""
+    """Return an event_collection in rbkit's encoding."""
     events = [{0: 4, 1: 1.0}] if events is None else events
     if padding:
         events = [*events, {0: 0, 1: 1.0, 2: {3: 1, 4: os.urandom(padding // 2).hex()}}]
@@ -42,7 +42,7 @@ def collection(counter: int, events: list[Any] | None = None, padding: int = 0) 
 
 
 class FakeRbkit:
-    """The server, in a thread between entering and leaving the context."""
+    """The server, which runs in a thread while in the context."""
 
     def __init__(self, pub: str = "tcp://127.0.0.1:*", req: str = "tcp://127.0.0.1:*", *, hwm: int = 1000) -> None:
         self.received: list[bytes] = []
@@ -81,7 +81,7 @@ class FakeRbkit:
         return {"pub": self.pub, "req": self.req}
 
     def publish(self, *parts: bytes) -> None:
-        """Queue a message, as it is."""
+        """Queue a message unchanged."""
         self._queue.append(list(parts))
 
     def publish_collection(self, padding: int = 0) -> bytes:
@@ -128,7 +128,7 @@ class FakeRbkit:
         for request in rep.recv_multipart():
             self.received.append(request)
             if not request or request.startswith(b"\0"):
-                self.dead = True  # the REP socket waits for a send that never comes
+                self.dead = True  # the REP socket waits for a send that never happens
                 return
             self.answering.wait()
             if self._stopped.is_set():
@@ -150,7 +150,7 @@ class FakeRbkit:
 
 
 class FakeRbkitProcess:
-    """The same as a process, which can be killed and stopped; it publishes while memory profiling is on."""
+    """The server in a process, which can be killed and stopped; it publishes while memory profiling is on."""
 
     def __init__(self, pub: str, req: str) -> None:
         self.pub, self.req = pub, req
@@ -192,7 +192,7 @@ class FakeRbkitProcess:
 
 @contextlib.contextmanager
 def rbkit_process(*, started: bool = True) -> Iterator[FakeRbkitProcess]:
-    """A process on ports that were free a moment ago; killed at the end."""
+    """Run a server process on ports that were free a moment ago; kill it at the end."""
     process = FakeRbkitProcess(f"tcp://127.0.0.1:{free_port()}", f"tcp://127.0.0.1:{free_port()}")
     try:
         if started:
@@ -206,7 +206,7 @@ _given: set[int] = set()
 
 
 def free_port() -> int:
-    """Return a port that nothing listens on, below those that connections are given."""
+    """Return a port on which nothing listens, below the range of ephemeral ports."""
     import random
     import socket
 

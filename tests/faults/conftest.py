@@ -1,4 +1,4 @@
-"""What the faults are done to: a steady profiler, and a server before it, each a process."""
+"""Fixtures of the fault tests: a steady profiler and a server in front of it, each in a process."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ Launch = Callable[..., Serving]
 
 
 def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
-    """Give what --soak lengthens the time for it."""
+    """Raise the time-out of tests that --soak lengthens."""
     seconds: float = config.getoption("--soak")
     for item in items if seconds else ():
         item.add_marker(pytest.mark.timeout(seconds + 600), append=False)
@@ -27,14 +27,14 @@ def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item
 
 @pytest.fixture
 def soak(request: pytest.FixtureRequest) -> float:
-    """The seconds of --soak, 0 without."""
+    """Return the seconds given with --soak, 0 by default."""
     seconds: float = request.config.getoption("--soak")
     return seconds
 
 
 @pytest.fixture
 def profiler() -> Iterator[SteadyProcess]:
-    """A profiler that publishes 500 messages a second, of each of which the bytes are known."""
+    """Run a profiler that publishes 500 messages per second with known bytes."""
     process = SteadyProcess(f"tcp://127.0.0.1:{free_port()}", f"tcp://127.0.0.1:{free_port()}")
     process.start()
     yield process
@@ -43,7 +43,7 @@ def profiler() -> Iterator[SteadyProcess]:
 
 @pytest.fixture
 def launch(tmp_path: Path) -> Iterator[Launch]:
-    """Return what serves a bridge: `launch(pub=..., req=..., **options)`; it must end in order, without an error."""
+    """Return a function that serves a bridge: `launch(pub=..., req=..., **options)`; it must end without an error."""
     numbers = itertools.count()
     with contextlib.ExitStack() as stack:
 

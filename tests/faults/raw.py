@@ -1,4 +1,4 @@
-"""A client that writes what it likes: bytes on a TCP connection, and what RFC 6455 forbids."""
+"""A client that writes arbitrary bytes to a TCP connection, including frames that RFC 6455 forbids."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ HANDSHAKE = (
 
 
 def frame(payload: bytes, *, first: int = 0x81, mask: bytes | None = b"abcd", length: int | None = None) -> bytes:
-    """Return a frame as RFC 6455 section 5.2 draws it, or not: with any first byte, length, and mask or none."""
+    """Return a frame in the layout of RFC 6455 section 5.2, with any first byte, any length, and a mask or none."""
     length = len(payload) if length is None else length
     bit = 0x80 if mask else 0
     if length < 126:
@@ -29,7 +29,7 @@ def frame(payload: bytes, *, first: int = 0x81, mask: bytes | None = b"abcd", le
 
 
 class Raw:
-    """One connection. It reads only when told."""
+    """One connection, which reads only on request."""
 
     def __init__(self, port: int) -> None:
         self._port = port
@@ -46,7 +46,7 @@ class Raw:
         assert b" 101 " in await asyncio.wait_for(self.reader.readuntil(b"\r\n\r\n"), 15)
 
     async def until(self, marker: bytes, timeout: float = 15.0) -> None:
-        """Read on until something comes."""
+        """Read until `marker` arrives."""
         received = b""
         while marker not in received:
             more = await asyncio.wait_for(self.reader.read(65536), timeout)
@@ -54,7 +54,7 @@ class Raw:
             received = received[-len(marker) :] + more
 
     async def end(self, timeout: float = 15.0) -> bytes:
-        """Read on until the server closes, and return what came, its last kilobytes."""
+        """Read until the server closes, and return the last kilobytes received."""
         received = b""
         try:
             while more := await asyncio.wait_for(self.reader.read(65536), timeout):
@@ -64,7 +64,7 @@ class Raw:
         return received
 
     def reset(self) -> None:
-        """Close with an RST, in the middle of whatever is under way."""
+        """Close the connection with an RST, whatever is in progress."""
         sock = self.writer.get_extra_info("socket")
         sock.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, struct.pack("ii", 1, 0))
         self.writer.transport.abort()

@@ -1,4 +1,4 @@
-"""A bridge in a process of its own, whose memory, file descriptors, threads and log can be looked at from outside."""
+"""A bridge in a separate process, whose memory, file descriptors, threads and log can be inspected from outside."""
 
 from __future__ import annotations
 
@@ -30,7 +30,7 @@ ROOT = Path(__file__).parents[2]
 
 
 class Serving:
-    """The process. `log` is what it has written to stderr so far."""
+    """The process. `log` is the text it has written to stderr so far."""
 
     def __init__(self, process: subprocess.Popen[str], log: Path) -> None:
         self.process = process
@@ -67,7 +67,7 @@ class Serving:
 
     @property
     def memory(self) -> int:
-        """What it has in memory, bytes."""
+        """Return the resident memory of the process, in bytes."""
         return self._figure("VmRSS") * 1024
 
     @property
@@ -83,7 +83,7 @@ class Serving:
         return len(os.listdir(f"/proc/{self.process.pid}/fd"))
 
     def until(self, condition: Callable[[dict[str, Any]], object], what: str, timeout: float = 20.0) -> dict[str, Any]:
-        """Wait until the status is as it should be, and return it."""
+        """Wait until the status fulfils a condition, and return the status."""
         deadline = time.monotonic() + timeout
         while not condition(status := self.status):
             assert time.monotonic() < deadline, f"not within {timeout:g} s: {what}; it is {status}\n{self.log}"
@@ -91,7 +91,7 @@ class Serving:
         return status
 
     def end(self) -> None:
-        """End it as an operator does; it must have gone on to the end, and have logged no error."""
+        """End the process with SIGTERM; it must exit with status 0, and must not have logged an error."""
         self.process.send_signal(signal.SIGTERM)
         assert self.process.wait(10) == 0, self.log
         assert "Traceback" not in self.log, self.log
@@ -106,7 +106,7 @@ class Serving:
 
 @contextlib.contextmanager
 def serving(log: Path, command: list[str]) -> Iterator[Serving]:
-    """Run a server that prints `ready URL`; at the end of the block it is ended, and its log looked at."""
+    """Run a server that prints `ready URL`; at the end of the block, end it and check its log."""
     with (
         log.open("w") as errors,
         subprocess.Popen(command, stdout=subprocess.PIPE, stderr=errors, text=True, cwd=ROOT) as process,
@@ -120,14 +120,14 @@ def serving(log: Path, command: list[str]) -> Iterator[Serving]:
 
 
 def bridge_command(**options: Any) -> list[str]:
-    """Return the command that serves a bridge with these options, as an application would."""
+    """Return the command that serves a bridge with these options, as an application does."""
     return [sys.executable, "-X", "dev", "-W", "error", "-m", "tests.faults.serving", json.dumps(options)]
 
 
 async def _main() -> None:
     logging.basicConfig(level=logging.INFO, format="%(levelname)s %(message)s")
     logging.getLogger("tornado.access").setLevel(logging.WARNING)
-    logging.getLogger("asyncio").setLevel(logging.ERROR)  # with -X dev it tells of slow callbacks
+    logging.getLogger("asyncio").setLevel(logging.ERROR)  # with -X dev it reports slow callbacks
     options = json.loads(sys.argv[1])
     host = options.pop("host", "127.0.0.1")
     send_buffer, certificate = options.pop("send_buffer", None), options.pop("certificate", None)
@@ -138,7 +138,7 @@ async def _main() -> None:
         tls.load_cert_chain(certificate)
     server = HTTPServer(Application(rbkit_routes(bridge)), ssl_options=tls)
     sockets = bind_sockets(0, host, backlog=2048)
-    if send_buffer is not None:  # which accepted connections inherit
+    if send_buffer is not None:  # accepted connections inherit it
         for sock in sockets:
             sock.setsockopt(socket.SOL_SOCKET, socket.SO_SNDBUF, send_buffer)
     server.add_sockets(sockets)

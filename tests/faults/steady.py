@@ -1,4 +1,4 @@
-"""A profiler whose every message is known beforehand, as a process: what reaches a viewer is checked byte by byte."""
+"""A profiler process whose messages are known in advance, so that tests can check every byte a client receives."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ SNAPSHOT = 5_000_000
 
 @functools.lru_cache(maxsize=200)
 def message(counter: int, snapshot: bool = False) -> bytes:
-    """Return the published message with that counter: mostly small, some past every limit of the framing."""
+    """Return the published message with this counter: most are small, some exceed every limit of the framing."""
     size = (
         SNAPSHOT
         if snapshot
@@ -43,7 +43,7 @@ def message(counter: int, snapshot: bool = False) -> bytes:
 
 
 class SteadyRbkit(FakeRbkit):
-    """The server in it; of a snapshot it takes note, for the thread that counts the messages."""
+    """The server in the process; it records each snapshot for the thread that counts the messages."""
 
     snapshot_is_due = False
 
@@ -55,7 +55,7 @@ class SteadyRbkit(FakeRbkit):
 
 
 class SteadyProcess:
-    """The process; it publishes from its start on, at a rate. It is the child of one that has all imported."""
+    """The process, which publishes at a fixed rate. It is forked from a process that has imported all modules."""
 
     def __init__(self, pub: str, req: str, rate: float = 500.0) -> None:
         self.pub, self.req = pub, req
@@ -73,21 +73,21 @@ class SteadyProcess:
         return {"pub": self.pub, "req": self.req}
 
     def start(self) -> None:
-        """Start it, and return when its sockets are bound."""
+        """Start the process, and return when its sockets are bound."""
         assert self._parent.stdin is not None
         self._parent.stdin.write("start\n")
         self._parent.stdin.flush()
         self.pid = int(self._read())
 
     def kill(self) -> None:
-        """End it as the kernel does when there is no memory left, and return when it is gone."""
+        """Kill the process as the kernel does when it runs out of memory, and return when it has ended."""
         if self.pid:
             self.send_signal(signal.SIGKILL)
             assert self._read() == "gone\n"
             self.pid = 0
 
     def freeze(self) -> None:
-        """Stop it without ending it, and return once it has stopped."""
+        """Stop the process without ending it, and return once it has stopped."""
         self.send_signal(signal.SIGSTOP)
         while Path(f"/proc/{self.pid}/stat").read_text().rpartition(")")[2].split()[0] != "T":
             time.sleep(0.001)

@@ -1,4 +1,4 @@
-"""A WebSocket client that checks every frame against RFC 6455 and RFC 7692, and reads no faster than it is told."""
+"""A WebSocket client that checks every frame against RFC 6455 and RFC 7692, and reads only on request."""
 
 from __future__ import annotations
 
@@ -33,7 +33,7 @@ class StrictClient:
         receive_buffer: int | None = None,
         tls: ssl.SSLContext | None = None,
     ) -> None:
-        """Describe a connection: its encoding, its SO_RCVBUF in bytes, the TLS context for a server with TLS."""
+        """Describe a connection: its encoding, its SO_RCVBUF in bytes, and the TLS context if the server uses TLS."""
         self.replies: list[bytes] = []
         self.pongs = 0
         self.closed: bytes | None = None
@@ -70,7 +70,7 @@ class StrictClient:
             await self._writer.wait_closed()
 
     def ping(self) -> None:
-        """Send a ping of its own payload; the pong is checked when it is read."""
+        """Send a ping with a unique payload; the pong is checked when it is read."""
         self._number += 1
         payload = b"PING%d" % self._number
         self._pings.append(payload)

@@ -1,4 +1,4 @@
-"""Bursts and silences, to clients that ping, pause, command, compress and escape at once: every byte is compared."""
+"""Bursts and silences with clients that ping, pause, send commands, compress and escape: every byte is compared."""
 
 from __future__ import annotations
 
@@ -21,11 +21,11 @@ from tests.faults.strict import StrictClient
 SECONDS = 5.0
 SIZES = (0, 60, 1_000, 8_200, 60_000, 65_530, 100_000, 255_000, 262_150, 700_000)
 SMALL = 4096
-"""Bytes, of SO_SNDBUF and SO_RCVBUF: the kernel takes no batch whole."""
+"""Bytes of SO_SNDBUF and SO_RCVBUF, so small that the kernel accepts no batch completely."""
 
 
 class Client:
-    """What one client does besides reading, and what it has read so far."""
+    """The actions of one client besides reading, and the data it has read so far."""
 
     def __init__(self, connection: StrictClient, published: list[bytes], chance: random.Random) -> None:
         self.connection = connection

@@ -1,4 +1,4 @@
-"""Clients that are many, slow, gone, or not what they should be: the others get every byte, and nothing is logged."""
+"""Many, slow, vanished or misbehaving clients: all other clients get every byte, and nothing is logged."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""A server that has no file descriptors left: who is there goes on, who comes waits, and it is said once."""
+"""A server without free file descriptors: connected clients continue, new clients wait, and this is logged once."""
 
 from __future__ import annotations
 

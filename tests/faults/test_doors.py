@@ -1,4 +1,4 @@
-"""The stand-alone server's doors: what is not a file, not an origin, not a line, not in a hurry."""
+"""Bad requests to the stand-alone server: wrong paths, wrong origins, malformed lines, and slow requests."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Commands whose disk is full, whose terminal is closed, or whose other end is none: one line, and nothing left on."""
+"""Commands with a full disk, a closed terminal, or no peer: they print one line, and leave nothing running."""
 
 from __future__ import annotations
 

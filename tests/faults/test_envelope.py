@@ -1,4 +1,4 @@
-"""A request without an envelope, which a REP socket announces and does not give: nobody waits for it."""
+"""A request without an envelope, which a REP socket signals but does not deliver: no server waits for it."""
 
 from __future__ import annotations
 

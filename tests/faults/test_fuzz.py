@@ -1,4 +1,4 @@
-"""Bytes that nobody would send, from a fixed seed: nothing is logged, and the others lose not a byte."""
+"""Random requests and frames from a fixed seed: nothing is logged, and other clients lose no byte."""
 
 from __future__ import annotations
 
@@ -119,7 +119,7 @@ async def test_requests_and_frames_made_up_from_a_seed(launch: Launch, profiler:
 
 
 async def knock(server: Serving, request: bytes, following: list[bytes]) -> None:
-    """Send all of it, and leave when the server has nothing to say for a moment."""
+    """Send all bytes, and disconnect when the server has been silent for a moment."""
     async with Raw(server.port) as client:
         with contextlib.suppress(ConnectionError, asyncio.TimeoutError):
             client.writer.write(request)

@@ -1,4 +1,4 @@
-"""The profiler's ports are taken over by something that is not rbkit: a clear state, and a way back."""
+"""Another program takes over the profiler's ports: the bridge reports a clear state, and recovers."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""What a stranger can make the stand-alone server hold before it has shown a token: memory, time, descriptors."""
+"""The memory, time and descriptors that a client without a token can make the stand-alone server use."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""The profiler is killed, stopped, slow, and wedged by others, under load and before many viewers."""
+"""The profiler is killed, stopped, slow, or blocked by other clients, under load and with many clients."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Mixed load for a while: what a server holds stays level, and its counters add up to the message."""
+"""Mixed load for a while: a server's resources stay constant, and its counters account for every message."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""A viewer that checks every byte it is sent, and knows of every message whether it came, or was told as lost."""
+"""A client that checks every byte it receives, and records whether each message arrived or was reported as lost."""
 
 from __future__ import annotations
 
@@ -18,14 +18,14 @@ from tornado_rbkit.protocol import message_counter, parse_notice
 
 
 class Witness:
-    """One viewer of a steady profiler.
+    """One client of a steady profiler.
 
     Attributes:
-        messages: published messages that came, each of them as it was published and in order.
-        told: messages that were told to be missing.
-        missing: messages that are missing by the profiler's own count.
-        foreign: messages that are not the profiler's, where such may come.
-        notices: how often each notice about the profiler came.
+        messages: number of published messages that arrived, unchanged and in order.
+        told: number of messages that were reported as missing.
+        missing: number of messages that are missing according to the profiler's message_counter.
+        foreign: number of messages that are not the profiler's, if such messages are allowed.
+        notices: how often each notice about the profiler arrived.
     """
 
     def __init__(self, url: str, *, foreign: bool = False) -> None:
@@ -51,7 +51,7 @@ class Witness:
     ) -> None:
         await self.connection.close()
         assert self._reading is not None
-        await self._reading  # what it found wrong is raised here
+        await self._reading  # raises the errors it found
 
     async def ask(self, command: str, timeout: float = 15.0) -> bytes:
         """Send a command and return its reply."""
@@ -59,12 +59,12 @@ class Witness:
         return await asyncio.wait_for(self.replies.get(), timeout)
 
     async def goes_on(self, count: int = 20, timeout: float = 15.0) -> None:
-        """Return when that many more messages have come."""
+        """Return when `count` more messages have arrived."""
         enough = self.messages + count
         await until(lambda: self._open() and self.messages >= enough, f"{count} messages more", timeout)
 
     async def until_told(self, notice: str, count: int = 1, timeout: float = 15.0) -> None:
-        """Return when a notice about the profiler has come that often."""
+        """Return when a notice about the profiler has arrived `count` times."""
         await until(lambda: self._open() and self.notices[notice] >= count, f"{count} times {notice}", timeout)
 
     def _open(self) -> bool:
@@ -96,7 +96,7 @@ class Witness:
         elif notice.name == "server":
             self.notices[notice.value] += 1
             if notice.value != "restarted":
-                self._next = None  # what was published meanwhile nobody can know
+                self._next = None  # the messages published meanwhile are unknown
 
     def _take_data(self, payload: bytes) -> None:
         counter = message_counter(payload)
@@ -106,7 +106,7 @@ class Witness:
         assert counter is not None, payload[:40]
         assert payload == message(counter, len(payload) > SNAPSHOT), f"message {counter} is not as it was published"
         if self._next is not None:
-            if counter < self._next:  # the first of another process: a notice overtakes the data that waits
+            if counter < self._next:  # the first message of another process: a notice overtakes queued data
                 self._beginnings += 1
                 assert self._beginnings <= self.notices["disconnected"], f"message {counter} after {self._next - 1}"
             else:
@@ -117,6 +117,6 @@ class Witness:
 
 @contextlib.asynccontextmanager
 async def witnesses(url: str, count: int) -> AsyncIterator[list[Witness]]:
-    """Have that many viewers."""
+    """Run `count` clients."""
     async with contextlib.AsyncExitStack() as stack:
         yield [await stack.enter_async_context(Witness(url)) for _ in range(count)]

@@ -27,7 +27,7 @@ export class Table {
 
   /**
    * `columns`: {key, label, title, text(row), bar(row) in 0..1, draw(cell, row), number}; `key(row)` identifies a row,
-   * null if it cannot be chosen; `onsort()` is called when the user sorts, `onselect(row)` when the user chooses a row.
+   * null if it cannot be chosen; `onsort()` is called when the user sorts, `onselect(row)` when a row is chosen.
    */
   constructor({ caption, columns, key, sort, descending = true, onsort = () => {}, onselect = null }) {
     this.sort = sort;

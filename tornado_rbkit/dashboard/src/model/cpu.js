@@ -105,8 +105,8 @@ export class CpuProfile {
 
   /**
    * Return the flame graph of one thread or of all threads: frames {name, file, line, fn, value, parent}, where
-   * `parent` is an index. The root is first, and callers precede callees. Frames that are too small or too many are left
-   * out. A `path` of functions limits the graph to that path; `zoom` is the number of its levels that exist.
+   * `parent` is an index. The root is first, and callers precede callees. Frames too small or too many are left out.
+   * A `path` of functions limits the graph to that path; `zoom` is the number of its levels that exist.
    */
   flame(thread, path = []) {
     let nodes = this.#roots(thread);
