@@ -22,6 +22,8 @@ from tornado_rbkit import RbkitClient
 from tornado_rbkit.recording.recording import read
 
 COMMAND = [sys.executable, "-X", "dev", "-W", "error", "-m", "tornado_rbkit"]
+ASYNCIO_IS_SLOW = "WARNING Executing <"
+"""How asyncio, with -X dev, reports a callback of more than 0.1 s: that is about the machine."""
 
 
 async def is_recording(url: str) -> bool:
@@ -104,7 +106,8 @@ async def test_send_of_what_is_no_text_is_one_line(launch: Launch, profiler: Ste
     server = launch(**profiler.endpoints)
     command = [*COMMAND, "send", os.fsdecode(b"\xff\xfe"), "--url", server.ws]
     finished = await asyncio.to_thread(subprocess.run, command, capture_output=True, text=True, timeout=60)
-    assert len(finished.stderr.splitlines()) == 1, finished.stderr
+    errors = [line for line in finished.stderr.splitlines() if not line.startswith(ASYNCIO_IS_SLOW)]
+    assert len(errors) == 1, finished.stderr
     assert finished.returncode == 2
 
 

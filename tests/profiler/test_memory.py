@@ -248,20 +248,10 @@ def test_the_profilers_own_objects_are_left_out(client: Client) -> None:
 
 def test_a_collection_is_told_with_its_true_time(client: Client) -> None:
     client.ask(b"start_memory_profile")
-    seen: list[float] = []
-    times: list[float] = []
-
-    def note(phase: str, info: dict[str, int]) -> None:
-        times.append(time.time() * 1000.0)
-
-    gc.callbacks.append(note)
-    try:
-        client.ask(b"trigger_gc")
-    finally:
-        gc.callbacks.remove(note)
-    starts = client.events(GCStart, lambda found: any(event.timestamp >= times[0] - 50 for event in found))
-    seen = [event.timestamp for event in starts]
-    assert min(abs(timestamp - times[0]) for timestamp in seen) < 5.0  # milliseconds
+    before = time.time() * 1000.0
+    client.ask(b"trigger_gc")
+    after = time.time() * 1000.0
+    client.events(GCStart, lambda found: any(before <= event.timestamp <= after for event in found))
 
 
 def test_a_collection_starts_and_ends_in_this_order(client: Client) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import errno
 import json
 import os
@@ -189,6 +190,17 @@ class TestSeveralProfilers:
     def test_cannot_have_names_that_paths_cannot_have(self, name: str) -> None:
         with pytest.raises(ValueError, match="cannot name a target; allowed: letters"):
             rbkit_routes({name: Bridge()})
+
+    async def test_who_leaves_before_the_answer_leaves_no_error(self, rbkit: FakeRbkit, serve: Serve) -> None:
+        server = await serve(Bridge(**rbkit.endpoints))
+        for path in ("status", "targets", "metrics", ""):
+            for _ in range(20):
+                _, writer = await asyncio.open_connection("127.0.0.1", server.port)
+                writer.write(f"GET /rbkit/{path} HTTP/1.1\r\nHost: 127.0.0.1\r\n\r\n".encode())
+                await writer.drain()
+                writer.transport.abort()
+        async with server.client() as client:
+            assert await client.command("trigger_gc") == "ok"
 
     async def test_may_come_and_go_while_the_server_runs(self, rbkit: FakeRbkit) -> None:
         bridges: dict[str, Bridge] = {}

@@ -48,7 +48,7 @@ class IndexHandler(PageHandler):
         self._begin(CONTENT_SECURITY_POLICY)
         commands = " ".join(sorted(self.access.page_commands))
         locked = self.access.token is not None
-        await self.finish(_PAGE.generate(query=query, commands=commands, listed=self.listed, locked=locked))
+        self.finish(_PAGE.generate(query=query, commands=commands, listed=self.listed, locked=locked))
 
     def write_error(self, status_code: int, **kwargs: Any) -> None:
         """Answer a browser without the right token with a page that uses the tab's stored token or asks for one."""

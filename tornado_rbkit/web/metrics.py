@@ -52,7 +52,7 @@ class MetricsHandler(PageHandler):
         self.begin(CONTENT_TYPE_LATEST)
         registry = CollectorRegistry()
         registry.register(BridgeCollector(self.bridges))
-        await self.finish(generate_latest(registry))
+        self.finish(generate_latest(registry))
 
 
 def _gauge(name: str, text: str, stats: Mapping[str, dict[str, Any]], value: Any) -> GaugeMetricFamily:

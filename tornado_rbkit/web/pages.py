@@ -33,7 +33,7 @@ class PageHandler(AccessHandler):
     async def finish_json(self, value: Any) -> None:
         """Answer with JSON; a path or a name that is not UTF-8 contains lone surrogates."""
         self.begin("application/json")
-        await self.finish(json.dumps(value, indent=1) + "\n")
+        self.finish(json.dumps(value, indent=1) + "\n")  # not awaited: that raises if the client has disconnected
 
 
 class StatusHandler(PageHandler):
