@@ -44,9 +44,10 @@ UNWINDING = """
             self.end.wait()
 
     def on_collection(phase, info):
-        if phase == "start" and threading.current_thread().name == "rbkit-cpu" and host.deep.is_set():
-            host.leave.set()
-            host.left.wait()
+        now = host  # the main thread replaces it as soon as this one has left
+        if phase == "start" and threading.current_thread().name == "rbkit-cpu" and now.deep.is_set():
+            now.leave.set()
+            now.left.wait()
 
     profiler.start_profiling(
         "tcp://127.0.0.1:*", "tcp://127.0.0.1:*",
