@@ -17,13 +17,14 @@ from tornado_rbkit.profiler import frames
 from tornado_rbkit.profiler.frames import MAX_DEPTH, Place, read_place, read_stacks, thread_ids
 
 UNWINDING = """
-    import gc, threading
+    import gc, sys, threading
     from tornado_rbkit import profiler
 
     class Host:
-        '''Returns from its functions, and uses their memory for others, when the sampler's thread collects.'''
+        '''Returns from its functions, and uses their memory for others, during the nth collection within a read.'''
 
-        def __init__(self):
+        def __init__(self, nth):
+            self.nth, self.seen = nth, [0, 0]
             self.deep, self.leave, self.left, self.end = (threading.Event() for _ in range(4))
 
         def run(self):
@@ -46,23 +47,27 @@ UNWINDING = """
     def on_collection(phase, info):
         now = host  # the main thread replaces it as soon as this one has left
         if phase == "start" and threading.current_thread().name == "rbkit-cpu" and now.deep.is_set():
-            now.leave.set()
-            now.left.wait()
+            reading = sys._getframe(1).f_code.co_name == "run_uninterrupted"  # which no collection should see
+            now.seen[reading] += 1
+            if now.seen[reading] == (now.nth if reading else 50):
+                now.leave.set()
+                if reading:
+                    now.left.wait()
 
     profiler.start_profiling(
         "tcp://127.0.0.1:*", "tcp://127.0.0.1:*",
         enable_object_trace=False, enable_gc_stats=False, enable_cpu_profiling=True,
     )
-    host = Host()
+    host = Host(1)
     gc.callbacks.append(on_collection)
     gc.set_threshold(1, 1000, 1000)
-    for _ in range(100):
+    for nth in range(2, 102):
         thread = threading.Thread(target=host.run)
         thread.start()
         host.left.wait()
         host.end.set()
         thread.join()
-        host = Host()
+        host = Host(nth)
     gc.set_threshold(700)
     gc.callbacks.remove(on_collection)
     profiler.stop_server()
