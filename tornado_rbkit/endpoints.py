@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import ipaddress
 import os
 import re
 import sys
@@ -17,7 +18,10 @@ MAX_IPC_PATH: Final = 107 if sys.platform.startswith("linux") else 103
 MAX_REQUEST_BYTES: Final = 1 << 20
 """Bytes in one part of a request, or one subscription; a longer one ends its connection (ZMQ_MAXMSGSIZE)."""
 
-_TCP: Final = re.compile(r"tcp://(\[[0-9A-Fa-f:.]+(%\w+)?\]|[A-Za-z0-9._-]+):(?P<port>\d{1,5})", re.ASCII)
+_TCP: Final = re.compile(r"tcp://(?:\[(?P<ipv6>[^\]]+)\]|(?P<name>[^:\[\]]+)):(?P<port>\d{1,5})", re.ASCII)
+_LABEL: Final = re.compile(r"[A-Za-z0-9]([A-Za-z0-9_-]{0,61}[A-Za-z0-9])?")
+_MAX_NAME: Final = 253
+"""Characters of a host name (RFC 1035, section 2.3.4: 255 bytes on the wire)."""
 
 _COUNT: Final = 24
 """File descriptors, more than needed: a ZMQ context takes 5, two sockets with their monitors 8, a thread's loop 3."""
@@ -45,7 +49,29 @@ def check_endpoint(endpoint: str, setting: str) -> str:
 
 def _is_tcp(endpoint: str) -> bool:
     match = _TCP.fullmatch(endpoint)
-    return match is not None and 0 < int(match["port"]) < 65536
+    if match is None or not 0 < int(match["port"]) < 65536:
+        return False
+    return _is_ipv6(match["ipv6"]) if match["ipv6"] else _is_name(match["name"])
+
+
+def _is_ipv6(address: str) -> bool:
+    """Return whether it is an IPv6 address; the resolver takes a zone ("%eth0") for link-local ones only."""
+    try:
+        parsed = ipaddress.IPv6Address(address)
+    except ValueError:
+        return False
+    return parsed.is_link_local or parsed.scope_id is None
+
+
+def _is_name(host: str) -> bool:
+    """Return whether it is a host name or an IPv4 address; what ends in a number is an address."""
+    labels = host.removesuffix(".").split(".")
+    if labels[-1].isdecimal():
+        try:
+            return str(ipaddress.IPv4Address(host)) == host
+        except ValueError:
+            return False
+    return len(host) <= _MAX_NAME and all(map(_LABEL.fullmatch, labels))
 
 
 def _is_ipc(endpoint: str) -> bool:
