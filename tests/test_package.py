@@ -9,13 +9,14 @@ import os
 import re
 import subprocess
 import sys
+from collections.abc import Callable
 from importlib.metadata import version
 from pathlib import Path
 
 import pytest
 
 import tornado_rbkit
-from tornado_rbkit import Access, Bridge, RbkitClient
+from tornado_rbkit import Access, Bridge, RbkitClient, profiler, rbkit_routes
 from tornado_rbkit.jupyter.application import RbkitExtension
 from tornado_rbkit.protocol import COMMANDS
 from tornado_rbkit.web.access import AccessSettings
@@ -50,48 +51,50 @@ def test_the_exported_names_are_these() -> None:
         assert getattr(tornado_rbkit, name).__doc__, f"{name} has a docstring"
 
 
-def documented(option: str) -> list[str]:
-    """Return the defaults that the tables of options give for a name."""
-    defaults = re.findall(rf"^\| `{option}` \| (.*?) \|", README, re.MULTILINE)
-    assert defaults, f"the README has a row for {option}"
-    return defaults
-
-
-def shown(default: object) -> str:
-    """Return a default as the README writes it."""
-    if isinstance(default, int) and not isinstance(default, bool) and default >= 1024 * 1024:
-        return f"{default // 1024 // 1024} MiB"
-    if isinstance(default, float):
-        return f"{default:g}"
-    return repr(default).replace("'", '"')
-
-
-@pytest.mark.parametrize("target", [Bridge, RbkitClient])
-def test_every_option_is_in_the_readme_with_its_default(target: type) -> None:
-    for name, parameter in inspect.signature(target).parameters.items():
-        if name in ("pub", "req", "command_timeouts", "ping_timeout", "token", "url"):
-            assert name in README
-        else:
-            assert shown(parameter.default) in [cell.strip("`") for cell in documented(name)], name
-
-
-def test_every_setting_of_access_is_in_the_readme() -> None:
-    settings = [field for field in dataclasses.fields(Access) if field.init]
-    for field in settings:
-        documented(field.name)
-    documented("anywhere")
-    assert AccessSettings.__annotations__.keys() == {field.name for field in settings}
+def described(target: type | Callable[..., object], section: str) -> set[str]:
+    """Return the names that a docstring's section describes."""
+    text = inspect.getdoc(target) or ""
+    entries = text.partition(f"{section}:\n")[2].partition("\n\n")[0]
+    return {name for names in re.findall(r"^    (\w[\w, ]*):", entries, re.M) for name in names.split(", ")}
 
 
 @pytest.mark.parametrize(
-    "command", [["serve"], ["demo"], ["run"], ["list"], ["send"], ["record"], ["replay"], ["export"], []]
+    "target",
+    [Bridge.__init__, RbkitClient.__init__, rbkit_routes, profiler.start_server, profiler.start_profiling],
 )
-def test_every_option_of_the_command_line_is_in_the_readme(command: list[str]) -> None:
-    text = subprocess.run(
-        [sys.executable, "-m", "tornado_rbkit", *command, "--help"], capture_output=True, text=True, check=True
-    ).stdout
-    options = set(re.findall(r"--[a-z-]+", text)) - {"--help", "--verbose"}
-    assert [option for option in sorted(options) if option not in README] == []
+def test_every_option_is_described_in_a_docstring(target: Callable[..., object]) -> None:
+    assert described(target, "Args") == inspect.signature(target).parameters.keys() - {"self"}
+
+
+def test_every_setting_of_access_is_described_in_its_docstring() -> None:
+    settings = {field.name for field in dataclasses.fields(Access) if field.init}
+    assert described(Access, "Attributes") == settings == AccessSettings.__annotations__.keys()
+
+
+def test_every_setting_of_the_jupyter_extension_has_a_help_text() -> None:
+    traits = RbkitExtension.class_own_traits(config=True)
+    assert traits
+    assert [name for name, trait in traits.items() if not trait.help] == []
+
+
+def options_of_the_command_line() -> set[str]:
+    found: set[str] = set()
+    for command in ([], ["serve"], ["run"], ["record"], ["replay"], ["export"]):
+        arguments = [sys.executable, "-m", "tornado_rbkit", *command, "--help"]
+        text = subprocess.run(arguments, capture_output=True, text=True, check=True).stdout
+        found |= set(re.findall(r"--[a-z-]+", text))
+    return found
+
+
+def test_every_option_that_the_readme_names_exists() -> None:
+    settings = {field.name for field in dataclasses.fields(Access)} | {"anywhere"}
+    settings |= inspect.signature(Bridge).parameters.keys()
+    named = set(re.findall(r"`([a-z]+(?:_[a-z]+)+)`", README)) - COMMANDS
+    assert "max_clients" in named
+    assert named - settings == {"client_count", "messages_missed", "tornado_rbkit", "write_message"}
+    flags = set(re.findall(r"(?<![\w-])--[a-z][a-z-]*", README))
+    assert "--token-file" in flags
+    assert flags - options_of_the_command_line() == {"--help-all", "--its-own-options"}
 
 
 def test_every_command_and_every_error_is_in_the_readme() -> None:
@@ -137,12 +140,6 @@ def test_public_names_are_found_without_being_loaded() -> None:
     assert set(tornado_rbkit.__all__) <= set(dir(tornado_rbkit))
     with pytest.raises(AttributeError, match="has no attribute 'Bridges'"):
         tornado_rbkit.Bridges  # noqa: B018
-
-
-def test_every_setting_of_the_jupyter_extension_is_in_its_section() -> None:
-    section = README.partition("\n## Jupyter\n")[2].partition("\n## ")[0]
-    for name in RbkitExtension.class_own_traits(config=True):
-        assert f"`{name}`" in section
 
 
 def test_what_jupyter_is_given_has_the_package_s_version() -> None:
