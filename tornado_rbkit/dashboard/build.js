@@ -9,7 +9,8 @@ const here = dirname(fileURLToPath(import.meta.url));
 
 const { metafile } = await build({
   absWorkingDir: here,
-  entryPoints: ["src/app.js", "src/worker.js", "src/app.css"],
+  entryPoints: ["src/views/app.js", "src/worker/worker.js", "src/views/app.css"],
+  entryNames: "[name]",
   outdir: "static",
   bundle: true,
   format: "esm",

@@ -2,7 +2,7 @@
 
 import assert from "node:assert/strict";
 import { afterEach, beforeEach, mock, test } from "node:test";
-import { Connection } from "../../../tornado_rbkit/dashboard/src/model/connection.js";
+import { Connection } from "../../../tornado_rbkit/dashboard/src/connection/connection.js";
 
 const URL_OF = "ws://shop.example/rbkit/ws?encoding=binary";
 

@@ -27,10 +27,10 @@ Object.assign(globalThis, {
     }
   },
 });
-const { Latest } = await import("../../../tornado_rbkit/dashboard/src/latest.js");
+const { Latest } = await import("../../../tornado_rbkit/dashboard/src/views/latest.js");
 
 test("the token leaves the address, and the page's requests have it", async () => {
-  const { query } = await import("../../../tornado_rbkit/dashboard/src/address.js");
+  const { query } = await import("../../../tornado_rbkit/dashboard/src/views/address.js");
   assert.equal(shown.href, `${page}?target=one#cpu`);
   assert.equal(query, "?token=s3cret&target=one");
   assert.deepEqual(sessionStorage.kept, { "rbkit token /rbkit/": "s3cret" });

@@ -2,8 +2,8 @@
 
 import assert from "node:assert/strict";
 import { test } from "node:test";
-import { Unreadable, decode } from "../../../tornado_rbkit/dashboard/src/model/msgpack.js";
-import { Session } from "../../../tornado_rbkit/dashboard/src/model/session.js";
+import { Unreadable, decode } from "../../../tornado_rbkit/dashboard/src/connection/msgpack.js";
+import { Session } from "../../../tornado_rbkit/dashboard/src/worker/session.js";
 import { encode, file } from "./rbkit.mjs";
 
 const bytes = (hex) => Uint8Array.from(Buffer.from(hex.replaceAll(" ", ""), "hex"));

@@ -2,7 +2,7 @@
 
 import assert from "node:assert/strict";
 import { test } from "node:test";
-import { Session } from "../../../tornado_rbkit/dashboard/src/model/session.js";
+import { Session } from "../../../tornado_rbkit/dashboard/src/worker/session.js";
 import { difference, select } from "../../../tornado_rbkit/dashboard/src/model/snapshots.js";
 import { chance, collection, created, destroyed, dump, encode, file, frame, handshake, heapObject, numbered, sample } from "./rbkit.mjs";
 

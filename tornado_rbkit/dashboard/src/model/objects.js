@@ -1,7 +1,7 @@
 // The live objects that were created since the profile started, by class and age.
 
 import { IdTable } from "./idtable.js";
-import { EventType } from "./protocol.js";
+import { EventType } from "../connection/protocol.js";
 
 const HISTORY_SECONDS = 2;
 const HISTORY_LENGTH = 60;

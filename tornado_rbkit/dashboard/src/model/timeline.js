@@ -1,7 +1,7 @@
 // The memory profile over time: rates per second, the collector's figures and runs, and gaps in the data. Times are of
 // the profiled process's clock, in seconds since the epoch.
 
-import { EventType } from "./protocol.js";
+import { EventType } from "../connection/protocol.js";
 
 const KEPT_SECONDS = 4 * 3600;
 const KEPT_RUNS = 20_000;

@@ -1,11 +1,11 @@
 // The CPU view: a live flame graph, and the functions by self and total samples.
 
-import { h, save, setText } from "../dom.js";
-import { FlameGraph } from "../flame.js";
-import * as format from "../format.js";
-import { Latest } from "../latest.js";
-import { ask } from "../rpc.js";
-import { Table } from "../table.js";
+import { h, save, setText } from "./widgets/dom.js";
+import { FlameGraph } from "./widgets/flame.js";
+import * as format from "./widgets/format.js";
+import { Latest } from "./latest.js";
+import { ask } from "./rpc.js";
+import { Table } from "./widgets/table.js";
 import { off } from "./memory.js";
 
 const SHOWN = 100;

@@ -1,11 +1,11 @@
 // The memory view: memory size, objects and the collector over time.
 
 import uPlot from "uplot";
-import { Chart } from "../chart.js";
-import { h, setAttribute, setText } from "../dom.js";
-import * as format from "../format.js";
-import { Latest } from "../latest.js";
-import { Table } from "../table.js";
+import { Chart } from "./widgets/chart.js";
+import { h, setAttribute, setText } from "./widgets/dom.js";
+import * as format from "./widgets/format.js";
+import { Latest } from "./latest.js";
+import { Table } from "./widgets/table.js";
 
 const RANGES = [
   ["1 min", 60],

@@ -1,10 +1,10 @@
 // The objects view: live objects created since the profile started, by class.
 
-import { h, setText } from "../dom.js";
-import * as format from "../format.js";
-import { Latest } from "../latest.js";
-import { ask } from "../rpc.js";
-import { Table } from "../table.js";
+import { h, setText } from "./widgets/dom.js";
+import * as format from "./widgets/format.js";
+import { Latest } from "./latest.js";
+import { ask } from "./rpc.js";
+import { Table } from "./widgets/table.js";
 import { off } from "./memory.js";
 
 const SHOWN = 200;

@@ -1,10 +1,10 @@
 // The snapshots view: a snapshot by class, the difference of two snapshots, and the paths to an object.
 
-import { fileButton, h, save, setAttribute, setText } from "../dom.js";
-import * as format from "../format.js";
-import { Latest } from "../latest.js";
-import { ask } from "../rpc.js";
-import { Table } from "../table.js";
+import { fileButton, h, save, setAttribute, setText } from "./widgets/dom.js";
+import * as format from "./widgets/format.js";
+import { Latest } from "./latest.js";
+import { ask } from "./rpc.js";
+import { Table } from "./widgets/table.js";
 
 const SHOWN = 200;
 const SILENCE_SECONDS = 5; // without a part of an incoming snapshot

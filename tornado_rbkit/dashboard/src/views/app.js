@@ -1,14 +1,14 @@
 // The page: the choice of profiler, its state, its commands, and the views.
 
 import { query } from "./address.js";
-import { fileButton, h, save, setAttribute, setDisabled, setText } from "./dom.js";
-import * as format from "./format.js";
-import { PROTOCOL_MAJOR } from "./model/protocol.js";
+import { fileButton, h, save, setAttribute, setDisabled, setText } from "./widgets/dom.js";
+import * as format from "./widgets/format.js";
+import { PROTOCOL_MAJOR } from "../connection/protocol.js";
 import { ask, onFailure } from "./rpc.js";
-import { CpuView } from "./views/cpu.js";
-import { MemoryView } from "./views/memory.js";
-import { ObjectsView } from "./views/objects.js";
-import { SnapshotsView } from "./views/snapshots.js";
+import { CpuView } from "./cpu.js";
+import { MemoryView } from "./memory.js";
+import { ObjectsView } from "./objects.js";
+import { SnapshotsView } from "./snapshots.js";
 
 const HEADER_SECONDS = 0.25;
 const TARGETS_SECONDS = 5;

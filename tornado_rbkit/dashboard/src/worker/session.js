@@ -1,14 +1,14 @@
 // The data of one profiler, live or from a file: takes messages and updates the models of the views. protocol.js reads
 // messages first; no received message makes a method here throw.
 
-import { CpuProfile } from "./cpu.js";
+import { CpuProfile } from "../model/cpu.js";
 import { Log } from "./log.js";
-import { Unreadable } from "./msgpack.js";
-import { LiveObjects } from "./objects.js";
-import { EventType, PROTOCOL_MAJOR, readMessage, readNotice, readReply } from "./protocol.js";
+import { Unreadable } from "../connection/msgpack.js";
+import { LiveObjects } from "../model/objects.js";
+import { EventType, PROTOCOL_MAJOR, readMessage, readNotice, readReply } from "../connection/protocol.js";
 import { DATA, REPLY, Recording, read } from "./recording.js";
-import { IncomingSnapshot } from "./snapshots.js";
-import { Timeline } from "./timeline.js";
+import { IncomingSnapshot } from "../model/snapshots.js";
+import { Timeline } from "../model/timeline.js";
 
 const KEPT_PROCESSES = 5;
 

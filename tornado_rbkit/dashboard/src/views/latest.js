@@ -1,6 +1,6 @@
 // Requests to the worker whose results are drawn. Only the newest result is drawn; late results are dropped.
 
-import { nextFrame } from "./dom.js";
+import { nextFrame } from "./widgets/dom.js";
 import { ask } from "./rpc.js";
 
 /** The newest request of one part of a view; that part draws results only in the steps passed to `ask`. */

@@ -1,8 +1,8 @@
 // The page's worker thread: receives, decodes and counts, and answers the page's requests for data to show.
 
-import { Connection } from "./model/connection.js";
-import { Session } from "./model/session.js";
-import { difference, select } from "./model/snapshots.js";
+import { Connection } from "../connection/connection.js";
+import { Session } from "./session.js";
+import { difference, select } from "../model/snapshots.js";
 
 const OBJECTS_SHOWN = 100;
 

@@ -1,6 +1,6 @@
 // A session as a file, in the format of `tornado-rbkit record`: MessagePack arrays [seconds, channel, command, bytes].
 
-import { Incomplete, Reader, Unreadable } from "./msgpack.js";
+import { Incomplete, Reader, Unreadable } from "../connection/msgpack.js";
 
 export const REPLY = 0;
 export const DATA = 1;
