@@ -5,7 +5,8 @@ import zmq
 from hypothesis import given
 from hypothesis import strategies as st
 
-from tornado_rbkit.endpoints import EndpointError, check_endpoint
+from tornado_rbkit.endpoints import check_endpoint
+from tornado_rbkit.errors import EndpointError
 
 LONGEST_LABEL = "a" * 63
 LONGEST_NAME = ".".join([LONGEST_LABEL] * 3 + ["a" * 61])

@@ -11,20 +11,21 @@ import pytest
 import tornado_rbkit
 
 PACKAGE = Path(tornado_rbkit.__file__).parent
-BASE = {"protocol", "endpoints", "deadline", "log_throttle"}
+BASE = {"errors", "protocol", "endpoints", "deadline", "log_throttle"}
 ALLOWED = {
-    "protocol": set[str](),
+    "errors": set[str](),
+    "protocol": {"errors"},
     "frames": {"protocol"},
     "deadline": set[str](),
     "log_throttle": set[str](),
-    "endpoints": {"protocol"},
-    "client": {"protocol"},
+    "endpoints": {"errors"},
+    "client": {"errors", "protocol"},
     "upstream": {*BASE, "frames"},
     "bridge": {*BASE, "frames", "upstream"},
     "web": {*BASE, "frames", "upstream", "bridge", "profiler.discovery", "dashboard"},
     "dashboard": set[str](),
     "recording": {*BASE, "client"},
-    "profiler": {"protocol", "endpoints"},
+    "profiler": {"errors", "protocol", "endpoints"},
     "jupyter": {*BASE, "upstream", "bridge", "web", "client", "recording", "profiler"},
     "cli": {*BASE, "upstream", "bridge", "web", "client", "recording", "profiler"},
     "__main__": {"cli"},

@@ -6,10 +6,9 @@ import importlib
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from tornado_rbkit.bridge.bridge import Bridge, BridgeFullError
+    from tornado_rbkit.bridge.bridge import Bridge
     from tornado_rbkit.client import ConnectionLost, Gap, RbkitClient
-    from tornado_rbkit.endpoints import EndpointError
-    from tornado_rbkit.protocol import CommandError, DecodeError, RbkitError
+    from tornado_rbkit.errors import BridgeFullError, CommandError, DecodeError, EndpointError, RbkitError
     from tornado_rbkit.upstream.iothread import IOLoopThread
     from tornado_rbkit.web.access import Access
     from tornado_rbkit.web.dashboard import AssetHandler, IndexHandler
@@ -42,16 +41,16 @@ _MODULES = {
     "Access": "tornado_rbkit.web.access",
     "AssetHandler": "tornado_rbkit.web.dashboard",
     "Bridge": "tornado_rbkit.bridge.bridge",
-    "BridgeFullError": "tornado_rbkit.bridge.bridge",
-    "CommandError": "tornado_rbkit.protocol",
+    "BridgeFullError": "tornado_rbkit.errors",
+    "CommandError": "tornado_rbkit.errors",
     "ConnectionLost": "tornado_rbkit.client",
-    "DecodeError": "tornado_rbkit.protocol",
-    "EndpointError": "tornado_rbkit.endpoints",
+    "DecodeError": "tornado_rbkit.errors",
+    "EndpointError": "tornado_rbkit.errors",
     "Gap": "tornado_rbkit.client",
     "IOLoopThread": "tornado_rbkit.upstream.iothread",
     "IndexHandler": "tornado_rbkit.web.dashboard",
     "RbkitClient": "tornado_rbkit.client",
-    "RbkitError": "tornado_rbkit.protocol",
+    "RbkitError": "tornado_rbkit.errors",
     "RbkitWebSocketHandler": "tornado_rbkit.web.websocket",
     "StatusHandler": "tornado_rbkit.web.pages",
     "SubprotocolMatches": "tornado_rbkit.web.websocket",

@@ -10,7 +10,7 @@ from typing import Any, Final
 
 import zmq
 
-from tornado_rbkit.protocol import RbkitError
+from tornado_rbkit.errors import EndpointError
 
 MAX_IPC_PATH: Final = 107 if sys.platform.startswith("linux") else 103
 """Bytes that fit into sun_path of sockaddr_un."""
@@ -25,10 +25,6 @@ _MAX_NAME: Final = 253
 
 _COUNT: Final = 24
 """File descriptors, more than needed: a ZMQ context takes 5, two sockets with their monitors 8, a thread's loop 3."""
-
-
-class EndpointError(RbkitError, ValueError):
-    """An endpoint that no socket can connect to."""
 
 
 def check_endpoint(endpoint: str, setting: str) -> str:

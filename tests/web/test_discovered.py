@@ -17,9 +17,10 @@ from hypothesis import strategies as st
 
 from tests.conftest import until
 from tornado_rbkit import Bridge
+from tornado_rbkit.errors import DiscoveryError
 from tornado_rbkit.profiler.discovery import RunningServer
 from tornado_rbkit.upstream.iothread import IOLoopThread
-from tornado_rbkit.web.discovered import KEEP_SECONDS, DiscoveredTargets, DiscoveryError, Endpoints
+from tornado_rbkit.web.discovered import KEEP_SECONDS, DiscoveredTargets, Endpoints
 from tornado_rbkit.web.routes import NAME, RESERVED_NAMES
 
 

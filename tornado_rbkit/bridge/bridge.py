@@ -24,6 +24,7 @@ from tornado_rbkit.bridge.settings import BridgeSettings
 from tornado_rbkit.bridge.target import Target, Trouble
 from tornado_rbkit.deadline import Deadline
 from tornado_rbkit.endpoints import check_endpoint
+from tornado_rbkit.errors import BridgeFullError, RbkitError
 from tornado_rbkit.frames import Form
 from tornado_rbkit.log_throttle import LogThrottle, times
 from tornado_rbkit.protocol import (
@@ -33,7 +34,6 @@ from tornado_rbkit.protocol import (
     CLOSE_TRY_AGAIN,
     RESTARTED,
     Notice,
-    RbkitError,
 )
 from tornado_rbkit.upstream.iothread import IOLoopThread
 from tornado_rbkit.upstream.lifeline import Lifeline
@@ -45,10 +45,6 @@ _log = logging.getLogger(__name__)
 
 _MIB: Final = 1024 * 1024
 _CLOSE_GRACE: Final = 1.0  # seconds for clients to answer a close frame, and for the profiler to answer commands
-
-
-class BridgeFullError(RbkitError):
-    """A client cannot join: `max_clients` is reached, the bridge is closed, or it cannot open a connection."""
 
 
 class Bridge:

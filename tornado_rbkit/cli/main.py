@@ -26,19 +26,20 @@ from tornado.web import Application
 from tornado_rbkit.bridge.bridge import Bridge
 from tornado_rbkit.cli.listener import BoundedServer, Listener
 from tornado_rbkit.cli.output import replacing
-from tornado_rbkit.cli.program import ServerFailedError, as_python_does, own_module, prepare
+from tornado_rbkit.cli.program import as_python_does, own_module, prepare
 from tornado_rbkit.cli.progress import Progress
 from tornado_rbkit.cli.stopping import stop_at_eof, stop_signals
 from tornado_rbkit.client import RbkitClient
+from tornado_rbkit.errors import RbkitError, RecordingError, ServerFailedError
 from tornado_rbkit.log_throttle import LogThrottleFilter
-from tornado_rbkit.profiler import RuntimeFolderError, list_servers
+from tornado_rbkit.profiler import list_servers
 from tornado_rbkit.profiler.folder import DIRECTORY_VARIABLE, check_chosen_folder, runtime_folder
-from tornado_rbkit.protocol import COMMANDS, CommandError, DecodeError, Event, Handshake, RbkitError, decode_handshake
+from tornado_rbkit.protocol import COMMANDS, CommandError, DecodeError, Event, Handshake, decode_handshake
 from tornado_rbkit.recording.export import collapsed, json_lines, speedscope
-from tornado_rbkit.recording.recording import REPLY, Record, Recorder, RecordingError, events, read
+from tornado_rbkit.recording.recording import REPLY, Record, Recorder, events, read
 from tornado_rbkit.recording.replay import ReplayServer
 from tornado_rbkit.upstream.iothread import IOLoopThread
-from tornado_rbkit.web.access import AccessHandler, Refusal, check_token, is_loopback
+from tornado_rbkit.web.access import AccessDeniedError, AccessHandler, check_token, is_loopback
 from tornado_rbkit.web.discovered import DiscoveredTargets
 from tornado_rbkit.web.routes import rbkit_routes
 
@@ -76,12 +77,12 @@ def main(arguments: Sequence[str] | None = None) -> int:
         return 1
     except (RbkitError, ValueError, OSError) as error:
         print(f"tornado-rbkit: {_reason(error)}", file=sys.stderr)
+        if isinstance(error, RbkitError):
+            return error.exit_status
         if isinstance(error, OSError) and error.errno in _FULL:
             _forget_output()
             return 1
-        if isinstance(error, DecodeError):  # malformed data from a server or a file, not a wrong argument
-            return 1
-        return 1 if isinstance(error, RbkitError) and not isinstance(error, ValueError | RuntimeFolderError) else 2
+        return 2
     if callable(result):  # runs a program, whose errors are not caught
         result = result()
     return result or 0
@@ -408,7 +409,7 @@ class _NothingHandler(AccessHandler):
     """Answers 404 in plain text for unknown paths, and logs them without their query as the other handlers do."""
 
     def prepare(self) -> None:
-        raise Refusal(
+        raise AccessDeniedError(
             404, "there is no page at this path, and no profiler of that name; targets beside the page lists them"
         )
 

@@ -17,14 +17,10 @@ from collections.abc import Callable, Sequence
 from typing import Final
 from urllib.parse import quote
 
+from tornado_rbkit.errors import ServerFailedError
 from tornado_rbkit.profiler import start_server
-from tornado_rbkit.protocol import RbkitError
 
 _PATIENCE: Final = 5.0  # seconds; a server that closes its clients takes at most two
-
-
-class ServerFailedError(RbkitError):
-    """A child process did not start or has ended; it has printed the reason itself."""
 
 
 def as_python_does(arguments: Sequence[str]) -> list[str]:

@@ -19,7 +19,7 @@ from tornado.web import HTTPError, RequestHandler, authenticated
 
 from tornado_rbkit.bridge.bridge import Bridge
 from tornado_rbkit.protocol import VIEW_COMMAND, CommandError
-from tornado_rbkit.web.access import Access, AccessHandler, Refusal
+from tornado_rbkit.web.access import Access, AccessDeniedError, AccessHandler
 from tornado_rbkit.web.dashboard import AssetHandler, IndexHandler
 from tornado_rbkit.web.pages import StatusHandler, TargetsHandler
 from tornado_rbkit.web.routes import NAME, OneBridge
@@ -102,7 +102,7 @@ class JupyterPageHandler(AccessHandler, JupyterHandler):
         await cast("Any", super()).head(*args, **kwargs)
 
     async def check_request(self) -> None:
-        """Raise `Refusal` also for scripts of other sites, which Jupyter checks only in APIHandler."""
+        """Raise `AccessDeniedError` also for scripts of other sites, which Jupyter checks only in APIHandler."""
         if not self.check_origin():
             raise _foreign(self)
         await super().check_request()
@@ -144,6 +144,6 @@ def _action(command: str) -> str:
     return "read" if command == VIEW_COMMAND else "execute"
 
 
-def _foreign(handler: RequestHandler) -> Refusal:
+def _foreign(handler: RequestHandler) -> AccessDeniedError:
     origin = handler.request.headers.get("Origin", "")
-    return Refusal(403, f"the origin {origin[:200]!r} is not allowed (ServerApp.allow_origin)")
+    return AccessDeniedError(403, f"the origin {origin[:200]!r} is not allowed (ServerApp.allow_origin)")

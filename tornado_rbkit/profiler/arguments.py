@@ -5,7 +5,7 @@ from __future__ import annotations
 import numbers
 from typing import Final
 
-from tornado_rbkit.protocol import RbkitError
+from tornado_rbkit.errors import RbkitError
 
 MAX_INTERVAL: Final = 3600.0
 """The longest cpu_sampling_interval, in seconds."""
@@ -15,6 +15,8 @@ CLOCKS: Final = ("wall", "cpu")
 
 class ArgumentError(RbkitError, ValueError):
     """An argument cannot be used; the message names it and says what is allowed."""
+
+    exit_status = 2
 
 
 def check_server(pub: object, req: object, name: object) -> None:

@@ -18,8 +18,8 @@ from urllib.parse import urlsplit
 import zmq
 
 from tornado_rbkit.endpoints import MAX_IPC_PATH, server_socket
+from tornado_rbkit.errors import RbkitError
 from tornado_rbkit.profiler.folder import prepare_folder, runtime_folder, temporary_folder
-from tornado_rbkit.protocol import RbkitError
 
 _DEFAULTS: Final = {zmq.PUB: ("RBKIT_PUB_PORT", "pub"), zmq.REP: ("RBKIT_REQ_PORT", "req")}
 """By kind of socket: the environment variable for its port, and the suffix of its socket file."""

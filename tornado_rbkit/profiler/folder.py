@@ -14,7 +14,7 @@ import tempfile
 from pathlib import Path
 from typing import Final
 
-from tornado_rbkit.protocol import RbkitError
+from tornado_rbkit.errors import RbkitError
 
 _log = logging.getLogger(__name__)
 
@@ -23,6 +23,8 @@ DIRECTORY_VARIABLE: Final = "RBKIT_RUNTIME_DIR"
 
 class RuntimeFolderError(RbkitError, OSError):
     """The runtime folder cannot be used; the message says why."""
+
+    exit_status = 2
 
 
 def runtime_folder() -> Path:

@@ -18,6 +18,7 @@ from typing import Any, Final, TypeVar
 import zmq
 
 from tornado_rbkit.endpoints import require_descriptors
+from tornado_rbkit.errors import RbkitError
 from tornado_rbkit.profiler.arguments import check_clock, check_interval, check_server
 from tornado_rbkit.profiler.cpu import DEFAULT_INTERVAL
 from tornado_rbkit.profiler.discovery import Announcement, RunningServer, unique_key
@@ -33,7 +34,6 @@ from tornado_rbkit.profiler.memory import release_callback
 from tornado_rbkit.profiler.profile import MAX_PARTS, Profile, default_name
 from tornado_rbkit.profiler.publisher import Publisher
 from tornado_rbkit.profiler.signals import leave_signals_to_the_host
-from tornado_rbkit.protocol import RbkitError
 
 __all__ = [
     "AlreadyRunningError",

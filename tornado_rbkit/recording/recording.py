@@ -16,6 +16,7 @@ from typing import BinaryIO, Final, NamedTuple
 import msgpack
 
 from tornado_rbkit.client import Gap, RbkitClient
+from tornado_rbkit.errors import RecordingError
 from tornado_rbkit.protocol import (
     CommandError,
     DecodeError,
@@ -30,10 +31,6 @@ from tornado_rbkit.protocol import (
 
 REPLY, DATA = 0, 1
 _CHUNK: Final = 64 * 1024  # bytes read at a time
-
-
-class RecordingError(RbkitError, ValueError):
-    """The file is not a recording, or ends in the middle of a record."""
 
 
 class Record(NamedTuple):

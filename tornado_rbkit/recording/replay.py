@@ -17,7 +17,7 @@ from typing import Final
 import zmq
 
 from tornado_rbkit.endpoints import MAX_IPC_PATH, require_descriptors, server_socket
-from tornado_rbkit.protocol import RbkitError
+from tornado_rbkit.errors import RbkitError
 from tornado_rbkit.recording.recording import DATA, Record
 
 _log = logging.getLogger(__name__)

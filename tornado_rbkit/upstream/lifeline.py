@@ -9,9 +9,9 @@ from typing import Final
 
 from tornado.ioloop import IOLoop
 
+from tornado_rbkit.errors import RbkitError
 from tornado_rbkit.frames import Form
 from tornado_rbkit.log_throttle import LogThrottle, times
-from tornado_rbkit.protocol import RbkitError
 from tornado_rbkit.upstream.connection import Connection
 from tornado_rbkit.upstream.options import UpstreamOptions
 from tornado_rbkit.upstream.sockets import Reach, State, UpstreamListener, failure_reason

@@ -35,7 +35,7 @@ SNAPSHOT: Final = "objectspace_snapshot"
 """Clients that may send this command also see the other clients' addresses, which reveal less than a snapshot."""
 
 
-class Refusal(HTTPError):
+class AccessDeniedError(HTTPError):
     """The refusal of a request, with a text for the user.
 
     Attributes:
@@ -134,7 +134,7 @@ class Access:
         """Check an HTTP request against `token` (or, without one, `allowed_hosts`) and `authorize`.
 
         Raises:
-            Refusal: 401 if the token is missing or wrong, else 403.
+            AccessDeniedError: 401 if the token is missing or wrong, else 403.
         """
         if self.token is None:
             self._check_host(handler.request.headers.get("Host", ""))
@@ -143,7 +143,7 @@ class Access:
             self._check_token(handler, self.token)
         refusal = await self.refusal(handler, VIEW_COMMAND)
         if refusal is not None:
-            raise Refusal(403, refusal.text)
+            raise AccessDeniedError(403, refusal.text)
 
     def allows_origin(self, origin: str) -> bool:
         """Return whether `allowed_origins` contains an origin."""
@@ -221,7 +221,7 @@ class Access:
         if host is None or not (is_loopback(host) or host in {_host_name(item) for item in self.allowed_hosts}):
             allowed = ", ".join(["localhost", *self.allowed_hosts])
             setting = "(the setting `allowed_hosts`, --allow-host)"
-            raise Refusal(403, f"the host {header[:100]!r} is not allowed; allowed: {allowed} {setting}")
+            raise AccessDeniedError(403, f"the host {header[:100]!r} is not allowed; allowed: {allowed} {setting}")
 
     def _check_token(self, handler: RequestHandler, token: str) -> None:
         scheme, _, given = handler.request.headers.get("Authorization", "").partition(" ")
@@ -233,7 +233,7 @@ class Access:
             handler.set_header("WWW-Authenticate", "Bearer")
             delay = self._guesses.add(handler.request.remote_ip) if given else 0.0
             text = "the token is missing or wrong; send ?token= or Authorization: Bearer (--token)"
-            raise Refusal(401, text, delay)
+            raise AccessDeniedError(401, text, delay)
 
 
 class AccessHandler(RequestHandler):
@@ -252,10 +252,10 @@ class AccessHandler(RequestHandler):
         super().set_default_headers()
 
     async def check_request(self) -> None:
-        """Raise `Refusal` unless the request may watch; subclasses may add rules of their own."""
+        """Raise `AccessDeniedError` unless the request may watch; subclasses may add rules of their own."""
         try:
             await self.access.check_request(self)
-        except Refusal as refusal:
+        except AccessDeniedError as refusal:
             if refusal.delay:
                 await self._delay(refusal.delay)
             raise
@@ -277,9 +277,9 @@ class AccessHandler(RequestHandler):
         return f"{self.request.method} {quote(self.request.path, safe='/%~:@')} ({self.request.remote_ip})"
 
     def write_error(self, status_code: int, **kwargs: Any) -> None:
-        """Answer a `Refusal` in plain text: what was wrong, and which setting changes it."""
+        """Answer a `AccessDeniedError` in plain text: what was wrong, and which setting changes it."""
         error = kwargs.get("exc_info", (None, None, None))[1]
-        if isinstance(error, Refusal):
+        if isinstance(error, AccessDeniedError):
             self.set_header("Content-Type", "text/plain; charset=UTF-8")
             self.finish(error.text + "\n")
         else:

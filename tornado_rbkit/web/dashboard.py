@@ -12,7 +12,7 @@ from tornado.template import Template
 from tornado.web import HTTPError, StaticFileHandler
 
 import tornado_rbkit.dashboard
-from tornado_rbkit.web.access import Access, AccessHandler, Refusal
+from tornado_rbkit.web.access import Access, AccessDeniedError, AccessHandler
 from tornado_rbkit.web.pages import PageHandler
 
 _HERE: Final = Path(tornado_rbkit.dashboard.__file__).parent
@@ -44,7 +44,7 @@ class IndexHandler(PageHandler):
             return
         await self.check_request()
         if not (_STATIC / "app.js").exists():
-            raise Refusal(503, "the dashboard was not built; `pip install -e .` in the checkout builds it")
+            raise AccessDeniedError(503, "the dashboard was not built; `pip install -e .` in the checkout builds it")
         self._begin(CONTENT_SECURITY_POLICY)
         commands = " ".join(sorted(self.access.page_commands))
         locked = self.access.token is not None
@@ -57,7 +57,7 @@ class IndexHandler(PageHandler):
             super().write_error(status_code, **kwargs)
             return
         self._begin(_LOCKED_POLICY)
-        text = error.text if isinstance(error, Refusal) else self._reason
+        text = error.text if isinstance(error, AccessDeniedError) else self._reason
         self.finish(_LOCKED.generate(text=text, script=_LOCKED_SCRIPT))
 
     def _begin(self, policy: str) -> None:

@@ -14,10 +14,9 @@ from pathlib import PurePath
 from typing import Final, NamedTuple
 
 from tornado_rbkit.bridge.bridge import Bridge
-from tornado_rbkit.endpoints import EndpointError
+from tornado_rbkit.errors import DiscoveryError, EndpointError
 from tornado_rbkit.log_throttle import LogThrottle, times
 from tornado_rbkit.profiler.discovery import RunningServer, list_servers
-from tornado_rbkit.protocol import RbkitError
 from tornado_rbkit.upstream.iothread import IOLoopThread
 from tornado_rbkit.web.routes import RESERVED_NAMES, check_name
 
@@ -28,10 +27,6 @@ LOOK_INTERVAL: Final = 1.0
 
 KEEP_SECONDS: Final = 10.0
 """Seconds for which the name of an ended process with clients is kept for a process started in its place."""
-
-
-class DiscoveryError(RbkitError):
-    """Discovery has failed; all bridges of the `DiscoveredTargets` are closed."""
 
 
 class Endpoints(NamedTuple):

@@ -17,12 +17,13 @@ from tornado.httputil import HTTPServerRequest
 from tornado.routing import Matcher
 from tornado.websocket import WebSocketClosedError, WebSocketHandler
 
-from tornado_rbkit.bridge.bridge import Bridge, BridgeFullError
+from tornado_rbkit.bridge.bridge import Bridge
 from tornado_rbkit.bridge.session import Session
 from tornado_rbkit.deadline import Deadline
+from tornado_rbkit.errors import BridgeFullError
 from tornado_rbkit.frames import JOIN_LIMIT, Form, encode_message
 from tornado_rbkit.protocol import CLOSE_POLICY, CLOSE_TOO_BIG, CLOSE_TRY_AGAIN, NO_PONG, SUBPROTOCOL
-from tornado_rbkit.web.access import Access, AccessHandler, Refusal
+from tornado_rbkit.web.access import Access, AccessDeniedError, AccessHandler
 
 MAX_MESSAGE_SIZE: Final = 64 * 1024
 """Bytes in a client's message; a longer one closes with 1009, one over `MAX_COMMAND_LENGTH` gets an error reply."""
@@ -77,11 +78,11 @@ class RbkitWebSocketHandler(AccessHandler, WebSocketHandler):
         """Upgrade an allowed request that offers the subprotocol rbkit."""
         await self.check_request()
         if SUBPROTOCOL not in offered(self.request):
-            raise Refusal(400, f"this WebSocket speaks the subprotocol {SUBPROTOCOL!r}; offer it to connect")
+            raise AccessDeniedError(400, f"this WebSocket speaks the subprotocol {SUBPROTOCOL!r}; offer it to connect")
         self._check_origin_is_one()
         encoding = self.get_query_argument("encoding", self.bridge.default_encoding)
         if encoding not in ("binary", "escaped"):
-            raise Refusal(400, f"encoding={encoding[:40]!r} is unknown; allowed: binary, escaped")
+            raise AccessDeniedError(400, f"encoding={encoding[:40]!r} is unknown; allowed: binary, escaped")
         self._negotiate_deflate()
         self._form = Form(escaped=encoding == "escaped", deflate=self._extension is not None)
         self._wrap_hooks()
@@ -114,8 +115,10 @@ class RbkitWebSocketHandler(AccessHandler, WebSocketHandler):
         except ValueError:  # Tornado's own check would raise it
             raise self._origin_refusal(origin) from None
 
-    def _origin_refusal(self, origin: str) -> Refusal:
-        return Refusal(403, f"the origin {origin[:200]!r} is not allowed; add it to the setting `allowed_origins`")
+    def _origin_refusal(self, origin: str) -> AccessDeniedError:
+        return AccessDeniedError(
+            403, f"the origin {origin[:200]!r} is not allowed; add it to the setting `allowed_origins`"
+        )
 
     def check_origin(self, origin: str) -> bool:
         """Allow the server's own origin and the origins in `Access.allowed_origins`."""

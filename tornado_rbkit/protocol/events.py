@@ -1,0 +1,152 @@
+"""The events and the handshake of rbkit, and the numbers by which MessagePack names them."""
+
+from __future__ import annotations
+
+import enum
+from typing import Any, Final, NamedTuple, TypeAlias
+
+DEFAULT_PUB_PORT: Final = 5555
+DEFAULT_REQ_PORT: Final = 5556
+
+
+class EventType(enum.IntEnum):
+    """The value of `Field.EVENT_TYPE`."""
+
+    OBJ_CREATED = 0
+    OBJ_DESTROYED = 1
+    GC_START = 2
+    GC_END_M = 3
+    GC_END_S = 4
+    OBJECT_SPACE_DUMP = 5
+    GC_STATS = 6
+    EVENT_COLLECTION = 7
+    HANDSHAKE = 8
+    CPU_SAMPLE = 9
+
+
+class Field(enum.IntEnum):
+    """The integer keys in rbkit's MessagePack maps."""
+
+    EVENT_TYPE = 0
+    TIMESTAMP = 1
+    PAYLOAD = 2
+    OBJECT_ID = 3
+    CLASS_NAME = 4
+    REFERENCES = 5
+    FILE = 6
+    LINE = 7
+    SIZE = 8
+    MESSAGE_COUNTER = 9
+    CORRELATION_ID = 10
+    COMPLETE_MESSAGE_COUNT = 11
+    METHOD_NAME = 12
+    LABEL = 13
+    SINGLETON_METHOD = 14
+    THREAD_ID = 15
+
+
+class ObjCreated(NamedTuple):
+    timestamp: float
+    object_id: int
+    class_name: str | None
+
+
+class ObjDestroyed(NamedTuple):
+    timestamp: float
+    object_id: int
+
+
+class GCStart(NamedTuple):
+    timestamp: float
+
+
+class GCEndMark(NamedTuple):
+    timestamp: float
+
+
+class GCEndSweep(NamedTuple):
+    timestamp: float
+
+
+class GCStats(NamedTuple):
+    """Statistics of Ruby's GC; `stats` has Ruby's own keys, and ``''`` where Ruby has nil."""
+
+    timestamp: float
+    stats: dict[str, int | str]
+
+
+class HeapObject(NamedTuple):
+    """One object of a snapshot. Only objects created while tracing have `file` and `line`. `size` is in bytes."""
+
+    object_id: int
+    class_name: str | None
+    references: list[int]
+    file: str | None
+    line: int | None
+    size: int | None
+
+
+class ObjectSpaceDump(NamedTuple):
+    """A part of a heap snapshot. All parts of one snapshot have the same `correlation_id`.
+
+    `complete_message_count` is, despite its name, the number of OBJECTS in the whole snapshot. Both are None if rbkit
+    is the tagged version 0.1.10.
+    """
+
+    timestamp: float
+    correlation_id: int | None
+    complete_message_count: int | None
+    objects: list[HeapObject]
+
+
+class StackFrame(NamedTuple):
+    method_name: str | None
+    label: str
+    file: str
+    line: int
+    singleton_method: bool
+    thread_id: int
+
+
+class CPUSample(NamedTuple):
+    """One sample of a stack; `frames` begins with the innermost frame."""
+
+    timestamp: float
+    frames: list[StackFrame]
+
+
+class UnknownEvent(NamedTuple):
+    """An event of a type that protocol 2.1 does not define; `payload` is the decoded MessagePack value."""
+
+    timestamp: float
+    event_type: int
+    payload: Any
+
+
+Event: TypeAlias = (
+    ObjCreated | ObjDestroyed | GCStart | GCEndMark | GCEndSweep | GCStats | ObjectSpaceDump | CPUSample | UnknownEvent
+)
+"""An event in an `EventCollection`. Every `timestamp` is in milliseconds since the Unix epoch."""
+
+
+class EventCollection(NamedTuple):
+    """One published message; `message_counter` begins at 0 in each process and has no gaps."""
+
+    timestamp: float
+    message_counter: int
+    events: list[Event]
+
+
+class Handshake(NamedTuple):
+    """The reply to ``handshake``. Facts that the profiler does not send are None (rbkit before protocol 2.1)."""
+
+    timestamp: float
+    rbkit_server_version: str | None
+    rbkit_protocol_version: str | None
+    process_name: str
+    pwd: str
+    pid: int
+    object_trace_enabled: bool
+    cpu_profiling_enabled: bool | None
+    clock_type: str | None
+    cpu_profiling_mode: str | None
