@@ -1,7 +1,7 @@
 """Converts the CPU samples of a recording to formats of other tools, and all events to JSON. Pure functions.
 
 The output is valid for any events: Unicode without surrogates, JSON without NaN, one line for each stack, and no
-terminal control characters.
+terminal control characters. The dashboard exports the same bytes (``dashboard/src/model/cpu.js``).
 """
 
 from __future__ import annotations
@@ -48,15 +48,18 @@ def speedscope(events: Iterable[Event], name: str) -> Iterator[str]:
                 }
                 for thread, stacks in threads.items()
             ],
-        }
+        },
+        separators=(",", ":"),
     )
 
 
 def collapsed(events: Iterable[Event], name: str) -> Iterator[str]:
-    """Yield the lines that flamegraph.pl and similar tools read: the frames from the outside in, and a count."""
-    stacks = Counter((f"thread {sample.frames[0].thread_id}", *folded(sample)) for sample in _samples(events))
-    for stack, count in stacks.items():
-        yield f"{';'.join(stack)} {count}"
+    """Yield the sorted lines that flamegraph.pl and similar tools read: frames from the outside in, and a count."""
+    stacks = Counter(
+        ";".join((f"thread {sample.frames[0].thread_id}", *folded(sample))) for sample in _samples(events)
+    )
+    for stack, count in sorted(stacks.items()):
+        yield f"{stack} {count}"
 
 
 def folded(sample: CPUSample) -> tuple[str, ...]:

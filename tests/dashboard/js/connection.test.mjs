@@ -58,7 +58,6 @@ class Listener {
   notice = (name, value) => this.calls.push(["notice", name, value]);
   stray = (what) => this.calls.push(["stray", what]);
   interrupted = () => this.calls.push(["interrupted"]);
-  changed = () => {};
 
   of(kind) {
     return this.calls.filter(([each]) => each === kind);

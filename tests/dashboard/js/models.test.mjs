@@ -138,7 +138,7 @@ test("stacks as deep as Ruby's, and far deeper, are walked", () => {
   const { callees, callers, samples } = cpu.details(1); // functions are numbered from the outermost
   assert.deepEqual([callees[0].label, callers[0].label, samples], [`f${depth - 3}`, `f${depth - 1}`, 1]);
   assert.equal(cpu.flame(null).frames.length, 600);
-  assert.equal(cpu.speedscope("x").profiles[0].samples[0].length, depth);
+  assert.equal(JSON.parse(cpu.speedscope("x")).profiles[0].samples[0].length, depth);
   assert.equal(cpu.collapsed().split(";").length, depth + 1);
 });
 
@@ -192,7 +192,7 @@ test("a thread for each request: the busiest are listed, the others are one, and
   for (const { id } of threads) for (const [label, self] of count(id)) summed.set(label, (summed.get(label) ?? 0) + self);
   assert.deepEqual(new Map([...summed].sort()), new Map([...expected].sort()));
   for (const { id, samples } of threads) assert.equal(cpu.flame(id).total, samples, id);
-  const weights = cpu.speedscope("x").profiles.map(({ weights }) => weights.reduce((sum, weight) => sum + weight, 0));
+  const weights = JSON.parse(cpu.speedscope("x")).profiles.map(({ weights }) => weights.reduce((sum, weight) => sum + weight, 0));
   assert.equal(weights.reduce((sum, weight) => sum + weight, 0), cpu.samples);
   assert.ok(weights.length <= 201);
 });

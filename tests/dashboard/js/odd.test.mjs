@@ -57,7 +57,7 @@ function askAll(session) {
       cpu.table({ thread: id, sort: "label" });
       cpu.details(0, id);
     }
-    JSON.stringify(cpu.speedscope("x"));
+    JSON.parse(cpu.speedscope("x"));
     cpu.collapsed();
   }
   for (const snapshot of session.snapshots) {

@@ -36,7 +36,7 @@ export class Connection {
 
   /**
    * `on` has publish(bytes), reply(command, bytes), which returns the reply's text or null for a handshake,
-   * notice(name, value, bytes), stray(what), interrupted() and changed().
+   * notice(name, value, bytes), stray(what) and interrupted().
    */
   constructor(url, on) {
     this.url = url;
@@ -78,7 +78,6 @@ export class Connection {
       }
       this.#socket.send(command);
       this.pending.push({ command, resolve, reject });
-      this.on.changed();
     });
   }
 
@@ -133,7 +132,6 @@ export class Connection {
       asked.reject(error);
       throw error;
     }
-    this.on.changed();
   }
 
   /** Send a handshake: the reply makes the state live. A lost connection is ignored here, since the state shows it. */
@@ -218,7 +216,6 @@ export class Connection {
   #become(state, reason = "") {
     this.state = state;
     this.reason = reason;
-    this.on.changed();
   }
 }
 

@@ -15,7 +15,7 @@ export const EventType = {
   CPU_SAMPLE: 9,
 };
 
-export const Field = {
+const Field = {
   EVENT_TYPE: 0,
   TIMESTAMP: 1,
   PAYLOAD: 2,

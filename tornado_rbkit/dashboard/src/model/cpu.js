@@ -193,9 +193,9 @@ export class CpuProfile {
     };
   }
 
-  /** Return a speedscope file like the files of `tornado-rbkit export`. */
+  /** Return a speedscope file, the same bytes that `tornado-rbkit export` writes. */
   speedscope(name) {
-    return {
+    const file = {
       $schema: "https://www.speedscope.app/file-format-schema.json",
       exporter: "tornado_rbkit",
       name,
@@ -213,11 +213,12 @@ export class CpuProfile {
         };
       }),
     };
+    return `${JSON.stringify(file).replace(/[\u007f-\uffff]/g, escaped)}\n`;
   }
 
-  /** Return the folded stacks that flamegraph.pl and similar tools read. */
+  /** Return the sorted stacks that flamegraph.pl and similar tools read, the same bytes that `tornado-rbkit export` writes. */
   collapsed() {
-    const word = (label) => label.replaceAll(";", ":").replaceAll("\n", " ");
+    const word = (label) => label.replaceAll(";", ":").replace(NOT_PRINTABLE, " ").trim() || "?";
     const counts = new Map();
     for (const { id, root } of this.#all()) {
       for (const [node, count] of leaves(root)) {
@@ -225,7 +226,7 @@ export class CpuProfile {
         counts.set(line, (counts.get(line) ?? 0) + count);
       }
     }
-    return [...counts].map(([line, count]) => `${line} ${count}\n`).join("");
+    return [...counts].sort(([a], [b]) => byCodePoint(a, b)).map(([line, count]) => `${line} ${count}\n`).join("");
   }
 
   #thread(id) {
@@ -338,6 +339,25 @@ export class CpuProfile {
     }
     return counts;
   }
+}
+
+// Control and format characters, unassigned ones and separators: what Python's str.isprintable() is false for.
+const NOT_PRINTABLE = /[\p{C}\p{Z}]/gu;
+
+/** Return a character as JSON escapes it. */
+function escaped(character) {
+  return `\\u${character.charCodeAt(0).toString(16).padStart(4, "0")}`;
+}
+
+/** Compare texts by code point, as Python does; `<` compares UTF-16 units, in which surrogates precede U+E000. */
+function byCodePoint(a, b) {
+  let at = 0;
+  while (at < a.length && a[at] === b[at]) at++;
+  const unit = (text) => {
+    const code = at < text.length ? text.charCodeAt(at) : -1;
+    return code >= 0xd800 && code < 0xe000 ? code + 0x10000 : code;
+  };
+  return unit(a) - unit(b);
 }
 
 function pick({ self, total }) {

@@ -60,7 +60,6 @@ export class Session {
   clients = null;
   lastTime = null; // ms, of the profiled process
   log = new Log();
-  version = 0; // increases whenever the data in the header changes
   #counter = null; // the next expected counter, null if unknown
   #isCounted = true; // whether counters reveal losses and restarts
   #fellAt = -Infinity; // s
@@ -88,7 +87,6 @@ export class Session {
   /** Process a reply; return its text, or null for a handshake. */
   reply(command, bytes, seconds = undefined) {
     this.recording.add(REPLY, command, bytes, seconds);
-    this.version++;
     const reply = this.#read(`The reply to ${command}`, () => readReply(command, bytes));
     if (reply === null) return `error:invalid-reply the reply to ${command} could not be read`;
     if (reply.facts) this.#meet(reply.facts);
@@ -98,7 +96,6 @@ export class Session {
   /** Process a notice, given as its name and value. */
   notice(name, value, bytes, seconds = undefined) {
     this.recording.add(REPLY, null, bytes, seconds);
-    this.version++;
     if (name === "client_count") this.clients = Number(value);
     if (name === "dropped") this.dropped += Number(value);
     if (name === "server" && value === "restarted") this.restart();
@@ -175,7 +172,6 @@ export class Session {
       const { number } = this.snapshots.shift();
       this.#say(`Snapshot ${number} was removed: at most ${KEPT_SNAPSHOTS} snapshots are kept, with ${KEPT_OBJECTS} objects in total.`);
     }
-    this.version++;
   }
 
   /** Return the process with this number, or the newest process. */
@@ -197,7 +193,6 @@ export class Session {
   #count(unreadable, text) {
     if (!this.unreadable) this.#say(text);
     this.unreadable += unreadable;
-    this.version++;
   }
 
   #take(event, record) {
@@ -225,7 +220,6 @@ export class Session {
       this.incoming.set(event.correlation, incoming);
     }
     incoming.add(event, record);
-    this.version++;
     if (incoming.complete) this.#finish(incoming);
   }
 
@@ -264,7 +258,6 @@ export class Session {
     this.process.objects.uncertain = true;
     this.process.cpu.missing += missing;
     this.#abandon("messages are missing");
-    this.version++;
   }
 
   #fall(counter, now) {
@@ -292,6 +285,5 @@ export class Session {
 
   #say(text) {
     this.log.add(text);
-    this.version++;
   }
 }

@@ -30,7 +30,6 @@ const methods = {
       notice: (name, value, bytes) => mine.notice(name, value, bytes),
       stray: (what) => mine.stray(what),
       interrupted: () => mine.interrupted(),
-      changed: () => mine.version++,
     });
   },
 
@@ -52,7 +51,6 @@ const methods = {
       return error.message;
     } finally {
       asked--;
-      session.version++;
     }
   },
 
@@ -162,7 +160,7 @@ const methods = {
 
   exportCpu({ process, format, name }) {
     const { cpu } = session.processNumbered(process);
-    return format === "speedscope" ? JSON.stringify(cpu.speedscope(name)) : cpu.collapsed();
+    return format === "speedscope" ? cpu.speedscope(name) : cpu.collapsed();
   },
 
   /** Return all recorded messages as a file. */
