@@ -15,7 +15,7 @@ import pytest
 import zmq
 
 from tornado_rbkit import profiler
-from tornado_rbkit.profiler import memory, publisher
+from tornado_rbkit.profiler import batcher, memory
 from tornado_rbkit.protocol import Event, EventCollection, decode
 
 _E = TypeVar("_E")
@@ -122,7 +122,7 @@ def frozen() -> Iterator[None]:
 def server(frozen: None, monkeypatch: pytest.MonkeyPatch) -> Iterator[profiler.Server]:
     """A server on free ports that compares and publishes ten times a second; nothing of it may be left afterwards."""
     monkeypatch.setattr(memory, "TICK_SECONDS", 0.1)
-    monkeypatch.setattr(publisher, "BATCH_SECONDS", 0.1)
+    monkeypatch.setattr(batcher, "BATCH_SECONDS", 0.1)
     threads = set(threading.enumerate())
     running = profiler.start_server("tcp://127.0.0.1:*", "tcp://127.0.0.1:*", "test")
     yield running

@@ -18,9 +18,9 @@ import pytest
 from tests.fake_rbkit import recorded
 from tests.profiler.conftest import PATIENCE, Client, raw_events, shape
 from tornado_rbkit import profiler
-from tornado_rbkit.profiler.cpu import CPUSampler, FrameCache, pack_frame
+from tornado_rbkit.profiler.batcher import EventBatcher
+from tornado_rbkit.profiler.cpu import CPUSampler, FrameCache, packed_place
 from tornado_rbkit.profiler.frames import read_place
-from tornado_rbkit.profiler.publisher import Publisher
 from tornado_rbkit.protocol import CPUSample, EventType
 
 linux = pytest.mark.skipif(not sys.platform.startswith("linux"), reason="threads have CPU clocks on Linux")
@@ -148,15 +148,15 @@ def test_threads_that_come_and_go_are_no_danger_to_the_cpu_clock(client: Client,
 
 @pytest.mark.parametrize("clock", ["wall", pytest.param("cpu", marks=linux)])
 def test_a_late_sample_is_told_for_each_tick_it_missed(clock: str) -> None:
-    publisher = Publisher()
-    sampler = CPUSampler(publisher)
+    batcher = EventBatcher()
+    sampler = CPUSampler(batcher)
     sampler.clock_type, sampler.interval = clock, 0.001
     with running(sleeper, burner) as (sleeping, burning):
         sampler._tick(1)
-        publisher.take(0.0, flush=True)
+        batcher.take(0.0, flush=True)
         _burn(0.02)
         sampler._tick(5)
-    message = b"".join(publisher.take(time.time(), flush=True))
+    message = b"".join(batcher.take(time.time(), flush=True))
     samples = raw_events(message, EventType.CPU_SAMPLE)
     of = {thread: [sample[1] for sample in samples if sample[2][0][15] == thread] for thread in (sleeping, burning)}
     if clock == "wall":
@@ -235,7 +235,7 @@ def test_globals_of_the_hosts_own_making_are_not_asked() -> None:
     space = Namespace(sys=sys, __name__="shop")
     exec(compile("def f(sys):\n    return sys._getframe()", "shop.py", "exec"), space)
     frame = dict.__getitem__(space, "f")(sys)  # type: ignore[operator]
-    assert b"shop.f" in pack_frame(*read_place(frame))
+    assert b"shop.f" in packed_place(*read_place(frame))
 
 
 class Order:

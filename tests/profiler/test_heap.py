@@ -19,10 +19,10 @@ from tests.profiler.python import python
 from tests.profiler.test_memory import Touchy
 from tornado_rbkit import profiler
 from tornado_rbkit.profiler import endpoints
+from tornado_rbkit.profiler.batcher import EventBatcher
 from tornado_rbkit.profiler.heap import size_function
 from tornado_rbkit.profiler.memory import MemoryProfile
-from tornado_rbkit.profiler.objects import class_name, is_bound_to, is_own, own_ids
-from tornado_rbkit.profiler.publisher import Publisher
+from tornado_rbkit.profiler.objects import class_name, internal_ids, is_bound_to, is_internal
 from tornado_rbkit.protocol import EventType, HeapObject, ObjectSpaceDump
 
 
@@ -170,7 +170,7 @@ def test_the_profilers_own_objects_are_left_out(client: Client) -> None:
 
 
 def test_nothing_of_a_comparison_that_is_under_way_is_listed(frozen: None) -> None:
-    profile = MemoryProfile(Publisher(), list)
+    profile = MemoryProfile(EventBatcher(), list)
     for _ in profile._begin(baseline=True):
         pass
     made = [[] for _ in range(10_000)]  # type: ignore[var-annotated]
@@ -179,11 +179,11 @@ def test_nothing_of_a_comparison_that_is_under_way_is_listed(frozen: None) -> No
     profile._tick = profile._begin()
     for _ in range(3):
         profile._step(profile._tick)
-    ours = own_ids([profile])
+    ours = internal_ids([profile])
     now = gc.get_objects()
     told = known | ours | {id(known), id(ours), id(now)}
     new = [item for item in now if id(item) not in told and not is_bound_to(item, ours)]
-    assert [item for item in new if not is_own(class_name(type(item)))] == []
+    assert [item for item in new if not is_internal(class_name(type(item)))] == []
     assert not ours & {id(item) for item in made}
 
 
@@ -194,10 +194,10 @@ def test_nothing_that_serves_the_profiler_is_told_or_listed() -> None:
 import gc, time, zmq
 from tests.fake_rbkit import free_port
 from tornado_rbkit import profiler
-from tornado_rbkit.profiler import memory, publisher
+from tornado_rbkit.profiler import memory, batcher
 from tornado_rbkit.protocol import ObjCreated, ObjectSpaceDump, decode
 
-memory.TICK_SECONDS = publisher.BATCH_SECONDS = 0.1
+memory.TICK_SECONDS = batcher.BATCH_SECONDS = 0.1
 gc.collect()
 gc.freeze()  # comparisons take no time
 pub, req = (f"tcp://127.0.0.1:{free_port()}" for _ in range(2))

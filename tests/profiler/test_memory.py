@@ -16,8 +16,8 @@ from tests.fake_rbkit import recorded
 from tests.profiler.conftest import Client, raw_events, shape
 from tornado_rbkit import profiler
 from tornado_rbkit.profiler import memory
+from tornado_rbkit.profiler.batcher import EventBatcher
 from tornado_rbkit.profiler.objects import DICTS_ARE_UNTRACKED
-from tornado_rbkit.profiler.publisher import Publisher
 from tornado_rbkit.profiler.tracked import KindsById, list_tracked
 from tornado_rbkit.protocol import EventType, GCEndMark, GCEndSweep, GCStart, GCStats, ObjCreated, ObjDestroyed
 
@@ -67,8 +67,8 @@ def test_the_hosts_containers_are_told_in_a_small_heap_too(client: Client) -> No
 
 
 def test_an_id_taken_by_another_class_is_one_that_went_and_one_that_came() -> None:
-    publisher = Publisher()
-    profile = memory.MemoryProfile(publisher, list)
+    batcher = EventBatcher()
+    profile = memory.MemoryProfile(batcher, list)
     profile._known[0].update({1: "a", 2: "b", 3: "c"})
     thing = Leaked()
     profile._known[id(thing) >> 16 & KindsById.LAST][id(thing)] = "another"
@@ -76,7 +76,7 @@ def test_an_id_taken_by_another_class_is_one_that_went_and_one_that_came() -> No
     tracked.objects[:] = [thing]
     for _ in profile._compare(tracked, memory._full_collections(), gc.get_freeze_count()):
         pass
-    (message,) = publisher.take(0.0, flush=True)
+    (message,) = batcher.take(0.0, flush=True)
     destroyed = [event[2][3] for event in raw_events(message, EventType.OBJ_DESTROYED)]
     (created,) = raw_events(message, EventType.OBJ_CREATED)
     assert destroyed == [id(thing), 1, 2, 3]
@@ -87,15 +87,15 @@ class Comparison:
     """A memory profile that is asked for its ticks, without a server."""
 
     def __init__(self) -> None:
-        self._publisher = Publisher()
-        self.profile = memory.MemoryProfile(self._publisher, list)
+        self._batcher = EventBatcher()
+        self.profile = memory.MemoryProfile(self._batcher, list)
         self.tick(baseline=True)
 
     def tick(self, *, baseline: bool = False) -> tuple[set[int], set[int]]:
         """Return the ids of what has come and of what has gone."""
         for _ in self.profile._begin(baseline=baseline):
             pass
-        messages = self._publisher.take(time.time(), flush=True)
+        messages = self._batcher.take(time.time(), flush=True)
         created = {event[2][3] for message in messages for event in raw_events(message, EventType.OBJ_CREATED)}
         destroyed = {event[2][3] for message in messages for event in raw_events(message, EventType.OBJ_DESTROYED)}
         return created, destroyed

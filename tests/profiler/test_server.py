@@ -17,7 +17,8 @@ from tests.fake_rbkit import free_port, recorded
 from tests.profiler.conftest import Client, shape
 from tests.profiler.python import python
 from tornado_rbkit import profiler
-from tornado_rbkit.profiler.publisher import BATCH_EVENTS, Publisher, pack
+from tornado_rbkit.profiler.batcher import BATCH_EVENTS, EventBatcher
+from tornado_rbkit.profiler.packing import pack
 from tornado_rbkit.protocol import COMMANDS, EventCollection, Handshake, RbkitError, decode, message_counter
 
 
@@ -339,16 +340,16 @@ assert not gc.callbacks
 
 
 def test_batches_have_400_events_or_what_a_second_brought() -> None:
-    publisher = Publisher()
+    batcher = EventBatcher()
     event = pack({0: 4, 1: 1.0})
-    assert publisher.take(1000.0) == []
+    assert batcher.take(1000.0) == []
     for _ in range(BATCH_EVENTS - 1):
-        publisher.add(event)
-    assert publisher.take(1000.9) == []
-    publisher.add(event)
-    publisher.add(event)
-    (full,) = publisher.take(1000.9)
-    (rest,) = publisher.take(1001.0)
+        batcher.add(event)
+    assert batcher.take(1000.9) == []
+    batcher.add(event)
+    batcher.add(event)
+    (full,) = batcher.take(1000.9)
+    (rest,) = batcher.take(1001.0)
     for counter, (message, events) in enumerate([(full, BATCH_EVENTS), (rest, 1)]):
         decoded = decode(message)
         assert isinstance(decoded, EventCollection)
@@ -359,7 +360,7 @@ def test_batches_have_400_events_or_what_a_second_brought() -> None:
 
 @pytest.mark.parametrize("events", [0, 15, 16, 65_535, 65_536])
 def test_a_collection_of_any_length_is_valid(events: int) -> None:
-    message = decode(Publisher().collection([pack({0: 4, 1: 1.0})] * events, 5.0))
+    message = decode(EventBatcher().collection([pack({0: 4, 1: 1.0})] * events, 5.0))
     assert isinstance(message, EventCollection)
     assert len(message.events) == events
     assert message.timestamp == 5000.0

@@ -12,9 +12,9 @@ from tests.fake_rbkit import free_port
 from tests.profiler.conftest import Client
 from tests.profiler.python import python
 from tornado_rbkit import profiler
+from tornado_rbkit.profiler.batcher import EventBatcher
 from tornado_rbkit.profiler.endpoints import same_endpoint
 from tornado_rbkit.profiler.profile import MAX_PARTS, Profile
-from tornado_rbkit.profiler.publisher import Publisher
 from tornado_rbkit.protocol import Handshake, decode
 
 REFUSED = f"a request of 10000 parts was not run; allowed: {MAX_PARTS}. This is logged once"
@@ -32,7 +32,7 @@ class Outlet:
     def flush(self) -> None:
         pass
 
-    def breathe(self) -> bool:
+    def yield_to_host(self) -> bool:
         self.turns -= 1
         return self.turns >= 0
 
@@ -54,7 +54,7 @@ class TestParts:
 
     @pytest.mark.parametrize("turns", range(4))
     def test_the_rest_is_left_out_when_the_server_is_stopped(self, turns: int) -> None:
-        profile = Profile("x", Publisher(), Outlet(turns))
+        profile = Profile("x", EventBatcher(), Outlet(turns))
         done = 0
 
         def count() -> bytes:

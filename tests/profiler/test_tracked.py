@@ -10,9 +10,9 @@ from typing import Any
 import pytest
 
 from tornado_rbkit.profiler import memory
+from tornado_rbkit.profiler.batcher import EventBatcher
 from tornado_rbkit.profiler.heap import Snapshot
 from tornado_rbkit.profiler.memory import MemoryProfile
-from tornado_rbkit.profiler.publisher import Publisher
 from tornado_rbkit.profiler.tracked import TUPLES_ARE_RESIZED, list_tracked
 
 
@@ -21,7 +21,7 @@ def listing() -> Iterator[object]:
 
 
 def comparison() -> Iterator[None]:
-    profile = MemoryProfile(Publisher(), list)
+    profile = MemoryProfile(EventBatcher(), list)
     for _ in profile._begin(baseline=True):
         pass
     return profile._begin()

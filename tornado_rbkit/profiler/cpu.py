@@ -34,11 +34,11 @@ from types import CellType, CodeType, FrameType, FunctionType
 from typing import Any, Final
 
 from tornado_rbkit.profiler.arguments import check_interval
+from tornado_rbkit.profiler.batcher import BACKLOG_EVENTS, EventBatcher
 from tornado_rbkit.profiler.frames import Place, read_stacks, thread_ids
 from tornado_rbkit.profiler.objects import type_dict, type_mro, type_qualname
-from tornado_rbkit.profiler.publisher import BACKLOG_EVENTS, Publisher, array_header, pack, pack_double, pack_text
+from tornado_rbkit.profiler.packing import pack_frame, pack_sample, pack_stack, pack_time
 from tornado_rbkit.profiler.signals import leave_signals_to_the_host
-from tornado_rbkit.protocol import EventType, Field
 
 DEFAULT_INTERVAL: Final = 0.001
 """Seconds, as in rbkit."""
@@ -51,9 +51,6 @@ would be repeated a hundred times."""
 
 HAS_CPU_CLOCK: Final = sys.platform.startswith("linux")
 
-_SAMPLE_HEAD: Final = bytes((0x83, Field.EVENT_TYPE, EventType.CPU_SAMPLE, Field.TIMESTAMP))
-_PAYLOAD_KEY: Final = bytes((Field.PAYLOAD,))
-
 
 class CPUSampler:
     """Sample all threads from `start` to `stop`, except the sampler's own thread and the threads in `leave_out`.
@@ -61,16 +58,16 @@ class CPUSampler:
     Call `start` and `stop` and set `clock_type` on one thread; `status` may be called on any thread.
 
     Args:
-        publisher: receives the samples.
+        batcher: receives the samples.
         leave_out: identifiers of threads; None for the thread that calls `start`.
     """
 
-    def __init__(self, publisher: Publisher, leave_out: Collection[int] | None = None) -> None:
+    def __init__(self, batcher: EventBatcher, leave_out: Collection[int] | None = None) -> None:
         self.clock_type = "wall"
         self.interval = DEFAULT_INTERVAL
-        self._publisher = publisher
+        self._batcher = batcher
         self._leave_out = leave_out
-        self._own: set[int] = set()
+        self._internal: set[int] = set()
         self._running = threading.Lock()
         self._thread: threading.Thread | None = None
         self._frames = FrameCache()
@@ -101,7 +98,7 @@ class CPUSampler:
         self._ticks = self._late = self._samples = 0
         self._switching.lower(self.interval / 2)  # a whole interval would make every other tick late
         self._began = time.monotonic()
-        self._own = {threading.get_ident()} if self._leave_out is None else set(self._leave_out)
+        self._internal = {threading.get_ident()} if self._leave_out is None else set(self._leave_out)
         self._thread = threading.Thread(target=self._run, name="rbkit-cpu", daemon=True)
         self._thread.start()
 
@@ -135,7 +132,7 @@ class CPUSampler:
 
     def _run(self) -> None:
         leave_signals_to_the_host()
-        self._own.add(threading.get_ident())
+        self._internal.add(threading.get_ident())
         self._clocks = ThreadClocks()
         due = time.monotonic() + self.interval
         # A lock, not an Event: each Event.wait() creates a lock, which the memory profile would report.
@@ -143,7 +140,7 @@ class CPUSampler:
             behind = int((time.monotonic() - due) / self.interval)
             due += (behind + 1) * self.interval
             self._late += behind
-            if self._publisher.backlog > BACKLOG_EVENTS:
+            if self._batcher.backlog > BACKLOG_EVENTS:
                 self._late += 1
                 continue
             self._tick(1 + min(behind, self._most))
@@ -156,19 +153,16 @@ class CPUSampler:
     def _tick(self, ticks: int) -> None:
         """Sample every thread for the last `ticks` ticks, including this one, and publish the samples."""
         now = time.time()
-        threads = thread_ids() - self._own
+        threads = thread_ids() - self._internal
         if self.clock_type == "cpu":
             samples = self._clocks.burned(threads, self.interval, ticks, self._most)
         else:
             samples = dict.fromkeys(threads, ticks)
         for thread_id, places in read_stacks(samples).items():
             count = samples[thread_id]
-            stack = self._frames.stack(places)
-            packed_id = pack(thread_id)
-            payload = b"".join((_PAYLOAD_KEY, array_header(len(stack)), packed_id.join(stack), packed_id))
+            stack = pack_stack(self._frames.stack(places), thread_id)
             for before in range(count - 1, -1, -1):
-                timestamp = pack_double((now - before * self.interval) * 1000.0)
-                self._publisher.add(b"".join((_SAMPLE_HEAD, timestamp, payload)))
+                self._batcher.add(pack_sample(pack_time(now - before * self.interval), stack))
             self._samples += count
 
 
@@ -278,7 +272,7 @@ class FrameCache:
                 known = codes[id(code)] = (weakref.ref(code, self._forget(id(code))), {})
             packed = known[1].get(lasti)
             if packed is None:
-                packed = known[1][lasti] = pack_frame(*place)
+                packed = known[1][lasti] = packed_place(*place)
             stack.append(packed)
         return stack
 
@@ -291,27 +285,13 @@ class FrameCache:
         return forget
 
 
-def pack_frame(code: CodeType, lasti: int, namespace: dict[str, Any], frame: FrameType | None = None) -> bytes:
-    """Return a stack frame (a `Place`) as MessagePack, up to and including the key thread_id."""
+def packed_place(code: CodeType, lasti: int, namespace: dict[str, Any], frame: FrameType | None = None) -> bytes:
+    """Return a `Place` as MessagePack, up to and including the key thread_id."""
     module = dict.get(namespace, "__name__")  # not namespace.get(): a subclass of dict may override it
     qualname = qualified_name(code, frame)
     label = f"{module}.{qualname}" if type(module) is str else qualname
-    return b"".join(
-        (
-            b"\x86",
-            bytes((Field.METHOD_NAME,)),
-            pack_text(code.co_name),
-            bytes((Field.LABEL,)),
-            pack_text(label),
-            bytes((Field.FILE,)),
-            pack_text(code.co_filename),
-            bytes((Field.LINE,)),
-            pack(line_number(code, lasti)),
-            bytes((Field.SINGLETON_METHOD,)),
-            pack(int(_first_argument(code) == "cls")),
-            bytes((Field.THREAD_ID,)),
-        )
-    )
+    singleton = _first_argument(code) == "cls"
+    return pack_frame(code.co_name, label, code.co_filename, line_number(code, lasti), singleton=singleton)
 
 
 def line_number(code: CodeType, lasti: int) -> int:

@@ -32,22 +32,20 @@ from collections.abc import Callable, Iterator
 from types import MethodDescriptorType, ModuleType
 from typing import Any, Final
 
-import msgpack
-
+from tornado_rbkit.profiler.batcher import EventBatcher
 from tornado_rbkit.profiler.objects import (
     ClassNames,
     SliceSize,
+    internal_frames,
+    internal_ids,
     is_bound_to,
-    is_own,
-    own_frames,
-    own_ids,
+    is_internal,
     referents,
     type_dict,
     type_mro,
 )
-from tornado_rbkit.profiler.publisher import Publisher, array_header, pack, pack_double
+from tornado_rbkit.profiler.packing import DumpPacker, pack_dump_head, pack_time
 from tornado_rbkit.profiler.tracked import list_tracked
-from tornado_rbkit.protocol import EventType, Field
 
 DUMP_OBJECTS: Final = 1000
 """Objects in one object_space_dump, as in rbkit."""
@@ -56,12 +54,6 @@ COLLECTION_DUMPS: Final = 10
 """Dumps in one event_collection: half a megabyte. rbkit sends all dumps in one."""
 
 _SHARDS: Final = 251  # a prime, because ids are multiples of 16
-_OBJECT_ID: Final = int(Field.OBJECT_ID)
-_CLASS_NAME: Final = int(Field.CLASS_NAME)
-_REFERENCES: Final = int(Field.REFERENCES)
-_FILE: Final = int(Field.FILE)
-_LINE: Final = int(Field.LINE)
-_SIZE: Final = int(Field.SIZE)
 
 
 class Snapshot:
@@ -69,33 +61,32 @@ class Snapshot:
 
     Args:
         correlation_id: identifies the dumps of this snapshot.
-        own: the roots of the profiler's own objects, which are left out.
+        internal: the roots of the profiler's own objects, which are left out.
     """
 
-    def __init__(self, correlation_id: int, own: list[object]) -> None:
+    def __init__(self, correlation_id: int, internal: list[object]) -> None:
         self.correlation_id = correlation_id
         self.total = 0
         """The number of objects found so far; the final number after the walk."""
-        self._timestamp = pack_double(time.time() * 1000.0)
+        self._timestamp = pack_time(time.time())
         self._bodies: list[bytes] = []
-        self._rows = 0  # rows in the packer
         # Rehashing a single set of a million ids would hold the GIL for 50 ms.
         self._seen: list[set[int]] = [set() for _ in range(_SHARDS)]
         self._values: list[Any] = []
         self._names = ClassNames()
         self._texts: dict[int, str] = {}
         self._sizes: dict[int, Callable[[Any], int]] = {}
-        self._packer = msgpack.Packer(autoreset=False)
+        self._packer = DumpPacker()
         self._tracing = tracemalloc.is_tracing()
-        self._roots = own
-        self._own: set[int] = set()
+        self._roots = internal
+        self._internal: set[int] = set()
 
     def walk(self) -> Iterator[None]:
         """Look at every object, and yield after each slice, for the caller to let the host run."""
         size = SliceSize(500)
         tracked = list_tracked()
         # only now, to include objects that another thread of the profiler has just created
-        self._own = own_ids([*self._roots, self, tracked]) | own_frames()
+        self._internal = internal_ids([*self._roots, self, tracked]) | internal_frames()
         objects, values = tracked.objects, self._values
         at, item = 0, None
         while at < len(objects) or values:
@@ -114,24 +105,14 @@ class Snapshot:
         del tracked, objects, item
         self._seen = []
 
-    def messages(self, publisher: Publisher) -> Iterator[bytes]:
+    def messages(self, batcher: EventBatcher) -> Iterator[bytes]:
         """Yield the event_collections after the walk, and drop each from memory."""
-        head = b"".join(
-            (
-                bytes((0x85, Field.EVENT_TYPE, EventType.OBJECT_SPACE_DUMP, Field.TIMESTAMP)),
-                self._timestamp,
-                bytes((Field.CORRELATION_ID,)),
-                pack(self.correlation_id),
-                bytes((Field.COMPLETE_MESSAGE_COUNT,)),
-                pack(self.total),
-                bytes((Field.PAYLOAD,)),
-            )
-        )
+        head = pack_dump_head(self._timestamp, self.correlation_id, self.total)
         self._bodies.reverse()
         while self._bodies:
             part = self._bodies[-COLLECTION_DUMPS:]
             del self._bodies[-COLLECTION_DUMPS:]
-            yield publisher.collection([head + body for body in reversed(part)], time.time())
+            yield batcher.collection([head + body for body in reversed(part)], time.time())
 
     def _add(self, item: Any) -> None:
         object_id = id(item)
@@ -140,7 +121,7 @@ class Snapshot:
         name = self._texts.get(key)
         if name is None:
             name = self._learn(cls)
-        if object_id in self._own or not name or is_bound_to(item, self._own):
+        if object_id in self._internal or not name or is_bound_to(item, self._internal):
             return
         held = referents([item]) if issubclass(cls, ModuleType) else gc.get_referents(item)
         for other in held:
@@ -150,28 +131,8 @@ class Snapshot:
                 if other_id not in shard:
                     shard.add(other_id)
                     self._values.append(other)
-        # Pack straight into the packer's buffer: if tracemalloc is on, it traces every object created here, which
-        # takes longer than creating it.
-        packer, pack = self._packer, self._packer.pack
-        packer.pack_map_header(6)
-        pack(_OBJECT_ID)
-        pack(object_id)
-        pack(_CLASS_NAME)
-        pack(name)
-        pack(_REFERENCES)
-        packer.pack_array_header(len(held))
-        for other in held:
-            pack(id(other))
-        pack(_FILE)
-        if self._tracing:
-            self._pack_place(item)
-        else:
-            pack(None)
-            pack(_LINE)
-            pack(None)
-        pack(_SIZE)
-        pack(self._size(item, key))
-        self._rows += 1
+        file, line = self._place(item) if self._tracing else (None, None)
+        self._packer.add(object_id, name, held, file, line, self._size(item, key))
         self._cut()
 
     def _is_new(self, object_id: int) -> bool:
@@ -185,7 +146,7 @@ class Snapshot:
     def _learn(self, cls: type) -> str:
         """Return the class's name as text that can be packed; an empty string for the profiler's own classes."""
         (name,) = self._names.of([cls])
-        text = "" if is_own(name) else name.encode("utf-8", "surrogateescape").decode("utf-8", "replace")
+        text = "" if is_internal(name) else name.encode("utf-8", "surrogateescape").decode("utf-8", "replace")
         self._texts[id(cls)] = text
         self._sizes[id(cls)] = size_function(cls)
         return text
@@ -196,23 +157,19 @@ class Snapshot:
         except Exception:  # noqa: BLE001 - an extension's __sizeof__ may raise anything; rbkit sends nil for it
             return None
 
-    def _pack_place(self, item: Any) -> None:
-        """Pack the file and line where the object was created; the key of the file is packed already."""
+    def _place(self, item: Any) -> tuple[str | None, int | None]:
+        """Return the file and line where the object was created, if they are known."""
         trace = _get_object_traceback(item)  # tracemalloc.get_object_traceback() would create objects
-        pack = self._packer.pack
-        file, line = trace[0] if trace else (None, None)
-        if file is not None and not file.isascii():
-            file = file.encode("utf-8", "surrogateescape").decode("utf-8", "replace")
-        pack(file)
-        pack(_LINE)
-        pack(line)
+        if not trace:
+            return None, None
+        file, line = trace[0]
+        return file if file.isascii() else file.encode("utf-8", "surrogateescape").decode("utf-8", "replace"), line
 
     def _cut(self, *, everything: bool = False) -> None:
-        if self._rows == DUMP_OBJECTS or (everything and (self._rows or not self._bodies)):
-            self.total += self._rows
-            self._bodies.append(array_header(self._rows) + self._packer.bytes())
-            self._packer.reset()
-            self._rows = 0
+        rows = self._packer.rows
+        if rows == DUMP_OBJECTS or (everything and (rows or not self._bodies)):
+            self.total += rows
+            self._bodies.append(self._packer.take())
 
 
 def size_function(cls: type) -> Callable[[Any], int]:

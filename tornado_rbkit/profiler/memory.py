@@ -68,20 +68,21 @@ from pathlib import Path
 from types import FrameType
 from typing import Any, Final
 
+from tornado_rbkit.profiler.batcher import BACKLOG_EVENTS, EventBatcher
 from tornado_rbkit.profiler.objects import (
     DICTS_ARE_UNTRACKED,
     ClassNames,
     SliceSize,
     are_plain,
+    internal_ids,
     is_bound_to,
-    is_own,
+    is_internal,
     may_be_untracked,
-    own_ids,
     referents,
 )
-from tornado_rbkit.profiler.publisher import BACKLOG_EVENTS, Publisher, pack, pack_double, pack_text
+from tornado_rbkit.profiler.packing import pack, pack_bare_event, pack_created, pack_destroyed, pack_event, pack_time
 from tornado_rbkit.profiler.tracked import KindsById, Tracked, list_tracked
-from tornado_rbkit.protocol import EventType, Field
+from tornado_rbkit.protocol import EventType
 
 STATS_SECONDS: Final = 5.0
 TICK_SECONDS: Final = 1.0
@@ -105,16 +106,16 @@ class MemoryProfile:
     runs on the thread that collects.
 
     Args:
-        publisher: receives the events.
-        own: returns the roots of the profiler's own objects, which are left out.
+        batcher: receives the events.
+        internal: returns the roots of the profiler's own objects, which are left out.
     """
 
-    def __init__(self, publisher: Publisher, own: Callable[[], list[object]]) -> None:
+    def __init__(self, batcher: EventBatcher, internal: Callable[[], list[object]]) -> None:
         self.enabled = False
         self.trace_objects = True
         self.gc_stats = True
-        self._publisher = publisher
-        self._own = own
+        self._batcher = batcher
+        self._internal = internal
         self._collections: deque[tuple[str, float]] = deque()
         self._callback = _callback(self._collections)
         self._known = KindsById()
@@ -172,11 +173,11 @@ class MemoryProfile:
         self._publish_collections()
         if self.gc_stats and now >= self._stats_due:
             self._stats_due = now + STATS_SECONDS
-            self._publisher.add(pack(_event(EventType.GC_STATS, gc_stats(self._tracked))))
+            self._batcher.add(pack_event(EventType.GC_STATS, gc_stats(self._tracked)))
         if not self.trace_objects:
             return self._stats_due - now
         due = max(self._tick_due, self._began + (time.thread_time() - self._began_cpu) / SHARE)
-        if self._tick is None and now >= due and self._publisher.backlog < BACKLOG_EVENTS:
+        if self._tick is None and now >= due and self._batcher.backlog < BACKLOG_EVENTS:
             self._began, self._began_cpu = now, time.thread_time()
             self._tick = self._begin()
         if self._tick is not None:
@@ -215,8 +216,8 @@ class MemoryProfile:
 
     def _compare(self, tracked: Tracked, collections: int, frozen: int, *, baseline: bool = False) -> Iterator[None]:
         """Compare slice by slice and publish the differences; the counts are from the start of the last tick."""
-        timestamp = pack_double(time.time() * 1000.0)
-        own = own_ids([*self._own(), self, tracked])
+        timestamp = pack_time(time.time())
+        internal = internal_ids([*self._internal(), self, tracked])
         names = ClassNames(self._interned)
         before, present = self._known, KindsById()
         events: dict[str, tuple[bytes, bytes] | None] = {}
@@ -232,20 +233,20 @@ class MemoryProfile:
                     old = before[shard].get(object_id)
                     if old is not kind:
                         if kind not in events:
-                            events[kind] = None if is_own(kind) else _created(timestamp, kind)
+                            events[kind] = None if is_internal(kind) else pack_created(timestamp, kind)
                         event = events[kind]
-                        if event is None or object_id in own or type(item) is FrameType:
+                        if event is None or object_id in internal or type(item) is FrameType:
                             continue
-                        if is_bound_to(item, own) or may_be_untracked(item):
+                        if is_bound_to(item, internal) or may_be_untracked(item):
                             continue
                         if old is not None:
-                            self._publisher.add(_destroyed(timestamp, object_id))
+                            self._batcher.add(pack_destroyed(timestamp, object_id))
                         if not baseline:
-                            self._publisher.add(event[0] + pack(object_id) + event[1])
+                            self._batcher.add(event[0] + pack(object_id) + event[1])
                     present[shard][object_id] = kind
                 part, item = [], None
             yield
-        yield from self._compare_tuples(tracked, present, own, timestamp, baseline=baseline)
+        yield from self._compare_tuples(tracked, present, internal, timestamp, baseline=baseline)
         frozen_now = gc.get_freeze_count()  # this counts the objects one by one
         if not frozen_now:
             self._aside = set()
@@ -259,11 +260,11 @@ class MemoryProfile:
         self._tracked = present.total()
 
     def _compare_tuples(
-        self, tracked: Tracked, present: KindsById, own: set[int], timestamp: bytes, *, baseline: bool
+        self, tracked: Tracked, present: KindsById, internal: set[int], timestamp: bytes, *, baseline: bool
     ) -> Iterator[None]:
         """Compare the tuples with a single reference slice by slice, and publish the new ones."""
         kind = self._interned.setdefault("tuple", "tuple")
-        before, after = _created(timestamp, kind)
+        before, after = pack_created(timestamp, kind)
         size = SliceSize()
         self._single = single = set[int]()
         while tracked.known_ids or tracked.new_ids:
@@ -276,12 +277,12 @@ class MemoryProfile:
                     shard = object_id >> 16 & KindsById.LAST
                     old = self._known[shard].get(object_id)
                     if old is not kind:
-                        if object_id in own or are_plain(content):
+                        if object_id in internal or are_plain(content):
                             continue
                         if old is not None:
-                            self._publisher.add(_destroyed(timestamp, object_id))
+                            self._batcher.add(pack_destroyed(timestamp, object_id))
                         if not baseline:
-                            self._publisher.add(before + pack(object_id) + after)
+                            self._batcher.add(before + pack(object_id) + after)
                     present[shard][object_id] = kind
                     single.add(object_id)
                 content = []
@@ -301,7 +302,7 @@ class MemoryProfile:
                 elif object_id in self._untracked or (some_untracked and kind == "dict"):
                     untracked.add(object_id)
                 else:
-                    self._publisher.add(_destroyed(timestamp, object_id))
+                    self._batcher.add(pack_destroyed(timestamp, object_id))
                     continue
                 now[object_id] = kind
             looked_at += len(before)
@@ -314,7 +315,7 @@ class MemoryProfile:
             yield from _find_dicts(untracked, found)
             found.difference_update(map(id, present))  # these dicts are new, and may have the address of an old one
             for object_id in untracked - found:
-                self._publisher.add(_destroyed(timestamp, object_id))
+                self._batcher.add(pack_destroyed(timestamp, object_id))
                 del present[object_id >> 16 & KindsById.LAST][object_id]
             untracked = found
         self._untracked = untracked
@@ -322,12 +323,12 @@ class MemoryProfile:
     def _publish_collections(self) -> None:
         while self._collections:
             phase, seconds = self._collections.popleft()
-            timestamp = pack_double(seconds * 1000.0)
+            timestamp = pack_time(seconds)
             if phase == "start":
-                self._publisher.add(_bare(EventType.GC_START, timestamp))
+                self._batcher.add(pack_bare_event(EventType.GC_START, timestamp))
             else:  # CPython has no separate mark and sweep phases: both end with the collection
-                self._publisher.add(_bare(EventType.GC_END_M, timestamp))
-                self._publisher.add(_bare(EventType.GC_END_S, timestamp))
+                self._batcher.add(pack_bare_event(EventType.GC_END_M, timestamp))
+                self._batcher.add(pack_bare_event(EventType.GC_END_S, timestamp))
 
 
 def _find_dicts(wanted: set[int], found: set[int]) -> Iterator[None]:
@@ -412,26 +413,3 @@ def _callback(collections: deque[tuple[str, float]]) -> Callable[[str, dict[str,
 
 def _pause(cost: float) -> float:
     return max(TICK_SECONDS, cost * (1 - SHARE) / SHARE)
-
-
-def _event(kind: EventType, payload: Any) -> dict[int, Any]:
-    return {
-        int(Field.EVENT_TYPE): int(kind),
-        int(Field.TIMESTAMP): time.time() * 1000.0,
-        int(Field.PAYLOAD): payload,
-    }
-
-
-def _bare(kind: EventType, timestamp: bytes) -> bytes:
-    return bytes((0x82, Field.EVENT_TYPE, kind, Field.TIMESTAMP)) + timestamp
-
-
-def _created(timestamp: bytes, name: str) -> tuple[bytes, bytes]:
-    """Return the bytes before and after the id in an obj_created event."""
-    head = bytes((0x83, Field.EVENT_TYPE, EventType.OBJ_CREATED, Field.TIMESTAMP)) + timestamp
-    return head + bytes((Field.PAYLOAD, 0x82, Field.OBJECT_ID)), bytes((Field.CLASS_NAME,)) + pack_text(name)
-
-
-def _destroyed(timestamp: bytes, object_id: int) -> bytes:
-    head = bytes((0x83, Field.EVENT_TYPE, EventType.OBJ_DESTROYED, Field.TIMESTAMP)) + timestamp
-    return head + bytes((Field.PAYLOAD, 0x81, Field.OBJECT_ID)) + pack(object_id)

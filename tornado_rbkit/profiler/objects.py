@@ -62,7 +62,7 @@ def class_name(cls: type) -> str:
     return qualname
 
 
-def is_own(name: str) -> bool:
+def is_internal(name: str) -> bool:
     """Return True for the name of a module or a class of the profiler."""
     return name.startswith(_PACKAGE) and not name.startswith(_DEMO)
 
@@ -166,8 +166,8 @@ def _is_plain_tuple(item: tuple[Any, ...]) -> bool:
     return True
 
 
-def own_ids(roots: Iterable[object]) -> set[int]:
-    """Return the ids of the profiler's own objects: the roots, and all own objects that the roots lead to."""
+def internal_ids(roots: Iterable[object]) -> set[int]:
+    """Return the ids of the profiler's own objects: the roots, and all internal objects that the roots lead to."""
     found: set[int] = set()
     found.add(id(found))
     waiting = list(roots)
@@ -179,30 +179,30 @@ def own_ids(roots: Iterable[object]) -> set[int]:
         if type(item) is KindsById:
             found.update(map(id, item))
         elif type(item) is Tracked:  # the objects in its lists are the host's
-            found.update(item.own)
-        elif type(item) is GeneratorType:  # a walk, whose lists are own objects but hold the host's
+            found.update(item.internal)
+        elif type(item) is GeneratorType:  # a walk, whose lists are internal objects but hold the host's
             held = gc.get_referents(item)
             frames = [other for other in held if type(other) is FrameType]  # on Python 3.10 the frame holds the lists
-            mine = list(filter(_is_own, held + gc.get_referents(*frames)))
+            mine = list(filter(_is_internal, held + gc.get_referents(*frames)))
             found.update(id(other) for other in (*frames, *mine) if type(other) is list or type(other) is FrameType)
             waiting.extend(other for other in mine if type(other) is not list)
         elif type(item) is FunctionType:
             waiting.extend((item.__closure__, item.__defaults__))
         elif id(type(item)) not in _CONTAINER_IDS or len(item) < _LARGE:  # type: ignore[arg-type]
-            waiting.extend(filter(_is_own, gc.get_referents(item)))
+            waiting.extend(filter(_is_internal, gc.get_referents(item)))
             found.update(map(id, weakref.getweakrefs(item)))
     return found
 
 
-def is_bound_to(item: object, own: set[int]) -> bool:
+def is_bound_to(item: object, internal: set[int]) -> bool:
     """Return True for a method of one of the profiler's own objects; the interpreter holds the running ones."""
     if type(item) is not MethodType and type(item) is not BuiltinMethodType:
         return False
     module = type_dict(type(item.__self__)).get("__module__")
-    return id(item.__self__) in own or (type(module) is str and is_own(module))
+    return id(item.__self__) in internal or (type(module) is str and is_internal(module))
 
 
-def own_frames() -> set[int]:
+def internal_frames() -> set[int]:
     """Return the ids of the frames of the calling thread, which is one of the profiler's."""
     found: set[int] = set()
     frame: FrameType | None = sys._getframe()
@@ -212,7 +212,7 @@ def own_frames() -> set[int]:
     return found
 
 
-def _is_own(item: object) -> bool:
+def _is_internal(item: object) -> bool:
     """Return True for an object of the profiler's classes, or of a class that only serves its referrer."""
     cls = type(item)
     if id(cls) in _FOLLOWED_IDS:
@@ -221,6 +221,6 @@ def _is_own(item: object) -> bool:
         return type(item.__self__) is not ModuleType  # type: ignore[attr-defined]
     if cls is FunctionType:
         name = dict.get(item.__globals__, "__name__")  # type: ignore[attr-defined]
-        return type(name) is str and (is_own(name) or name in _SERVING_MODULES)
+        return type(name) is str and (is_internal(name) or name in _SERVING_MODULES)
     module = type_dict(cls).get("__module__")
-    return type(module) is str and (is_own(module) or module in _SERVING_MODULES)
+    return type(module) is str and (is_internal(module) or module in _SERVING_MODULES)

@@ -13,11 +13,12 @@ from importlib.metadata import PackageNotFoundError, version
 from pathlib import PurePath
 from typing import Final, Protocol
 
+from tornado_rbkit.profiler.batcher import EventBatcher
 from tornado_rbkit.profiler.cpu import HAS_CPU_CLOCK, CPUSampler
 from tornado_rbkit.profiler.heap import Snapshot
 from tornado_rbkit.profiler.memory import MemoryProfile
-from tornado_rbkit.profiler.publisher import Publisher, pack
-from tornado_rbkit.protocol import EventType, Field
+from tornado_rbkit.profiler.packing import pack_event
+from tornado_rbkit.protocol import EventType
 
 _log = logging.getLogger(__name__)
 
@@ -43,7 +44,7 @@ class Outlet(Protocol):
     def flush(self) -> None:
         """Publish all waiting events."""
 
-    def breathe(self) -> bool:
+    def yield_to_host(self) -> bool:
         """Publish what is due and let the host run; return False if the server is being stopped."""
 
 
@@ -52,16 +53,16 @@ class Profile:
 
     Args:
         name: the process_name of the handshake.
-        publisher: receives the events.
+        batcher: receives the events.
         outlet: sends a snapshot's messages.
     """
 
-    def __init__(self, name: str, publisher: Publisher, outlet: Outlet) -> None:
+    def __init__(self, name: str, batcher: EventBatcher, outlet: Outlet) -> None:
         self.name = name
-        self.publisher = publisher
-        self.memory = MemoryProfile(publisher, lambda: self.own)
-        self.own: list[object] = [self]
-        self.cpu = CPUSampler(publisher)
+        self.batcher = batcher
+        self.memory = MemoryProfile(batcher, lambda: self.internal)
+        self.internal: list[object] = [self]
+        self.cpu = CPUSampler(batcher)
         self.snapshot_objects = 0
         """The number of objects in the last snapshot, or found so far by the running snapshot."""
         self._snapshots = 0
@@ -86,7 +87,7 @@ class Profile:
         """
         reply = _OK
         for at in range(len(request)):  # a snapshot would show an iterator of the list
-            if at and not self._outlet.breathe():
+            if at and not self._outlet.yield_to_host():
                 break
             command = self._commands.get(request[at].partition(b"\0")[0])  # rbkit reads up to a NUL
             reply = _OK if command is None else command()
@@ -95,7 +96,7 @@ class Profile:
     def work(self) -> float | None:
         """Do the work that is due; return the seconds until the next call, None to wait for the next command."""
         due = self.memory.work()
-        if due is not None or self.cpu.enabled or self.publisher.backlog:
+        if due is not None or self.cpu.enabled or self.batcher.backlog:
             return FLUSH_SECONDS if due is None else min(due, FLUSH_SECONDS)
         return None
 
@@ -111,14 +112,7 @@ class Profile:
             "clock_type": self.cpu.clock_type,
             "cpu_profiling_mode": "sampling",
         }
-        timestamp = time.time() * 1000.0
-        return pack(
-            {
-                int(Field.EVENT_TYPE): int(EventType.HANDSHAKE),
-                int(Field.TIMESTAMP): timestamp,
-                int(Field.PAYLOAD): facts,
-            }
-        )
+        return pack_event(EventType.HANDSHAKE, facts)
 
     def start_memory_profile(self) -> bytes:
         self.memory.start()
@@ -129,7 +123,7 @@ class Profile:
         deadline = time.monotonic() + LAST_SECONDS
         self._walk = self.memory.last_comparison()
         for _ in self._walk:
-            if time.monotonic() > deadline or not self._outlet.breathe():
+            if time.monotonic() > deadline or not self._outlet.yield_to_host():
                 _log.info("what came and went last is not told: to compare took more than %g s", LAST_SECONDS)
                 break
         self.memory.stop()
@@ -144,14 +138,14 @@ class Profile:
     def objectspace_snapshot(self) -> bytes:
         """Walk the heap and publish the snapshot. As in rbkit, the reply is sent afterwards."""
         self._snapshots += 1
-        snapshot = Snapshot(self._snapshots, self.own)
+        snapshot = Snapshot(self._snapshots, self.internal)
         self.snapshot_objects = 0
         self._walk = snapshot.walk()
         for _ in self._walk:
             self.snapshot_objects = snapshot.total
-            if not self._outlet.breathe():
+            if not self._outlet.yield_to_host():
                 return _OK  # the server is being stopped
-        for message in snapshot.messages(self.publisher):
+        for message in snapshot.messages(self.batcher):
             self._outlet.send_all(message)
         self.snapshot_objects = snapshot.total
         return _OK

@@ -20,6 +20,7 @@ import zmq
 from tornado_rbkit.endpoints import require_descriptors
 from tornado_rbkit.errors import RbkitError
 from tornado_rbkit.profiler.arguments import check_clock, check_interval, check_server
+from tornado_rbkit.profiler.batcher import EventBatcher
 from tornado_rbkit.profiler.cpu import DEFAULT_INTERVAL
 from tornado_rbkit.profiler.discovery import Announcement, RunningServer, unique_key
 from tornado_rbkit.profiler.endpoints import (
@@ -32,7 +33,6 @@ from tornado_rbkit.profiler.endpoints import (
 from tornado_rbkit.profiler.folder import remove_file
 from tornado_rbkit.profiler.memory import release_callback
 from tornado_rbkit.profiler.profile import MAX_PARTS, Profile, default_name
-from tornado_rbkit.profiler.publisher import Publisher
 from tornado_rbkit.profiler.signals import leave_signals_to_the_host
 
 __all__ = [
@@ -93,9 +93,9 @@ class Server:
         self._given = (pub, req)
         self.name = name
         self.started = time.time()
-        self._publisher = Publisher()
-        self._profile = Profile(name, self._publisher, self)
-        self._profile.own.append(self)
+        self._batcher = EventBatcher()
+        self._profile = Profile(name, self._batcher, self)
+        self._profile.internal.append(self)
         self._calls: deque[Callable[[], None]] = deque()
         self._stopping = False
         self._stopped = threading.Event()
@@ -147,8 +147,8 @@ class Server:
             "req": self.req,
             "started": self.started,
             "running": self.running,
-            "messages": self._publisher.counter,
-            "backlog": self._publisher.backlog,
+            "messages": self._batcher.counter,
+            "backlog": self._batcher.backlog,
             "snapshot_objects": profile.snapshot_objects,
             "memory": profile.memory.status(),
             "cpu": profile.cpu.status(),
@@ -203,7 +203,7 @@ class Server:
         """Publish all waiting events. The server's thread."""
         self._publish(flush=True)
 
-    def breathe(self) -> bool:
+    def yield_to_host(self) -> bool:
         """Publish what is due and let the host run, in the middle of a snapshot. The server's thread."""
         self._publish()
         return not self._stopped.wait(_HOSTS_TURN_SECONDS)
@@ -363,7 +363,7 @@ class Server:
             return None
 
     def _publish(self, *, flush: bool = False) -> None:
-        for message in self._publisher.take(time.time(), flush=flush):
+        for message in self._batcher.take(time.time(), flush=flush):
             self._pub.send(message, zmq.NOBLOCK)
 
 

@@ -6,18 +6,15 @@ import threading
 from collections import Counter
 from collections.abc import Iterator
 from contextlib import contextmanager
-from typing import Final
 
+from tornado_rbkit.profiler.batcher import EventBatcher
 from tornado_rbkit.profiler.cpu import CPUSampler
 from tornado_rbkit.profiler.frames import thread_ids
-from tornado_rbkit.profiler.publisher import Publisher
+from tornado_rbkit.profiler.packing import without_time
 from tornado_rbkit.protocol import CPUSample, decode
 
-_TIMESTAMP: Final = slice(4, 13)  # after the head of a packed sample: a float64
-_NO_TIMESTAMP: Final = b"\xcb" + bytes(8)
 
-
-class StackCounter(Publisher):
+class StackCounter(EventBatcher):
     """Counts equal samples instead of publishing them. The sampler's thread calls `add`."""
 
     def __init__(self) -> None:
@@ -26,7 +23,7 @@ class StackCounter(Publisher):
 
     def add(self, event: bytes) -> None:
         """Count a packed sample."""
-        self._counts[event[: _TIMESTAMP.start] + _NO_TIMESTAMP + event[_TIMESTAMP.stop :]] += 1
+        self._counts[without_time(event)] += 1
 
     def samples(self) -> Iterator[tuple[CPUSample, int]]:
         """Yield each stack and how often it was seen. Call it after the sampler has stopped."""

@@ -47,7 +47,7 @@ class KindsById(list[dict[int, str]]):
 class Tracked(NamedTuple):
     """The objects that the collector tracks at one moment. The user of the lists empties them."""
 
-    own: set[int]
+    internal: set[int]
     """The ids of these lists, and of all objects that created them."""
 
     objects: list[Any]
@@ -89,15 +89,15 @@ def list_tracked(known: Container[int] | None = None) -> Tracked:
     listed: list[list[Any]] = []  # the one list that gc.get_objects returns
     single: list[tuple[Any, ...]] = []
     found: Tracked = Tracked(set(), [], [], [], [], [], [])  # not the result, which would be in its own list
-    own = found.own
+    internal = found.internal
     calls: list[Iterator[None]] = [map(listed.extend, [starmap(gc.get_objects, ONCE)])]
     if TUPLES_ARE_RESIZED:
         calls += _take_out(listed, single)
     if known is not None:
         calls += _look_into(single, known, found)
     calls.append(starmap(single.clear, ONCE))
-    own.update(map(id, found), (id(found),))
-    run_uninterrupted(calls, own)
+    internal.update(map(id, found), (id(found),))
+    run_uninterrupted(calls, internal)
     return found._replace(objects=listed.pop())
 
 

@@ -32,12 +32,12 @@ _SET_ENABLED: Final = (gc.disable, gc.enable)
 _ALLOCATIONS_COLLECT: Final = sys.version_info < (3, 12)
 
 
-def run_uninterrupted(calls: list[Iterator[None]], own: set[int] | None = None) -> None:
+def run_uninterrupted(calls: list[Iterator[None]], internal: set[int] | None = None) -> None:
     """Exhaust each iterator in turn. Any thread.
 
     Args:
         calls: iterators that yield only None.
-        own: receives the ids of the iterators and of the lists they work on, for a call that lists all objects.
+        internal: receives the ids of the iterators and of the lists they work on, for a call that lists all objects.
     """
     if _ALLOCATIONS_COLLECT:
         enabled: list[bool] = []
@@ -46,8 +46,8 @@ def run_uninterrupted(calls: list[Iterator[None]], own: set[int] | None = None) 
         calls.insert(1, starmap(gc.disable, ONCE))
         calls.append(chain.from_iterable(map(starmap, restore, [ONCE])))
     everything = chain.from_iterable(calls)
-    if own is not None:
-        own |= _parts(everything)
+    if internal is not None:
+        internal |= _parts(everything)
     try:
         any(everything)
     except BaseException:  # MemoryError
