@@ -1,3 +1,4 @@
+// @ts-check
 // One WebSocket to the bridge, reopened when it is lost. Replies arrive in the order of the commands.
 
 import { NOT_AUTHORIZED, readNotice } from "./protocol.js";
@@ -22,21 +23,36 @@ const NOT_OPENED =
   "The server answers, but its WebSocket does not open. Either a proxy does not pass the Upgrade " +
   "header on; or this page's origin is refused: add it to the setting allowed_origins, or have the proxy keep the Host header.";
 
+/**
+ * @typedef {{command: string, resolve: (text: string | null) => void, reject: (error: unknown) => void}} Pending
+ *
+ * @typedef {object} Receiver What a connection calls.
+ * @property {(bytes: Uint8Array) => void} publish
+ * @property {(command: string, bytes: Uint8Array) => string | null} reply Returns the reply's text, null for a handshake.
+ * @property {(name: string, value: string, bytes: Uint8Array) => void} notice
+ * @property {(what: string) => void} stray
+ * @property {() => void} interrupted
+ */
+
 export class Connection {
   state = "connecting"; // "live", "waiting" for the profiler, "lost", "unopened", "refused", "closed"
   reason = "";
+  /** @type {number | null} */
   retryAt = null; // ms since the epoch
-  pending = []; // {command, resolve, reject}, oldest first
+  /** @type {Pending[]} */
+  pending = []; // oldest first
   #wait = FIRST_WAIT;
-  #timer = null;
+  /** @type {number | undefined} */
+  #timer = undefined;
+  /** @type {WebSocket | null} */
   #socket = null; // events and status responses of any other socket are ignored
   #ticks = 0;
   #silent = 0; // ticks since the last message, or since the socket was created
   #asking = false; // true while a status request is under way
 
   /**
-   * `on` has publish(bytes), reply(command, bytes), which returns the reply's text or null for a handshake,
-   * notice(name, value, bytes), stray(what) and interrupted().
+   * @param {string} url
+   * @param {Receiver} on
    */
   constructor(url, on) {
     this.url = url;
@@ -69,7 +85,12 @@ export class Connection {
     };
   }
 
-  /** Send a command; resolves with the reply's text, rejects if the connection is lost first. */
+  /**
+   * Send a command; resolves with the reply's text, rejects if the connection is lost first.
+   *
+   * @param {string} command
+   * @returns {Promise<string | null>}
+   */
   request(command) {
     return new Promise((resolve, reject) => {
       if (this.#socket?.readyState !== WebSocket.OPEN) {
@@ -100,9 +121,9 @@ export class Connection {
   }
 
   #receive(data) {
-    const message = typeof data === "string" ? null : new Uint8Array(data);
-    const channel = message?.[0];
-    const payload = message?.subarray(1);
+    const message = typeof data === "string" ? new Uint8Array() : new Uint8Array(data);
+    const channel = message[0];
+    const payload = message.subarray(1);
     if (channel === 0x31) this.on.publish(payload);
     else if (channel === 0x30) this.#receiveReply(payload);
     else this.on.stray("it is on no channel of the bridge");
@@ -163,7 +184,7 @@ export class Connection {
     const status = opened ? null : await this.#status();
     if (socket !== this.#socket) return;
     if (status?.code === 401 || status?.code === 403) this.#refused(status.text);
-    else if (status?.code >= 500) this.#lose("lost", `the server answers with ${status.code}`);
+    else if (status && status.code >= 500) this.#lose("lost", `the server answers with ${status.code}`);
     else if (status) this.#lose("unopened", NOT_OPENED);
     else this.#lose(code === TRY_AGAIN ? "waiting" : "lost", reason);
   }

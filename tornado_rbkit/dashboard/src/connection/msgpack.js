@@ -1,3 +1,4 @@
+// @ts-check
 // A MessagePack decoder for untrusted input: the bytes received bound memory and depth, not the lengths they claim.
 
 // rbkit's messages nest six levels: message, events, event, frames, frame, number.

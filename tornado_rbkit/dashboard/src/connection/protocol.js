@@ -1,3 +1,4 @@
+// @ts-check
 // The rbkit 2.1 wire format, with the numbers of tornado_rbkit/protocol.py. Reads messages into the models' types.
 
 import { Unreadable, decode, isMap } from "./msgpack.js";
@@ -38,6 +39,14 @@ export const PROTOCOL_MAJOR = "2";
 // A close reason with this prefix is final; after other reasons the client may reconnect.
 export const NOT_AUTHORIZED = "not authorized";
 
+/**
+ * @typedef {{label: string, file: string, line: number, thread: string}} Frame
+ * @typedef {{type: number, time: number, thread: string, frames: Frame[]}} Sample Innermost frame first; time in ms.
+ * @typedef {{process_name: string, pid: string, pwd: string, rbkit_server_version: string,
+ *   rbkit_protocol_version: string, clock_type: string, object_trace_enabled: boolean,
+ *   cpu_profiling_enabled: boolean}} Facts Of a process, from its handshake.
+ */
+
 // Received messages are validated here and nowhere else. The models get known types only, so they cannot fail in the
 // middle of an update.
 
@@ -68,6 +77,10 @@ export function readMessage(bytes) {
 /**
  * Read a reply. Return {text} or, for a handshake, {facts}. Throws Unreadable if it is neither a refusal nor a valid
  * reply to the command.
+ *
+ * @param {string} command
+ * @param {Uint8Array} bytes
+ * @returns {{text?: string, facts?: Facts}}
  */
 export function readReply(command, bytes) {
   if (command !== "handshake" || startsWith(bytes, "error:")) return { text: cut(new TextDecoder().decode(bytes)) };
@@ -90,7 +103,12 @@ export function readReply(command, bytes) {
   };
 }
 
-/** Return [name, value] if a message on the reply channel is a notice, else null. */
+/**
+ * Return [name, value] if a message on the reply channel is a notice, else null.
+ *
+ * @param {Uint8Array} bytes
+ * @returns {[string, string] | null}
+ */
 export function readNotice(bytes) {
   if (bytes.length > MAX_NOTICE) return null;
   const match = NOTICE.exec(new TextDecoder().decode(bytes));

@@ -1,3 +1,4 @@
+// @ts-check
 // CPU samples as call trees, one for each thread. Each sample counts as 1: rbkit gives no durations.
 
 // Samples whose order is kept for export; for later samples only the count per stack is kept.
@@ -24,6 +25,7 @@ const MAX_NODES = 1_000_000;
 class Node {
   self = 0;
   total = 0;
+  /** @type {Map<number, Node> | null} */
   children = null; // by frame index; null until there is a child
 
   /** `frame` is an index into `frames`, `fn` an index into `functions`. */
@@ -34,16 +36,16 @@ class Node {
   }
 
   adopt(child) {
-    this.children ??= new Map();
-    this.children.set(child.frame, child);
+    (this.children ??= new Map()).set(child.frame, child);
     child.parent = this;
   }
 }
 
 /** A thread's samples. */
 class Thread {
-  root = new Node(null, null, null);
+  root = new Node(-1, -1, null);
   samples = 0;
+  /** @type {Node[]} */
   order = []; // the nodes in which its samples ended, up to MAX_ORDERED in total
   last = 0; // the number of its last sample
 
@@ -55,18 +57,23 @@ class Thread {
 export class CpuProfile {
   functions = []; // {label, file, line, self, total, frames: Map of line to frame index}
   frames = []; // {fn, line}: a function at a line
+  /** @type {Map<string, Thread>} */
   threads = new Map(); // by id
   samples = 0;
   omitted = 0; // samples beyond the limits
+  /** @type {number | null} */
   first = null; // ms
+  /** @type {number | null} */
   last = null;
   missing = 0; // messages that may have held samples
   #rest = new Thread(OTHERS); // threads that were merged
   #byName = new Map();
+  /** @type {number[]} */
   #seen = []; // by function index: the number of the last sample it was in
   #ordered = 0;
   #nodes = 0;
 
+  /** @param {import("../connection/protocol.js").Sample} sample */
   add({ time, thread: id, frames }) {
     if (!frames.length) return;
     const thread = this.#thread(id);
@@ -119,6 +126,7 @@ export class CpuProfile {
       frames.push(this.#frameOf(fn, same, frames.length - 1));
     }
     const zoom = frames.length - 1;
+    /** @type {any[]} */
     const within = [{ frame: frames.pop(), nodes }];
     const smallest = within[0].frame.value / SMALLEST;
     for (const caller of within) {
@@ -178,8 +186,8 @@ export class CpuProfile {
     }
     const sum = (map) => [...map.values()].reduce((all, samples) => all + samples, 0);
     const most = (map, label) =>
-      [...map].sort((a, b) => b[1] - a[1]).slice(0, DETAILS).map(([key, samples]) => ({ index: key, label: label(key), samples }));
-    const labelOf = (fn) => (fn === null ? "(thread)" : this.functions[fn].label);
+      [...map].sort((a, b) => b[1] - a[1]).slice(0, DETAILS).map(([key, samples]) => ({ index: key < 0 ? null : key, label: label(key), samples }));
+    const labelOf = (fn) => (fn < 0 ? "(thread)" : this.functions[fn].label);
     const { label, file, line } = this.functions[index];
     return {
       label,
@@ -283,8 +291,8 @@ export class CpuProfile {
 
   /** Record the time of a sample. If the clock was set back, move `first` back too, to keep the duration right. */
   #pass(time) {
-    this.first ??= time;
-    if (time < this.last) this.first -= this.last - time;
+    if (this.first === null || this.last === null) this.first = time;
+    else if (time < this.last) this.first -= this.last - time;
     this.last = time;
   }
 
@@ -384,11 +392,15 @@ function childrenOf(node) {
 /**
  * Visit each node below a root, callers first: call `enter(node)` before its children, and `leave(node, entered)` with
  * the result of `enter` after them. Not recursive, because profiled stacks may be deep.
+ *
+ * @param {Node} root
+ * @param {(node: Node) => any} enter
+ * @param {(node: Node, entered: any) => void} leave
  */
 function walk(root, enter, leave = () => {}) {
   const stack = [{ node: root, children: childrenOf(root)[Symbol.iterator](), entered: undefined }];
   while (stack.length) {
-    const top = stack.at(-1);
+    const top = stack[stack.length - 1];
     const { value: node, done } = top.children.next();
     if (!done) {
       stack.push({ node, children: childrenOf(node)[Symbol.iterator](), entered: enter(node) });
@@ -399,12 +411,18 @@ function walk(root, enter, leave = () => {}) {
   }
 }
 
-/** Merge one tree into another; return the number of nodes this freed. */
+/**
+ * Merge one tree into another; return the number of nodes this freed.
+ *
+ * @param {Node} into
+ * @param {Node} from
+ */
 function merge(into, from) {
   let left = 0;
+  /** @type {[Node, Node][]} */
   const waiting = [[into, from]];
-  while (waiting.length) {
-    const [to, node] = waiting.pop();
+  for (let pair = waiting.pop(); pair; pair = waiting.pop()) {
+    const [to, node] = pair;
     to.self += node.self;
     to.total += node.total;
     for (const child of childrenOf(node)) {
@@ -429,7 +447,7 @@ function leaves(root) {
   return found;
 }
 
-/** Return the nodes of a stack, outermost first. */
+/** Return the nodes of a stack, outermost first. @param {Node} node */
 function stack(node) {
   const nodes = [];
   for (; node.parent !== null; node = node.parent) nodes.push(node);

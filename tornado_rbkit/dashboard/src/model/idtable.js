@@ -1,3 +1,4 @@
+// @ts-check
 // A map from object ids to numbers in two flat arrays: a JavaScript Map allocates an object for every id above 2 ** 31
 // and is several times slower. Open addressing with linear probing.
 

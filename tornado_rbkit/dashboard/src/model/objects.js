@@ -1,3 +1,4 @@
+// @ts-check
 // The live objects that were created since the profile started, by class and age.
 
 import { IdTable } from "./idtable.js";

@@ -1,3 +1,4 @@
+// @ts-check
 // The memory profile over time: rates per second, the collector's figures and runs, and gaps in the data. Times are of
 // the profiled process's clock, in seconds since the epoch.
 
@@ -26,12 +27,17 @@ export class Timeline {
   runs = []; // runs of the collector: [start, pause in ms]
   gaps = []; // [from, to, messages]
   restarts = []; // times
+  /** @type {Map<string, number | string | null> | null} */
   lastStats = null; // all figures, by name
   missing = 0;
   setBack = 0; // how often the clock was set back
+  /** @type {number | null} */
   #first = null;
+  /** @type {number | null} */
   #last = null; // time of the last event
+  /** @type {number | null} */
   #gapSince = null;
+  /** @type {number | null} */
   #started = null;
 
   /** Add one event of the memory profile. */
@@ -105,6 +111,7 @@ export class Timeline {
 
   /** Return the figures to draw, with a break wherever there was a gap, a restart or a silence. */
   #statsIn([begin, end]) {
+    /** @type {Record<string, (number | null)[]>} */
     const points = { x: [], heap: [], memsize: [], live: [] };
     const add = (x, stats) => {
       points.x.push(x);
@@ -238,7 +245,11 @@ export class Timeline {
   }
 }
 
-/** Return the indexes of a range in ascending times, with one more on each side for lines that cross its edges. */
+/**
+ * Return the indexes of a range in ascending times, with one more on each side for lines that cross its edges.
+ *
+ * @returns {[number, number]}
+ */
 function slice(times, from, to) {
   const begin = times.findIndex((time) => time >= from);
   if (begin < 0) return [Math.max(0, times.length - 1), times.length];

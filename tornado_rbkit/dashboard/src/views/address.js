@@ -1,3 +1,4 @@
+// @ts-check
 // Removes the token from the address bar, and so from the history, copied links and screenshots. It is kept in memory
 // and, for a reload, in the tab's session storage.
 

@@ -1,3 +1,4 @@
+// @ts-check
 // Calls to the worker, which return promises.
 
 import { query } from "./address.js";

@@ -1,3 +1,4 @@
+// @ts-check
 // A rate-limited, bounded log for the page's user.
 
 const KEPT = 50;

@@ -1,3 +1,4 @@
+// @ts-check
 // A session as a file, in the format of `tornado-rbkit record`: MessagePack arrays [seconds, channel, command, bytes].
 
 import { Incomplete, Reader, Unreadable } from "../connection/msgpack.js";
@@ -15,6 +16,7 @@ export class Recording {
   #blobs = []; // {blob, messages}; the browser may keep blobs on disk
   #open = [];
   #openBytes = 0;
+  /** @type {Uint8Array<ArrayBuffer> | null} */
   #handshake = null; // the last one; a file whose first messages were dropped needs it
   #started = performance.now();
 

@@ -1,3 +1,4 @@
+// @ts-check
 // The data of one profiler, live or from a file: takes messages and updates the models of the views. protocol.js reads
 // messages first; no received message makes a method here throw.
 
@@ -29,6 +30,7 @@ let sessions = 0;
 class Process {
   objects = new LiveObjects();
   cpu = new CpuProfile();
+  /** @type {import("../connection/protocol.js").Facts | null} */
   facts = null; // from its handshake
 
   constructor(number, since) {
@@ -50,23 +52,28 @@ export class Session {
   number = ++sessions;
   recording = new Recording();
   timeline = new Timeline();
+  /** @type {any[]} */
   snapshots = [];
+  /** @type {Map<string, IncomingSnapshot>} */
   incoming = new Map(); // by correlation_id
   processes = [new Process(1, null)];
   messages = 0;
   bytes = 0;
   unreadable = 0; // number of messages, events and objects that could not be read
   dropped = 0; // messages that the bridge reported as dropped because this page was too slow
+  /** @type {number | null} */
   clients = null;
+  /** @type {number | null} */
   lastTime = null; // ms, of the profiled process
   log = new Log();
+  /** @type {number | null} */
   #counter = null; // the next expected counter, null if unknown
   #isCounted = true; // whether counters reveal losses and restarts
   #fellAt = -Infinity; // s
   #snapshotNumber = 0;
 
   get process() {
-    return this.processes.at(-1);
+    return this.processes[this.processes.length - 1];
   }
 
   /** Process a published message. */
@@ -140,7 +147,7 @@ export class Session {
       await this.#load(file, progress);
       return null;
     } catch (error) {
-      if (!this.messages) throw error;
+      if (!this.messages || !(error instanceof Error)) throw error;
       this.#say(error.message);
       return error.message;
     } finally {

@@ -1,3 +1,4 @@
+// @ts-check
 // The page's worker thread: receives, decodes and counts, and answers the page's requests for data to show.
 
 import { Connection } from "../connection/connection.js";
@@ -9,12 +10,16 @@ const OBJECTS_SHOWN = 100;
 const TICK_SECONDS = 1;
 
 let session = new Session();
+/** @type {Connection | null} */
 let connection = null;
+/** @type {any} */
 let source = null; // {url} or {file, bytes, size, damage}; null before there is a profiler to follow
+/** @type {any} */
 let loading = null; // the same for a file that is being read
 let choices = 0; // counts the sources chosen; the result of an earlier choice is not shown
 let asked = 0; // number of the user's commands without a reply
 
+/** @type {Record<string, (argument: any) => any>} */
 const methods = {
   /** Follow a profiler in a new session. */
   connect(url) {
@@ -48,7 +53,7 @@ const methods = {
       if (name !== "handshake") to.request("handshake").catch(() => {}); // not connected, which the state shows
       return text?.startsWith("error:") ? text.slice(text.indexOf(" ") + 1) : null;
     } catch (error) {
-      return error.message;
+      return messageOf(error);
     } finally {
       asked--;
     }
@@ -197,9 +202,14 @@ self.onmessage = async ({ data: { call, method, argument } }) => {
   try {
     self.postMessage({ call, result: await methods[method](argument) });
   } catch (error) {
-    self.postMessage({ call, error: error.message });
+    self.postMessage({ call, error: messageOf(error) });
   }
 };
+
+/** @param {unknown} error */
+function messageOf(error) {
+  return error instanceof Error ? error.message : String(error);
+}
 
 function snapshot(number) {
   return session.snapshots.find((one) => one.number === number) ?? null;

@@ -1,3 +1,4 @@
+// @ts-check
 // Format numbers with their units.
 
 const counts = new Intl.NumberFormat("en", { maximumFractionDigits: 0 });

@@ -1,3 +1,4 @@
+// @ts-check
 // A table that is sorted by its headers, and whose rows do not move while the user reads them.
 
 import { h, nextFrame, setAttribute, setText } from "./dom.js";
