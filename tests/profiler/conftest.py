@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import gc
-import threading
 import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -16,6 +15,7 @@ import zmq
 
 from tornado_rbkit import profiler
 from tornado_rbkit.profiler import batcher, memory
+from tornado_rbkit.profiler.threads import internal_thread_names
 from tornado_rbkit.protocol import Event, EventCollection, decode
 
 _E = TypeVar("_E")
@@ -123,12 +123,10 @@ def server(frozen: None, monkeypatch: pytest.MonkeyPatch) -> Iterator[profiler.S
     """A server on free ports that compares and publishes ten times a second; nothing of it may be left afterwards."""
     monkeypatch.setattr(memory, "TICK_SECONDS", 0.1)
     monkeypatch.setattr(batcher, "BATCH_SECONDS", 0.1)
-    threads = set(threading.enumerate())
     running = profiler.start_server("tcp://127.0.0.1:*", "tcp://127.0.0.1:*", "test")
     yield running
     profiler.stop_server()
-    left = {thread.name for thread in set(threading.enumerate()) - threads} & {"rbkit-server", "rbkit-cpu"}
-    assert not left, f"threads that the profiler left behind: {left}"
+    assert internal_thread_names() == set(), "threads that the profiler left behind"
 
 
 @pytest.fixture

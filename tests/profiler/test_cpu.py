@@ -21,6 +21,7 @@ from tornado_rbkit import profiler
 from tornado_rbkit.profiler.batcher import EventBatcher
 from tornado_rbkit.profiler.cpu import CPUSampler, FrameCache, packed_place
 from tornado_rbkit.profiler.frames import read_place
+from tornado_rbkit.profiler.threads import internal_thread_names, internal_threads
 from tornado_rbkit.protocol import CPUSample, EventType
 
 linux = pytest.mark.skipif(not sys.platform.startswith("linux"), reason="threads have CPU clocks on Linux")
@@ -109,7 +110,7 @@ def test_the_wall_clock_samples_every_thread_but_the_profilers(client: Client) -
     with running(burner, sleeper) as threads:
         client.ask(b"start_cpu_profiling")
         samples = client.events(CPUSample, lambda found: len(found) >= 300)
-        ours = {thread.ident for thread in threading.enumerate() if thread.name.startswith("rbkit")}
+        ours = internal_threads()
     assert len(ours) == 2
     seen = set(counted(samples))
     assert {*threads, threading.get_ident()} <= seen
@@ -301,7 +302,7 @@ def test_nothing_is_sampled_after_the_stop(client: Client, server: profiler.Serv
     client.events(CPUSample, lambda found: found)
     client.ask(b"stop_cpu_profiling")
     assert server.status()["cpu"]["samples"] == server.status()["cpu"]["samples"]
-    assert not [thread for thread in threading.enumerate() if thread.name == "rbkit-cpu"]
+    assert internal_thread_names() == {"rbkit-server"}
 
 
 def test_the_switch_interval_is_the_hosts_again_after_sampling(client: Client) -> None:

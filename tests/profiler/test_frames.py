@@ -19,6 +19,10 @@ from tornado_rbkit.profiler.frames import MAX_DEPTH, Place, read_place, read_sta
 UNWINDING = """
     import gc, sys, threading
     from tornado_rbkit import profiler
+    from tornado_rbkit.profiler import threads
+
+    def sampler():
+        return next((ident for ident, thread in list(threads._running.items()) if thread.name == "rbkit-cpu"), None)
 
     class Host:
         '''Returns from its functions, and uses their memory for others, during the nth collection within a read.'''
@@ -46,7 +50,7 @@ UNWINDING = """
 
     def on_collection(phase, info):
         now = host  # the main thread replaces it as soon as this one has left
-        if phase == "start" and threading.current_thread().name == "rbkit-cpu" and now.deep.is_set():
+        if phase == "start" and threading.get_ident() == sampler() and now.deep.is_set():
             reading = sys._getframe(1).f_code.co_name == "run_uninterrupted"  # which no collection should see
             now.seen[reading] += 1
             if now.seen[reading] == (now.nth if reading else 50):

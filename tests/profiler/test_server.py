@@ -19,6 +19,7 @@ from tests.profiler.python import python
 from tornado_rbkit import profiler
 from tornado_rbkit.profiler.batcher import BATCH_EVENTS, EventBatcher
 from tornado_rbkit.profiler.packing import pack
+from tornado_rbkit.profiler.threads import internal_thread_names, internal_threads
 from tornado_rbkit.protocol import COMMANDS, EventCollection, Handshake, RbkitError, decode, message_counter
 
 
@@ -206,7 +207,8 @@ def test_the_sockets_are_made_on_the_thread_that_uses_them(monkeypatch: pytest.M
     make = zmq.Context.socket
 
     def socket(context: zmq.Context[zmq.Socket[bytes]], kind: int) -> zmq.Socket[bytes]:
-        makers.add(threading.current_thread().name)
+        makers.update(internal_thread_names())
+        assert threading.get_ident() in internal_threads()
         return make(context, kind)
 
     monkeypatch.setattr(zmq.Context, "socket", socket)

@@ -196,7 +196,7 @@ import ctypes, os, signal, sys
 from tests.profiler.conftest import Client
 from tornado_rbkit import profiler
 server = profiler.start_server("tcp://127.0.0.1:*", "tcp://127.0.0.1:*", "parent")
-profiler.server._lock.acquire()  # as another thread of the parent's might have it
+profiler.lifecycle._lock.acquire()  # as another thread of the parent's might have it
 child = ctypes.PyDLL(None).fork()  # what uWSGI does, without PyOS_AfterFork_Child
 if child == 0:
     signal.alarm(30)  # a fault is a wait for a thread that is not there
@@ -212,7 +212,7 @@ if child == 0:
         assert client.ask(b"handshake")
     sys.stdout.write("child ")
     sys.exit(0)
-profiler.server._lock.release()
+profiler.lifecycle._lock.release()
 _, status = os.waitpid(child, 0)
 assert status == 0, status
 assert [found.name for found in profiler.list_servers()] == ["parent"]

@@ -6,6 +6,7 @@ import threading
 import time
 
 from tornado_rbkit.profiler.stacks import sampled_stacks
+from tornado_rbkit.profiler.threads import internal_thread_names
 
 
 def busy(seconds: float) -> None:
@@ -31,7 +32,7 @@ def test_the_work_and_the_threads_it_starts_are_seen_and_no_others() -> None:
             seen[sample.frames[0].thread_id] = seen.get(sample.frames[0].thread_id, 0) + count
         assert sample.frames[0].thread_id != before.ident
     assert seen.keys() == {threading.get_ident(), beside.ident}
-    assert not [thread for thread in threading.enumerate() if thread.name == "rbkit-cpu"]
+    assert internal_thread_names() == set()
 
 
 def test_stacks_that_are_alike_are_counted_once() -> None:

@@ -11,14 +11,14 @@ from tornado_rbkit.profiler.arguments import ArgumentError
 from tornado_rbkit.profiler.discovery import RunningServer, list_servers
 from tornado_rbkit.profiler.endpoints import BindError
 from tornado_rbkit.profiler.folder import RuntimeFolderError
-from tornado_rbkit.profiler.server import (
+from tornado_rbkit.profiler.lifecycle import (
     AlreadyRunningError,
-    Server,
     current_server,
     start_profiling,
     start_server,
     stop_server,
 )
+from tornado_rbkit.profiler.server import Server
 
 __all__ = [
     "AlreadyRunningError",

@@ -38,7 +38,7 @@ from tornado_rbkit.profiler.batcher import BACKLOG_EVENTS, EventBatcher
 from tornado_rbkit.profiler.frames import Place, read_stacks, thread_ids
 from tornado_rbkit.profiler.objects import type_dict, type_mro, type_qualname
 from tornado_rbkit.profiler.packing import pack_frame, pack_sample, pack_stack, pack_time
-from tornado_rbkit.profiler.signals import leave_signals_to_the_host
+from tornado_rbkit.profiler.threads import Flag, InternalThread, internal_threads
 
 DEFAULT_INTERVAL: Final = 0.001
 """Seconds, as in rbkit."""
@@ -53,23 +53,22 @@ HAS_CPU_CLOCK: Final = sys.platform.startswith("linux")
 
 
 class CPUSampler:
-    """Sample all threads from `start` to `stop`, except the sampler's own thread and the threads in `leave_out`.
+    """Sample all threads from `start` to `stop`, except the profiler's threads and the threads in `leave_out`.
 
     Call `start` and `stop` and set `clock_type` on one thread; `status` may be called on any thread.
 
     Args:
         batcher: receives the samples.
-        leave_out: identifiers of threads; None for the thread that calls `start`.
+        leave_out: identifiers of threads that are not sampled.
     """
 
-    def __init__(self, batcher: EventBatcher, leave_out: Collection[int] | None = None) -> None:
+    def __init__(self, batcher: EventBatcher, leave_out: Collection[int] = ()) -> None:
         self.clock_type = "wall"
         self.interval = DEFAULT_INTERVAL
         self._batcher = batcher
-        self._leave_out = leave_out
-        self._internal: set[int] = set()
-        self._running = threading.Lock()
-        self._thread: threading.Thread | None = None
+        self._leave_out = set(leave_out)
+        self._stopped = Flag()
+        self._thread: InternalThread | None = None
         self._frames = FrameCache()
         self._clocks = ThreadClocks()
         self._switching = SwitchInterval()
@@ -93,20 +92,17 @@ class CPUSampler:
             return
         self.stop()
         self.interval = interval or self.interval
-        self._running = threading.Lock()
-        self._running.acquire()
+        self._stopped = Flag()
         self._ticks = self._late = self._samples = 0
         self._switching.lower(self.interval / 2)  # a whole interval would make every other tick late
         self._began = time.monotonic()
-        self._internal = {threading.get_ident()} if self._leave_out is None else set(self._leave_out)
-        self._thread = threading.Thread(target=self._run, name="rbkit-cpu", daemon=True)
-        self._thread.start()
+        self._thread = InternalThread(self._run, "rbkit-cpu")
 
     def stop(self) -> None:
         """Stop sampling and join the thread. May be called twice."""
         thread, self._thread = self._thread, None
         if thread is not None:
-            self._running.release()
+            self._stopped.set()
             thread.join()
             self._ended = time.monotonic()
             self._frames.clear()
@@ -131,12 +127,9 @@ class CPUSampler:
         }
 
     def _run(self) -> None:
-        leave_signals_to_the_host()
-        self._internal.add(threading.get_ident())
         self._clocks = ThreadClocks()
         due = time.monotonic() + self.interval
-        # A lock, not an Event: each Event.wait() creates a lock, which the memory profile would report.
-        while not self._running.acquire(timeout=max(0.0, due - time.monotonic())):
+        while not self._stopped.wait(due - time.monotonic()):
             behind = int((time.monotonic() - due) / self.interval)
             due += (behind + 1) * self.interval
             self._late += behind
@@ -153,7 +146,7 @@ class CPUSampler:
     def _tick(self, ticks: int) -> None:
         """Sample every thread for the last `ticks` ticks, including this one, and publish the samples."""
         now = time.time()
-        threads = thread_ids() - self._internal
+        threads = thread_ids() - self._leave_out - internal_threads()
         if self.clock_type == "cpu":
             samples = self._clocks.burned(threads, self.interval, ticks, self._most)
         else:

@@ -6,7 +6,7 @@ import json
 import sys
 import threading
 
-from tornado_rbkit.profiler.server import start_profiling, stop_server
+from tornado_rbkit.profiler.lifecycle import start_profiling, stop_server
 from tornado_rbkit.profiler.workload import run
 
 

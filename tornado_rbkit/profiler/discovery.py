@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import errno
 import json
-import logging
 import os
 import secrets
 import socket
@@ -21,12 +20,13 @@ from typing import Any, Final, NamedTuple
 
 from tornado_rbkit.profiler.endpoints import accepts
 from tornado_rbkit.profiler.folder import prepare_folder, remove_file, runtime_folder, verify_folder
+from tornado_rbkit.profiler.threads import internal_logger
 
 _MAX_BYTES: Final = 65_536
 _MAX_NAME: Final = 200  # characters; names appear in lists, logs and paths
 _LATEST: Final = 1 << 36  # seconds since the epoch, in the year 4147, which `datetime` can represent
 _TOUCH_SECONDS: Final = 3600.0  # systemd-tmpfiles removes files after 10 days, macOS after 3
-_log = logging.getLogger(__name__)
+_log = internal_logger(__name__)
 
 
 class RunningServer(NamedTuple):

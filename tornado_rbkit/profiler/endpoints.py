@@ -5,7 +5,6 @@ from __future__ import annotations
 import contextlib
 import errno
 import ipaddress
-import logging
 import os
 import socket
 import stat
@@ -20,6 +19,7 @@ import zmq
 from tornado_rbkit.endpoints import MAX_IPC_PATH, server_socket
 from tornado_rbkit.errors import RbkitError
 from tornado_rbkit.profiler.folder import prepare_folder, runtime_folder, temporary_folder
+from tornado_rbkit.profiler.threads import internal_logger
 
 _DEFAULTS: Final = {zmq.PUB: ("RBKIT_PUB_PORT", "pub"), zmq.REP: ("RBKIT_REQ_PORT", "req")}
 """By kind of socket: the environment variable for its port, and the suffix of its socket file."""
@@ -40,7 +40,7 @@ _BACKLOG: Final = 100
 _PROBE_SECONDS: Final = 0.05
 """How long connecting on this machine may take; beyond that, the connection waits in the backlog of a busy process."""
 
-_log = logging.getLogger(__name__)
+_log = internal_logger(__name__)
 
 
 class BindError(RbkitError, OSError):

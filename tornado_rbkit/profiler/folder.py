@@ -7,7 +7,6 @@ it, because its files decide where clients connect.
 
 from __future__ import annotations
 
-import logging
 import os
 import stat
 import tempfile
@@ -15,8 +14,9 @@ from pathlib import Path
 from typing import Final
 
 from tornado_rbkit.errors import RbkitError
+from tornado_rbkit.profiler.threads import internal_logger
 
-_log = logging.getLogger(__name__)
+_log = internal_logger(__name__)
 
 DIRECTORY_VARIABLE: Final = "RBKIT_RUNTIME_DIR"
 

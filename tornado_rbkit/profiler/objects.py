@@ -2,15 +2,13 @@
 
 from __future__ import annotations
 
+import _socket
 import gc
-import socket
 import sys
-import threading
 import time
 import weakref
 from collections import deque
 from collections.abc import Callable, Iterable, Sequence
-from concurrent.futures import Future
 from pathlib import Path
 from types import BuiltinMethodType, CellType, FrameType, FunctionType, GeneratorType, MethodType, ModuleType
 from typing import Any, Final
@@ -18,6 +16,7 @@ from typing import Any, Final
 import msgpack
 import zmq
 
+from tornado_rbkit.profiler.threads import original
 from tornado_rbkit.profiler.tracked import KindsById, Tracked
 
 SLICE_SECONDS: Final = 0.003
@@ -38,8 +37,8 @@ _namespace: Final[Callable[[Any], Any]] = type_dict(ModuleType)["__dict__"].__ge
 _CONTAINERS: Final = (dict, list, set, tuple, deque)
 _SERVANTS: Final[tuple[type, ...]] = (
     *(CellType, GeneratorType, MethodType, weakref.ref, weakref.WeakSet),
-    *(threading.Thread, threading.Event, threading.Condition, type(threading.Lock()), type(threading.RLock())),
-    *(type(Path()), Future, msgpack.Packer, socket.socket, zmq.Context, zmq.Poller, zmq.Socket),
+    type(original("allocate_lock")()),
+    *(type(Path()), msgpack.Packer, _socket.socket, zmq.Context, zmq.Poller, zmq.Socket),
 )
 # by id, because looking up a class in a set would call its metaclass, which may be the host's
 _CONTAINER_IDS: Final = frozenset(map(id, _CONTAINERS))

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import gc
-import logging
 import os
 import re
 import sys
@@ -18,9 +17,10 @@ from tornado_rbkit.profiler.cpu import HAS_CPU_CLOCK, CPUSampler
 from tornado_rbkit.profiler.heap import Snapshot
 from tornado_rbkit.profiler.memory import MemoryProfile
 from tornado_rbkit.profiler.packing import pack_event
+from tornado_rbkit.profiler.threads import internal_logger
 from tornado_rbkit.protocol import EventType
 
-_log = logging.getLogger(__name__)
+_log = internal_logger(__name__)
 
 PROTOCOL_VERSION: Final = "2.1"
 FLUSH_SECONDS: Final = 0.05

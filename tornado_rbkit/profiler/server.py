@@ -1,30 +1,23 @@
-"""The server's thread and sockets, and the single server that a process can have."""
+"""The server of one process: its thread, its sockets, and the requests that clients send."""
 
 from __future__ import annotations
 
-import atexit
+import _socket
 import contextlib
-import logging
 import os
 import socket
-import threading
 import time
 from collections import deque
 from collections.abc import Callable
-from concurrent.futures import Future, wait
 from pathlib import Path
 from typing import Any, Final, TypeVar
 
 import zmq
 
 from tornado_rbkit.endpoints import require_descriptors
-from tornado_rbkit.errors import RbkitError
-from tornado_rbkit.profiler.arguments import check_clock, check_interval, check_server
 from tornado_rbkit.profiler.batcher import EventBatcher
-from tornado_rbkit.profiler.cpu import DEFAULT_INTERVAL
 from tornado_rbkit.profiler.discovery import Announcement, RunningServer, unique_key
 from tornado_rbkit.profiler.endpoints import (
-    BindError,
     bind_chosen,
     release_inherited,
     restore,
@@ -32,42 +25,20 @@ from tornado_rbkit.profiler.endpoints import (
 )
 from tornado_rbkit.profiler.folder import remove_file
 from tornado_rbkit.profiler.memory import release_callback
-from tornado_rbkit.profiler.profile import MAX_PARTS, Profile, default_name
-from tornado_rbkit.profiler.signals import leave_signals_to_the_host
-
-__all__ = [
-    "AlreadyRunningError",
-    "BindError",
-    "Server",
-    "current_server",
-    "start_profiling",
-    "start_server",
-    "stop_server",
-]
+from tornado_rbkit.profiler.profile import MAX_PARTS, Profile
+from tornado_rbkit.profiler.threads import Flag, InternalThread, forget_threads, internal_logger
 
 _PATIENCE_SECONDS: Final = 1.0
 _HOSTS_TURN_SECONDS: Final = 0.0005
 _T = TypeVar("_T")
-_log = logging.getLogger(__name__)
+_socket_pair: Final[Any] = getattr(_socket, "socketpair", socket.socketpair)  # gevent does not replace the former
+_log = internal_logger(__name__)
 
 _LOOK_SECONDS: Final = 2.0
 """Interval between two checks of the files by which the server is reached; bridges keep their clients for longer."""
 
-_EXIT_SECONDS: Final = 2.0
-"""How long the end of the process waits at most for the server's thread."""
-
 _LINGER_MS: Final = 200
 """How long `stop_server` waits at most for the last messages and the last reply to reach their clients."""
-
-
-class AlreadyRunningError(RbkitError, RuntimeError):
-    """This process already has a server; `server` is the running server."""
-
-    def __init__(self, server: Server) -> None:
-        super().__init__(
-            f"the profiler of this process already runs on pub {server.pub}, req {server.req}; stop_server() ends it"
-        )
-        self.server = server
 
 
 class Server:
@@ -98,8 +69,8 @@ class Server:
         self._profile.internal.append(self)
         self._calls: deque[Callable[[], None]] = deque()
         self._stopping = False
-        self._stopped = threading.Event()
-        self._wake_in, self._wake_out = socket.socketpair()
+        self._stopped = Flag()
+        self._wake_in, self._wake_out = _socket_pair()
         self._wake_in.setblocking(False)
         self._wake_out.setblocking(False)
         # The profiler finds its own objects through these attributes, to leave them out; so none is a local variable.
@@ -107,14 +78,18 @@ class Server:
         self._poller = zmq.Poller()
         self._sockets: list[tuple[zmq.Socket[bytes], str]] = []
         self._request: list[bytes] = []
-        self._bound: Future[tuple[str, str]] = Future()
-        self._thread = threading.Thread(target=self._run, args=(pub, req), name="rbkit-server", daemon=True)
-        self._thread.start()
+        self.pub = self.req = ""
+        self._bound = Flag()
+        self._bind_error: BaseException | None = None
+        self._thread = InternalThread(self._run, "rbkit-server")
         try:
-            self.pub, self.req = self._bound.result()
-        except BaseException:  # also KeyboardInterrupt
+            self._bound.wait()
+        except BaseException:  # KeyboardInterrupt
             self.stop()
             raise
+        if self._bind_error is not None:
+            self.stop()
+            raise self._bind_error
 
     def __repr__(self) -> str:
         return f"<Server {self.name!r} pub={self.pub} req={self.req}{'' if self.running else ' stopped'}>"
@@ -163,20 +138,25 @@ class Server:
             RuntimeError: the server has stopped.
             Exception: any exception that `function` raised.
         """
-        future: Future[_T] = Future()
+        results: list[_T] = []
+        errors: list[BaseException] = []
+        done = Flag()
 
         def run() -> None:
             try:
-                future.set_result(function(self._profile))
+                results.append(function(self._profile))
             except BaseException as error:  # noqa: BLE001 - raised on the caller's thread
-                future.set_exception(error)
+                errors.append(error)
+            done.set()
 
         self._calls.append(run)
         self._wake()
-        while not wait([future], timeout=0.1).done:
-            if not self._lives() and not future.done():
+        while not done.wait(0.1):
+            if not self._lives() and not done.is_set():
                 raise RuntimeError("the profiler's server has stopped")
-        return future.result()
+        if errors:
+            raise errors.pop()
+        return results.pop()
 
     def send_all(self, message: bytes) -> None:
         """Publish a message of a snapshot, waiting for subscribers with a full queue. The server's thread.
@@ -220,8 +200,7 @@ class Server:
         self._stopping = True
         self._stopped.set()
         self._wake()
-        self._thread.join(timeout)
-        if self._thread.is_alive():
+        if not self._thread.join(timeout):
             return False
         self._wake_in.close()
         self._wake_out.close()
@@ -232,6 +211,7 @@ class Server:
         self._stopping = True
         self._wake_in.close()
         self._wake_out.close()
+        forget_threads()
         release_callback(self._profile.memory)
         self._profile.cpu.abandon()
         release_inherited([self.pub, self.req])
@@ -249,21 +229,21 @@ class Server:
         except OSError:  # the thread is awake already, or has stopped
             return
 
-    def _run(self, pub: str | None, req: str | None) -> None:
-        leave_signals_to_the_host()
+    def _run(self) -> None:
         try:
-            for kind, endpoint in ((zmq.PUB, pub), (zmq.REP, req)):
+            for kind, endpoint in zip((zmq.PUB, zmq.REP), self._given, strict=True):
                 self._sockets.append(bind_chosen(self._context, kind, endpoint, self._key))
-            (self._pub, bound_pub), (self._rep, bound_req) = self._sockets
-            server = RunningServer(self.name, os.getpid(), bound_pub, bound_req, self.started)
+            (self._pub, self.pub), (self._rep, self.req) = self._sockets
+            server = RunningServer(self.name, os.getpid(), self.pub, self.req, self.started)
             self._announcement = Announcement(self._key, server)
         except BaseException as error:  # noqa: BLE001 - raised on the thread that starts the server
             self._close()
-            self._bound.set_exception(error)
+            self._bind_error = error
+            self._bound.set()
             return
         self._poller.register(self._rep, zmq.POLLIN)
         self._poller.register(self._wake_out.fileno(), zmq.POLLIN)
-        self._bound.set_result((bound_pub, bound_req))
+        self._bound.set()
         try:
             self._serve_to_the_end()
         except BaseException:  # noqa: BLE001 - the thread ends here
@@ -365,177 +345,3 @@ class Server:
     def _publish(self, *, flush: bool = False) -> None:
         for message in self._batcher.take(time.time(), flush=flush):
             self._pub.send(message, zmq.NOBLOCK)
-
-
-# The one server of a process
-
-_lock = threading.Lock()
-_server: Server | None = None
-_hooked = False
-_parents: Final[list[Server]] = []
-"""The parent's servers, which a forked child keeps forever: destroying one would close sockets it does not own."""
-
-
-def start_server(pub: str | None = None, req: str | None = None, name: str | None = None) -> Server:
-    """Start the profiler's server in this process, without starting to measure. Any thread.
-
-    Args:
-        pub: the endpoint of the PUB socket; if None, the port in RBKIT_PUB_PORT on 127.0.0.1 if that is set, else a
-            Unix socket in the runtime folder, which `list_servers` finds, or on Windows a free port on 127.0.0.1.
-            ``tcp://127.0.0.1:*`` takes a free port. Only the owner can connect to the file of an ``ipc://`` socket.
-        req: the endpoint of the REP socket, likewise; its variable is RBKIT_REQ_PORT.
-        name: the process name that clients see; if None, the name of the notebook, the script or the interpreter.
-
-    Returns:
-        The server. `Server.pub` and `Server.req` are its actual endpoints.
-
-    Raises:
-        ArgumentError: an argument cannot be used; the error names it and says what is allowed.
-        AlreadyRunningError: this process already has a server.
-        BindError: an endpoint is in use, or cannot be bound; the error names it.
-        OSError: there are too few file descriptors.
-    """
-    check_server(pub, req, name)
-    _notice_fork()
-    with _lock:
-        server = _running()
-        if server is not None:
-            raise AlreadyRunningError(server)
-        return _start(pub, req, name)
-
-
-def start_profiling(
-    pub: str | None = None,
-    req: str | None = None,
-    name: str | None = None,
-    *,
-    enable_object_trace: bool = True,
-    enable_gc_stats: bool = True,
-    enable_cpu_profiling: bool = False,
-    clock_type: str = "wall",
-    cpu_sampling_interval: float = DEFAULT_INTERVAL,
-) -> Server:
-    """Start measuring, as clients' commands do; start the server first if there is none. Any thread.
-
-    Instruments that are not enabled here are switched off.
-
-    Args:
-        pub, req, name: as in `start_server`, if there is no server yet.
-        enable_object_trace: publish the objects that are created and destroyed.
-        enable_gc_stats: publish the collector's figures every five seconds. Either option also publishes its pauses.
-        enable_cpu_profiling: sample the stacks of all threads.
-        clock_type: ``"wall"``, or ``"cpu"`` (Linux).
-        cpu_sampling_interval: seconds between two samples.
-
-    Raises:
-        ArgumentError: an argument cannot be used; the error names it and says what is allowed.
-        AlreadyRunningError: the running server has other endpoints than the given ones.
-        RuntimeError: the server was stopped meanwhile.
-        BindError: an endpoint is in use, or cannot be bound; the error names it.
-        OSError: there are too few file descriptors.
-    """
-    check_server(pub, req, name)
-    check_clock(clock_type)
-    check_interval(cpu_sampling_interval)
-    _notice_fork()
-    with _lock:
-        server = _running() or _start(pub, req, name)
-        if not server.is_at(pub, req):
-            raise AlreadyRunningError(server)
-
-    def configure(profile: Profile) -> None:
-        profile.use_cpu_time() if clock_type == "cpu" else profile.use_wall_time()
-        if enable_object_trace or enable_gc_stats:
-            profile.memory.start(trace_objects=enable_object_trace, gc_stats=enable_gc_stats)
-        else:
-            profile.stop_memory_profile()
-        if enable_cpu_profiling:
-            profile.cpu.start(cpu_sampling_interval)
-        else:
-            profile.cpu.stop()
-
-    server.call(configure)  # without the lock: it may take long, and the process must be able to end
-    return server
-
-
-def stop_server() -> None:
-    """Stop the server and all measuring; does nothing if there is no server. Any thread except the server's.
-
-    Waits for the current step of the server's thread: a slice of a snapshot, or a collection.
-    """
-    _notice_fork()
-    with _lock:
-        server = _take()
-        if server is not None:
-            server.stop()
-
-
-def current_server() -> Server | None:
-    """Return the running server of this process, None if there is none. Any thread."""
-    _notice_fork()
-    server = _server
-    return server if server is not None and server.running else None
-
-
-def _stop_at_exit() -> None:
-    """Stop the server, delaying the end of the process for at most `_EXIT_SECONDS`."""
-    _notice_fork()
-    deadline = time.monotonic() + _EXIT_SECONDS
-    if not _lock.acquire(timeout=_EXIT_SECONDS):
-        _log.warning("the profiler is still being started or stopped after %g s; the process ends", _EXIT_SECONDS)
-        return
-    try:
-        server = _take()
-        if server is not None and not server.stop(max(0.0, deadline - time.monotonic())):
-            _log.warning("the profiler's thread is still busy after %g s; the process ends", _EXIT_SECONDS)
-    finally:
-        _lock.release()
-
-
-def _take() -> Server | None:
-    global _server
-    server, _server = _server, None
-    return server
-
-
-def _running() -> Server | None:
-    """Return the running server; clean up first after a server whose thread ended with an error."""
-    if _server is not None and not _server.running:
-        dead = _take()
-        assert dead is not None
-        dead.stop()
-    return _server
-
-
-def _notice_fork() -> None:
-    """Clean up if this process was forked without Python's hooks, in C, as uWSGI forks its workers."""
-    server = _server
-    if server is not None and not server.belongs_here():
-        _after_fork_in_child()
-
-
-def _start(pub: str | None, req: str | None, name: str | None) -> Server:
-    global _server
-    _hook()
-    _server = Server(pub, req, name or default_name())
-    return _server
-
-
-def _hook() -> None:
-    global _hooked
-    if _hooked:
-        return
-    _hooked = True
-    atexit.register(_stop_at_exit)
-    if hasattr(os, "register_at_fork"):
-        os.register_at_fork(after_in_child=_after_fork_in_child)
-
-
-def _after_fork_in_child() -> None:
-    global _lock, _server
-    _lock = threading.Lock()
-    server, _server = _server, None
-    if server is None:
-        return
-    _parents.append(server)
-    server.abandon()

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import threading
 from collections import Counter
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -11,6 +10,7 @@ from tornado_rbkit.profiler.batcher import EventBatcher
 from tornado_rbkit.profiler.cpu import CPUSampler
 from tornado_rbkit.profiler.frames import thread_ids
 from tornado_rbkit.profiler.packing import without_time
+from tornado_rbkit.profiler.threads import original
 from tornado_rbkit.protocol import CPUSample, decode
 
 
@@ -41,7 +41,7 @@ def sampled_stacks(interval: float | None = None) -> Iterator[StackCounter]:
         ArgumentError: the interval is out of range.
     """
     stacks = StackCounter()
-    others = thread_ids() - {threading.get_ident()}
+    others = thread_ids() - {original("get_ident")()}
     sampler = CPUSampler(stacks, leave_out=others)
     sampler.start(interval)
     try:

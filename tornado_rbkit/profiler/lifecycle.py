@@ -1,0 +1,202 @@
+"""Start and stop the single server that a process can have, also around forks and at the end of the process."""
+
+from __future__ import annotations
+
+import atexit
+import logging
+import os
+import threading
+import time
+from typing import Final
+
+from tornado_rbkit.errors import RbkitError
+from tornado_rbkit.profiler.arguments import check_clock, check_interval, check_server
+from tornado_rbkit.profiler.cpu import DEFAULT_INTERVAL
+from tornado_rbkit.profiler.profile import Profile, default_name
+from tornado_rbkit.profiler.server import Server
+
+_log = logging.getLogger(__name__)
+
+_EXIT_SECONDS: Final = 2.0
+"""How long the end of the process waits at most for the server's thread."""
+
+_lock = threading.Lock()
+_server: Server | None = None
+_hooked = False
+_parents: Final[list[Server]] = []
+"""The parent's servers, which a forked child keeps forever: destroying one would close sockets it does not own."""
+
+
+class AlreadyRunningError(RbkitError, RuntimeError):
+    """This process already has a server; `server` is the running server."""
+
+    def __init__(self, server: Server) -> None:
+        super().__init__(
+            f"the profiler of this process already runs on pub {server.pub}, req {server.req}; stop_server() ends it"
+        )
+        self.server = server
+
+
+def start_server(pub: str | None = None, req: str | None = None, name: str | None = None) -> Server:
+    """Start the profiler's server in this process, without starting to measure. Any thread.
+
+    Args:
+        pub: the endpoint of the PUB socket; if None, the port in RBKIT_PUB_PORT on 127.0.0.1 if that is set, else a
+            Unix socket in the runtime folder, which `list_servers` finds, or on Windows a free port on 127.0.0.1.
+            ``tcp://127.0.0.1:*`` takes a free port. Only the owner can connect to the file of an ``ipc://`` socket.
+        req: the endpoint of the REP socket, likewise; its variable is RBKIT_REQ_PORT.
+        name: the process name that clients see; if None, the name of the notebook, the script or the interpreter.
+
+    Returns:
+        The server. `Server.pub` and `Server.req` are its actual endpoints.
+
+    Raises:
+        ArgumentError: an argument cannot be used; the error names it and says what is allowed.
+        AlreadyRunningError: this process already has a server.
+        BindError: an endpoint is in use, or cannot be bound; the error names it.
+        OSError: there are too few file descriptors.
+    """
+    check_server(pub, req, name)
+    _notice_fork()
+    with _lock:
+        server = _running()
+        if server is not None:
+            raise AlreadyRunningError(server)
+        return _start(pub, req, name)
+
+
+def start_profiling(
+    pub: str | None = None,
+    req: str | None = None,
+    name: str | None = None,
+    *,
+    enable_object_trace: bool = True,
+    enable_gc_stats: bool = True,
+    enable_cpu_profiling: bool = False,
+    clock_type: str = "wall",
+    cpu_sampling_interval: float = DEFAULT_INTERVAL,
+) -> Server:
+    """Start measuring, as clients' commands do; start the server first if there is none. Any thread.
+
+    Instruments that are not enabled here are switched off.
+
+    Args:
+        pub, req, name: as in `start_server`, if there is no server yet.
+        enable_object_trace: publish the objects that are created and destroyed.
+        enable_gc_stats: publish the collector's figures every five seconds. Either option also publishes its pauses.
+        enable_cpu_profiling: sample the stacks of all threads.
+        clock_type: ``"wall"``, or ``"cpu"`` (Linux).
+        cpu_sampling_interval: seconds between two samples.
+
+    Raises:
+        ArgumentError: an argument cannot be used; the error names it and says what is allowed.
+        AlreadyRunningError: the running server has other endpoints than the given ones.
+        RuntimeError: the server was stopped meanwhile.
+        BindError: an endpoint is in use, or cannot be bound; the error names it.
+        OSError: there are too few file descriptors.
+    """
+    check_server(pub, req, name)
+    check_clock(clock_type)
+    check_interval(cpu_sampling_interval)
+    _notice_fork()
+    with _lock:
+        server = _running() or _start(pub, req, name)
+        if not server.is_at(pub, req):
+            raise AlreadyRunningError(server)
+
+    def configure(profile: Profile) -> None:
+        profile.use_cpu_time() if clock_type == "cpu" else profile.use_wall_time()
+        if enable_object_trace or enable_gc_stats:
+            profile.memory.start(trace_objects=enable_object_trace, gc_stats=enable_gc_stats)
+        else:
+            profile.stop_memory_profile()
+        if enable_cpu_profiling:
+            profile.cpu.start(cpu_sampling_interval)
+        else:
+            profile.cpu.stop()
+
+    server.call(configure)  # without the lock: it may take long, and the process must be able to end
+    return server
+
+
+def stop_server() -> None:
+    """Stop the server and all measuring; does nothing if there is no server. Any thread except the server's.
+
+    Waits for the current step of the server's thread: a slice of a snapshot, or a collection.
+    """
+    _notice_fork()
+    with _lock:
+        server = _take()
+        if server is not None:
+            server.stop()
+
+
+def current_server() -> Server | None:
+    """Return the running server of this process, None if there is none. Any thread."""
+    _notice_fork()
+    server = _server
+    return server if server is not None and server.running else None
+
+
+def _stop_at_exit() -> None:
+    """Stop the server, delaying the end of the process for at most `_EXIT_SECONDS`."""
+    _notice_fork()
+    deadline = time.monotonic() + _EXIT_SECONDS
+    if not _lock.acquire(timeout=_EXIT_SECONDS):
+        _log.warning("the profiler is still being started or stopped after %g s; the process ends", _EXIT_SECONDS)
+        return
+    try:
+        server = _take()
+        if server is not None and not server.stop(max(0.0, deadline - time.monotonic())):
+            _log.warning("the profiler's thread is still busy after %g s; the process ends", _EXIT_SECONDS)
+    finally:
+        _lock.release()
+
+
+def _take() -> Server | None:
+    global _server
+    server, _server = _server, None
+    return server
+
+
+def _running() -> Server | None:
+    """Return the running server; clean up first after a server whose thread ended with an error."""
+    if _server is not None and not _server.running:
+        dead = _take()
+        assert dead is not None
+        dead.stop()
+    return _server
+
+
+def _notice_fork() -> None:
+    """Clean up if this process was forked without Python's hooks, in C, as uWSGI forks its workers."""
+    server = _server
+    if server is not None and not server.belongs_here():
+        _after_fork_in_child()
+
+
+def _start(pub: str | None, req: str | None, name: str | None) -> Server:
+    global _server
+    _hook()
+    _server = Server(pub, req, name or default_name())
+    return _server
+
+
+def _hook() -> None:
+    global _hooked
+    if _hooked:
+        return
+    _hooked = True
+    atexit.register(_stop_at_exit)
+    if hasattr(os, "register_at_fork"):
+        os.register_at_fork(after_in_child=_after_fork_in_child)
+
+
+def _after_fork_in_child() -> None:
+    global _lock, _server
+    _lock = threading.Lock()
+    server, _server = _server, None
+    if server is None:
+        return
+    _parents.append(server)
+    server.abandon()

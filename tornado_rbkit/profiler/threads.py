@@ -1,0 +1,138 @@
+"""The profiler's threads and locks, which are invisible to the host's program.
+
+They come from `_thread`, so `threading.enumerate()` does not list them, and the hooks of `threading.setprofile` and
+`threading.settrace` do not run on them. In a program patched by gevent or eventlet they are real threads and locks
+nevertheless, made by the functions that the patch replaced.
+"""
+
+from __future__ import annotations
+
+import _thread
+import logging
+import signal
+import sys
+import threading
+from collections.abc import Callable
+from typing import TYPE_CHECKING, Any, Final
+
+_running: Final[dict[int, InternalThread]] = {}
+
+
+def original(name: str) -> Any:
+    """Return an attribute of `_thread` as it was before gevent or eventlet replaced it."""
+    gevent = sys.modules.get("gevent.monkey")
+    if gevent is not None:
+        return gevent.get_original("_thread", name)
+    eventlet = sys.modules.get("eventlet.patcher")
+    if eventlet is not None:
+        return getattr(eventlet.original("_thread"), name)
+    return getattr(_thread, name)
+
+
+def internal_threads() -> set[int]:
+    """Return the identifiers of the profiler's running threads. Any thread."""
+    return set(_running)
+
+
+def internal_thread_names() -> set[str]:
+    """Return the names of the profiler's running threads. Any thread."""
+    return {thread.name for thread in list(_running.values())}
+
+
+def forget_threads() -> None:
+    """Forget the parent's threads in a forked child, where other threads may get their identifiers."""
+    _running.clear()
+
+
+class Flag:
+    """An event that is set once. Any thread. In contrast to `threading.Event`, waiting creates no object."""
+
+    def __init__(self) -> None:
+        self._lock = original("allocate_lock")()
+        self._lock.acquire()
+        self._unset = [True]
+
+    def is_set(self) -> bool:
+        """Return True after `set`."""
+        return not self._unset
+
+    def set(self) -> None:
+        """Wake the waiting threads. May be called twice."""
+        try:
+            self._unset.pop()  # atomic: one of two threads releases the lock
+        except IndexError:
+            return
+        self._lock.release()
+
+    def wait(self, timeout: float | None = None) -> bool:
+        """Wait for `set`, for at most `timeout` seconds; return False if the time passed without it."""
+        if not self._lock.acquire(timeout=-1 if timeout is None else max(0.0, timeout)):
+            return False
+        self._lock.release()
+        return True
+
+
+class InternalThread:
+    """A running daemon thread of the profiler. Its methods may be called on any other thread.
+
+    Args:
+        run: the function that the thread runs; it handles its exceptions itself.
+        name: the name in `repr`.
+    """
+
+    def __init__(self, run: Callable[[], None], name: str) -> None:
+        self.name = name
+        self._target = run
+        self._ended = Flag()
+        original("start_new_thread")(self._run, ())
+
+    def __repr__(self) -> str:
+        return f"<InternalThread {self.name}{'' if self.is_alive() else ' ended'}>"
+
+    def is_alive(self) -> bool:
+        """Return False once the thread has ended, also in a forked child."""
+        return not self._ended.is_set()
+
+    def join(self, timeout: float | None = None) -> bool:
+        """Wait for the end of the thread, for at most `timeout` seconds; return False if it still runs."""
+        return self._ended.wait(timeout)
+
+    def _run(self) -> None:
+        leave_signals_to_the_host()
+        ident = original("get_ident")()
+        _running[ident] = self
+        try:
+            self._target()
+        finally:
+            _running.pop(ident, None)
+            self._ended.set()
+
+
+if TYPE_CHECKING:
+    _Adapter = logging.LoggerAdapter[logging.Logger]
+else:  # not generic on Python 3.10
+    _Adapter = logging.LoggerAdapter
+
+
+class InternalLogger(_Adapter):
+    """Logs without leaving a trace of the profiler's threads in `threading`.
+
+    A log record asks for the current thread, and `threading` lists a dummy thread for every foreign thread that does.
+    """
+
+    def log(self, level: int, msg: object, *args: object, **kwargs: Any) -> None:
+        """Log as `logging.Logger.log` does."""
+        super().log(level, msg, *args, stacklevel=kwargs.pop("stacklevel", 1) + 1, **kwargs)
+        if original("get_ident")() in _running:
+            threading._active.pop(threading.get_ident(), None)  # type: ignore[attr-defined]
+
+
+def internal_logger(name: str) -> InternalLogger:
+    """Return the logger of a module of the profiler."""
+    return InternalLogger(logging.getLogger(name), {})
+
+
+def leave_signals_to_the_host() -> None:
+    """Block every signal on this thread, so that the system delivers them to the threads that expect them."""
+    if hasattr(signal, "pthread_sigmask"):
+        signal.pthread_sigmask(signal.SIG_BLOCK, signal.valid_signals())
