@@ -29,7 +29,7 @@ import time
 import tracemalloc
 from _tracemalloc import _get_object_traceback
 from collections.abc import Callable, Iterator
-from types import MethodDescriptorType, ModuleType
+from types import FrameType, FunctionType, MethodDescriptorType
 from typing import Any, Final
 
 from tornado_rbkit.profiler.batcher import EventBatcher
@@ -40,11 +40,19 @@ from tornado_rbkit.profiler.objects import (
     internal_ids,
     is_bound_to,
     is_internal,
-    referents,
     type_dict,
     type_mro,
 )
 from tornado_rbkit.profiler.packing import DumpPacker, pack_dump_head, pack_time
+from tornado_rbkit.profiler.references import (
+    NO_REFERENCES,
+    References,
+    as_name,
+    defined_at,
+    namer,
+    reader,
+    running_frames,
+)
 from tornado_rbkit.profiler.tracked import list_tracked
 
 DUMP_OBJECTS: Final = 1000
@@ -76,6 +84,7 @@ class Snapshot:
         self._names = ClassNames()
         self._texts: dict[int, str] = {}
         self._sizes: dict[int, Callable[[Any], int]] = {}
+        self._readers: dict[int, tuple[Callable[[Any], References] | None, Callable[[Any], str | None] | None]] = {}
         self._packer = DumpPacker()
         self._tracing = tracemalloc.is_tracing()
         self._roots = internal
@@ -88,6 +97,7 @@ class Snapshot:
         # only now, to include objects that another thread of the profiler has just created
         self._internal = internal_ids([*self._roots, self, tracked]) | internal_frames()
         objects, values = tracked.objects, self._values
+        values.extend(frame for frame in running_frames() if not is_internal(_module_of(frame)))
         at, item = 0, None
         while at < len(objects) or values:
             with size as count:
@@ -123,16 +133,18 @@ class Snapshot:
             name = self._learn(cls)
         if object_id in self._internal or not name or is_bound_to(item, self._internal):
             return
-        held = referents([item]) if issubclass(cls, ModuleType) else gc.get_referents(item)
-        for other in held:
+        read, name_of = self._readers[key]
+        references = NO_REFERENCES if read is None else read(item)
+        for other in references.held:
             if type(other) is tuple or not gc.is_tracked(other):
                 other_id = id(other)
                 shard = self._seen[other_id % _SHARDS]
                 if other_id not in shard:
                     shard.add(other_id)
                     self._values.append(other)
-        file, line = self._place(item) if self._tracing else (None, None)
-        self._packer.add(object_id, name, held, file, line, self._size(item, key))
+        label = None if name_of is None else as_name(name_of(item))
+        file, line = self._place(item) if self._tracing or cls is FunctionType else (None, None)
+        self._packer.add(object_id, name, references, file, line, self._size(item, key), label)
         self._cut()
 
     def _is_new(self, object_id: int) -> bool:
@@ -149,6 +161,7 @@ class Snapshot:
         text = "" if is_internal(name) else name.encode("utf-8", "surrogateescape").decode("utf-8", "replace")
         self._texts[id(cls)] = text
         self._sizes[id(cls)] = size_function(cls)
+        self._readers[id(cls)] = reader(cls), namer(cls)
         return text
 
     def _size(self, item: Any, key: int) -> int | None:
@@ -160,9 +173,10 @@ class Snapshot:
     def _place(self, item: Any) -> tuple[str | None, int | None]:
         """Return the file and line where the object was created, if they are known."""
         trace = _get_object_traceback(item)  # tracemalloc.get_object_traceback() would create objects
-        if not trace:
+        place = trace[0] if trace else defined_at(item)
+        if place is None:
             return None, None
-        file, line = trace[0]
+        file, line = place
         return file if file.isascii() else file.encode("utf-8", "surrogateescape").decode("utf-8", "replace"), line
 
     def _cut(self, *, everything: bool = False) -> None:
@@ -170,6 +184,11 @@ class Snapshot:
         if rows == DUMP_OBJECTS or (everything and (rows or not self._bodies)):
             self.total += rows
             self._bodies.append(self._packer.take())
+
+
+def _module_of(frame: FrameType) -> str:
+    name = dict.get(frame.f_globals, "__name__")
+    return name if type(name) is str else ""
 
 
 def size_function(cls: type) -> Callable[[Any], int]:

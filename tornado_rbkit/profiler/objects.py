@@ -48,7 +48,7 @@ _SERVING_MODULES: Final = ("threading", "_thread", "_weakrefset")
 _LARGE: Final = 10_000
 _NESTED: Final = 100
 """Tuples within a tuple that are looked into."""
-_HAVE_GC: Final = 1 << 14
+HAVE_GC: Final = 1 << 14
 """Py_TPFLAGS_HAVE_GC."""
 
 
@@ -144,7 +144,7 @@ def _is_plain(item: Any) -> bool:
     if gc.is_tracked(item):
         return type(item) is tuple and _is_plain_tuple(item)
     cls = type(item)
-    return cls is tuple or not type_flags(cls) & _HAVE_GC or _is_type(cls)
+    return cls is tuple or not type_flags(cls) & HAVE_GC or _is_type(cls)
 
 
 def _is_type(cls: type) -> bool:

@@ -13,6 +13,7 @@ from typing import Any, Final
 
 import msgpack
 
+from tornado_rbkit.profiler.references import References
 from tornado_rbkit.protocol import EventType, Field
 
 _double = struct.Struct(">d").pack
@@ -44,6 +45,7 @@ _REFERENCES: Final = int(Field.REFERENCES)
 _FILE: Final = int(Field.FILE)
 _LINE: Final = int(Field.LINE)
 _SIZE: Final = int(Field.SIZE)
+_LABEL: Final = int(Field.LABEL)
 
 
 def pack(value: Any) -> bytes:
@@ -150,21 +152,23 @@ class DumpPacker:
         self,
         object_id: int,
         class_name: str,
-        references: Sequence[object],
+        references: References,
         file: str | None,
         line: int | None,
         size: int | None,
+        label: str | int | None,
     ) -> None:
-        """Pack one object; of the objects that it refers to, the ids are packed."""
+        """Pack one object; of the objects that it refers to, the ids and the names are packed."""
         packer, pack = self._packer, self._packer.pack
-        packer.pack_map_header(6)
+        held, field, names = references
+        packer.pack_map_header(6 + (field != 0) + (label is not None))
         pack(_OBJECT_ID)
         pack(object_id)
         pack(_CLASS_NAME)
         pack(class_name)
         pack(_REFERENCES)
-        packer.pack_array_header(len(references))
-        for other in references:
+        packer.pack_array_header(len(held))
+        for other in held:
             pack(id(other))
         pack(_FILE)
         pack(file)
@@ -172,6 +176,12 @@ class DumpPacker:
         pack(line)
         pack(_SIZE)
         pack(size)
+        if field:
+            pack(field)
+            pack(names)
+        if label is not None:
+            pack(_LABEL)
+            pack(label)
         self.rows += 1
 
     def take(self) -> bytes:

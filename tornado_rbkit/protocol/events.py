@@ -43,6 +43,14 @@ class Field(enum.IntEnum):
     LABEL = 13
     SINGLETON_METHOD = 14
     THREAD_ID = 15
+    ATTRIBUTES = 16
+    """Of an object in a snapshot; rbkit does not send it and its clients ignore it. Names of attributes or variables,
+    in the order of `REFERENCES`: text, or nil for a reference without a known name. The list may be shorter than
+    `REFERENCES`; the other references have no known name. `LABEL` is the name of a function, class, module, coroutine
+    or running function itself."""
+    KEYS = 17
+    """Like `ATTRIBUTES`, but keys of a dict: text, integers or nil. The number 0 in place of a list says that the
+    position in `REFERENCES` is the index in a list or tuple."""
 
 
 class ObjCreated(NamedTuple):

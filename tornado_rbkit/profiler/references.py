@@ -1,0 +1,438 @@
+"""Read which objects an object refers to, and under which names: attributes, variables, keys or positions.
+
+A name is given only where the interpreter shows that the object holds the value under it at that moment; all other
+references have no name. None of the host's code is run, and no ``__dict__`` is created. The sources of the names:
+
+- dicts and their subclasses: the keys and values are read in one call of the interpreter. The keys are references
+  too, without a name.
+- lists and tuples: the collector's traversal visits them from the last item to the first.
+- slots: `type`'s own member descriptors.
+- attributes that have no dict (Python 3.11 and newer): the attribute names in the code of the class, or else of its
+  module, are looked up with `object.__getattribute__`. Attributes set from elsewhere have no name.
+- a dict is an object's ``__dict__`` if the object refers to nothing else, and one of its keys is an attribute of the
+  object with the same value.
+- functions: the cells of the closure, under the names of the variables. They are references of the function as well
+  as of its ``__closure__``.
+- running functions (Python 3.13 and newer): ``f_locals``. On Python 3.11 and 3.12 the collector's traversal does not
+  visit the variables of running functions, and ``f_locals`` would copy them into a dict that keeps them alive.
+- NumPy arrays, which the collector does not traverse: ``base``, and the items of an array of objects.
+"""
+
+from __future__ import annotations
+
+import gc
+import sys
+from collections.abc import Callable, Iterable, Iterator
+from functools import partial
+from itertools import chain, islice
+from types import (
+    AsyncGeneratorType,
+    CellType,
+    CodeType,
+    CoroutineType,
+    FrameType,
+    FunctionType,
+    GeneratorType,
+    MemberDescriptorType,
+    MethodType,
+    ModuleType,
+)
+from typing import Any, Final, NamedTuple, TypeAlias
+
+from tornado_rbkit.profiler.objects import HAVE_GC, class_name, referents, type_dict, type_flags, type_mro
+from tornado_rbkit.protocol import Field
+
+MAX_NAME: Final = 80
+"""Characters of a name; longer names are cut."""
+
+FRAMES_SHOW_LOCALS: Final = sys.version_info >= (3, 13)
+"""Whether the variables of a running function can be read without copying them into a dict (PEP 667)."""
+
+_MAX_KEY: Final = 2**53 - 1
+"""The largest integer that is a name: JavaScript has larger ones only in part."""
+
+_CANDIDATES: Final = 500
+"""Attribute names of a class that are looked up in an instance."""
+
+_LOOKS: Final = 5
+"""Instances of a class in which all candidates are looked up; others are read by the names found in these."""
+
+_PROBED: Final = 20
+"""Keys of a dict that are compared with the attributes of an instance, to find out whether it is its __dict__."""
+
+_HEAP_TYPE: Final = 1 << 9
+"""Py_TPFLAGS_HEAPTYPE."""
+
+_ATTRIBUTES: Final = int(Field.ATTRIBUTES)
+_KEYS: Final = int(Field.KEYS)
+_ABSENT: Final = object()
+_get_attribute: Final = object.__getattribute__
+_dict_iter: Final[Callable[[Any], Iterator[Any]]] = dict.__iter__
+_dict_values: Final[Callable[[Any], Iterable[Any]]] = dict.values
+_FUNCTION_PARTS: Final = ("__closure__", "__globals__", "__defaults__", "__kwdefaults__", "__code__")
+
+Name: TypeAlias = str | int | None
+
+
+class References(NamedTuple):
+    """The references of one object. `names` has a name, or None, for each of the first references.
+
+    `field` says what the names are: `Field.ATTRIBUTES` (of attributes and variables), `Field.KEYS` (of a dict), or 0
+    if no reference has a name. ``0`` in place of the names of `Field.KEYS` stands for the position of each reference.
+    """
+
+    held: list[Any]
+    field: int = 0
+    names: list[Name] | int = 0
+
+
+NO_REFERENCES: Final = References([])
+
+
+def reader(cls: type) -> Callable[[Any], References] | None:
+    """Return a function that reads the references of instances of exactly this class, None if they have none."""
+    exact = _READERS.get(cls) if type(cls) is type else None  # the host's metaclass may define __hash__
+    if exact is not None:
+        return exact
+    bases = type_mro(cls)
+    for base, read in _BASES:
+        if any(each is base for each in bases):
+            return read
+    array = _array_class()
+    if array is not None and any(each is array for each in bases):
+        return partial(_array, array)
+    flags = type_flags(cls)
+    if not flags & HAVE_GC:
+        return None
+    return _Instances(cls) if flags & _HEAP_TYPE else _unnamed
+
+
+def namer(cls: type) -> Callable[[Any], str | None] | None:
+    """Return a function that gives the names that instances of a class have of their own, None if they have none.
+
+    Functions, classes, modules, coroutines and running functions have one.
+    """
+    if cls is FunctionType:
+        return _function_name
+    if cls is GeneratorType or cls is CoroutineType or cls is AsyncGeneratorType:
+        return _qualname
+    if cls is FrameType:
+        return _frame_name
+    bases = type_mro(cls)
+    if any(base is ModuleType for base in bases):
+        return _module_name
+    return class_name if any(base is type for base in bases) else None
+
+
+def defined_at(item: Any) -> tuple[str, int] | None:
+    """Return the file and line of a function's ``def``, which is where the function was created."""
+    return (item.__code__.co_filename, item.__code__.co_firstlineno) if type(item) is FunctionType else None
+
+
+def running_frames() -> list[FrameType]:
+    """Return the frames of all threads, if their variables can be read."""
+    found: list[FrameType] = []
+    if FRAMES_SHOW_LOCALS:
+        for frame in sys._current_frames().values():
+            each: FrameType | None = frame
+            while each is not None:
+                found.append(each)
+                each = each.f_back
+    return found
+
+
+def as_name(value: Any) -> Name:
+    """Return a key or name that can be packed; None if it is neither text nor an integer."""
+    cls = type(value)
+    if cls is int:
+        return value if -_MAX_KEY <= value <= _MAX_KEY else None
+    if cls is not str:
+        return None
+    if len(value) > MAX_NAME:
+        value = value[: MAX_NAME - 1] + "…"
+    return value if value.isascii() else value.encode("utf-8", "replace").decode("utf-8")  # type: ignore[no-any-return]
+
+
+def _unnamed(item: Any) -> References:
+    return References(gc.get_referents(item))
+
+
+def _read_dict(item: Any) -> tuple[list[Any], list[Any]] | None:
+    """Return the keys and values of a dict in the same order, None if another thread changed it meanwhile.
+
+    The iterators exist before the one call that exhausts them, so nothing runs in between, and a dict whose size has
+    changed since raises RuntimeError.
+    """
+    try:
+        both = list(chain(_dict_iter(item), iter(_dict_values(item))))
+    except RuntimeError:
+        return None
+    half = len(both) // 2
+    return both[:half], both[half:]
+
+
+def _dict(item: Any) -> References:
+    read = _read_dict(item)
+    if read is None:
+        return _unnamed(item)
+    keys, values = read
+    return References(values + keys, _KEYS, list(map(as_name, keys)))
+
+
+def _dict_subclass(item: Any) -> References:
+    read = _read_dict(item)
+    held = gc.get_referents(item)
+    if read is None:
+        return References(held)
+    keys, values = read
+    known = {*map(id, keys), *map(id, values)}
+    others = [other for other in held if id(other) not in known]
+    return References(values + keys + others, _KEYS, list(map(as_name, keys)))
+
+
+def _sequence(item: Any) -> References:
+    held = gc.get_referents(item)
+    if len(held) != len(item):  # a tuple that is being filled, or a list that another thread changed meanwhile
+        return References(held)
+    held.reverse()
+    return References(held, _KEYS)
+
+
+def _module(item: Any) -> References:
+    held = referents([item])
+    return References(held, _ATTRIBUTES, ["__dict__"] * len(held))
+
+
+def _class(item: Any) -> References:
+    (namespace,) = gc.get_referents(type_dict(item))  # type.__dict__ gives a proxy of it
+    return _by_identity(gc.get_referents(item), {id(namespace): "__dict__"})
+
+
+def _function(item: Any) -> References:
+    held = gc.get_referents(item)
+    names: dict[int, str] = {}
+    for name in _FUNCTION_PARTS:
+        names[id(getattr(item, name))] = name
+    names.pop(id(None), None)
+    cells = item.__closure__ or ()
+    variables = item.__code__.co_freevars
+    if len(cells) == len(variables):
+        held.extend(cells)
+        names |= dict(zip(map(id, cells), variables, strict=True))
+    return _by_identity(held, names)
+
+
+def _method(item: Any) -> References:
+    return _by_identity(gc.get_referents(item), {id(item.__self__): "__self__", id(item.__func__): "__func__"})
+
+
+def _cell(item: Any) -> References:
+    return References(gc.get_referents(item), _ATTRIBUTES, ["cell_contents"])
+
+
+def _frame(item: Any) -> References:
+    if not FRAMES_SHOW_LOCALS or not item.f_code.co_flags & 1:  # CO_OPTIMIZED: others have a namespace
+        return _unnamed(item)
+    pairs = list(item.f_locals.items())
+    return References([value for _, value in pairs], _ATTRIBUTES, [as_name(name) for name, _ in pairs])
+
+
+def _array(array: type, item: Any) -> References:
+    """Read a NumPy array through the descriptors of numpy.ndarray."""
+    members = type_dict(array)
+    base = members["base"].__get__(item)
+    held = gc.get_referents(item)
+    if base is not None:
+        return References([base, *held], _ATTRIBUTES, ["base"])
+    if members["dtype"].__get__(item).char == "O":
+        items: Any = members["tolist"](item)
+        for _ in range(members["ndim"].__get__(item) - 1):
+            items = chain.from_iterable(items)
+        held.extend(items if type(items) is list or type(items) is chain else [items])  # an array without dimensions
+    return References(held)
+
+
+def _array_class() -> type | None:
+    module = sys.modules.get("numpy")
+    found = vars(module).get("ndarray") if type(module) is ModuleType else None
+    return found if type(found) is type else None
+
+
+def _by_identity(held: list[Any], names: dict[int, str]) -> References:
+    named: list[Name] = [names.get(id(other)) for other in held]
+    return References(held, _ATTRIBUTES, named)
+
+
+class _Instances:
+    """Reads the instances of one class that is written in Python."""
+
+    def __init__(self, cls: type) -> None:
+        self._cls = cls
+        self._slots = list(_slots(cls))
+        self._known: dict[str, Any] = {}  # found attribute names, and the class's attribute of the same name
+        self._looks = _LOOKS
+
+    def __call__(self, item: Any) -> References:
+        held = gc.get_referents(item)
+        names: dict[int, str] = {}
+        for name, get in self._slots:
+            try:
+                names[id(get(item))] = name
+            except AttributeError:
+                continue
+        rest = self._unnamed(held, names)
+        if not rest:
+            return _by_identity(held, names)
+        if len(rest) == 1 and type(rest[0]) is dict and self._is_dict_of(item, rest[0]):
+            names[id(rest[0])] = "__dict__"
+            return _by_identity(held, names)
+        self._look_up(item, self._known, names)
+        if self._looks and self._unnamed(held, names):
+            self._looks -= 1
+            self._learn(item, held, names)
+        return _by_identity(held, names)
+
+    def _unnamed(self, held: list[Any], names: dict[int, str]) -> list[Any]:
+        return [other for other in held if other is not self._cls and id(other) not in names]
+
+    def _look_up(self, item: Any, wanted: dict[str, Any], names: dict[int, str]) -> None:
+        """Add the ids of the attributes that the instance itself has."""
+        for name, of_class in wanted.items():
+            try:
+                value = _get_attribute(item, name)
+            except AttributeError:
+                continue
+            if value is not of_class:
+                names[id(value)] = name
+
+    def _learn(self, item: Any, held: list[Any], names: dict[int, str]) -> None:
+        present = set(map(id, held))
+        for source in (_names_in_class, _names_in_module):
+            candidates = {name: of_class for name in source(self._cls) if (of_class := self._plain(name)) is not type}
+            found: dict[int, str] = {}
+            self._look_up(item, candidates, found)
+            for object_id, name in found.items():
+                if object_id in present:
+                    names.setdefault(object_id, name)
+                    self._known[name] = candidates[name]
+            if not self._unnamed(held, names):
+                return
+
+    def _plain(self, name: str) -> Any:
+        """Return the class's attribute, `_ABSENT` if there is none, and `type` if looking it up may run code."""
+        for base in type_mro(self._cls):
+            found = type_dict(base).get(name, _ABSENT)
+            if found is not _ABSENT:
+                kinds = [type_dict(each) for each in type_mro(type(found))]
+                return type if any("__get__" in each or "__set__" in each for each in kinds) else found
+        return _ABSENT
+
+    def _is_dict_of(self, item: Any, found: dict[Any, Any]) -> bool:
+        """Return whether a dict that is the only reference of an instance is its __dict__."""
+        try:
+            pairs = list(islice(dict.items(found), _PROBED))
+        except RuntimeError:
+            return False
+        for name, value in pairs:
+            if type(name) is not str or value is found or self._plain(name) is not _ABSENT:
+                continue
+            try:
+                return _get_attribute(item, name) is value
+            except AttributeError:
+                return False
+        return False
+
+
+def _slots(cls: type) -> Iterator[tuple[str, Callable[[Any], Any]]]:
+    """Yield the names and getters of the slots; only classes written in Python have ``__slots__``."""
+    for base in type_mro(cls):
+        members = type_dict(base)
+        if type_flags(base) & _HEAP_TYPE and "__slots__" in members:
+            for name, member in members.items():
+                if type(member) is MemberDescriptorType:
+                    yield name, member.__get__
+
+
+def _names_in_class(cls: type) -> list[str]:
+    found: dict[str, None] = {}
+    for base in type_mro(cls):
+        members = type_dict(base)
+        for key in ("__static_attributes__", "__annotations__", "__match_args__"):
+            listed = members.get(key)
+            if type(listed) is tuple or type(listed) is dict:
+                found.update((name, None) for name in list(listed) if type(name) is str)
+        _add_names(list(members.values()), found)
+    return list(found)[:_CANDIDATES]
+
+
+def _names_in_module(cls: type) -> list[str]:
+    found: dict[str, None] = {}
+    module = type_dict(cls).get("__module__")
+    held = sys.modules.get(module) if type(module) is str else None
+    if held is not None and issubclass(type(held), ModuleType):
+        for namespace in referents([held]):
+            _add_names(list(namespace.values()), found)
+    return list(found)[:_CANDIDATES]
+
+
+def _add_names(values: list[Any], found: dict[str, None]) -> None:
+    """Add the names of attributes and globals in the code of functions."""
+    waiting: list[Any] = []
+    for value in values:
+        if type(value) is staticmethod or type(value) is classmethod:
+            waiting.append(value.__func__)
+        elif type(value) is property:
+            waiting += (value.fget, value.fset, value.fdel)
+        else:
+            waiting.append(value)
+    for function in waiting:
+        if type(function) is FunctionType:
+            cells = [gc.get_referents(cell) for cell in function.__closure__ or ()]  # of a decorator: the function
+            inner = [each.__code__ for each in chain.from_iterable(cells) if type(each) is FunctionType]
+            for code in _codes([function.__code__, *inner]):
+                found.update(dict.fromkeys(code.co_names))
+
+
+def _codes(codes: list[CodeType]) -> Iterator[CodeType]:
+    """Yield codes and the codes of the functions within them."""
+    while codes:
+        code = codes.pop()
+        yield code
+        codes += [each for each in code.co_consts if type(each) is CodeType]
+
+
+def _function_name(function: Any) -> str:
+    module = function.__module__
+    return f"{module}.{function.__qualname__}" if type(module) is str else function.__qualname__
+
+
+def _qualname(item: Any) -> str:
+    return item.__qualname__  # type: ignore[no-any-return]
+
+
+def _module_name(module: Any) -> str | None:
+    (namespace,) = referents([module]) or ({},)
+    name = dict.get(namespace, "__name__")
+    return name if type(name) is str else None
+
+
+def _frame_name(frame: Any) -> str:
+    module = dict.get(frame.f_globals, "__name__")
+    name: str = getattr(frame.f_code, "co_qualname", frame.f_code.co_name)
+    return f"{module}.{name}" if type(module) is str else name
+
+
+_READERS: Final[dict[type, Callable[[Any], References]]] = {
+    dict: _dict,
+    list: _sequence,
+    tuple: _sequence,
+    FunctionType: _function,
+    MethodType: _method,
+    CellType: _cell,
+    FrameType: _frame,
+}
+_BASES: Final[tuple[tuple[type, Callable[[Any], References]], ...]] = (
+    (ModuleType, _module),
+    (type, _class),
+    (dict, _dict_subclass),
+)
