@@ -13,8 +13,8 @@ it.
 
 A snapshot leaves out the profiler's own objects, except its modules, their definitions, and a few objects that only
 the interpreter holds. Of a module only its namespace is followed (see `objects.referents`). It also leaves out objects
-frozen with `gc.freeze`, which the collector does not list. File and line are known for objects created while
-tracemalloc traced, except objects that the interpreter takes from a free list and, on Python 3.11, instances with a
+frozen with `gc.freeze`, which the collector does not list. The names under which objects are held are described in
+`references`. File and line are known for functions, and for objects created while tracemalloc traced, except objects that the interpreter takes from a free list and, on Python 3.11, instances with a
 ``__dict__`` (a bug in its tracemalloc).
 
 None of the host's code is run: classes are read through `type`'s own descriptors, references through the collector's
@@ -23,12 +23,12 @@ traversal, and sizes through ``__sizeof__`` only if that is not written in Pytho
 
 from __future__ import annotations
 
-import gc
 import sys
 import time
 import tracemalloc
 from _tracemalloc import _get_object_traceback
 from collections.abc import Callable, Iterator
+from gc import is_tracked
 from types import FrameType, FunctionType, MethodDescriptorType
 from typing import Any, Final
 
@@ -135,16 +135,17 @@ class Snapshot:
             return
         read, name_of = self._readers[key]
         references = NO_REFERENCES if read is None else read(item)
-        for other in references.held:
-            if type(other) is tuple or not gc.is_tracked(other):
-                other_id = id(other)
-                shard = self._seen[other_id % _SHARDS]
+        held, seen = references.held, self._seen
+        ids = list(map(id, held))
+        for other, other_id in zip(held, ids, strict=True):
+            if not is_tracked(other) or type(other) is tuple:
+                shard = seen[other_id % _SHARDS]
                 if other_id not in shard:
                     shard.add(other_id)
                     self._values.append(other)
         label = None if name_of is None else as_name(name_of(item))
         file, line = self._place(item) if self._tracing or cls is FunctionType else (None, None)
-        self._packer.add(object_id, name, references, file, line, self._size(item, key), label)
+        self._packer.add(object_id, name, references, ids, file, line, self._size(item, key), label)
         self._cut()
 
     def _is_new(self, object_id: int) -> bool:

@@ -153,23 +153,22 @@ class DumpPacker:
         object_id: int,
         class_name: str,
         references: References,
+        ids: list[int],
         file: str | None,
         line: int | None,
         size: int | None,
         label: str | int | None,
     ) -> None:
-        """Pack one object; of the objects that it refers to, the ids and the names are packed."""
+        """Pack one object; `ids` are the ids of the objects in `references`."""
         packer, pack = self._packer, self._packer.pack
-        held, field, names = references
+        _, field, names = references
         packer.pack_map_header(6 + (field != 0) + (label is not None))
         pack(_OBJECT_ID)
         pack(object_id)
         pack(_CLASS_NAME)
         pack(class_name)
         pack(_REFERENCES)
-        packer.pack_array_header(len(held))
-        for other in held:
-            pack(id(other))
+        pack(ids)
         pack(_FILE)
         pack(file)
         pack(_LINE)

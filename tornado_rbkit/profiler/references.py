@@ -259,8 +259,7 @@ def _array_class() -> type | None:
 
 
 def _by_identity(held: list[Any], names: dict[int, str]) -> References:
-    named: list[Name] = [names.get(id(other)) for other in held]
-    return References(held, _ATTRIBUTES, named)
+    return References(held, _ATTRIBUTES, list(map(names.get, map(id, held)))) if names else References(held)
 
 
 class _Instances:
@@ -280,16 +279,15 @@ class _Instances:
                 names[id(get(item))] = name
             except AttributeError:
                 continue
-        rest = self._unnamed(held, names)
-        if not rest:
-            return _by_identity(held, names)
-        if len(rest) == 1 and type(rest[0]) is dict and self._is_dict_of(item, rest[0]):
-            names[id(rest[0])] = "__dict__"
-            return _by_identity(held, names)
-        self._look_up(item, self._known, names)
-        if self._looks and self._unnamed(held, names):
-            self._looks -= 1
-            self._learn(item, held, names)
+        if len(names) + 1 < len(held):  # more than the slots and the class
+            rest = self._unnamed(held, names)
+            if len(rest) == 1 and type(rest[0]) is dict and self._is_dict_of(item, rest[0]):
+                names[id(rest[0])] = "__dict__"
+            else:
+                self._look_up(item, self._known, names)
+                if self._looks and self._unnamed(held, names):
+                    self._looks -= 1
+                    self._learn(item, held, names)
         return _by_identity(held, names)
 
     def _unnamed(self, held: list[Any], names: dict[int, str]) -> list[Any]:
