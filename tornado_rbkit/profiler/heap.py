@@ -14,8 +14,9 @@ it.
 A snapshot leaves out the profiler's own objects, except its modules, their definitions, and a few objects that only
 the interpreter holds. Of a module only its namespace is followed (see `objects.referents`). It also leaves out objects
 frozen with `gc.freeze`, which the collector does not list. The names under which objects are held are described in
-`references`. File and line are known for functions, and for objects created while tracemalloc traced, except objects that the interpreter takes from a free list and, on Python 3.11, instances with a
-``__dict__`` (a bug in its tracemalloc).
+`references`. File and line are known for functions, and for objects created while tracemalloc traced, except objects
+that the interpreter takes from a free list and, on Python 3.11, instances with a ``__dict__`` (a bug in its
+tracemalloc).
 
 None of the host's code is run: classes are read through `type`'s own descriptors, references through the collector's
 traversal, and sizes through ``__sizeof__`` only if that is not written in Python.
