@@ -18,8 +18,8 @@ from tornado.websocket import WebSocketClientConnection, websocket_connect
 
 from tests.fake_rbkit import FakeRbkit
 from tornado_rbkit import Bridge, RbkitClient, rbkit_routes
+from tornado_rbkit.bridge.profiler_state import State
 from tornado_rbkit.protocol import parse_notice
-from tornado_rbkit.upstream.sockets import State
 
 
 class Server:

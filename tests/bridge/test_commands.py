@@ -11,7 +11,7 @@ import pytest
 from tornado_rbkit.bridge import commands
 from tornado_rbkit.bridge.commands import MAX_WAITING, CommandQueue
 from tornado_rbkit.protocol import CommandError
-from tornado_rbkit.upstream.requester import Outcome
+from tornado_rbkit.upstream.types import Outcome
 
 OK = Outcome(b"ok", None, 0.01)
 
@@ -28,11 +28,14 @@ class Desk:
         self.sent: list[tuple[str, float]] = []
         self.answers: list[tuple[str, Outcome]] = []
         self.settled: list[tuple[str, Outcome]] = []
+        self.finish: Callable[[Outcome], None] = lambda outcome: pytest.fail("nothing was sent")
         self.queue = CommandQueue(
-            lambda name, timeout: self.sent.append((name, timeout)),
-            timeouts or {},
-            lambda name, outcome: self.settled.append((name, outcome)),
+            self.request, timeouts or {}, lambda name, outcome: self.settled.append((name, outcome))
         )
+
+    def request(self, name: str, timeout: float, on_result: Callable[[Outcome], None]) -> None:
+        self.sent.append((name, timeout))
+        self.finish = on_result
 
     def submit(self, name: str, owner: object = None, *, first: bool = False) -> None:
         self.queue.submit(name, lambda outcome: self.answers.append((name, outcome)), owner, first=first)
@@ -76,10 +79,10 @@ def test_one_command_is_in_flight_and_the_rest_follow_in_order(desk: Desk) -> No
         desk.submit(name)
     assert desk.sent_names == ["a"]
     assert len(desk.queue) == 3
-    desk.queue.on_outcome(OK)
+    desk.finish(OK)
     assert desk.sent_names == ["a", "b"]
-    desk.queue.on_outcome(OK)
-    desk.queue.on_outcome(OK)
+    desk.finish(OK)
+    desk.finish(OK)
     assert desk.sent_names == ["a", "b", "c"]
     assert desk.results == [("a", "ok"), ("b", "ok"), ("c", "ok")]
     assert len(desk.queue) == 0
@@ -90,16 +93,15 @@ def test_the_answer_is_the_outcome_of_that_command(desk: Desk) -> None:
     desk.submit("a")
     desk.submit("b")
     for outcome in outcomes:
-        desk.queue.on_outcome(outcome)
+        desk.finish(outcome)
     assert [outcome for _, outcome in desk.answers] == outcomes
 
 
 def test_settled_is_told_before_the_sender(desk: Desk) -> None:
     order: list[str] = []
-    queue = CommandQueue(lambda *_: None, {}, lambda name, outcome: order.append(f"settled {name}"))
-    queue.open()
-    queue.submit("a", lambda outcome: order.append("answer"), None)
-    queue.on_outcome(OK)
+    desk.queue._record = lambda name, outcome: order.append(f"settled {name}")
+    desk.queue.submit("a", lambda outcome: order.append("answer"), None)
+    desk.finish(OK)
     assert order == ["settled a", "answer"]
 
 
@@ -107,8 +109,8 @@ def test_settled_is_told_before_the_sender(desk: Desk) -> None:
 def test_a_command_that_failed_is_answered_with_it_and_not_sent_again(desk: Desk, reason: str) -> None:
     desk.submit("a")
     desk.submit("b")
-    desk.queue.on_outcome(failed(reason))
-    desk.queue.on_outcome(OK)
+    desk.finish(failed(reason))
+    desk.finish(OK)
     assert desk.sent_names == ["a", "b"]
     assert desk.results == [("a", reason), ("b", "ok")]
 
@@ -118,15 +120,15 @@ def test_first_goes_before_all_that_wait_but_not_before_what_is_in_flight(desk: 
         desk.submit(name)
     desk.submit("urgent", first=True)
     for _ in range(4):
-        desk.queue.on_outcome(OK)
+        desk.finish(OK)
     assert desk.sent_names == ["a", "urgent", "b", "c"]
 
 
 def test_an_answer_that_submits_the_next_command_finds_its_place(desk: Desk) -> None:
     desk.queue.submit("a", lambda outcome: desk.submit("after a"), None)
     desk.submit("b")
-    desk.queue.on_outcome(OK)
-    desk.queue.on_outcome(OK)
+    desk.finish(OK)
+    desk.finish(OK)
     assert desk.sent_names == ["a", "b", "after a"]
 
 
@@ -162,7 +164,7 @@ def test_one_more_than_256_waiting_is_busy_and_says_so(desk: Desk) -> None:
     assert error is not None
     assert "256" in error.text
     assert desk.answers[0][1].reply == error.to_reply()
-    desk.queue.on_outcome(OK)
+    desk.finish(OK)
     desk.submit("there is room again")
     assert desk.results == [("one more", "busy"), ("in flight", "ok")]
 
@@ -172,7 +174,7 @@ def test_the_bound_does_not_hold_for_first(desk: Desk) -> None:
         desk.submit(str(number))
     desk.submit("urgent", first=True)
     assert desk.results == []
-    desk.queue.on_outcome(OK)
+    desk.finish(OK)
     assert desk.sent_names == ["0", "urgent"]
 
 
@@ -188,7 +190,7 @@ def test_what_waits_for_an_owner_that_left_is_neither_sent_nor_answered(desk: De
     desk.queue.forget(one)
     assert len(desk.queue) == 4
     for _ in range(4):
-        desk.queue.on_outcome(OK)
+        desk.finish(OK)
     assert desk.sent_names == ["in flight", "other 0", "other 1", "other 2"]
     assert [name for name, _ in desk.results] == desk.sent_names
 
@@ -199,7 +201,7 @@ def test_what_is_in_flight_when_its_owner_leaves_still_holds_the_place(desk: Des
     desk.submit("next")
     desk.queue.forget(owner)
     assert desk.sent_names == ["in flight"]
-    desk.queue.on_outcome(OK)
+    desk.finish(OK)
     assert desk.sent_names == ["in flight", "next"]
     assert [name for name, _ in desk.settled] == ["in flight"]
 
@@ -214,7 +216,7 @@ def test_commands_wait_until_the_profiler_is_there() -> None:
     desk.submit("after hold")
     assert desk.sent_names == []
     desk.queue.open()
-    desk.queue.on_outcome(OK)
+    desk.finish(OK)
     assert desk.sent_names == ["before hold", "after hold"]
 
 
@@ -233,7 +235,7 @@ def test_what_is_in_flight_when_the_profiler_goes_is_answered_once_by_its_outcom
     desk.submit("in flight")
     desk.queue.close("away")
     assert desk.results == []
-    desk.queue.on_outcome(failed("unavailable"))
+    desk.finish(failed("unavailable"))
     assert desk.results == [("in flight", "unavailable")]
     desk.queue.open()
     assert desk.sent_names == ["in flight"], "it is never repeated"
@@ -261,7 +263,7 @@ def test_hold_keeps_back_what_follows_the_one_in_flight(desk: Desk) -> None:
     desk.submit("a")
     desk.submit("b")
     desk.queue.hold()
-    desk.queue.on_outcome(OK)
+    desk.finish(OK)
     assert desk.sent_names == ["a"]
     desk.queue.open()
     assert desk.sent_names == ["a", "b"]
@@ -283,15 +285,15 @@ def test_at_a_timeout_the_clocks_of_those_behind_count_from_when_they_were_asked
     clock.now += 3.0
     desk.submit("newcomer")
     clock.now += 2.0
-    desk.queue.on_outcome(failed("timeout"))
+    desk.finish(failed("timeout"))
     assert desk.results == [("in flight", "timeout"), ("patient", "timeout")]
     text = desk.answers[1][1].error
     assert text is not None
     assert "patient" in text.text
     assert "not sent" in text.text
     assert desk.answers[1][1].seconds == 5.0
-    desk.queue.on_outcome(OK)
-    desk.queue.on_outcome(OK)
+    desk.finish(OK)
+    desk.finish(OK)
     assert desk.sent == [("in flight", 5.0), ("objectspace_snapshot", 295.0), ("newcomer", 3.0)]
 
 
@@ -300,7 +302,7 @@ def test_nobody_is_given_up_at_another_outcome_than_a_timeout(desk: Desk, clock:
     desk.submit("objectspace_snapshot")
     desk.submit("patient")
     clock.now += 200.0
-    desk.queue.on_outcome(outcome)
+    desk.finish(outcome)
     assert [name for name, _ in desk.results] == ["objectspace_snapshot"]
     assert desk.sent == [("objectspace_snapshot", 300.0), ("patient", 5.0)], "its time-out begins when it is sent"
 
@@ -309,7 +311,7 @@ def test_settled_is_told_only_of_commands_that_were_sent(desk: Desk, clock: Cloc
     desk.submit("in flight")
     desk.submit("given up")
     clock.now += 5.0
-    desk.queue.on_outcome(failed("timeout"))
+    desk.finish(failed("timeout"))
     desk.queue.close("away")
     desk.submit("refused")
     assert [name for name, _ in desk.answers] == ["in flight", "given up", "refused"]
@@ -327,15 +329,15 @@ def test_whatever_happens_each_command_is_answered_once_and_sent_once_at_the_mos
     clock = Clock()
     monkeypatch.setattr(commands, "time", clock)
     sent: list[str] = []
-    in_flight: list[str] = []
+    in_flight: dict[str, Callable[[Outcome], None]] = {}
     answered: dict[str, int] = {}
     forgotten: set[str] = set()
     owners = {name: object() for name in "xyz"}
 
-    def send(name: str, timeout: float) -> None:
+    def send(name: str, timeout: float, on_result: Callable[[Outcome], None]) -> None:
         assert not in_flight, f"{name} was sent while {in_flight} is in flight"
         sent.append(name)
-        in_flight.append(name)
+        in_flight[name] = on_result
 
     def count(name: str, outcome: Outcome) -> None:
         answered[name] = answered.get(name, 0) + 1
@@ -350,8 +352,8 @@ def test_whatever_happens_each_command_is_answered_once_and_sent_once_at_the_mos
 
     def outcome() -> None:
         if in_flight:
-            in_flight.clear()
-            queue.on_outcome(source.choice([OK, failed("timeout"), failed("unavailable")]))
+            _, on_result = in_flight.popitem()
+            on_result(source.choice([OK, failed("timeout"), failed("unavailable")]))
 
     def forget() -> None:
         owner = source.choice("xyz")

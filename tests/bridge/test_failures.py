@@ -16,9 +16,10 @@ from tornado.iostream import IOStream
 from tests.conftest import Serve, ask, closing, until
 from tests.fake_rbkit import FakeRbkit
 from tornado_rbkit import Access, Bridge, BridgeFullError, IOLoopThread
+from tornado_rbkit.bridge.profiler_state import State
 from tornado_rbkit.frames import Form
 from tornado_rbkit.upstream.monitored_socket import MonitoredSocket
-from tornado_rbkit.upstream.sockets import State, Upstream
+from tornado_rbkit.upstream.sockets import ProfilerSockets
 
 FAILURES = [
     (zmq.ZMQError(errno.EMFILE), "Too many open files"),
@@ -184,13 +185,13 @@ async def test_at_new_endpoints_closes_the_clients_with_the_reason(
 async def test_while_it_is_closed_does_not_keep_close_waiting(
     serve: Serve, rbkit: FakeRbkit, threaded: bool, monkeypatch: pytest.MonkeyPatch, step: str
 ) -> None:
-    do = getattr(Upstream, step)
+    do = getattr(ProfilerSockets, step)
 
-    def do_and_fail(upstream: Upstream) -> None:
-        do(upstream)
+    def do_and_fail(sockets: ProfilerSockets) -> None:
+        do(sockets)
         raise OSError("broken")
 
-    monkeypatch.setattr(Upstream, step, do_and_fail)
+    monkeypatch.setattr(ProfilerSockets, step, do_and_fail)
     server = await serve(Bridge(**rbkit.endpoints, threaded=threaded))
     await ask(await server.connected(), "trigger_gc")
     await asyncio.wait_for(server.close(), 20)

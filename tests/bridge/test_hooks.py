@@ -15,7 +15,7 @@ from tests.bridge.test_fanout import MIB, StalledClient
 from tests.conftest import Server, ask, closing, receive, receive_data, until
 from tests.fake_rbkit import FakeRbkit
 from tornado_rbkit import Bridge, RbkitWebSocketHandler
-from tornado_rbkit.upstream.sockets import State
+from tornado_rbkit.bridge.profiler_state import State
 
 Mount = Callable[..., Server]
 

@@ -18,7 +18,7 @@ from tornado.web import RequestHandler
 from tests.conftest import Serve, Server, ask, closing, until
 from tests.fake_rbkit import FakeRbkit
 from tornado_rbkit import Bridge, BridgeFullError
-from tornado_rbkit.upstream.sockets import State
+from tornado_rbkit.bridge.profiler_state import State
 
 
 def threads() -> int:

@@ -22,7 +22,7 @@ from tornado_rbkit.bridge.fanout import ClientCount, FanOut
 from tornado_rbkit.bridge.outbox import Outbox
 from tornado_rbkit.frames import Form, encode_data, encode_notice, encode_reply
 from tornado_rbkit.protocol import RESTARTED, Notice, parse_notice
-from tornado_rbkit.upstream.subscriber import MAX_DELIVERED
+from tornado_rbkit.upstream.encoder import MAX_DELIVERED
 
 __all__ = ["stall"]  # a fixture
 

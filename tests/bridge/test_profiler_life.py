@@ -13,8 +13,9 @@ from tornado.websocket import WebSocketClientConnection
 from tests.conftest import Serve, ask, closing, receive, receive_data, until
 from tests.fake_rbkit import FakeRbkit, free_port, rbkit_process
 from tornado_rbkit import Bridge, EndpointError
+from tornado_rbkit.bridge.profiler_state import State
 from tornado_rbkit.protocol import message_counter
-from tornado_rbkit.upstream.sockets import State
+from tornado_rbkit.upstream.types import ConnectionState
 
 
 async def next_notice(connection: WebSocketClientConnection, prefix: bytes) -> bytes:
@@ -139,8 +140,8 @@ async def test_a_lost_connection_to_the_same_process_is_no_restart(serve: Serve,
     server = await serve(Bridge(**rbkit.endpoints))
     connection = await server.connected()
     await until(lambda: server.bridge.stats()["handshake"], "the handshake is known")
-    server.bridge.on_state(State.DISCONNECTED)
-    server.bridge.on_state(State.CONNECTED)
+    server.bridge.on_connection(ConnectionState((rbkit.req,)))
+    server.bridge.on_connection(ConnectionState())
     assert await next_notice(connection, b"0server") == b"0server:disconnected"
     assert await next_notice(connection, b"0server") == b"0server:connected"
     rbkit.publish_collection()

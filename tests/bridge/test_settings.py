@@ -14,16 +14,13 @@ from typing import Any
 import pytest
 from hypothesis import HealthCheck, example, given, settings
 from hypothesis import strategies as st
-from tornado.ioloop import IOLoop
 
 from tests.fake_rbkit import FakeRbkit
 from tornado_rbkit import Bridge, EndpointError, IOLoopThread
 from tornado_rbkit.bridge.commands import CommandQueue
 from tornado_rbkit.bridge.settings import BridgeSettings
-from tornado_rbkit.upstream.connection import Connection
-from tornado_rbkit.upstream.requester import Outcome
-from tornado_rbkit.upstream.sockets import Reach, State
-from tornado_rbkit.upstream.subscriber import Batch
+from tornado_rbkit.upstream.types import Batch, ConnectionState, Outcome
+from tornado_rbkit.upstream.zmq_upstream import ZmqUpstream
 
 DEFAULTS = {field.name: field for field in dataclasses.fields(BridgeSettings)}
 NUMBERS = st.one_of(
@@ -53,43 +50,43 @@ class Listener:
 
     def __init__(self) -> None:
         self.result: asyncio.Future[str | Outcome] = asyncio.get_running_loop().create_future()
-        self.connection: Connection | None = None
+        self.upstream: ZmqUpstream | None = None
         self.timeouts: dict[str, float] = {}
 
     def on_batch(self, batch: Batch) -> None:
         batch.acknowledge(0.0)
 
-    def on_reached(self, reach: Reach) -> None:
-        pass
-
     def on_failure(self, reason: str) -> None:
         self.result.set_result(reason)
 
-    def on_outcome(self, outcome: Outcome) -> None:
-        self.result.set_result(outcome)
+    def on_connection(self, connection: ConnectionState) -> None:
+        if not connection.missing:
+            assert self.upstream is not None
+            queue = CommandQueue(self.upstream.request, self.timeouts, lambda name, outcome: None)
+            queue.submit("trigger_gc", self.result.set_result, self)
+            queue.open()
 
-    def on_state(self, state: State) -> None:
-        assert self.connection is not None
-        queue = CommandQueue(self.connection.request, self.timeouts, lambda name, outcome: None)
-        queue.submit("trigger_gc", lambda outcome: None, self)
-        queue.open()
+
+def opened(chosen: BridgeSettings, listener: Listener) -> ZmqUpstream:
+    upstream = ZmqUpstream(chosen, listener, lambda: upstream.close())
+    upstream.connect(chosen.pub, chosen.req)
+    return upstream
 
 
 async def first_outcome(chosen: BridgeSettings) -> str | Outcome:
     listener = Listener()
     listener.timeouts = {name: max(5.0, seconds) for name, seconds in chosen.command_timeouts.items()}
-    listener.connection = Connection(IOLoop.current(), listener, chosen.pub, chosen.req, chosen)
+    listener.upstream = opened(chosen, listener)
     try:
         return await asyncio.wait_for(listener.result, 20)
     finally:
-        await listener.connection.close()
+        await listener.upstream.close()
 
 
 async def opens(chosen: BridgeSettings) -> None:
     """Fail if the sockets cannot be made; that nobody is at an endpoint is no failure."""
     listener = Listener()
-    connection = Connection(IOLoop.current(), listener, chosen.pub, chosen.req, chosen)
-    await connection.close()
+    await opened(chosen, listener).close()
     assert not listener.result.done(), listener.result
 
 

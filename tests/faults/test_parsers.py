@@ -31,8 +31,8 @@ import tornado_rbkit.dashboard
 from tests.conftest import until
 from tests.fake_rbkit import FakeRbkit
 from tornado_rbkit import Bridge, RbkitWebSocketHandler, StatusHandler
+from tornado_rbkit.bridge.profiler_state import State
 from tornado_rbkit.frames import FRAGMENT_SIZE, JOIN_LIMIT
-from tornado_rbkit.upstream.sockets import State
 
 SIZES = [
     *(0, 1, 123, 124, 125, 126, 127),

@@ -25,13 +25,13 @@ from tests.conftest import Serve, until
 from tests.fake_rbkit import DATA as RECORDINGS
 from tests.fake_rbkit import FakeRbkit, collection
 from tornado_rbkit import Bridge, RbkitClient
+from tornado_rbkit.bridge.profiler_state import State
 from tornado_rbkit.cli.progress import Progress
 from tornado_rbkit.errors import RecordingError
 from tornado_rbkit.protocol import CommandError, Handshake, RbkitError
 from tornado_rbkit.recording.export import collapsed, json_lines, speedscope
 from tornado_rbkit.recording.recording import DATA, REPLY, Record, Recorder, events, read
 from tornado_rbkit.recording.replay import ReplayServer
-from tornado_rbkit.upstream.sockets import State
 
 
 def packed(*records: object) -> bytes:

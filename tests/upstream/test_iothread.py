@@ -14,7 +14,8 @@ import zmq
 from tests.conftest import Serve, ask, closing, until
 from tests.fake_rbkit import FakeRbkit
 from tornado_rbkit import Bridge, IOLoopThread
-from tornado_rbkit.upstream.sockets import State, Upstream
+from tornado_rbkit.bridge.profiler_state import State
+from tornado_rbkit.upstream.sockets import ProfilerSockets
 
 
 def used() -> tuple[int, int]:
@@ -62,14 +63,14 @@ class TestEnd:
     async def test_before_its_time_is_told_to_the_clients_and_ends_what_is_in_flight(
         self, serve: Serve, rbkit: FakeRbkit, monkeypatch: pytest.MonkeyPatch, shared: bool
     ) -> None:
-        upstreams: list[Upstream] = []
-        open_upstream = Upstream.open
+        opened: list[ProfilerSockets] = []
+        open_sockets = ProfilerSockets.open
 
-        def note_and_open(upstream: Upstream) -> None:
-            upstreams.append(upstream)
-            open_upstream(upstream)
+        def note_and_open(sockets: ProfilerSockets) -> None:
+            opened.append(sockets)
+            open_sockets(sockets)
 
-        monkeypatch.setattr(Upstream, "open", note_and_open)
+        monkeypatch.setattr(ProfilerSockets, "open", note_and_open)
         thread = IOLoopThread()
         if shared:
             thread.start()
@@ -79,7 +80,7 @@ class TestEnd:
         rbkit.answering.clear()
         await connection.write_message("trigger_gc")
         await until(lambda: b"trigger_gc" in rbkit.received, "it is in flight")
-        upstreams[0]._io_loop.add_callback(sys.exit)
+        opened[0]._io_loop.add_callback(sys.exit)
         code, reason = await closing(connection)
         assert code == 1013
         assert "cannot connect to the rbkit server: the I" in str(reason)

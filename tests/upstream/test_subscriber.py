@@ -28,9 +28,12 @@ from tornado_rbkit import Bridge, frames
 from tornado_rbkit.bridge.clients import Clients
 from tornado_rbkit.bridge.session import Session
 from tornado_rbkit.frames import Buffer, Chunk, Form
-from tornado_rbkit.upstream import subscriber
+from tornado_rbkit.upstream import encoder, subscriber
 from tornado_rbkit.upstream.iothread import IOLoopThread
-from tornado_rbkit.upstream.subscriber import Batch, Phase, SocketSource, Subscriber
+from tornado_rbkit.upstream.losses import LossCounter
+from tornado_rbkit.upstream.source import SocketSource
+from tornado_rbkit.upstream.subscriber import Phase, Subscriber
+from tornado_rbkit.upstream.types import Batch
 
 BINARY, ESCAPED = Form(), Form(escaped=True)
 COMPRESSED, ESCAPED_COMPRESSED = Form(deflate=True), Form(escaped=True, deflate=True)
@@ -130,7 +133,6 @@ class Pacing:
         self.encodings: list[tuple[set[Form], int]] = []
         self.sent: list[bytes] = []
         self.subscriber = Subscriber(
-            self.source,
             cast(IOLoop, self.loop),
             self.deliver,
             on_thread=on_thread,
@@ -139,6 +141,7 @@ class Pacing:
             compression_level=level,
             clock=self.loop.clock,
         )
+        self.subscriber.open(self.source)
 
     def deliver(self, batch: Batch) -> None:
         self.batches.append(batch)
@@ -186,7 +189,7 @@ class Pacing:
 
     def check(self) -> None:
         """Check the invariant that the docstring of Subscriber states."""
-        held = self.subscriber._unreported or self.subscriber._encoding is not None
+        held = self.subscriber._unreported or self.subscriber._encoder.is_encoding
         watched = self.source.on_ready is not None
         if self.phase is Phase.LISTENING:
             assert watched
@@ -229,8 +232,9 @@ def small(monkeypatch: pytest.MonkeyPatch) -> None:
 def make_small(monkeypatch: pytest.MonkeyPatch) -> None:
     """Make the sizes of batches, slices and fragments a 256th of what they are, so that little data is much."""
     for name in ("MAX_DELIVERED", "_SLICE", "_MIN_BATCH", "_MAX_DEFLATED"):
-        monkeypatch.setattr(subscriber, name, getattr(subscriber, name) // 256)
-    monkeypatch.setattr(subscriber, "_MAX_MESSAGES", 16)
+        monkeypatch.setattr(encoder, name, getattr(encoder, name) // 256)
+    for module in (encoder, subscriber):
+        monkeypatch.setattr(module, "MAX_MESSAGES", 16)
     for name in ("FRAGMENT_SIZE", "JOIN_LIMIT"):
         monkeypatch.setattr(frames, name, getattr(frames, name) // 256)
 
@@ -598,7 +602,7 @@ class TestPhases:
 def test_losses_are_counted(
     counters: list[int | str | None], missed: int, restarted: bool, foreign: int, base: int, together: bool
 ) -> None:
-    losses = subscriber.LossCounter()
+    losses = LossCounter()
     waiting: list[Buffer] = []
     for counter in counters:
         if isinstance(counter, str) or not together:
@@ -924,7 +928,7 @@ class TestOverSockets:
             return encode(*arguments, **options)
 
         encode = frames.encode_in_slices
-        monkeypatch.setattr(subscriber, "encode_in_slices", encode_and_step)
+        monkeypatch.setattr(encoder, "encode_in_slices", encode_and_step)
         server = await serve(Bridge(**rbkit.endpoints, threaded=threaded))
         connection = await server.connected()
         await until(lambda: server.bridge.stats()["handshake"], "the handshake is known")

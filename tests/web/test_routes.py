@@ -25,7 +25,7 @@ from tornado_rbkit import (
     SubprotocolMatches,
     rbkit_routes,
 )
-from tornado_rbkit.upstream.sockets import State
+from tornado_rbkit.bridge.profiler_state import State
 
 
 class Echo(WebSocketHandler):

@@ -3,45 +3,28 @@
 from __future__ import annotations
 
 import asyncio
-import logging
-import os
-from collections import Counter
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from functools import partial
 from typing import Any, Final, Literal
 
 from tornado.ioloop import IOLoop
 from tornado.iostream import IOStream
-from tornado.process import task_id
 from tornado.web import RequestHandler
 
 from tornado_rbkit.bridge.clients import Clients
 from tornado_rbkit.bridge.commands import CommandQueue
 from tornado_rbkit.bridge.fanout import ClientCount, FanOut
-from tornado_rbkit.bridge.probe import Probe
+from tornado_rbkit.bridge.own_commands import OwnCommands
+from tornado_rbkit.bridge.profiler_state import ProfilerState, State
 from tornado_rbkit.bridge.session import CommandRules, Session
 from tornado_rbkit.bridge.settings import BridgeSettings
-from tornado_rbkit.bridge.target import Target, Trouble
-from tornado_rbkit.deadline import Deadline
 from tornado_rbkit.endpoints import check_endpoint
 from tornado_rbkit.errors import BridgeFullError, RbkitError
 from tornado_rbkit.frames import Form
-from tornado_rbkit.log_throttle import LogThrottle, times
-from tornado_rbkit.protocol import (
-    CLOSE_GOING_AWAY,
-    CLOSE_POLICY,
-    CLOSE_TOO_BIG,
-    CLOSE_TRY_AGAIN,
-    RESTARTED,
-    Notice,
-)
+from tornado_rbkit.protocol import CLOSE_GOING_AWAY, CLOSE_POLICY, CLOSE_TOO_BIG, CLOSE_TRY_AGAIN, Notice
 from tornado_rbkit.upstream.iothread import IOLoopThread
-from tornado_rbkit.upstream.lifeline import Lifeline
-from tornado_rbkit.upstream.requester import Outcome
-from tornado_rbkit.upstream.sockets import Reach, State
-from tornado_rbkit.upstream.subscriber import Batch
-
-_log = logging.getLogger(__name__)
+from tornado_rbkit.upstream.types import Batch, ConnectionState, Outcome, Upstream
+from tornado_rbkit.upstream.zmq_upstream import ZmqUpstream
 
 _MIB: Final = 1024 * 1024
 _CLOSE_GRACE: Final = 1.0  # seconds for clients to answer a close frame, and for the profiler to answer commands
@@ -130,50 +113,41 @@ class Bridge:
             compression_level=compression_level,
         )
         self._settings = settings
-        self._pid = os.getpid()
         self.default_encoding = settings.default_encoding
         self.compression_level = settings.compression_level
         self.ping_interval = settings.ping_interval
         self.ping_timeout = min(settings.ping_timeout or settings.ping_interval, settings.ping_interval)
         self.stall_timeout = settings.stall_timeout
-        self._lifeline = Lifeline(settings, self, self.close)
-        self._state = State.IDLE
-        self._target = Target()
-        self._commands = CommandQueue(self._lifeline.request, settings.command_timeouts, self._on_settled)
+        self._profiler = ProfilerState(settings.pub, settings.req)
+        self._upstream: Upstream = ZmqUpstream(settings, self, self.close)
+        self._commands = CommandQueue(self._upstream.request, settings.command_timeouts, self._record)
+        self._own_commands = OwnCommands(self._commands, self._profiler)
         self._new_session = partial(
             Session,
             submit=self._commands.submit,
             max_backlog_bytes=settings.max_backlog_bytes,
             stall_timeout=settings.stall_timeout,
         )
-        self._probe = Probe(self._ask_again)
         self._sessions = Clients()
         self._fan_out = FanOut()
         self._client_count = ClientCount(self._sessions, self._fan_out)
-        self._connect_deadlines: dict[Session, Deadline] = {}  # of clients that wait for the profiler
         self._idle_timer: object | None = None
-        self._repeats = LogThrottle()
-        self._trouble_logged = False
-        self._restart_told = False
-        self._is_another = False  # the process is not the previous one, by `retarget` or by its counter
-        self._pending = 0
         self._closing: asyncio.Task[None] | None = None
-        self._totals = Counter(messages_in=0, bytes_in=0, messages_missed=0, messages_foreign=0, disconnects=0)
 
     @property
     def pub(self) -> str:
         """The endpoint where the profiler publishes."""
-        return self._lifeline.pub
+        return self._profiler.pub
 
     @property
     def req(self) -> str:
         """The endpoint where the profiler takes commands."""
-        return self._lifeline.req
+        return self._profiler.req
 
     @property
     def state(self) -> State:
         """The state of the connection to the profiler."""
-        return self._state
+        return self._profiler.state
 
     @property
     def watched(self) -> bool:
@@ -190,18 +164,14 @@ class Bridge:
             EndpointError: `pub` or `req` cannot be connected to; nothing has changed.
         """
         pub, req = check_endpoint(pub, "pub"), check_endpoint(req, "req")
-        if not self._lifeline.is_open or self._closing is not None:
-            self._lifeline.pub, self._lifeline.req = pub, req
+        if self.state is State.IDLE or self._closing is not None:
+            self._profiler.pub, self._profiler.req = pub, req
             return
-        if self._state is State.CONNECTED:
-            self.on_state(State.DISCONNECTED)
-        self._lifeline.let_go()
-        self._pending = 0
-        self._is_another = True
-        self._probe.stop()
-        self._lifeline.pub, self._lifeline.req = pub, req
+        self.on_connection(ConnectionState((self.pub, self.req)))
+        self._profiler.retarget(pub, req)
+        self._upstream.disconnect()
         try:
-            self._lifeline.connect()
+            self._upstream.connect(pub, req)
         except RbkitError as error:
             self.on_failure(str(error))
         self._update_encodings()
@@ -237,9 +207,8 @@ class Bridge:
             raise
         self._sessions.add(session)
         self._client_count.update()
-        if self._state is not State.CONNECTED:
-            timeout = self._settings.connect_timeout
-            self._connect_deadlines[session] = Deadline(timeout, partial(self._give_up, session))
+        if self.state is not State.CONNECTED:
+            session.await_profiler(self._settings.connect_timeout, partial(self._give_up, session))
         self._update_encodings()
         return session
 
@@ -249,9 +218,6 @@ class Bridge:
             return
         session.leave()
         self._sessions.remove(session)
-        deadline = self._connect_deadlines.pop(session, None)
-        if deadline is not None:
-            deadline.cancel()
         self._commands.forget(session)
         self._update_encodings()
         if not self._sessions and self._closing is None:
@@ -269,197 +235,99 @@ class Bridge:
     def stats(self) -> dict[str, Any]:
         """Return figures for an operator, ready for JSON; sizes are in bytes, times in seconds."""
         return {
-            "pub": self.pub,
-            "req": self.req,
-            "state": self._state.value,
-            "trouble": self._trouble(),
-            **self._target.stats(),
+            **self._profiler.stats(),
             "commands_waiting": len(self._commands),
-            "bytes_pending": self._pending,
-            **self._totals,
             **self._sessions.totals(),
             "clients": [session.stats() for session in self._sessions],
         }
 
-    # Called by the connection, on the web loop.
+    # Called by the upstream, on the web loop.
 
     def on_batch(self, batch: Batch) -> None:
         """Deliver a batch to all clients, and acknowledge it when it has been written."""
         try:
-            self._pending = batch.pending
-            self._totals["messages_in"] += batch.messages
-            self._totals["bytes_in"] += batch.size
-            self._totals["messages_missed"] += batch.missed
-            if batch.foreign:
-                self._on_foreign(batch.foreign)
-            if batch.restarted:
-                self._is_another = True
-                if self._state is State.CONNECTED:  # otherwise `on_state` reports it once both sockets are connected
-                    self._on_restarted()
-                    self._learn()
+            self._notify(self._profiler.on_batch(batch))
+            if batch.restarted and self.state is State.CONNECTED:
+                self._own_commands.send_handshake()
         finally:
             sessions = self._sessions.joined_by(batch.generation)
-            self._fan_out.begin(sessions, partial(_deliver, batch), size=batch.encoded, done=batch.acknowledge)
+            deliver = partial(Session.deliver, batch=batch)
+            self._fan_out.begin(sessions, deliver, size=batch.encoded, done=batch.acknowledge)
 
-    def on_outcome(self, outcome: Outcome) -> None:
-        """Pass on the outcome of a command."""
-        self._commands.on_outcome(outcome)
-
-    def on_reached(self, reach: Reach) -> None:
-        """Record that an endpoint was connected, disconnected or refused."""
-        self._lifeline.reach = reach
+    def on_connection(self, connection: ConnectionState) -> None:
+        """Record the connection; if it was made or lost, notify the clients, and start or stop sending commands."""
+        before = self.state
+        notices = self._profiler.on_connection(connection)
+        if self.state is before:
+            return
+        self._own_commands.schedule_probe()
+        if self.state is State.CONNECTED:
+            self._sessions.on_profiler_connected()
+            self._notify(notices)
+            self._own_commands.send_handshake()
+            self._commands.open()
+        else:
+            self._notify(notices)
+            self._commands.close(f"the rbkit server at {self.req} is not connected")
 
     def on_failure(self, reason: str) -> None:
         """Close the clients and the connection: its sockets failed or its thread ended. The next client reopens it."""
-        self._lifeline.log_failure(reason)
+        self._profiler.on_failure(reason)
         for session in list(self._sessions):
             session.close(CLOSE_TRY_AGAIN, _cannot_connect(reason))
-        self._let_go()
+        self._disconnect()
 
-    def on_state(self, state: State) -> None:
-        """Log that the profiler connected or disconnected, notify the clients, and start or stop sending commands."""
-        before, self._state = self._state, state
-        self._lifeline.log(before, state)
-        if state is State.CONNECTED:
-            self._restart_told = False
-            self._cancel_connect_deadlines()
-            if before is State.DISCONNECTED:
-                self._notify(Notice("server", "connected"))
-            if self._is_another:
-                self._is_another = False
-                self._on_restarted()
-            self._learn()
-            self._commands.open()
-        else:
-            self._totals["disconnects"] += 1
-            self._probe.stop()
-            self._notify(Notice("server", "disconnected"))
-            self._commands.close(f"the rbkit server at {self.req} is not connected")
-
-    # Commands
-
-    def _learn(self) -> None:
-        """Submit a handshake of the bridge's own, ahead of all waiting commands."""
-        self._commands.submit("handshake", lambda outcome: None, self, first=True)
-
-    def _on_settled(self, command: str, outcome: Outcome) -> None:
-        before = self._target.trouble
-        if self._target.note(command, outcome):
-            self._on_restarted()
-        if self._target.trouble is not before:
-            self._log_trouble()
-        self._probe.on_outcome(outcome)
-
-    def _log_trouble(self) -> None:
-        """Log that a trouble of the process has begun or ended. Call it only when the trouble changes."""
-        trouble = self._target.trouble
-        if trouble is None:
-            if self._trouble_logged:
-                _log.warning("the rbkit server at %s answers again", self.req)
-            self._trouble_logged = False
-            return
-        # Silence is found once per time-out, but foreign replies arrive as fast as clients send commands.
-        count = 1 if trouble is Trouble.SILENT else self._repeats.add(trouble)
-        self._trouble_logged |= count > 0
-        if count:
-            _log.warning("the rbkit server at %s %s%s", self.req, self._target.describe_trouble(), times(count))
-
-    def _ask_again(self) -> None:
-        if not self._commands and self._state is State.CONNECTED:
-            self._learn()
-
-    def _on_restarted(self) -> None:
-        """Report, once per connection, that the process is another one: its pid or its message_counter changed."""
-        self._is_another = False
-        if not self._restart_told:
-            self._restart_told = True
-            _log.info("the process at %s is another one than before", self.req)
-            self._target.restarted()
-            self._notify(RESTARTED)
-
-    def _on_foreign(self, count: int) -> None:
-        logged = not self._totals["messages_foreign"]
-        self._totals["messages_foreign"] += count
-        if logged:
-            _log.warning(
-                "%s publishes what is not rbkit's; it is passed on, and counted as messages_foreign", self.pub
-            )
-
-    def _trouble(self) -> str | None:
-        """Return what is wrong with the profiler, as text for an operator; None if nothing is."""
-        if self._lifeline.trouble:
-            return self._lifeline.trouble
-        if self._target.trouble and self._state is State.CONNECTED:
-            return f"the rbkit server at {self.req} {self._target.describe_trouble()}"
-        return None
-
-    async def _stop_profiling(self, timeout: float | None = None) -> None:
-        """Stop profiling that was started through this bridge; wait for the outcomes, at most `timeout` seconds."""
-        if not self._settings.stop_when_idle or self._state is not State.CONNECTED:
-            return
-        if self._target.to_stop() and (os.getpid() != self._pid or task_id() is not None):
-            _log.info("profiling of %s is left on: this process was forked, and its siblings may watch", self.req)
-            return
-        stopped: list[asyncio.Future[Outcome]] = []
-        for command in self._target.to_stop():
-            stopped.append(asyncio.get_running_loop().create_future())
-            self._commands.submit(command, stopped[-1].set_result, self, first=True)
-        if stopped:
-            await asyncio.wait(stopped, timeout=timeout)
+    def _record(self, command: str, outcome: Outcome) -> None:
+        """Record the outcome of a command."""
+        self._notify(self._profiler.on_result(command, outcome))
+        self._own_commands.schedule_probe()
 
     # Clients
 
-    def _notify(self, notice: Notice) -> None:
-        self._fan_out.notify(self._sessions, notice)
+    def _notify(self, notices: Iterable[Notice]) -> None:
+        for notice in notices:
+            self._fan_out.notify(self._sessions, notice)
 
     def _give_up(self, session: Session) -> None:
         """Close a client because the profiler was not reached within `connect_timeout`."""
-        del self._connect_deadlines[session]
-        missing = self.pub if self.req in self._lifeline.reach.up else self.req
-        session.close(CLOSE_TRY_AGAIN, f"rbkit server is not running at {missing}")
-
-    def _cancel_connect_deadlines(self) -> None:
-        for deadline in self._connect_deadlines.values():
-            deadline.cancel()
-        self._connect_deadlines.clear()
+        session.close(CLOSE_TRY_AGAIN, f"rbkit server is not running at {self._profiler.first_missing}")
 
     def _update_encodings(self) -> None:
-        self._lifeline.set_encodings(self._sessions.forms, len(self._sessions), self._sessions.generation)
+        self._upstream.set_encodings(self._sessions.forms, len(self._sessions), self._sessions.generation)
 
     # Life
 
     def _open(self) -> None:
         self._cancel(self._idle_timer)
         self._idle_timer = None
-        if self._lifeline.is_open:
+        if self.state is not State.IDLE:
             return
         self._loop = IOLoop.current()
         try:
-            self._lifeline.connect()
+            self._upstream.connect(self.pub, self.req)
         except RbkitError as error:
-            self._lifeline.log_failure(str(error))
+            self._profiler.on_failure(str(error))
             raise BridgeFullError(_cannot_connect(str(error))) from error
-        self._state = State.CONNECTING
+        self._profiler.on_connecting()
         self._commands.hold()
+
+    async def _stop_profiling(self, timeout: float | None = None) -> None:
+        if self._settings.stop_when_idle:
+            await self._own_commands.stop_profiling(timeout)
 
     async def _go_idle(self) -> None:
         self._idle_timer = None
         await self._stop_profiling()
         if not self._sessions and self._idle_timer is None and self._closing is None:
-            await self._disconnect()
+            self._disconnect()
+            await self._upstream.close()
 
-    def _let_go(self) -> None:
+    def _disconnect(self) -> None:
         """Begin to close the connection, and enter the idle state immediately."""
-        self._state = State.IDLE
-        self._pending = 0
-        self._probe.stop()
-        self._cancel_connect_deadlines()
+        self._profiler.on_idle()
+        self._own_commands.schedule_probe()
         self._commands.close("the bridge has closed the connection")
-        self._lifeline.let_go()
-
-    async def _disconnect(self) -> None:
-        self._let_go()
-        await self._lifeline.close()
+        self._upstream.disconnect()
 
     async def _close(self) -> None:
         self._cancel(self._idle_timer)
@@ -469,18 +337,12 @@ class Bridge:
         for session in list(self._sessions):
             session.abort()
             self.leave(session)
-        await self._disconnect()
+        self._disconnect()
+        await self._upstream.close()
 
     def _cancel(self, timer: object | None) -> None:
         if timer is not None:
             self._loop.remove_timeout(timer)
-
-
-def _deliver(batch: Batch, session: Session) -> None:
-    """Queue a batch in a client's encoding, and count its missed messages."""
-    if batch.missed:
-        session.outbox.add_missed(batch.missed)
-    session.outbox.send_data(batch.chunks.get(session.form, ()))
 
 
 def _cannot_connect(reason: str) -> str:

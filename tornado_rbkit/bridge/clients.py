@@ -70,6 +70,11 @@ class Clients:
         """
         return (session for session, joined in self._sessions.items() if joined <= generation)
 
+    def on_profiler_connected(self) -> None:
+        """Tell each session that the profiler is connected."""
+        for session in self._sessions:
+            session.on_profiler_connected()
+
     def log_closing(self, remote: str | None, reason: str) -> None:
         """Log that a client was closed for its behaviour, throttled to the 1st, 10th, 100th time."""
         count = self._repeats.add(reason)

@@ -9,7 +9,7 @@ from dataclasses import dataclass
 from typing import Final
 
 from tornado_rbkit.protocol import CommandError
-from tornado_rbkit.upstream.requester import Outcome
+from tornado_rbkit.upstream.types import Outcome
 
 MAX_WAITING: Final = 256
 """Waiting commands of all clients together."""
@@ -44,19 +44,19 @@ class CommandQueue:
 
     def __init__(
         self,
-        send: Callable[[str, float], None],
+        request: Callable[[str, float, Callable[[Outcome], None]], None],
         timeouts: Mapping[str, float],
-        on_settled: Callable[[str, Outcome], None],
+        record: Callable[[str, Outcome], None],
     ) -> None:
         """Create an empty queue.
 
         Args:
-            send: sends a command with its time-out in seconds; the outcome must be passed to `on_outcome`.
+            request: `Upstream.request`.
             timeouts: seconds by command, overriding `COMMAND_TIMEOUTS`.
-            on_settled: called with each command that was sent and its outcome, before the command's own callback.
+            record: called with each command that was sent and its outcome, before the command's own callback.
         """
-        self._send = send
-        self._on_settled = on_settled
+        self._request = request
+        self._record = record
         self._timeouts = {**COMMAND_TIMEOUTS, **timeouts}
         self._waiting: deque[Command] = deque()
         self._in_flight: Command | None = None
@@ -104,11 +104,11 @@ class CommandQueue:
         for command in waiting:
             _refuse(command, "unavailable", text)
 
-    def on_outcome(self, outcome: Outcome) -> None:
+    def _on_outcome(self, outcome: Outcome) -> None:
         """Answer the command in flight, and send the next one."""
         command, self._in_flight = self._in_flight, None
         assert command is not None
-        self._on_settled(command.name, outcome)
+        self._record(command.name, outcome)
         command.answer(outcome)
         if outcome.error is not None and outcome.error.reason == "timeout":
             self._shorten_the_wait()
@@ -117,7 +117,7 @@ class CommandQueue:
     def _next(self) -> None:
         if self._open and self._in_flight is None and self._waiting:
             self._in_flight = self._waiting.popleft()
-            self._send(self._in_flight.name, self._in_flight.timeout)
+            self._request(self._in_flight.name, self._in_flight.timeout, self._on_outcome)
 
     def _shorten_the_wait(self) -> None:
         now = time.monotonic()

@@ -12,7 +12,7 @@ from typing import Final
 from tornado_rbkit.bridge.clients import Clients
 from tornado_rbkit.bridge.session import Session
 from tornado_rbkit.protocol import CLIENT_COUNT, Notice
-from tornado_rbkit.upstream.subscriber import MAX_DELIVERED
+from tornado_rbkit.upstream.encoder import MAX_DELIVERED
 
 CLIENT_COUNT_INTERVAL: Final = 0.1
 """Seconds between two ``client_count`` notices."""

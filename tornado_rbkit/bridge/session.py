@@ -14,6 +14,7 @@ from tornado.iostream import IOStream
 from tornado.web import RequestHandler
 
 from tornado_rbkit.bridge.outbox import Outbox
+from tornado_rbkit.deadline import Deadline
 from tornado_rbkit.frames import Form, encode_notice, encode_reply
 from tornado_rbkit.protocol import (
     CLIENT_COUNT,
@@ -25,7 +26,7 @@ from tornado_rbkit.protocol import (
     CommandError,
     Notice,
 )
-from tornado_rbkit.upstream.requester import Outcome
+from tornado_rbkit.upstream.types import Batch, Outcome
 
 _log = logging.getLogger(__name__)
 
@@ -121,6 +122,7 @@ class Session:
         self._room: asyncio.Event = asyncio.Event()
         self._unauthorized: deque[tuple[_Owed, str]] = deque()
         self._authorizing: asyncio.Task[None] | None = None
+        self._connect_deadline: Deadline | None = None
         self._left = False
 
     @property
@@ -152,6 +154,22 @@ class Session:
             return self._until_there_is_room()
         return None
 
+    def await_profiler(self, timeout: float, give_up: Callable[[], None]) -> None:
+        """Call `give_up` after `timeout` seconds, unless `on_profiler_connected` is called before."""
+        self._connect_deadline = Deadline(timeout, give_up)
+
+    def on_profiler_connected(self) -> None:
+        """Stop waiting for the profiler."""
+        if self._connect_deadline is not None:
+            self._connect_deadline.cancel()
+            self._connect_deadline = None
+
+    def deliver(self, batch: Batch) -> None:
+        """Send a batch in the client's encoding, and count its missed messages."""
+        if batch.missed:
+            self.outbox.add_missed(batch.missed)
+        self.outbox.send_data(batch.chunks.get(self.form, ()))
+
     def notify(self, notice: Notice) -> None:
         """Send a notice, replacing a waiting one of its kind. Escaped clients are only sent ``client_count``."""
         if not self.form.escaped or notice.name == CLIENT_COUNT:
@@ -172,6 +190,7 @@ class Session:
     def leave(self) -> None:
         """Discard everything that waits: the WebSocket is closed, or about to be. May be called twice."""
         self._left = True
+        self.on_profiler_connected()
         self._owed.clear()
         self._ready_bytes = 0
         self._unauthorized.clear()

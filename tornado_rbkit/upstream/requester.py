@@ -5,7 +5,7 @@ from __future__ import annotations
 import time
 from collections.abc import Callable, Mapping
 from functools import partial
-from typing import Any, ClassVar, NamedTuple
+from typing import Any, ClassVar
 
 import zmq
 from tornado.ioloop import IOLoop
@@ -13,23 +13,13 @@ from zmq.eventloop.zmqstream import ZMQStream
 
 from tornado_rbkit.deadline import Deadline
 from tornado_rbkit.protocol import CommandError, check_reply
-
-
-class Outcome(NamedTuple):
-    """The result of a command: the reply bytes, the error that they represent (if any), and the time in seconds."""
-
-    reply: bytes
-    error: CommandError | None
-    seconds: float
-
-    @property
-    def answered(self) -> bool:
-        """Whether the profiler replied, even if the reply was invalid."""
-        return self.error is None or self.error.reason == "invalid-reply"
+from tornado_rbkit.upstream.types import Outcome
 
 
 class Requester:
-    """Sends one command at a time and reports exactly one outcome for each. On its loop's thread only.
+    """Sends one command at a time and reports exactly one outcome for each.
+
+    On its loop's thread only, except the constructor.
 
     The socket is relaxed and correlated (ZMQ_REQ_RELAXED, ZMQ_REQ_CORRELATE): the next command can be sent after a
     time-out, and a late reply is discarded. With ZMQ_IMMEDIATE nothing is queued for an absent peer, so a command
@@ -38,34 +28,34 @@ class Requester:
 
     OPTIONS: ClassVar[Mapping[int, Any]] = {zmq.REQ_RELAXED: 1, zmq.REQ_CORRELATE: 1, zmq.IMMEDIATE: 1}
 
-    def __init__(
-        self,
-        socket: zmq.Socket[bytes],
-        io_loop: IOLoop,
-        on_outcome: Callable[[Outcome], None],
-        *,
-        max_reply_bytes: int,
-    ) -> None:
-        """Attach to a socket that has `OPTIONS`.
+    def __init__(self, io_loop: IOLoop, on_outcome: Callable[[Outcome], None], *, max_reply_bytes: int) -> None:
+        """Create a requester without a socket.
 
         Args:
-            socket: a REQ socket, already connecting.
             io_loop: the socket's loop.
             on_outcome: called once for each request.
             max_reply_bytes: the most bytes in all parts of a reply together (ZMQ_MAXMSGSIZE bounds each part).
         """
-        self._stream = ZMQStream(socket, io_loop)
+        self._io_loop = io_loop
+        self._stream: ZMQStream | None = None
         self._on_outcome = on_outcome
         self._max_reply_bytes = max_reply_bytes
         self._command: str | None = None
         self._sent_at = 0.0
         self._deadline: Deadline | None = None
+
+    def open(self, socket: zmq.Socket[bytes]) -> None:
+        """Attach to a REQ socket that has `OPTIONS` and is connecting."""
+        self._stream = ZMQStream(socket, self._io_loop)
         self._stream.on_recv(self._on_reply)
 
     def request(self, command: str, timeout: float) -> None:
         """Send `command`, which `parse_command` has accepted; it fails after `timeout` seconds without a reply."""
         self._command = command
         self._sent_at = time.monotonic()
+        if self._stream is None:
+            self.fail("the connection is not open; it was not sent")
+            return
         try:
             # Not through the stream: it would queue the command until the peer is back.
             self._stream.socket.send(command.encode(), zmq.NOBLOCK)
@@ -87,11 +77,13 @@ class Requester:
     def stop(self) -> None:
         """Fail the command in flight, if there is one, and stop receiving."""
         self.fail("the bridge has closed the connection")
-        self._stream.stop_on_recv()
+        if self._stream is not None:
+            self._stream.stop_on_recv()
 
     def close(self) -> None:
         """Close the socket. Call it a turn of the loop after `stop`: the stream may have deferred work until then."""
-        self._stream.close(linger=0)
+        if self._stream is not None:
+            self._stream.close(linger=0)
 
     def _on_reply(self, parts: list[bytes]) -> None:
         command = self._command

@@ -9,7 +9,7 @@ from prometheus_client import CONTENT_TYPE_LATEST, CollectorRegistry, generate_l
 from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily, Metric
 
 from tornado_rbkit.bridge.bridge import Bridge
-from tornado_rbkit.upstream.sockets import State
+from tornado_rbkit.bridge.profiler_state import State
 from tornado_rbkit.web.pages import PageHandler
 
 _COUNTERS: Final = {

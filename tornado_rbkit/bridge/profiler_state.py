@@ -1,0 +1,281 @@
+"""The state of one profiler, from its connection, its replies and its messages. No I/O."""
+
+from __future__ import annotations
+
+import enum
+import logging
+from collections import Counter, deque
+from typing import Any, Final
+
+from tornado_rbkit.log_throttle import LogThrottle, times
+from tornado_rbkit.protocol import RESTARTED, DecodeError, Handshake, Notice, decode_handshake
+from tornado_rbkit.upstream.types import Batch, ConnectionState, Outcome
+
+_log = logging.getLogger(__name__)
+
+_STOPS: Final = {"start_memory_profile": "stop_memory_profile", "start_cpu_profiling": "stop_cpu_profiling"}
+_REMEMBERED: Final = 32
+_PROBE_DELAYS: Final = (1.0, 60.0)  # seconds, doubling: each request to a dead command channel stays in its queue
+
+_NO_REPLY: Final = (
+    "does not answer commands (no reply to {} so far): the process is stopped or very busy, or somebody's empty "
+    "request has killed its command channel, which only a restart mends"
+)
+_NOT_RBKIT: Final = "is not rbkit, or speaks another protocol: its reply to handshake is none"
+
+
+class State(enum.Enum):
+    """The state of a bridge's connection to its profiler."""
+
+    IDLE = "idle"  # there are no clients, so there are no sockets
+    CONNECTING = "connecting"
+    CONNECTED = "connected"
+    DISCONNECTED = "disconnected"  # it was connected before
+
+
+class Fault(enum.Enum):
+    """A fault of a profiler that is connected."""
+
+    SILENT = "silent"  # it does not answer commands
+    FOREIGN = "foreign"  # it answers, but not as rbkit does
+
+
+class ProfilerState:
+    """Records and logs everything that a bridge learns about its profiler. Web loop only.
+
+    Methods that record an event return the notices to send to the clients, in order.
+
+    Attributes:
+        pub: the endpoint where the profiler publishes.
+        req: the endpoint where it takes commands.
+        state: the state of the connection.
+        handshake: the last handshake, None before the first.
+        answers: whether the last command was answered, None before the first.
+        probe_delay: seconds after which to send a command, so that a profiler that stopped answering is noticed when
+            it answers again; None if there is no need.
+    """
+
+    def __init__(self, pub: str, req: str) -> None:
+        """Begin in the state `IDLE`."""
+        self.pub = pub
+        self.req = req
+        self.state = State.IDLE
+        self.handshake: Handshake | None = None
+        self.answers: bool | None = None
+        self.probe_delay: float | None = None
+        self._connection = ConnectionState()
+        self._is_another = False  # the process is not the previous one, by `retarget` or by its counter
+        self._restart_notified = False
+        self._unanswered = 0
+        self._foreign = False
+        self._recording: set[str] = set()  # the commands that stop what is being recorded
+        self._started_here: set[str] = set()
+        self._last_results: deque[tuple[str, Outcome]] = deque(maxlen=_REMEMBERED)
+        self._next_probe_delay = _PROBE_DELAYS[0]
+        self._throttle = LogThrottle()
+        self._loss_logged = self._fault_logged = False
+        self._pending = 0
+        self._totals = Counter(messages_in=0, bytes_in=0, messages_missed=0, messages_foreign=0, disconnects=0)
+
+    # The connection
+
+    def retarget(self, pub: str, req: str) -> None:
+        """Record that a connection to another process, at other endpoints, is being opened instead of this one."""
+        self.pub, self.req = pub, req
+        self._is_another = True
+        self.probe_delay = None
+        self._pending = 0
+        self._connection = ConnectionState((pub, req))
+
+    def on_connecting(self) -> None:
+        """Record that a connection is being opened."""
+        self.state = State.CONNECTING
+        self._connection = ConnectionState((self.pub, self.req))
+
+    def on_connection(self, connection: ConnectionState) -> list[Notice]:
+        """Record and log a change of the connection."""
+        before, self._connection = self.state, connection
+        if connection.missing:
+            return self._on_disconnected() if before is State.CONNECTED else []
+        self.state = State.CONNECTED
+        return self._on_connected(before) if before is not State.CONNECTED else []
+
+    def on_idle(self) -> None:
+        """Record that the connection is being closed."""
+        self.state = State.IDLE
+        self.probe_delay = None
+        self._pending = 0
+
+    def on_failure(self, reason: str) -> None:
+        """Log that no connection can be opened, throttled to the 1st, 10th, 100th time."""
+        count = self._throttle.add("cannot connect")
+        if count:
+            _log.warning("cannot connect to the rbkit server at %s: %s%s", self.req, reason, times(count))
+
+    @property
+    def first_missing(self) -> str:
+        """The endpoint to name in an error; that of commands if neither is connected."""
+        return self._connection.missing[-1] if self._connection.missing else self.req
+
+    def _on_connected(self, before: State) -> list[Notice]:
+        if self._loss_logged:
+            _log.warning("the rbkit server at %s is back", self.req)
+        elif before is not State.DISCONNECTED:
+            _log.info("connected to the rbkit server at %s", self.req)
+        self._loss_logged = self._restart_notified = False
+        notices = [Notice("server", "connected")] if before is State.DISCONNECTED else []
+        return notices + (self._on_restarted() if self._is_another else [])
+
+    def _on_disconnected(self) -> list[Notice]:
+        self.state = State.DISCONNECTED
+        self.probe_delay = None
+        self._totals["disconnects"] += 1
+        count = self._throttle.add("went away")
+        self._loss_logged = count > 0
+        if count:
+            _log.warning("the rbkit server at %s went away%s", self.req, times(count))
+        return [Notice("server", "disconnected")]
+
+    # Messages
+
+    def on_batch(self, batch: Batch) -> list[Notice]:
+        """Count a batch; notice a restart by the message counter."""
+        self._pending = batch.pending
+        self._totals["messages_in"] += batch.messages
+        self._totals["bytes_in"] += batch.size
+        self._totals["messages_missed"] += batch.missed
+        if batch.foreign and not self._totals["messages_foreign"]:
+            text = "%s publishes what is not rbkit's; it is passed on, and counted as messages_foreign"
+            _log.warning(text, self.pub)
+        self._totals["messages_foreign"] += batch.foreign
+        self._is_another |= batch.restarted
+        # Before both sockets are connected, `on_connection` reports it.
+        return self._on_restarted() if batch.restarted and self.state is State.CONNECTED else []
+
+    def _on_restarted(self) -> list[Notice]:
+        """Report, once per connection, that the process is another one: its pid or its message counter changed."""
+        self._is_another = False
+        if self._restart_notified:
+            return []
+        self._restart_notified = True
+        _log.info("the process at %s is another one than before", self.req)
+        self._forget_profiling()
+        return [RESTARTED]
+
+    # Commands
+
+    def on_result(self, command: str, outcome: Outcome) -> list[Notice]:
+        """Record the result of a command that was sent."""
+        self._last_results.append((command, outcome))
+        reason = outcome.error.reason if outcome.error else None
+        fault = self.fault
+        self.answers = outcome.answered
+        self.probe_delay = None
+        if outcome.answered:
+            self._unanswered = 0
+            self._next_probe_delay = _PROBE_DELAYS[0]
+        elif reason == "timeout":
+            self._unanswered += 1
+            self.probe_delay = self._next_probe_delay
+            self._next_probe_delay = min(2 * self.probe_delay, _PROBE_DELAYS[1])
+        notices: list[Notice] = []
+        if command in _STOPS:  # even without a reply it may have been carried out
+            stop = _STOPS[command]
+            if stop not in self._recording:
+                self._started_here.add(stop)
+            self._recording.add(stop)
+        elif command in _STOPS.values() and reason is None:
+            self._recording.discard(command)
+            self._started_here.discard(command)
+        elif command == "handshake" and outcome.answered:
+            notices = self._on_handshake(outcome.reply)
+        if self.fault is not fault:
+            self._log_fault()
+        return notices
+
+    def to_stop(self) -> list[str]:
+        """Return the commands that stop the profiling started through this bridge."""
+        return sorted(self._started_here)
+
+    def _on_handshake(self, reply: bytes) -> list[Notice]:
+        try:
+            message = decode_handshake(reply)
+        except DecodeError:
+            self._foreign = True
+            return []
+        self._foreign = False
+        notices: list[Notice] = []
+        if self.handshake is not None and self.handshake.pid != message.pid:
+            self._forget_profiling()
+            notices = self._on_restarted()
+        self.handshake = message
+        enabled = {
+            "stop_memory_profile": message.object_trace_enabled,
+            "stop_cpu_profiling": message.cpu_profiling_enabled,
+        }
+        self._recording = {stop for stop in enabled if enabled[stop]}
+        self._started_here &= self._recording
+        return notices
+
+    def _forget_profiling(self) -> None:
+        """Forget the profiling that was started: the process is another one."""
+        self._recording.clear()
+        self._started_here.clear()
+
+    # Faults
+
+    @property
+    def fault(self) -> Fault | None:
+        """The fault of the process, None if there is none."""
+        if self._unanswered:
+            return Fault.SILENT
+        return Fault.FOREIGN if self._foreign else None
+
+    @property
+    def trouble(self) -> str | None:
+        """What is wrong with the connection or the profiler, as text for an operator; None if nothing is."""
+        if self.state is State.IDLE:
+            return None
+        if self._connection.refusals:
+            each = (f"{endpoint} ({count} times so far)" for endpoint, count in self._connection.refusals.items())
+            return f"not an rbkit server, or one that sends more than max_message_bytes: {', '.join(each)}"
+        if self._connection.missing:
+            return f"no rbkit server at {' and '.join(self._connection.missing)}; it is tried again each second"
+        return f"the rbkit server at {self.req} {self._describe_fault()}" if self.fault else None
+
+    def _describe_fault(self) -> str:
+        return _NO_REPLY.format(self._unanswered) if self._unanswered else _NOT_RBKIT
+
+    def _log_fault(self) -> None:
+        """Log that a fault has begun or ended. Call it only when the fault changes."""
+        if self.fault is None:
+            if self._fault_logged:
+                _log.warning("the rbkit server at %s answers again", self.req)
+            self._fault_logged = False
+            return
+        # Silence is found once per time-out, but foreign replies arrive as fast as clients send commands.
+        count = 1 if self.fault is Fault.SILENT else self._throttle.add(self.fault)
+        self._fault_logged |= count > 0
+        if count:
+            _log.warning("the rbkit server at %s %s%s", self.req, self._describe_fault(), times(count))
+
+    def stats(self) -> dict[str, Any]:
+        """Return the facts, ready for JSON; sizes are in bytes, latencies in seconds."""
+        return {
+            "pub": self.pub,
+            "req": self.req,
+            "state": self.state.value,
+            "trouble": self.trouble,
+            "handshake": self.handshake._asdict() if self.handshake else None,
+            "answers": self.answers,
+            "last_commands": [
+                {
+                    "command": command,
+                    "outcome": outcome.error.reason if outcome.error else "ok",
+                    "seconds": round(outcome.seconds, 6),
+                }
+                for command, outcome in self._last_results
+            ],
+            "bytes_pending": self._pending,
+            **self._totals,
+        }
