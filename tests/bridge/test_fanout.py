@@ -305,8 +305,8 @@ async def test_nothing_is_lost_while_the_web_loop_is_blocked(serve: Serve) -> No
                 pause.wait(0.001)
 
     pause = threading.Event()
-    with FakeRbkit(hwm=50) as rbkit:
-        server = await serve(Bridge(**rbkit.endpoints, rcvhwm=50))  # little would fit into the sockets
+    with FakeRbkit(hwm=200) as rbkit:
+        server = await serve(Bridge(**rbkit.endpoints, rcvhwm=200))  # a third would fit into the sockets
         connection = await server.connected()
         publisher = threading.Thread(target=publish)
         publisher.start()
