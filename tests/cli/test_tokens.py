@@ -10,14 +10,15 @@ from pathlib import Path
 
 import pytest
 
-from tornado_rbkit.cli import main as cli
+from tornado_rbkit.cli.main import command_parser
+from tornado_rbkit.cli.options import token_of
 
 CLIENT = ["send", "handshake"]
 COMMANDS = [["serve"], ["demo"], ["replay", "a.rbkit"], CLIENT, ["record", "-o", "a.rbkit"]]
 
 
 def token(*arguments: str) -> str | None:
-    return cli._token(cli._parser().parse_args(arguments))
+    return token_of(command_parser().parse_args(arguments))
 
 
 @pytest.fixture

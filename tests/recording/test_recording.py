@@ -283,7 +283,8 @@ class TestReplay:
     def test_the_command_ends_with_the_reason_when_its_thread_has_ended(self, tmp_path: Path) -> None:
         program = """
 import sys
-from tornado_rbkit.cli import main as cli
+from tornado_rbkit.cli.commands import replay
+from tornado_rbkit.cli.main import main
 
 times = 0
 
@@ -294,8 +295,8 @@ def read(file):
         raise OSError(5, "Input/output error")
     return iter(())
 
-cli.read = read
-sys.exit(cli.main(["replay", sys.argv[1], "--port", "0"]))
+replay.read = read
+sys.exit(main(["replay", sys.argv[1], "--port", "0"]))
 """
         path = tmp_path / "session.rbkit"
         path.write_bytes(SAMPLES)

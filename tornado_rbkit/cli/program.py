@@ -13,7 +13,7 @@ import subprocess
 import sys
 import types
 import webbrowser
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from typing import Final
 from urllib.parse import quote
 
@@ -21,22 +21,6 @@ from tornado_rbkit.errors import ServerFailedError
 from tornado_rbkit.profiler import start_server
 
 _PATIENCE: Final = 5.0  # seconds; a server that closes its clients takes at most two
-
-
-def as_python_does(arguments: Sequence[str]) -> list[str]:
-    """Return the arguments of ``run`` as argparse needs them: without ``--``, and ``-mMODULE`` as two arguments."""
-    plain = list(arguments)
-    at = next((at for at, argument in enumerate(plain) if argument not in ("-v", "--verbose", "-q", "--quiet")), 0)
-    if plain[at : at + 1] != ["run"]:
-        return plain
-    at += 1
-    while plain[at : at + 1] and plain[at].partition("=")[0] in ("--open", "--host", "--port"):
-        at += 2 if plain[at] in ("--host", "--port") else 1
-    if plain[at : at + 1] == ["--"]:
-        del plain[at]
-    elif at < len(plain) and plain[at].startswith("-m"):
-        plain[at : at + 1] = ["-m", *filter(None, [plain[at][2:]])]
-    return plain
 
 
 def prepare(module: list[str], script: list[str], host: str, port: int, open_browser: bool) -> Callable[[], None]:

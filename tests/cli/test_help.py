@@ -1,0 +1,116 @@
+"""What the help texts say: every option with its unit and its default, and every command with an example."""
+
+from __future__ import annotations
+
+import argparse
+import os
+import re
+import shlex
+import subprocess
+import sys
+from collections.abc import Iterator
+from importlib.metadata import version
+from pathlib import Path
+
+import pytest
+
+from tornado_rbkit.cli.commands import COMMANDS
+from tornado_rbkit.cli.commands.run import normalized
+from tornado_rbkit.cli.main import command_parser, main
+
+
+def parsers() -> Iterator[tuple[str, argparse.ArgumentParser]]:
+    """Yield every parser of the command line, by the name of its command."""
+    top = command_parser()
+    yield "", top
+    for action in top._actions:
+        if isinstance(action, argparse._SubParsersAction):
+            yield from action.choices.items()
+
+
+OPTIONS = [
+    pytest.param(action, id=f"{name} {action.option_strings or action.dest}")
+    for name, parser in parsers()
+    for action in parser._actions
+    if not isinstance(action, argparse._HelpAction | argparse._SubParsersAction)
+    and action.help is not argparse.SUPPRESS
+]
+NUMBERS = {
+    "port": "port",
+    "seconds": "seconds",
+    "idle_grace": "seconds",
+    "max_clients": "number of clients",
+    "compression_level": "level",
+    "speed": "factor",
+}
+"""The unit that the help text of an option names, for each option whose value is a number."""
+
+
+@pytest.mark.parametrize("action", OPTIONS)
+def test_every_option_has_a_help_text_with_its_unit_and_default(action: argparse.Action) -> None:
+    text = action.help
+    assert text
+    if action.type is not None:
+        assert NUMBERS[action.dest] in text
+    needs_a_default = action.option_strings and not action.required and action.dest != "version"
+    assert ("default: " in text) == bool(needs_a_default), text
+    if needs_a_default and action.default not in (None, False, True, [], "-") and action.nargs != 0:
+        assert "(default: %(default)s)" in text, "the text has the default of the code"
+
+
+def test_an_option_with_a_number_is_converted_when_it_is_parsed() -> None:
+    found = {action.dest for _, parser in parsers() for action in parser._actions if action.type is not None}
+    assert found == NUMBERS.keys()
+
+
+@pytest.mark.parametrize("command", COMMANDS, ids=lambda command: command.name)
+def test_the_help_of_every_command_ends_with_an_example_that_parses(
+    command: object, capsys: pytest.CaptureFixture[str]
+) -> None:
+    name = getattr(command, "name", "")
+    with pytest.raises(SystemExit, match="0"):
+        main([name, "--help"])
+    title, _, example = capsys.readouterr().out.rpartition("\nexample:\n")
+    assert "usage: " in title
+    lines = example.splitlines()
+    assert lines
+    for line in lines:
+        words = shlex.split(line.partition("|")[0], comments=True)
+        assert words[:2] == ["tornado-rbkit", name]
+        options = command_parser().parse_args(normalized(words[1:]))
+        assert options.subcommand is command
+
+
+def test_every_module_of_a_command_is_on_the_command_line() -> None:
+    import tornado_rbkit.cli.commands as package
+
+    modules = {path.stem for path in Path(package.__path__[0]).glob("*.py")} - {"__init__"}
+    assert {command.run.__module__.rpartition(".")[2] for command in COMMANDS} == modules
+
+
+def test_version_prints_the_version_of_the_package(capsys: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(SystemExit, match="0"):
+        main(["--version"])
+    assert capsys.readouterr().out == f"tornado-rbkit {version('tornado_rbkit')}\n"
+
+
+@pytest.mark.parametrize(
+    ("line", "completions"),
+    [
+        ("tornado-rbkit re", {"record", "replay"}),
+        ("tornado-rbkit record --s", {"--seconds", "--snapshot"}),
+        ("tornado-rbkit export --format col", {"collapsed"}),
+    ],
+)
+def test_a_shell_is_answered_with_the_commands_and_options(tmp_path: Path, line: str, completions: set[str]) -> None:
+    pytest.importorskip("argcomplete")
+    answer = tmp_path / "answer"
+    environment = {
+        **os.environ,
+        "_ARGCOMPLETE": "1",
+        "_ARGCOMPLETE_STDOUT_FILENAME": str(answer),
+        "COMP_LINE": line,
+        "COMP_POINT": str(len(line)),
+    }
+    subprocess.run([sys.executable, "-m", "tornado_rbkit"], env=environment, check=True, timeout=60)
+    assert set(re.split(r"[\x0b\s]+", answer.read_text().strip())) == completions

@@ -1,0 +1,139 @@
+"""``record``: the messages of a profiler, in a file."""
+
+from __future__ import annotations
+
+import argparse
+import asyncio
+import contextlib
+import sys
+from collections.abc import Coroutine
+from typing import Any, Final, TypeVar
+
+from tornado_rbkit.cli.command import Command
+from tornado_rbkit.cli.options import add_client_options, seconds, token_of
+from tornado_rbkit.cli.output import FULL, binary_output, check_output, is_stdout
+from tornado_rbkit.cli.progress import Progress
+from tornado_rbkit.cli.stopping import stop_signals
+from tornado_rbkit.client import RbkitClient
+from tornado_rbkit.protocol import CommandError, DecodeError, Handshake, decode_handshake
+from tornado_rbkit.recording.recording import REPLY, Recorder
+
+_T = TypeVar("_T")
+_ENDING: Final = "; ending, once the profiler has replied (Ctrl-C: at once)"
+
+
+def _add_options(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument(
+        "-o", "--output", required=True, metavar="FILE", help="file to write the recording to; - for standard output"
+    )
+    parser.add_argument(
+        "--memory", action="store_true", help="profile memory during the recording (default: record what is on)"
+    )
+    parser.add_argument(
+        "--cpu", action="store_true", help="profile CPU use during the recording (default: record what is on)"
+    )
+    parser.add_argument(
+        "--snapshot", action="store_true", help="take a heap snapshot at the beginning (default: take none)"
+    )
+    parser.add_argument("--seconds", type=seconds, metavar="SECONDS", help="seconds to record (default: until Ctrl-C)")
+    add_client_options(parser)
+
+
+async def _run(options: argparse.Namespace) -> int:
+    check_output(options.output)  # before any profiling is started
+    stop, stop_now = stop_signals()
+    try:
+        await _unless(stop_now, _record_until(stop, options))
+    except _StoppedError:
+        return 130  # as for a process that SIGINT ended
+    except OSError as error:
+        if error.errno in FULL:
+            raise OSError(error.errno, error.strerror, options.output) from error
+        raise
+    return 0
+
+
+async def _record_until(stop: asyncio.Event, options: argparse.Namespace) -> None:
+    """Record until the event is set; raise _StoppedError if it is set before the recording has begun."""
+    async with contextlib.AsyncExitStack() as stack:
+        client = RbkitClient(options.url, token=token_of(options))
+        rbkit = await _unless(stop, stack.enter_async_context(client))
+        reply = await _unless(stop, rbkit.request("handshake"))
+        error = CommandError.from_reply(reply)
+        if error is not None:
+            raise error
+        output = binary_output(options.output)
+        recorder = Recorder(output)
+        summary = sys.stderr if is_stdout(options.output) else sys.stdout
+        stack.callback(lambda: print(recorder.progress(), file=summary))
+        stack.enter_context(output)
+        recorder.write(REPLY, "handshake", reply)
+        await _record_session_of(stop, rbkit, recorder, _stops(options, reply), options)
+
+
+async def _record_session_of(
+    stop: asyncio.Event, rbkit: RbkitClient, recorder: Recorder, stops: list[str], options: argparse.Namespace
+) -> None:
+    starts = [command.replace("stop", "start") for command in stops]
+    snapshot = ["objectspace_snapshot"] if options.snapshot else []
+    stopping = asyncio.create_task(stop.wait())
+    following = asyncio.create_task(recorder.follow(rbkit))
+    recording = asyncio.create_task(recorder.ask_all(rbkit, [*starts, *snapshot]))
+    tasks: list[asyncio.Task[Any]] = [stopping, following, recording]
+    try:
+        with Progress(lambda: recorder.progress() + (_ENDING if stop.is_set() else "")) as progress:
+            await progress.until(recording, stopping, following)
+            if recording.done():
+                await progress.until(stopping, following, timeout=options.seconds)
+            recording.cancel()
+            ending = asyncio.create_task(recorder.ask_each(rbkit, reversed(stops)))
+            tasks.append(ending)
+            await progress.until(ending)
+        await rbkit.close()
+        results = await asyncio.gather(following, recording, return_exceptions=True)
+    finally:
+        for task in tasks:
+            task.cancel()
+        await asyncio.gather(*tasks, return_exceptions=True)
+    for result in (*results, *ending.result()):
+        if isinstance(result, Exception):
+            raise result
+
+
+class _StoppedError(Exception):
+    """A signal has stopped the work."""
+
+
+async def _unless(stop: asyncio.Event, work: Coroutine[Any, Any, _T]) -> _T:
+    """Return the result of the work, or cancel it and raise _StoppedError once the event is set."""
+    task, stopping = asyncio.create_task(work), asyncio.create_task(stop.wait())
+    try:
+        await asyncio.wait([task, stopping], return_when=asyncio.FIRST_COMPLETED)
+        if not task.done():
+            raise _StoppedError
+        return task.result()
+    finally:
+        stopping.cancel()
+        while not task.done():  # closing a client waits for the server, unless it is cancelled again
+            task.cancel()
+            await asyncio.wait([task], timeout=0.1)
+
+
+def _stops(options: argparse.Namespace, handshake: bytes) -> list[str]:
+    """Return the commands that stop the requested profiling, except profiling that was already on."""
+    try:
+        on: Handshake | None = decode_handshake(handshake)
+    except DecodeError:
+        on = None
+    memory = options.memory and not (on and on.object_trace_enabled)
+    cpu = options.cpu and not (on and on.cpu_profiling_enabled)
+    return [*(["stop_memory_profile"] if memory else []), *(["stop_cpu_profiling"] if cpu else [])]
+
+
+COMMAND = Command(
+    name="record",
+    help="record the messages of a profiler to a file, until Ctrl-C",
+    example="tornado-rbkit record --cpu --seconds 30 -o session.rbkit",
+    add_options=_add_options,
+    run=_run,
+)

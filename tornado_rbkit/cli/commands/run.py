@@ -1,0 +1,65 @@
+"""``run``: a Python program under the profiler, and a web server in a process beside it."""
+
+from __future__ import annotations
+
+import argparse
+from collections.abc import Callable, Sequence
+from typing import Final
+
+from tornado_rbkit.cli.command import Command
+from tornado_rbkit.cli.options import add_listen_options
+from tornado_rbkit.cli.program import prepare
+from tornado_rbkit.profiler.folder import check_chosen_folder
+
+_FLAGS: Final = ("--open",)
+_WITH_VALUE: Final = ("--host", "--port")
+_BEFORE_THE_COMMAND: Final = ("-v", "--verbose", "-q", "--quiet")
+
+
+def _add_options(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("--open", action="store_true", help="open the page in a browser (default: print its URL only)")
+    add_listen_options(parser, 0)
+    parser.add_argument(
+        "-m",
+        dest="module",
+        nargs=argparse.REMAINDER,
+        default=[],
+        metavar="MODULE",
+        help="module to run, with its arguments, as `python -m` does (default: a script is run)",
+    )
+    parser.add_argument("script", nargs=argparse.REMAINDER, metavar="SCRIPT", help="script to run, with its arguments")
+
+
+def normalized(arguments: Sequence[str]) -> list[str]:
+    """Return the arguments of the command line with those of ``run`` as argparse needs them.
+
+    ``--`` before the program is removed and ``-mMODULE`` becomes two arguments. What follows the program is unchanged.
+    """
+    plain = list(arguments)
+    at = next((at for at, argument in enumerate(plain) if argument not in _BEFORE_THE_COMMAND), 0)
+    if plain[at : at + 1] != ["run"]:
+        return plain
+    at += 1
+    while plain[at : at + 1] and plain[at].partition("=")[0] in (*_FLAGS, *_WITH_VALUE):
+        at += 2 if plain[at] in _WITH_VALUE else 1
+    if plain[at : at + 1] == ["--"]:
+        del plain[at]
+    elif at < len(plain) and plain[at].startswith("-m"):
+        plain[at : at + 1] = ["-m", *filter(None, [plain[at][2:]])]
+    return plain
+
+
+def _run(options: argparse.Namespace) -> Callable[[], object]:
+    check_chosen_folder()
+    return prepare(options.module, options.script, options.host, options.port, options.open)
+
+
+COMMAND = Command(
+    name="run",
+    help="run a Python program under the embedded profiler, and serve it",
+    example="tornado-rbkit run --open script.py --its-own-option\ntornado-rbkit run -m package.module",
+    add_options=_add_options,
+    run=_run,
+    usage="%(prog)s [-h] [--open] [--host HOST] [--port PORT] (SCRIPT | -m MODULE) [ARGUMENT ...]",
+    is_program=True,
+)

@@ -1,0 +1,72 @@
+"""``serve``: a web server for profilers that run already."""
+
+from __future__ import annotations
+
+import argparse
+import asyncio
+
+from tornado_rbkit.bridge.settings import BridgeSettings
+from tornado_rbkit.cli.command import Command
+from tornado_rbkit.cli.options import add_server_options
+from tornado_rbkit.cli.serving import bridge_to, serve_until_stopped
+from tornado_rbkit.profiler.folder import check_chosen_folder
+from tornado_rbkit.web.discovered import DiscoveredTargets
+
+
+def _add_options(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument(
+        "--pub",
+        metavar="URL",
+        help="endpoint where rbkit publishes (default: with neither --pub nor --req the processes that `list` shows, "
+        "and while there are none, or with --req, tcp://127.0.0.1:5555, port from RBKIT_PUB_PORT if set)",
+    )
+    parser.add_argument(
+        "--req",
+        metavar="URL",
+        help="endpoint where rbkit takes commands (default: as for --pub, with port 5556 or RBKIT_REQ_PORT)",
+    )
+    parser.add_argument(
+        "--idle-grace",
+        type=float,
+        default=BridgeSettings.idle_grace,
+        metavar="SECONDS",
+        help="seconds to keep the profiler connected after the last client left (default: %(default)s)",
+    )
+    parser.add_argument(
+        "--keep-profiling",
+        dest="stop_when_idle",
+        action="store_false",
+        help="do not stop profiling after the last client left (default: stop what clients of this server started)",
+    )
+    parser.add_argument("--until-eof", action="store_true", help=argparse.SUPPRESS)  # for the child process of run
+    add_server_options(parser)
+
+
+async def _run(options: argparse.Namespace) -> int:
+    if options.pub is None and options.req is None:
+        return await _serve_discovered(options)
+    return await serve_until_stopped(options, bridge_to(options, options.pub, options.req))
+
+
+async def _serve_discovered(options: argparse.Namespace) -> int:
+    check_chosen_folder()
+    targets = DiscoveredTargets(lambda pub, req, thread: bridge_to(options, pub, req, thread))
+    following = asyncio.create_task(targets.follow())
+    await asyncio.sleep(0)  # for the first scan
+    try:
+        status = await serve_until_stopped(options, targets, following)
+        if following.done():
+            following.result()  # raises the exception that ended it
+        return status
+    finally:
+        following.cancel()
+        await asyncio.wait([following])
+
+
+COMMAND = Command(
+    name="serve",
+    help="serve profilers to browsers and other WebSocket clients",
+    example="tornado-rbkit serve --pub tcp://127.0.0.1:5555 --req tcp://127.0.0.1:5556 --port 8000",
+    add_options=_add_options,
+    run=_run,
+)
