@@ -190,6 +190,13 @@ def test_a_file_that_is_replaced_keeps_its_permissions_and_its_link(session: Pat
     assert stat.S_IMODE(new.stat().st_mode) == 0o640
 
 
+def test_a_dash_is_standard_output(session: Path) -> None:
+    default = run(session, capture_output=True)
+    assert parsed(default.stdout.decode())["profiles"]
+    assert run(session, "-o", "-", capture_output=True, cwd=session.parent).stdout == default.stdout
+    assert [path.name for path in session.parent.iterdir()] == [session.name]
+
+
 @pytest.mark.skipif(not os.path.exists("/dev/stdout"), reason="there is none")
 def test_standard_output_by_its_name_is_standard_output(session: Path) -> None:
     piped = run(session, "-o", "/dev/stdout", capture_output=True)

@@ -352,12 +352,17 @@ class TestCommandLine:
         assert process.wait(5) == 0
         process.stdout.close()
 
-    @pytest.mark.skipif(not os.path.exists("/dev/stdout"), reason="needs /dev/stdout")
-    async def test_a_recording_to_standard_output_has_nothing_else_in_it(self, serve: Serve, rbkit: FakeRbkit) -> None:
+    @pytest.mark.parametrize("path", ["-", "/dev/stdout"])
+    async def test_a_recording_to_standard_output_has_nothing_else_in_it(
+        self, serve: Serve, rbkit: FakeRbkit, tmp_path: Path, path: str
+    ) -> None:
+        if path != "-" and not os.path.exists(path):
+            pytest.skip(f"there is no {path}")
         server = await serve(Bridge(**rbkit.endpoints))
         process = await asyncio.create_subprocess_exec(
-            *[sys.executable, "-m", "tornado_rbkit", "record", "-o", "/dev/stdout", "--url", server.ws],
+            *[sys.executable, "-m", "tornado_rbkit", "record", "-o", path, "--url", server.ws],
             *["--cpu", "--seconds", "0"],
+            cwd=tmp_path,
             stdout=subprocess.PIPE,
             stderr=subprocess.PIPE,
         )
@@ -369,6 +374,7 @@ class TestCommandLine:
             "stop_cpu_profiling",
         ]
         assert re.fullmatch(rb"0 messages, \d+ bytes\n", errors)
+        assert not list(tmp_path.iterdir()), "there is no file of that name"
 
     def test_export_writes_what_is_whole_of_a_file_that_was_cut_off_and_says_so(self, tmp_path: Path) -> None:
         path, output = tmp_path / "session.rbkit", tmp_path / "session.json"
