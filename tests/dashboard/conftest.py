@@ -97,7 +97,17 @@ class Page:
         return self.script(f"return {VISIBLE}.map(element => element.innerText)", selector)  # type: ignore[no-any-return]
 
     def button(self, label: str) -> WebElement:
-        named = "[element.innerText, element.getAttribute('aria-label')].includes(arguments[1])"
+        """Return a button that is seen, or is once its menu is opened."""
+        named = "[element.textContent, element.getAttribute('aria-label')].includes(arguments[1])"
+        self.script(
+            f"""
+            const has = menu => [...menu.querySelectorAll(arguments[0])].some(element => {named});
+            const menu = [...document.querySelectorAll('.menu:not([open])')].find(has);
+            if (menu?.checkVisibility()) menu.querySelector('summary').click();
+            """,
+            "button",
+            label,
+        )
         found = self.script(f"return {VISIBLE}.filter(element => {named})", "button", label)
         assert len(found) == 1, f"{len(found)} buttons {label!r} among {self.texts('button')}"
         return found[0]  # type: ignore[no-any-return]

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import re
 
 import pytest
@@ -74,6 +75,40 @@ def test_no_view_is_wider_than_the_screen(page: Page, site: Serve, rbkit: FakeRb
     page.driver.execute_cdp_cmd("Emulation.clearDeviceMetricsOverride", {})
 
 
+def test_one_bar_has_the_process_its_state_and_the_commands(page: Page, site: Serve, rbkit: FakeRbkit) -> None:
+    page.open(site(rbkit).url)
+    page.until_live()
+    assert page.one("header").size["height"] == 44
+    assert page.one("header").text.split("\n") == [
+        "rbkit", f"fake, pid {os.getpid()}", "live", "Record memory", "Record CPU", "Snapshot", "⋯",
+    ]  # fmt: skip
+    assert not page.all(".banner")
+    assert not page.all(".facts")
+    page.one(".menu:has(.state) summary").click()
+    assert "/srv" in page.one(".facts").text
+    page.one("body").click()
+    assert not page.all(".facts")
+
+
+@pytest.mark.parametrize(("view", "button", "recording"), [
+    ("memory", "Record memory now", "memory"),
+    ("objects", "Record memory now", "memory"),
+    ("cpu", "Record CPU now", "CPU"),
+])  # fmt: skip
+def test_a_view_without_data_has_the_button_that_starts_it(
+    page: Page, site: Serve, script: Script, view: str, button: str, recording: str
+) -> None:
+    page.open(site(script.rbkit).url, view)
+    page.until_live()
+    assert not page.all(".chart, .tile, .table, .flame")
+    page.click(button)
+    page.until(lambda: page.facts["recording"] == recording, "it is started")
+    page.until(lambda: "Waiting for the first data" in page.text, "it says so")
+    script.publish((0.0, 0, {3: 1, 4: "Thing"}), (0.0, 9, [{12: "main", 13: "main", 6: "a.rb", 7: 1, 15: 1}]))
+    page.until(lambda: page.all(".chart, .table"), "data are shown")
+    assert not page.all(".empty")
+
+
 def test_views_are_turned_by_the_arrow_keys(page: Page, site: Serve, rbkit: FakeRbkit) -> None:
     page.open(site(rbkit).url)
     page.one("#tab-memory").click()
@@ -98,7 +133,7 @@ def test_everything_is_reached_by_the_tab_key_and_seen_to_have_the_focus(
         reached.append(element.text or str(element.get_attribute("aria-label")))
         assert page.script("return getComputedStyle(arguments[0]).outlineStyle", element) != "none", reached[-1]
         element.send_keys(Keys.TAB)
-    for label in ["Start memory profile", "Heap snapshot", "Snapshots", "Take a snapshot", "Save session"]:
+    for label in ["Record memory", "Snapshot", "Snapshots", "Take a snapshot", "⋯"]:
         assert label in reached
 
 
@@ -112,7 +147,7 @@ def test_every_control_has_a_name(page: Page, site: Serve, rbkit: FakeRbkit) -> 
             """
             return [...document.querySelectorAll('button, input:not([hidden]), select, progress, section')]
                 .filter(element => element.checkVisibility())
-                .filter(element => !(element.innerText.trim() || element.ariaLabel || element.title
+                .filter(element => !(element.textContent.trim() || element.ariaLabel || element.title
                     || element.getAttribute('aria-labelledby') || element.labels?.length))
                 .map(element => element.outerHTML);
             """

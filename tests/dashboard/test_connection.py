@@ -40,14 +40,15 @@ def test_it_says_who_is_profiled_and_what_is_recorded(page: Page, site: Serve, r
 def test_all_commands_can_be_given(page: Page, site: Serve, rbkit: FakeRbkit) -> None:
     page.open(site(rbkit).url)
     for label, recorded in [
-        ("Start memory profile", "memory"),
-        ("Start CPU profiling", "memory and CPU"),
-        ("Stop memory profile", "CPU"),
-        ("Stop CPU profiling", "nothing"),
+        ("Record memory", "memory"),
+        ("Record CPU", "memory and CPU"),
+        ("Stop memory", "CPU"),
+        ("Stop CPU", "nothing"),
     ]:
         page.click(label)
         page.until(lambda now=recorded: page.facts["recording"] == now, f"recording is {recorded}")  # type: ignore[misc]
-    for label in ["CPU clock", "Wall clock", "Heap snapshot", "Collect garbage", "Ask again"]:
+    page.click("CPU")
+    for label in ["CPU clock", "Wall clock", "Snapshot", "Collect garbage", "Ask again"]:
         page.click(label)
     page.until(lambda: {command.decode() for command in rbkit.received} == COMMANDS, "all nine have reached rbkit")
     assert page.alerts == []
@@ -58,15 +59,17 @@ def test_what_another_viewer_starts_is_shown(page: Page, site: Serve, rbkit: Fak
     page.until_live()
     rbkit.enabled.add("cpu_profiling")
     page.until(lambda: page.facts["recording"] == "CPU", "the page has asked again")
-    assert page.button("Stop CPU profiling").get_attribute("aria-pressed") == "true"
+    assert page.button("Stop CPU").get_attribute("aria-pressed") == "true"
 
 
 def test_a_read_only_server_s_buttons_say_so(page: Page, site: Serve, rbkit: FakeRbkit) -> None:
     page.open(site(rbkit, access={"read_only": True}).url, "snapshots")
     page.until_live()
-    for label in ["Start memory profile", "Heap snapshot", "Collect garbage", "CPU clock", "Take a snapshot"]:
+    for label in ["Record memory", "Snapshot", "Collect garbage", "Take a snapshot"]:
         assert "read-only" in str(page.obstacle(label))
-    page.button("Heap snapshot").click()
+    page.click("CPU")
+    assert "read-only" in str(page.obstacle("CPU clock"))
+    page.button("Snapshot").click()
     page.click("Ask again")
     assert set(rbkit.received) == {b"handshake"}
 
@@ -76,9 +79,9 @@ def test_a_command_that_waits_holds_the_others(page: Page, site: Serve, rbkit: F
     page.until_live()
     rbkit.answering.clear()
     page.click("Collect garbage")
-    page.until(lambda: page.obstacle("Heap snapshot") == "another command is waiting for its reply", "it is held")
+    page.until(lambda: page.obstacle("Snapshot") == "another command is waiting for its reply", "it is held")
     rbkit.answering.set()
-    page.until(lambda: page.obstacle("Heap snapshot") is None, "it can be given again")
+    page.until(lambda: page.obstacle("Snapshot") is None, "it can be given again")
 
 
 def test_the_bridge_s_words_are_shown_when_a_command_fails(page: Page, site: Serve, rbkit: FakeRbkit) -> None:
@@ -95,7 +98,7 @@ def test_the_bridge_s_words_are_shown_when_a_command_fails(page: Page, site: Ser
 def test_a_refusal_of_the_application_is_shown(page: Page, site: Serve, rbkit: FakeRbkit) -> None:
     access = {"authorize": lambda handler, command: command in ("handshake", "trigger_gc")}
     page.open(site(rbkit, access=access).url)
-    page.click("Start memory profile")
+    page.click("Record memory")
     page.until(lambda: page.alerts, "there is an alert")
     assert "`authorize`" in page.alerts[0]
     assert page.facts["recording"] == "nothing"
@@ -106,7 +109,7 @@ def test_a_profiler_that_is_not_there_is_waited_for(page: Page, site: Serve) -> 
         page.open(site(rbkit, options={"connect_timeout": 0.2}).url)
         page.until(lambda: page.state == "waiting for the profiler", "it waits")
         page.until(lambda: f"rbkit server is not running at {rbkit.req}" in page.text, "it says for whom")
-        assert "not connected" in str(page.obstacle("Heap snapshot"))
+        assert "not connected" in str(page.obstacle("Snapshot"))
         page.until(lambda: "Trying again in" in page.text, "it says when")
         rbkit.start()
         page.until_live()
@@ -116,7 +119,7 @@ def test_one_that_dies_and_comes_back_is_another_process(page: Page, site: Serve
     with rbkit_process() as rbkit:
         page.open(site(rbkit).url)
         page.until_live()
-        page.click("Start memory profile")
+        page.click("Record memory")
         page.until(lambda: "0 messages" not in page.one("footer").text, "it publishes")
         before = page.facts["pid"]
         rbkit.kill()
@@ -217,7 +220,7 @@ def test_a_reply_that_is_nonsense_holds_no_button(page: Page, site: Serve, rbkit
     page.until_live()
     page.click("Collect garbage")
     page.until(lambda: b"trigger_gc" in rbkit.received, "it is asked")
-    page.until(lambda: page.obstacle("Heap snapshot") is None, "others can be given again")
+    page.until(lambda: page.obstacle("Snapshot") is None, "others can be given again")
 
 
 def test_a_handshake_that_is_nonsense_is_told(page: Page, site: Serve, rbkit: FakeRbkit) -> None:

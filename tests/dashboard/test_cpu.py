@@ -427,10 +427,10 @@ def program(tmp_path: Path) -> Iterator[str]:
 def test_a_real_program_s_hot_function_has_its_share(program: str, page: Page) -> None:
     page.open(program, "cpu")
     page.until_live()
-    page.click("Start CPU profiling")
+    page.click("Record CPU")
     page.until(lambda: sum(own for own, _ in shown(page).values()) > 1000, "a thousand samples are there")
     table = shown(page)
     hot, warm = (next(whole for name, (_, whole) in table.items() if name.endswith(end)) for end in ("hot", "warm"))
     assert 0.55 < hot / (hot + warm) < 0.78
-    page.click("Stop CPU profiling")
+    page.click("Stop CPU")
     page.until(lambda: page.facts["recording"] == "nothing", "it is stopped")

@@ -73,10 +73,10 @@ def test_it_is_opened_again_without_a_profiler(page: Page, site: Serve, rbkit: F
     saved = page.downloaded(f"fake-{page.facts['pid']}.rbkit")
     page.upload("Open session…", saved)
     page.until(lambda: page.state == "from a file", "the file is shown")
-    assert saved.name in page.one("header").text
+    assert saved.name in page.one(".banner").text
     assert page.facts["process"] == "fake"
     page.until(lambda: page.rows("Functions") == live, "it shows the same")
-    assert "go back to the live profiler first" in str(page.obstacle("Heap snapshot"))
+    assert "go back to the live profiler first" in str(page.obstacle("Snapshot"))
     page.click("Back to the live profiler")
     page.until_live()
     page.until(lambda: page.rows("Functions") == [], "the live session begins anew")
@@ -126,7 +126,9 @@ def test_of_a_file_that_was_cut_off_the_rest_is_shown_and_what_it_lacks_is_said(
     )
     page.script("document.querySelectorAll('.alerts button').forEach(button => button.click())")
     assert page.alerts == []
-    assert re.search(r"cut.rbkit is damaged after \d+ messages: it ends in the middle of one", page.one("header").text)
+    assert re.search(
+        r"cut.rbkit is damaged after \d+ messages: it ends in the middle of one", page.one(".banner").text
+    )
     page.click("Snapshots")
     page.until(
         lambda: "incomplete: 1 of 2 came, the file ends there" in page.text, "the snapshot's end is not awaited"

@@ -54,7 +54,10 @@ def until_live(page: Page, name: str, count: str) -> None:
 
 
 def test_it_says_how_to_begin(objects: Page) -> None:
-    objects.until(lambda: "start it with the button above (start_memory_profile)" in objects.text, "it is said")
+    objects.until(
+        lambda: "The memory profile is off. It lists the live objects by class" in objects.text, "it is said"
+    )
+    assert objects.button("Record memory now")
     assert names(objects) == []
 
 

@@ -1,7 +1,7 @@
 // The page: the choice of profiler, its state, its commands, and the views.
 
 import { query } from "./address.js";
-import { fileButton, h, save, setAttribute, setDisabled, setText } from "./widgets/dom.js";
+import { fileButton, h, menu, save, setAttribute, setDisabled, setText } from "./widgets/dom.js";
 import * as format from "./widgets/format.js";
 import { PROTOCOL_MAJOR } from "../connection/protocol.js";
 import { ask, onFailure } from "./rpc.js";
@@ -28,15 +28,26 @@ const STATES = {
   absent: "no profiler yet",
 };
 
-// A group is what is started and stopped: its first command where it is off, its second where it is on.
-const COMMANDS = [
-  { label: (facts) => (facts?.object_trace_enabled ? "Stop memory profile" : "Start memory profile"), command: (facts) => (facts?.object_trace_enabled ? "stop_memory_profile" : "start_memory_profile"), pressed: (facts) => Boolean(facts?.object_trace_enabled), title: "objects made and gone, and the garbage collector" },
-  { label: (facts) => (facts?.cpu_profiling_enabled ? "Stop CPU profiling" : "Start CPU profiling"), command: (facts) => (facts?.cpu_profiling_enabled ? "stop_cpu_profiling" : "start_cpu_profiling"), pressed: (facts) => Boolean(facts?.cpu_profiling_enabled), title: "sample the stacks of all threads" },
+const MEMORY = {
+  label: (facts) => (facts?.object_trace_enabled ? "Stop memory" : "Record memory"),
+  command: (facts) => (facts?.object_trace_enabled ? "stop_memory_profile" : "start_memory_profile"),
+  pressed: (facts) => Boolean(facts?.object_trace_enabled),
+  title: "objects allocated and freed, and the garbage collector",
+};
+const CPU = {
+  label: (facts) => (facts?.cpu_profiling_enabled ? "Stop CPU" : "Record CPU"),
+  command: (facts) => (facts?.cpu_profiling_enabled ? "stop_cpu_profiling" : "start_cpu_profiling"),
+  pressed: (facts) => Boolean(facts?.cpu_profiling_enabled),
+  title: "sample the stacks of all threads",
+};
+const SNAPSHOT = { label: () => "Snapshot", command: () => "objectspace_snapshot", title: "all objects in the heap, and what they refer to" };
+const CLOCKS = [
   { label: () => "Wall clock", command: () => "use_wall_time", pressed: (facts) => facts?.clock_type === "wall", title: "sample threads that wait, too" },
   { label: () => "CPU clock", command: () => "use_cpu_time", pressed: (facts) => facts?.clock_type === "cpu", title: "sample threads that compute" },
-  { label: () => "Heap snapshot", command: () => "objectspace_snapshot", title: "all objects, and what they refer to" },
+];
+const MORE = [
   { label: () => "Collect garbage", command: () => "trigger_gc", title: "run the garbage collector" },
-  { label: () => "Ask again", command: () => "handshake", title: "ask what is recorded (handshake)" },
+  { label: () => "Ask again", command: () => "handshake", title: "ask what is recorded" },
 ];
 
 class Page {
@@ -51,24 +62,26 @@ class Page {
   #drawnProcesses = "";
   #target = new URLSearchParams(location.search).get("target");
   #told = [0, 0]; // the session, and the last log line shown
+  #buttons = []; // {spec, button} of all commands
   #drawnAt = 0;
   #busy = false;
 
   constructor(root) {
     const takeSnapshot = (event) => this.#send("objectspace_snapshot", event.currentTarget);
+    const recordMemory = () => this.#button({ ...MEMORY, label: () => "Record memory now" }, "main");
     this.#views = [
-      ["memory", "Memory", new MemoryView()],
-      ["objects", "Objects", new ObjectsView()],
+      ["memory", "Memory", new MemoryView({ record: recordMemory() })],
+      ["objects", "Objects", new ObjectsView({ record: recordMemory() })],
       ["snapshots", "Snapshots", new SnapshotsView({ takeSnapshot })],
-      ["cpu", "CPU", new CpuView()],
+      ["cpu", "CPU", new CpuView({ record: this.#button({ ...CPU, label: () => "Record CPU now" }, "main"), clocks: CLOCKS.map((spec) => this.#button(spec)) })],
     ];
     this.state = h("span", { class: "state", role: "status" });
     this.reason = h("span", { class: "hint" });
     this.retry = h("button", { type: "button", hidden: true, onclick: () => ask("reconnect") }, "Try now");
     this.target = h("select", { "aria-label": "Profiler", hidden: true, onchange: () => this.#follow(this.target.value) });
+    this.name = h("span", { class: "process" });
     this.facts = h("dl", { class: "facts", "aria-label": "The profiled process" });
     this.processes = h("select", { "aria-label": "Process", hidden: true, onchange: () => this.#chooseProcess() });
-    this.buttons = COMMANDS.map((spec) => ({ spec, button: h("button", { type: "button", onclick: (event) => this.#send(event.currentTarget.dataset.command, event.currentTarget) }) }));
     this.alerts = h("div", { class: "alerts", role: "alert" });
     this.honesty = h("span", { class: "hint" });
     this.live = h("button", { type: "button", hidden: true, onclick: () => this.#follow(this.#target) }, "Back to the live profiler");
@@ -83,30 +96,30 @@ class Page {
       view.element.hidden = true;
       view.onchange = () => this.#draw();
     }
+    this.banner = h("div", { class: "banner", hidden: true }, this.reason, this.retry, this.live);
     root.replaceChildren(
       h(
         "header",
         {},
         h("h1", {}, "rbkit"),
         this.target,
-        this.state,
-        this.reason,
-        this.retry,
-        this.live,
+        this.name,
         this.processes,
-        this.facts,
+        menu(this.state, "", this.facts),
+        h("div", { class: "commands", role: "group", "aria-label": "Commands" }, this.#button(MEMORY, "record"), this.#button(CPU, "record"), this.#button(SNAPSHOT)),
+        menu(
+          "⋯",
+          "More",
+          ...MORE.map((spec) => this.#button(spec)),
+          h("button", { type: "button", title: "all that was received, in the format of tornado-rbkit record", onclick: () => this.#save() }, "Save session"),
+          fileButton("Open session…", "show a saved session instead of the live profiler", ".rbkit", (file) => this.#openFile(file)),
+        ),
       ),
-      h("div", { class: "bar commands", role: "group", "aria-label": "Commands" }, ...this.buttons.map(({ button }) => button)),
+      this.banner,
       this.alerts,
       tabs,
       h("main", {}, ...this.#views.map(([, , view]) => view.element)),
-      h(
-        "footer",
-        {},
-        h("button", { type: "button", title: "all that was received, in the format of tornado-rbkit record", onclick: () => this.#save() }, "Save session"),
-        fileButton("Open session…", "show a saved session instead of the live profiler", ".rbkit", (file) => this.#openFile(file)),
-        this.honesty,
-      ),
+      h("footer", {}, this.honesty),
     );
     onFailure((message) => this.#fail(`The page's worker failed: ${message}. Reload the page.`));
     addEventListener("hashchange", () => this.#open(location.hash.slice(1)));
@@ -233,6 +246,13 @@ class Page {
 
   // Commands
 
+  /** Return a button that sends a command; `#drawCommands` keeps its label and state. */
+  #button(spec, kind = null) {
+    const button = h("button", { type: "button", class: kind, onclick: () => this.#send(button.dataset.command, button) });
+    this.#buttons.push({ spec, button });
+    return button;
+  }
+
   async #send(command, button) {
     if (button.getAttribute("aria-disabled")) return;
     if (command === "objectspace_snapshot") {
@@ -296,6 +316,7 @@ class Page {
     setText(this.reason, state === "absent" ? absent : state === "file" ? reading : [reason, reading].filter(Boolean).join(" ") + wait);
     this.retry.hidden = retryAt === null && state !== "refused";
     this.live.hidden = state !== "file";
+    this.banner.hidden = !this.reason.textContent && this.retry.hidden && this.live.hidden;
     this.#drawFacts();
     this.#drawProcesses(processes);
     this.#drawCommands();
@@ -322,6 +343,7 @@ class Page {
       setText(item.lastChild, String(value));
     });
     while (this.facts.children.length > shown.length) this.facts.lastChild.remove();
+    setText(this.name, facts ? `${shortName(facts.process_name)}, pid ${facts.pid}` : "");
     setText(document.querySelector("title"), facts ? `${facts.process_name}: rbkit` : "rbkit");
   }
 
@@ -344,7 +366,7 @@ class Page {
 
   #drawCommands() {
     const { facts } = this.#header;
-    for (const { spec, button } of this.buttons) {
+    for (const { spec, button } of this.#buttons) {
       const command = spec.command(facts);
       button.dataset.command = command;
       setText(button, spec.label(facts));
@@ -368,6 +390,11 @@ class Page {
     for (const { number, text } of log) if (number > told) this.#fail(text);
     this.#told = [session, log.at(-1)?.number ?? told];
   }
+}
+
+/** Return a process's name without the folders of its program. */
+function shortName(name) {
+  return name.replace(/^\S*\/(?=[^/\s])/, "");
 }
 
 function protocol({ rbkit_protocol_version: version }) {

@@ -1,12 +1,12 @@
 // The CPU view: a live flame graph, and the functions by self and total samples.
 
-import { h, save, setText } from "./widgets/dom.js";
+import { h, menu, save, setText } from "./widgets/dom.js";
+import { Empty } from "./widgets/empty.js";
 import { FlameGraph } from "./widgets/flame.js";
 import * as format from "./widgets/format.js";
 import { Latest } from "./latest.js";
 import { ask } from "./rpc.js";
 import { Table } from "./widgets/table.js";
-import { off } from "./memory.js";
 
 const SHOWN = 100;
 
@@ -24,7 +24,8 @@ export class CpuView {
   #functions = new Latest();
   #details = new Latest();
 
-  constructor() {
+  /** `record` is a button that starts CPU profiling; `clocks` are the buttons that choose its clock. */
+  constructor({ record, clocks }) {
     this.thread = h("select", { "aria-label": "Thread", onchange: () => this.#redraw() });
     this.search = h("input", { type: "search", placeholder: "function or file", "aria-label": "Search functions", oninput: () => this.#redraw() });
     this.reset = h("button", { type: "button", hidden: true, onclick: () => this.#unzoom() }, "Whole graph");
@@ -57,25 +58,33 @@ export class CpuView {
     ];
     this.detail = h("div", { class: "detail", hidden: true }, this.name, this.place, ...this.lists.flatMap(({ elements }) => elements));
     const exporting = (kind, label, title) => h("button", { type: "button", title, onclick: () => this.#export(kind) }, label);
-    this.element = h(
-      "section",
-      { "aria-label": "CPU" },
-      h(
-        "div",
-        { class: "bar" },
-        h("label", {}, "thread ", this.thread),
-        this.search,
-        this.reset,
-        h("button", { type: "button", title: "forget the samples so far", onclick: () => this.#clear() }, "Clear"),
+    const controls = h(
+      "div",
+      { class: "bar" },
+      h("label", {}, "thread ", this.thread),
+      this.search,
+      this.reset,
+      h("button", { type: "button", title: "forget the samples so far", onclick: () => this.#clear() }, "Clear"),
+      menu(
+        "Export",
+        "",
         exporting("speedscope", "Export speedscope", "a file for https://www.speedscope.app"),
         exporting("collapsed", "Export collapsed stacks", "a file for flamegraph.pl and its kin"),
-        this.summary,
       ),
+      this.summary,
+    );
+    const content = h(
+      "div",
+      {},
       this.note,
       h("p", { class: "hint hovered" }, this.pointed, this.figures),
       this.graph.element,
       h("div", { class: "columns" }, this.table.element, this.detail),
     );
+    const about = "It shows where the threads spend their time, as a flame graph and by function.";
+    this.empty = new Empty({ what: "CPU profile", recorded: "cpu_profiling_enabled", about, button: record }, controls, content);
+    const clock = h("div", { class: "choice", role: "group", "aria-label": "Clock" }, ...clocks);
+    this.element = h("section", { "aria-label": "CPU" }, h("div", { class: "bar" }, clock, controls), this.empty.element, content);
   }
 
   /** Reset the view for another session or process. */
@@ -95,6 +104,7 @@ export class CpuView {
       "flame",
       { process, thread, path: this.#path },
       async (data) => {
+        this.empty.update(header, !data.samples);
         const another = drawnFor !== this.#drawnFor;
         if (data.samples === this.#samples && !another) return;
         this.#samples = data.samples;
@@ -111,8 +121,7 @@ export class CpuView {
     const rate = seconds > 0 ? ` in ${format.duration(seconds)}` : "";
     setText(this.summary, samples ? `${format.count(samples)} samples${rate}` : "");
     const notes = [];
-    if (!samples) notes.push(off(header, "CPU", "start_cpu_profiling"));
-    else if (!this.#matching) notes.push(`No function has “${this.search.value}” in its name or file.`);
+    if (samples && !this.#matching) notes.push(`No function has “${this.search.value}” in its name or file.`);
     if (missing) notes.push(`${format.count(missing)} messages are missing: there may have been more samples.`);
     if (omitted) notes.push(`${format.count(omitted)} samples are left out: they have more functions and stacks than this page keeps.`);
     setText(this.note, notes.join(" "));

@@ -3,6 +3,7 @@
 import uPlot from "uplot";
 import { Chart } from "./widgets/chart.js";
 import { h, setAttribute, setText } from "./widgets/dom.js";
+import { Empty } from "./widgets/empty.js";
 import * as format from "./widgets/format.js";
 import { Latest } from "./latest.js";
 import { Table } from "./widgets/table.js";
@@ -27,7 +28,8 @@ export class MemoryView {
   #drawn = null;
   #memory = new Latest();
 
-  constructor() {
+  /** `record` is a button that starts the memory profile. */
+  constructor({ record }) {
     const zoom = { onzoom: (from, to) => this.#fix([from, to]), onreset: () => this.#fix(null) };
     this.size = new Chart({
       title: "Memory",
@@ -68,9 +70,9 @@ export class MemoryView {
     });
     this.pause = h("button", { type: "button", onclick: () => this.#fix(this.#fixed ? null : this.#drawn) }, "Pause");
     this.note = h("p", { class: "note", role: "status" });
-    this.element = h(
-      "section",
-      { "aria-label": "Memory" },
+    const content = h(
+      "div",
+      {},
       h("div", { class: "tiles" }, ...["heap size", "memory size", "live objects", "created", "destroyed", "GC runs", "longest GC", "GC share"].map((name) => this.#tile(name))),
       h(
         "div",
@@ -83,6 +85,9 @@ export class MemoryView {
       h("div", { class: "charts" }, ...[this.size, this.live, this.rates, this.gc].map((chart) => chart.element)),
       h("details", {}, h("summary", {}, "All figures of the collector"), this.figures.element),
     );
+    const about = "It shows the size of the heap, the objects allocated and freed, and each run of the garbage collector.";
+    this.empty = new Empty({ what: "memory profile", recorded: "object_trace_enabled", about, button: record }, content);
+    this.element = h("section", { "aria-label": "Memory" }, this.empty.element, content);
     this.#mark();
   }
 
@@ -102,6 +107,7 @@ export class MemoryView {
       "memory",
       { from: range[0], to: range[1] },
       (data) => {
+        this.empty.update(header, data.first === null);
         if (!this.#fixed) range[0] = Math.min(Math.max(range[0], data.first ?? end), end - SHORTEST_SECONDS);
         this.#drawn = range;
         draw(this.size, [data.stats.x, data.stats.heap, data.stats.memsize], data);
@@ -111,12 +117,12 @@ export class MemoryView {
       (data) => {
         const shares = [data.rates.x, data.rates.pauses.map((ms) => (ms === null ? null : ms / 10))];
         draw(this.gc, uPlot.join([shares, [data.runs.map(([start]) => start), data.runs.map(([, pause]) => pause)]]), data);
-        this.#tell(data, header);
+        this.#tell(data);
       },
     );
   }
 
-  #tell({ totals, lastStats, runs, runCount, first, gaps }, header) {
+  #tell({ totals, lastStats, runs, runCount, gaps }) {
     const rate = (value) => (value === null ? "–" : `${format.count(value)}/s`);
     this.#set("heap size", format.bytes(totals.heap));
     this.#set("memory size", format.bytes(totals.memsize));
@@ -129,7 +135,6 @@ export class MemoryView {
     this.#set("GC share", format.percent(totals.pauses / 1000, totals.seconds));
     this.figures.update([...(lastStats ?? [])]);
     const notes = [];
-    if (first === null) notes.push(off(header, "memory", "start_memory_profile"));
     if (gaps.length) {
       const missing = gaps.reduce((sum, [, , messages]) => sum + messages, 0);
       const where = gaps.length === 1 ? "one place, which is" : `${format.count(gaps.length)} places, which are`;
@@ -176,11 +181,4 @@ export class MemoryView {
     setAttribute(this.pause, "aria-pressed", String(this.#fixed !== null));
     setText(this.pause, this.#fixed ? "Go on" : "Pause");
   }
-}
-
-/** Return advice for a view without data. */
-export function off(header, what, command) {
-  if (header.state === "file") return `This file has no ${what} profile.`;
-  const on = what === "memory" ? header.facts?.object_trace_enabled : header.facts?.cpu_profiling_enabled;
-  return on ? `Waiting for the first data of the ${what} profile.` : `The ${what} profile is off: start it with the button above (${command}).`;
 }

@@ -1,11 +1,11 @@
 // The objects view: live objects created since the profile started, by class.
 
 import { h, setText } from "./widgets/dom.js";
+import { Empty } from "./widgets/empty.js";
 import * as format from "./widgets/format.js";
 import { Latest } from "./latest.js";
 import { ask } from "./rpc.js";
 import { Table } from "./widgets/table.js";
-import { off } from "./memory.js";
 
 const SHOWN = 200;
 const SPARK = [96, 20]; // px
@@ -15,7 +15,8 @@ export class ObjectsView {
   refreshSeconds = 1;
   #rows = new Latest();
 
-  constructor() {
+  /** `record` is a button that starts the memory profile. */
+  constructor({ record }) {
     const refresh = () => this.onchange?.();
     const number = (key, label, title, text = (row) => format.count(row[key])) => ({ key, label, title, number: true, text });
     this.table = new Table({
@@ -59,13 +60,10 @@ export class ObjectsView {
     );
     this.summary = h("span", { class: "hint" });
     this.note = h("p", { class: "note", role: "status" });
-    this.element = h(
-      "section",
-      { "aria-label": "Objects" },
-      h("div", { class: "bar" }, this.filter, baseline, this.summary),
-      this.note,
-      this.table.element,
-    );
+    const content = h("div", {}, h("div", { class: "bar" }, this.filter, baseline, this.summary), this.note, this.table.element);
+    const about = "It lists the live objects by class: allocated since it began, and not freed.";
+    this.empty = new Empty({ what: "memory profile", recorded: "object_trace_enabled", about, button: record }, content);
+    this.element = h("section", { "aria-label": "Objects" }, this.empty.element, content);
   }
 
   /** Reset the view for another session. */
@@ -81,12 +79,13 @@ export class ObjectsView {
   }
 
   #draw(data, header) {
+    this.empty.update(header, !data.matching && !this.filter.value);
     this.table.update(data.rows);
     const cut = data.matching > data.rows.length ? `, ${data.rows.length} are shown` : "";
     const strangers = data.strangers ? `; ${format.count(data.strangers)} older than the profile were destroyed` : "";
     setText(this.summary, `${format.count(data.matching)} classes${cut}; ${format.count(data.live)} live objects${strangers}`);
     const notes = [];
-    if (!data.matching) notes.push(this.filter.value ? `No class has “${this.filter.value}” in its name.` : off(header, "memory", "start_memory_profile"));
+    if (!data.matching) notes.push(`No class has “${this.filter.value}” in its name.`);
     if (data.uncertain) notes.push("Messages are missing, so some counts are wrong: stop and start the memory profile to count anew.");
     if (data.untracked) {
       notes.push(

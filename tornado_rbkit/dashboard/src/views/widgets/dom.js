@@ -50,6 +50,31 @@ export function fileButton(label, title, accept, onfile) {
   return h("span", {}, h("button", { type: "button", title, onclick: () => input.click() }, label), input);
 }
 
+/** Return a button that opens a panel of other elements; a click outside, Escape or a button in the panel closes it. */
+export function menu(label, name, ...content) {
+  const summary = h("summary", { "aria-label": name || null, title: name || null }, label);
+  const box = h(
+    "details",
+    {
+      class: "menu",
+      onkeydown: ({ key }) => {
+        if (key !== "Escape" || !box.open) return;
+        box.open = false;
+        summary.focus();
+      },
+      onclick: ({ target }) => {
+        if (target.closest("button")) box.open = false;
+      },
+    },
+    summary,
+    h("div", { class: "panel" }, ...content),
+  );
+  document.addEventListener("pointerdown", ({ target }) => {
+    if (!box.contains(target)) box.open = false;
+  });
+  return box;
+}
+
 /** Resolve in a separate task after the next frame. */
 export function nextFrame() {
   return new Promise((resolve) => requestAnimationFrame(() => setTimeout(resolve)));
