@@ -86,6 +86,19 @@ class TestRun:
         assert finished.returncode == 0
         assert re.fullmatch(r"tornado-rbkit: http://127\.0\.0\.1:\d+/rbkit/\?token=[\w-]{32}\n", finished.stderr)
 
+    def test_a_program_that_starts_the_server_itself_gets_the_running_one(self, tmp_path: Path) -> None:
+        text = """
+        from tornado_rbkit import profiler
+
+        print(profiler.start_server(name="mine") is profiler.current_server())
+        try:
+            profiler.start_server("tcp://127.0.0.1:*")
+        except profiler.AlreadyRunningError as error:
+            print(error.server is profiler.current_server())
+        """
+        finished = run(program(tmp_path, text))
+        assert (finished.returncode, finished.stdout) == (0, "True\nTrue\n"), finished.stderr
+
     def test_runs_a_module(self, tmp_path: Path) -> None:
         (tmp_path / "some_module.py").write_text("import sys; print(sys.argv[1:], __name__)")
         assert run("-m", "some_module", "--help", cwd=tmp_path).stdout == "['--help'] __main__\n"

@@ -141,6 +141,7 @@ def test_two_spellings_of_an_endpoint_are_the_same(given: str, bound: str) -> No
         ("ipc:///tmp/y", "ipc:///tmp/x"),
         ("ipc:///tmp/x", "tcp://127.0.0.1:5555"),
         ("tcp://127.0.0.1:5555", "ipc:///tmp/x"),
+        ("tcp://127.0.0.1:*", "ipc:///tmp/x"),
     ],
 )
 def test_other_endpoints_are_not(given: str, bound: str) -> None:
@@ -154,8 +155,11 @@ def test_profiling_can_be_started_again_with_the_same_arguments(host: str) -> No
         server = profiler.start_profiling(pub, req)
         assert profiler.start_profiling(pub, req) is server
         assert profiler.start_profiling(pub) is server
+        assert profiler.start_server(pub, req) is profiler.start_server() is server
         with pytest.raises(profiler.AlreadyRunningError):
             profiler.start_profiling(pub, pub)
+        with pytest.raises(profiler.AlreadyRunningError):
+            profiler.start_server(req)
     finally:
         profiler.stop_server()
 

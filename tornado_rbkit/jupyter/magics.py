@@ -17,7 +17,7 @@ from IPython.core.magic import Magics, line_cell_magic, magics_class
 from IPython.display import display
 
 from tornado_rbkit.jupyter.flamegraph import flame_graph
-from tornado_rbkit.profiler import AlreadyRunningError, Server, current_server, start_server, stop_server
+from tornado_rbkit.profiler import Server, current_server, start_server, stop_server
 from tornado_rbkit.profiler.stacks import StackCounter, sampled_stacks
 from tornado_rbkit.protocol import CPUSample
 from tornado_rbkit.recording.export import folded
@@ -67,8 +67,6 @@ class RbkitMagics(Magics):
     def _start(self) -> None:
         try:
             server = start_server()
-        except AlreadyRunningError as error:
-            server = error.server
         except OSError as error:
             raise UsageError(f"%rbkit start: {error}") from error
         display(Dashboard(server))  # type: ignore[no-untyped-call]

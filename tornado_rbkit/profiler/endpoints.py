@@ -139,8 +139,8 @@ def same_endpoint(given: str, bound: str) -> bool:
 
     Names of interfaces, and of hosts other than localhost, are not resolved.
     """
-    if given.endswith("*"):  # any endpoint matches
-        return True
+    if given.endswith("*"):  # any endpoint of its kind matches
+        return given.partition(":")[0] == bound.partition(":")[0]
     if given.startswith("ipc://") and bound.startswith("ipc://"):
         return os.path.realpath(given.removeprefix("ipc://")) == os.path.realpath(bound.removeprefix("ipc://"))
     return _tcp_address(given) == _tcp_address(bound)

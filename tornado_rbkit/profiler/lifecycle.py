@@ -28,7 +28,7 @@ _parents: Final[list[Server]] = []
 
 
 class AlreadyRunningError(RbkitError, RuntimeError):
-    """This process already has a server; `server` is the running server."""
+    """This process already has a server, at other endpoints; `server` is the running server."""
 
     def __init__(self, server: Server) -> None:
         super().__init__(
@@ -39,6 +39,8 @@ class AlreadyRunningError(RbkitError, RuntimeError):
 
 def start_server(pub: str | None = None, req: str | None = None, name: str | None = None) -> Server:
     """Start the profiler's server in this process, without starting to measure. Any thread.
+
+    Under ``tornado-rbkit run``, and after an earlier call, the process has a server already: it is returned.
 
     Args:
         pub: the endpoint of the PUB socket; if None, the port in RBKIT_PUB_PORT on 127.0.0.1 if that is set, else a
@@ -52,17 +54,14 @@ def start_server(pub: str | None = None, req: str | None = None, name: str | Non
 
     Raises:
         ArgumentError: an argument cannot be used; the error names it and says what is allowed.
-        AlreadyRunningError: this process already has a server.
+        AlreadyRunningError: the running server has other endpoints than the given ones.
         BindError: an endpoint is in use, or cannot be bound; the error names it.
         OSError: there are too few file descriptors.
     """
     check_server(pub, req, name)
     _notice_fork()
     with _lock:
-        server = _running()
-        if server is not None:
-            raise AlreadyRunningError(server)
-        return _start(pub, req, name)
+        return _running_at(pub, req) or _start(pub, req, name)
 
 
 def start_profiling(
@@ -100,9 +99,7 @@ def start_profiling(
     check_interval(cpu_sampling_interval)
     _notice_fork()
     with _lock:
-        server = _running() or _start(pub, req, name)
-        if not server.is_at(pub, req):
-            raise AlreadyRunningError(server)
+        server = _running_at(pub, req) or _start(pub, req, name)
 
     def configure(profile: Profile) -> None:
         profile.use_cpu_time() if clock_type == "cpu" else profile.use_wall_time()
@@ -166,6 +163,14 @@ def _running() -> Server | None:
         assert dead is not None
         dead.stop()
     return _server
+
+
+def _running_at(pub: str | None, req: str | None) -> Server | None:
+    """Return the running server; raise AlreadyRunningError if it is at other endpoints."""
+    server = _running()
+    if server is not None and not server.is_at(pub, req):
+        raise AlreadyRunningError(server)
+    return server
 
 
 def _notice_fork() -> None:
