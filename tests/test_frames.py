@@ -23,19 +23,19 @@ from tornado_rbkit.frames import (
     JOIN_LIMIT,
     Buffer,
     Chunk,
-    Form,
+    Encoding,
     encode_data,
     encode_notice,
     encode_reply,
     escape,
 )
 
-BINARY = Form()
-ESCAPED = Form(escaped=True)
-DEFLATED = Form(deflate=True)
-ESCAPED_DEFLATED = Form(escaped=True, deflate=True)
-FORMS = [BINARY, ESCAPED, DEFLATED, ESCAPED_DEFLATED]
-FORM_IDS = ["binary", "escaped", "deflated", "escaped-deflated"]
+BINARY = Encoding()
+ESCAPED = Encoding(escaped=True)
+DEFLATED = Encoding(deflate=True)
+ESCAPED_DEFLATED = Encoding(escaped=True, deflate=True)
+ENCODINGS = [BINARY, ESCAPED, DEFLATED, ESCAPED_DEFLATED]
+ENCODING_IDS = ["binary", "escaped", "deflated", "escaped-deflated"]
 
 SIZES = sorted(
     {
@@ -68,10 +68,10 @@ class Message(NamedTuple):
     data: bytes
 
 
-def frames_of(received: bytes, form: Form = BINARY) -> list[Frame]:
+def frames_of(received: bytes, encoding: Encoding = BINARY) -> list[Frame]:
     """Return what the parser of `websockets` reads at a client; it raises for whatever RFC 6455 does not allow."""
     client = Protocol(Side.CLIENT, max_size=None)
-    if form.deflate:
+    if encoding.deflate:
         client.extensions = [PerMessageDeflate(True, True, 15, 15)]
     client.receive_data(received)
     assert client.parser_exc is None, f"the parser of websockets refused it: {client.parser_exc!r}"
@@ -80,10 +80,10 @@ def frames_of(received: bytes, form: Form = BINARY) -> list[Frame]:
     return [event for event in events if isinstance(event, Frame)]
 
 
-def messages_of(received: bytes, form: Form = BINARY) -> list[Message]:
+def messages_of(received: bytes, encoding: Encoding = BINARY) -> list[Message]:
     messages: list[Message] = []
     begun: Message | None = None
-    for frame in frames_of(received, form):
+    for frame in frames_of(received, encoding):
         if begun is None:
             begun = Message(frame.opcode, bytes(frame.data))
         else:
@@ -122,31 +122,31 @@ def heads_of(received: bytes) -> list[Head]:
     return heads
 
 
-def body(payload: bytes, form: Form) -> bytes:
-    return b"1" + (urllib.parse.quote_from_bytes(payload, safe="").encode() if form.escaped else payload)
+def body(payload: bytes, encoding: Encoding) -> bytes:
+    return b"1" + (urllib.parse.quote_from_bytes(payload, safe="").encode() if encoding.escaped else payload)
 
 
 # One message
 
 
-@pytest.mark.parametrize("form", FORMS, ids=FORM_IDS)
+@pytest.mark.parametrize("encoding", ENCODINGS, ids=ENCODING_IDS)
 @pytest.mark.parametrize("size", SIZES)
-def test_a_message_of_any_size_arrives_as_it_was(size: int, form: Form) -> None:
+def test_a_message_of_any_size_arrives_as_it_was(size: int, encoding: Encoding) -> None:
     payload = noise(size)
-    (chunk,) = encode_data([payload], form)
-    (message,) = messages_of(wire([chunk]), form)
-    assert message.opcode is (Opcode.TEXT if form.escaped else Opcode.BINARY)
-    assert message.data == body(payload, form)
+    (chunk,) = encode_data([payload], encoding)
+    (message,) = messages_of(wire([chunk]), encoding)
+    assert message.opcode is (Opcode.TEXT if encoding.escaped else Opcode.BINARY)
+    assert message.data == body(payload, encoding)
 
 
-@pytest.mark.parametrize("form", FORMS, ids=FORM_IDS)
+@pytest.mark.parametrize("encoding", ENCODINGS, ids=ENCODING_IDS)
 @pytest.mark.parametrize("size", SIZES)
-def test_the_frames_of_a_message_begin_with_its_opcode_and_end_with_fin(size: int, form: Form) -> None:
-    heads = heads_of(wire(encode_data([noise(size)], form)))
-    assert heads[0].opcode == (1 if form.escaped else 2)
+def test_the_frames_of_a_message_begin_with_its_opcode_and_end_with_fin(size: int, encoding: Encoding) -> None:
+    heads = heads_of(wire(encode_data([noise(size)], encoding)))
+    assert heads[0].opcode == (1 if encoding.escaped else 2)
     assert {head.opcode for head in heads[1:]} <= {0}, "the others continue it"
     assert [head.fin for head in heads] == [False] * (len(heads) - 1) + [True]
-    assert heads[0].rsv == (4 if form.deflate else 0), "RSV1 says that a message is compressed"
+    assert heads[0].rsv == (4 if encoding.deflate else 0), "RSV1 says that a message is compressed"
     assert {head.rsv for head in heads[1:]} <= {0}, "on the first frame only"
     assert max(head.length for head in heads) <= FRAGMENT_SIZE
     assert min(head.length for head in heads) > 0
@@ -162,18 +162,18 @@ def test_a_message_is_fragmented_from_256_kib_on_channel_byte_included(size: int
     assert len(chunk.units) == frames, "between two runs a ping may pass"
 
 
-@pytest.mark.parametrize("form", FORMS, ids=FORM_IDS)
+@pytest.mark.parametrize("encoding", ENCODINGS, ids=ENCODING_IDS)
 @pytest.mark.parametrize("size", SIZES)
-def test_size_and_messages_of_a_chunk_are_those_of_its_bytes(size: int, form: Form) -> None:
-    (chunk,) = encode_data([noise(size)], form)
+def test_size_and_messages_of_a_chunk_are_those_of_its_bytes(size: int, encoding: Encoding) -> None:
+    (chunk,) = encode_data([noise(size)], encoding)
     assert chunk.size == len(wire([chunk]))
     assert chunk.messages == 1
 
 
-@pytest.mark.parametrize("form", FORMS, ids=FORM_IDS)
+@pytest.mark.parametrize("encoding", ENCODINGS, ids=ENCODING_IDS)
 @pytest.mark.parametrize("size", SIZES)
-def test_each_unit_holds_whole_frames(size: int, form: Form) -> None:
-    (chunk,) = encode_data([noise(size)], form)
+def test_each_unit_holds_whole_frames(size: int, encoding: Encoding) -> None:
+    (chunk,) = encode_data([noise(size)], encoding)
     for unit in chunk.units:
         heads_of(b"".join(bytes(buffer) for buffer in unit))
         assert sum(map(len, unit)) <= FRAGMENT_SIZE + 16
@@ -190,29 +190,29 @@ def test_a_large_payload_is_sent_from_where_it_lies(size: int, kind: type[bytes]
     assert b"".join(bytes(piece) for piece in pieces) == source
 
 
-@pytest.mark.parametrize("form", FORMS, ids=FORM_IDS)
-def test_a_memoryview_is_encoded_as_its_bytes_are(form: Form) -> None:
+@pytest.mark.parametrize("encoding", ENCODINGS, ids=ENCODING_IDS)
+def test_a_memoryview_is_encoded_as_its_bytes_are(encoding: Encoding) -> None:
     payloads = [noise(size) for size in (0, 10, JOIN_LIMIT + 1, FRAGMENT_SIZE + 1)]
     views: list[Buffer] = [memoryview(payload) for payload in payloads]
-    assert wire(encode_data(views, form)) == wire(encode_data(payloads, form))
+    assert wire(encode_data(views, encoding)) == wire(encode_data(payloads, encoding))
 
 
 # Many messages
 
 
-@pytest.mark.parametrize("form", FORMS, ids=FORM_IDS)
-def test_messages_arrive_in_order_each_whole(form: Form) -> None:
+@pytest.mark.parametrize("encoding", ENCODINGS, ids=ENCODING_IDS)
+def test_messages_arrive_in_order_each_whole(encoding: Encoding) -> None:
     source = random.Random(1)
     sizes = [source.choice([0, 1, 130, 3000, 14_000, 65_535, 200_000, 700_000]) for _ in range(50)]
     payloads = [noise(size) for size in sizes]
-    chunks = encode_data(payloads, form)
-    assert [message.data for message in messages_of(wire(chunks), form)] == [
-        body(payload, form) for payload in payloads
+    chunks = encode_data(payloads, encoding)
+    assert [message.data for message in messages_of(wire(chunks), encoding)] == [
+        body(payload, encoding) for payload in payloads
     ]
     assert sum(chunk.messages for chunk in chunks) == len(payloads)
     for chunk in chunks:
         assert chunk.size == len(wire([chunk]))
-        assert chunk.messages == len(messages_of(wire([chunk]), form)), "a chunk holds whole messages"
+        assert chunk.messages == len(messages_of(wire([chunk]), encoding)), "a chunk holds whole messages"
         if chunk.messages > 1:
             assert chunk.size <= FRAGMENT_SIZE
 
@@ -233,9 +233,9 @@ def test_a_large_message_has_a_chunk_of_its_own_between_its_neighbours() -> None
     assert [chunk.messages for chunk in chunks] == [2, 1, 1, 1, 1, 1]
 
 
-@pytest.mark.parametrize("form", FORMS, ids=FORM_IDS)
-def test_no_messages_are_no_chunks(form: Form) -> None:
-    assert encode_data([], form) == []
+@pytest.mark.parametrize("encoding", ENCODINGS, ids=ENCODING_IDS)
+def test_no_messages_are_no_chunks(encoding: Encoding) -> None:
+    assert encode_data([], encoding) == []
 
 
 # Compression
@@ -256,7 +256,7 @@ def test_a_compressed_message_does_not_lean_on_the_one_before() -> None:
     assert messages_of(second, DEFLATED)[0].data == b"1" + payloads[1]
 
 
-# The escaped form
+# The escaped encoding
 
 
 def middleware() -> list[bytes]:
@@ -298,21 +298,21 @@ def test_escaping_is_the_same_for_every_size(size: int, kind: type[bytes] | type
 # Replies and notices
 
 
-@pytest.mark.parametrize("form", FORMS, ids=FORM_IDS)
+@pytest.mark.parametrize("encoding", ENCODINGS, ids=ENCODING_IDS)
 @pytest.mark.parametrize("size", [0, 2, 226, JOIN_LIMIT, FRAGMENT_SIZE, FRAGMENT_SIZE + 1])
-def test_a_reply_is_a_message_of_channel_0_and_never_compressed(size: int, form: Form) -> None:
+def test_a_reply_is_a_message_of_channel_0_and_never_compressed(size: int, encoding: Encoding) -> None:
     payload = noise(size)
-    chunk = encode_reply(payload, form)
+    chunk = encode_reply(payload, encoding)
     (message,) = messages_of(wire([chunk]))
-    assert message.opcode is (Opcode.TEXT if form.escaped else Opcode.BINARY)
-    assert message.data == b"0" + body(payload, form)[1:]
+    assert message.opcode is (Opcode.TEXT if encoding.escaped else Opcode.BINARY)
+    assert message.data == b"0" + body(payload, encoding)[1:]
     assert (chunk.size, chunk.messages) == (len(wire([chunk])), 1)
 
 
-@pytest.mark.parametrize("form", FORMS, ids=FORM_IDS)
-def test_a_notice_is_never_escaped(form: Form) -> None:
-    chunk = encode_notice(b"client_count:2", form)
-    opcode = Opcode.TEXT if form.escaped else Opcode.BINARY
+@pytest.mark.parametrize("encoding", ENCODINGS, ids=ENCODING_IDS)
+def test_a_notice_is_never_escaped(encoding: Encoding) -> None:
+    chunk = encode_notice(b"client_count:2", encoding)
+    opcode = Opcode.TEXT if encoding.escaped else Opcode.BINARY
     assert messages_of(wire([chunk])) == [Message(opcode, b"0client_count:2")]
     assert (chunk.size, chunk.messages) == (len(wire([chunk])), 1)
 
@@ -325,11 +325,11 @@ SAMPLE = [noise(size) for size in (0, 1, 125, 126, 65_535, JOIN_LIMIT, FRAGMENT_
 class Raw(WebSocketHandler):
     """Writes our frames where Tornado would write its own."""
 
-    def initialize(self, form: Form) -> None:
-        self.form = form
+    def initialize(self, encoding: Encoding) -> None:
+        self.encoding = encoding
 
     def get_compression_options(self) -> dict[str, int] | None:
-        if not self.form.deflate:
+        if not self.encoding.deflate:
             return None
         name = "permessage-deflate; server_no_context_takeover"
         self.request.headers["Sec-WebSocket-Extensions"] = name
@@ -338,12 +338,14 @@ class Raw(WebSocketHandler):
     async def open(self) -> None:
         assert self.ws_connection is not None
         assert self.ws_connection.stream is not None
-        await self.ws_connection.stream.write(wire(encode_data(SAMPLE, self.form)))
+        await self.ws_connection.stream.write(wire(encode_data(SAMPLE, self.encoding)))
 
 
 @pytest.fixture
 async def raw_port() -> AsyncIterator[int]:
-    routes = [(f"/{name}", Raw, {"form": form}) for name, form in zip(FORM_IDS, FORMS, strict=True)]
+    routes = [
+        (f"/{name}", Raw, {"encoding": encoding}) for name, encoding in zip(ENCODING_IDS, ENCODINGS, strict=True)
+    ]
     server = HTTPServer(Application(routes))
     sockets = bind_sockets(0, "127.0.0.1")
     server.add_sockets(sockets)
@@ -352,19 +354,19 @@ async def raw_port() -> AsyncIterator[int]:
     await server.close_all_connections()
 
 
-@pytest.mark.parametrize(("name", "form"), list(zip(FORM_IDS, FORMS, strict=True)), ids=FORM_IDS)
-async def test_tornados_client_reads_them(raw_port: int, name: str, form: Form) -> None:
+@pytest.mark.parametrize(("name", "encoding"), list(zip(ENCODING_IDS, ENCODINGS, strict=True)), ids=ENCODING_IDS)
+async def test_tornados_client_reads_them(raw_port: int, name: str, encoding: Encoding) -> None:
     connection = await websocket_connect(
         f"ws://127.0.0.1:{raw_port}/{name}",
-        compression_options={} if form.deflate else None,
+        compression_options={} if encoding.deflate else None,
         max_message_size=16 * 1024 * 1024,
     )
     try:
         for payload in SAMPLE:
             message = await connection.read_message()
             assert message is not None, f"Tornado refused a message of {len(payload)} bytes"
-            assert isinstance(message, str if form.escaped else bytes)
-            assert (message.encode() if isinstance(message, str) else message) == body(payload, form)
+            assert isinstance(message, str if encoding.escaped else bytes)
+            assert (message.encode() if isinstance(message, str) else message) == body(payload, encoding)
     finally:
         connection.close()
         while await connection.read_message() is not None:

@@ -9,12 +9,12 @@ from typing import Final
 _GRACE: Final = 0.1
 """Seconds the loop must run after a pause of the process before everything that arrived meanwhile has been handled."""
 
-_MOST_STARTS: Final = 10
+_MAX_STARTS: Final = 10
 """A loop that is late this many times in a row was not paused: its turns are long."""
 
 
 class Deadline:
-    """Calls back after a number of seconds; starts over if the event loop was late (up to `_MOST_STARTS` starts).
+    """Calls back after a number of seconds; starts over if the event loop was late (up to `_MAX_STARTS` starts).
 
     A timer that fires late means that the process was stopped (SIGSTOP, a debugger) or that its loop was blocked.
     Timers run before the loop has read the data that arrived meanwhile, so the other end may not be at fault.
@@ -51,7 +51,7 @@ class Deadline:
         self._timer = self._loop.call_at(due, lambda: self._on_time(due, then))
 
     def _on_time(self, due: float, then: Callable[[], object]) -> None:
-        if self._loop.time() - due > self._grace and self._starts < _MOST_STARTS:
+        if self._loop.time() - due > self._grace and self._starts < _MAX_STARTS:
             self._start()
         else:
             then()

@@ -31,7 +31,7 @@ _TEXT: Final = 0x1
 _BINARY: Final = 0x2
 
 
-class Form(NamedTuple):
+class Encoding(NamedTuple):
     """A client's encoding: raw bytes or percent-escaped text, compressed or not."""
 
     escaped: bool = False
@@ -50,18 +50,18 @@ class Chunk(NamedTuple):
     messages: int
 
 
-def encode_reply(payload: bytes, form: Form) -> Chunk:
+def encode_reply(payload: bytes, encoding: Encoding) -> Chunk:
     """Encode a message of the reply channel. It is small and for one client, so it is not compressed."""
-    return _chunk(_encode(Channel.REPLY, payload, Form(form.escaped)))
+    return _chunk(_encode(Channel.REPLY, payload, Encoding(encoding.escaped)))
 
 
 @lru_cache(maxsize=64)
-def encode_notice(payload: bytes, form: Form) -> Chunk:
+def encode_notice(payload: bytes, encoding: Encoding) -> Chunk:
     """Encode a notice for the reply channel. Its text is never escaped, as in the Ruby middleware.
 
     The result is cached, because a notice is sent to many clients.
     """
-    return encode_message(Channel.REPLY.value + payload, binary=not form.escaped)
+    return encode_message(Channel.REPLY.value + payload, binary=not encoding.escaped)
 
 
 def encode_message(payload: bytes, *, binary: bool) -> Chunk:
@@ -70,9 +70,9 @@ def encode_message(payload: bytes, *, binary: bool) -> Chunk:
     return Chunk(((frame,),), len(frame), 1)
 
 
-def encode_data(payloads: Iterable[Buffer], form: Form, *, compression_level: int = 1) -> list[Chunk]:
+def encode_data(payloads: Iterable[Buffer], encoding: Encoding, *, compression_level: int = 1) -> list[Chunk]:
     """Encode published messages as chunks; see `encode_in_slices`."""
-    slices = encode_in_slices(payloads, form, compression_level=compression_level)
+    slices = encode_in_slices(payloads, encoding, compression_level=compression_level)
     while True:
         try:
             next(slices)
@@ -82,7 +82,7 @@ def encode_data(payloads: Iterable[Buffer], form: Form, *, compression_level: in
 
 
 def encode_in_slices(
-    payloads: Iterable[Buffer], form: Form, *, compression_level: int = 1
+    payloads: Iterable[Buffer], encoding: Encoding, *, compression_level: int = 1
 ) -> Generator[None, None, list[Chunk]]:
     """Encode published messages as chunks: small messages joined up to `FRAGMENT_SIZE`, each large message separate.
 
@@ -91,13 +91,13 @@ def encode_in_slices(
 
     Args:
         payloads: the messages as the profiler published them, in order.
-        form: the encoding of the clients.
+        encoding: the encoding of the clients.
         compression_level: 1 to 9 as in zlib, used if the encoding is compressed.
     """
     chunks: list[Chunk] = []
     joined: list[Buffer] = []
     size = messages = 0
-    plain = form == Form()
+    plain = encoding == Encoding()
     header, header_length = b"", -1  # consecutive messages often have the same length
 
     def flush() -> None:
@@ -115,9 +115,9 @@ def encode_in_slices(
             body = payload
         else:
             if plain or len(payload) <= JOIN_LIMIT:
-                units = _encode(Channel.DATA, payload, form, compression_level)
+                units = _encode(Channel.DATA, payload, encoding, compression_level)
             else:
-                units = yield from _encode_large(Channel.DATA, payload, form, compression_level)
+                units = yield from _encode_large(Channel.DATA, payload, encoding, compression_level)
             if len(units) > 1 or len(units[0][0]) + len(units[0][1]) > JOIN_LIMIT:
                 flush()
                 chunks.append(_chunk(units))
@@ -153,12 +153,14 @@ def _slices(payload: Buffer) -> Iterator[memoryview]:
     return (view[at : at + JOIN_LIMIT] for at in range(0, len(view), JOIN_LIMIT))
 
 
-def _encode(channel: Channel, payload: Buffer, form: Form, compression_level: int = 1) -> list[tuple[bytes, Buffer]]:
+def _encode(
+    channel: Channel, payload: Buffer, encoding: Encoding, compression_level: int = 1
+) -> list[tuple[bytes, Buffer]]:
     """Encode one message as frames: pairs of a header (the first with the channel byte) and a slice of the payload."""
-    opcode = _TEXT if form.escaped else _BINARY
+    opcode = _TEXT if encoding.escaped else _BINARY
     prefix: bytes = channel.value
-    body = escape(payload) if form.escaped else payload
-    if form.deflate:
+    body = escape(payload) if encoding.escaped else payload
+    if encoding.deflate:
         opcode, prefix, body = opcode | _RSV1, b"", b"".join(_deflate((prefix, body), compression_level))
     length = len(prefix) + len(body)
     if length <= FRAGMENT_SIZE:
@@ -167,14 +169,14 @@ def _encode(channel: Channel, payload: Buffer, form: Form, compression_level: in
 
 
 def _encode_large(
-    channel: Channel, payload: Buffer, form: Form, compression_level: int
+    channel: Channel, payload: Buffer, encoding: Encoding, compression_level: int
 ) -> Generator[None, None, list[tuple[bytes, Buffer]]]:
     """Encode one escaped or compressed message as frames without holding its whole encoded body twice."""
-    opcode = _TEXT if form.escaped else _BINARY
+    opcode = _TEXT if encoding.escaped else _BINARY
     pieces: Iterator[Buffer] = chain(
-        (channel.value,), map(_escape, _slices(payload)) if form.escaped else _slices(payload)
+        (channel.value,), map(_escape, _slices(payload)) if encoding.escaped else _slices(payload)
     )
-    if form.deflate:
+    if encoding.deflate:
         opcode, pieces = opcode | _RSV1, _deflate(pieces, compression_level)
     frames: list[tuple[bytes, Buffer]] = []
     body = bytearray()

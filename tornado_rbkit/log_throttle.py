@@ -9,7 +9,7 @@ from collections.abc import Hashable
 from typing import Final
 
 _QUIET: Final = 60.0  # seconds without an event, after which its count starts over
-_MOST: Final = 1000  # keys remembered; a client may cause any number of them
+_MAX_KEYS: Final = 1000  # keys remembered; a client may cause any number of them
 
 
 class LogThrottle:
@@ -24,7 +24,7 @@ class LogThrottle:
         count, last = self._counts.pop(key, (0, now))
         count = 1 if now - last > _QUIET else count + 1
         self._counts[key] = count, now
-        if len(self._counts) > _MOST:
+        if len(self._counts) > _MAX_KEYS:
             self._counts.popitem(last=False)
         return count if str(count).strip("0") == "1" else 0
 
@@ -43,14 +43,14 @@ class LogThrottleFilter(logging.Filter):
 
     def __init__(self) -> None:
         super().__init__()
-        self._repeats = LogThrottle()
+        self._throttle = LogThrottle()
 
     def filter(self, record: logging.LogRecord) -> bool:
         """Return whether to log a record; append the count to a repeated warning."""
         if record.levelno < logging.WARNING:
             return True
         about = repr(record.args[:1]) if isinstance(record.args, tuple) else ""
-        count = self._repeats.add((record.name, record.levelno, str(record.msg), about))
+        count = self._throttle.add((record.name, record.levelno, str(record.msg), about))
         if count > 1:
             record.msg, record.args = record.getMessage() + times(count), None
         return count > 0

@@ -11,14 +11,14 @@ import pytest
 from tornado_rbkit.bridge import commands
 from tornado_rbkit.bridge.commands import MAX_WAITING, CommandQueue
 from tornado_rbkit.protocol import CommandError
-from tornado_rbkit.upstream.types import Outcome
+from tornado_rbkit.upstream.types import CommandResult
 
-OK = Outcome(b"ok", None, 0.01)
+OK = CommandResult(b"ok", None, 0.01)
 
 
-def failed(reason: str) -> Outcome:
+def failed(reason: str) -> CommandResult:
     error = CommandError(reason, "as the profiler's end has it")
-    return Outcome(error.to_reply(), error, 0.01)
+    return CommandResult(error.to_reply(), error, 0.01)
 
 
 class Desk:
@@ -26,19 +26,19 @@ class Desk:
 
     def __init__(self, timeouts: dict[str, float] | None = None) -> None:
         self.sent: list[tuple[str, float]] = []
-        self.answers: list[tuple[str, Outcome]] = []
-        self.settled: list[tuple[str, Outcome]] = []
-        self.finish: Callable[[Outcome], None] = lambda outcome: pytest.fail("nothing was sent")
+        self.answers: list[tuple[str, CommandResult]] = []
+        self.settled: list[tuple[str, CommandResult]] = []
+        self.finish: Callable[[CommandResult], None] = lambda result: pytest.fail("nothing was sent")
         self.queue = CommandQueue(
-            self.request, timeouts or {}, lambda name, outcome: self.settled.append((name, outcome))
+            self.request, timeouts or {}, lambda name, result: self.settled.append((name, result))
         )
 
-    def request(self, name: str, timeout: float, on_result: Callable[[Outcome], None]) -> None:
+    def request(self, name: str, timeout: float, on_result: Callable[[CommandResult], None]) -> None:
         self.sent.append((name, timeout))
         self.finish = on_result
 
     def submit(self, name: str, owner: object = None, *, first: bool = False) -> None:
-        self.queue.submit(name, lambda outcome: self.answers.append((name, outcome)), owner, first=first)
+        self.queue.submit(name, lambda result: self.answers.append((name, result)), owner, first=first)
 
     @property
     def sent_names(self) -> list[str]:
@@ -47,13 +47,13 @@ class Desk:
     @property
     def results(self) -> list[tuple[str, str]]:
         """What was answered: the command and the reason, or ok."""
-        return [(name, outcome.error.reason if outcome.error else "ok") for name, outcome in self.answers]
+        return [(name, result.error.reason if result.error else "ok") for name, result in self.answers]
 
 
 @pytest.fixture
 def desk() -> Desk:
     desk = Desk()
-    desk.queue.open()
+    desk.queue.resume()
     return desk
 
 
@@ -89,18 +89,18 @@ def test_one_command_is_in_flight_and_the_rest_follow_in_order(desk: Desk) -> No
 
 
 def test_the_answer_is_the_outcome_of_that_command(desk: Desk) -> None:
-    outcomes = [Outcome(reply, None, 0.0) for reply in (b"first", b"second")]
+    results = [CommandResult(reply, None, 0.0) for reply in (b"first", b"second")]
     desk.submit("a")
     desk.submit("b")
-    for outcome in outcomes:
-        desk.finish(outcome)
-    assert [outcome for _, outcome in desk.answers] == outcomes
+    for result in results:
+        desk.finish(result)
+    assert [result for _, result in desk.answers] == results
 
 
 def test_settled_is_told_before_the_sender(desk: Desk) -> None:
     order: list[str] = []
-    desk.queue._record = lambda name, outcome: order.append(f"settled {name}")
-    desk.queue.submit("a", lambda outcome: order.append("answer"), None)
+    desk.queue._record = lambda name, result: order.append(f"settled {name}")
+    desk.queue.submit("a", lambda result: order.append("answer"), None)
     desk.finish(OK)
     assert order == ["settled a", "answer"]
 
@@ -125,7 +125,7 @@ def test_first_goes_before_all_that_wait_but_not_before_what_is_in_flight(desk: 
 
 
 def test_an_answer_that_submits_the_next_command_finds_its_place(desk: Desk) -> None:
-    desk.queue.submit("a", lambda outcome: desk.submit("after a"), None)
+    desk.queue.submit("a", lambda result: desk.submit("after a"), None)
     desk.submit("b")
     desk.finish(OK)
     desk.finish(OK)
@@ -144,7 +144,7 @@ def test_an_answer_that_submits_the_next_command_finds_its_place(desk: Desk) -> 
 )
 def test_each_command_is_sent_with_its_timeout(timeouts: dict[str, float], name: str, expected: float) -> None:
     desk = Desk(timeouts)
-    desk.queue.open()
+    desk.queue.resume()
     desk.submit(name)
     assert desk.sent == [(name, expected)]
 
@@ -212,10 +212,10 @@ def test_what_is_in_flight_when_its_owner_leaves_still_holds_the_place(desk: Des
 def test_commands_wait_until_the_profiler_is_there() -> None:
     desk = Desk()
     desk.submit("before hold")
-    desk.queue.hold()
+    desk.queue.pause()
     desk.submit("after hold")
     assert desk.sent_names == []
-    desk.queue.open()
+    desk.queue.resume()
     desk.finish(OK)
     assert desk.sent_names == ["before hold", "after hold"]
 
@@ -223,56 +223,56 @@ def test_commands_wait_until_the_profiler_is_there() -> None:
 def test_a_profiler_that_went_refuses_what_waits_and_what_comes_with_the_text(desk: Desk) -> None:
     for name in ("in flight", "waits"):
         desk.submit(name)
-    desk.queue.close("the rbkit server is not connected")
+    desk.queue.fail_all("the rbkit server is not connected")
     desk.submit("comes")
     assert desk.results == [("waits", "unavailable"), ("comes", "unavailable")]
-    for name, outcome in desk.answers:
-        assert outcome.error is not None
-        assert outcome.error.text == f"{name}: the rbkit server is not connected"
+    for name, result in desk.answers:
+        assert result.error is not None
+        assert result.error.text == f"{name}: the rbkit server is not connected"
 
 
 def test_what_is_in_flight_when_the_profiler_goes_is_answered_once_by_its_outcome(desk: Desk) -> None:
     desk.submit("in flight")
-    desk.queue.close("away")
+    desk.queue.fail_all("away")
     assert desk.results == []
     desk.finish(failed("unavailable"))
     assert desk.results == [("in flight", "unavailable")]
-    desk.queue.open()
+    desk.queue.resume()
     assert desk.sent_names == ["in flight"], "it is never repeated"
 
 
 def test_first_is_kept_while_the_profiler_is_away(desk: Desk) -> None:
-    desk.queue.close("away")
+    desk.queue.fail_all("away")
     desk.submit("urgent", first=True)
     assert desk.results == []
     assert desk.sent_names == []
-    desk.queue.open()
+    desk.queue.resume()
     assert desk.sent_names == ["urgent"]
 
 
 def test_hold_after_close_keeps_what_comes_again(desk: Desk) -> None:
-    desk.queue.close("away")
-    desk.queue.hold()
+    desk.queue.fail_all("away")
+    desk.queue.pause()
     desk.submit("a")
     assert desk.results == []
-    desk.queue.open()
+    desk.queue.resume()
     assert desk.sent_names == ["a"]
 
 
 def test_hold_keeps_back_what_follows_the_one_in_flight(desk: Desk) -> None:
     desk.submit("a")
     desk.submit("b")
-    desk.queue.hold()
+    desk.queue.pause()
     desk.finish(OK)
     assert desk.sent_names == ["a"]
-    desk.queue.open()
+    desk.queue.resume()
     assert desk.sent_names == ["a", "b"]
 
 
 def test_open_twice_sends_nothing_twice(desk: Desk) -> None:
     desk.submit("a")
     desk.submit("b")
-    desk.queue.open()
+    desk.queue.resume()
     assert desk.sent_names == ["a"]
 
 
@@ -297,12 +297,12 @@ def test_at_a_timeout_the_clocks_of_those_behind_count_from_when_they_were_asked
     assert desk.sent == [("in flight", 5.0), ("objectspace_snapshot", 295.0), ("newcomer", 3.0)]
 
 
-@pytest.mark.parametrize("outcome", [OK, failed("unavailable")], ids=["ok", "unavailable"])
-def test_nobody_is_given_up_at_another_outcome_than_a_timeout(desk: Desk, clock: Clock, outcome: Outcome) -> None:
+@pytest.mark.parametrize("result", [OK, failed("unavailable")], ids=["ok", "unavailable"])
+def test_nobody_is_given_up_at_another_outcome_than_a_timeout(desk: Desk, clock: Clock, result: CommandResult) -> None:
     desk.submit("objectspace_snapshot")
     desk.submit("patient")
     clock.now += 200.0
-    desk.finish(outcome)
+    desk.finish(result)
     assert [name for name, _ in desk.results] == ["objectspace_snapshot"]
     assert desk.sent == [("objectspace_snapshot", 300.0), ("patient", 5.0)], "its time-out begins when it is sent"
 
@@ -312,7 +312,7 @@ def test_settled_is_told_only_of_commands_that_were_sent(desk: Desk, clock: Cloc
     desk.submit("given up")
     clock.now += 5.0
     desk.finish(failed("timeout"))
-    desk.queue.close("away")
+    desk.queue.fail_all("away")
     desk.submit("refused")
     assert [name for name, _ in desk.answers] == ["in flight", "given up", "refused"]
     assert [name for name, _ in desk.settled] == ["in flight"]
@@ -329,20 +329,20 @@ def test_whatever_happens_each_command_is_answered_once_and_sent_once_at_the_mos
     clock = Clock()
     monkeypatch.setattr(commands, "time", clock)
     sent: list[str] = []
-    in_flight: dict[str, Callable[[Outcome], None]] = {}
+    in_flight: dict[str, Callable[[CommandResult], None]] = {}
     answered: dict[str, int] = {}
     forgotten: set[str] = set()
     owners = {name: object() for name in "xyz"}
 
-    def send(name: str, timeout: float, on_result: Callable[[Outcome], None]) -> None:
+    def send(name: str, timeout: float, on_result: Callable[[CommandResult], None]) -> None:
         assert not in_flight, f"{name} was sent while {in_flight} is in flight"
         sent.append(name)
         in_flight[name] = on_result
 
-    def count(name: str, outcome: Outcome) -> None:
+    def count(name: str, result: CommandResult) -> None:
         answered[name] = answered.get(name, 0) + 1
 
-    queue = CommandQueue(send, {}, lambda name, outcome: None)
+    queue = CommandQueue(send, {}, lambda name, result: None)
 
     def submit() -> None:
         owner = source.choice("xyz")
@@ -350,7 +350,7 @@ def test_whatever_happens_each_command_is_answered_once_and_sent_once_at_the_mos
         submitted.append(name)
         queue.submit(name, partial(count, name), owners[owner], first=source.random() < 0.1)
 
-    def outcome() -> None:
+    def result() -> None:
         if in_flight:
             _, on_result = in_flight.popitem()
             on_result(source.choice([OK, failed("timeout"), failed("unavailable")]))
@@ -366,14 +366,14 @@ def test_whatever_happens_each_command_is_answered_once_and_sent_once_at_the_mos
         clock.now += source.random() * 4
 
     submitted: list[str] = []
-    actions: list[Callable[[], None]] = [submit] * 8 + [outcome] * 6 + [let_time_pass]
-    rare: list[Callable[[], None]] = [forget, queue.hold, partial(queue.close, "away"), queue.open, queue.open]
-    queue.open()
+    actions: list[Callable[[], None]] = [submit] * 8 + [result] * 6 + [let_time_pass]
+    rare: list[Callable[[], None]] = [forget, queue.pause, partial(queue.fail_all, "away"), queue.resume, queue.resume]
+    queue.resume()
     for _ in range(3000):
         source.choice(rare if source.random() < 0.03 else actions)()
-    queue.open()
+    queue.resume()
     while in_flight:
-        outcome()
+        result()
     assert len(queue) == 0
     assert len(sent) == len(set(sent)), "a command was sent twice"
     assert {name: answered.get(name, 0) for name in submitted} == {

@@ -17,7 +17,7 @@ from tests.conftest import Serve, ask, closing, until
 from tests.fake_rbkit import FakeRbkit
 from tornado_rbkit import Access, Bridge, BridgeFullError, IOLoopThread
 from tornado_rbkit.bridge.profiler_state import State
-from tornado_rbkit.frames import Form
+from tornado_rbkit.frames import Encoding
 from tornado_rbkit.upstream.monitored_socket import MonitoredSocket
 from tornado_rbkit.upstream.sockets import ProfilerSockets
 
@@ -92,7 +92,7 @@ class Seat:
         self.stream = IOStream(near)
         seats.append(self)
         handler: Any = SimpleNamespace(request=SimpleNamespace(remote_ip="127.0.0.1"))
-        self.session = bridge.join(handler, self._close, self.stream, Form(), Access())
+        self.session = bridge.join(handler, self._close, self.stream, Encoding(), Access())
 
     def _close(self, code: int, reason: str) -> None:
         self.closed.append((code, reason))

@@ -1,4 +1,4 @@
-"""Many viewers, large messages, slow and dead ones: each gets what it is owed, and nobody waits for another."""
+"""Many viewers, large messages, slow and dead ones: each gets what it is pending, and nobody waits for another."""
 
 from __future__ import annotations
 
@@ -339,8 +339,8 @@ class TestCompression:
                     assert received == [b"1" + message for message in sent]
             await one.send("handshake")
             assert await one.recv() == b"0" + rbkit.handshake()
-            forms = {client["compressed"] for client in server.bridge.stats()["clients"]}
-            assert forms == ({True, False} if compression else {False})
+            encodings = {client["compressed"] for client in server.bridge.stats()["clients"]}
+            assert encodings == ({True, False} if compression else {False})
 
     async def test_is_not_offered_by_default(self, serve: Serve, rbkit: FakeRbkit) -> None:
         server = await serve(Bridge(**rbkit.endpoints))

@@ -142,7 +142,7 @@ async def test_a_client_that_floods_and_does_not_read_is_not_read_further(serve:
     await reader.readuntil(b"\r\n\r\n")
     command = b"\x81\x84\0\0\0\0nope"
     paused = False
-    for _ in range(3000):  # 30 MB of commands, for which it would be owed 660 MB
+    for _ in range(3000):  # 30 MB of commands, for which it would be pending 660 MB
         writer.write(command * 1000)
         try:
             await asyncio.wait_for(writer.drain(), 2)

@@ -26,17 +26,17 @@ from tests.conftest import until
 from tests.fake_rbkit import FakeRbkit
 from tornado_rbkit import Bridge, rbkit_routes
 from tornado_rbkit.bridge.outbox import Outbox
-from tornado_rbkit.frames import Buffer, Chunk, Form, encode_data, encode_notice, encode_reply, escape
+from tornado_rbkit.frames import Buffer, Chunk, Encoding, encode_data, encode_notice, encode_reply, escape
 
 KIB = 1024
 MIB = 1024 * 1024
 CONTROLS = {"ping": b"\x89\x04ping", "pong": b"\x8a\x04pong", "long ping": b"\x89\x7d" + bytes(125)}
 CLOSE = b"\x88\x02\x03\xe9"
-FORMS = {
-    "binary": Form(),
-    "escaped": Form(escaped=True),
-    "compressed": Form(deflate=True),
-    "escaped, compressed": Form(escaped=True, deflate=True),
+ENCODINGS = {
+    "binary": Encoding(),
+    "escaped": Encoding(escaped=True),
+    "compressed": Encoding(deflate=True),
+    "escaped, compressed": Encoding(escaped=True, deflate=True),
 }
 
 
@@ -161,9 +161,11 @@ def join(frames: list[tuple[int, bytes]]) -> list[bytes]:
 class Run:
     """An outbox on a short stream, and what it has been given."""
 
-    def __init__(self, form: Form, make_stream: Callable[[], ShortStream] = ShortStream, **options: Any) -> None:
+    def __init__(
+        self, encoding: Encoding, make_stream: Callable[[], ShortStream] = ShortStream, **options: Any
+    ) -> None:
         self.stream = make_stream()
-        self.form = form
+        self.encoding = encoding
         self.outbox = Outbox(
             self.stream,
             stall_timeout=3600,
@@ -179,15 +181,15 @@ class Run:
 
     def send_data(self, *sizes: int) -> None:
         payloads = [self._payload(size) for size in sizes]
-        chunks = encode_data(payloads, self.form)
+        chunks = encode_data(payloads, self.encoding)
         self.data += _messages(chunks)
         self.outbox.send_data(chunks)
 
     def send_reply(self, size: int) -> None:
-        self._reply(encode_reply(self._payload(size), self.form))
+        self._reply(encode_reply(self._payload(size), self.encoding))
 
     def send_notice(self) -> None:
-        self._reply(encode_notice(b"client_count:%d" % len(self.replies), self.form))
+        self._reply(encode_notice(b"client_count:%d" % len(self.replies), self.encoding))
 
     def check_that_no_frame_is_cut(self) -> None:
         frames = split(bytes(self.stream.committed[self._checked :]))
@@ -234,14 +236,14 @@ def _messages(chunks: Sequence[Chunk]) -> list[bytes]:
 
 
 @pytest.mark.parametrize("stream", [ShortStream, StreamWithoutSendmsg])
-@pytest.mark.parametrize("form", FORMS.values(), ids=FORMS)
+@pytest.mark.parametrize("encoding", ENCODINGS.values(), ids=ENCODINGS)
 async def test_a_control_frame_never_lands_inside_a_frame_wherever_the_kernel_cuts_it(
-    form: Form, stream: Callable[[], ShortStream]
+    encoding: Encoding, stream: Callable[[], ShortStream]
 ) -> None:
-    whole = Run(form, stream)
+    whole = Run(encoding, stream)
     whole.send_data(40, 90, 130)
     for room in range(len(whole.stream.committed) + 1):
-        run = Run(form, stream)
+        run = Run(encoding, stream)
         run.stream.make_room(room)
         run.send_data(40, 90, 130)
         run.check_that_no_frame_is_cut()
@@ -253,11 +255,11 @@ async def test_a_control_frame_never_lands_inside_a_frame_wherever_the_kernel_cu
 
 
 @pytest.mark.parametrize("size", [8, KIB, 60 * KIB, 100 * KIB, 255 * KIB, 600 * KIB, 2 * MIB])
-@pytest.mark.parametrize("form", FORMS.values(), ids=FORMS)
-async def test_a_control_frame_never_lands_inside_a_frame_of_any_size(form: Form, size: int) -> None:
+@pytest.mark.parametrize("encoding", ENCODINGS.values(), ids=ENCODINGS)
+async def test_a_control_frame_never_lands_inside_a_frame_of_any_size(encoding: Encoding, size: int) -> None:
     source = random.Random(size)
     for _ in range(10):
-        run = Run(form)
+        run = Run(encoding)
         run.stream.make_room(source.randint(0, size + 20))
         run.send_data(size, size)
         run.stream.write(CONTROLS["pong"])
@@ -284,13 +286,16 @@ steps = st.one_of(
 
 @settings(max_examples=150, deadline=None, suppress_health_check=list(HealthCheck))
 @given(
-    form=st.sampled_from(sorted(FORMS)), windows=st.booleans(), steps=st.lists(steps, max_size=40), ends=st.booleans()
+    encoding=st.sampled_from(sorted(ENCODINGS)),
+    windows=st.booleans(),
+    steps=st.lists(steps, max_size=40),
+    ends=st.booleans(),
 )
 def test_nothing_is_cut_or_out_of_order_in_any_sequence_of_writers(
-    form: str, windows: bool, steps: list[tuple[str, Any]], ends: bool
+    encoding: str, windows: bool, steps: list[tuple[str, Any]], ends: bool
 ) -> None:
     async def play() -> None:
-        run = Run(FORMS[form], StreamWithoutSendmsg if windows else ShortStream)
+        run = Run(ENCODINGS[encoding], StreamWithoutSendmsg if windows else ShortStream)
         for name, argument in steps:
             if name == "data":
                 run.send_data(*argument)
@@ -323,7 +328,7 @@ def test_nothing_is_cut_or_out_of_order_in_any_sequence_of_writers(
 
 
 async def test_a_stream_that_refuses_the_rest_of_a_frame_is_closed() -> None:
-    run = Run(Form())
+    run = Run(Encoding())
     run.stream.max_write_buffer_size = 1000
     run.stream.make_room(100)
     run.send_data(5 * KIB)
@@ -337,12 +342,12 @@ async def test_a_stream_that_refuses_the_rest_of_a_frame_is_closed() -> None:
 class Watcher:
     """A client that pings all the time, on an event loop of its own, and compares every published message."""
 
-    def __init__(self, url: str, form: Form, sent: list[bytes], **options: Any) -> None:
+    def __init__(self, url: str, encoding: Encoding, sent: list[bytes], **options: Any) -> None:
         self.received = 0
         self._sent = sent
-        self._form = form
-        self._url = f"{url}?encoding={'escaped' if form.escaped else 'binary'}"
-        self._options = {"compression": "deflate" if form.deflate else None, "max_size": None, **options}
+        self._encoding = encoding
+        self._url = f"{url}?encoding={'escaped' if encoding.escaped else 'binary'}"
+        self._options = {"compression": "deflate" if encoding.deflate else None, "max_size": None, **options}
         self.task = asyncio.create_task(asyncio.to_thread(asyncio.run, self._watch()))
 
     async def _watch(self) -> None:
@@ -363,7 +368,7 @@ class Watcher:
 
     def _compare(self, message: str | bytes) -> None:
         expected = self._sent[self.received]
-        assert message == (("1" + escape(expected).decode()) if self._form.escaped else b"1" + expected)
+        assert message == (("1" + escape(expected).decode()) if self._encoding.escaped else b"1" + expected)
         self.received += 1
 
 
@@ -391,14 +396,14 @@ async def test_every_byte_arrives_while_both_sides_ping(
     def up_to_date() -> bool:
         return all(watcher.received == len(sent) or watcher.task.done() for watcher in watchers)
 
-    for form in FORMS.values():
+    for encoding in ENCODINGS.values():
         near = socket.socket()
         if buffers:
             near.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, buffers)
         near.connect(address)
         url = f"{'wss' if secure else 'ws'}://127.0.0.1:{address[1]}/rbkit/ws"
         tls = {"ssl": client_side, "server_hostname": "127.0.0.1"} if secure else {}
-        watchers.append(Watcher(url, form, sent, sock=near, **tls))
+        watchers.append(Watcher(url, encoding, sent, sock=near, **tls))
     await until(lambda: len(bridge.stats()["clients"]) == 4 and bridge.stats()["handshake"], "all are there")
     for size in [2000, 2000, 60_000, 2000, 100_000, 10, 255 * KIB, 2000, 10, 700_000] * 3:
         sent += [rbkit.publish_collection(size) for _ in range(1 + 60_000 // (size + 100))]

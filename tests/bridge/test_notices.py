@@ -20,13 +20,13 @@ from tornado_rbkit import Bridge
 from tornado_rbkit.bridge.clients import Clients
 from tornado_rbkit.bridge.fanout import ClientCount, FanOut
 from tornado_rbkit.bridge.outbox import Outbox
-from tornado_rbkit.frames import Form, encode_data, encode_notice, encode_reply
+from tornado_rbkit.frames import Encoding, encode_data, encode_notice, encode_reply
 from tornado_rbkit.protocol import RESTARTED, Notice, parse_notice
 from tornado_rbkit.upstream.encoder import MAX_DELIVERED
 
 __all__ = ["stall"]  # a fixture
 
-BINARY = Form()
+BINARY = Encoding()
 CONNECTED, DISCONNECTED = Notice("server", "connected"), Notice("server", "disconnected")
 
 
@@ -201,7 +201,7 @@ async def test_what_is_under_way_is_in_the_figures_until_it_is_taken() -> None:
 class Told:
     """A session of the bridge, as far as `FanOut` and `ClientCount` use one."""
 
-    form = BINARY
+    encoding = BINARY
 
     def __init__(self) -> None:
         self.notices: list[str] = []
@@ -315,7 +315,7 @@ async def test_joins_cost_a_client_that_does_not_read_next_to_nothing(
 async def test_a_client_that_asks_and_does_not_read_is_not_read_further(
     serve: Serve, rbkit: FakeRbkit, stall: list[StalledClient], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("tornado_rbkit.bridge.session.MAX_OWED", 100)
+    monkeypatch.setattr("tornado_rbkit.bridge.session.MAX_PENDING_REPLIES", 100)
     server = await serve(Bridge(**rbkit.endpoints))
     client = await stalled(server, stall)
     await until(lambda: server.bridge.stats()["handshake"], "the bridge is connected")

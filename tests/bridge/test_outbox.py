@@ -16,9 +16,9 @@ from websockets.protocol import Protocol, Side
 
 from tests.conftest import until
 from tornado_rbkit.bridge.outbox import WRITE_SIZE, Outbox
-from tornado_rbkit.frames import Chunk, Form, encode_data, encode_notice, encode_reply
+from tornado_rbkit.frames import Chunk, Encoding, encode_data, encode_notice, encode_reply
 
-BINARY = Form()
+BINARY = Encoding()
 KIB = 1024
 MIB = 1024 * 1024
 FOREVER = 3600.0

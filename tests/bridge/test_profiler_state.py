@@ -15,7 +15,7 @@ from tests.fake_rbkit import FakeRbkit
 from tornado_rbkit import Bridge
 from tornado_rbkit.bridge.profiler_state import Fault, ProfilerState, State
 from tornado_rbkit.protocol import MAX_HANDSHAKE_BYTES, CommandError, DecodeError, Notice, decode_handshake
-from tornado_rbkit.upstream.types import Batch, ConnectionState, Outcome
+from tornado_rbkit.upstream.types import Batch, CommandResult, ConnectionState
 
 FACTS = {
     "rbkit_server_version": "0.1.10",
@@ -40,12 +40,12 @@ def lists(count: int) -> bytes:
     return b"\x83\x00\x08\x01\xcb" + bytes(8) + b"\x02\xdd" + count.to_bytes(4, "big") + b"\x90" * count
 
 
-def answered(reply: bytes) -> Outcome:
-    return Outcome(reply, None, 0.01)
+def answered(reply: bytes) -> CommandResult:
+    return CommandResult(reply, None, 0.01)
 
 
-TIMEOUT = Outcome(b"", CommandError("timeout", "none"), 5.0)
-UNAVAILABLE = Outcome(b"", CommandError("unavailable", "none"), 5.0)
+TIMEOUT = CommandResult(b"", CommandError("timeout", "none"), 5.0)
+UNAVAILABLE = CommandResult(b"", CommandError("unavailable", "none"), 5.0)
 
 
 PUB, REQ = "tcp://127.0.0.1:5555", "tcp://127.0.0.1:5556"
@@ -121,13 +121,14 @@ class TestTrouble:
         ("connection", "result", "trouble"),
         [
             (UP, None, None),
-            (DOWN, None, f"no rbkit server at {REQ}; it is tried again each second"),
-            (DOWN, "timeout", f"no rbkit server at {REQ}; it is tried again each second"),
-            (ConnectionState((PUB, REQ)), None, f"no rbkit server at {PUB} and {REQ}; it is tried again each second"),
+            (DOWN, None, f"no rbkit server at {REQ}; reconnecting every second"),
+            (DOWN, "timeout", f"no rbkit server at {REQ}; reconnecting every second"),
+            (ConnectionState((PUB, REQ)), None, f"no rbkit server at {PUB} and {REQ}; reconnecting every second"),
             (
                 ConnectionState((PUB,), {PUB: 3}),
                 None,
-                f"not an rbkit server, or one that sends more than max_message_bytes: {PUB} (3 times so far)",
+                "not an rbkit server, or it sends messages longer than max_message_bytes: "
+                f"{PUB} (3 refused connections)",
             ),
             (UP, "timeout", f"the rbkit server at {REQ} does not answer commands (no reply to 1 so far)"),
             (UP, "foreign", f"the rbkit server at {REQ} is not rbkit"),
@@ -221,7 +222,7 @@ class TestProfilingStartedHere:
             ),
         ],
     )
-    def test_is_what_is_to_be_stopped(self, results: list[tuple[str, Outcome]], to_stop: list[str]) -> None:
+    def test_is_what_is_to_be_stopped(self, results: list[tuple[str, CommandResult]], to_stop: list[str]) -> None:
         profiler = connected()
         for command, result in results:
             profiler.on_result(command, result)
@@ -263,7 +264,7 @@ class TestFault:
     def test_changes_at_the_edges_only(self) -> None:
         profiler = connected()
         seen = []
-        for command, outcome in [
+        for command, result in [
             ("trigger_gc", answered(b"ok")),
             ("trigger_gc", TIMEOUT),
             ("handshake", TIMEOUT),
@@ -274,7 +275,7 @@ class TestFault:
             ("trigger_gc", answered(b"ok")),
             ("handshake", answered(handshake())),
         ]:
-            profiler.on_result(command, outcome)
+            profiler.on_result(command, result)
             seen.append(profiler.fault)
         silent, foreign = Fault.SILENT, Fault.FOREIGN
         assert seen == [None, silent, silent, silent, foreign, foreign, silent, foreign, None]

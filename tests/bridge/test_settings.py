@@ -19,7 +19,7 @@ from tests.fake_rbkit import FakeRbkit
 from tornado_rbkit import Bridge, EndpointError, IOLoopThread
 from tornado_rbkit.bridge.commands import CommandQueue
 from tornado_rbkit.bridge.settings import BridgeSettings
-from tornado_rbkit.upstream.types import Batch, ConnectionState, Outcome
+from tornado_rbkit.upstream.types import Batch, CommandResult, ConnectionState
 from tornado_rbkit.upstream.zmq_upstream import ZmqUpstream
 
 DEFAULTS = {field.name: field for field in dataclasses.fields(BridgeSettings)}
@@ -46,10 +46,10 @@ def profiler() -> Iterator[FakeRbkit]:
 
 
 class Listener:
-    """What comes of a connection: its failure, or the outcome of the first command."""
+    """What comes of a connection: its failure, or the result of the first command."""
 
     def __init__(self) -> None:
-        self.result: asyncio.Future[str | Outcome] = asyncio.get_running_loop().create_future()
+        self.result: asyncio.Future[str | CommandResult] = asyncio.get_running_loop().create_future()
         self.upstream: ZmqUpstream | None = None
         self.timeouts: dict[str, float] = {}
 
@@ -62,9 +62,9 @@ class Listener:
     def on_connection(self, connection: ConnectionState) -> None:
         if not connection.missing:
             assert self.upstream is not None
-            queue = CommandQueue(self.upstream.request, self.timeouts, lambda name, outcome: None)
+            queue = CommandQueue(self.upstream.request, self.timeouts, lambda name, result: None)
             queue.submit("trigger_gc", self.result.set_result, self)
-            queue.open()
+            queue.resume()
 
 
 def opened(chosen: BridgeSettings, listener: Listener) -> ZmqUpstream:
@@ -73,7 +73,7 @@ def opened(chosen: BridgeSettings, listener: Listener) -> ZmqUpstream:
     return upstream
 
 
-async def first_outcome(chosen: BridgeSettings) -> str | Outcome:
+async def first_result(chosen: BridgeSettings) -> str | CommandResult:
     listener = Listener()
     listener.timeouts = {name: max(5.0, seconds) for name, seconds in chosen.command_timeouts.items()}
     listener.upstream = opened(chosen, listener)
@@ -99,9 +99,9 @@ def test_an_odd_value_is_refused_in_clear_words_or_a_command_is_answered(
     value = data.draw(st.one_of(ODD, TIMEOUTS) if option == "command_timeouts" else ODD)
     chosen = made({**profiler.endpoints, "threaded": False, option: value})
     if isinstance(chosen, BridgeSettings):
-        outcome = asyncio.run(first_outcome(chosen))
-        assert isinstance(outcome, Outcome), outcome
-        assert outcome.reply == b"ok"
+        result = asyncio.run(first_result(chosen))
+        assert isinstance(result, CommandResult), result
+        assert result.reply == b"ok"
     else:
         assert str(chosen).startswith(option)
         assert "; allowed: " in str(chosen)
@@ -142,12 +142,12 @@ def test_an_odd_endpoint_is_refused_in_clear_words_or_the_sockets_are_made(optio
         ({"threaded": "yes"}, "threaded='yes' is out of range; allowed: True, False, or an IOLoopThread"),
         ({"stop_when_idle": 1}, "stop_when_idle=1 is out of range; allowed: True or False"),
         ({"idle_grace": math.inf}, "idle_grace=inf is out of range; allowed: 0 or more, finite (seconds)"),
-        ({"flush_interval": 61}, "flush_interval=61 is out of range; allowed: 0 or more, 60 at most (seconds)"),
+        ({"flush_interval": 61}, "flush_interval=61 is out of range; allowed: 0 or more, at most 60 (seconds)"),
         (
             {"command_timeouts": {"trigger_gc": "5"}},
             "command_timeouts['trigger_gc']='5' is out of range; allowed: ",
         ),
-        ({"command_timeouts": {"": 5}}, "command_timeouts has the command '' is out of range; allowed: one line"),
+        ({"command_timeouts": {"": 5}}, "command_timeouts key '' is out of range; allowed: one line"),
         ({"command_timeouts": [1]}, "command_timeouts=[1] is out of range; allowed: a mapping"),
     ],
 )

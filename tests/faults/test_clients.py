@@ -152,7 +152,7 @@ async def test_half_of_them_stalled_or_trickling_delay_nobody(launch: Launch, pr
         await asyncio.to_thread(
             server.until, lambda status: len(status["clients"]) <= 6, "who takes nothing is closed", 40
         )
-        assert server.log.count("the viewer at 127.0.0.1 was closed: too slow for 3 s (stall_timeout)") == 1
+        assert server.log.count("closed the client at 127.0.0.1: too slow for 3 s (stall_timeout)") == 1
 
 
 async def test_closing_in_the_middle_of_a_snapshot_is_nobody_else_s_concern(

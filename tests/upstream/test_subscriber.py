@@ -27,7 +27,7 @@ from tests.test_frames import messages_of, wire
 from tornado_rbkit import Bridge, frames
 from tornado_rbkit.bridge.clients import Clients
 from tornado_rbkit.bridge.session import Session
-from tornado_rbkit.frames import Buffer, Chunk, Form
+from tornado_rbkit.frames import Buffer, Chunk, Encoding
 from tornado_rbkit.upstream import encoder, subscriber
 from tornado_rbkit.upstream.iothread import IOLoopThread
 from tornado_rbkit.upstream.losses import LossCounter
@@ -35,8 +35,8 @@ from tornado_rbkit.upstream.source import SocketSource
 from tornado_rbkit.upstream.subscriber import Phase, Subscriber
 from tornado_rbkit.upstream.types import Batch
 
-BINARY, ESCAPED = Form(), Form(escaped=True)
-COMPRESSED, ESCAPED_COMPRESSED = Form(deflate=True), Form(escaped=True, deflate=True)
+BINARY, ESCAPED = Encoding(), Encoding(escaped=True)
+COMPRESSED, ESCAPED_COMPRESSED = Encoding(deflate=True), Encoding(escaped=True, deflate=True)
 FLUSH_INTERVAL = 0.005
 
 
@@ -129,8 +129,8 @@ class Pacing:
         self.loop = FakeLoop()
         self.source = FakeSource()
         self.batches: list[Batch] = []
-        self.chunks: defaultdict[Form, list[Chunk]] = defaultdict(list)
-        self.encodings: list[tuple[set[Form], int]] = []
+        self.chunks: defaultdict[Encoding, list[Chunk]] = defaultdict(list)
+        self.encodings: list[tuple[set[Encoding], int]] = []
         self.sent: list[bytes] = []
         self.subscriber = Subscriber(
             cast(IOLoop, self.loop),
@@ -146,8 +146,8 @@ class Pacing:
     def deliver(self, batch: Batch) -> None:
         self.batches.append(batch)
         self.encodings.append((set(batch.chunks), batch.generation))
-        for form, chunks in batch.chunks.items():
-            self.chunks[form] += chunks
+        for encoding, chunks in batch.chunks.items():
+            self.chunks[encoding] += chunks
 
     @property
     def phase(self) -> Phase:
@@ -165,7 +165,7 @@ class Pacing:
 
     def acknowledge(self, seconds: float = 0.0) -> None:
         for batch in self.batches:
-            if batch.work is None:
+            if batch.delivery_time is None:
                 batch.acknowledge(seconds)
 
     def run(self, times: int = 1) -> float:
@@ -204,15 +204,15 @@ class Pacing:
             assert not watched
             assert len(self.loop.timers) == 1, "nothing wakes it"
 
-    def received(self, form: Form = BINARY) -> list[bytes]:
+    def received(self, encoding: Encoding = BINARY) -> list[bytes]:
         """Return the messages handed over in an encoding."""
-        return decoded(self.chunks[form], form)
+        return decoded(self.chunks[encoding], encoding)
 
 
-def decoded(chunks: list[Chunk], form: Form) -> list[bytes]:
-    messages = [message.data for message in messages_of(wire(chunks), form)]
+def decoded(chunks: list[Chunk], encoding: Encoding) -> list[bytes]:
+    messages = [message.data for message in messages_of(wire(chunks), encoding)]
     assert all(message.startswith(b"1") for message in messages)
-    return [unquote_to_bytes(message[1:]) if form.escaped else message[1:] for message in messages]
+    return [unquote_to_bytes(message[1:]) if encoding.escaped else message[1:] for message in messages]
 
 
 def message(counter: int, size: int = 10) -> bytes:
@@ -239,9 +239,9 @@ def make_small(monkeypatch: pytest.MonkeyPatch) -> None:
         monkeypatch.setattr(frames, name, getattr(frames, name) // 256)
 
 
-def watched(*forms: Form, clients: int = 1, **options: Any) -> Pacing:
+def watched(*encodings: Encoding, clients: int = 1, **options: Any) -> Pacing:
     pacing = Pacing(**options)
-    pacing.subscriber.set_encodings(forms, clients, 1)
+    pacing.subscriber.set_encodings(encodings, clients, 1)
     return pacing
 
 
@@ -533,20 +533,20 @@ class TestPhases:
         assert pacing.batches[-1].generation == 2
         assert pacing.received() == pacing.received(COMPRESSED) == pacing.sent
 
-    @pytest.mark.parametrize("forms", [(BINARY,), (COMPRESSED,), (ESCAPED,)])
-    def test_a_batch_that_was_begun_ahead_is_finished_whoever_is_left(self, forms: tuple[Form, ...]) -> None:
+    @pytest.mark.parametrize("encodings", [(BINARY,), (COMPRESSED,), (ESCAPED,)])
+    def test_a_batch_that_was_begun_ahead_is_finished_whoever_is_left(self, encodings: tuple[Encoding, ...]) -> None:
         pacing = watched(BINARY, COMPRESSED, ESCAPED)
         pacing.arrive(message(0))
         pacing.loop.step = 0.02
         pacing.arrive(*messages(40, start=1))
         pacing.expect(Phase.ENCODING)
-        pacing.subscriber.set_encodings(forms, 1, 1)
+        pacing.subscriber.set_encodings(encodings, 1, 1)
         for _ in range(100):
             pacing.run()
         pacing.expect(Phase.WAITING)
         pacing.settle()
-        for form in forms:
-            assert pacing.received(form) == pacing.sent
+        for encoding in encodings:
+            assert pacing.received(encoding) == pacing.sent
 
     def test_a_restart_is_reported_though_no_client_is_there(self) -> None:
         pacing = Pacing()
@@ -625,8 +625,8 @@ class Client:
         since: how many messages had been taken when the Subscriber learned that the client had joined.
     """
 
-    def __init__(self, form: Form) -> None:
-        self.form = form
+    def __init__(self, encoding: Encoding) -> None:
+        self.encoding = encoding
         self.outbox = SimpleNamespace(messages_sent=0, messages_dropped=0, bytes_sent=0)
         self.chunks: list[Chunk] = []
         self.since: int | None = None
@@ -652,7 +652,7 @@ class AnyOrder(RuleBasedStateMachine):
         self.audience = Clients()
         self.clients: list[Client] = []
         self.left: list[Client] = []
-        self.to_io: deque[tuple[frozenset[Form], int, int, Client | None]] = deque()
+        self.to_io: deque[tuple[frozenset[Encoding], int, int, Client | None]] = deque()
         self.at_web = 0  # batches
         self.next_counter = 0
         self.counters: dict[bytes, int | None] = {}  # of every message
@@ -665,11 +665,11 @@ class AnyOrder(RuleBasedStateMachine):
         self.history += [("wanted" if self.wanted else "unwanted", self.counters[payload]) for payload in payloads]
 
     def tell_audience(self, joined: Client | None = None) -> None:
-        self.to_io.append((self.audience.forms, len(self.audience), self.audience.generation, joined))
+        self.to_io.append((self.audience.encodings, len(self.audience), self.audience.generation, joined))
 
-    @rule(form=st.builds(Form, st.booleans(), st.booleans()))
-    def join(self, form: Form) -> None:
-        client = Client(form)
+    @rule(encoding=st.builds(Encoding, st.booleans(), st.booleans()))
+    def join(self, encoding: Encoding) -> None:
+        client = Client(encoding)
         self.clients.append(client)
         self.audience.add(cast(Session, client))
         self.tell_audience(client)
@@ -685,9 +685,9 @@ class AnyOrder(RuleBasedStateMachine):
     @precondition(lambda self: self.to_io)
     @rule()
     def io_loop_learns_of_the_audience(self) -> None:
-        forms, clients, generation, joined = self.to_io.popleft()
-        self.pacing.subscriber.set_encodings(forms, clients, generation)
-        self.wanted = bool(forms)
+        encodings, clients, generation, joined = self.to_io.popleft()
+        self.pacing.subscriber.set_encodings(encodings, clients, generation)
+        self.wanted = bool(encodings)
         if joined is not None:
             joined.since = len(self.taken)
 
@@ -733,7 +733,7 @@ class AnyOrder(RuleBasedStateMachine):
         batch = self.pacing.batches[self.at_web]
         self.at_web += 1
         for session in self.audience.joined_by(batch.generation):
-            cast(Client, session).chunks += batch.chunks[session.form]
+            cast(Client, session).chunks += batch.chunks[session.encoding]
         batch.acknowledge(seconds)
 
     @invariant()
@@ -769,7 +769,7 @@ class AnyOrder(RuleBasedStateMachine):
         assert self.taken == list(self.counters), "messages were left at the source"
         places = {payload: place for place, payload in enumerate(self.taken)}
         for client in self.clients + self.left:
-            got = [places[payload] for payload in decoded(client.chunks, client.form)]
+            got = [places[payload] for payload in decoded(client.chunks, client.encoding)]
             first = got[0] if got else len(self.taken)
             assert got == list(range(first, first + len(got))), "a message is missing in the middle, or out of order"
             if client in self.clients:
@@ -833,7 +833,7 @@ class TestSocketSource:
         assert self.take(source, sub, 1_000_000, 100) == ([], False)
         pub.send_multipart([b"ne", b"xt"])
         assert self.take(source, sub, 1_000_000, 100) == ([b"next"], True)
-        assert "have 210000 bytes; allowed: at most 100000 (max_message_bytes)" in caplog.text
+        assert "parts of 210000 bytes; allowed: at most 100000 (max_message_bytes)" in caplog.text
 
     async def test_takes_what_is_ready_within_its_bounds(
         self, sockets: tuple[zmq.Socket[bytes], zmq.Socket[bytes]]

@@ -20,10 +20,10 @@ from tornado_rbkit.bridge.session import CommandRules, Session
 from tornado_rbkit.bridge.settings import BridgeSettings
 from tornado_rbkit.endpoints import check_endpoint
 from tornado_rbkit.errors import BridgeFullError, RbkitError
-from tornado_rbkit.frames import Form
+from tornado_rbkit.frames import Encoding
 from tornado_rbkit.protocol import CLOSE_GOING_AWAY, CLOSE_POLICY, CLOSE_TOO_BIG, CLOSE_TRY_AGAIN, Notice
 from tornado_rbkit.upstream.iothread import IOLoopThread
-from tornado_rbkit.upstream.types import Batch, ConnectionState, Outcome, Upstream
+from tornado_rbkit.upstream.types import Batch, CommandResult, ConnectionState, Upstream
 from tornado_rbkit.upstream.zmq_upstream import ZmqUpstream
 
 _MIB: Final = 1024 * 1024
@@ -181,7 +181,7 @@ class Bridge:
         handler: RequestHandler,
         close: Callable[[int, str], None],
         stream: IOStream,
-        form: Form,
+        encoding: Encoding,
         access: CommandRules,
     ) -> Session:
         """Add a client; see `Session` for the arguments. Call `leave` when its WebSocket is closed.
@@ -199,7 +199,7 @@ class Bridge:
                 self._sessions.log_closing(handler.request.remote_ip, reason)
             close(code, reason)
 
-        session = self._new_session(handler, close_and_log, stream, form, access)
+        session = self._new_session(handler, close_and_log, stream, encoding, access)
         try:
             self._open()
         except BridgeFullError:
@@ -265,10 +265,10 @@ class Bridge:
             self._sessions.on_profiler_connected()
             self._notify(notices)
             self._own_commands.send_handshake()
-            self._commands.open()
+            self._commands.resume()
         else:
             self._notify(notices)
-            self._commands.close(f"the rbkit server at {self.req} is not connected")
+            self._commands.fail_all(f"the rbkit server at {self.req} is not connected")
 
     def on_failure(self, reason: str) -> None:
         """Close the clients and the connection: its sockets failed or its thread ended. The next client reopens it."""
@@ -277,9 +277,9 @@ class Bridge:
             session.close(CLOSE_TRY_AGAIN, _cannot_connect(reason))
         self._disconnect()
 
-    def _record(self, command: str, outcome: Outcome) -> None:
-        """Record the outcome of a command."""
-        self._notify(self._profiler.on_result(command, outcome))
+    def _record(self, command: str, result: CommandResult) -> None:
+        """Record the result of a command."""
+        self._notify(self._profiler.on_result(command, result))
         self._own_commands.schedule_probe()
 
     # Clients
@@ -293,7 +293,7 @@ class Bridge:
         session.close(CLOSE_TRY_AGAIN, f"rbkit server is not running at {self._profiler.first_missing}")
 
     def _update_encodings(self) -> None:
-        self._upstream.set_encodings(self._sessions.forms, len(self._sessions), self._sessions.generation)
+        self._upstream.set_encodings(self._sessions.encodings, len(self._sessions), self._sessions.generation)
 
     # Life
 
@@ -309,7 +309,7 @@ class Bridge:
             self._profiler.on_failure(str(error))
             raise BridgeFullError(_cannot_connect(str(error))) from error
         self._profiler.on_connecting()
-        self._commands.hold()
+        self._commands.pause()
 
     async def _stop_profiling(self, timeout: float | None = None) -> None:
         if self._settings.stop_when_idle:
@@ -326,7 +326,7 @@ class Bridge:
         """Begin to close the connection, and enter the idle state immediately."""
         self._profiler.on_idle()
         self._own_commands.schedule_probe()
-        self._commands.close("the bridge has closed the connection")
+        self._commands.fail_all("the bridge has closed the connection")
         self._upstream.disconnect()
 
     async def _close(self) -> None:

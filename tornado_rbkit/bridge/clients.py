@@ -10,7 +10,7 @@ from collections.abc import Iterator
 from typing import Final
 
 from tornado_rbkit.bridge.session import Session
-from tornado_rbkit.frames import Form
+from tornado_rbkit.frames import Encoding
 from tornado_rbkit.log_throttle import LogThrottle, times
 
 _log = logging.getLogger(__name__)
@@ -28,10 +28,10 @@ class Clients:
     def __init__(self) -> None:
         self.generation = 0
         self._sessions: dict[Session, int] = {}  # with the generation in which each joined
-        self._forms: Counter[Form] = Counter()
+        self._encodings: Counter[Encoding] = Counter()
         self._departed = Counter(dict.fromkeys(_TOTALS, 0))
         self._empty = asyncio.Event()
-        self._repeats = LogThrottle()
+        self._throttle = LogThrottle()
 
     def __len__(self) -> int:
         return len(self._sessions)
@@ -43,21 +43,21 @@ class Clients:
         return session in self._sessions
 
     @property
-    def forms(self) -> frozenset[Form]:
+    def encodings(self) -> frozenset[Encoding]:
         """The encodings in use."""
-        return frozenset(self._forms)
+        return frozenset(self._encodings)
 
     def add(self, session: Session) -> None:
         """Add a client."""
         self.generation += 1
         self._sessions[session] = self.generation
-        self._forms[session.form] += 1
+        self._encodings[session.encoding] += 1
         self._empty.clear()
 
     def remove(self, session: Session) -> None:
         """Remove a client; its figures stay in the totals."""
         del self._sessions[session]
-        self._forms -= Counter([session.form])
+        self._encodings -= Counter([session.encoding])
         self._count(session, self._departed)
         if not self._sessions:
             self._empty.set()
@@ -77,9 +77,9 @@ class Clients:
 
     def log_closing(self, remote: str | None, reason: str) -> None:
         """Log that a client was closed for its behaviour, throttled to the 1st, 10th, 100th time."""
-        count = self._repeats.add(reason)
+        count = self._throttle.add(reason)
         if count:
-            _log.warning("the viewer at %s was closed: %s%s", remote, reason, times(count))
+            _log.warning("closed the client at %s: %s%s", remote, reason, times(count))
 
     def totals(self) -> Counter[str]:
         """Return the totals of all clients, including clients that have left; sizes are in bytes."""

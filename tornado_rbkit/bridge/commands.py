@@ -9,7 +9,7 @@ from dataclasses import dataclass
 from typing import Final
 
 from tornado_rbkit.protocol import CommandError
-from tornado_rbkit.upstream.types import Outcome
+from tornado_rbkit.upstream.types import CommandResult
 
 MAX_WAITING: Final = 256
 """Waiting commands of all clients together."""
@@ -25,11 +25,11 @@ _WORTH_SENDING: Final = 0.1  # share of the time-out that must be left
 
 @dataclass(slots=True)
 class Command:
-    """A command, its owner, and the callback for its outcome."""
+    """A command, its owner, and the callback for its result."""
 
     name: str
     owner: object
-    answer: Callable[[Outcome], None]
+    answer: Callable[[CommandResult], None]
     timeout: float
     since: float
 
@@ -44,82 +44,86 @@ class CommandQueue:
 
     def __init__(
         self,
-        request: Callable[[str, float, Callable[[Outcome], None]], None],
+        request: Callable[[str, float, Callable[[CommandResult], None]], None],
         timeouts: Mapping[str, float],
-        record: Callable[[str, Outcome], None],
+        record: Callable[[str, CommandResult], None],
     ) -> None:
         """Create an empty queue.
 
         Args:
             request: `Upstream.request`.
             timeouts: seconds by command, overriding `COMMAND_TIMEOUTS`.
-            record: called with each command that was sent and its outcome, before the command's own callback.
+            record: called with each command that was sent and its result, before the command's own callback.
         """
         self._request = request
         self._record = record
         self._timeouts = {**COMMAND_TIMEOUTS, **timeouts}
         self._waiting: deque[Command] = deque()
         self._in_flight: Command | None = None
-        self._open = False
-        self._away: str | None = None
+        self._paused = True
+        self._unavailable: str | None = None  # the reason why new commands fail
 
     def __len__(self) -> int:
         return len(self._waiting) + (self._in_flight is not None)
 
-    def submit(self, name: str, answer: Callable[[Outcome], None], owner: object, *, first: bool = False) -> None:
+    def submit(
+        self, name: str, answer: Callable[[CommandResult], None], owner: object, *, first: bool = False
+    ) -> None:
         """Queue a command, or refuse it at once.
 
         Args:
             name: the command.
-            answer: called with the outcome, possibly before this method returns.
+            answer: called with the result, possibly before this method returns.
             owner: for `forget`.
-            first: put it before all others, regardless of the bound, and keep it while the profiler is away.
+            first: put it before all others, regardless of the bound, and keep it even after `fail_all`.
         """
         command = Command(name, owner, answer, self._timeouts.get(name, DEFAULT_COMMAND_TIMEOUT), time.monotonic())
-        if self._away is not None and not first:
-            _refuse(command, "unavailable", self._away)
+        if self._unavailable is not None and not first:
+            _refuse(command, "unavailable", self._unavailable)
         elif len(self._waiting) >= MAX_WAITING and not first:
-            _refuse(command, "busy", f"{MAX_WAITING} commands are waiting, the most for all clients together")
+            _refuse(
+                command, "busy", f"{MAX_WAITING} commands are waiting; allowed: {MAX_WAITING} of all clients together"
+            )
         else:
             self._waiting.insert(0 if first else len(self._waiting), command)
-            self._next()
+            self._send_next()
 
     def forget(self, owner: object) -> None:
         """Remove the waiting commands of an owner that has left; they are neither sent nor answered."""
         self._waiting = deque(command for command in self._waiting if command.owner is not owner)
 
-    def hold(self) -> None:
-        """Keep waiting and new commands until the profiler connects."""
-        self._open, self._away = False, None
+    def pause(self) -> None:
+        """Keep waiting and new commands until `resume` is called."""
+        self._paused, self._unavailable = True, None
 
-    def open(self) -> None:
-        """Send waiting and new commands: the profiler is connected."""
-        self._open, self._away = True, None
-        self._next()
+    def resume(self) -> None:
+        """Send waiting and new commands."""
+        self._paused, self._unavailable = False, None
+        self._send_next()
 
-    def close(self, text: str) -> None:
-        """Refuse waiting and new commands: the profiler is away. The requester ends the command in flight."""
-        self._open, self._away = False, text
+    def fail_all(self, text: str) -> None:
+        """Fail waiting and new commands with ``unavailable``. The upstream answers the command in flight."""
+        self._paused, self._unavailable = True, text
         waiting, self._waiting = self._waiting, deque()
         for command in waiting:
             _refuse(command, "unavailable", text)
 
-    def _on_outcome(self, outcome: Outcome) -> None:
+    def _on_result(self, result: CommandResult) -> None:
         """Answer the command in flight, and send the next one."""
         command, self._in_flight = self._in_flight, None
         assert command is not None
-        self._record(command.name, outcome)
-        command.answer(outcome)
-        if outcome.error is not None and outcome.error.reason == "timeout":
-            self._shorten_the_wait()
-        self._next()
+        self._record(command.name, result)
+        command.answer(result)
+        if result.error is not None and result.error.reason == "timeout":
+            self._expire_waiting()
+        self._send_next()
 
-    def _next(self) -> None:
-        if self._open and self._in_flight is None and self._waiting:
+    def _send_next(self) -> None:
+        if not self._paused and self._in_flight is None and self._waiting:
             self._in_flight = self._waiting.popleft()
-            self._request(self._in_flight.name, self._in_flight.timeout, self._on_outcome)
+            self._request(self._in_flight.name, self._in_flight.timeout, self._on_result)
 
-    def _shorten_the_wait(self) -> None:
+    def _expire_waiting(self) -> None:
         now = time.monotonic()
         waiting, self._waiting = self._waiting, deque()
         for command in waiting:
@@ -128,9 +132,9 @@ class CommandQueue:
                 command.timeout = remaining
                 self._waiting.append(command)
             else:
-                _refuse(command, "timeout", "the rbkit server does not reply; it was not sent (`command_timeouts`)")
+                _refuse(command, "timeout", "not sent, because the rbkit server does not reply (`command_timeouts`)")
 
 
 def _refuse(command: Command, reason: str, text: str) -> None:
     error = CommandError(reason, f"{command.name}: {text}")
-    command.answer(Outcome(error.to_reply(), error, time.monotonic() - command.since))
+    command.answer(CommandResult(error.to_reply(), error, time.monotonic() - command.since))

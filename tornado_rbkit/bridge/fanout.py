@@ -21,7 +21,7 @@ _CLIENT_COST: Final = 16 * 1024  # bytes that take as long to copy as one client
 
 
 @dataclass(slots=True)
-class _Round:
+class _Delivery:
     """One delivery to many clients.
 
     Attributes:
@@ -47,8 +47,8 @@ class FanOut:
     """
 
     def __init__(self) -> None:
-        self._rounds: dict[object, _Round] = {}
-        self._waits = False
+        self._deliveries: dict[object, _Delivery] = {}
+        self._is_scheduled = False
 
     def begin(
         self,
@@ -69,9 +69,9 @@ class FanOut:
             done: called at the end with the seconds of work, unless the delivery was replaced.
         """
         key = object() if key is None else key
-        self._rounds.pop(key, None)
-        self._rounds[key] = _Round(deque(sessions), deliver, (size + _CLIENT_COST) / MAX_DELIVERED, done)
-        if not self._waits:
+        self._deliveries.pop(key, None)
+        self._deliveries[key] = _Delivery(deque(sessions), deliver, (size + _CLIENT_COST) / MAX_DELIVERED, done)
+        if not self._is_scheduled:
             self._turn()
 
     def notify(self, sessions: Iterable[Session], notice: Notice) -> None:
@@ -79,31 +79,31 @@ class FanOut:
         self.begin(sessions, lambda session: session.notify(notice), key=notice.kind)
 
     def _turn(self) -> None:
-        self._waits = True  # also while `deliver` runs, which may begin another delivery
+        self._is_scheduled = True  # also while `deliver` runs, which may begin another delivery
         started = time.perf_counter()
         left = 1.0
         try:
-            while self._rounds and left > 0:
-                left = self._go_on(left)
+            while self._deliveries and left > 0:
+                left = self._advance(left)
         finally:
-            if self._rounds:
+            if self._deliveries:
                 asyncio.get_running_loop().call_later(time.perf_counter() - started, self._turn)
             else:
-                self._waits = False
+                self._is_scheduled = False
 
-    def _go_on(self, left: float) -> float:
+    def _advance(self, left: float) -> float:
         """Continue the oldest delivery; return the remaining fraction of the turn."""
-        key, round_ = next(iter(self._rounds.items()))
+        key, delivery = next(iter(self._deliveries.items()))
         started = time.perf_counter()
         try:
-            while round_.sessions and left > 0:
-                left -= round_.cost
-                round_.deliver(round_.sessions.popleft())
+            while delivery.sessions and left > 0:
+                left -= delivery.cost
+                delivery.deliver(delivery.sessions.popleft())
         finally:
-            round_.seconds += time.perf_counter() - started
-            if not round_.sessions and self._rounds.get(key) is round_:
-                del self._rounds[key]
-                round_.done(round_.seconds)
+            delivery.seconds += time.perf_counter() - started
+            if not delivery.sessions and self._deliveries.get(key) is delivery:
+                del self._deliveries[key]
+                delivery.done(delivery.seconds)
         return left
 
 
@@ -118,21 +118,23 @@ class ClientCount:
         self._clients = clients
         self._fan_out = fan_out
         self._reported = 0  # the generation last reported
-        self._waits = False
+        self._rests = False
 
     def update(self) -> None:
         """Report a new client, now or at the end of the interval."""
-        before_the_newest = list(self._clients.joined_by(self._clients.generation - 1)) if not self._waits else []
-        if not before_the_newest or self._reported == self._clients.generation:
+        if self._rests or self._reported == self._clients.generation:
             return
-        self._waits = True
+        earlier = list(self._clients.joined_by(self._clients.generation - 1))
+        if not earlier:
+            return
+        self._rests = True
         self._reported = self._clients.generation
         notice = Notice(CLIENT_COUNT, str(len(self._clients)))
-        self._fan_out.begin(before_the_newest, lambda session: session.notify(notice), done=self._rest)
+        self._fan_out.begin(earlier, lambda session: session.notify(notice), done=self._rest)
 
     def _rest(self, seconds: float) -> None:
         asyncio.get_running_loop().call_later(CLIENT_COUNT_INTERVAL, self._end_rest)
 
     def _end_rest(self) -> None:
-        self._waits = False
+        self._rests = False
         self.update()

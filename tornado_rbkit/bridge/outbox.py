@@ -75,13 +75,13 @@ class Outbox:
         self._in_write = 0  # bytes written to the stream and not yet accepted
         self._data_in_write = 0  # the part of `_in_write` that counts in data_bytes; the rest counts in reply_bytes
         self._messages_in_write = 0
-        self._dropped_untold = 0
+        self._dropped_unreported = 0
         self._turn_is_due = False  # `_on_turn` is in the loop's queue
         self._blocked = False
         self._stall_deadline: Deadline | None = None  # may still run when nothing is blocked any more
         self._progress_at = 0.0
         self._closed = False
-        self._replies_gone: Future[None] | None = None
+        self._drained: Future[None] | None = None
 
     @property
     def blocked(self) -> bool:
@@ -127,8 +127,8 @@ class Outbox:
     def add_missed(self, messages: int) -> None:
         """Add messages lost before they reached the outbox to the number of dropped messages in the next notice."""
         if not self._closed:
-            self._dropped_untold += messages
-            self._tell_dropped()
+            self._dropped_unreported += messages
+            self._report_dropped()
 
     def send_data(self, chunks: Sequence[Chunk]) -> None:
         """Queue profiling data; drop the oldest waiting data past the bound."""
@@ -144,9 +144,9 @@ class Outbox:
     async def drain(self) -> None:
         """Wait until the client's connection has accepted every reply, or the outbox is closed."""
         while self.reply_bytes:
-            if self._replies_gone is None:
-                self._replies_gone = Future()
-            await self._replies_gone
+            if self._drained is None:
+                self._drained = Future()
+            await self._drained
 
     def close(self) -> None:
         """Discard everything that waits, and write nothing more. May be called twice."""
@@ -190,7 +190,7 @@ class Outbox:
     def _drop(self, chunk: Chunk) -> None:
         self.data_bytes -= chunk.size
         self.messages_dropped += chunk.messages
-        self._dropped_untold += chunk.messages
+        self._dropped_unreported += chunk.messages
 
     def _flush_unless_due(self) -> None:
         if not (self._turn_is_due or self._blocked):
@@ -242,12 +242,12 @@ class Outbox:
         self._in_write = self._data_in_write = self._messages_in_write = 0
         if not self.reply_bytes:
             self._wake_waiters()
-        self._tell_dropped()
+        self._report_dropped()
 
-    def _tell_dropped(self) -> None:
+    def _report_dropped(self) -> None:
         """Report dropped messages once no data waits; drops while a report waits go into the next report."""
-        if self._dropped_untold and not (self._data or self._units or DROPPED in self._replies):
-            dropped, self._dropped_untold = self._dropped_untold, 0
+        if self._dropped_unreported and not (self._data or self._units or DROPPED in self._replies):
+            dropped, self._dropped_unreported = self._dropped_unreported, 0
             self._on_caught_up(dropped)
 
     def _next_buffers(self) -> list[Buffer]:
@@ -341,9 +341,9 @@ class Outbox:
             self._on_stalled()
 
     def _wake_waiters(self) -> None:
-        if self._replies_gone is not None:
-            self._replies_gone.set_result(None)
-            self._replies_gone = None
+        if self._drained is not None:
+            self._drained.set_result(None)
+            self._drained = None
 
 
 def _join_small(buffers: list[Buffer]) -> list[Buffer]:

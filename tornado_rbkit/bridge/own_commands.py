@@ -1,4 +1,4 @@
-"""Commands that a bridge sends by itself: handshakes, and the end of profiling that nobody watches any more."""
+"""Commands that a bridge sends by itself: handshakes, and the commands that stop profiling without clients."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from tornado.process import task_id
 
 from tornado_rbkit.bridge.commands import CommandQueue
 from tornado_rbkit.bridge.profiler_state import ProfilerState, State
-from tornado_rbkit.upstream.types import Outcome
+from tornado_rbkit.upstream.types import CommandResult
 
 _log = logging.getLogger(__name__)
 
@@ -30,7 +30,7 @@ class OwnCommands:
 
     def send_handshake(self) -> None:
         """Submit a handshake, whose result `ProfilerState.on_result` records."""
-        self._commands.submit("handshake", lambda outcome: None, self, first=True)
+        self._commands.submit("handshake", lambda result: None, self, first=True)
 
     def schedule_probe(self) -> None:
         """Start, restart or stop the timer of `ProfilerState.probe_delay`."""
@@ -44,10 +44,10 @@ class OwnCommands:
         """Stop profiling that was started through this bridge; wait for the results, at most `timeout` seconds."""
         to_stop = self._profiler.to_stop() if self._profiler.state is State.CONNECTED else []
         if to_stop and (os.getpid() != self._pid or task_id() is not None):
-            text = "profiling of %s is left on: this process was forked, and its siblings may watch"
+            text = "not stopping the profiling of %s: this process was forked, and other processes may have clients"
             _log.info(text, self._profiler.req)
             return
-        stopped: list[asyncio.Future[Outcome]] = []
+        stopped: list[asyncio.Future[CommandResult]] = []
         for command in to_stop:
             stopped.append(asyncio.get_running_loop().create_future())
             self._commands.submit(command, stopped[-1].set_result, self, first=True)

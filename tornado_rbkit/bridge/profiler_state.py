@@ -9,7 +9,7 @@ from typing import Any, Final
 
 from tornado_rbkit.log_throttle import LogThrottle, times
 from tornado_rbkit.protocol import RESTARTED, DecodeError, Handshake, Notice, decode_handshake
-from tornado_rbkit.upstream.types import Batch, ConnectionState, Outcome
+from tornado_rbkit.upstream.types import Batch, CommandResult, ConnectionState
 
 _log = logging.getLogger(__name__)
 
@@ -18,10 +18,10 @@ _REMEMBERED: Final = 32
 _PROBE_DELAYS: Final = (1.0, 60.0)  # seconds, doubling: each request to a dead command channel stays in its queue
 
 _NO_REPLY: Final = (
-    "does not answer commands (no reply to {} so far): the process is stopped or very busy, or somebody's empty "
-    "request has killed its command channel, which only a restart mends"
+    "does not answer commands (no reply to {} so far): the process is stopped or very busy, or an empty request has "
+    "disabled its command socket until the process is restarted"
 )
-_NOT_RBKIT: Final = "is not rbkit, or speaks another protocol: its reply to handshake is none"
+_NOT_RBKIT: Final = "is not rbkit, or uses another protocol: its reply to handshake is not a handshake"
 
 
 class State(enum.Enum):
@@ -70,7 +70,7 @@ class ProfilerState:
         self._foreign = False
         self._recording: set[str] = set()  # the commands that stop what is being recorded
         self._started_here: set[str] = set()
-        self._last_results: deque[tuple[str, Outcome]] = deque(maxlen=_REMEMBERED)
+        self._last_results: deque[tuple[str, CommandResult]] = deque(maxlen=_REMEMBERED)
         self._next_probe_delay = _PROBE_DELAYS[0]
         self._throttle = LogThrottle()
         self._loss_logged = self._fault_logged = False
@@ -119,7 +119,7 @@ class ProfilerState:
 
     def _on_connected(self, before: State) -> list[Notice]:
         if self._loss_logged:
-            _log.warning("the rbkit server at %s is back", self.req)
+            _log.warning("reconnected to the rbkit server at %s", self.req)
         elif before is not State.DISCONNECTED:
             _log.info("connected to the rbkit server at %s", self.req)
         self._loss_logged = self._restart_notified = False
@@ -130,10 +130,10 @@ class ProfilerState:
         self.state = State.DISCONNECTED
         self.probe_delay = None
         self._totals["disconnects"] += 1
-        count = self._throttle.add("went away")
+        count = self._throttle.add("lost")
         self._loss_logged = count > 0
         if count:
-            _log.warning("the rbkit server at %s went away%s", self.req, times(count))
+            _log.warning("lost the connection to the rbkit server at %s%s", self.req, times(count))
         return [Notice("server", "disconnected")]
 
     # Messages
@@ -145,7 +145,7 @@ class ProfilerState:
         self._totals["bytes_in"] += batch.size
         self._totals["messages_missed"] += batch.missed
         if batch.foreign and not self._totals["messages_foreign"]:
-            text = "%s publishes what is not rbkit's; it is passed on, and counted as messages_foreign"
+            text = "%s publishes messages that are not rbkit's; they are forwarded, and counted as messages_foreign"
             _log.warning(text, self.pub)
         self._totals["messages_foreign"] += batch.foreign
         self._is_another |= batch.restarted
@@ -158,20 +158,20 @@ class ProfilerState:
         if self._restart_notified:
             return []
         self._restart_notified = True
-        _log.info("the process at %s is another one than before", self.req)
+        _log.info("the process at %s has been replaced by another one", self.req)
         self._forget_profiling()
         return [RESTARTED]
 
     # Commands
 
-    def on_result(self, command: str, outcome: Outcome) -> list[Notice]:
+    def on_result(self, command: str, result: CommandResult) -> list[Notice]:
         """Record the result of a command that was sent."""
-        self._last_results.append((command, outcome))
-        reason = outcome.error.reason if outcome.error else None
+        self._last_results.append((command, result))
+        reason = result.error.reason if result.error else None
         fault = self.fault
-        self.answers = outcome.answered
+        self.answers = result.answered
         self.probe_delay = None
-        if outcome.answered:
+        if result.answered:
             self._unanswered = 0
             self._next_probe_delay = _PROBE_DELAYS[0]
         elif reason == "timeout":
@@ -187,8 +187,8 @@ class ProfilerState:
         elif command in _STOPS.values() and reason is None:
             self._recording.discard(command)
             self._started_here.discard(command)
-        elif command == "handshake" and outcome.answered:
-            notices = self._on_handshake(outcome.reply)
+        elif command == "handshake" and result.answered:
+            notices = self._on_handshake(result.reply)
         if self.fault is not fault:
             self._log_fault()
         return notices
@@ -237,10 +237,12 @@ class ProfilerState:
         if self.state is State.IDLE:
             return None
         if self._connection.refusals:
-            each = (f"{endpoint} ({count} times so far)" for endpoint, count in self._connection.refusals.items())
-            return f"not an rbkit server, or one that sends more than max_message_bytes: {', '.join(each)}"
+            each = (
+                f"{endpoint} ({count} refused connections)" for endpoint, count in self._connection.refusals.items()
+            )
+            return f"not an rbkit server, or it sends messages longer than max_message_bytes: {', '.join(each)}"
         if self._connection.missing:
-            return f"no rbkit server at {' and '.join(self._connection.missing)}; it is tried again each second"
+            return f"no rbkit server at {' and '.join(self._connection.missing)}; reconnecting every second"
         return f"the rbkit server at {self.req} {self._describe_fault()}" if self.fault else None
 
     def _describe_fault(self) -> str:
@@ -271,10 +273,10 @@ class ProfilerState:
             "last_commands": [
                 {
                     "command": command,
-                    "outcome": outcome.error.reason if outcome.error else "ok",
-                    "seconds": round(outcome.seconds, 6),
+                    "outcome": result.error.reason if result.error else "ok",
+                    "seconds": round(result.seconds, 6),
                 }
-                for command, outcome in self._last_results
+                for command, result in self._last_results
             ],
             "bytes_pending": self._pending,
             **self._totals,

@@ -15,7 +15,7 @@ from tornado.web import RequestHandler
 
 from tornado_rbkit.bridge.outbox import Outbox
 from tornado_rbkit.deadline import Deadline
-from tornado_rbkit.frames import Form, encode_notice, encode_reply
+from tornado_rbkit.frames import Encoding, encode_notice, encode_reply
 from tornado_rbkit.protocol import (
     CLIENT_COUNT,
     CLOSE_POLICY,
@@ -26,17 +26,17 @@ from tornado_rbkit.protocol import (
     CommandError,
     Notice,
 )
-from tornado_rbkit.upstream.types import Batch, Outcome
+from tornado_rbkit.upstream.types import Batch, CommandResult
 
 _log = logging.getLogger(__name__)
 
 MAX_WAITING: Final = 32
 """Waiting commands of one client."""
 
-MAX_OWED: Final = 16384
+MAX_PENDING_REPLIES: Final = 16384
 """Pending replies, past which no more is read from the client: it sends faster than it is answered or reads."""
 
-MAX_OWED_BYTES: Final = 1024 * 1024
+MAX_PENDING_REPLY_BYTES: Final = 1024 * 1024
 """Bytes of ready replies, past which no more is read from the client."""
 
 MAX_ESCAPED_REPLY: Final = 256 * 1024
@@ -60,11 +60,11 @@ class CommandRules(Protocol):
 class Submit(Protocol):
     """A function that submits a command for a session."""
 
-    def __call__(self, name: str, answer: Callable[[Outcome], None], owner: object) -> None: ...
+    def __call__(self, name: str, answer: Callable[[CommandResult], None], owner: object) -> None: ...
 
 
 @dataclass(slots=True, eq=False)
-class _Owed:
+class _PendingReply:
     """The place of one reply in the order of the client's commands."""
 
     reply: bytes | None = None
@@ -74,7 +74,7 @@ class Session:
     """Per-client state: queued commands, pending replies and the outbox. Web loop only.
 
     Attributes:
-        form: the client's encoding.
+        encoding: the client's encoding.
         outbox: the client's send queue.
         waiting: number of its commands without a reply.
     """
@@ -84,7 +84,7 @@ class Session:
         handler: RequestHandler,
         close: Callable[[int, str], None],
         stream: IOStream,
-        form: Form,
+        encoding: Encoding,
         access: CommandRules,
         submit: Submit,
         *,
@@ -97,13 +97,13 @@ class Session:
             handler: for `CommandRules.refusal`.
             close: closes the WebSocket with a code and a reason; must do nothing if it is closed.
             stream: the WebSocket's stream.
-            form: the client's encoding.
+            encoding: the client's encoding.
             access: the rules for the client's commands.
             submit: submits a command; its callback must be called exactly once.
             max_backlog_bytes: see `Outbox`.
             stall_timeout: see `Outbox`.
         """
-        self.form = form
+        self.encoding = encoding
         self.outbox = Outbox(
             stream,
             max_backlog_bytes=max_backlog_bytes,
@@ -117,10 +117,10 @@ class Session:
         self._stream = stream
         self._access = access
         self._submit = submit
-        self._owed: deque[_Owed] = deque()
+        self._pending: deque[_PendingReply] = deque()
         self._ready_bytes = 0  # of replies that wait for replies to older commands
         self._room: asyncio.Event = asyncio.Event()
-        self._unauthorized: deque[tuple[_Owed, str]] = deque()
+        self._unauthorized: deque[tuple[_PendingReply, str]] = deque()
         self._authorizing: asyncio.Task[None] | None = None
         self._connect_deadline: Deadline | None = None
         self._left = False
@@ -138,19 +138,25 @@ class Session:
         """
         if self._left:
             return None
-        owed = _Owed()
-        self._owed.append(owed)
+        pending = _PendingReply()
+        self._pending.append(pending)
         try:
             command = self._access.parse(message)
             if self.waiting >= MAX_WAITING:
-                raise CommandError("busy", f"{command}: {MAX_WAITING} commands are waiting, the most for one client")
+                raise CommandError(
+                    "busy", f"{command}: {MAX_WAITING} commands are waiting; allowed: {MAX_WAITING} of one client"
+                )
         except CommandError as error:
-            self._answer(owed, error.to_reply())
+            self._answer(pending, error.to_reply())
         else:
             self.waiting += 1
-            self._authorize(owed, command)
+            self._authorize(pending, command)
         outbox = self.outbox
-        if self._is_owed_too_much or outbox.replies_waiting >= MAX_OWED or outbox.reply_bytes >= MAX_OWED_BYTES:
+        if (
+            self._has_too_many_pending
+            or outbox.replies_waiting >= MAX_PENDING_REPLIES
+            or outbox.reply_bytes >= MAX_PENDING_REPLY_BYTES
+        ):
             return self._until_there_is_room()
         return None
 
@@ -168,12 +174,12 @@ class Session:
         """Send a batch in the client's encoding, and count its missed messages."""
         if batch.missed:
             self.outbox.add_missed(batch.missed)
-        self.outbox.send_data(batch.chunks.get(self.form, ()))
+        self.outbox.send_data(batch.chunks.get(self.encoding, ()))
 
     def notify(self, notice: Notice) -> None:
         """Send a notice, replacing a waiting one of its kind. Escaped clients are only sent ``client_count``."""
-        if not self.form.escaped or notice.name == CLIENT_COUNT:
-            chunk = encode_notice(notice.to_bytes(), self.form)
+        if not self.encoding.escaped or notice.name == CLIENT_COUNT:
+            chunk = encode_notice(notice.to_bytes(), self.encoding)
             self.outbox.send_notice(notice.kind, chunk, keeps_place=notice.name == CLIENT_COUNT)
 
     def close(self, code: int, reason: str) -> None:
@@ -191,7 +197,7 @@ class Session:
         """Discard everything that waits: the WebSocket is closed, or about to be. May be called twice."""
         self._left = True
         self.on_profiler_connected()
-        self._owed.clear()
+        self._pending.clear()
         self._ready_bytes = 0
         self._unauthorized.clear()
         self._room.set()
@@ -204,8 +210,8 @@ class Session:
         outbox = self.outbox
         return {
             "remote": self.remote,
-            "encoding": "escaped" if self.form.escaped else "binary",
-            "compressed": self.form.deflate,
+            "encoding": "escaped" if self.encoding.escaped else "binary",
+            "compressed": self.encoding.deflate,
             "messages_sent": outbox.messages_sent,
             "messages_waiting": outbox.messages_waiting,
             "messages_dropped": outbox.messages_dropped,
@@ -215,12 +221,12 @@ class Session:
             "commands_waiting": self.waiting,
         }
 
-    def _authorize(self, owed: _Owed, command: str) -> None:
+    def _authorize(self, pending: _PendingReply, command: str) -> None:
         """Submit a command once it is allowed, after the client's earlier commands."""
         if self._access.authorize is None:
-            self._submit_for(owed, command)
+            self._submit_for(pending, command)
         else:
-            self._unauthorized.append((owed, command))
+            self._unauthorized.append((pending, command))
             self._start_authorizing()
 
     def _start_authorizing(self) -> None:
@@ -231,14 +237,14 @@ class Session:
 
     async def _authorize_in_turn(self) -> None:
         while self._unauthorized:
-            owed, command = self._unauthorized[0]
+            pending, command = self._unauthorized[0]
             refusal = await self._access.refusal(self._handler, command)
             if self._left:
                 return
             if refusal is None:
-                self._submit_for(owed, command)
+                self._submit_for(pending, command)
             else:
-                self._settle(owed, refusal.to_reply())
+                self._settle(pending, refusal.to_reply())
             if self._left:
                 return
             self._unauthorized.popleft()
@@ -253,47 +259,47 @@ class Session:
             return
         error = None if task.cancelled() else task.exception()
         if error is not None:
-            _log.error("asking `authorize` has failed; what waits for it is refused", exc_info=error)
+            _log.error("calling `authorize` failed; the commands that wait for it are refused", exc_info=error)
         if task.cancelled() or error is not None:
             unauthorized, self._unauthorized = self._unauthorized, deque()
-            for owed, command in unauthorized:
+            for pending, command in unauthorized:
                 text = f"{command}: `authorize` failed; the server's log has the reason"
-                self._settle(owed, CommandError("forbidden", text).to_reply())
+                self._settle(pending, CommandError("forbidden", text).to_reply())
         self._start_authorizing()
 
-    def _submit_for(self, owed: _Owed, command: str) -> None:
-        self._submit(command, lambda outcome: self._settle(owed, self._reply(command, outcome)), self)
+    def _submit_for(self, pending: _PendingReply, command: str) -> None:
+        self._submit(command, lambda result: self._settle(pending, self._reply(command, result)), self)
 
-    def _reply(self, command: str, outcome: Outcome) -> bytes:
-        size = len(outcome.reply)
-        if not self.form.escaped or size <= MAX_ESCAPED_REPLY:
-            return outcome.reply
+    def _reply(self, command: str, result: CommandResult) -> bytes:
+        size = len(result.reply)
+        if not self.encoding.escaped or size <= MAX_ESCAPED_REPLY:
+            return result.reply
         text = f"{command}: the reply has {size} bytes; allowed: at most {MAX_ESCAPED_REPLY} with encoding=escaped"
         return CommandError("invalid-reply", text).to_reply()
 
-    def _settle(self, owed: _Owed, reply: bytes) -> None:
-        if owed.reply is None:  # otherwise `_on_authorized` has refused it already
+    def _settle(self, pending: _PendingReply, reply: bytes) -> None:
+        if pending.reply is None:  # otherwise `_on_authorized` has refused it already
             self.waiting -= 1
-            self._answer(owed, reply)
+            self._answer(pending, reply)
 
-    def _answer(self, owed: _Owed, reply: bytes) -> None:
-        owed.reply = reply
+    def _answer(self, pending: _PendingReply, reply: bytes) -> None:
+        pending.reply = reply
         if self._left:
             return
         self._ready_bytes += len(reply)
-        while self._owed and (ready := self._owed[0].reply) is not None:
-            self._owed.popleft()
+        while self._pending and (ready := self._pending[0].reply) is not None:
+            self._pending.popleft()
             self._ready_bytes -= len(ready)
-            self.outbox.send_reply(encode_reply(ready, self.form))
-        if not self._is_owed_too_much:
+            self.outbox.send_reply(encode_reply(ready, self.encoding))
+        if not self._has_too_many_pending:
             self._room.set()
 
     @property
-    def _is_owed_too_much(self) -> bool:
-        return len(self._owed) >= MAX_OWED or self._ready_bytes >= MAX_OWED_BYTES
+    def _has_too_many_pending(self) -> bool:
+        return len(self._pending) >= MAX_PENDING_REPLIES or self._ready_bytes >= MAX_PENDING_REPLY_BYTES
 
     async def _until_there_is_room(self) -> None:
-        if self._is_owed_too_much:
+        if self._has_too_many_pending:
             self._room.clear()
             await self._room.wait()
         await self.outbox.drain()

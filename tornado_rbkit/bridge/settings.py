@@ -7,7 +7,7 @@ from dataclasses import dataclass, field
 from typing import Any, Literal
 
 from tornado_rbkit.protocol import CommandError, parse_command
-from tornado_rbkit.upstream.options import MIB, UpstreamOptions, check_seconds, check_whole, refusal
+from tornado_rbkit.upstream.options import MIB, UpstreamOptions, check_seconds, check_whole, option_error
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -33,7 +33,7 @@ class BridgeSettings(UpstreamOptions):
     def __post_init__(self) -> None:
         super().__post_init__()
         if not isinstance(self.stop_when_idle, bool):
-            raise refusal("stop_when_idle", self.stop_when_idle, "True or False")
+            raise option_error("stop_when_idle", self.stop_when_idle, "True or False")
         if self.default_encoding not in ("binary", "escaped"):
             raise ValueError(f"default_encoding={self.default_encoding!r} is unknown; allowed: binary, escaped")
         for name in ("connect_timeout", "ping_interval", "idle_grace"):
@@ -48,11 +48,11 @@ class BridgeSettings(UpstreamOptions):
 
 def _command_timeouts(given: Any) -> dict[str, float]:
     if not isinstance(given, Mapping):
-        raise refusal("command_timeouts", given, "a mapping from commands to seconds")
+        raise option_error("command_timeouts", given, "a mapping from commands to seconds")
     for command in given:
         try:
             parse_command(command, "any")
         except (CommandError, TypeError, AttributeError):
             allowed = "one line of printable ASCII"
-            raise refusal("command_timeouts has the command", command, allowed, between=" ") from None
+            raise option_error("command_timeouts key", command, allowed, between=" ") from None
     return {name: check_seconds(f"command_timeouts[{name!r}]", seconds, zero=False) for name, seconds in given.items()}

@@ -7,7 +7,7 @@ from collections import deque
 from collections.abc import Callable, Generator, Iterable, Iterator
 from typing import Final
 
-from tornado_rbkit.frames import FRAGMENT_SIZE, Buffer, Chunk, Form, encode_in_slices
+from tornado_rbkit.frames import FRAGMENT_SIZE, Buffer, Chunk, Encoding, encode_in_slices
 from tornado_rbkit.upstream.losses import LossCounter
 from tornado_rbkit.upstream.types import Batch
 
@@ -27,7 +27,7 @@ class BatchEncoder:
     """Messages that wait for their batch, and the next batch. On the subscriber's thread only.
 
     Attributes:
-        forms: the encodings in use.
+        encodings: the encodings in use.
         deflates: whether one of them is compressed.
         payload_bytes: bytes of payload that make a batch full.
         pending_bytes: bytes of payload that wait.
@@ -44,7 +44,7 @@ class BatchEncoder:
             compression_level: 1 to 9, for clients with a compressed encoding.
             clock: returns seconds; monotonic.
         """
-        self.forms: frozenset[Form] = frozenset()
+        self.encodings: frozenset[Encoding] = frozenset()
         self.deflates = False
         self.payload_bytes = MAX_DELIVERED
         self.pending_bytes = 0
@@ -55,7 +55,7 @@ class BatchEncoder:
         self._generation = 0
         self._batch_bytes = MAX_DELIVERED
         self._pending: deque[Buffer] = deque()
-        self._encoding: Iterator[None] | None = None  # the next batch, between two calls of `encode`
+        self._steps: Iterator[None] | None = None  # the next batch, between two calls of `encode`
 
     @property
     def has_pending(self) -> bool:
@@ -65,21 +65,21 @@ class BatchEncoder:
     @property
     def is_encoding(self) -> bool:
         """Whether a batch is begun and not complete."""
-        return self._encoding is not None
+        return self._steps is not None
 
-    def set_encodings(self, forms: Iterable[Form], clients: int, generation: int) -> None:
+    def set_encodings(self, encodings: Iterable[Encoding], clients: int, generation: int) -> None:
         """Set the encodings of the batches begun from now on; without any, discard all messages."""
-        self.forms = frozenset(forms)
+        self.encodings = frozenset(encodings)
         self._generation = generation
         self._batch_bytes = max(_MIN_BATCH, MAX_DELIVERED // max(1, clients))
-        self.deflates = any(form.deflate for form in self.forms)
+        self.deflates = any(encoding.deflate for encoding in self.encodings)
         self.payload_bytes = _MAX_DEFLATED if self.deflates else self._batch_bytes
-        if not self.forms:
+        if not self.encodings:
             self.discard()
 
     def add(self, payloads: list[Buffer]) -> None:
         """Add messages, unless there are no clients."""
-        if self.forms:
+        if self.encodings:
             self._pending.extend(payloads)
             self.pending_bytes += sum(map(len, payloads))
 
@@ -94,22 +94,22 @@ class BatchEncoder:
         """Discard all messages."""
         self._pending.clear()
         self.pending_bytes = 0
-        self._encoding = self.batch = None
+        self._steps = self.batch = None
 
     def encode(self) -> bool:
         """Begin or continue the next batch, for up to `_ENCODING_TURN`; return whether it is complete."""
         if self.batch is None:
-            encoding, self._encoding = self._encoding or self._encode_batch(), None
+            steps, self._steps = self._steps or self._encode_batch(), None
             until = self._clock() + _ENCODING_TURN
-            for _ in encoding:
+            for _ in steps:
                 if self._clock() >= until:
-                    self._encoding = encoding
+                    self._steps = steps
                     return False
         return True
 
     def _encode_batch(self) -> Iterator[None]:
         """Encode messages into `batch`, slice by slice, until it is full or a client joins."""
-        batch = Batch({form: [] for form in self.forms}, self._generation)
+        batch = Batch({encoding: [] for encoding in self.encodings}, self._generation)
         try:
             while (
                 self._pending
@@ -122,8 +122,8 @@ class BatchEncoder:
                 batch.messages += len(payloads)
                 batch.size += size
                 largest = 0
-                for form, chunks in batch.chunks.items():
-                    more = yield from self._encode_slice(payloads, form)
+                for encoding, chunks in batch.chunks.items():
+                    more = yield from self._encode_slice(payloads, encoding)
                     chunks += more
                     largest = max(largest, sum(chunk.size for chunk in more))
                     yield
@@ -144,12 +144,12 @@ class BatchEncoder:
         self.pending_bytes -= size
         return payloads, size
 
-    def _encode_slice(self, payloads: list[Buffer], form: Form) -> Generator[None, None, list[Chunk]]:
+    def _encode_slice(self, payloads: list[Buffer], encoding: Encoding) -> Generator[None, None, list[Chunk]]:
         """Encode a slice; stop and return no chunks once no client uses that encoding."""
-        encoding = encode_in_slices(payloads, form, compression_level=self._compression_level)
-        while form in self.forms:
+        steps = encode_in_slices(payloads, encoding, compression_level=self._compression_level)
+        while encoding in self.encodings:
             try:
-                next(encoding)
+                next(steps)
             except StopIteration as end:
                 chunks: list[Chunk] = end.value
                 return chunks

@@ -43,7 +43,7 @@ class IOLoopThread:
         Raises:
             RuntimeError: the thread has not been started, has ended, or was started before this process was forked.
         """
-        if self._is_the_parent_s():
+        if self._belongs_to_parent():
             raise RuntimeError(
                 f"the thread {self._thread.name} was started before this process was forked; start it after the fork"
             )
@@ -53,7 +53,7 @@ class IOLoopThread:
 
     def is_alive(self) -> bool:
         """Return whether the thread runs in this process, that is, between `start` and `stop`."""
-        return self._thread.is_alive() and not self._is_the_parent_s()
+        return self._thread.is_alive() and not self._belongs_to_parent()
 
     def start(self) -> None:
         """Start the thread and wait until its loop runs.
@@ -73,7 +73,7 @@ class IOLoopThread:
 
         Does nothing in a process that was forked after `start`.
         """
-        if self._is_the_parent_s():
+        if self._belongs_to_parent():
             return
         io_loop = self._io_loop
         if io_loop is not None:
@@ -104,7 +104,7 @@ class IOLoopThread:
         with self._lock, contextlib.suppress(ValueError):
             self._at_end.remove(callback)
 
-    def _is_the_parent_s(self) -> bool:
+    def _belongs_to_parent(self) -> bool:
         return self._pid is not None and self._pid != os.getpid()
 
     def _run(self) -> None:

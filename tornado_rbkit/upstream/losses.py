@@ -18,9 +18,9 @@ class LossCounter:
     """Counts gaps in the message counters, counter restarts and messages without a counter until they are reported.
 
     Attributes:
-        missed: see `Batch`.
-        restarted: see `Batch`.
-        foreign: see `Batch`.
+        missed: messages lost.
+        restarted: whether the counter began again.
+        foreign: messages without rbkit's counter.
     """
 
     def __init__(self) -> None:

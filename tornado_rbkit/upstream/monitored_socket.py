@@ -59,7 +59,7 @@ class MonitoredSocket:
         options: Mapping[int, Any],
         on_change: Callable[[], None],
     ) -> None:
-        """Create a socket and begin to connect; `options` are set in addition to the options of all links.
+        """Create a socket and begin to connect; `options` are set in addition to the options of all sockets.
 
         Raises:
             zmq.ZMQError: too few file descriptors are left, or the endpoint is invalid.
@@ -70,7 +70,7 @@ class MonitoredSocket:
         self._io_loop = io_loop
         self._max_message_bytes = options.get(zmq.MAXMSGSIZE, -1)
         self._on_change = on_change
-        self._repeats = LogThrottle()
+        self._throttle = LogThrottle()
         self._reconnect_deadline: Deadline | None = None
         with contextlib.ExitStack() as stack:
             socket = stack.enter_context(context.socket(kind))
@@ -97,7 +97,7 @@ class MonitoredSocket:
     def _on_event(self, frames: list[bytes]) -> None:
         event = parse_monitor_message(frames)["event"]
         if event & _REFUSED:
-            self._refuse(f"is not a ZMQ socket of the kind expected ({zmq.Event(event).name})")
+            self._refuse(f"is not a ZMQ socket of the expected type ({zmq.Event(event).name})")
         elif event == _RETRIED:
             self._cancel_reconnect()
         elif event == _DOWN:
@@ -122,7 +122,7 @@ class MonitoredSocket:
 
     def _refuse(self, reason: str) -> None:
         self.refusals += 1
-        count = self._repeats.add(reason)
+        count = self._throttle.add(reason)
         if count:
             _log.warning("%s %s%s", self.endpoint, reason, times(count))
         self._on_change()
@@ -133,7 +133,9 @@ class MonitoredSocket:
         See libzmq's ``session_base_t::engine_error``. If libzmq reconnects, it reports CONNECT_RETRIED at once.
         """
         self._reconnect_deadline = None
-        self._refuse(f"broke ZMTP, or sent a message of more than {self._max_message_bytes} bytes (max_message_bytes)")
+        self._refuse(
+            f"violated ZMTP, or sent a message longer than {self._max_message_bytes} bytes (max_message_bytes)"
+        )
         with contextlib.suppress(zmq.ZMQError):  # libzmq may have dropped the endpoint already
             self.socket.disconnect(self.endpoint)
         try:

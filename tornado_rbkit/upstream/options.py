@@ -41,7 +41,7 @@ class UpstreamOptions:
         check_endpoint(self.pub, "pub")
         check_endpoint(self.req, "req")
         if not isinstance(self.threaded, bool | IOLoopThread):
-            raise refusal("threaded", self.threaded, "True, False, or an IOLoopThread")
+            raise option_error("threaded", self.threaded, "True, False, or an IOLoopThread")
         self._set("flush_interval", check_seconds("flush_interval", self.flush_interval, most=_MAX_FLUSH_INTERVAL))
         self._set("max_pending_bytes", check_whole("max_pending_bytes", self.max_pending_bytes))
         self._set("rcvhwm", check_whole("rcvhwm", self.rcvhwm, most=2**31 - 1))  # a C int
@@ -59,13 +59,13 @@ class UpstreamOptions:
 def check_seconds(name: str, value: Any, *, zero: bool = True, most: float = math.inf) -> float:
     """Return a duration in seconds, which must be finite because timers need it; raise ValueError otherwise."""
     allowed = "0 or more" if zero else "more than 0"
-    allowed += f", {most:g} at most" if most < math.inf else ", finite"
+    allowed = f"{allowed}, at most {most:g}" if most < math.inf else f"{allowed}, finite"
     try:
         seconds = float(value) if isinstance(value, numbers.Real) and not isinstance(value, bool) else math.nan
     except OverflowError:
         seconds = math.inf
     if not math.isfinite(seconds) or seconds < 0 or seconds > most or (seconds == 0 and not zero):
-        raise refusal(name, value, f"{allowed} (seconds)")
+        raise option_error(name, value, f"{allowed} (seconds)")
     return seconds
 
 
@@ -77,10 +77,10 @@ def check_whole(name: str, value: Any, *, least: int = 1, most: int | None = Non
         number = least - 1
     if number < least or (most is not None and number > most):
         allowed = allowed or (f"{least} or more" if most is None else f"{least} to {most}")
-        raise refusal(name, value, f"{allowed} (a whole number)")
+        raise option_error(name, value, f"{allowed} (a whole number)")
     return number
 
 
-def refusal(name: str, value: object, allowed: str, *, between: str = "=") -> ValueError:
+def option_error(name: str, value: object, allowed: str, *, between: str = "=") -> ValueError:
     """Return the error for an option that is out of its range."""
     return ValueError(f"{name}{between}{reprlib.repr(value)} is out of range; allowed: {allowed}")

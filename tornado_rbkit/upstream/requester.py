@@ -13,11 +13,11 @@ from zmq.eventloop.zmqstream import ZMQStream
 
 from tornado_rbkit.deadline import Deadline
 from tornado_rbkit.protocol import CommandError, check_reply
-from tornado_rbkit.upstream.types import Outcome
+from tornado_rbkit.upstream.types import CommandResult
 
 
 class Requester:
-    """Sends one command at a time and reports exactly one outcome for each.
+    """Sends one command at a time and reports exactly one result for each.
 
     On its loop's thread only, except the constructor.
 
@@ -28,17 +28,17 @@ class Requester:
 
     OPTIONS: ClassVar[Mapping[int, Any]] = {zmq.REQ_RELAXED: 1, zmq.REQ_CORRELATE: 1, zmq.IMMEDIATE: 1}
 
-    def __init__(self, io_loop: IOLoop, on_outcome: Callable[[Outcome], None], *, max_reply_bytes: int) -> None:
+    def __init__(self, io_loop: IOLoop, on_result: Callable[[CommandResult], None], *, max_reply_bytes: int) -> None:
         """Create a requester without a socket.
 
         Args:
             io_loop: the socket's loop.
-            on_outcome: called once for each request.
+            on_result: called once for each request.
             max_reply_bytes: the most bytes in all parts of a reply together (ZMQ_MAXMSGSIZE bounds each part).
         """
         self._io_loop = io_loop
         self._stream: ZMQStream | None = None
-        self._on_outcome = on_outcome
+        self._on_result = on_result
         self._max_reply_bytes = max_reply_bytes
         self._command: str | None = None
         self._sent_at = 0.0
@@ -54,16 +54,16 @@ class Requester:
         self._command = command
         self._sent_at = time.monotonic()
         if self._stream is None:
-            self.fail("the connection is not open; it was not sent")
+            self.fail("not sent, because the connection is not open")
             return
         try:
             # Not through the stream: it would queue the command until the peer is back.
             self._stream.socket.send(command.encode(), zmq.NOBLOCK)
         except zmq.Again:
-            self.fail("the connection to the rbkit server is lost; it was not sent")
+            self.fail("not sent, because the connection to the rbkit server was lost")
             return
         except zmq.ZMQError as error:
-            self.fail(f"it was not sent ({error})")
+            self.fail(f"not sent ({error})")
             return
         self._deadline = Deadline(timeout, partial(self._on_timeout, timeout))
         # ZMQ_FD is edge-triggered, and sending may have consumed the edge that announces the reply; on_recv checks.
@@ -109,4 +109,4 @@ class Requester:
         if self._deadline is not None:
             self._deadline.cancel()
         self._command = self._deadline = None
-        self._on_outcome(Outcome(error.to_reply() if error else reply, error, time.monotonic() - self._sent_at))
+        self._on_result(CommandResult(error.to_reply() if error else reply, error, time.monotonic() - self._sent_at))

@@ -14,7 +14,7 @@ from tornado_rbkit.upstream.options import UpstreamOptions
 from tornado_rbkit.upstream.requester import Requester
 from tornado_rbkit.upstream.source import SocketSource
 from tornado_rbkit.upstream.subscriber import Subscriber
-from tornado_rbkit.upstream.types import Batch, ConnectionState, Outcome
+from tornado_rbkit.upstream.types import Batch, CommandResult, ConnectionState
 
 MAX_REPLY_BYTES: Final = 16 * 1024 * 1024
 """Bytes. Replies are never dropped, and 32 may wait for one client. rbkit's longest reply is a handshake."""
@@ -46,7 +46,7 @@ class ProfilerSockets:
         *,
         on_thread: bool,
         on_batch: Callable[[Batch], None],
-        on_outcome: Callable[[Outcome], None],
+        on_result: Callable[[CommandResult], None],
         on_connection: Callable[[ConnectionState], None],
         on_failure: Callable[[str], None],
     ) -> None:
@@ -59,8 +59,8 @@ class ProfilerSockets:
             context: returns the ZMQ context for the sockets, which must outlive them.
             options: the bridge's options; its `pub` and `req` are not used.
             on_thread: whether `io_loop` is not the clients' loop.
-            on_batch: see `Subscriber`.
-            on_outcome: see `Requester`.
+            on_batch: passes a batch to the clients; must not block, raise or call back.
+            on_result: called once for each request.
             on_connection: called with the new state after each change of a socket's connection.
             on_failure: called with the reason if `open` fails; the owner must then call `stop` and `close`.
         """
@@ -81,7 +81,7 @@ class ProfilerSockets:
             max_pending_bytes=options.max_pending_bytes,
             compression_level=options.compression_level,
         )
-        self.requester = Requester(io_loop, on_outcome, max_reply_bytes=self._max_reply_bytes)
+        self.requester = Requester(io_loop, on_result, max_reply_bytes=self._max_reply_bytes)
 
     def open(self) -> None:
         """Create the sockets and begin to connect."""
@@ -125,7 +125,9 @@ class ProfilerSockets:
         if not sub.up:
             self.subscriber.reset_counter()
         if not all(req.up for req in others):
-            self.requester.fail("the rbkit server disconnected before it replied; it may have been carried out")
+            self.requester.fail(
+                "the rbkit server disconnected before it replied; the command may have been carried out"
+            )
         up = {socket.endpoint for socket in self._sockets if socket.up}
         missing = tuple(endpoint for endpoint in (self._pub, self._req) if endpoint not in up)
         refusals = {socket.endpoint: socket.refusals for socket in self._sockets if socket.refusals}

@@ -46,12 +46,12 @@ class SocketSource:
                 longer message is discarded, and counted as missed.
         """
         self._max_message_bytes = max_message_bytes
-        self._repeats = LogThrottle()
+        self._throttle = LogThrottle()
         self._socket = socket
         self._io_loop = io_loop
 
     def take(self, max_bytes: int, max_messages: int) -> tuple[list[Buffer], bool]:
-        """See `Source.take`."""
+        """Receive the messages that are ready, within the two bounds."""
         receive = self._socket.recv
         payloads: list[Buffer] = []
         while max_bytes > 0 and len(payloads) < max_messages:
@@ -86,19 +86,19 @@ class SocketSource:
                 parts.clear()
         if size <= self._max_message_bytes:
             return b"".join(part.buffer for part in parts)
-        count = self._repeats.add("too long")
+        count = self._throttle.add("too long")
         if count:
-            text = "let go of a published message whose parts have %d bytes; allowed: at most %d (max_message_bytes)%s"
+            text = "discarded a published message with parts of %d bytes; allowed: at most %d (max_message_bytes)%s"
             _log.warning(text, size, self._max_message_bytes, times(count))
         return None
 
     def watch(self, on_ready: Callable[[], None]) -> None:
-        """See `Source.watch`.
+        """Watch the socket's file descriptor.
 
         Not through a ZMQStream: it stays registered with the loop while it does not receive, and wakes it for nothing.
         """
         self._io_loop.add_handler(self._socket, lambda socket, events: on_ready(), IOLoop.READ)
 
     def unwatch(self) -> None:
-        """See `Source.unwatch`."""
+        """Stop watching the file descriptor."""
         self._io_loop.remove_handler(self._socket)

@@ -9,14 +9,14 @@ from typing import Final
 
 from tornado.ioloop import IOLoop
 
-from tornado_rbkit.frames import Form
+from tornado_rbkit.frames import Encoding
 from tornado_rbkit.upstream.encoder import MAX_MESSAGES, BatchEncoder
 from tornado_rbkit.upstream.losses import LossCounter
 from tornado_rbkit.upstream.source import Source
 from tornado_rbkit.upstream.types import Batch
 
-_RECEIPT_POLL: Final = 0.001  # seconds, the resolution of epoll
-_MAX_RECEIPT_POLL: Final = 0.01  # seconds, while nothing arrives; too short for RCVHWM messages to arrive
+_ACKNOWLEDGEMENT_POLL: Final = 0.001  # seconds, the resolution of epoll
+_MAX_ACKNOWLEDGEMENT_POLL: Final = 0.01  # seconds, while nothing arrives; too short for RCVHWM messages to arrive
 
 
 class Phase(enum.Enum):
@@ -41,7 +41,7 @@ class Subscriber:
 
     Invariant, whenever no method is running: if anything is pending, encoded and not delivered, or counted and not
     reported, or if the source was not empty when last read, a timer is set. Otherwise the phase is `LISTENING`, in
-    which the source is watched. `_go_on` chooses the phase, and `_wait` enters it.
+    which the source is watched. `_advance` chooses the phase, and `_wait` enters it.
 
     Attributes:
         phase: the event that the subscriber waits for.
@@ -89,15 +89,15 @@ class Subscriber:
         self._source = source
         self._wait(Phase.LISTENING)
 
-    def set_encodings(self, forms: Iterable[Form], clients: int, generation: int) -> None:
+    def set_encodings(self, encodings: Iterable[Encoding], clients: int, generation: int) -> None:
         """Set the encodings of the batches; without any, pending and arriving messages are discarded.
 
         Args:
-            forms: the encodings in use.
+            encodings: the encodings in use.
             clients: the number of clients.
             generation: a number that grows with each client that joins, see `Batch.generation`.
         """
-        self._encoder.set_encodings(forms, clients, generation)
+        self._encoder.set_encodings(encodings, clients, generation)
 
     def reset_counter(self) -> None:
         """Restart the counting because the connection was lost, and check the source once.
@@ -124,7 +124,7 @@ class Subscriber:
         self._timer = None
         phase, seconds = Phase.RESTING, self._flush_interval
         try:
-            phase, seconds = self._go_on()
+            phase, seconds = self._advance()
         finally:  # the loop logs an exception, such as MemoryError
             self._wait(phase, seconds)
 
@@ -138,7 +138,7 @@ class Subscriber:
         if phase is not Phase.LISTENING:
             self._timer = self._io_loop.call_later(seconds, self._turn)
 
-    def _go_on(self) -> tuple[Phase, float]:
+    def _advance(self) -> tuple[Phase, float]:
         """Take the ready messages, encode for a while and deliver a batch if one is due.
 
         Return the next phase, and its length in seconds (ignored for `LISTENING`).
@@ -147,14 +147,14 @@ class Subscriber:
         started = self._clock()
         was_quiet = self.phase is Phase.LISTENING and started - self._handed_over_at > self._flush_interval
         received, emptied = self._take()
-        due = self._acknowledged and started > self._rests_until - _RECEIPT_POLL  # timers are no more exact
+        due = self._acknowledged and started > self._rests_until - _ACKNOWLEDGEMENT_POLL  # timers are no more exact
         delivered = due and (self._unreported or encoder.is_encoding) and encoder.encode()
         if delivered:
-            work = (self._sent.work if self._sent else None) or 0.0
+            delivery_time = (self._sent.delivery_time if self._sent else None) or 0.0
             self._hand_over()
             now = self._rests_until = self._handed_over_at = self._clock()
             if encoder.has_pending or not emptied:
-                self._rests_until += work + now - started  # expect the next batch to take as long
+                self._rests_until += delivery_time + now - started  # expect the next batch to take as long
         if delivered or not due:
             encodes_ahead = self._on_thread and encoder.deflates  # zlib releases the GIL for the web loop
             if encodes_ahead and not emptied and not self._unreported and not encoder.is_encoding:
@@ -162,12 +162,12 @@ class Subscriber:
             if encoder.is_encoding or (encodes_ahead and encoder.has_pending):
                 encoder.encode()
         now = self._clock()
-        rest = max(_RECEIPT_POLL, self._rests_until - now)
+        rest = max(_ACKNOWLEDGEMENT_POLL, self._rests_until - now)
         if encoder.is_encoding:
             return Phase.ENCODING, 0.0 if self._on_thread else now - started
         if self._unreported and not self._acknowledged:
             silence = 0.0 if received else (now - self._handed_over_at) / 8
-            return Phase.WAITING, min(max(_RECEIPT_POLL, silence), _MAX_RECEIPT_POLL)
+            return Phase.WAITING, min(max(_ACKNOWLEDGEMENT_POLL, silence), _MAX_ACKNOWLEDGEMENT_POLL)
         if self._unreported or not emptied:
             return Phase.RESTING, rest
         if delivered and was_quiet:
@@ -178,7 +178,7 @@ class Subscriber:
 
     @property
     def _acknowledged(self) -> bool:
-        return self._sent is None or self._sent.work is not None
+        return self._sent is None or self._sent.delivery_time is not None
 
     @property
     def _unreported(self) -> bool:
@@ -190,7 +190,7 @@ class Subscriber:
         """Take up to a batch off the source; return whether messages arrived and whether the source is now empty."""
         budget = min(self._encoder.payload_bytes, self._max_pending - self._encoder.pending_bytes)
         payloads, emptied = self._source.take(budget, MAX_MESSAGES)
-        self._losses.count(payloads, wanted=bool(self._encoder.forms))
+        self._losses.count(payloads, wanted=bool(self._encoder.encodings))
         self._encoder.add(payloads)
         return bool(payloads), emptied
 

@@ -6,7 +6,7 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import NamedTuple, Protocol
 
-from tornado_rbkit.frames import Chunk, Form
+from tornado_rbkit.frames import Chunk, Encoding
 from tornado_rbkit.protocol import CommandError
 
 
@@ -24,11 +24,11 @@ class Batch:
         missed: messages lost before they arrived here, by the profiler's counter.
         restarted: whether the counter began again.
         foreign: messages without rbkit's counter.
-        work: seconds that the receiver spent on the batch; None until it calls `acknowledge`. The subscriber reads it
-            at its next turn; a callback would wake its thread once more for each batch.
+        delivery_time: seconds that the receiver spent on the batch; None until it calls `acknowledge`. The subscriber
+            reads it at its next turn; a callback would wake its thread once more for each batch.
     """
 
-    chunks: dict[Form, list[Chunk]]
+    chunks: dict[Encoding, list[Chunk]]
     generation: int
     messages: int = 0
     size: int = 0
@@ -37,15 +37,15 @@ class Batch:
     missed: int = 0
     restarted: bool = False
     foreign: int = 0
-    work: float | None = None
+    delivery_time: float | None = None
 
     def acknowledge(self, seconds: float) -> None:
-        """Release the chunks and set `work`. For the receiver, on its own thread."""
+        """Release the chunks and set `delivery_time`. For the receiver, on its own thread."""
         self.chunks = {}
-        self.work = seconds
+        self.delivery_time = seconds
 
 
-class Outcome(NamedTuple):
+class CommandResult(NamedTuple):
     """The result of a command: the reply bytes, the error that they represent (if any), and the time in seconds."""
 
     reply: bytes
@@ -91,13 +91,13 @@ class Upstream(Protocol):
             RbkitError: no connection can be created; the message is meant for the clients.
         """
 
-    def set_encodings(self, forms: frozenset[Form], clients: int, generation: int) -> None:
+    def set_encodings(self, encodings: frozenset[Encoding], clients: int, generation: int) -> None:
         """Set the encodings in use, the number of clients, and their generation, see `Batch.generation`.
 
         Does nothing without a connection.
         """
 
-    def request(self, command: str, timeout: float, on_result: Callable[[Outcome], None]) -> None:
+    def request(self, command: str, timeout: float, on_result: Callable[[CommandResult], None]) -> None:
         """Send a command, which fails after `timeout` seconds. There must be a connection and no command in flight."""
 
     def disconnect(self) -> None:

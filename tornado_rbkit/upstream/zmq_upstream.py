@@ -11,12 +11,12 @@ from typing import Final, TypeVar
 import zmq
 from tornado.ioloop import IOLoop
 
-from tornado_rbkit.frames import Form
+from tornado_rbkit.frames import Encoding
 from tornado_rbkit.protocol import CommandError, RbkitError
 from tornado_rbkit.upstream.iothread import IOLoopThread
 from tornado_rbkit.upstream.options import UpstreamOptions
 from tornado_rbkit.upstream.sockets import ProfilerSockets, failure_reason
-from tornado_rbkit.upstream.types import Outcome, UpstreamListener
+from tornado_rbkit.upstream.types import CommandResult, UpstreamListener
 
 T = TypeVar("T")
 
@@ -61,13 +61,15 @@ class ZmqUpstream:
         self._connection = connection
         self._guards[connection] = asyncio.create_task(self._guard(connection))
 
-    def set_encodings(self, forms: frozenset[Form], clients: int, generation: int) -> None:
+    def set_encodings(self, encodings: frozenset[Encoding], clients: int, generation: int) -> None:
         """Set the encodings of the batches. Does nothing without a connection."""
         connection = self._connection
         if connection is not None:
-            connection.io_loop.add_callback(connection.sockets.subscriber.set_encodings, forms, clients, generation)
+            connection.io_loop.add_callback(
+                connection.sockets.subscriber.set_encodings, encodings, clients, generation
+            )
 
-    def request(self, command: str, timeout: float, on_result: Callable[[Outcome], None]) -> None:
+    def request(self, command: str, timeout: float, on_result: Callable[[CommandResult], None]) -> None:
         """Send a command; there must be a connection, and no command in flight.
 
         Args:
@@ -141,7 +143,7 @@ class _Connection:
         if self._thread is not None and self._own_thread:
             self._thread.start()
         self.io_loop = self._thread.io_loop if self._thread is not None else web_loop
-        self.in_flight: tuple[str, Callable[[Outcome], None]] | None = None
+        self.in_flight: tuple[str, Callable[[CommandResult], None]] | None = None
         self.closed: asyncio.Future[None] = asyncio.get_running_loop().create_future()
         self._closing = False
         self._thread_ended = False
@@ -153,7 +155,7 @@ class _Connection:
             options,
             on_thread=self._thread is not None,
             on_batch=self._from_io_loop(listener.on_batch),
-            on_outcome=partial(web_loop.add_callback, self._on_outcome),
+            on_result=partial(web_loop.add_callback, self._on_result),
             on_connection=self._from_io_loop(listener.on_connection),
             on_failure=self._from_io_loop(listener.on_failure),
         )
@@ -180,10 +182,10 @@ class _Connection:
 
         return partial(self._web_loop.add_callback, call)
 
-    def _on_outcome(self, outcome: Outcome) -> None:
+    def _on_result(self, result: CommandResult) -> None:
         if self.in_flight is not None:
             (_, on_result), self.in_flight = self.in_flight, None
-            on_result(outcome)
+            on_result(result)
 
     def _own_context(self) -> zmq.Context[zmq.Socket[bytes]]:
         if self._context is None:
@@ -213,8 +215,10 @@ class _Connection:
             if self._own_thread:
                 self._thread.stop()
         if self.in_flight is not None:
-            lost = CommandError("unavailable", f"{self.in_flight[0]}: the connection ended before it was answered")
-            self._on_outcome(Outcome(lost.to_reply(), lost, 0.0))
+            lost = CommandError(
+                "unavailable", f"{self.in_flight[0]}: the connection was closed before the reply arrived"
+            )
+            self._on_result(CommandResult(lost.to_reply(), lost, 0.0))
         if error is None:
             self.closed.set_result(None)
         else:

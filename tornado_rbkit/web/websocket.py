@@ -21,7 +21,7 @@ from tornado_rbkit.bridge.bridge import Bridge
 from tornado_rbkit.bridge.session import Session
 from tornado_rbkit.deadline import Deadline
 from tornado_rbkit.errors import BridgeFullError
-from tornado_rbkit.frames import JOIN_LIMIT, Form, encode_message
+from tornado_rbkit.frames import JOIN_LIMIT, Encoding, encode_message
 from tornado_rbkit.protocol import CLOSE_POLICY, CLOSE_TOO_BIG, CLOSE_TRY_AGAIN, NO_PONG, SUBPROTOCOL
 from tornado_rbkit.web.access import Access, AccessDeniedError, AccessHandler
 
@@ -84,7 +84,7 @@ class RbkitWebSocketHandler(AccessHandler, WebSocketHandler):
         if encoding not in ("binary", "escaped"):
             raise AccessDeniedError(400, f"encoding={encoding[:40]!r} is unknown; allowed: binary, escaped")
         self._negotiate_deflate()
-        self._form = Form(escaped=encoding == "escaped", deflate=self._extension is not None)
+        self._encoding = Encoding(escaped=encoding == "escaped", deflate=self._extension is not None)
         self._wrap_hooks()
         await super().get(*args, **kwargs)
 
@@ -132,7 +132,7 @@ class RbkitWebSocketHandler(AccessHandler, WebSocketHandler):
 
     def get_compression_options(self) -> dict[str, Any] | None:
         """Return Tornado's options for permessage-deflate if `_negotiate_deflate` agreed to it."""
-        return {"compression_level": self.bridge.compression_level} if self._form.deflate else None
+        return {"compression_level": self.bridge.compression_level} if self._encoding.deflate else None
 
     @property
     def ping_interval(self) -> float:
@@ -162,7 +162,7 @@ class RbkitWebSocketHandler(AccessHandler, WebSocketHandler):
         connection.stream = stream
         self.request.connection = connection
         try:
-            self._session = self.bridge.join(self, self._close_with, stream, self._form, self.access)
+            self._session = self.bridge.join(self, self._close_with, stream, self._encoding, self.access)
         except BridgeFullError as error:
             self._close_with(CLOSE_TRY_AGAIN, str(error))
             return
