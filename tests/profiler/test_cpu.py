@@ -19,7 +19,8 @@ from tests.fake_rbkit import recorded
 from tests.profiler.conftest import PATIENCE, Client, raw_events, shape
 from tornado_rbkit import profiler
 from tornado_rbkit.profiler.batcher import EventBatcher
-from tornado_rbkit.profiler.cpu import CPUSampler, FrameCache, packed_place
+from tornado_rbkit.profiler.cpu import CPUSampler
+from tornado_rbkit.profiler.frame_cache import FrameCache, packed_place
 from tornado_rbkit.profiler.frames import read_place
 from tornado_rbkit.profiler.threads import internal_thread_names, internal_threads
 from tornado_rbkit.protocol import CPUSample, EventType
@@ -153,10 +154,10 @@ def test_a_late_sample_is_told_for_each_tick_it_missed(clock: str) -> None:
     sampler = CPUSampler(batcher)
     sampler.clock_type, sampler.interval = clock, 0.001
     with running(sleeper, burner) as (sleeping, burning):
-        sampler._tick(1)
+        sampler._tick(1, sampler.interval)
         batcher.take(0.0, flush=True)
         _burn(0.02)
-        sampler._tick(5)
+        sampler._tick(5, sampler.interval)
     message = b"".join(batcher.take(time.time(), flush=True))
     samples = raw_events(message, EventType.CPU_SAMPLE)
     of = {thread: [sample[1] for sample in samples if sample[2][0][15] == thread] for thread in (sleeping, burning)}

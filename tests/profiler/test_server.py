@@ -20,7 +20,7 @@ from tornado_rbkit import profiler
 from tornado_rbkit.profiler.batcher import BATCH_EVENTS, EventBatcher
 from tornado_rbkit.profiler.packing import pack
 from tornado_rbkit.profiler.threads import internal_thread_names, internal_threads
-from tornado_rbkit.protocol import COMMANDS, EventCollection, Handshake, RbkitError, decode, message_counter
+from tornado_rbkit.protocol import COMMANDS, EventCollection, GCStats, Handshake, RbkitError, decode, message_counter
 
 
 @pytest.mark.parametrize("command", sorted(COMMANDS - {"handshake"}))
@@ -81,19 +81,54 @@ def test_the_handshake_tells_what_is_enabled(client: Client) -> None:
 
 
 @pytest.mark.logs_errors
-def test_an_instrument_that_fails_is_logged_and_the_server_goes_on(
-    client: Client, server: profiler.Server, caplog: pytest.LogCaptureFixture
+def test_a_memory_profile_that_fails_starts_again_once_and_says_so(
+    client: Client, server: profiler.Server, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
-    def fail() -> float:
-        raise MemoryError
+    profile = server.call(lambda profile: profile)
+    failures = [MemoryError("first")]
+    work = profile.memory.work
 
-    server.call(lambda profile: setattr(profile.memory, "work", fail))
+    def fail_sometimes() -> float | None:
+        if failures:
+            raise failures.pop()
+        return work()
+
+    monkeypatch.setattr(profile.memory, "work", fail_sometimes)
     assert client.ask(b"start_memory_profile") == b"ok"
-    server.call(lambda profile: setattr(profile, "handshake", fail))
-    server.call(lambda profile: profile._commands.update({b"handshake": profile.handshake}))
-    assert client.ask(b"handshake") == b"ok"
-    assert client.ask(b"stop_memory_profile") == b"ok"
-    assert "the profiler failed" in caplog.text
+    client.events(GCStats, lambda found: found)
+    assert server.status()["memory"]["enabled"]
+    again = "the memory profile failed (MemoryError: first); it was started again"
+    assert server.status()["memory"]["trouble"] == again
+    failures.append(MemoryError("second"))
+    while server.status()["memory"]["enabled"]:
+        client.ask(b"handshake")
+    off = "the memory profile failed (MemoryError: second); memory profiling is off"
+    assert server.status()["memory"]["trouble"] == off
+    assert off.encode() in client.ask(b"handshake")
+    assert [record.getMessage() for record in caplog.records] == [
+        "the memory profile failed; it was started again",
+        "the memory profile failed; memory profiling is off",
+    ]
+    assert client.ask(b"start_memory_profile") == b"ok"
+    assert server.status()["memory"]["trouble"] is None
+
+
+@pytest.mark.logs_errors
+def test_a_command_that_fails_is_answered_with_the_error(
+    client: Client, server: profiler.Server, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    profile = server.call(lambda profile: profile)
+
+    def fail() -> bytes:
+        raise LookupError("the planted fault")
+
+    monkeypatch.setitem(profile._commands, b"trigger_gc", fail)
+    assert client.ask(b"trigger_gc") == b"the command failed: LookupError: the planted fault"
+    monkeypatch.setattr(profile.memory, "last_comparison", fail)
+    client.ask(b"start_memory_profile")
+    assert client.ask(b"stop_memory_profile") == b"the command failed: LookupError: the planted fault"
+    assert not server.status()["memory"]["enabled"], "it was stopped nevertheless"
+    assert isinstance(decode(client.ask(b"handshake")), Handshake)
 
 
 def test_an_idle_server_answers_at_once(client: Client) -> None:

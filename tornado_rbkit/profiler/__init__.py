@@ -11,6 +11,7 @@ from tornado_rbkit.profiler.arguments import ArgumentError
 from tornado_rbkit.profiler.discovery import RunningServer, list_servers
 from tornado_rbkit.profiler.endpoints import BindError
 from tornado_rbkit.profiler.folder import RuntimeFolderError
+from tornado_rbkit.profiler.frames import SamplingError
 from tornado_rbkit.profiler.lifecycle import (
     AlreadyRunningError,
     current_server,
@@ -26,6 +27,7 @@ __all__ = [
     "BindError",
     "RunningServer",
     "RuntimeFolderError",
+    "SamplingError",
     "Server",
     "current_server",
     "list_servers",

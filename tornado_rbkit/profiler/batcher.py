@@ -11,6 +11,9 @@ from tornado_rbkit.profiler.packing import pack_collection
 BATCH_EVENTS: Final = 400
 """Events in one event_collection, as in rbkit."""
 
+BATCH_BYTES: Final = 1 << 20
+"""Bytes of an event_collection, after which no further event is added: deep stacks have up to 100 kB each."""
+
 BATCH_SECONDS: Final = 1.0
 """The longest that an event waits for its batch to fill."""
 
@@ -49,11 +52,11 @@ class EventBatcher:
         """
         messages = []
         while len(self._waiting) >= BATCH_EVENTS:
-            messages.append(self.collection(self._next(BATCH_EVENTS), now))
+            messages.append(self.collection(self._next(), now))
         if flush or not 0 <= now - self._last_flush < BATCH_SECONDS:  # also if the clock was set back
             self._last_flush = now
-            if self._waiting:
-                messages.append(self.collection(self._next(len(self._waiting)), now))
+            while self._waiting:
+                messages.append(self.collection(self._next(), now))
         return messages
 
     def collection(self, events: Sequence[bytes], now: float) -> bytes:
@@ -62,5 +65,11 @@ class EventBatcher:
         self.counter += 1
         return pack_collection(events, counter, now)
 
-    def _next(self, count: int) -> list[bytes]:
-        return [self._waiting.popleft() for _ in range(count)]
+    def _next(self) -> list[bytes]:
+        """Remove the events of the next message: at most `BATCH_EVENTS`, and one that exceeds `BATCH_BYTES`."""
+        events: list[bytes] = []
+        size = 0
+        while self._waiting and len(events) < BATCH_EVENTS and size < BATCH_BYTES:
+            events.append(self._waiting.popleft())
+            size += len(events[-1])
+        return events

@@ -1,10 +1,14 @@
 """Sample the stacks of the process's threads.
 
-A sampler thread asks the interpreter for every thread's frame once per interval of an absolute schedule. This needs
-the GIL, and a thread that computes in Python releases the GIL only after the interpreter's switch interval. With the
-default of 5 ms the sampler would reach a fifth of its ticks. So during sampling the switch interval is lowered to half
-the sampling interval (at least 0.5 ms) for the whole process, and restored afterwards unless the host has changed it.
-`CPUSampler.status` reports the achieved rate.
+A sampler thread asks the interpreter for every thread's frame once per interval. This needs the GIL, and a thread that
+computes in Python releases the GIL only after the interpreter's switch interval. With the default of 5 ms the sampler
+would reach a fifth of its ticks. So during sampling the switch interval is lowered to half the sampling interval (at
+least 0.5 ms) for the whole process, and restored afterwards unless the host has changed it. `CPUSampler.status`
+reports the achieved rate.
+
+The time between two ticks varies at random by half an interval, so that a program that repeats the same work is not
+always sampled at the same point of it. If a tick costs so much that the sampler would exceed its budget (see `Pace`),
+as with hundreds of threads or very deep stacks, the ticks become less frequent, and the status says so.
 
 If the sampler wakes late because another thread held the GIL, the stacks it sees are repeated once per missed tick,
 with that tick's timestamp, for at most `MAKE_UP_SECONDS`. Ticks beyond that are lost: when the machine keeps the
@@ -24,21 +28,21 @@ returns in these microseconds, the objects that the frame held are released on t
 
 from __future__ import annotations
 
-import gc
+import random
 import sys
-import threading
 import time
-import weakref
-from collections.abc import Callable, Collection, Iterable
-from types import CellType, CodeType, FrameType, FunctionType
+from collections.abc import Collection
 from typing import Any, Final
 
 from tornado_rbkit.profiler.arguments import check_interval
 from tornado_rbkit.profiler.batcher import BACKLOG_EVENTS, EventBatcher
-from tornado_rbkit.profiler.frames import Place, read_stacks, thread_ids
-from tornado_rbkit.profiler.objects import type_dict, type_mro, type_qualname
-from tornado_rbkit.profiler.packing import pack_frame, pack_sample, pack_stack, pack_time
-from tornado_rbkit.profiler.threads import Flag, InternalThread, internal_threads
+from tornado_rbkit.profiler.clocks import ThreadClocks
+from tornado_rbkit.profiler.frame_cache import FrameCache
+from tornado_rbkit.profiler.frames import SamplingError, check_sampling, read_stacks, thread_ids
+from tornado_rbkit.profiler.packing import pack_sample, pack_stack, pack_time
+from tornado_rbkit.profiler.threads import Flag, InternalThread, internal_logger, internal_threads
+
+_log = internal_logger(__name__)
 
 DEFAULT_INTERVAL: Final = 0.001
 """Seconds, as in rbkit."""
@@ -49,11 +53,21 @@ MAKE_UP_SECONDS: Final = 0.02
 """The longest delay for which stacks are repeated. In a longer one the system keeps the sampler waiting, and one stack
 would be repeated a hundred times."""
 
-HAS_CPU_CLOCK: Final = sys.platform.startswith("linux")
+SHARE: Final = 0.1
+"""The largest share of one processor that the sampler's thread may take, on average."""
+
+BYTES_PER_SECOND: Final = 16e6
+"""The largest amount of samples that the sampler may produce, on average."""
+
+_SMOOTHING: Final = 0.1
+"""The weight of the last tick in the average cost of a tick."""
 
 
 class CPUSampler:
     """Sample all threads from `start` to `stop`, except the profiler's threads and the threads in `leave_out`.
+
+    After an unexpected error the sampler starts again once; after a second one, or when sampling has become unsafe, it
+    ends. `trouble` says so.
 
     Call `start` and `stop` and set `clock_type` on one thread; `status` may be called on any thread.
 
@@ -72,51 +86,67 @@ class CPUSampler:
         self._frames = FrameCache()
         self._clocks = ThreadClocks()
         self._switching = SwitchInterval()
+        self._pace = Pace(self.interval)
+        self._failure: str | None = None
         self._ticks = self._late = self._samples = 0
         self._began = self._ended = 0.0
 
     @property
     def enabled(self) -> bool:
-        """True from `start` to `stop`."""
-        return self._thread is not None
+        """True from `start` to `stop`, unless the sampler has ended by itself."""
+        return self._thread is not None and self._thread.is_alive()
+
+    @property
+    def trouble(self) -> str | None:
+        """What went wrong since the last `start`, or why the rate is lower than requested; None if nothing is."""
+        if self._failure is not None:
+            return self._failure
+        if self.enabled and self._pace.interval > 1.5 * self.interval:
+            return (
+                f"the rate is {1 / self._pace.interval:.0f}/s instead of {1 / self.interval:.0f}/s: a sample of all "
+                f"threads takes {self._pace.cpu_seconds * 1000:.1f} ms of CPU time and {self._pace.size / 1000:.0f} kB"
+            )
+        return None
 
     def start(self, interval: float | None = None) -> None:
         """Start sampling every `interval` seconds; None keeps the current interval.
 
         Raises:
             ArgumentError: the interval is out of range.
+            SamplingError: sampling could crash this process.
         """
         if interval is not None:
             check_interval(interval)
+        check_sampling()
         if self.enabled and interval in (None, self.interval):
             return
         self.stop()
         self.interval = interval or self.interval
         self._stopped = Flag()
+        self._failure = None
+        self._pace = Pace(self.interval)
         self._ticks = self._late = self._samples = 0
-        self._switching.lower(self.interval / 2)  # a whole interval would make every other tick late
         self._began = time.monotonic()
         self._thread = InternalThread(self._run, "rbkit-cpu")
 
     def stop(self) -> None:
-        """Stop sampling and join the thread. May be called twice."""
+        """Stop sampling and wait for the end of the thread. May be called twice."""
         thread, self._thread = self._thread, None
         if thread is not None:
             self._stopped.set()
             thread.join()
-            self._ended = time.monotonic()
-            self._frames.clear()
-            self._switching.restore()
 
     def abandon(self) -> None:
         """Restore, in a forked child, the switch interval that the parent's sampler changed."""
         self._switching.restore()
 
     def status(self) -> dict[str, Any]:
-        """Return the requested interval (seconds) and the requested and achieved rates (ticks per second)."""
-        seconds = (time.monotonic() if self.enabled else self._ended) - self._began
+        """Return the requested interval (seconds), the requested and achieved rates (per second), and `trouble`."""
+        enabled = self.enabled
+        seconds = (time.monotonic() if enabled else self._ended) - self._began
         return {
-            "enabled": self.enabled,
+            "enabled": enabled,
+            "trouble": self.trouble,
             "clock_type": self.clock_type,
             "interval": self.interval,
             "requested_rate": 1.0 / self.interval,
@@ -127,36 +157,86 @@ class CPUSampler:
         }
 
     def _run(self) -> None:
+        self._switching.lower(self.interval / 2)  # a whole interval would make every other tick late
+        try:
+            self._sample_safely("it was started again") or self._sample_safely("CPU sampling is off")
+        finally:
+            self._switching.restore()
+            self._frames.clear()
+            self._ended = time.monotonic()
+
+    def _sample_safely(self, consequence: str) -> bool:
+        """Sample until `stop`; return False after an unexpected error."""
+        try:
+            self._sample()
+        except SamplingError as error:
+            self._failure = f"CPU sampling is off: {error}"
+            _log.warning("%s", self._failure)
+        except Exception as error:  # noqa: BLE001 - it is logged and reported
+            self._failure = f"the CPU sampler failed ({type(error).__name__}: {error}); {consequence}"
+            _log.exception("the CPU sampler failed; %s", consequence)
+            return False
+        return True
+
+    def _sample(self) -> None:
         self._clocks = ThreadClocks()
-        due = time.monotonic() + self.interval
+        jitter = random.Random()  # noqa: S311 - not the host's generator, which it may have seeded
+        due = time.monotonic() + self._pace.interval
         while not self._stopped.wait(due - time.monotonic()):
-            behind = int((time.monotonic() - due) / self.interval)
-            due += (behind + 1) * self.interval
+            interval = self._pace.interval
+            behind = int((time.monotonic() - due) / interval)
+            due += (behind + jitter.uniform(0.5, 1.5)) * interval
             self._late += behind
             if self._batcher.backlog > BACKLOG_EVENTS:
                 self._late += 1
                 continue
-            self._tick(1 + min(behind, self._most))
+            began = time.thread_time()
+            ticks = 1 + min(behind, int(MAKE_UP_SECONDS / interval))
+            size = self._tick(ticks, interval)
+            self._pace.adapt((time.thread_time() - began) / ticks, size / ticks)
             self._ticks += 1
 
-    @property
-    def _most(self) -> int:
-        return int(MAKE_UP_SECONDS / self.interval)
-
-    def _tick(self, ticks: int) -> None:
-        """Sample every thread for the last `ticks` ticks, including this one, and publish the samples."""
+    def _tick(self, ticks: int, interval: float) -> int:
+        """Publish a sample of every thread for each of the last `ticks` ticks; return the bytes of all samples."""
         now = time.time()
         threads = thread_ids() - self._leave_out - internal_threads()
         if self.clock_type == "cpu":
-            samples = self._clocks.burned(threads, self.interval, ticks, self._most)
+            samples = self._clocks.burned(threads, interval, ticks, int(MAKE_UP_SECONDS / interval))
         else:
             samples = dict.fromkeys(threads, ticks)
+        size = 0
         for thread_id, places in read_stacks(samples).items():
             count = samples[thread_id]
             stack = pack_stack(self._frames.stack(places), thread_id)
             for before in range(count - 1, -1, -1):
-                self._batcher.add(pack_sample(pack_time(now - before * self.interval), stack))
+                self._batcher.add(pack_sample(pack_time(now - before * interval), stack))
             self._samples += count
+            size += count * len(stack)
+        return size
+
+
+class Pace:
+    """The time between two ticks: the requested interval, or more if a tick costs too much.
+
+    Set by the sampler's thread; its attributes may be read on any thread.
+
+    Attributes:
+        interval: seconds between two ticks.
+        cpu_seconds: CPU time of a tick, on average.
+        size: bytes of the samples of a tick, on average.
+    """
+
+    def __init__(self, requested: float) -> None:
+        self.interval = requested
+        self.cpu_seconds = self.size = 0.0
+        self._requested = requested
+
+    def adapt(self, cpu_seconds: float, size: float) -> None:
+        """Take the cost of the last tick into account."""
+        weight = _SMOOTHING if self.size else 1.0  # the first tick is the average
+        self.cpu_seconds += (cpu_seconds - self.cpu_seconds) * weight
+        self.size += (size - self.size) * weight
+        self.interval = max(self._requested, self.cpu_seconds / SHARE, self.size / BYTES_PER_SECOND)
 
 
 class SwitchInterval:
@@ -179,159 +259,3 @@ class SwitchInterval:
         before, self._before = self._before, None
         if before is not None and sys.getswitchinterval() == self._lowered:
             sys.setswitchinterval(before)
-
-
-class ThreadClocks:
-    """The CPU time that each thread has used and was not sampled for yet. For use by one thread; Linux."""
-
-    def __init__(self) -> None:
-        self._clocks: dict[int, int] = {}
-        self._seen: dict[int, int] = {}
-        self._owed: dict[int, int] = {}
-
-    def burned(self, threads: Iterable[int], interval: float, ticks: int, most: int) -> dict[int, int]:
-        """Return how many whole intervals of CPU time each thread used since the last call; remainders carry over.
-
-        A count is at most `most` + 1. A thread without a clock counts `ticks`; a thread with a count of 0 is left out.
-        """
-        threads = list(threads)
-        self._forget_ended(threads)
-        enough = int(interval * 1e9)
-        burned = {}
-        for thread_id in threads:
-            now = self._read(thread_id)
-            if now is None:
-                burned[thread_id] = ticks
-                continue
-            used = now - self._seen.get(thread_id, now)
-            self._seen[thread_id] = now
-            count, owed = divmod(self._owed.get(thread_id, 0) + used, enough)
-            if count:
-                burned[thread_id] = min(count, most + 1)
-            self._owed[thread_id] = owed
-        return burned
-
-    def _read(self, thread_id: int) -> int | None:
-        clock = self._clocks.get(thread_id)
-        if clock is None:
-            clock = self._find(thread_id)
-            if clock is None:
-                return None
-        try:
-            return time.clock_gettime_ns(clock)
-        except OSError:  # the thread has ended; its identifier may already be reused
-            self._drop(thread_id)
-            return None
-
-    def _find(self, thread_id: int) -> int | None:
-        # Not pthread_getcpuclockid(): it reads the memory of a thread that may have ended. Reading the clock made of
-        # the kernel's thread id (include/linux/posix-timers.h: ~tid << 3 | CPUCLOCK_PERTHREAD | CPUCLOCK_SCHED) only
-        # raises an error if the thread has ended.
-        for thread in threading.enumerate():
-            if thread.ident == thread_id and thread.native_id is not None:
-                clock = self._clocks[thread_id] = ~thread.native_id << 3 | 6
-                return clock
-        return None
-
-    def _forget_ended(self, threads: list[int]) -> None:
-        for thread_id in self._clocks.keys() - threads:
-            self._drop(thread_id)
-
-    def _drop(self, thread_id: int) -> None:
-        for table in (self._clocks, self._seen, self._owed):
-            table.pop(thread_id, None)
-
-
-class FrameCache:
-    """Stack frames as MessagePack, without the value of thread_id, which comes last. For use by one thread.
-
-    The entry of a code object is removed when the code object is freed.
-    """
-
-    def __init__(self) -> None:
-        self._codes: dict[int, tuple[weakref.ref[CodeType], dict[int, bytes]]] = {}
-
-    def clear(self) -> None:
-        self._codes.clear()
-
-    def stack(self, places: Iterable[Place]) -> list[bytes]:
-        """Return the packed frames of a stack, innermost first."""
-        stack: list[bytes] = []
-        codes = self._codes
-        for place in places:
-            code, lasti = place[0], place[1]
-            known = codes.get(id(code))
-            if known is None:
-                known = codes[id(code)] = (weakref.ref(code, self._forget(id(code))), {})
-            packed = known[1].get(lasti)
-            if packed is None:
-                packed = known[1][lasti] = packed_place(*place)
-            stack.append(packed)
-        return stack
-
-    def _forget(self, key: int) -> Callable[[Any], None]:
-        codes = self._codes
-
-        def forget(_: Any) -> None:
-            codes.pop(key, None)
-
-        return forget
-
-
-def packed_place(code: CodeType, lasti: int, namespace: dict[str, Any], frame: FrameType | None = None) -> bytes:
-    """Return a `Place` as MessagePack, up to and including the key thread_id."""
-    module = dict.get(namespace, "__name__")  # not namespace.get(): a subclass of dict may override it
-    qualname = qualified_name(code, frame)
-    label = f"{module}.{qualname}" if type(module) is str else qualname
-    singleton = _first_argument(code) == "cls"
-    return pack_frame(code.co_name, label, code.co_filename, line_number(code, lasti), singleton=singleton)
-
-
-def line_number(code: CodeType, lasti: int) -> int:
-    """Return the line of an instruction, 0 for an instruction that has none."""
-    for start, end, line in code.co_lines():
-        if start <= lasti < end:
-            return line or 0
-    return code.co_firstlineno  # the frame has not run an instruction yet
-
-
-def qualified_name(code: CodeType, frame: FrameType | None) -> str:
-    """Return ``Class.method`` or ``function``, from co_qualname or on Python 3.10 from self or cls."""
-    if sys.version_info >= (3, 11):
-        return code.co_qualname
-    owner = None if frame is None else _class_of_first_argument(frame)
-    if owner is None:
-        return code.co_name
-    return f"{type_qualname(owner)}.{code.co_name}"
-
-
-def _first_argument(code: CodeType) -> str | None:
-    return code.co_varnames[0] if code.co_argcount and code.co_varnames else None
-
-
-def _class_of_first_argument(frame: FrameType) -> type | None:
-    """Return the class whose method the frame runs, without running any of the host's code.
-
-    Attribute access and isinstance may run the host's code; `type`'s own descriptors do not. The variables are read as
-    the collector reads them: f_locals would leave a copy in the frame, which would keep objects alive that the
-    function deletes. Every variable that holds an instance of the class leads to the same method.
-    """
-    if _first_argument(frame.f_code) not in ("self", "cls"):
-        return None
-    for found in gc.get_referents(frame):
-        for value in gc.get_referents(found) if type(found) is CellType else (found,):
-            owner = _owner(value, frame.f_code)
-            if owner is not None:
-                return owner
-    return None
-
-
-def _owner(value: Any, code: CodeType) -> type | None:
-    """Return the class that has `code` as a method, if `value` is that class, a subclass, or an instance."""
-    for base in type_mro(value if type in type_mro(type(value)) else type(value)):
-        found: Any = type_dict(base).get(code.co_name)
-        if type(found) in (classmethod, staticmethod):
-            found = found.__func__
-        if type(found) is FunctionType and found.__code__ is code:
-            return base
-    return None

@@ -8,17 +8,24 @@ On Python 3.11 the process would crash otherwise. There a frame object is create
 (Python/frame.c, _PyFrame_MakeAndSetFrameObject), and its allocation may start a collection that lets other threads
 run. Meanwhile the function may return, and the interpreter then writes to memory that has been reused. Python 3.10 has
 an object for every frame, and from Python 3.12 on no collection starts there.
+
+`sys._current_frames` lists the threads of all interpreters of the process. From Python 3.12 on an interpreter may have
+a GIL of its own, and reading its threads' frames under this interpreter's GIL corrupts memory. So in the same go the
+interpreters are listed, and nothing is read if there is one that may run meanwhile. In a free-threaded build every
+thread may.
 """
 
 from __future__ import annotations
 
+import importlib
 import operator
 import sys
-from collections.abc import Iterable, Iterator
-from itertools import accumulate, chain, repeat, starmap, takewhile
+from collections.abc import Callable, Iterable, Iterator
+from itertools import accumulate, chain, compress, filterfalse, repeat, starmap, takewhile
 from types import CodeType, FrameType
 from typing import Any, Final, TypeAlias
 
+from tornado_rbkit.errors import RbkitError
 from tornado_rbkit.profiler.uninterrupted import ONCE, run_uninterrupted
 
 MAX_DEPTH: Final = 1000
@@ -34,26 +41,98 @@ read_place: Final = operator.attrgetter(
 """Return the `Place` of a frame."""
 
 
+class SamplingError(RbkitError, RuntimeError):
+    """The stacks of this process cannot be read safely; the message says why."""
+
+
+def _interpreters() -> Any:
+    """Return the module that lists the interpreters of the process, None up to Python 3.11, where they share a GIL."""
+    if sys.version_info < (3, 12):
+        return None
+    return importlib.import_module("_interpreters" if sys.version_info >= (3, 13) else "_xxsubinterpreters")
+
+
+_INTERPRETERS: Final = _interpreters()
+_list_interpreters: Final[Callable[[], list[Any]]] = list if _INTERPRETERS is None else _INTERPRETERS.list_all
+_known: Final[set[Any]] = set() if _INTERPRETERS is None else {_INTERPRETERS.get_current()}
+"""The interpreters that share this interpreter's GIL, as far as they were looked at. Their ids are never reused."""
+
+
+def check_sampling() -> None:
+    """Check that the stacks of this process can be read. Any thread.
+
+    Raises:
+        SamplingError: they cannot be read safely.
+    """
+    thread_ids()
+
+
 def thread_ids() -> set[int]:
-    """Return the identifiers of all threads that run Python code. Any thread."""
+    """Return the identifiers of all threads that run Python code. Any thread.
+
+    Raises:
+        SamplingError: the threads cannot be listed safely.
+    """
     found: set[int] = set()
-    run_uninterrupted([map(found.update, starmap(sys._current_frames, ONCE))])
+    _with_frames(lambda frames: [map(found.update, frames)])
     return found
 
 
 def read_stacks(threads: Iterable[int]) -> dict[int, list[Place]]:
-    """Return the stacks of these threads, innermost frame first; threads that have ended are left out. Any thread."""
+    """Return the stacks of these threads, innermost frame first; threads that have ended are left out. Any thread.
+
+    Raises:
+        SamplingError: the stacks cannot be read safely.
+    """
     wanted = list(threads)
     frames: dict[int, FrameType] = {}
     stacks: list[list[Place]] = []
-    run_uninterrupted(
-        [
-            map(frames.update, starmap(sys._current_frames, ONCE)),
+    _with_frames(
+        lambda current: [
+            map(frames.update, current),
             map(stacks.extend, [_follow(map(frames.get, wanted))]),
             starmap(frames.clear, ONCE),
         ]
     )
     return {thread: stack for thread, stack in zip(wanted, stacks, strict=True) if stack}
+
+
+def _with_frames(calls: Callable[[Iterator[dict[int, FrameType]]], list[Iterator[None]]]) -> None:
+    """Run calls uninterrupted that consume an iterator of the result of `sys._current_frames`.
+
+    The iterator is empty if there is an interpreter that is not known to share this interpreter's GIL.
+
+    Raises:
+        SamplingError: such an interpreter has another GIL, or there is no GIL.
+    """
+    if not has_gil():
+        raise SamplingError("this interpreter runs without a GIL, so its threads run on; PYTHON_GIL=1 enables the GIL")
+    unknown: list[Any] = [None]
+    while unknown:
+        unknown.clear()
+        listed = chain.from_iterable(starmap(_list_interpreters, ONCE))
+        current = starmap(sys._current_frames, compress(ONCE, map(operator.not_, [unknown])))
+        run_uninterrupted(
+            [map(unknown.extend, [filterfalse(_known.__contains__, listed)]), *calls(current)],
+        )
+        if not all(map(_shares_gil, unknown)):
+            raise SamplingError("the process has a sub-interpreter with another GIL, whose threads cannot be read")
+        _known.update(unknown)
+
+
+def has_gil() -> bool:
+    """Return False in a free-threaded build whose GIL is disabled."""
+    is_enabled: Callable[[], bool] | None = getattr(sys, "_is_gil_enabled", None)  # from Python 3.13 on
+    return is_enabled is None or is_enabled()
+
+
+def _shares_gil(interpreter: Any) -> bool:
+    if sys.version_info < (3, 13):  # cannot be looked up
+        return False
+    try:
+        return bool(_INTERPRETERS.get_config(interpreter[0]).gil == "shared")
+    except Exception:  # noqa: BLE001 - it has ended: InterpreterNotFoundError
+        return True
 
 
 def _follow(frames: Iterable[FrameType | None]) -> Iterator[list[Place]]:

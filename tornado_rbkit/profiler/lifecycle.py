@@ -90,6 +90,7 @@ def start_profiling(
     Raises:
         ArgumentError: an argument cannot be used; the error names it and says what is allowed.
         AlreadyRunningError: the running server has other endpoints than the given ones.
+        SamplingError: sampling the stacks could crash this process.
         RuntimeError: the server was stopped meanwhile.
         BindError: an endpoint is in use, or cannot be bound; the error names it.
         OSError: there are too few file descriptors.
@@ -104,7 +105,7 @@ def start_profiling(
     def configure(profile: Profile) -> None:
         profile.use_cpu_time() if clock_type == "cpu" else profile.use_wall_time()
         if enable_object_trace or enable_gc_stats:
-            profile.memory.start(trace_objects=enable_object_trace, gc_stats=enable_gc_stats)
+            profile.start_memory_profile(trace_objects=enable_object_trace, gc_stats=enable_gc_stats)
         else:
             profile.stop_memory_profile()
         if enable_cpu_profiling:

@@ -10,10 +10,12 @@ import time
 from collections.abc import Callable, Iterator
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import PurePath
-from typing import Final, Protocol
+from typing import Any, Final, Protocol
 
 from tornado_rbkit.profiler.batcher import EventBatcher
-from tornado_rbkit.profiler.cpu import HAS_CPU_CLOCK, CPUSampler
+from tornado_rbkit.profiler.clocks import HAS_CPU_CLOCK
+from tornado_rbkit.profiler.cpu import CPUSampler
+from tornado_rbkit.profiler.frames import SamplingError
 from tornado_rbkit.profiler.heap import Snapshot
 from tornado_rbkit.profiler.memory import MemoryProfile
 from tornado_rbkit.profiler.packing import pack_event
@@ -65,6 +67,7 @@ class Profile:
         self.cpu = CPUSampler(batcher)
         self.snapshot_objects = 0
         """The number of objects in the last snapshot, or found so far by the running snapshot."""
+        self._memory_failure: str | None = None
         self._snapshots = 0
         self._walk: Iterator[None] | None = None
         self._outlet = outlet
@@ -95,12 +98,36 @@ class Profile:
 
     def work(self) -> float | None:
         """Do the work that is due; return the seconds until the next call, None to wait for the next command."""
-        due = self.memory.work()
+        try:
+            due = self.memory.work()
+        except Exception as error:  # noqa: BLE001 - must not affect the host or the CPU sampler
+            due = self._restart_memory(error)
         if due is not None or self.cpu.enabled or self.batcher.backlog:
             return FLUSH_SECONDS if due is None else min(due, FLUSH_SECONDS)
         return None
 
+    def _restart_memory(self, error: Exception) -> float | None:
+        """Start the memory profile again after an unexpected error; stop it after a second one."""
+        is_second = self._memory_failure is not None
+        consequence = "memory profiling is off" if is_second else "it was started again"
+        _log.exception("the memory profile failed; %s", consequence)
+        self._memory_failure = f"the memory profile failed ({type(error).__name__}: {error}); {consequence}"
+        self.memory.stop()
+        if is_second:
+            return None
+        self.memory.start(trace_objects=self.memory.trace_objects, gc_stats=self.memory.gc_stats)
+        return 0.0
+
+    def status(self) -> dict[str, Any]:
+        """Return the state of the instruments in types that JSON supports. Any thread."""
+        return {
+            "snapshot_objects": self.snapshot_objects,
+            "memory": {**self.memory.status(), "trouble": self._memory_failure},
+            "cpu": self.cpu.status(),
+        }
+
     def handshake(self) -> bytes:
+        """Return the facts of this process; ``trouble`` is among them only if an instrument has failed."""
         facts = {
             "rbkit_server_version": _package_version(),
             "rbkit_protocol_version": PROTOCOL_VERSION,
@@ -112,21 +139,25 @@ class Profile:
             "clock_type": self.cpu.clock_type,
             "cpu_profiling_mode": "sampling",
         }
-        return pack_event(EventType.HANDSHAKE, facts)
+        trouble = "; ".join(filter(None, (self._memory_failure, self.cpu.trouble)))
+        return pack_event(EventType.HANDSHAKE, {**facts, "trouble": trouble} if trouble else facts)
 
-    def start_memory_profile(self) -> bytes:
-        self.memory.start()
+    def start_memory_profile(self, *, trace_objects: bool = True, gc_stats: bool = True) -> bytes:
+        self._memory_failure = None
+        self.memory.start(trace_objects=trace_objects, gc_stats=gc_stats)
         return _OK
 
     def stop_memory_profile(self) -> bytes:
         """Publish the changes since the last tick, and stop; the reply is sent afterwards."""
         deadline = time.monotonic() + LAST_SECONDS
-        self._walk = self.memory.last_comparison()
-        for _ in self._walk:
-            if time.monotonic() > deadline or not self._outlet.yield_to_host():
-                _log.info("what came and went last is not told: to compare took more than %g s", LAST_SECONDS)
-                break
-        self.memory.stop()
+        try:
+            self._walk = self.memory.last_comparison()
+            for _ in self._walk:
+                if time.monotonic() > deadline or not self._outlet.yield_to_host():
+                    _log.info("the last changes are not reported: comparing takes more than %g s", LAST_SECONDS)
+                    break
+        finally:
+            self.memory.stop()
         self._outlet.flush()
         return _OK
 
@@ -155,7 +186,7 @@ class Profile:
         if HAS_CPU_CLOCK:
             self.cpu.clock_type = "cpu"
         else:
-            _log.warning("there are no CPU clocks of threads on %s: sampling goes by the wall clock", sys.platform)
+            _log.warning("threads have no CPU clocks on %s: samples follow the wall clock", sys.platform)
         return _OK
 
     def use_wall_time(self) -> bytes:
@@ -163,7 +194,11 @@ class Profile:
         return _OK
 
     def start_cpu_profiling(self) -> bytes:
-        self.cpu.start()
+        """Start sampling; if that could crash this process, the reply is the reason."""
+        try:
+            self.cpu.start()
+        except SamplingError as error:
+            return f"CPU sampling is off: {error}".encode()
         return _OK
 
     def stop_cpu_profiling(self) -> bytes:

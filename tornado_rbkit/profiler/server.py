@@ -114,7 +114,6 @@ class Server:
 
     def status(self) -> dict[str, Any]:
         """Return the server's state in types that JSON supports. Never waits for the server's thread."""
-        profile = self._profile
         return {
             "name": self.name,
             "pid": os.getpid(),
@@ -124,9 +123,7 @@ class Server:
             "running": self.running,
             "messages": self._batcher.counter,
             "backlog": self._batcher.backlog,
-            "snapshot_objects": profile.snapshot_objects,
-            "memory": profile.memory.status(),
-            "cpu": profile.cpu.status(),
+            **self._profile.status(),
         }
 
     def call(self, function: Callable[[Profile], _T]) -> _T:
@@ -275,7 +272,7 @@ class Server:
         while not self._stopping:
             while self._calls:
                 self._calls.popleft()()
-            seconds = self._work()
+            seconds = self._profile.work()
             self._publish()
             until_look = next_look - time.monotonic()
             if until_look <= 0:
@@ -309,9 +306,9 @@ class Server:
             return
         try:
             reply = self._profile.answer(self._request)
-        except Exception:  # noqa: BLE001 - a REP socket that does not answer is dead for every client
+        except Exception as error:  # noqa: BLE001 - a REP socket that does not answer is dead for every client
             _log.exception("the profiler failed at %.100r", self._request)
-            reply = b"ok"
+            reply = f"the command failed: {type(error).__name__}: {error}".encode(errors="replace")
         self._rep.send(reply)
 
     def _receive(self) -> None:
@@ -333,14 +330,6 @@ class Server:
             if not self._has_refused:
                 self._has_refused = True
                 _log.warning("a request of %d parts was not run; allowed: %d. This is logged once", parts, MAX_PARTS)
-
-    def _work(self) -> float | None:
-        try:
-            return self._profile.work()
-        except Exception:  # noqa: BLE001 - must not affect the host or the other instruments
-            _log.exception("the profiler failed; memory profiling is off")
-            self._profile.memory.stop()
-            return None
 
     def _publish(self, *, flush: bool = False) -> None:
         for message in self._batcher.take(time.time(), flush=flush):
