@@ -47,6 +47,7 @@ class FakeRbkit:
     def __init__(self, pub: str = "tcp://127.0.0.1:*", req: str = "tcp://127.0.0.1:*", *, hwm: int = 1000) -> None:
         self.received: list[bytes] = []
         self.enabled: set[str] = set()
+        self.clock_type = "wall"
         self.snapshot: bytes = collection(0, [{0: 5, 1: 1.0, 10: 1, 11: 0, 2: []}])
         self.reply: dict[bytes, bytes] = {}
         self.answering = threading.Event()
@@ -100,7 +101,7 @@ class FakeRbkit:
             "pid": os.getpid(),
             "object_trace_enabled": int("memory_profile" in self.enabled),
             "cpu_profiling_enabled": int("cpu_profiling" in self.enabled),
-            "clock_type": "wall",
+            "clock_type": self.clock_type,
             "cpu_profiling_mode": "sampling",
         }
         packed: bytes = msgpack.packb({0: 8, 1: 1795388434784.0, 2: facts})
@@ -144,6 +145,8 @@ class FakeRbkit:
             self.enabled.add(what)
         elif verb == "stop":
             self.enabled.discard(what)
+        elif verb == "use":
+            self.clock_type = what.removesuffix("_time")
         elif command == b"objectspace_snapshot":
             self.publish(self.snapshot)
         return self.reply.get(command, b"ok")

@@ -128,8 +128,8 @@ class Page:
         button = self.button(label)
         return button.get_attribute("title") if button.get_attribute("aria-disabled") else None
 
-    def rows(self, caption: str) -> list[list[str]]:
-        """Return what is in a table, row by row, once all of it is."""
+    def rows(self, caption: str, *, exact: bool = False) -> list[list[str]]:
+        """Return what is in a table, row by row, once all of it is; titles of cells where `exact`."""
         found: list[list[list[str]]] = []
 
         def look() -> bool:
@@ -138,9 +138,11 @@ class Page:
                 const captions = [...document.querySelectorAll('caption')];
                 const table = captions.find(caption => caption.textContent.startsWith(arguments[0])).closest('table');
                 if (table.tBodies[0].ariaBusy) return null;
-                return [...table.tBodies[0].rows].map(row => [...row.cells].map(cell => cell.textContent));
+                const text = cell => (arguments[1] && cell.title) || cell.textContent;
+                return [...table.tBodies[0].rows].map(row => [...row.cells].map(text));
                 """,
                 caption,
+                exact,
             )
             found.extend([] if rows is None else [rows])
             return rows is not None
@@ -154,7 +156,12 @@ class Page:
 
     def type(self, label: str, text: str) -> None:
         """Put a text into the field of a label, in place of what is there."""
-        field = next(field for field in self.all("input") if field.get_attribute("aria-label") == label)
+
+        def fields() -> list[WebElement]:
+            return [field for field in self.all("input") if field.get_attribute("aria-label") == label]
+
+        self.until(fields, f"{label} can be written in")
+        [field] = fields()
         field.clear()
         field.send_keys(text)
 

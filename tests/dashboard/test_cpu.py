@@ -29,6 +29,12 @@ def ruby_samples() -> list[CPUSample]:
     return [event for event in events if isinstance(event, CPUSample) and event.frames]
 
 
+def show_waiting(page: Page) -> None:
+    """Show the samples of waiting threads as well."""
+    page.until(lambda: page.all("#view-cpu input[type=checkbox]"), "there are samples")
+    page.one("#view-cpu input[type=checkbox]").click()
+
+
 def open_ruby(page: Page, site: Serve, rbkit: FakeRbkit) -> list[CPUSample]:
     """Show the real traffic; return its samples."""
     page.open(site(rbkit).url, "cpu")
@@ -38,6 +44,7 @@ def open_ruby(page: Page, site: Serve, rbkit: FakeRbkit) -> list[CPUSample]:
             rbkit.publish(record[3])
     samples = ruby_samples()
     page.until(lambda: f"{len(samples)} samples" in page.text, "all samples are counted")
+    show_waiting(page)
     page.until(lambda: page.rows("Functions"), "functions are shown")
     return samples
 
@@ -53,8 +60,12 @@ def counted(samples: list[CPUSample]) -> tuple[Counter[str], Counter[str]]:
 
 def shown(page: Page) -> dict[str, tuple[int, int]]:
     """Return the self and total samples of each function in the table."""
-    first = [(row[0], [int(cell.split()[0].replace(",", "")) for cell in row[1:3]]) for row in page.rows("Functions")]
-    return {name: (own, whole) for name, (own, whole) in first}
+    return {row[0]: (number(row[1]), number(row[2])) for row in page.rows("Functions", exact=True)}
+
+
+def number(samples: str) -> int:
+    """Return the number of "12 samples"."""
+    return int(samples.split()[0].replace(",", ""))
 
 
 def stack(*labels: str, thread: int = 1) -> list[dict[int, Any]]:
@@ -77,13 +88,14 @@ class Frame(NamedTuple):
     x: float
     width: int
     found: bool
+    lines: list[str]
 
 
 def flame(page: Page) -> dict[str, Frame]:
     """Return the frames that are drawn, by name: what is told of each patch of one colour when it is pointed at."""
     frames = page.script(
         """
-        const [graph, told] = ['.flame', '.hovered'].map(selector => document.querySelector(selector));
+        const [graph, tip] = ['.flame', '.tip'].map(selector => document.querySelector(selector));
         const canvas = graph.querySelector('canvas');
         if (!canvas.checkVisibility() || !canvas.height) return [];
         const copy = new OffscreenCanvas(canvas.width, canvas.height).getContext('2d', {willReadFrequently: true});
@@ -102,8 +114,8 @@ def flame(page: Page) -> dict[str, Frame]:
             new PointerEvent(type, {bubbles: true, clientX: left + x, clientY: top + y}));
         const rows = frames.map(({x, y, width, found}) => {
             point('pointermove', x + width / 2, y);
-            const [name, , figures] = told.textContent.split('  ');
-            return [name, figures, (y - 1) / 18, x + width / 2, width, found];
+            const [name, ...lines] = [...tip.children].map(line => line.textContent);
+            return [name, lines.at(-1), (y - 1) / 18, x + width / 2, width, found, lines];
         });
         point('pointerleave', 0, 0);
         return rows;
@@ -166,11 +178,11 @@ def test_the_flame_graph_has_each_stack_s_frames(page: Page, site: Serve, script
     publish(script, stack("main", "a", "b"), stack("main", "a"), stack("main", "c", thread=2))
     frames = until_drawn(page, "main", "a", "b", "c")
     assert {name: (frame.depth, frame.figures) for name, frame in frames.items()} == {
-        "all": (0, "3 samples, 100.0 %"),
-        "main": (1, "3 samples, 100.0 %"),
-        "a": (2, "2 samples, 66.7 %"),
-        "b": (3, "1 sample, 33.3 %"),
-        "c": (2, "1 sample, 33.3 %"),
+        "all": (0, "total 30 ms, 100.0 % of all"),
+        "main": (1, "total 30 ms, 100.0 % of all; 100.0 % of its caller"),
+        "a": (2, "total 20 ms, 66.7 % of all; 66.7 % of its caller"),
+        "b": (3, "total 10 ms, 33.3 % of all; 50.0 % of its caller"),
+        "c": (2, "total 10 ms, 33.3 % of all; 33.3 % of its caller"),
     }
     assert frames["a"].width == pytest.approx(2 * frames["b"].width, rel=0.02)
     assert frames["c"].x > frames["a"].x
@@ -188,7 +200,11 @@ def test_a_click_zooms_in_and_the_whole_comes_back(page: Page, site: Serve, scri
     click(page, "cold")
     frames = until_drawn(page, "main", "cold", "within")
     assert frames["cold"].width == frames["main"].width == frames["within"].width
-    assert frames["cold"].figures == "1 sample, 25.0 %"
+    assert frames["cold"].lines == [
+        "/srv/shop.rb:1",
+        "self 0 ms, 0.0 %",
+        "total 10 ms, 25.0 % of all; 25.0 % of its caller",
+    ]
     page.until(lambda: page.texts("#view-cpu .detail h3") == ["cold"], "its details are shown")
     # What is looked at goes on as well.
     publish(script, stack("main", "new"), stack("main", "cold", "later"))
@@ -197,6 +213,139 @@ def test_a_click_zooms_in_and_the_whole_comes_back(page: Page, site: Serve, scri
     page.click("Whole graph")
     frames = until_drawn(page, "main", "hot", "cold", "within", "later", "new")
     assert frames["cold"].width == pytest.approx(frames["main"].width / 3, rel=0.02)
+
+
+def test_the_flame_graph_has_the_height_of_the_window(page: Page, site: Serve, script: Script) -> None:
+    page.open(site(script.rbkit).url, "cpu")
+    page.until_live()
+    publish(script, stack("main", *(f"f{number}" for number in range(100))))
+    page.until(lambda: page.all(".flame canvas"), "it is drawn")
+    box = page.one(".flame").rect
+    assert box["y"] < 145
+    assert 0 <= page.script("return innerHeight") - box["y"] - box["height"] < 20
+
+
+def test_escape_and_the_browser_s_back_show_what_was_before(page: Page, site: Serve, script: Script) -> None:
+    page.open(site(script.rbkit).url, "cpu")
+    page.until_live()
+    publish(script, stack("main", "a", "b"), stack("main", "c"))
+    until_drawn(page, "main", "a", "b", "c")
+    click(page, "a")
+    until_drawn(page, "main", "a", "b")
+    click(page, "b")
+    page.until(lambda: flame(page)["b"].depth == 3, "it is zoomed in")
+    page.driver.back()
+    page.until(lambda: page.script("return history.state.path.length") == 2, "one step back")
+    page.driver.back()
+    until_drawn(page, "main", "a", "b", "c")
+    click(page, "a")
+    until_drawn(page, "main", "a", "b")
+    page.one(".flame").send_keys(Keys.ESCAPE)
+    until_drawn(page, "main", "a", "b", "c")
+
+
+def test_frames_that_are_too_small_are_one_frame_that_says_so(page: Page, site: Serve, script: Script) -> None:
+    page.open(site(script.rbkit).url, "cpu")
+    page.until_live()
+    publish(script, *[stack("main", "hot")] * 2700, *(stack("main", f"f{number}") for number in range(300)))
+    frames = until_drawn(page, "main", "hot", "300 frames too small to draw")
+    cut = frames["300 frames too small to draw"]
+    assert cut.width == pytest.approx(frames["main"].width / 10, rel=0.05)
+    assert cut.lines == ["total 3.00 s, 10.0 % of all; 10.0 % of its caller"]
+    click(page, "300 frames too small to draw")
+    page.until(lambda: page.texts("#view-cpu .detail h3") == ["main"], "its caller is in view")
+
+
+def test_waiting_threads_are_left_out_until_asked_for(page: Page, site: Serve, script: Script) -> None:
+    page.open(site(script.rbkit).url, "cpu")
+    page.until_live()
+    wait = stack("main", "threading.Condition.wait", thread=2)
+    wait[0][6] = "/usr/lib/python3.11/threading.py"
+    publish(script, wait, wait, wait)
+    page.until(lambda: "All threads wait" in page.text, "it says why there is nothing")
+    publish(script, stack("main", "work"), wait, wait)
+    until_drawn(page, "main", "work")
+    assert shown(page) == {"work": (1, 1), "main": (0, 1)}
+    show_waiting(page)
+    until_drawn(page, "main", "work", "threading.Condition.wait")
+    assert shown(page) == {"threading.Condition.wait": (5, 5), "work": (1, 1), "main": (0, 6)}
+
+
+def test_the_tooltip_is_at_the_pointer_and_within_the_window(page: Page, site: Serve, script: Script) -> None:
+    page.open(site(script.rbkit).url, "cpu")
+    page.until_live()
+    publish(script, stack("main", "left"), stack("main", "right"))
+    frames = until_drawn(page, "main", "left", "right")
+    graph = page.one(".flame").rect
+    for name, x in (("left", graph["x"] + 5), ("right", graph["x"] + graph["width"] - 5)):
+        y = graph["y"] + 18 * frames[name].depth + 9
+        page.script(
+            "document.querySelector('.flame').dispatchEvent("
+            "new PointerEvent('pointermove', {bubbles: true, clientX: arguments[0], clientY: arguments[1]}))",
+            x,
+            y,
+        )
+        tip = page.one(".tip").rect
+        assert page.one(".tip b").text == name
+        assert 0 <= tip["x"] <= page.script("return innerWidth") - tip["width"]
+        assert abs(tip["x"] - x) <= max(12, tip["width"] + 4)
+        assert 0 < tip["y"] - y < 30
+    page.script("document.querySelector('.flame').dispatchEvent(new PointerEvent('pointerleave'))")
+    assert not page.all(".tip")
+
+
+def outlined(page: Page, name: str) -> bool:
+    """Return whether a frame has the outline of the chosen function."""
+    frame = flame(page)[name]
+    pixel = page.script(
+        """
+        const canvas = document.querySelector('.flame canvas');
+        const copy = new OffscreenCanvas(canvas.width, canvas.height).getContext('2d', {willReadFrequently: true});
+        copy.drawImage(canvas, 0, 0);
+        return [...copy.getImageData(arguments[0], arguments[1], 1, 1).data];
+        """,
+        frame.x,
+        18 * frame.depth + 1,
+    )
+    return bool(pixel == [29, 18, 8, 255])
+
+
+def test_the_table_and_the_graph_choose_for_each_other(page: Page, site: Serve, script: Script) -> None:
+    page.open(site(script.rbkit).url, "cpu")
+    page.until_live()
+    publish(script, stack("main", "a"), stack("main", "b"))
+    until_drawn(page, "main", "a", "b")
+    page.click("b")
+    page.until(lambda: outlined(page, "b") and not outlined(page, "a"), "its frames are marked")
+    click(page, "a")
+    chosen = "return document.querySelector('#view-cpu [aria-selected=true]')?.cells[0].textContent"
+    page.until(lambda: page.script(chosen) == "a", "its row is marked")
+
+
+def test_lambdas_of_one_file_are_told_apart(page: Page, site: Serve, script: Script) -> None:
+    page.open(site(script.rbkit).url, "cpu")
+    page.until_live()
+    one, other = stack("main", "shop.<lambda>"), at_line(stack("main", "shop.<lambda>"), 9)
+    publish(script, one, other, other)
+    until_drawn(page, "main", "shop.<lambda>:1", "shop.<lambda>:9")
+    rows = [[row[0], row[3]] for row in page.rows("Functions")]
+    assert rows == [
+        ["shop.<lambda>", "/srv/shop.rb:9"],
+        ["shop.<lambda>", "/srv/shop.rb:1"],
+        ["main", "/srv/shop.rb"],
+    ]
+
+
+def test_with_the_cpu_clock_samples_are_counted(page: Page, site: Serve, script: Script) -> None:
+    page.open(site(script.rbkit).url, "cpu")
+    page.until_live()
+    publish(script, stack("main"), stack("main"), stack("main"))
+    page.until(lambda: shown(page) == {"main": (3, 3)}, "samples of wall time")
+    page.click("CPU clock")
+    page.until(lambda: page.facts["clock"] == "cpu", "the clock is set")
+    page.until(lambda: page.rows("Functions") == [], "samples of different clocks are not added up")
+    publish(script, stack("main"), stack("main"))
+    page.until(lambda: page.row("Functions", "main")[0] == "2 samples  100.0 %", "they are no times")
 
 
 def test_the_flame_graph_is_walked_by_keyboard(page: Page, site: Serve, script: Script) -> None:
@@ -208,7 +357,7 @@ def test_the_flame_graph_is_walked_by_keyboard(page: Page, site: Serve, script: 
 
     def told(*keys: str) -> str:
         graph.send_keys(*keys)
-        return page.one(".hovered [aria-live=polite]").text
+        return page.one(".tip [aria-live=polite]").text
 
     assert told(Keys.ARROW_DOWN) == "all"
     assert told(Keys.ARROW_DOWN, Keys.ARROW_DOWN) == "hot"  # the widest
@@ -224,8 +373,7 @@ def test_a_graph_of_deep_recursion_is_drawn_and_scrolled(page: Page, site: Serve
     page.until_live()
     publish(script, stack("main", *["deeper"] * 2000), stack("main", "flat"))
     page.until(lambda: {"main", "deeper", "flat"} <= set(flame(page)), "it is drawn")
-    canvas = page.one(".flame canvas").size
-    assert canvas["height"] < 700
+    assert page.one(".flame canvas").size["height"] < page.script("return innerHeight")
     page.script("document.querySelector('.flame').scrollTop = 9000")
     page.until(lambda: set(flame(page)) == {"deeper"}, "it is deeper there")
 
@@ -237,12 +385,12 @@ def test_callers_callees_and_lines_of_a_function(page: Page, site: Serve, script
     page.until(lambda: "hub" in shown(page), "hub is there")
     page.click("hub")
     expected = {
-        "Called by": [["main", "2  50.0 %"], ["other", "1  25.0 %"], ["(thread)", "1  25.0 %"]],
-        "Calls": [["leaf", "2  50.0 %"]],
-        "Its own samples by line": [["line 1", "1  25.0 %"], ["line 0", "1  25.0 %"]],
+        "Called by": [["main", "20 ms  50.0 %"], ["other", "10 ms  25.0 %"], ["(thread)", "10 ms  25.0 %"]],
+        "Calls": [["leaf", "20 ms  50.0 %"]],
+        "Its own time by line": [["line 1", "10 ms  25.0 %"], ["line 0", "10 ms  25.0 %"]],
     }
     page.until(lambda: lists(page) == expected, "they are its own")
-    assert "self 2 samples, 50.0 %; total 4 samples, 100.0 %" in page.one("#view-cpu .detail").text
+    assert "self 20 ms, 50.0 %; total 40 ms, 100.0 %" in page.one("#view-cpu .detail").text
     assert page.texts("#view-cpu .detail button") == ["main", "other", "leaf"]  # what can be followed
 
 
@@ -256,7 +404,7 @@ def test_details_go_on_under_the_focus(page: Page, site: Serve, script: Script) 
     page.script("document.querySelector('#view-cpu .detail button').focus()")
     assert page.driver.switch_to.active_element.text == "one"
     publish(script, *[stack("two", "hub")] * 5)
-    expected = [["one", "2  25.0 %"], ["two", "6  75.0 %"]]
+    expected = [["one", "20 ms  25.0 %"], ["two", "60 ms  75.0 %"]]
     page.until(lambda: lists(page)["Called by"] == expected, "the figures go on")
     assert page.driver.switch_to.active_element.text == "one"
 
@@ -268,7 +416,7 @@ def at_line(frames: list[dict[int, Any]], line: int) -> list[dict[int, Any]]:
 
 def lists(page: Page) -> dict[str, list[list[str]]]:
     """Return what is said of the function in view, by title."""
-    return {title: page.rows(title) for title in ("Called by", "Calls", "Its own samples by line")}
+    return {title: page.rows(title) for title in ("Called by", "Calls", "Its own time by line")}
 
 
 def follow(page: Page, name: str) -> None:
@@ -285,9 +433,9 @@ def test_callers_and_callees_are_followed(page: Page, site: Serve, script: Scrip
     page.click("parse")
     page.until(lambda: page.texts("#view-cpu .detail h3") == ["parse"], "it is in view")
     follow(page, "load")
-    page.until(lambda: lists(page)["Calls"] == [["parse", "1  100.0 %"]], "what it calls")
+    page.until(lambda: lists(page)["Calls"] == [["parse", "10 ms  100.0 %"]], "what it calls")
     follow(page, "main")
-    page.until(lambda: lists(page)["Calls"] == [["load", "1  50.0 %"], ["save", "1  50.0 %"]], "what it calls")
+    page.until(lambda: lists(page)["Calls"] == [["load", "10 ms  50.0 %"], ["save", "10 ms  50.0 %"]], "what it calls")
 
 
 def test_a_sample_counts_once_however_deep_it_recurses(page: Page, site: Serve, script: Script) -> None:
@@ -296,8 +444,8 @@ def test_a_sample_counts_once_however_deep_it_recurses(page: Page, site: Serve, 
     publish(script, stack("main", "walk", "walk", "visit", "walk", "visit"), stack("main", "walk"))
     page.until(lambda: shown(page) == {"visit": (1, 1), "walk": (1, 2), "main": (0, 2)}, "it counts once")
     page.click("walk")
-    page.until(lambda: lists(page)["Calls"] == [["visit", "1  50.0 %"]], "its details are shown")
-    assert lists(page)["Called by"] == [["main", "2  100.0 %"]]
+    page.until(lambda: lists(page)["Calls"] == [["visit", "10 ms  50.0 %"]], "its details are shown")
+    assert lists(page)["Called by"] == [["main", "20 ms  100.0 %"]]
 
 
 def test_lines_are_one_function_and_those_of_the_thread(page: Page, site: Serve, script: Script) -> None:
@@ -309,12 +457,12 @@ def test_lines_are_one_function_and_those_of_the_thread(page: Page, site: Serve,
     page.click("work")
 
     def lines() -> list[list[str]]:
-        return lists(page)["Its own samples by line"]
+        return lists(page)["Its own time by line"]
 
-    every = [["line 5", "2  50.0 %"], ["line 1", "1  25.0 %"], ["line 3", "1  25.0 %"]]
+    every = [["line 5", "20 ms  50.0 %"], ["line 1", "10 ms  25.0 %"], ["line 3", "10 ms  25.0 %"]]
     page.until(lambda: lines() == every, "its details are shown")
     page.choose("Thread", "1 ")
-    alone = [["line 1", "1  50.0 %"], ["line 3", "1  50.0 %"]]
+    alone = [["line 1", "10 ms  50.0 %"], ["line 3", "10 ms  50.0 %"]]
     page.until(lambda: lines() == alone, "one thread is shown alone")
     assert shown(page) == {"work": (2, 2), "main": (0, 2)}
 
@@ -343,6 +491,7 @@ def test_search_filters_the_functions_and_marks_the_frames(page: Page, site: Ser
     page.type("Search functions", "ALPH")
     page.until(lambda: set(shown(page)) == {"alpha"}, "one is left")
     page.until(lambda: marked() == {"alpha"}, "its frame is marked")
+    page.until(lambda: re.search(r"matches \d+\.\d %", page.text), "its share is shown")
     page.type("Search functions", "(")  # no regular expression
     page.until(lambda: marked() == set(), "none is marked")
     page.until(lambda: "No function has “(” in its name or file." in page.text, "it is said")

@@ -179,3 +179,17 @@ async def test_what_is_asked_wrongly_is_told_in_a_line(jupyter: StartJupyter) ->
             ("%%rbkit start\n1", "%%rbkit takes no arguments"),
         ]:
             assert told in await kernel.text(code)
+
+
+async def test_the_dashboard_of_a_kernel_opens_before_the_next_look_for_kernels(
+    jupyter: StartJupyter, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("tornado_rbkit.web.discovered.LOOK_INTERVAL", 1000.0)
+    server = await jupyter()
+    async with server.kernel() as kernel:
+        await until(lambda: server.extension.bridges._thread.is_alive(), "the first look is over")
+        await start(kernel)
+        name = f"Analysis-{kernel.id[:8]}"
+        assert await server.knock(f"rbkit/{name}/ws") == 404
+        assert (await server.get(f"rbkit/?target={name}")).code == 200
+        assert await server.knock(f"rbkit/{name}/ws") == 101

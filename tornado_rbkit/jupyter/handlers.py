@@ -7,8 +7,9 @@ decorators check it in every configuration.
 from __future__ import annotations
 
 import re
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
 from typing import Any, Final, TypeVar, cast
+from urllib.parse import parse_qsl, urlencode
 
 from jupyter_core.utils import ensure_async
 from jupyter_server.auth.decorator import authorized, ws_authenticated
@@ -17,10 +18,10 @@ from jupyter_server.base.websocket import WebSocketMixin
 from tornado.routing import PathMatches, Rule
 from tornado.web import HTTPError, RequestHandler, authenticated
 
-from tornado_rbkit.bridge.bridge import Bridge
 from tornado_rbkit.protocol import VIEW_COMMAND, CommandError
 from tornado_rbkit.web.access import Access, AccessDeniedError, AccessHandler
 from tornado_rbkit.web.dashboard import AssetHandler, IndexHandler
+from tornado_rbkit.web.discovered import DiscoveredTargets
 from tornado_rbkit.web.pages import StatusHandler, TargetsHandler
 from tornado_rbkit.web.routes import NAME, OneBridge
 from tornado_rbkit.web.websocket import RbkitWebSocketHandler
@@ -45,7 +46,7 @@ def jupyter_access(read_only: bool) -> Access:
     return JupyterAccess(authorize=_is_authorized, read_only=read_only, frame_ancestors=None)
 
 
-def jupyter_routes(bridges: Mapping[str, Bridge], base_url: str, access: Access) -> list[Rule]:
+def jupyter_routes(bridges: DiscoveredTargets, base_url: str, access: Access) -> list[Rule]:
     """Return the routes below ``base_url``, for a mapping of bridges that may change."""
     base = re.escape(f"{base_url.rstrip('/')}/rbkit")
     pages: dict[str, type[RequestHandler]] = {
@@ -109,7 +110,21 @@ class JupyterPageHandler(AccessHandler, JupyterHandler):
 
 
 class JupyterIndexHandler(JupyterPageHandler, IndexHandler):
-    """The dashboard's page."""
+    """The dashboard's page. Jupyter keeps a token of its address in a cookie."""
+
+    login_kept_in = "cookie"
+    bridges: DiscoveredTargets
+
+    async def check_request(self) -> None:
+        """Look for a target that is asked for and not known: its kernel may have announced itself just now."""
+        await super().check_request()
+        if self.get_query_argument("target", "") not in ("", *self.bridges):
+            self.bridges.look()
+
+    def script_query(self) -> str:
+        """Add the XSRF token, which JupyterHub wants from module scripts, workers and fetch()."""
+        query = [(name, value) for name, value in parse_qsl(self.request.query, True) if name != "_xsrf"]
+        return urlencode([*query, ("_xsrf", self.xsrf_token)])
 
 
 class _ScriptsHandler(JupyterPageHandler):

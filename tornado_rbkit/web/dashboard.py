@@ -34,12 +34,26 @@ CONTENT_SECURITY_POLICY: Final = (
 
 
 class IndexHandler(PageHandler):
-    """The dashboard's page. Its scripts, WebSocket and JSON have paths relative to it."""
+    """The dashboard's page. Its scripts, WebSocket and JSON have paths relative to it.
+
+    Attributes:
+        login_kept_in: where the token of the page's address is kept for a reload, so that the page may remove it from
+            the address: "tab", "cookie", or "" if it must stay.
+    """
+
+    @property
+    def login_kept_in(self) -> str:
+        """See the class."""
+        return "tab" if self.access.token is not None else ""
+
+    def script_query(self) -> str:
+        """Return the query for the page's scripts and requests; it may contain a token."""
+        return self.request.query
 
     async def get(self) -> None:
-        """Answer with the page, and pass the query, which may contain a token, to its scripts."""
-        query = "?" + self.request.query if self.request.query else ""
+        """Answer with the page."""
         if not self.request.path.endswith("/"):
+            query = "?" + self.request.query if self.request.query else ""
             self.redirect(self.request.path.rpartition("/")[2] + "/" + query)
             return
         await self.check_request()
@@ -47,8 +61,15 @@ class IndexHandler(PageHandler):
             raise AccessDeniedError(503, "the dashboard was not built; `pip install -e .` in the checkout builds it")
         self._begin(CONTENT_SECURITY_POLICY)
         commands = " ".join(sorted(self.access.page_commands))
-        locked = self.access.token is not None
-        self.finish(_PAGE.generate(query=query, commands=commands, listed=self.listed, locked=locked))
+        query = self.script_query()
+        self.finish(
+            _PAGE.generate(
+                query="?" + query if query else "",
+                commands=commands,
+                listed=self.listed,
+                login_kept_in=self.login_kept_in,
+            )
+        )
 
     def write_error(self, status_code: int, **kwargs: Any) -> None:
         """Answer a browser without the right token with a page that uses the tab's stored token or asks for one."""

@@ -17,7 +17,7 @@ class PageHandler(AccessHandler):
         self, bridge: Bridge | None = None, bridges: Mapping[str, Bridge] | None = None, access: Access | None = None
     ) -> None:
         """Set one bridge, or several by name, and the access rules."""
-        self.bridges = {"": bridge} if bridge is not None else bridges or {}
+        self.bridges = {"": bridge} if bridge is not None else {} if bridges is None else bridges
         self.access = access or Access()
         self.listed = bridge is None  # named bridges may change; `targets` beside the page lists them
 

@@ -11,7 +11,7 @@ Object.assign(globalThis, {
   location: { get href() { return shown.href; }, get pathname() { return shown.pathname; } },
   history: { replaceState: (state, title, url) => (shown = new URL(url)) },
   sessionStorage: { kept: {}, setItem(key, value) { this.kept[key] = value; } },
-  document: { documentElement: { dataset: { token: "" } } },
+  document: { documentElement: { dataset: { token: "tab" } } },
   requestAnimationFrame: (act) => setTimeout(act),
   Worker: class {
     calls = [];
@@ -29,12 +29,23 @@ Object.assign(globalThis, {
 });
 const { Latest } = await import("../../../tornado_rbkit/dashboard/src/views/latest.js");
 
-test("the token leaves the address, and the page's requests have it", async () => {
-  const { query } = await import("../../../tornado_rbkit/dashboard/src/views/address.js");
+test("the token leaves the address, and the page's requests have the query that the server gave the scripts", async () => {
   assert.equal(shown.href, `${page}?target=one#cpu`);
-  assert.equal(query, "?token=s3cret&target=one");
   assert.deepEqual(sessionStorage.kept, { "rbkit token /rbkit/": "s3cret" });
-  assert.equal(worker.url.search, query);
+  const given = "?token=s3cret&target=one&_xsrf=2%7Cx";
+  const { query } = await import(`../../../tornado_rbkit/dashboard/src/views/address.js${given}`);
+  assert.equal(query, given);
+});
+
+test("a token that a cookie replaces is not stored; one that nothing replaces stays in the address", async () => {
+  sessionStorage.kept = {};
+  for (const [survives, left] of [["cookie", ""], [undefined, "?token=s3cret"]]) {
+    document.documentElement.dataset.token = survives;
+    shown = new URL(`${page}?token=s3cret`);
+    await import(`../../../tornado_rbkit/dashboard/src/views/address.js?${survives}`);
+    assert.equal(shown.search, left);
+    assert.deepEqual(sessionStorage.kept, {});
+  }
 });
 
 test("in whatever order answers come, the last one drawn is that to the last question", async () => {

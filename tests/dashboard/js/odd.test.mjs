@@ -53,7 +53,7 @@ function askAll(session) {
     objects.setBaseline();
     cpu.table({ filter: "f" });
     for (const { id } of [...cpu.threadList(), { id: null }]) {
-      cpu.flame(id);
+      cpu.flame({ thread: id });
       cpu.table({ thread: id, sort: "label" });
       cpu.details(0, id);
     }

@@ -1,11 +1,13 @@
 // @ts-check
 // CPU samples as call trees, one for each thread. Each sample counts as 1: rbkit gives no durations.
 
+import { foldedAs, isWaiting, kindOf } from "./functions.js";
+
 // Samples whose order is kept for export; for later samples only the count per stack is kept.
 const MAX_ORDERED = 2_000_000;
 
 // Most frames of a flame graph, and the smallest frame drawn, as a fraction (1 / SMALLEST) of its width.
-const MAX_FRAMES = 600;
+const MAX_FRAMES = 2000;
 const SMALLEST = 2000;
 
 // Most callers, callees and lines shown of a function.
@@ -14,6 +16,9 @@ const DETAILS = 50;
 // Threads that are listed, and threads with a call tree of their own: an unlisted one may still become busy.
 const LISTED_THREADS = 50;
 const KEPT_THREADS = 200;
+
+// A thread without a sample for longer was not sampled, or did not run; ms.
+const LONGEST_STEP = 1000;
 
 // The name of the entry for all unlisted threads.
 const OTHERS = "(others)";
@@ -25,13 +30,18 @@ const MAX_NODES = 1_000_000;
 class Node {
   self = 0;
   total = 0;
+  idle = 0; // the part of `total` in which the thread waited
   /** @type {Map<number, Node> | null} */
   children = null; // by frame index; null until there is a child
 
-  /** `frame` is an index into `frames`, `fn` an index into `functions`. */
-  constructor(frame, fn, parent) {
+  /**
+   * `frame` is an index into `frames`, `fn` an index into `functions`, and `shown` the function that stands for it: the
+   * one into which it is folded, else itself.
+   */
+  constructor(frame, fn, shown, parent) {
     this.frame = frame;
     this.fn = fn;
+    this.shown = shown;
     this.parent = parent;
   }
 
@@ -43,19 +53,52 @@ class Node {
 
 /** A thread's samples. */
 class Thread {
-  root = new Node(-1, -1, null);
+  root = new Node(-1, -1, -1, null);
   samples = 0;
   /** @type {Node[]} */
   order = []; // the nodes in which its samples ended, up to MAX_ORDERED in total
   last = 0; // the number of its last sample
+  steps = 0; // times from one sample to the next, except pauses
+  span = 0; // ms, the sum of them
+  #at = -Infinity; // ms
 
   constructor(id) {
     this.id = id;
   }
+
+  /** Record the time of a sample. */
+  step(time) {
+    const step = time - this.#at;
+    this.#at = time;
+    if (step < 0 || step > LONGEST_STEP) return;
+    this.steps++;
+    this.span += step;
+  }
+
+  /** Return how many samples there are, with those in which the thread waited or without. */
+  count(idle) {
+    return idle ? this.root.total : this.root.total - this.root.idle;
+  }
 }
 
+/**
+ * @typedef {object} Fn A function, or what stands for many that are folded into one.
+ * @property {string} label
+ * @property {string} file
+ * @property {number} line Of its first sample.
+ * @property {number} self Samples in the function itself.
+ * @property {number} total Samples in it and what it called.
+ * @property {number} idleSelf The part of `self` in which the thread waited.
+ * @property {number} idleTotal
+ * @property {boolean} waits Whether a thread waits while this function is the innermost.
+ * @property {boolean} isFold
+ * @property {number} shown The index of the function that stands for it.
+ * @property {Map<number, number>} frames Frame index by line.
+ */
+
 export class CpuProfile {
-  functions = []; // {label, file, line, self, total, frames: Map of line to frame index}
+  /** @type {Fn[]} */
+  functions = [];
   frames = []; // {fn, line}: a function at a line
   /** @type {Map<string, Thread>} */
   threads = new Map(); // by id
@@ -86,78 +129,106 @@ export class CpuProfile {
     this.samples++;
     thread.samples++;
     thread.last = this.samples;
+    thread.step(time);
+    const leaf = path[path.length - 1];
+    const idle = this.functions[leaf.fn].waits ? 1 : 0;
     thread.root.total++;
+    thread.root.idle += idle;
     for (const node of path) {
       node.total++;
-      if (this.#seen[node.fn] === this.samples) continue;
-      this.#seen[node.fn] = this.samples; // once per sample, also if it recurses
-      this.functions[node.fn].total++;
+      node.idle += idle;
+      if (this.#seen[node.shown] === this.samples) continue;
+      this.#seen[node.shown] = this.samples; // once per sample, also if it recurses
+      this.functions[node.shown].total++;
+      this.functions[node.shown].idleTotal += idle;
     }
-    const node = path.at(-1);
-    this.functions[node.fn].self++;
-    node.self++;
+    this.functions[leaf.shown].self++;
+    this.functions[leaf.shown].idleSelf += idle;
+    leaf.self++;
     if (this.#ordered < MAX_ORDERED) {
       this.#ordered++;
-      thread.order.push(node);
+      thread.order.push(leaf);
     }
   }
 
+  /** The time between two samples of a thread in ms, as far as it was sampled all the time; null if unknown. */
+  get period() {
+    const { span, steps } = [...this.threads.values()].reduce((most, one) => (one.steps > most.steps ? one : most), this.#rest);
+    return span > 0 ? span / steps : null;
+  }
+
   /** Return the listed threads, by descending samples; one last entry stands for all unlisted threads. */
-  threadList() {
+  threadList(idle = true) {
     const { listed, others } = this.#split();
-    const list = listed.filter(({ samples }) => samples).map(({ id, samples }) => ({ id, samples }));
-    const samples = others.reduce((sum, thread) => sum + thread.samples, 0);
+    const list = listed.map((thread) => ({ id: thread.id, samples: thread.count(idle) })).filter(({ samples }) => samples);
+    const samples = others.reduce((sum, thread) => sum + thread.count(idle), 0);
     return samples ? [...list, { id: OTHERS, samples }] : list;
   }
 
   /**
-   * Return the flame graph of one thread or of all threads: frames {name, file, line, fn, value, parent}, where
-   * `parent` is an index. The root is first, and callers precede callees. Frames too small or too many are left out.
-   * A `path` of functions limits the graph to that path; `zoom` is the number of its levels that exist.
+   * Return the flame graph of one thread or of all threads: frames {name, file, line, kind, fn, value, self, parent},
+   * where `parent` is an index. The root is first, and callers precede callees. A frame with `cut` stands for that many
+   * frames too small to draw, or too many. Without `idle`, samples of waiting threads are left out. A `path` of functions
+   * limits the graph to that path; `zoom` is the number of its levels that exist. `matched` is the part of the last
+   * level's value in functions with the text `search`.
    */
-  flame(thread, path = []) {
+  flame({ thread = null, path = [], idle = true, search = "" }) {
+    const weight = weigh(idle);
+    const sum = (nodes) => nodes.reduce((all, node) => all + weight(node), 0);
     let nodes = this.#roots(thread);
-    const total = nodes.reduce((sum, root) => sum + root.total, 0);
-    const frames = [{ name: "all", value: total, parent: null }];
+    const total = sum(nodes);
+    /** @type {any[]} */
+    const frames = [{ name: "all", value: total, self: 0, parent: null }];
     for (const fn of path) {
-      const same = nodes.flatMap((node) => [...childrenOf(node)].filter((child) => child.fn === fn));
-      if (!same.length) break;
+      const same = this.#calls(nodes, frames.at(-1).fn, weight).get(fn);
+      if (same === undefined) break;
       nodes = same;
-      frames.push(this.#frameOf(fn, same, frames.length - 1));
+      frames.push(this.#frameOf(fn, sum(same), frames.length - 1));
     }
     const zoom = frames.length - 1;
     /** @type {any[]} */
-    const within = [{ frame: frames.pop(), nodes }];
+    const within = [{ frame: frames.pop(), nodes, cut: { count: 0, value: 0 } }];
     const smallest = within[0].frame.value / SMALLEST;
+    const cut = (caller, value) => {
+      caller.cut.count++;
+      caller.cut.value += value;
+    };
     for (const caller of within) {
-      for (const [fn, same] of byFunction(caller.nodes)) {
-        const frame = this.#frameOf(fn, same, caller);
-        if (frame.value >= smallest) within.push({ frame, nodes: same });
+      for (const [fn, same] of this.#calls(caller.nodes, caller.frame.fn, weight)) {
+        const frame = this.#frameOf(fn, sum(same), caller);
+        caller.frame.self -= frame.value;
+        if (frame.value >= smallest) within.push({ frame, nodes: same, cut: { count: 0, value: 0 } });
+        else cut(caller, frame.value);
       }
+      caller.frame.self += caller.frame.value;
     }
     within.sort((a, b) => b.frame.value - a.frame.value); // no frame is larger than its parent, so callers stay first
-    for (const one of within.slice(0, MAX_FRAMES)) {
+    for (const one of within.splice(MAX_FRAMES)) cut(one.frame.parent, one.frame.value);
+    for (const one of within) {
       one.at = frames.length;
       frames.push(one.at === zoom ? one.frame : { ...one.frame, parent: one.frame.parent.at });
     }
-    return { frames, zoom, total };
+    for (const { at, cut: { count, value } } of within) {
+      if (count) frames.push({ name: `${count} frame${count === 1 ? "" : "s"} too small to draw`, cut: count, value, self: value, parent: at });
+    }
+    return { frames, zoom, total, matched: search ? this.#matched(nodes, path.slice(0, zoom), search, weight) : 0 };
   }
 
   /** Return the functions of one thread or of all threads, with their self and total samples. */
-  table({ thread = null, filter = "", sort = "self", descending = true, limit = 200 }) {
-    const counts = thread === null ? this.functions : this.#count(thread);
-    const wanted = filter.toLowerCase();
+  table({ thread = null, filter = "", sort = "self", descending = true, limit = 200, idle = true }) {
+    const counts = thread === null ? this.functions.map((fn) => countsOf(fn, idle)) : this.#count(thread, idle);
     const rows = this.functions
-      .map(({ label, file, line }, index) => ({ index, label, file, line, ...pick(counts[index]) }))
-      .filter((row) => row.total > 0 && `${row.label} ${row.file}`.toLowerCase().includes(wanted));
+      .map((fn, index) => ({ index, label: fn.label, file: fn.file, line: fn.line, ...counts[index] }))
+      .filter((row) => row.total > 0 && has(row, filter));
     const order = descending ? -1 : 1;
     rows.sort((a, b) => order * (a[sort] < b[sort] ? -1 : a[sort] > b[sort] ? 1 : 0) || b.total - a.total);
     return { rows: rows.slice(0, limit), matching: rows.length };
   }
 
   /** Return the callers and callees of a function by samples, and its hottest lines; null if it does not exist. */
-  details(index, thread = null) {
+  details(index, thread = null, idle = true) {
     if (this.functions[index] === undefined) return null;
+    const weight = weigh(idle);
     const callers = new Map();
     const callees = new Map();
     const lines = new Map();
@@ -169,26 +240,27 @@ export class CpuProfile {
       walk(
         root,
         (node) => {
-          const isCall = node.parent?.fn === index && node.fn !== index && !called.has(node.fn);
+          const { parent, shown } = node;
+          const isCall = parent?.shown === index && shown !== index && !called.has(shown);
           if (isCall) {
-            add(callees, node.fn, node.total);
-            called.add(node.fn);
+            add(callees, shown, weight(node));
+            called.add(shown);
           }
-          if (node.fn === index && !inside++) add(callers, node.parent.fn, node.total);
-          if (node.fn === index && node.self) add(lines, this.frames[node.frame].line, node.self);
+          if (shown === index && !inside++) add(callers, parent?.shown, weight(node));
+          if (shown === index) add(lines, this.frames[node.frame].line, this.#selfOf(node, idle));
           return isCall;
         },
         (node, isCall) => {
-          if (isCall) called.delete(node.fn);
-          if (node.fn === index) inside--;
+          if (isCall) called.delete(node.shown);
+          if (node.shown === index) inside--;
         },
       );
     }
     const sum = (map) => [...map.values()].reduce((all, samples) => all + samples, 0);
     const most = (map, label) =>
-      [...map].sort((a, b) => b[1] - a[1]).slice(0, DETAILS).map(([key, samples]) => ({ index: key < 0 ? null : key, label: label(key), samples }));
+      [...map].filter(([, samples]) => samples).sort((a, b) => b[1] - a[1]).slice(0, DETAILS).map(([key, samples]) => ({ index: key < 0 ? null : key, label: label(key), samples }));
     const labelOf = (fn) => (fn < 0 ? "(thread)" : this.functions[fn].label);
-    const { label, file, line } = this.functions[index];
+    const { label, file, line, isFold } = this.functions[index];
     return {
       label,
       file,
@@ -197,7 +269,7 @@ export class CpuProfile {
       samples: sum(callers),
       callers: most(callers, labelOf),
       callees: most(callees, labelOf),
-      lines: most(lines, (number) => `line ${number}`),
+      lines: isFold ? [] : most(lines, (number) => `line ${number}`),
     };
   }
 
@@ -280,7 +352,7 @@ export class CpuProfile {
       if (child === undefined) {
         if (frame === null || this.#nodes >= MAX_NODES) return null;
         this.#nodes++;
-        child = new Node(frame, fn, node);
+        child = new Node(frame, fn, this.functions[fn].shown, node);
         node.adopt(child);
       }
       path.push(child);
@@ -298,12 +370,24 @@ export class CpuProfile {
 
   /** Return the index of a function, adding it if needed; null beyond the limit. */
   #function({ label, file, line }) {
-    const key = `${label}\0${file}`;
+    // The wire has no line of a definition. A lambda is rarely longer than its line.
+    const at = label.endsWith("<lambda>") ? line : "";
+    const key = `${label}\0${file}\0${at}`;
     const known = this.#byName.get(key);
     if (known !== undefined) return known;
     if (this.functions.length >= MAX_FUNCTIONS) return null;
-    const index = this.functions.push({ label, file, line, self: 0, total: 0, frames: new Map() }) - 1;
+    const counts = { self: 0, total: 0, idleSelf: 0, idleTotal: 0 };
+    const index = this.functions.push({ label, file, line, ...counts, waits: isWaiting(label, file), isFold: false, shown: -1, frames: new Map() }) - 1;
     this.#byName.set(key, index);
+    const fold = foldedAs(label, file);
+    this.functions[index].shown = fold === null ? index : (this.#fold(fold) ?? index);
+    return index;
+  }
+
+  /** Return the index of what stands for folded functions; null beyond the limit. */
+  #fold(name) {
+    const index = this.#function({ label: name, file: "", line: 0 });
+    if (index !== null) this.functions[index].isFold = true;
     return index;
   }
 
@@ -325,28 +409,86 @@ export class CpuProfile {
     return one ? [one.root] : [];
   }
 
-  #frameOf(fn, nodes, parent) {
-    const { label, file, line } = this.functions[fn];
-    return { name: label, file, line, fn, value: nodes.reduce((sum, node) => sum + node.total, 0), parent };
+  #frameOf(fn, value, parent) {
+    const { label, file, line, isFold } = this.functions[fn];
+    const name = label.endsWith("<lambda>") ? `${label}:${line}` : label;
+    return { name, file, line, kind: isFold ? "standard" : kindOf(file), fn, value, self: 0, parent };
   }
 
-  #count(thread) {
+  /** Return what the nodes of a frame call, by function. A folded function's calls of itself belong to its frame. */
+  #calls(nodes, fn, weight) {
+    const found = new Map();
+    const isFold = Boolean(this.functions[fn]?.isFold);
+    const waiting = [...nodes];
+    for (let node = waiting.pop(); node; node = waiting.pop()) {
+      for (const child of childrenOf(node)) {
+        if (isFold && child.shown === fn) waiting.push(child);
+        else if (weight(child)) {
+          const same = found.get(child.shown);
+          if (same) same.push(child);
+          else found.set(child.shown, [child]);
+        }
+      }
+    }
+    return found;
+  }
+
+  /** Return how many samples below these nodes have a function with a text in its name or file. */
+  #matched(nodes, path, search, weight) {
+    const matches = this.functions.map((fn) => has(fn, search));
+    if (path.some((fn) => matches[fn])) return nodes.reduce((all, node) => all + weight(node), 0);
+    let matched = 0;
+    let inside = 0;
+    for (const root of nodes) {
+      walk(
+        root,
+        (node) => {
+          if (matches[node.shown] && !inside++) matched += weight(node);
+        },
+        (node) => {
+          if (matches[node.shown]) inside--;
+        },
+      );
+    }
+    return matched;
+  }
+
+  #selfOf(node, idle) {
+    return idle || !this.functions[node.fn].waits ? node.self : 0;
+  }
+
+  #count(thread, idle) {
+    const weight = weigh(idle);
     const counts = this.functions.map(() => ({ self: 0, total: 0 }));
     const depth = new Map(); // by function: how often it is on the path to the node
     for (const root of this.#roots(thread)) {
       walk(
         root,
         (node) => {
-          const inside = depth.get(node.fn) ?? 0;
-          counts[node.fn].self += node.self;
-          if (!inside) counts[node.fn].total += node.total;
-          depth.set(node.fn, inside + 1);
+          const inside = depth.get(node.shown) ?? 0;
+          counts[node.shown].self += this.#selfOf(node, idle);
+          if (!inside) counts[node.shown].total += weight(node);
+          depth.set(node.shown, inside + 1);
         },
-        (node) => depth.set(node.fn, depth.get(node.fn) - 1),
+        (node) => depth.set(node.shown, depth.get(node.shown) - 1),
       );
     }
     return counts;
   }
+}
+
+/** Return a function that counts the samples of a node, with those in which the thread waited or without. */
+function weigh(idle) {
+  return idle ? (node) => node.total : (node) => node.total - node.idle;
+}
+
+function countsOf({ self, total, idleSelf, idleTotal }, idle) {
+  return idle ? { self, total } : { self: self - idleSelf, total: total - idleTotal };
+}
+
+/** Return whether a function has a text in its name or file. */
+function has({ label, file }, text) {
+  return `${label} ${file}`.toLowerCase().includes(text.toLowerCase());
 }
 
 // Control and format characters, unassigned ones and separators: what Python's str.isprintable() is false for.
@@ -366,23 +508,6 @@ function byCodePoint(a, b) {
     return code >= 0xd800 && code < 0xe000 ? code + 0x10000 : code;
   };
   return unit(a) - unit(b);
-}
-
-function pick({ self, total }) {
-  return { self, total };
-}
-
-/** Return the children of nodes, grouped by function. */
-function byFunction(nodes) {
-  const found = new Map();
-  for (const node of nodes) {
-    for (const child of childrenOf(node)) {
-      const same = found.get(child.fn);
-      if (same) same.push(child);
-      else found.set(child.fn, [child]);
-    }
-  }
-  return found;
 }
 
 function childrenOf(node) {
@@ -425,6 +550,7 @@ function merge(into, from) {
     const [to, node] = pair;
     to.self += node.self;
     to.total += node.total;
+    to.idle += node.idle;
     for (const child of childrenOf(node)) {
       const same = to.children?.get(child.frame);
       if (same === undefined) {

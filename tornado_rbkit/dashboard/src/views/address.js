@@ -1,19 +1,17 @@
 // @ts-check
-// Removes the token from the address bar, and so from the history, copied links and screenshots. It is kept in memory
-// and, for a reload, in the tab's session storage.
+// Removes the token from the address bar, and so from the history, copied links and screenshots, where the page can be
+// reloaded without it: the tab's session storage has it, or a cookie.
 
 const KEY = `rbkit token ${location.pathname}`;
 
-/** The query string of the page's own requests. */
-export const query = takeToken();
+/** The query string of the page's own requests: the server adds to the address's what they need. */
+export const query = new URL(import.meta.url).search;
 
-function takeToken() {
-  const shown = new URL(location.href);
-  const token = shown.searchParams.get("token");
-  if (token === null || !("token" in document.documentElement.dataset)) return shown.search;
-  const { search } = shown;
-  sessionStorage.setItem(KEY, token);
+const shown = new URL(location.href);
+const { token: survives } = document.documentElement.dataset;
+const token = shown.searchParams.get("token");
+if (token !== null && survives) {
+  if (survives === "tab") sessionStorage.setItem(KEY, token);
   shown.searchParams.delete("token");
   history.replaceState(null, "", shown);
-  return search;
 }

@@ -2,9 +2,10 @@
 
 import { h, menu, save, setText } from "./widgets/dom.js";
 import { Empty } from "./widgets/empty.js";
-import { FlameGraph } from "./widgets/flame.js";
+import { FlameGraph, legendColour } from "./widgets/flame.js";
 import * as format from "./widgets/format.js";
 import { Latest } from "./latest.js";
+import { KINDS } from "../model/functions.js";
 import { ask } from "./rpc.js";
 import { Table } from "./widgets/table.js";
 
@@ -14,6 +15,8 @@ export class CpuView {
   element;
   refreshSeconds = 1;
   #path = []; // functions on the path to the zoomed frame
+  #era = 0; // counts the profiles shown; functions have other numbers in each
+  #period = null; // ms between samples; null if a sample stands for no time that is known
   #samples = -1;
   #drawnFor = "";
   #function = null;
@@ -29,12 +32,17 @@ export class CpuView {
     this.thread = h("select", { "aria-label": "Thread", onchange: () => this.#redraw() });
     this.search = h("input", { type: "search", placeholder: "function or file", "aria-label": "Search functions", oninput: () => this.#redraw() });
     this.reset = h("button", { type: "button", hidden: true, onclick: () => this.#unzoom() }, "Whole graph");
-    this.pointed = h("span", { "aria-live": "polite" }, HINT); // its figures change while samples arrive, so they are not read out
-    this.figures = h("span");
-    this.graph = new FlameGraph({ point: (node) => this.#hover(node), choose: (path) => this.#zoom(path) });
+    this.matched = h("span", { class: "hint", role: "status" });
+    this.idle = h("input", { type: "checkbox", onchange: () => this.#redraw() });
+    this.graph = new FlameGraph({
+      describe: (node, parent) => this.#describe(node, parent),
+      choose: (path) => this.#zoom(path),
+      back: () => this.#unzoom(),
+    });
     this.summary = h("span", { class: "hint" });
     this.note = h("p", { class: "note", role: "status" });
-    const share = (key) => (row) => `${format.count(row[key])}  ${format.percent(row[key], this.#total)}`;
+    const share = (key) => (row) => `${this.#time(row[key])}  ${format.percent(row[key], this.#total)}`;
+    const exact = (key) => (row) => format.plural(row[key], "sample");
     const bar = (key) => (row) => (this.#total ? row[key] / this.#total : 0);
     this.table = new Table({
       caption: "Functions",
@@ -44,8 +52,8 @@ export class CpuView {
       onselect: (row) => this.#choose(row.index),
       columns: [
         { key: "label", label: "function", text: (row) => row.label },
-        { key: "self", label: "self", title: "samples in the function itself", number: true, text: share("self"), bar: bar("self") },
-        { key: "total", label: "total", title: "samples in it and what it called", number: true, text: share("total"), bar: bar("total") },
+        { key: "self", label: "self", title: "time in the function itself", number: true, text: share("self"), bar: bar("self"), hint: exact("self") },
+        { key: "total", label: "total", title: "time in it and what it called", number: true, text: share("total"), bar: bar("total"), hint: exact("total") },
         { key: "file", label: "file", text: (row) => format.place(row.file, row.line), hint: (row) => row.file },
       ],
     });
@@ -54,15 +62,17 @@ export class CpuView {
     this.lists = [
       this.#list("callers", "Called by", "function"),
       this.#list("callees", "Calls", "function"),
-      this.#list("lines", "Its own samples by line", "line"),
+      this.#list("lines", "Its own time by line", "line"),
     ];
     this.detail = h("div", { class: "detail", hidden: true }, this.name, this.place, ...this.lists.flatMap(({ elements }) => elements));
     const exporting = (kind, label, title) => h("button", { type: "button", title, onclick: () => this.#export(kind) }, label);
     const controls = h(
       "div",
-      { class: "bar" },
+      { class: "controls" },
       h("label", {}, "thread ", this.thread),
+      h("label", { title: "also the samples of threads that wait" }, this.idle, " waiting threads"),
       this.search,
+      this.matched,
       this.reset,
       h("button", { type: "button", title: "forget the samples so far", onclick: () => this.#clear() }, "Clear"),
       menu(
@@ -77,21 +87,23 @@ export class CpuView {
       "div",
       {},
       this.note,
-      h("p", { class: "hint hovered" }, this.pointed, this.figures),
       this.graph.element,
+      h("p", { class: "hint legend" }, ...Object.entries(KINDS).map(([kind, name]) => legend(name, legendColour(kind))), HINT),
       h("div", { class: "columns" }, this.table.element, this.detail),
     );
     const about = "It shows where the threads spend their time, as a flame graph and by function.";
     this.empty = new Empty({ what: "CPU profile", recorded: "cpu_profiling_enabled", about, button: record }, controls, content);
     const clock = h("div", { class: "choice", role: "group", "aria-label": "Clock" }, ...clocks);
+    addEventListener("popstate", (event) => this.#back(event));
     this.element = h("section", { "aria-label": "CPU" }, h("div", { class: "bar" }, clock, controls), this.empty.element, content);
   }
 
   /** Reset the view for another session or process. */
   forget() {
     for (const one of [this.#flame, this.#functions, this.#details]) one.cancel();
+    this.#era++;
     this.#path = [];
-    this.#function = null;
+    this.#select(null);
     this.detail.hidden = true;
   }
 
@@ -99,29 +111,33 @@ export class CpuView {
     if (process !== this.process) this.forget();
     this.process = process;
     const thread = this.#thread;
-    const drawnFor = JSON.stringify([process, thread, this.#path]);
+    const [idle, search] = [this.idle.checked, this.search.value];
+    const drawnFor = JSON.stringify([process, thread, this.#path, idle]);
     await this.#flame.ask(
       "flame",
-      { process, thread, path: this.#path },
+      { process, thread, path: this.#path, idle, search },
       async (data) => {
         this.empty.update(header, !data.samples);
         const another = drawnFor !== this.#drawnFor;
         if (data.samples === this.#samples && !another) return;
         this.#samples = data.samples;
+        this.#period = header.facts?.clock_type === "wall" ? data.period : null;
         this.#drawnFor = drawnFor;
         this.#draw(data, another);
         await this.#drawTable(thread);
       },
-      (data) => this.#tell(data, header),
+      (data) => this.#tell(data),
     );
   }
 
-  #tell({ samples, omitted, first, last, missing }, header) {
+  #tell({ samples, omitted, first, last, missing, period }) {
     const seconds = (last - first) / 1000;
-    const rate = seconds > 0 ? ` in ${format.duration(seconds)}` : "";
-    setText(this.summary, samples ? `${format.count(samples)} samples${rate}` : "");
+    const time = seconds > 0 ? ` in ${format.duration(seconds)}` : "";
+    const rate = this.#period === null ? "" : `, ${format.count(1000 / period)}/s of a thread`;
+    setText(this.summary, samples ? `${format.count(samples)} samples${time}${rate}` : "");
     const notes = [];
-    if (samples && !this.#matching) notes.push(`No function has “${this.search.value}” in its name or file.`);
+    if (samples && !this.#total) notes.push("All threads wait: check “waiting threads” to see where.");
+    else if (samples && !this.#matching) notes.push(`No function has “${this.search.value}” in its name or file.`);
     if (missing) notes.push(`${format.count(missing)} messages are missing: there may have been more samples.`);
     if (omitted) notes.push(`${format.count(omitted)} samples are left out: they have more functions and stacks than this page keeps.`);
     setText(this.note, notes.join(" "));
@@ -143,9 +159,10 @@ export class CpuView {
     this.thread.value = options.some(([value]) => value === chosen) ? chosen : "";
   }
 
-  #draw({ frames, zoom, total, threads, samples }, another) {
+  #draw({ frames, zoom, total, threads, matched }, another) {
     this.#total = total;
-    this.#drawThreads(threads, samples);
+    this.#drawThreads(threads, threads.reduce((sum, { samples }) => sum + samples, 0));
+    setText(this.matched, this.search.value ? `matches ${format.percent(matched, frames[zoom].value)}` : "");
     this.reset.hidden = !zoom;
     const wanted = this.search.value.toLowerCase();
     const found = ({ fn, name, file }) => wanted !== "" && fn !== undefined && `${name} ${file}`.toLowerCase().includes(wanted);
@@ -154,7 +171,7 @@ export class CpuView {
 
   async #drawTable(thread) {
     const { sort, descending } = this.table;
-    const query = { process: this.process, thread, filter: this.search.value, sort, descending, limit: SHOWN };
+    const query = { process: this.process, thread, filter: this.search.value, sort, descending, limit: SHOWN, idle: this.idle.checked };
     await this.#functions.ask("functions", query, async (data) => {
       this.#matching = data.matching;
       await this.table.update(data.rows);
@@ -162,21 +179,33 @@ export class CpuView {
     });
   }
 
-  #hover(node) {
-    setText(this.pointed, node?.name ?? HINT);
-    const figures = ({ file, line, value }) =>
-      `  ${format.place(file, line)}  ${format.plural(value, "sample")}, ${format.percent(value, this.#total)}`;
-    setText(this.figures, node ? figures(node) : "");
+  /** Return the lines of a frame's tooltip. */
+  #describe({ file, line, self, value, cut }, parent) {
+    const share = (samples) => `${this.#time(samples)}, ${format.percent(samples, this.#total)}`;
+    const ofParent = parent === null ? "" : `; ${format.percent(value, parent.value)} of its caller`;
+    return [format.place(file, line), cut ? "" : `self ${share(self)}`, `total ${share(value)} of all${ofParent}`].filter(Boolean);
   }
 
+  /** Return how long samples took; only their number, if the time between them is not known. */
+  #time(samples) {
+    return this.#period === null ? format.plural(samples, "sample") : format.span(samples * this.#period);
+  }
+
+  /** Zoom in, as a step that the browser's Back button takes back. */
   #zoom(path) {
+    history.pushState({ era: this.#era, path }, "");
     this.#path = path;
     if (path.length) this.#choose(path.at(-1));
     this.#redraw();
   }
 
   #unzoom() {
-    this.#path = [];
+    if (!this.#path.length) return;
+    this.#zoom([]);
+  }
+
+  #back({ state }) {
+    this.#path = state?.era === this.#era ? state.path : [];
     this.#redraw();
   }
 
@@ -187,9 +216,14 @@ export class CpuView {
     this.onchange?.();
   }
 
-  async #choose(index) {
+  #select(index) {
     this.#function = index;
     this.table.select(index);
+    this.graph.select(index);
+  }
+
+  async #choose(index) {
+    this.#select(index);
     for (const { table } of this.lists) table.rearrange();
     const followed = this.detail.contains(document.activeElement);
     await this.#drawDetails();
@@ -197,12 +231,12 @@ export class CpuView {
   }
 
   async #drawDetails() {
-    const query = { process: this.process, index: this.#function, thread: this.#thread };
+    const query = { process: this.process, index: this.#function, thread: this.#thread, idle: this.idle.checked };
     await this.#details.ask("functionDetails", query, (data) => this.#showDetails(data));
   }
 
   async #showDetails(data) {
-    const share = (samples) => `${format.plural(samples, "sample")}, ${format.percent(samples, this.#total)}`;
+    const share = (samples) => `${this.#time(samples)}, ${format.percent(samples, this.#total)}`;
     this.detail.hidden = false;
     setText(this.name, data.label);
     setText(this.place, [format.place(data.file, data.line), `self ${share(data.self)}`, `total ${share(data.samples)}`].filter(Boolean).join("; "));
@@ -224,10 +258,11 @@ export class CpuView {
       columns: [
         { label, text: (row) => row.label },
         {
-          label: "samples",
-          title: "and their share of all samples of the function above",
+          label: "time",
+          title: "and its share of the total of the function above",
           number: true,
-          text: (row) => `${format.count(row.samples)}  ${format.percent(row.samples, this.#samplesOfFunction)}`,
+          text: (row) => `${this.#time(row.samples)}  ${format.percent(row.samples, this.#samplesOfFunction)}`,
+          hint: (row) => format.plural(row.samples, "sample"),
           bar: (row) => row.samples / this.#samplesOfFunction,
         },
       ],
@@ -253,4 +288,10 @@ export class CpuView {
   }
 }
 
-const HINT = "Point at a frame for its figures, click to zoom in; with the keyboard, arrows and Enter.";
+function legend(name, colour) {
+  const item = h("span", {}, name);
+  item.style.setProperty("--kind", colour); // not an attribute, which the Content-Security-Policy refuses
+  return item;
+}
+
+const HINT = "Click zooms in, Escape or Back out.";

@@ -283,6 +283,10 @@ export class Session {
   #meet(facts) {
     const before = this.process.facts;
     if (before && before.pid !== facts.pid) this.restart();
+    if (before && before.clock_type !== facts.clock_type && this.process.cpu.samples) {
+      this.process.clearCpu();
+      this.#say(`The clock of the CPU profile is ${facts.clock_type} now: its samples count anew.`);
+    }
     this.process.facts = facts;
     const version = facts.rbkit_protocol_version;
     if (!before && version.split(".")[0] !== PROTOCOL_MAJOR) {

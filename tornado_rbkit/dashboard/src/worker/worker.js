@@ -146,17 +146,18 @@ const methods = {
     return { count: loaded.snapshots.length, damage };
   },
 
-  flame({ process, thread, path }) {
+  flame({ process, ...query }) {
     const { cpu } = session.processNumbered(process);
-    return { ...cpu.flame(thread, path), ...cpuSummary(cpu) };
+    const { samples, omitted, first, last, missing, period } = cpu;
+    return { ...cpu.flame(query), threads: cpu.threadList(query.idle), samples, omitted, first, last, missing, period };
   },
 
   functions({ process, ...query }) {
     return session.processNumbered(process).cpu.table(query);
   },
 
-  functionDetails({ process, index, thread }) {
-    return session.processNumbered(process).cpu.details(index, thread);
+  functionDetails({ process, index, thread, idle }) {
+    return session.processNumbered(process).cpu.details(index, thread, idle);
   },
 
   clearCpu({ process }) {
@@ -213,9 +214,4 @@ function messageOf(error) {
 
 function snapshot(number) {
   return session.snapshots.find((one) => one.number === number) ?? null;
-}
-
-function cpuSummary(cpu) {
-  const { samples, omitted, first, last, missing } = cpu;
-  return { threads: cpu.threadList(), samples, omitted, first, last, missing };
 }

@@ -1,13 +1,16 @@
 // A flame graph on a canvas, which is one element to lay out regardless of the number of frames.
 
 import { colour } from "./chart.js";
-import { h } from "./dom.js";
+import { h, setText } from "./dom.js";
 
 const ROW = 18; // px
 const SMALLEST = 1; // px, the width of the smallest frame drawn
 const KEPT_WIDTHS = 5000;
 const FOUND = "#e600e6";
 const INK = "#1d1208"; // readable on the colours of frames and of search results
+const DIM = "#4d4038"; // the same, for the module of a name
+const HUES = { own: 18, library: 210, standard: 140, native: 280 };
+const CUT = "hsl(0 0% 72%)";
 const STEPS = { ArrowDown: [1, 0], ArrowUp: [-1, 0], ArrowLeft: [0, -1], ArrowRight: [0, 1] };
 
 export class FlameGraph {
@@ -15,26 +18,33 @@ export class FlameGraph {
   #rows = []; // by depth: frames {node, key, parent, children, depth, from, to}, from 0 to 1, from left to right
   #current = null; // key of the frame under the pointer or the keyboard focus
   #found = () => false;
+  #selected = null; // fn
   #on;
+  #scroll;
   #spacer = h("div");
+  #tipName = h("b", { "aria-live": "polite" }); // its figures change while samples arrive, so they are not read out
+  #tip = h("div", { class: "tip", hidden: true }, this.#tipName);
+  #pointer = null; // where the tooltip is, {x, y}; null for that of the keyboard
   #canvas = h("canvas", { "aria-hidden": "true" });
   #widths = new Map(); // px, by name
   #tallest = 0; // rows
   #due = null; // the pending animation frame
 
-  /** `on.point(node)` is called with the current frame's node or null, `on.choose(path)` with the path to a frame. */
+  /**
+   * `on.describe(node, parent)` returns the lines of a frame's tooltip, `on.choose(path)` is called with the path to a
+   * chosen frame, and `on.back()` on Escape.
+   */
   constructor(on) {
     this.#on = on;
-    this.element = h(
+    this.#scroll = h(
       "div",
       {
         class: "flame",
-        hidden: true,
         tabindex: "0",
         role: "application",
-        "aria-label": "Flame graph: arrow keys go from frame to frame, Enter zooms in. The table below has the same in numbers",
+        "aria-label": "Flame graph: arrow keys go from frame to frame, Enter zooms in, Escape shows the whole. The table below has the same in numbers",
         onscroll: () => this.#repaint(),
-        onpointermove: (event) => this.#point(this.#at(event)),
+        onpointermove: (event) => this.#point(this.#at(event), event),
         onpointerleave: () => this.#point(null),
         onclick: (event) => this.#choose(this.#at(event)),
         onkeydown: (event) => this.#step(event),
@@ -43,8 +53,15 @@ export class FlameGraph {
       h("div", { class: "pane" }, this.#canvas), // as large as the visible part
       this.#spacer,
     );
-    new ResizeObserver(() => this.#repaint()).observe(this.element);
+    this.element = h("div", { class: "graph", hidden: true }, this.#scroll, this.#tip);
+    new ResizeObserver(() => this.#repaint()).observe(this.#scroll);
     matchMedia("(prefers-color-scheme: dark)").addEventListener("change", () => this.#repaint());
+  }
+
+  /** Mark the frames of a function, or of none. */
+  select(fn) {
+    this.#selected = fn;
+    this.#repaint();
   }
 
   /**
@@ -59,7 +76,7 @@ export class FlameGraph {
     for (const frame of frames) {
       frame.parent = frames[frame.node.parent] ?? null;
       frame.depth = frame.parent ? frame.parent.depth + 1 : 0;
-      frame.key = frame.parent ? `${frame.parent.key}/${frame.node.fn}` : "";
+      frame.key = frame.parent ? `${frame.parent.key}/${frame.node.fn ?? "cut"}` : "";
       frame.parent?.children.push(frame);
     }
     Object.assign(frames[0], { from: 0, to: 1 });
@@ -72,7 +89,7 @@ export class FlameGraph {
     this.#tallest = Math.max(this.#rows.length, another ? 0 : this.#tallest);
     this.#spacer.style.height = `${this.#tallest * ROW}px`;
     this.#repaint();
-    this.#point(this.#frame(this.#current));
+    this.#tell(this.#frame(this.#current));
   }
 
   /** Paint in the next animation frame. */
@@ -82,7 +99,7 @@ export class FlameGraph {
 
   #paint() {
     this.#due = null;
-    const { clientWidth: width, clientHeight: height, scrollTop } = this.element;
+    const { clientWidth: width, clientHeight: height, scrollTop } = this.#scroll;
     if (!width) return;
     const context = this.#canvas.getContext("2d");
     this.#canvas.width = width * devicePixelRatio; // this clears the canvas
@@ -103,29 +120,47 @@ export class FlameGraph {
     if (wide < SMALLEST) return;
     context.fillStyle = this.#found(node) ? FOUND : colourOf(node);
     context.fillRect(left, depth * ROW, Math.max(1, wide - 1), ROW - 1);
-    if (key === this.#current) {
-      context.strokeStyle = colour("accent");
+    if (key === this.#current || (node.fn !== undefined && node.fn === this.#selected)) {
+      context.strokeStyle = key === this.#current ? colour("accent") : INK;
       context.lineWidth = 2;
       context.strokeRect(left + 1, depth * ROW + 1, Math.max(1, wide - 3), ROW - 3);
     }
-    const text = this.#fitting(context, node.name, wide - 8);
-    context.fillStyle = INK;
-    if (text) context.fillText(text, left + 4, depth * ROW + ROW / 2);
+    this.#paintName(context, node, left + 4, depth * ROW + ROW / 2, wide - 8);
   }
 
-  /** Return a name, cut to fit into `room` px. */
+  /** Write a name with its module dimmed; cut it on the left to fit into `room` px. */
+  #paintName(context, { name }, x, y, room) {
+    const text = this.#fitting(context, name, room);
+    if (!text) return;
+    const own = text.length - Math.min(text.length, name.length - moduleLength(name));
+    const before = text.slice(0, own);
+    context.fillStyle = DIM;
+    if (before) context.fillText(before, x, y);
+    context.fillStyle = INK;
+    context.fillText(text.slice(own), x + (before ? this.#widthOf(context, before) : 0), y);
+  }
+
+  #widthOf(context, text) {
+    if (this.#widths.size > KEPT_WIDTHS) this.#widths.clear();
+    let width = this.#widths.get(text);
+    if (width === undefined) this.#widths.set(text, (width = context.measureText(text).width));
+    return width;
+  }
+
+  /** Return a name, cut on the left to fit into `room` px. */
   #fitting(context, name, room) {
     if (room < 16) return "";
-    if (this.#widths.size > KEPT_WIDTHS) this.#widths.clear();
-    let needed = this.#widths.get(name);
-    if (needed === undefined) this.#widths.set(name, (needed = context.measureText(name).width));
-    return needed <= room ? name : `${name.slice(0, Math.max(1, Math.floor((name.length * room) / needed) - 2))}…`;
+    const needed = this.#widthOf(context, name);
+    if (needed <= room) return name;
+    let text = `…${name.slice(-Math.max(1, Math.floor((name.length * room) / needed) - 1))}`;
+    while (text.length > 2 && this.#widthOf(context, text) > room) text = `…${text.slice(2)}`;
+    return text;
   }
 
   #at(event) {
     const { left, top } = this.#canvas.getBoundingClientRect();
-    const x = (event.clientX - left) / this.element.clientWidth;
-    const row = this.#rows[Math.floor((event.clientY - top + this.element.scrollTop) / ROW)];
+    const x = (event.clientX - left) / this.#scroll.clientWidth;
+    const row = this.#rows[Math.floor((event.clientY - top + this.#scroll.scrollTop) / ROW)];
     return row?.find(({ from, to }) => from <= x && x < to) ?? null;
   }
 
@@ -137,32 +172,54 @@ export class FlameGraph {
     return null;
   }
 
-  #point(frame) {
+  /** Make a frame the current one; `event` is the pointer's, if it is there. */
+  #point(frame, event = null) {
+    this.#pointer = event && { x: event.clientX, y: event.clientY };
     const key = frame?.key ?? null;
     if (key !== this.#current) {
       this.#current = key;
       this.#repaint();
     }
-    this.#on.point(frame?.node ?? null);
+    this.#tell(frame);
   }
 
+  /** Show the tooltip of a frame, beside the pointer or below the frame. */
+  #tell(frame) {
+    this.#tip.hidden = frame === null;
+    if (frame === null) return;
+    const lines = this.#on.describe(frame.node, frame.parent?.node ?? null);
+    setText(this.#tipName, frame.node.name);
+    lines.forEach((line, i) => setText(this.#tip.children[i + 1] ?? this.#tip.appendChild(h("div")), line));
+    while (this.#tip.children.length > lines.length + 1) this.#tip.lastChild.remove();
+    const { left, top, width } = this.#scroll.getBoundingClientRect();
+    const own = { x: left + frame.from * width, y: top + (frame.depth + 1) * ROW - this.#scroll.scrollTop };
+    const { x, y } = this.#pointer ?? own;
+    const { offsetWidth, offsetHeight } = this.#tip;
+    const below = y + 16 + offsetHeight <= innerHeight;
+    this.#tip.style.left = `${Math.max(4, Math.min(x + 12, innerWidth - offsetWidth - 4))}px`;
+    this.#tip.style.top = `${below ? y + 16 : Math.max(4, y - 12 - offsetHeight)}px`;
+  }
+
+  /** Choose a frame, or the caller of frames that are cut. */
   #choose(frame) {
     if (frame === null) return;
     const path = [];
-    for (let one = frame; one.parent !== null; one = one.parent) path.unshift(one.node.fn);
+    for (let one = frame.node.cut ? frame.parent : frame; one.parent !== null; one = one.parent) path.unshift(one.node.fn);
     this.#on.choose(path);
   }
 
   #step(event) {
     const frame = this.#frame(this.#current);
     if (event.key === "Enter") this.#choose(frame);
+    if (event.key === "Escape") this.#on.back();
     const step = STEPS[event.key];
     if (!step || !this.#rows.length) return;
     event.preventDefault(); // prevent scrolling
     this.#point(frame === null ? this.#rows[0][0] : (this.#beside(frame, ...step) ?? frame));
     const top = this.#frame(this.#current).depth * ROW;
-    const { scrollTop, clientHeight } = this.element;
-    this.element.scrollTop = Math.min(top, Math.max(scrollTop, top + ROW - clientHeight));
+    const { scrollTop, clientHeight } = this.#scroll;
+    this.#scroll.scrollTop = Math.min(top, Math.max(scrollTop, top + ROW - clientHeight));
+    this.#tell(this.#frame(this.#current));
   }
 
   #beside(frame, down, right) {
@@ -177,7 +234,7 @@ export class FlameGraph {
 function placed({ node, children, from, to }, alone) {
   const whole = alone ? children[0].node.value : node.value;
   let at = from;
-  children.sort((a, b) => (a.node.name < b.node.name ? -1 : 1));
+  children.sort((a, b) => Boolean(a.node.cut) - Boolean(b.node.cut) || (a.node.name < b.node.name ? -1 : 1));
   for (const child of children) {
     child.from = at;
     at = child.to = at + ((to - from) * child.node.value) / whole;
@@ -185,9 +242,20 @@ function placed({ node, children, from, to }, alone) {
   return children;
 }
 
-/** Return a warm, light colour that depends only on the function's name. */
-function colourOf({ name, fn }) {
+/** Return the number of characters of the module at the beginning of a Python name, such as `package.module.`. */
+function moduleLength(name) {
+  return /^(?:[a-z_]\w*\.)*(?=[\w<])/.exec(name)?.[0].length ?? 0;
+}
+
+/** Return a light colour with the hue of the kind of code; its shade depends only on the function's name. */
+function colourOf({ name, kind, cut }) {
+  if (cut) return CUT;
   let hash = 0;
-  if (fn !== undefined) for (const character of name) hash = (hash * 31 + character.codePointAt(0)) % 4096;
-  return `hsl(${10 + (hash % 45)} 85% ${66 + (hash % 13)}%)`;
+  if (kind) for (const character of name) hash = (hash * 31 + character.codePointAt(0)) % 4096;
+  return kind ? `hsl(${HUES[kind] + (hash % 25)} ${kind === "own" ? 88 : 45}% ${68 + (hash % 13)}%)` : "hsl(40 30% 80%)";
+}
+
+/** Return the colour of a kind of code in the legend. */
+export function legendColour(kind) {
+  return `hsl(${HUES[kind] + 12} ${kind === "own" ? 88 : 45}% 74%)`;
 }

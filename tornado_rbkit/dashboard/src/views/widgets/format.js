@@ -44,6 +44,14 @@ export function milliseconds(value) {
   return value === null || value === undefined ? "–" : value < 10 ? `${value.toFixed(2)} ms` : `${counts.format(value)} ms`;
 }
 
+/** Return how long something took, in the unit that suits it. */
+export function span(ms) {
+  if (ms === null || ms === undefined) return "–";
+  if (ms && ms < 9.95) return `${ms.toFixed(1)} ms`;
+  if (ms < 1000) return `${counts.format(ms)} ms`;
+  return ms < 100_000 ? `${(ms / 1000).toFixed(2)} s` : `${counts.format(ms / 1000)} s`;
+}
+
 export function clock(ms) {
   return ms === null || ms === undefined ? "–" : new Date(ms).toLocaleTimeString("en-GB");
 }

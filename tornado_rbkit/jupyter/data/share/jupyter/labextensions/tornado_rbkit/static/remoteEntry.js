@@ -19,10 +19,24 @@
     return (await version.get())();
   }
 
+  /** Return whether a page with these policies may be shown in a frame of this page. */
+  function mayFrame(policies) {
+    return policies.split(/[,;]/).every(directive => {
+      const [name, ...sources] = directive.trim().toLowerCase().split(/\s+/);
+      return name !== 'frame-ancestors' || sources.some(isThisOrigin);
+    });
+  }
+
+  /** Return whether a source of a policy is this page's origin; if in doubt, no: a browser tab always works. */
+  function isThisOrigin(source) {
+    return ["'self'", '*', location.protocol, location.host, location.origin].includes(source);
+  }
+
   async function makePlugin() {
     const { ILabShell, ILayoutRestorer } = await load('@jupyterlab/application');
     const { ICommandPalette, MainAreaWidget, WidgetTracker } = await load('@jupyterlab/apputils');
     const { ILauncher } = await load('@jupyterlab/launcher');
+    const { ServerConnection } = await load('@jupyterlab/services');
     const { IFrame, LabIcon } = await load('@jupyterlab/ui-components');
 
     const icon = new LabIcon({ name: 'rbkit:dashboard', svgstr: ICON });
@@ -38,23 +52,40 @@
       return new MainAreaWidget({ content });
     }
 
+    /** Return the policies of the dashboard's page; null if the server extension is not there. */
+    async function findPolicies(url, settings) {
+      try {
+        const answer = await ServerConnection.makeRequest(url, { method: 'HEAD' }, settings);
+        return answer.ok ? answer.headers.get('Content-Security-Policy') ?? '' : null;
+      } catch {
+        return null; // the server is unreachable, which JupyterLab reports
+      }
+    }
+
     return {
       id: 'tornado_rbkit:dashboard',
       description: 'Opens the rbkit dashboard.',
       autoStart: true,
       optional: [ILabShell, ICommandPalette, ILauncher, ILayoutRestorer],
-      activate: (app, labShell, palette, launcher, restorer) => {
-        const url = app.serviceManager.serverSettings.baseUrl + 'rbkit/';
+      activate: async (app, labShell, palette, launcher, restorer) => {
+        const settings = app.serviceManager.serverSettings;
+        const url = settings.baseUrl + 'rbkit/';
         const tracker = new WidgetTracker({ namespace: 'rbkit' });
         let tab;
+
+        const policies = await findPolicies(url, settings);
+        if (policies === null) {
+          return;
+        }
+        const canFrame = labShell && mayFrame(policies);
 
         app.commands.addCommand(COMMAND, {
           label: LABEL,
           caption: 'Watch and steer the profiled processes of this machine',
           icon: args => (args.isPalette ? null : icon),
           execute: async () => {
-            if (!labShell) {
-              window.open(url, '_blank', 'noopener'); // Jupyter Notebook has no tabs
+            if (!canFrame) {
+              window.open(url, '_blank', 'noopener'); // Jupyter Notebook has no tabs; JupyterHub forbids frames
               return;
             }
             if (!tab || tab.isDisposed) {
@@ -71,7 +102,7 @@
         if (launcher) {
           launcher.add({ command: COMMAND, category: CATEGORY });
         }
-        if (restorer) {
+        if (restorer && canFrame) {
           void restorer.restore(tracker, { command: COMMAND, name: () => 'dashboard' });
         }
       }

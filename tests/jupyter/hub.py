@@ -1,0 +1,125 @@
+"""A real JupyterHub with its proxy as processes, in a folder of its own."""
+
+from __future__ import annotations
+
+import contextlib
+import importlib.util
+import os
+import shutil
+import subprocess
+import sys
+import time
+import urllib.request
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+from selenium.webdriver.chromium.webdriver import ChromiumDriver
+from selenium.webdriver.common.by import By
+
+from tests.fake_rbkit import free_port
+from tests.jupyter.lab import PATIENCE, environment, find
+
+CONFIGURATION = """
+c = get_config()
+c.JupyterHub.authenticator_class = "dummy"
+c.Authenticator.allow_all = True
+c.JupyterHub.spawner_class = "simple"
+c.SimpleLocalProcessSpawner.home_dir_template = {homes!r} + "/{{username}}"
+c.Spawner.cmd = [{python!r}, "-m", "jupyterhub.singleuser"]
+c.Spawner.args = ["--allow-root", "--LabApp.expose_app_in_browser=True", *{options!r}]
+c.Spawner.environment = {{
+    **{variables!r},
+    "RBKIT_RUNTIME_DIR": lambda spawner: {homes!r} + "/" + spawner.user.name + "/rbkit",
+}}
+c.Spawner.start_timeout = c.Spawner.http_timeout = {patience!r}
+c.JupyterHub.bind_url = "http://127.0.0.1:{port}/"
+c.JupyterHub.hub_port = {hub_port}
+c.ConfigurableHTTPProxy.command = [{proxy!r}]
+c.ConfigurableHTTPProxy.api_url = "http://127.0.0.1:{api_port}"
+"""
+
+
+class Hub:
+    """A running JupyterHub. `url` is its address, with the slash; `log` is what it and its users' servers printed."""
+
+    def __init__(self, folder: Path, proxy: str, *options: str) -> None:
+        self._log = folder / "log"
+        self._homes = folder / "homes"
+        own = environment(folder)
+        for private in ("JUPYTER_CONFIG_DIR", "JUPYTER_DATA_DIR", "JUPYTER_RUNTIME_DIR", "XDG_RUNTIME_DIR"):
+            del own[private]  # each user's are below the home
+        variables = {name: value for name, value in own.items() if name.startswith("JUPYTER_")}
+        port = free_port()
+        text = CONFIGURATION.format(
+            homes=str(self._homes),
+            python=sys.executable,
+            options=options,
+            variables=variables,
+            patience=PATIENCE,
+            port=port,
+            hub_port=free_port(),
+            api_port=free_port(),
+            proxy=proxy,
+        )
+        (folder / "jupyterhub_config.py").write_text(text)
+        command = [sys.executable, "-m", "jupyterhub", "-f", str(folder / "jupyterhub_config.py")]
+        with self._log.open("wb") as log:
+            self.process = subprocess.Popen(
+                command, env=own, cwd=folder, stdin=subprocess.DEVNULL, stdout=log, stderr=log
+            )
+        self.url = f"http://127.0.0.1:{port}/"
+        self._wait()
+
+    @property
+    def log(self) -> str:
+        return self._log.read_text()
+
+    def home(self, user: str) -> Path:
+        """Return the home of a user, where the notebooks are."""
+        return self._homes / user
+
+    def log_in(self, browser: ChromiumDriver, user: str) -> str:
+        """Log in with the form, as a person does, and return the address of the user's running server."""
+        browser.execute_cdp_cmd("Network.clearBrowserCookies", {})
+        browser.get(f"{self.url}hub/login")
+        find(browser, "#username_input").send_keys(user)
+        find(browser, "#password_input").send_keys("secret")
+        browser.find_element(By.CSS_SELECTOR, "#login_submit").click()
+        find(browser, ".jp-LauncherCard, #jp-main-dock-panel")
+        return f"{self.url}user/{user}/"
+
+    def stop(self) -> None:
+        """Stop it, the proxy and the users' servers."""
+        self.process.terminate()
+        self.process.wait(PATIENCE)
+
+    def _wait(self) -> None:
+        deadline = time.monotonic() + PATIENCE
+        while True:
+            try:
+                with urllib.request.urlopen(f"{self.url}hub/api/", timeout=PATIENCE):
+                    return
+            except OSError:
+                assert self.process.poll() is None, self.log
+                assert time.monotonic() < deadline, self.log
+                time.sleep(0.1)
+
+
+@contextlib.contextmanager
+def hub(folder: Path, *options: str) -> Iterator[Hub]:
+    """A JupyterHub whose users' servers have these options; skips the test where it is not installed."""
+    if importlib.util.find_spec("jupyterhub") is None:
+        pytest.skip("there is no JupyterHub: pip install jupyterhub")
+    beside = os.pathsep.join([str(Path(sys.executable).parent), os.environ.get("PATH", "")])
+    proxy = shutil.which("configurable-http-proxy", path=beside)
+    if proxy is None:
+        pytest.skip(
+            f"there is no configurable-http-proxy: npm install -g --prefix {sys.prefix} configurable-http-proxy@4"
+        )
+    server = Hub(folder, proxy, *options)
+    try:
+        yield server
+    finally:
+        if server.process.poll() is None:
+            server.stop()
