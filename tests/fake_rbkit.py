@@ -44,7 +44,28 @@ def collection(counter: int, events: list[Any] | None = None, padding: int = 0) 
 class FakeRbkit:
     """The server, which runs in a thread while in the context."""
 
-    def __init__(self, pub: str = "tcp://127.0.0.1:*", req: str = "tcp://127.0.0.1:*", *, hwm: int = 1000) -> None:
+    def __init__(
+        self,
+        pub: str = "tcp://127.0.0.1:*",
+        req: str = "tcp://127.0.0.1:*",
+        *,
+        hwm: int = 1000,
+        tagged: bool = False,
+        flush_interval: float = 0.0,
+    ) -> None:
+        """Describe a server.
+
+        Args:
+            pub, req: its endpoints.
+            hwm: the high-water mark of its PUB socket.
+            tagged: whether it is rbkit v0.1.10 as tagged in 2015: it replies before it carries a command out, its
+                handshake has four fields, a snapshot is one event without numbers, strings are raw, and CPU commands
+                do nothing.
+            flush_interval: seconds for which messages are queued before they are sent; one second in rbkit.
+        """
+        self.tagged = tagged
+        self.flush_interval = flush_interval
+        self._last_flush = time.monotonic()
         self.received: list[bytes] = []
         self.enabled: set[str] = set()
         self.clock_type = "wall"
@@ -104,7 +125,9 @@ class FakeRbkit:
             "clock_type": self.clock_type,
             "cpu_profiling_mode": "sampling",
         }
-        packed: bytes = msgpack.packb({0: 8, 1: 1795388434784.0, 2: facts})
+        if self.tagged:
+            facts = {name: facts[name] for name in ("process_name", "pwd", "pid", "object_trace_enabled")}
+        packed: bytes = msgpack.packb({0: 8, 1: 1795388434784.0, 2: facts}, use_bin_type=not self.tagged)
         return packed
 
     def _run(self) -> None:
@@ -121,6 +144,9 @@ class FakeRbkit:
                     self._stopped.wait(0.002)
                 elif rep.poll(2):
                     self._command(rep)
+                if time.monotonic() - self._last_flush < self.flush_interval:
+                    continue
+                self._last_flush = time.monotonic()
                 while self._queue:
                     pub.send_multipart(self._queue.popleft())
                     self.sent += 1
@@ -134,6 +160,10 @@ class FakeRbkit:
             self.answering.wait()
             if self._stopped.is_set():
                 return
+            if self.tagged and request != b"handshake":
+                rep.send(b"ok")
+                self._run_command(request)
+                return
             reply = self._run_command(request.partition(b"\0")[0])
         rep.send(reply)
 
@@ -141,6 +171,8 @@ class FakeRbkit:
         verb, _, what = command.decode(errors="replace").partition("_")
         if command == b"handshake":
             return self.handshake()
+        if self.tagged and what == "cpu_profiling":
+            return b"ok"
         if verb == "start":
             self.enabled.add(what)
         elif verb == "stop":

@@ -245,10 +245,13 @@ def _maps(value: Any) -> list[dict[Any, Any]]:
 
 
 class DumpPart(NamedTuple):
-    """The number of objects in one event of a heap snapshot that has `complete_message_count` objects in total."""
+    """The number of objects in one event of a heap snapshot that has `complete_message_count` objects in total.
 
-    correlation_id: int
-    complete_message_count: int
+    Both other fields are None if rbkit is the tagged version 0.1.10, which sends a snapshot as one event.
+    """
+
+    correlation_id: int | None
+    complete_message_count: int | None
     objects: int
 
 
@@ -256,7 +259,7 @@ def dump_parts(payload: bytes) -> list[DumpPart]:
     """Count the objects in the object_space_dumps of a published message without decoding them.
 
     A message of 50 MB takes about a second, during which other threads can run. Return an empty list for a message
-    that is not rbkit's or has no numbers for `DumpPart`.
+    that is not rbkit's.
     """
     unpacker = msgpack.Unpacker(io.BytesIO(payload), strict_map_key=False, unicode_errors="surrogateescape")
     try:
@@ -285,8 +288,7 @@ def _dump_parts(unpacker: msgpack.Unpacker) -> Iterator[DumpPart]:
             if event[Field.EVENT_TYPE] == EventType.OBJECT_SPACE_DUMP:
                 snapshot = _int_or_none(event.get(Field.CORRELATION_ID))
                 total = _int_or_none(event.get(Field.COMPLETE_MESSAGE_COUNT))
-                if snapshot is not None and total is not None:
-                    yield DumpPart(snapshot, total, event[Field.PAYLOAD])
+                yield DumpPart(snapshot, total, event[Field.PAYLOAD])
 
 
 _COUNTER_HEAD: Final = b"\x84\x00\x07\x01\xcb"  # a map of four: 0 → event_collection, 1 → float64

@@ -1,4 +1,4 @@
-"""Recordings of a profiler: `recording` reads and writes them, `replay` serves them, `export` converts them.
+"""Recordings: `recording` is the file format, `recorder` writes them, `replay` serves and `export` converts them.
 
 Imports `protocol`, `client` and `endpoints`.
 """

@@ -7,27 +7,14 @@ rbkit's own, so a recording can be processed like live data. No I/O except on th
 
 from __future__ import annotations
 
-import asyncio
 import math
-import time
 from collections.abc import Iterable, Iterator
 from typing import BinaryIO, Final, NamedTuple
 
 import msgpack
 
-from tornado_rbkit.client import Gap, RbkitClient
-from tornado_rbkit.errors import RecordingError
-from tornado_rbkit.protocol import (
-    CommandError,
-    DecodeError,
-    DumpPart,
-    Event,
-    Handshake,
-    Notice,
-    RbkitError,
-    decode,
-    dump_parts,
-)
+from tornado_rbkit.errors import DecodeError, RecordingError
+from tornado_rbkit.protocol import Event, Handshake, decode
 
 REPLY, DATA = 0, 1
 _CHUNK: Final = 64 * 1024  # bytes read at a time
@@ -40,93 +27,6 @@ class Record(NamedTuple):
     channel: int
     command: str | None
     payload: bytes
-
-
-class Recorder:
-    """Writes a recording of a live profiler, on one event loop.
-
-    The objects of a snapshot are counted on a thread, because the loop must answer pings, and only for display: a
-    message that cannot be counted is written like any other.
-
-    Attributes:
-        messages: number of published messages written.
-        size: bytes of the published messages written.
-        objects: heap objects received since a snapshot was requested, of all snapshots received meanwhile.
-        objects_announced: their total number, by complete_message_count; 0 before the first objects arrive.
-    """
-
-    def __init__(self, file: BinaryIO) -> None:
-        """Start the recording's clock; the caller closes `file`."""
-        self.messages = self.size = self.objects = self.objects_announced = 0
-        self._snapshot_is_due = False
-        self._snapshots: dict[int, list[int]] = {}  # objects received and announced, by correlation_id
-        self._file = file
-        self._started = time.monotonic()
-
-    def progress(self) -> str:
-        """Return the progress as a text for people."""
-        text = f"{self.messages:,} messages, {self.size:,} bytes"
-        if self.objects_announced:
-            text += f", {self.objects:,} of {self.objects_announced:,} objects"
-        return text
-
-    def write(self, channel: int, command: str | None, payload: bytes) -> None:
-        """Write one record with the current time."""
-        self._file.write(msgpack.packb([time.monotonic() - self._started, channel, command, payload]))
-        if channel == DATA:
-            self.messages += 1
-            self.size += len(payload)
-            if self._snapshot_is_due:
-                counting = asyncio.get_running_loop().run_in_executor(None, dump_parts, payload)
-                counting.add_done_callback(self._add_parts)
-
-    async def ask_all(self, rbkit: RbkitClient, commands: Iterable[str]) -> None:
-        """Send commands one after another and write their replies.
-
-        Raises:
-            CommandError: a command failed; its error is written too.
-        """
-        for command in commands:
-            self._snapshot_is_due |= command == "objectspace_snapshot"
-            reply = await rbkit.request(command)
-            self.write(REPLY, command, reply)
-            error = CommandError.from_reply(reply)
-            if error is not None:
-                raise error
-
-    async def ask_each(self, rbkit: RbkitClient, commands: Iterable[str]) -> list[Exception]:
-        """Send commands as `ask_all` does, continue after an error, and return the errors."""
-        raised: list[Exception] = []
-        for command in commands:
-            try:
-                await self.ask_all(rbkit, [command])
-            except (RbkitError, OSError) as error:
-                raised.append(error)
-        return raised
-
-    async def follow(self, rbkit: RbkitClient) -> None:
-        """Write the published messages and the notices until the client is closed.
-
-        Raises:
-            ConnectionLost: see `RbkitClient.messages`.
-        """
-        async for item in rbkit.messages():
-            if isinstance(item, bytes):
-                self.write(DATA, None, item)
-            elif isinstance(item, Notice):
-                self.write(REPLY, None, item.to_bytes())
-            else:
-                assert isinstance(item, Gap)  # the message_counter of later messages shows the gap too
-
-    def _add_parts(self, counting: asyncio.Future[list[DumpPart]]) -> None:
-        if counting.cancelled():  # the loop is closing
-            return
-        for part in counting.result():
-            snapshot = self._snapshots.setdefault(part.correlation_id, [0, part.complete_message_count])
-            snapshot[0] += part.objects
-        self.objects = sum(come for come, _ in self._snapshots.values())
-        self.objects_announced = sum(announced for _, announced in self._snapshots.values())
-        self._snapshot_is_due = not self._snapshots or any(come < all_ for come, all_ in self._snapshots.values())
 
 
 def read(file: BinaryIO) -> Iterator[Record]:

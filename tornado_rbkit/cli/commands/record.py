@@ -9,17 +9,19 @@ import sys
 from collections.abc import Coroutine
 from typing import Any, Final, TypeVar
 
+from tornado_rbkit.cli.caveats import SNAPSHOT, check_command
 from tornado_rbkit.cli.command import Command
 from tornado_rbkit.cli.options import add_client_options, seconds, token_of
 from tornado_rbkit.cli.output import FULL, binary_output, check_output, is_stdout
 from tornado_rbkit.cli.progress import Progress
 from tornado_rbkit.cli.stopping import stop_signals
 from tornado_rbkit.client import RbkitClient
-from tornado_rbkit.protocol import CommandError, DecodeError, Handshake, decode_handshake
-from tornado_rbkit.recording.recording import REPLY, Recorder
+from tornado_rbkit.errors import CommandError, DecodeError
+from tornado_rbkit.protocol import decode_handshake
+from tornado_rbkit.recording.recorder import CPU, MEMORY, Recorder, RecordingSession
 
 _T = TypeVar("_T")
-_ENDING: Final = "; ending, once the profiler has replied (Ctrl-C: at once)"
+_ENDING: Final = "; ending, once the last messages have arrived (Ctrl-C: at once)"
 
 
 def _add_options(parser: argparse.ArgumentParser) -> None:
@@ -59,38 +61,53 @@ async def _record_until(stop: asyncio.Event, options: argparse.Namespace) -> Non
         client = RbkitClient(options.url, token=token_of(options))
         rbkit = await _unless(stop, stack.enter_async_context(client))
         reply = await _unless(stop, rbkit.request("handshake"))
-        error = CommandError.from_reply(reply)
-        if error is not None:
-            raise error
+        _check_profiler(reply, options)
         output = binary_output(options.output)
         recorder = Recorder(output)
         summary = sys.stderr if is_stdout(options.output) else sys.stdout
         stack.callback(lambda: print(recorder.progress(), file=summary))
         stack.enter_context(output)
-        recorder.write(REPLY, "handshake", reply)
-        await _record_session_of(stop, rbkit, recorder, _stops(options, reply), options)
+        profiling = [*([MEMORY] if options.memory else []), *([CPU] if options.cpu else [])]
+        await _record(stop, rbkit, recorder, RecordingSession(rbkit, recorder, profiling), reply, options)
 
 
-async def _record_session_of(
-    stop: asyncio.Event, rbkit: RbkitClient, recorder: Recorder, stops: list[str], options: argparse.Namespace
+def _check_profiler(reply: bytes, options: argparse.Namespace) -> None:
+    """Check the reply to ``handshake`` before the file is opened."""
+    error = CommandError.from_reply(reply)
+    if error is not None:
+        raise error
+    try:
+        handshake = decode_handshake(reply)
+    except DecodeError:  # it is recorded all the same
+        return
+    for wanted, command in ((options.cpu, "start_cpu_profiling"), (options.snapshot, SNAPSHOT)):
+        if wanted:
+            check_command(command, handshake)
+
+
+async def _record(
+    stop: asyncio.Event,
+    rbkit: RbkitClient,
+    recorder: Recorder,
+    session: RecordingSession,
+    handshake: bytes,
+    options: argparse.Namespace,
 ) -> None:
-    starts = [command.replace("stop", "start") for command in stops]
-    snapshot = ["objectspace_snapshot"] if options.snapshot else []
     stopping = asyncio.create_task(stop.wait())
-    following = asyncio.create_task(recorder.follow(rbkit))
-    recording = asyncio.create_task(recorder.ask_all(rbkit, [*starts, *snapshot]))
-    tasks: list[asyncio.Task[Any]] = [stopping, following, recording]
+    following = asyncio.create_task(session.follow())
+    beginning = asyncio.create_task(_begin(session, handshake, options))
+    tasks: list[asyncio.Task[Any]] = [stopping, following, beginning]
     try:
         with Progress(lambda: recorder.progress() + (_ENDING if stop.is_set() else "")) as progress:
-            await progress.until(recording, stopping, following)
-            if recording.done():
+            await progress.until(beginning, stopping, following)
+            if beginning.done():
                 await progress.until(stopping, following, timeout=options.seconds)
-            recording.cancel()
-            ending = asyncio.create_task(recorder.ask_each(rbkit, reversed(stops)))
+            beginning.cancel()
+            ending = asyncio.create_task(session.end(following))
             tasks.append(ending)
             await progress.until(ending)
         await rbkit.close()
-        results = await asyncio.gather(following, recording, return_exceptions=True)
+        results = await asyncio.gather(following, beginning, return_exceptions=True)
     finally:
         for task in tasks:
             task.cancel()
@@ -98,6 +115,12 @@ async def _record_session_of(
     for result in (*results, *ending.result()):
         if isinstance(result, Exception):
             raise result
+
+
+async def _begin(session: RecordingSession, handshake: bytes, options: argparse.Namespace) -> None:
+    await session.begin(handshake)
+    if options.snapshot:
+        await session.snapshot()
 
 
 class _StoppedError(Exception):
@@ -117,17 +140,6 @@ async def _unless(stop: asyncio.Event, work: Coroutine[Any, Any, _T]) -> _T:
         while not task.done():  # closing a client waits for the server, unless it is cancelled again
             task.cancel()
             await asyncio.wait([task], timeout=0.1)
-
-
-def _stops(options: argparse.Namespace, handshake: bytes) -> list[str]:
-    """Return the commands that stop the requested profiling, except profiling that was already on."""
-    try:
-        on: Handshake | None = decode_handshake(handshake)
-    except DecodeError:
-        on = None
-    memory = options.memory and not (on and on.object_trace_enabled)
-    cpu = options.cpu and not (on and on.cpu_profiling_enabled)
-    return [*(["stop_memory_profile"] if memory else []), *(["stop_cpu_profiling"] if cpu else [])]
 
 
 COMMAND = Command(

@@ -5,6 +5,7 @@ from __future__ import annotations
 import argparse
 import asyncio
 
+from tornado_rbkit.cli.caveats import CHECKED_COMMANDS, check_command
 from tornado_rbkit.cli.command import Command
 from tornado_rbkit.cli.options import add_client_options, token_of
 from tornado_rbkit.cli.output import one_line
@@ -20,6 +21,8 @@ def _add_options(parser: argparse.ArgumentParser) -> None:
 
 async def _run(options: argparse.Namespace) -> int:
     async with RbkitClient(options.url, token=token_of(options)) as rbkit:
+        if options.command in CHECKED_COMMANDS:
+            check_command(options.command, await rbkit.command("handshake"))
         asking = asyncio.create_task(rbkit.command(options.command))
         try:
             with Progress(lambda: f"waiting for the reply to {options.command}") as progress:
