@@ -232,3 +232,25 @@ def test_many_objects_that_come_and_go_are_told_apart(objects: Page, script: Scr
     expected = {name: f"{count:,}" for name, count in counts.items()}
     objects.until(lambda: {row[0]: row[1] for row in objects.rows(TABLE)} == expected, f"they are {expected}")
     assert "older than the profile were destroyed" not in objects.text
+
+
+def test_each_class_is_one_line_however_long_its_name(objects: Page, script: Script) -> None:
+    long = "Very::" * 60 + "Long"
+    script.publish(*born(0, long, 1), *born(0, "Short", 2))
+    until_live(objects, "Short", "1")
+    rows = objects.all("tbody tr")
+    assert rows[0].size["height"] == rows[1].size["height"] < 40
+    assert any(cell.get_attribute("title") == long for cell in objects.all("tbody th"))
+    # Its figures are beside it.
+    name, live = objects.all("tbody th")[0].rect, objects.all("tbody tr:first-child td")[0].rect
+    assert live["x"] == pytest.approx(name["x"] + name["width"], abs=1)
+
+
+def test_more_classes_than_a_page_are_shown_when_asked_for(objects: Page, script: Script) -> None:
+    script.publish(*(event for number in range(450) for event in born(0, f"Class{number:03}", number)))
+    objects.until(lambda: "450 classes, 200 are shown" in objects.text, "the first page is shown")
+    objects.click("Show 200 more of 250")
+    objects.until(lambda: len(names(objects)) == 400, "the next is shown, too")
+    objects.click("Show 50 more of 50")
+    objects.until(lambda: len(names(objects)) == 450, "all are shown")
+    assert not objects.all(".more")

@@ -88,6 +88,21 @@ test("times that are no times are counted as unreadable, and freeze nothing", ()
   }
 });
 
+test("the trend of a class covers all of the profile in few points", () => {
+  const objects = new LiveObjects();
+  for (let second = 0; second < 7200; second++) {
+    objects.add({ type: EventType.OBJ_CREATED, time: 1.8e12 + 1000 * second, id: second, name: second < 3600 ? "Early" : "Late" });
+  }
+  const rows = new Map(objects.rows({}).rows.map(({ name, trend }) => [name, trend.map(([time, live]) => [time - 1.8e9, live])]));
+  const early = rows.get("Early");
+  assert.ok(early.length > 50 && early.length <= 120, `${early.length} points`);
+  assert.ok(early[0][0] < 120 && early.at(-1)[0] > 7000);
+  assert.ok(early.every(([time, live]) => Math.abs(live - Math.min(3600, time + 1)) <= 2));
+  const late = rows.get("Late");
+  assert.ok(late[0][0] >= 3600 && late[0][0] < 3900 && late.every(([time, live]) => Math.abs(live - (time - 3599)) <= 2));
+  assert.equal(objects.rows({}).rows.find(({ name }) => name === "Late").rate, 1);
+});
+
 test("the objects' history, rate and ages go on after the clock was set back", () => {
   const objects = new LiveObjects();
   const run = (from) => {
@@ -101,7 +116,7 @@ test("the objects' history, rate and ages go on after the clock was set back", (
   run(START);
   const [after] = objects.rows({}).rows;
   assert.equal(after.rate, 5);
-  assert.ok(after.history.every(([time]) => time < START + 30));
+  assert.ok(after.trend.every(([time]) => time < START + 30));
   assert.ok(after.old > before.old);
 });
 

@@ -5,7 +5,8 @@ import { IdTable } from "./idtable.js";
 import { EventType } from "../connection/protocol.js";
 
 const HISTORY_SECONDS = 2;
-const HISTORY_LENGTH = 60;
+const HISTORY_LENGTH = 6; // for the rate
+const TREND_LENGTH = 120; // of the whole profile; beyond it every other point is dropped
 
 // Collections within this time age objects only once: CPython runs small ones many times per second.
 const AGING_MS = 5000;
@@ -31,7 +32,10 @@ class ClassRow {
   created = 0;
   destroyed = 0;
   baseline = 0;
-  history = [];
+  /** @type {[number, number][]} */
+  history = []; // the last [time in s, live]
+  /** @type {number[]} */
+  trend = []; // live, at the last of the trend's times
 
   constructor(name) {
     this.name = name;
@@ -49,6 +53,9 @@ export class LiveObjects {
   #epoch = 0;
   #aged = 0; // ms
   #sampled = 0;
+  /** @type {number[]} */
+  #trendTimes = []; // s
+  #trendStep = HISTORY_SECONDS;
 
   add(event) {
     if (event.type === EventType.OBJ_CREATED) this.#create(event.id, event.name);
@@ -85,7 +92,7 @@ export class LiveObjects {
         old: old(row),
         created: row.created,
         destroyed: row.destroyed,
-        history: row.history.slice(),
+        trend: this.#trend(row),
       })),
       matching: rows.length,
       live: this.classes.reduce((sum, row) => sum + row.live, 0),
@@ -94,6 +101,12 @@ export class LiveObjects {
       most: MAX_TRACKED,
       uncertain: this.uncertain,
     };
+  }
+
+  /** Return [time in s, live] of a class since it was first seen. */
+  #trend(row) {
+    const times = this.#trendTimes.slice(this.#trendTimes.length - row.trend.length);
+    return row.trend.map((live, i) => [times[i], live]);
   }
 
   #create(id, name) {
@@ -154,11 +167,30 @@ export class LiveObjects {
     const since = time - this.#sampled;
     if (since < HISTORY_SECONDS * 1000 && since > -LATE_MS) return;
     this.#sampled = time;
+    const dropped = this.#trendTimes.filter((one) => one >= time / 1000).length; // the clock was set back
+    this.#trendTimes.length -= dropped;
+    const last = this.#trendTimes.at(-1) ?? -Infinity;
+    const isDue = time / 1000 - last >= this.#trendStep;
     for (const row of this.classes) {
+      row.trend.length = Math.max(0, row.trend.length - dropped);
+      if (isDue) row.trend.push(row.live);
       if (since < 0) row.history = [];
       row.history.push([time / 1000, row.live]);
       if (row.history.length > HISTORY_LENGTH) row.history.shift();
     }
+    if (isDue) this.#trendTimes.push(time / 1000);
+    if (this.#trendTimes.length > TREND_LENGTH) this.#thin();
+  }
+
+  /** Drop every other point of the trends, and take half as many from now on. */
+  #thin() {
+    const whole = this.#trendTimes.length;
+    for (const row of this.classes) {
+      const first = whole - row.trend.length;
+      row.trend = row.trend.filter((_, i) => (first + i) % 2 === 0);
+    }
+    this.#trendTimes = this.#trendTimes.filter((_, i) => i % 2 === 0);
+    this.#trendStep *= 2;
   }
 }
 

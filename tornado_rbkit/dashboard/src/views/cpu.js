@@ -9,8 +9,6 @@ import { KINDS } from "../model/functions.js";
 import { ask } from "./rpc.js";
 import { Table } from "./widgets/table.js";
 
-const SHOWN = 100;
-
 export class CpuView {
   element;
   refreshSeconds = 1;
@@ -171,10 +169,10 @@ export class CpuView {
 
   async #drawTable(thread) {
     const { sort, descending } = this.table;
-    const query = { process: this.process, thread, filter: this.search.value, sort, descending, limit: SHOWN, idle: this.idle.checked };
+    const query = { process: this.process, thread, filter: this.search.value, sort, descending, limit: this.table.limit, idle: this.idle.checked };
     await this.#functions.ask("functions", query, async (data) => {
       this.#matching = data.matching;
-      await this.table.update(data.rows);
+      await this.table.update(data.rows, data.matching);
       if (this.#function !== null) await this.#drawDetails();
     });
   }

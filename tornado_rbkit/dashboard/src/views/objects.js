@@ -7,7 +7,6 @@ import { Latest } from "./latest.js";
 import { ask } from "./rpc.js";
 import { Table } from "./widgets/table.js";
 
-const SHOWN = 200;
 const SPARK = [96, 20]; // px
 
 export class ObjectsView {
@@ -29,7 +28,7 @@ export class ObjectsView {
         number("live", "live", "made since the profile began, and not gone"),
         number("growth", "growth", "since the profile began, or since Count from now", (row) => format.signed(row.growth)),
         number("rate", "rate", "over the last ten seconds", (row) => format.perSecond(row.rate)),
-        { label: "last 2 min", title: "live objects", draw: (cell, row) => drawSpark(cell, row) },
+        { label: "since the start", title: "live objects, since the class was first seen", draw: (cell, row) => drawSpark(cell, row) },
         number("young", "young", "made since the last garbage collection; those within five seconds count as one"),
         number("middle", "middle", "survived one to three collections"),
         number("old", "old", "survived more than three collections"),
@@ -74,13 +73,13 @@ export class ObjectsView {
   async update(header, process) {
     this.process = process;
     const { sort, descending } = this.table;
-    const query = { process, filter: this.filter.value, sort, descending, limit: SHOWN };
+    const query = { process, filter: this.filter.value, sort, descending, limit: this.table.limit };
     await this.#rows.ask("objects", query, (data) => this.#draw(data, header));
   }
 
   #draw(data, header) {
     this.empty.update(header, !data.matching && !this.filter.value);
-    this.table.update(data.rows);
+    this.table.update(data.rows, data.matching);
     const cut = data.matching > data.rows.length ? `, ${data.rows.length} are shown` : "";
     const strangers = data.strangers ? `; ${format.count(data.strangers)} older than the profile were destroyed` : "";
     setText(this.summary, `${format.count(data.matching)} classes${cut}; ${format.count(data.live)} live objects${strangers}`);
@@ -96,7 +95,7 @@ export class ObjectsView {
   }
 }
 
-function drawSpark(cell, { history }) {
+function drawSpark(cell, { trend }) {
   let svg = cell.firstChild;
   if (!svg) {
     svg = document.createElementNS("http://www.w3.org/2000/svg", "svg");
@@ -106,10 +105,10 @@ function drawSpark(cell, { history }) {
     svg.append(document.createElementNS("http://www.w3.org/2000/svg", "polyline"));
     cell.append(svg);
   }
-  const most = Math.max(1, ...history.map(([, live]) => live));
-  const end = history.at(-1)?.[0] ?? 0;
-  const points = history.map(([time, live]) => {
-    const x = SPARK[0] * (1 - (end - time) / 120);
+  const most = Math.max(1, ...trend.map(([, live]) => live));
+  const [start, end] = [trend[0]?.[0] ?? 0, trend.at(-1)?.[0] ?? 0];
+  const points = trend.map(([time, live]) => {
+    const x = SPARK[0] * (end > start ? (time - start) / (end - start) : 1);
     return `${x.toFixed(1)},${(SPARK[1] - 1 - (SPARK[1] - 2) * (live / most)).toFixed(1)}`;
   });
   svg.firstChild.setAttribute("points", points.join(" "));

@@ -5,9 +5,13 @@ import { h, nextFrame, setAttribute, setText } from "./dom.js";
 
 // Minimum width of a column, in em.
 const NAME_WIDTH = 15;
+const WIDEST_NAME = 46; // numbers stay beside the names
 const NUMBER_WIDTH = 6.4;
 const SHARE_WIDTH = 10;
 const DRAWN_WIDTH = 9;
+
+// Rows shown at first, and more of them at a time.
+const PAGE = 200;
 
 // Visible cells written between two animation frames: few enough to keep the layout in the next frame short.
 const FRAME_CELLS = 50;
@@ -16,6 +20,7 @@ export class Table {
   element;
   sort;
   descending;
+  limit = PAGE; // rows to pass to `update`
   #columns;
   #onselect;
   #body;
@@ -46,8 +51,19 @@ export class Table {
     const table = h("table", { role: "table" }, h("caption", { class: "unseen" }, caption), h("thead", { role: "rowgroup" }, header), this.#body);
     const widths = columns.map((column, i) => (i === 0 ? NAME_WIDTH : column.bar ? SHARE_WIDTH : column.draw ? DRAWN_WIDTH : NUMBER_WIDTH));
     table.style.minWidth = `${widths.reduce((sum, width) => sum + width)}em`; // scrolls if the page is narrower
-    const tracks = columns.map((column, i) => (column.number || column.draw ? `${widths[i]}em` : "minmax(0, 1fr)"));
+    const tracks = columns.map((column, i) =>
+      column.number || column.draw ? `${widths[i]}em` : i === 0 && columns.length > 1 ? `minmax(${NAME_WIDTH}em, ${WIDEST_NAME}em)` : "minmax(0, 1fr)",
+    );
     table.style.setProperty("--columns", tracks.join(" "));
+    this.more = h("button", {
+      type: "button",
+      class: "more",
+      hidden: true,
+      onclick: () => {
+        this.limit += PAGE;
+        onsort();
+      },
+    });
     this.element = h(
       "div",
       {
@@ -56,15 +72,19 @@ export class Table {
         onpointerleave: () => (this.#held = false),
       },
       table,
+      this.more,
     );
     this.#markSorted();
   }
 
   /**
    * Show these rows, a few per animation frame; stop if other rows are passed meanwhile. While the pointer or the
-   * focus is in the table the rows keep their order, and are reordered by a later update.
+   * focus is in the table the rows keep their order, and are reordered by a later update. If more rows are `matching`,
+   * a button asks for them.
    */
-  async update(rows) {
+  async update(rows, matching = rows.length) {
+    this.more.hidden = matching <= rows.length;
+    if (!this.more.hidden) setText(this.more, `Show ${Math.min(PAGE, matching - rows.length)} more of ${matching - rows.length}`);
     const given = new Map(rows.map((data) => [this.key(data), data]));
     const held = (this.#held || this.#body.contains(document.activeElement)) && !this.#rearrange;
     this.#rearrange = false;
@@ -153,6 +173,7 @@ export class Table {
     this.#columns.forEach((column, i) => {
       if (column.draw) column.draw(shown.cells[i], data);
       else setText(shown.cells[i], column.text(data));
+      if (!column.draw && !column.number && !column.hint) shown.cells[i].closest("th, td").title = column.text(data); // it may be cut
       if (column.bar) shown.cells[i].style.setProperty("--share", `${100 * column.bar(data)}%`);
       if (column.hint) shown.cells[i].title = column.hint(data);
     });
