@@ -121,7 +121,7 @@ def deliver(
     """
     published = running.feed.ask(do="load", kind=kind, count=count)["bytes"]
     running.clients.ask(do="expect", kind=kind, count=count if expected is None else expected)
-    time.sleep(0.05)  # what the set-up left behind
+    time.sleep(0.25)  # until `client_count` has been sent, at most 0.1 s after the last client joined
     if on_start is not None:
         on_start()
     pid = running.server.pid

@@ -93,6 +93,7 @@ class TestEnd:
             with pytest.raises(RuntimeError, match="stopped before its bridges were closed"):
                 await server.bridge.close()
             server.bridge = Bridge()  # which the fixture may close
+            thread.stop()
         else:
             assert await ask(await server.connected(), "trigger_gc") == b"0ok"
 

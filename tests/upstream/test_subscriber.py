@@ -123,20 +123,31 @@ class Pacing:
     Attributes:
         sent: all messages that have arrived.
         encodings: those of each batch, and its generation.
+        delivered_at: the time of each batch.
     """
 
-    def __init__(self, *, on_thread: bool = True, max_pending_bytes: int = 1 << 25, level: int = 1) -> None:
+    def __init__(
+        self,
+        *,
+        on_thread: bool = True,
+        max_pending_bytes: int = 1 << 25,
+        level: int = 1,
+        flush_interval: float = FLUSH_INTERVAL,
+        rcvhwm: int = 1000,
+    ) -> None:
         self.loop = FakeLoop()
         self.source = FakeSource()
         self.batches: list[Batch] = []
         self.chunks: defaultdict[Encoding, list[Chunk]] = defaultdict(list)
         self.encodings: list[tuple[set[Encoding], int]] = []
+        self.delivered_at: list[float] = []
         self.sent: list[bytes] = []
         self.subscriber = Subscriber(
             cast(IOLoop, self.loop),
             self.deliver,
             on_thread=on_thread,
-            flush_interval=FLUSH_INTERVAL,
+            flush_interval=flush_interval,
+            rcvhwm=rcvhwm,
             max_pending_bytes=max_pending_bytes,
             compression_level=level,
             clock=self.loop.clock,
@@ -145,6 +156,7 @@ class Pacing:
 
     def deliver(self, batch: Batch) -> None:
         self.batches.append(batch)
+        self.delivered_at.append(self.loop.now)
         self.encodings.append((set(batch.chunks), batch.generation))
         for encoding, chunks in batch.chunks.items():
             self.chunks[encoding] += chunks
@@ -176,6 +188,19 @@ class Pacing:
             self.check()
         return waited
 
+    def trickle(self, seconds: float, count: int) -> None:
+        """Have messages arrive every so many seconds, while the web loop acknowledges each batch at once."""
+        first = len(self.sent)
+        started = self.loop.now
+        for number in range(count):
+            arrival = started + number * seconds
+            while self.loop.timers and self.loop.timers[0][0] <= arrival:
+                self.run()
+                self.acknowledge()
+            self.loop.now = max(self.loop.now, arrival)
+            self.arrive(message(first + number))
+            self.acknowledge()
+
     def settle(self) -> None:
         """Let everything happen that happens without another message, with receipts that come at once."""
         for _ in range(10_000):
@@ -203,6 +228,9 @@ class Pacing:
         else:
             assert not watched
             assert len(self.loop.timers) == 1, "nothing wakes it"
+            if self.phase is Phase.RESTING and not held and self.source.emptied:
+                rest = self.loop.timers[0][0] - self.loop.now
+                assert rest <= self.subscriber.max_rest + 1e-9, "it does not look at the source for too long"
 
     def received(self, encoding: Encoding = BINARY) -> list[bytes]:
         """Return the messages handed over in an encoding."""
@@ -409,7 +437,7 @@ class TestPhases:
         pacing.expect(Phase.LISTENING)
         assert pacing.received() == [message(0)]
 
-    def test_a_message_soon_after_is_handed_over_before_a_rest_of_flush_interval(self) -> None:
+    def test_a_message_soon_after_is_handed_over_before_a_rest(self) -> None:
         pacing = listening()
         pacing.arrive(message(0))
         pacing.acknowledge()
@@ -578,6 +606,87 @@ class TestPhases:
         assert sum(batch.missed for batch in pacing.batches) == 3
 
 
+class TestRests:
+    @pytest.mark.parametrize(
+        ("rate", "rest"),
+        [(5000, 0.005), (2000, 0.005), (1000, 0.008), (500, 0.016), (200, 0.04), (100, 0.05), (40, 0.05), (10, 0.1)],
+    )
+    def test_are_as_long_as_eight_messages_take_up_to_50_ms(self, rate: float, rest: float) -> None:
+        pacing = watched(BINARY)
+        pacing.trickle(1 / rate, count=500)
+        gaps = [later - earlier for earlier, later in zip(pacing.delivered_at, pacing.delivered_at[1:], strict=False)]
+        assert sum(gaps[-5:-1]) / 4 == pytest.approx(rest, rel=0.2)
+        assert max(gaps[1:-1]) <= 1.25 * max(rest, pacing.subscriber.max_rest if rate < 40 else 0)
+        pacing.settle()
+        assert pacing.received() == pacing.sent
+
+    def test_end_with_a_silence_whose_next_message_is_delivered_at_once(self) -> None:
+        pacing = watched(BINARY)
+        for _ in range(3):
+            pacing.trickle(0.01, count=50)
+            pacing.settle()
+            pacing.loop.now += 0.06
+            before = len(pacing.batches)
+            pacing.arrive(message(len(pacing.sent)))
+            assert len(pacing.batches) == before + 1
+            pacing.expect(Phase.LISTENING)
+            pacing.acknowledge()
+            pacing.loop.now += 0.0001
+            pacing.arrive(message(len(pacing.sent)))
+            pacing.acknowledge()
+            assert pacing.run() == pytest.approx(FLUSH_INTERVAL, abs=1e-4), "it begins short again"
+        pacing.settle()
+        assert pacing.received() == pacing.sent
+
+    def test_are_short_again_after_the_first_batch_of_a_burst(self) -> None:
+        pacing = watched(BINARY)
+        pacing.trickle(0.01, count=50)
+        pacing.arrive(*messages(100, start=50))
+        assert pacing.run() > 2 * FLUSH_INTERVAL
+        assert pacing.received() == pacing.sent
+        pacing.acknowledge()
+        pacing.arrive(*messages(100, start=150))
+        assert pacing.run() == pytest.approx(FLUSH_INTERVAL, abs=1e-4)
+        assert pacing.received() == pacing.sent
+
+    def test_are_short_again_after_a_full_batch(self) -> None:
+        pacing = watched(BINARY)
+        pacing.trickle(0.01, count=50)
+        pacing.arrive(*messages(4, size=2 << 20, start=50))
+        pacing.settle()
+        assert pacing.received() == pacing.sent
+        pacing.arrive(*messages(10, start=54))
+        pacing.acknowledge()
+        assert pacing.run() == pytest.approx(FLUSH_INTERVAL, abs=1e-4)
+
+    @pytest.mark.parametrize(
+        ("flush_interval", "rcvhwm", "longest"),
+        [
+            (0.005, 1000, 0.05),
+            (0.005, 10**6, 0.05),
+            (0.005, 200, 0.01),
+            (0.005, 1, 0.005),
+            (0.001, 1000, 0.01),
+            (0.0, 1000, 0.0),
+            (0.2, 1000, 0.2),
+        ],
+    )
+    def test_are_bounded_by_flush_interval_and_by_the_room_of_the_socket(
+        self, flush_interval: float, rcvhwm: int, longest: float
+    ) -> None:
+        pacing = watched(BINARY, flush_interval=flush_interval, rcvhwm=rcvhwm)
+        assert pacing.subscriber.max_rest == pytest.approx(longest)
+        pacing.trickle(max(longest, 0.001) / 2, count=50)
+        rests = []
+        for _ in range(20):
+            pacing.arrive(message(len(pacing.sent)))
+            pacing.acknowledge()
+            rests.append(pacing.run() if pacing.loop.timers else 0.0)
+        assert max(rests) <= longest + 1e-4
+        pacing.settle()
+        assert pacing.received() == pacing.sent
+
+
 @pytest.mark.parametrize(
     ("counters", "missed", "restarted", "foreign"),
     [
@@ -642,11 +751,15 @@ class AnyOrder(RuleBasedStateMachine):
         on_thread=st.booleans(),
         step=st.sampled_from([0.0, 0.0005, 0.02]),
         max_pending=st.sampled_from([1, 3000, 1 << 25]),
+        flush_interval=st.sampled_from([0.0, FLUSH_INTERVAL, 0.1]),
+        rcvhwm=st.sampled_from([1, 1000]),
     )
-    def begin(self, on_thread: bool, step: float, max_pending: int) -> None:
+    def begin(self, on_thread: bool, step: float, max_pending: int, flush_interval: float, rcvhwm: int) -> None:
         self.patch = pytest.MonkeyPatch()
         make_small(self.patch)
-        self.pacing = Pacing(on_thread=on_thread, max_pending_bytes=max_pending)
+        self.pacing = Pacing(
+            on_thread=on_thread, max_pending_bytes=max_pending, flush_interval=flush_interval, rcvhwm=rcvhwm
+        )
         self.pacing.loop.step = step
         self.pacing.source.on_taken = self.note_taken
         self.audience = Clients()
@@ -882,6 +995,9 @@ class TestOverSockets:
             witness.connect(rbkit.pub)
             while not witness.poll(10):
                 rbkit.publish(b"the witness is connected")
+            rbkit.publish(b"begin")
+            while witness.recv() != b"begin":  # so that the bridge gets none of them
+                pass
             io_loop = thread.io_loop if threaded else IOLoop.current()
             bridge = Bridge(
                 **rbkit.endpoints, threaded=thread if threaded else False, compression_level=1, rcvhwm=10_000

@@ -81,7 +81,9 @@ class Bridge:
             stop_when_idle: whether to stop the profiling that was started through this bridge before the connection is
                 closed. A process forked from the one that created the bridge, or by `tornado.process.fork_processes`,
                 never stops it: it cannot know whether its siblings have clients.
-            flush_interval: seconds to wait after all published messages were delivered.
+            flush_interval: seconds to wait after all published messages were delivered. While fewer than 8 messages
+                arrive in that time, the wait is longer: until about 8 have arrived, at most 10 × `flush_interval` and
+                at most 0.05 s. The first message after a silence, replies and notices never wait.
             max_pending_bytes: bytes of profiling data that may wait between the profiler and the web loop.
             rcvhwm: number of messages that may wait in the SUB socket (ZMQ_RCVHWM).
             max_message_bytes: a longer message from the profiler ends its connection (ZMQ_MAXMSGSIZE); a multipart

@@ -78,6 +78,7 @@ class ProfilerSockets:
             on_batch,
             on_thread=on_thread,
             flush_interval=options.flush_interval,
+            rcvhwm=options.rcvhwm,
             max_pending_bytes=options.max_pending_bytes,
             compression_level=options.compression_level,
         )

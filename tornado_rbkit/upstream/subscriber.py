@@ -18,6 +18,13 @@ from tornado_rbkit.upstream.types import Batch
 _ACKNOWLEDGEMENT_POLL: Final = 0.001  # seconds, the resolution of epoll
 _MAX_ACKNOWLEDGEMENT_POLL: Final = 0.01  # seconds, while nothing arrives; too short for RCVHWM messages to arrive
 
+MAX_REST: Final = 0.05
+"""Seconds between two batches while few messages arrive."""
+
+_REST_GROWTH: Final = 10  # a rest is at most this many times `flush_interval`
+_MAX_RATE: Final = 20_000  # messages per second; the SUB socket's queue must not fill up during a rest
+_GATHERED: Final = 8  # messages for which a rest is long enough
+
 
 class Phase(enum.Enum):
     """The event that a `Subscriber` waits for."""
@@ -33,11 +40,13 @@ class Subscriber:
     """Paces one profiler's messages. On its loop's thread only, except the constructor.
 
     A wake-up costs more than the messages that caused it, so all ready messages are taken at once and the source is
-    then left alone for `flush_interval`. After a full batch, the subscriber rests for as long as the web loop was busy
-    with it, so that the loop's other work gets every second turn; on a thread, the next batch is compressed meanwhile.
-    While the web loop is busy with other work, messages are moved from the source to a bounded queue; past the bound
-    the profiler's high-water mark applies. Encoding pauses every 10 ms for one turn of the loop, so a large message
-    delays neither commands nor `close`.
+    then left alone for a rest: at the present rate, the time in which `_GATHERED` messages arrive, but at least
+    `flush_interval` and at most `max_rest`. The first message after a silence of `max_rest` is delivered at once.
+    After a full batch, the subscriber rests for as long as the web loop was busy with it, so that the loop's other
+    work gets every second turn; on a thread, the next batch is compressed meanwhile. While the web loop is busy with
+    other work, messages are moved from the source to a bounded queue; past the bound the profiler's high-water mark
+    applies. Encoding pauses every 10 ms for one turn of the loop, so a large message delays neither commands nor
+    `close`.
 
     Invariant, whenever no method is running: if anything is pending, encoded and not delivered, or counted and not
     reported, or if the source was not empty when last read, a timer is set. Otherwise the phase is `LISTENING`, in
@@ -45,6 +54,7 @@ class Subscriber:
 
     Attributes:
         phase: the event that the subscriber waits for.
+        max_rest: seconds; the longest rest.
     """
 
     _source: Source
@@ -56,6 +66,7 @@ class Subscriber:
         *,
         on_thread: bool,
         flush_interval: float,
+        rcvhwm: int,
         max_pending_bytes: int,
         compression_level: int,
         clock: Callable[[], float] = time.monotonic,
@@ -66,7 +77,8 @@ class Subscriber:
             io_loop: the source's loop; only its timers are used.
             deliver: passes a batch to the clients, on their thread; must not block, raise or call back.
             on_thread: whether `io_loop` is not the clients' loop.
-            flush_interval: seconds of rest after the source was emptied.
+            flush_interval: seconds of rest after the source was emptied, while many messages arrive.
+            rcvhwm: number of messages for which the source has room.
             max_pending_bytes: bytes of payload that may wait here.
             compression_level: 1 to 9, for clients with a compressed encoding.
             clock: returns seconds; monotonic.
@@ -76,6 +88,7 @@ class Subscriber:
         self._deliver = deliver
         self._on_thread = on_thread
         self._flush_interval = flush_interval
+        self.max_rest = max(flush_interval, min(_REST_GROWTH * flush_interval, MAX_REST, rcvhwm / _MAX_RATE))
         self._max_pending = max_pending_bytes
         self._clock = clock
         self._losses = LossCounter()
@@ -145,7 +158,8 @@ class Subscriber:
         """
         encoder = self._encoder
         started = self._clock()
-        was_quiet = self.phase is Phase.LISTENING and started - self._handed_over_at > self._flush_interval
+        since_last = started - self._handed_over_at
+        was_silent = self.phase is Phase.LISTENING and since_last > self.max_rest
         received, emptied = self._take()
         due = self._acknowledged and started > self._rests_until - _ACKNOWLEDGEMENT_POLL  # timers are no more exact
         delivered = due and (self._unreported or encoder.is_encoding) and encoder.encode()
@@ -170,9 +184,13 @@ class Subscriber:
             return Phase.WAITING, min(max(_ACKNOWLEDGEMENT_POLL, silence), _MAX_ACKNOWLEDGEMENT_POLL)
         if self._unreported or not emptied:
             return Phase.RESTING, rest
-        if delivered and was_quiet:
+        if delivered and was_silent:
             return Phase.LISTENING, 0.0  # often no other message follows soon: save a timer's wake-up
-        if delivered or received:
+        if delivered:
+            assert self._sent is not None
+            gathering = since_last * _GATHERED / max(1, self._sent.messages)
+            return Phase.RESTING, min(max(self._flush_interval, gathering), self.max_rest)
+        if received:
             return Phase.RESTING, self._flush_interval
         return Phase.LISTENING, 0.0
 
