@@ -17,7 +17,7 @@ from tests.faults.steady import SteadyProcess
 from tests.faults.test_clients import until_alone
 from tests.faults.witness import Witness, witnesses
 
-SECONDS = 60.0
+SECONDS = 15.0
 COMMANDS = [b"trigger_gc", b"handshake", b"nonsense", b"", b"objectspace_snapshot", b"use_cpu_time"]
 
 
