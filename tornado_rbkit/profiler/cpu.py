@@ -43,6 +43,7 @@ from tornado_rbkit.profiler.packing import pack_sample, pack_stack, pack_time
 from tornado_rbkit.profiler.threads import Flag, InternalThread, internal_logger, internal_threads
 
 _log = internal_logger(__name__)
+_jitter: Final = random.Random()  # noqa: S311 - not the host's generator, which it may have seeded
 
 DEFAULT_INTERVAL: Final = 0.001
 """Seconds, as in rbkit."""
@@ -180,12 +181,11 @@ class CPUSampler:
 
     def _sample(self) -> None:
         self._clocks = ThreadClocks()
-        jitter = random.Random()  # noqa: S311 - not the host's generator, which it may have seeded
         due = time.monotonic() + self._pace.interval
         while not self._stopped.wait(due - time.monotonic()):
             interval = self._pace.interval
             behind = int((time.monotonic() - due) / interval)
-            due += (behind + jitter.uniform(0.5, 1.5)) * interval
+            due += (behind + _jitter.uniform(0.5, 1.5)) * interval
             self._late += behind
             if self._batcher.backlog > BACKLOG_EVENTS:
                 self._late += 1

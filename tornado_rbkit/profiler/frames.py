@@ -26,6 +26,7 @@ from types import CodeType, FrameType
 from typing import Any, Final, TypeAlias
 
 from tornado_rbkit.errors import RbkitError
+from tornado_rbkit.profiler.threads import original
 from tornado_rbkit.profiler.uninterrupted import ONCE, run_uninterrupted
 
 MAX_DEPTH: Final = 1000
@@ -76,6 +77,20 @@ def thread_ids() -> set[int]:
     found: set[int] = set()
     _with_frames(lambda frames: [map(found.update, frames)])
     return found
+
+
+def frames_of_others() -> list[FrameType]:
+    """Return the innermost frame of each thread but the caller's. Any thread.
+
+    For Python 3.12 and later; see the module's docstring.
+
+    Raises:
+        SamplingError: the frames cannot be read safely.
+    """
+    frames: dict[int, FrameType] = {}
+    _with_frames(lambda current: [map(frames.update, current)])
+    frames.pop(original("get_ident")(), None)  # it holds this dict, which would hold it until a collection
+    return list(frames.values())
 
 
 def read_stacks(threads: Iterable[int]) -> dict[int, list[Place]]:

@@ -20,6 +20,7 @@ references have no name. None of the host's code is run, and no ``__dict__`` is 
 
 from __future__ import annotations
 
+import contextlib
 import gc
 import sys
 from collections.abc import Callable, Iterable, Iterator
@@ -39,6 +40,7 @@ from types import (
 )
 from typing import Any, Final, NamedTuple, TypeAlias
 
+from tornado_rbkit.profiler.frames import SamplingError, frames_of_others
 from tornado_rbkit.profiler.objects import HAVE_GC, class_name, referents, type_dict, type_flags, type_mro
 from tornado_rbkit.protocol import Field
 
@@ -130,14 +132,15 @@ def defined_at(item: Any) -> tuple[str, int] | None:
 
 
 def running_frames() -> list[FrameType]:
-    """Return the frames of all threads, if their variables can be read."""
+    """Return the frames of all other threads, if their variables can be read and their stacks are safe to read."""
     found: list[FrameType] = []
     if FRAMES_SHOW_LOCALS:
-        for frame in sys._current_frames().values():
-            each: FrameType | None = frame
-            while each is not None:
-                found.append(each)
-                each = each.f_back
+        with contextlib.suppress(SamplingError):
+            for frame in frames_of_others():
+                each: FrameType | None = frame
+                while each is not None:
+                    found.append(each)
+                    each = each.f_back
     return found
 
 
