@@ -3,14 +3,18 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import json
+import multiprocessing
 import os
+import py_compile
 import re
 import signal
 import subprocess
 import sys
 import textwrap
 import time
+import zipapp
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -64,6 +68,18 @@ def beside(url: str, path: str) -> str:
     """Return the address of what is beside the page; of a WebSocket where the path ends with ws."""
     page, _, query = url.partition("?")
     return (page.replace("http", "ws") if path.endswith("ws") else page) + path + ("?" + query if query else "")
+
+
+def web_server(process: subprocess.Popen[str]) -> int:
+    """Return the pid of the web server beside a program, which is not its child."""
+    assert Path(f"/proc/{process.pid}/task/{process.pid}/children").read_text() == ""
+    profiler = next(server for server in discovery.list_servers() if server.pid == process.pid)
+    found = []
+    for path in Path("/proc").glob("[0-9]*/cmdline"):
+        with contextlib.suppress(OSError):  # it has ended
+            found += [int(path.parent.name)] if profiler.req.encode() in path.read_bytes().split(b"\0") else []
+    (pid,) = found
+    return pid
 
 
 def program(folder: Path, text: str) -> str:
@@ -261,7 +277,7 @@ class TestRun:
         assert process.stdout is not None
         token = url_in(process.stderr.readline()).partition("token=")[2]
         assert process.stdout.readline() == "None\n", "the program's environment is its own"
-        (server,) = Path(f"/proc/{process.pid}/task/{process.pid}/children").read_text().split()
+        server = web_server(process)
         assert token not in Path(f"/proc/{server}/cmdline").read_text()
         assert token in Path(f"/proc/{server}/environ").read_text()
 
@@ -297,10 +313,9 @@ class TestRun:
         process = start(started, "run", program(tmp_path, "input()"), stdin=subprocess.PIPE, stderr=subprocess.PIPE)
         assert process.stderr is not None
         process.stderr.readline()
-        (server,) = Path(f"/proc/{process.pid}/task/{process.pid}/children").read_text().split()
-        os.kill(int(server), signal.SIGKILL)
+        os.kill(web_server(process), signal.SIGKILL)
         _, errors = process.communicate("\n", timeout=20)
-        assert (process.returncode, errors) == (0, "tornado-rbkit: the web server ended with status -9\n")
+        assert (process.returncode, errors) == (0, "tornado-rbkit: the web server was killed\n")
 
     async def test_ends_its_server_when_the_program_is_killed(
         self, tmp_path: Path, started: list[subprocess.Popen[str]]
@@ -323,6 +338,161 @@ class TestRun:
                 return
             await asyncio.sleep(0.05)
         pytest.fail("the server is still there")
+
+
+class TestRunsWhatPythonRuns:
+    @pytest.mark.parametrize("kind", ["folder", "zip", "pyc"])
+    def test_besides_source_files(self, tmp_path: Path, kind: str) -> None:
+        source = tmp_path / "app" / "__main__.py"
+        source.parent.mkdir()
+        source.write_text("import sys, beside; print(__name__, sys.argv[1:], beside.HERE)")
+        (source.parent / "beside.py").write_text("HERE = 'here'")
+        if kind == "zip":
+            zipapp.create_archive(source.parent, tmp_path / "app.pyz")
+            path = tmp_path / "app.pyz"
+        elif kind == "pyc":
+            path = source.parent / "app.pyc"
+            py_compile.compile(str(source), str(path))
+        else:
+            path = source.parent
+        finished = run(str(path), "--x")
+        assert (finished.returncode, finished.stdout) == (0, "__main__ ['--x'] here\n"), finished.stderr
+
+    @pytest.mark.skipif(os.name == "nt", reason="the web server is a child on Windows")
+    def test_and_gives_it_no_children_but_its_own(self, tmp_path: Path) -> None:
+        text = """
+            import os
+            if os.fork() == 0:
+                os._exit(3)
+            while True:
+                try:
+                    print(os.waitstatus_to_exitcode(os.wait()[1]))
+                except ChildProcessError:
+                    break
+        """
+        assert run(program(tmp_path, text)).stdout == "3\n"
+
+
+FAMILY = """
+    import json, os, subprocess, sys, time
+    from tornado_rbkit import profiler
+
+    def wait_for(names):
+        deadline = time.monotonic() + 50
+        while True:
+            found = sorted(server.name for server in profiler.list_servers())
+            if len(found) == names:
+                return found
+            if time.monotonic() > deadline:
+                raise SystemExit(f"expected {names}: {found}")
+            time.sleep(0.05)
+"""
+"""The beginning of a program that looks for the profilers of its processes."""
+
+
+class TestFollowsChildren:
+    def test_that_are_python_processes(self, tmp_path: Path) -> None:
+        text = (
+            FAMILY
+            + """
+    code = "import sys; input(); print(sys.path[1:2])"
+    child = subprocess.Popen([sys.executable, "-c", code], stdin=subprocess.PIPE)
+    names = wait_for(2)
+    print(names == [sys.argv[0], "program.py · worker 1 (%d)" % child.pid], flush=True)
+    child.communicate(b"\\n")
+    wait_for(1)
+    child = subprocess.Popen([sys.executable, "-c", "input()"], stdin=subprocess.PIPE)
+    print("program.py · worker 1 (%d)" % child.pid in wait_for(2))
+    child.communicate(b"\\n")
+        """
+        )
+        finished = run(program(tmp_path, text))
+        assert finished.returncode == 0, finished.stderr
+        lines = finished.stdout.splitlines()
+        assert (lines[0], lines[2]) == ("True", "True"), finished.stderr
+        assert "startup" not in lines[1], "the child's sys.path is as without the profiler"
+
+    @pytest.mark.parametrize("method", multiprocessing.get_all_start_methods())
+    def test_that_multiprocessing_starts_and_their_servers_end_with_them(self, tmp_path: Path, method: str) -> None:
+        text = """
+    import concurrent.futures, multiprocessing
+    def work(number):
+        return number
+    if __name__ == "__main__":
+        context = multiprocessing.get_context("METHOD")
+        with concurrent.futures.ProcessPoolExecutor(2, mp_context=context) as pool:
+            print(sum(pool.map(work, range(100))), [name.split(" (")[0] for name in wait_for(3)][1:])
+        print(wait_for(1) == [sys.argv[0]])
+        """.replace("METHOD", method)
+        if method == "fork":  # a pool forks its second process when it is needed
+            text = text.replace("print(sum", "pool.submit(time.sleep, 0.5)\n            print(sum")
+        finished = run(program(tmp_path, FAMILY + text))
+        assert finished.returncode == 0, finished.stderr
+        assert finished.stdout == ("4950 ['program.py · worker 1', 'program.py · worker 2']\nTrue\n"), finished.stderr
+
+    def test_and_imports_the_sitecustomize_of_the_environment(self, tmp_path: Path) -> None:
+        (tmp_path / "sitecustomize.py").write_text("import builtins; builtins.customized = True")
+        text = f"""
+            import os, subprocess, sys
+            code = "print(customized, __import__('sitecustomize').__file__)"
+            environment = {{**os.environ, "PYTHONPATH": os.environ["PYTHONPATH"] + os.pathsep + {str(tmp_path)!r}}}
+            sys.exit(subprocess.run([sys.executable, "-c", code], env=environment).returncode)
+        """
+        (tmp_path / "sub").mkdir()
+        finished = run(program(tmp_path / "sub", text))
+        assert finished.stdout == f"True {tmp_path / 'sitecustomize.py'}\n", finished.stderr
+
+    def test_but_not_into_another_environment(self, tmp_path: Path) -> None:
+        text = """
+            import subprocess, sys
+            sys.exit(subprocess.run([sys.executable, "-S", "-c", "import sitecustomize"]).returncode)
+        """
+        assert run(program(tmp_path, text)).returncode == 0
+
+    async def test_and_shows_them_on_the_page_of_the_program(
+        self, tmp_path: Path, started: list[subprocess.Popen[str]]
+    ) -> None:
+        text = """
+            import subprocess, sys
+            child = subprocess.Popen([sys.executable, "-c", "input()"], stdin=subprocess.PIPE)
+            input()
+            child.communicate(b"\\n")
+        """
+        stranger = start(
+            started, "run", program(tmp_path, "input()"), stdin=subprocess.PIPE, stderr=subprocess.DEVNULL
+        )
+        process = start(started, "run", program(tmp_path, text), stdin=subprocess.PIPE, stderr=subprocess.PIPE)
+        assert process.stderr is not None
+        url = url_in(process.stderr.readline())
+        names: list[str] = []
+        while len(names) < 2:
+            targets = json.loads((await AsyncHTTPClient().fetch(beside(url, "targets"))).body)
+            names = [target["name"] for target in targets]
+        assert names[0] == "program.py"
+        assert re.fullmatch(r"program.py-worker-1-\d+", names[1])
+        async with RbkitClient(beside(url, "ws")) as rbkit:
+            handshake = await rbkit.command("handshake")
+            assert isinstance(handshake, Handshake)
+            assert handshake.pid == process.pid, "the WebSocket beside the page is the program's"
+        assert stranger.poll() is None
+        process.communicate("\n", timeout=30)
+
+    def test_records_from_the_start_where_it_is_told_to(self, tmp_path: Path) -> None:
+        text = (
+            FAMILY
+            + """
+    def recording():
+        status = profiler.current_server().status()
+        return status["cpu"]["enabled"], status["memory"]["enabled"]
+    print(recording(), flush=True)
+    code = "from tornado_rbkit import profiler; status = profiler.current_server().status()"
+    subprocess.run([sys.executable, "-c", code + "; print(status['cpu']['enabled'], status['memory']['enabled'])"])
+        """
+        )
+        path = program(tmp_path, text)
+        assert run("--cpu", path).stdout == "(True, False)\nTrue False\n"
+        assert run("--memory", "--cpu", path).stdout == "(True, True)\nTrue True\n"
+        assert run(path).stdout == "(False, False)\nFalse False\n"
 
 
 def test_a_server_beside_a_program_ends_when_its_standard_input_cannot_be_read(

@@ -132,23 +132,29 @@ sys.stdin.read()
     assert list(runtime.iterdir()) == []
 
 
-def test_ports_are_taken_where_they_are_asked_for(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_second_process_takes_other_sockets_than_the_environment_s_ports(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
     port = free_port()
     monkeypatch.setenv("RBKIT_REQ_PORT", str(port))
     with started() as server:
         assert server.req == f"tcp://127.0.0.1:{port}"
         assert server.pub.startswith("ipc://")
-        message = python(
+        second = python(
             """
+import logging, sys
+logging.basicConfig(stream=sys.stdout, format="%(message)s")
 from tornado_rbkit import profiler
-try:
-    profiler.start_server()
-except profiler.BindError as error:
-    print(error, "|", profiler.current_server())
+server = profiler.start_server()
+assert [found.req for found in profiler.list_servers()][-1] == server.req
+print(server.req)
 """
-        )
-    assert "RBKIT_REQ_PORT: in use by another program" in message
-    assert message.endswith(f"tcp://127.0.0.1:{port} | None\n")
+        ).splitlines()
+    assert second[0] == (
+        "the profiler takes another socket, which `tornado-rbkit list` shows: "
+        f"RBKIT_REQ_PORT: in use by another program: tcp://127.0.0.1:{port}"
+    )
+    assert second[1].startswith("ipc://")
 
 
 def test_a_runtime_folder_with_too_long_a_path_leaves_them_to_a_shorter_one(

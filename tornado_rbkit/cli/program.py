@@ -1,4 +1,8 @@
-"""Runs a Python program under the profiler, with a web server in a process beside it."""
+"""Runs a Python program under the profiler, with a web server in a process beside it.
+
+The web server is no child of the program, which may wait for its children or end them. It ends at the end of its
+standard input, a pipe whose other end this process holds.
+"""
 
 from __future__ import annotations
 
@@ -6,11 +10,13 @@ import atexit
 import builtins
 import importlib.util
 import os
+import pkgutil
 import re
 import runpy
 import secrets
 import subprocess
 import sys
+import threading
 import types
 import webbrowser
 from collections.abc import Callable
@@ -18,13 +24,25 @@ from typing import Final
 from urllib.parse import quote
 
 from tornado_rbkit.errors import ServerFailedError
-from tornado_rbkit.profiler import start_server
+from tornado_rbkit.profiler import Server
+from tornado_rbkit.profiler.follow import follow, unfollowed
 
 _PATIENCE: Final = 5.0  # seconds; a server that closes its clients takes at most two
 
 
-def prepare(module: list[str], script: list[str], host: str, port: int, open_browser: bool) -> Callable[[], None]:
+def prepare(
+    module: list[str],
+    script: list[str],
+    host: str,
+    port: int,
+    open_browser: bool,
+    *,
+    cpu: bool = False,
+    memory: bool = False,
+) -> Callable[[], None]:
     """Start the profiler in this process and a web server in another; return a function that runs the program.
+
+    The program's child processes are followed: see `tornado_rbkit.profiler.follow`.
 
     The printed URL contains the token that the web server requires.
 
@@ -37,8 +55,11 @@ def prepare(module: list[str], script: list[str], host: str, port: int, open_bro
         host: the address on which the web server listens.
         port: the port of the web server; 0 picks a free one.
         open_browser: whether to open the page in a browser.
+        cpu: whether to sample stacks from the start.
+        memory: whether to profile memory from the start.
 
     Raises:
+        SamplingError: with `cpu`, sampling the stacks could crash this process.
         ValueError: there is neither a module nor a script.
         OSError: there is no such script.
         ServerFailedError: the web server did not start.
@@ -47,13 +68,13 @@ def prepare(module: list[str], script: list[str], host: str, port: int, open_bro
     program = module or script
     if not program:
         raise ValueError("there is no program to run; allowed: a script, or -m and a module")
-    if not module and not os.path.isfile(program[0]):
+    if not module and not os.path.exists(program[0]):
         raise FileNotFoundError(f"there is no script {program[0]!r}")
     if module:
         sys.path[0] = os.getcwd()
         _check_module(program[0])
-    server = start_server(name=program[0])
-    url = _serve_beside(server.pub, server.req, host, port)
+    server = follow(program[0], cpu=cpu, memory=memory)
+    url = _serve_beside(server, host, port)
     print(f"tornado-rbkit: {url}", file=sys.stderr, flush=True)
     if open_browser:
         webbrowser.open(re.sub(r"//(0\.0\.0\.0|\[::\]):", "//localhost:", url, count=1))  # all addresses
@@ -74,14 +95,24 @@ def prepare(module: list[str], script: list[str], host: str, port: int, open_bro
 
 
 def _run_script(path: str) -> None:
-    """Run a script as the interpreter does: in a lasting ``__main__``, which its threads and pickle need."""
+    """Run what ``python PATH`` runs: a source file, a .pyc file, or a folder or zip file with a __main__ module.
+
+    A file runs in a lasting ``__main__``, which its threads and pickle need.
+    """
     main = types.ModuleType("__main__")
+    sys.modules["__main__"] = main
+    if pkgutil.get_importer(path) is not None:
+        sys.path[0] = path
+        runpy._run_module_as_main("__main__", alter_argv=False)  # type: ignore[attr-defined]  # as the interpreter does
+        return
     main.__file__ = os.path.abspath(path)
     main.__dict__["__builtins__"] = builtins
     sys.path[0] = os.path.dirname(os.path.realpath(path))
-    sys.modules["__main__"] = main
     with open(path, "rb") as file:
-        code = compile(file.read(), main.__file__, "exec", dont_inherit=True)
+        code = pkgutil.read_code(file)  # runpy reads a .pyc file with it
+        if code is None:
+            file.seek(0)
+            code = compile(file.read(), main.__file__, "exec", dont_inherit=True)
     exec(code, main.__dict__)  # noqa: S102 - this is what running a script is
 
 
@@ -116,24 +147,42 @@ def own_module(name: str) -> list[str]:
     return [sys.executable, "-c", start]
 
 
-def _serve_beside(pub: str, req: str, host: str, port: int) -> str:
+_DETACHED: Final = """
+import sys
+del sys.path[0]
+import os
+if os.fork():
+    os._exit(0)
+import runpy
+status = 1
+try:
+    runpy.run_module('tornado_rbkit', run_name='__main__', alter_sys=True)
+except SystemExit as end:
+    status = int(end.code or 0)
+except BaseException:
+    sys.excepthook(*sys.exc_info())
+finally:
+    try:
+        sys.stdout.flush()
+        os.write(1, b'status %d' % status)
+    except OSError:
+        pass  # the program was killed
+    os._exit(0)
+"""
+"""Runs the command line in a child of a process that ends at once, and prints its exit status at the end."""
+
+
+def _serve_beside(server: Server, host: str, port: int) -> str:
     """Start a web server that runs until this process closes its standard input; return the URL of its page.
 
     The URL contains the token that the server requires: RBKIT_TOKEN, else a new one.
     """
     token = os.environ.get("RBKIT_TOKEN", secrets.token_urlsafe(24))
+    can_fork = hasattr(os, "fork")
     command = [
-        *own_module("tornado_rbkit"),
-        "-q",
-        "serve",
-        "--until-eof",
-        f"--host={host}",
-        "--port",
-        str(port),
-        "--pub",
-        pub,
-        "--req",
-        req,
+        *([sys.executable, "-c", _DETACHED] if can_fork else own_module("tornado_rbkit")),
+        *("-q", "serve", "--until-eof", f"--host={host}", "--port", str(port)),
+        *("--pub", server.pub, "--req", server.req, "--family", server.family, server.name),
     ]
     process = subprocess.Popen(  # noqa: S603 - the command is this package
         command,
@@ -141,32 +190,42 @@ def _serve_beside(pub: str, req: str, host: str, port: int) -> str:
         stdout=subprocess.PIPE,
         text=True,
         start_new_session=True,  # Ctrl-C must reach only the program
-        env={**os.environ, "RBKIT_TOKEN": token},  # the process list does not show it
+        env={**unfollowed(dict(os.environ)), "RBKIT_TOKEN": token},  # the process list does not show it
     )
     assert process.stdin is not None
     assert process.stdout is not None
-    ready = process.stdout.readline().split()
-    process.stdout.close()
-    if not ready:
+    kind, _, text = process.stdout.readline().rstrip().partition(" ")
+    if can_fork:
+        process.wait()
+    if kind != "ready":
         process.stdin.close()
-        if process.wait() == 2:
+        process.stdout.close()
+        if (text if can_fork else str(process.wait())) == "2":
             raise SystemExit(2)  # the server has printed which argument is wrong
         raise ServerFailedError("the web server did not start")
     atexit.register(_end, process, os.getpid())
     if hasattr(os, "register_at_fork"):
         os.register_at_fork(after_in_child=process.stdin.close)  # a lasting child must not keep the server running
-    return f"{ready[1]}?token={quote(token, safe='')}"
+    return f"{text}?token={quote(token, safe='')}"
 
 
 def _end(process: subprocess.Popen[str], pid: int) -> None:
+    """End the web server, and wait until it has closed its standard output."""
     if os.getpid() != pid:
         return  # a forked child's exit is not the end of the program
     assert process.stdin is not None
+    assert process.stdout is not None
     process.stdin.close()
-    try:
-        status = process.wait(_PATIENCE)
-    except subprocess.TimeoutExpired:
-        process.kill()
-        status = process.wait()
-    if status:
-        print(f"tornado-rbkit: the web server ended with status {status}", file=sys.stderr)
+    output = process.stdout
+    reader = threading.Thread(target=lambda: last.append(output.read()), daemon=True)
+    last: list[str] = []
+    reader.start()
+    reader.join(_PATIENCE)
+    status = last[0].strip().removeprefix("status ") if last else "running"
+    if process.returncode is None and last:  # Windows, where it is a child
+        status = str(process.wait())
+    if status != "0":
+        reason = {"": "was killed", "running": f"is still running after {_PATIENCE:g} s"}.get(
+            status, f"ended with status {status}"
+        )
+        print(f"tornado-rbkit: the web server {reason}", file=sys.stderr)

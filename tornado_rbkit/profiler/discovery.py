@@ -30,13 +30,18 @@ _log = internal_logger(__name__)
 
 
 class RunningServer(NamedTuple):
-    """A server of this user, in any process; `started` is in seconds since the Unix epoch."""
+    """A server of this user, in any process.
+
+    `started` is in seconds since the Unix epoch; `family` is the same for all processes of a followed program (see
+    `follow`), else empty.
+    """
 
     name: str
     pid: int
     pub: str
     req: str
     started: float
+    family: str = ""
 
 
 def list_servers() -> list[RunningServer]:
@@ -163,15 +168,17 @@ def _read(path: Path) -> dict[str, Any] | None:
 
 
 def _parse(facts: dict[str, Any]) -> RunningServer | None:
-    name, pid, pub, req, started = (facts.get(field) for field in RunningServer._fields)
-    if not (isinstance(name, str) and isinstance(pub, str) and isinstance(req, str) and (pub + req).isprintable()):
+    fields: list[Any] = [facts.get(field) for field in RunningServer._fields[:5]]
+    name, pid, pub, req, started = fields
+    family = facts.get("family", "")
+    if not all(isinstance(text, str) for text in (name, pub, req, family)) or not (pub + req).isprintable():
         return None
     if type(pid) is not int or not 0 < pid < 1 << 31 or not isinstance(started, int | float):
         return None
     if not 0 <= started < _LATEST:
         return None
     shown = "".join(character if character.isprintable() else "?" for character in name[:_MAX_NAME])
-    return RunningServer(shown, pid, pub, req, float(started))
+    return RunningServer(shown, pid, pub, req, float(started), family)
 
 
 def _namespace() -> dict[str, Any]:

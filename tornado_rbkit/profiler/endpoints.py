@@ -57,9 +57,10 @@ def bind_chosen(
 ) -> tuple[zmq.Socket[bytes], str]:
     """Return a socket bound to the given endpoint, to the port in the environment, or to a default endpoint.
 
-    The default is a Unix socket in the runtime folder or, if that cannot be used or its path is too long, in the
-    user's folder for temporary files. If neither can be used, it is a free port on 127.0.0.1, which is logged, since
-    other users can connect to it. See `bind` for the rest.
+    If the port in the environment is in use, as in the second worker process of a web server, this is logged and the
+    default is used. The default is a Unix socket in the runtime folder or, if that cannot be used or its path is too
+    long, in the user's folder for temporary files. If neither can be used, it is a free port on 127.0.0.1, which is
+    logged, since other users can connect to it. See `bind` for the rest.
 
     Args:
         context: the context of the server's sockets.
@@ -68,14 +69,19 @@ def bind_chosen(
         key: the name of the default endpoint's file, from `unique_key`.
 
     Raises:
-        BindError: the given endpoint, or the variable's port, is in use, malformed, or may not be bound.
+        BindError: the given endpoint is in use, or it or the variable's port is malformed or may not be bound.
     """
     if given:
         return bind(context, kind, given)
     variable, suffix = _DEFAULTS[kind]
     port = os.environ.get(variable)
     if port:
-        return _bind_to_port(context, kind, variable, port)
+        try:
+            return _bind_to_port(context, kind, variable, port)
+        except BindError as error:
+            if error.errno != errno.EADDRINUSE:
+                raise
+            _log.warning("the profiler takes another socket, which `tornado-rbkit list` shows: %s", error.strerror)
     reasons = []
     for find_folder in _FOLDERS if _UNIX_SOCKETS else ():
         try:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import atexit
 import logging
 import os
+import sys
 import threading
 import time
 from typing import Final
@@ -42,6 +43,9 @@ def start_server(pub: str | None = None, req: str | None = None, name: str | Non
 
     Under ``tornado-rbkit run``, and after an earlier call, the process has a server already: it is returned.
 
+    A program that closes all descriptors, as daemons do at their start, must call this afterwards: libzmq aborts the
+    process if its descriptors are closed.
+
     Args:
         pub: the endpoint of the PUB socket; if None, the port in RBKIT_PUB_PORT on 127.0.0.1 if that is set, else a
             Unix socket in the runtime folder, which `list_servers` finds, or on Windows a free port on 127.0.0.1.
@@ -62,6 +66,18 @@ def start_server(pub: str | None = None, req: str | None = None, name: str | Non
     _notice_fork()
     with _lock:
         return _running_at(pub, req) or _start(pub, req, name)
+
+
+def start_family_server(name: str, family: str) -> Server:
+    """Start the server of one process of a program that is followed into its children; see `follow`. Any thread.
+
+    Raises:
+        BindError: the port in RBKIT_PUB_PORT or RBKIT_REQ_PORT is not a port.
+        OSError: there are too few file descriptors.
+    """
+    _notice_fork()
+    with _lock:
+        return _running_at(None, None) or _start(None, None, name, family)
 
 
 def start_profiling(
@@ -181,11 +197,20 @@ def _notice_fork() -> None:
         _after_fork_in_child()
 
 
-def _start(pub: str | None, req: str | None, name: str | None) -> Server:
+def _start(pub: str | None, req: str | None, name: str | None, family: str = "") -> Server:
     global _server
     _hook()
-    _server = Server(pub, req, name or default_name())
+    _server = Server(pub, req, name or default_name(), family)
+    _stop_with_multiprocessing()
     return _server
+
+
+def _stop_with_multiprocessing() -> None:
+    """Stop the server at the end of a forked multiprocessing child, which calls os._exit and no atexit function."""
+    process = sys.modules.get("multiprocessing.process")
+    util = sys.modules.get("multiprocessing.util")
+    if process is not None and util is not None and process.parent_process() is not None:
+        util.Finalize(None, _stop_at_exit, exitpriority=-90)  # after the finalizers of the host
 
 
 def _hook() -> None:

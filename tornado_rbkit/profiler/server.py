@@ -51,18 +51,20 @@ class Server:
         req: the endpoint of the REP socket.
         name: the process_name of the handshake.
         started: seconds since the Unix epoch.
+        family: the same for all processes of a followed program (see `follow`), else empty.
     """
 
     _announcement: Announcement | None = None
     _is_cut_off = False
     _has_refused = False
 
-    def __init__(self, pub: str | None, req: str | None, name: str) -> None:
+    def __init__(self, pub: str | None, req: str | None, name: str, family: str = "") -> None:
         require_descriptors()
         self._key = unique_key()
         self._pid = os.getpid()
         self._given = (pub, req)
         self.name = name
+        self.family = family
         self.started = time.time()
         self._batcher = EventBatcher()
         self._profile = Profile(name, self._batcher, self)
@@ -231,7 +233,7 @@ class Server:
             for kind, endpoint in zip((zmq.PUB, zmq.REP), self._given, strict=True):
                 self._sockets.append(bind_chosen(self._context, kind, endpoint, self._key))
             (self._pub, self.pub), (self._rep, self.req) = self._sockets
-            server = RunningServer(self.name, os.getpid(), self.pub, self.req, self.started)
+            server = RunningServer(self.name, os.getpid(), self.pub, self.req, self.started, self.family)
             self._announcement = Announcement(self._key, server)
         except BaseException as error:  # noqa: BLE001 - raised on the thread that starts the server
             self._close()

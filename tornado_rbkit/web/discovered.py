@@ -57,6 +57,7 @@ class DiscoveredTargets(Mapping[str, Bridge]):
         fixed: Mapping[str, Endpoints] | None = None,
         discovery: bool = True,
         default_ports: bool = True,
+        family: str = "",
     ) -> None:
         """Make the bridges whose names and endpoints are known.
 
@@ -66,12 +67,15 @@ class DiscoveredTargets(Mapping[str, Bridge]):
             discovery: whether to look for other targets.
             default_ports: whether to show one unnamed bridge to rbkit's default ports while there is no other target,
                 because a Ruby process does not announce itself. On a machine with many users it may be another user's.
+            family: the `RunningServer.family` of the processes to show; by default all processes.
 
         Raises:
             ValueError: a name is not valid in a path, or `make_bridge` raised it.
         """
         self._make_bridge = make_bridge
         self._discovery = discovery
+        self._family = family
+        self._fixed_req = {req for _, req in (fixed or {}).values()}
         self._default_ports = default_ports
         self._thread = IOLoopThread()
         self._default = make_bridge(None, None, self._thread)
@@ -191,6 +195,8 @@ class DiscoveredTargets(Mapping[str, Bridge]):
                 _log.warning("processes are not found by themselves: %s", error)
             return [entry.server for entry in self._found.values() if entry.gives_up_at is None]
         self._unusable = ""
+        if self._family:
+            return [each for each in servers if each.family == self._family and each.req not in self._fixed_req]
         return servers
 
     def _free_name(self, server: RunningServer) -> str:

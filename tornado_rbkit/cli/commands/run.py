@@ -11,13 +11,19 @@ from tornado_rbkit.cli.options import add_listen_options
 from tornado_rbkit.cli.program import prepare
 from tornado_rbkit.profiler.folder import check_chosen_folder
 
-_FLAGS: Final = ("--open",)
+_FLAGS: Final = ("--open", "--cpu", "--memory")
 _WITH_VALUE: Final = ("--host", "--port")
 _BEFORE_THE_COMMAND: Final = ("-v", "--verbose", "-q", "--quiet")
 
 
 def _add_options(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--open", action="store_true", help="open the page in a browser (default: print its URL only)")
+    parser.add_argument(
+        "--cpu", action="store_true", help="sample stacks from the start (default: when a client asks for it)"
+    )
+    parser.add_argument(
+        "--memory", action="store_true", help="profile memory from the start (default: when a client asks for it)"
+    )
     add_listen_options(parser, 0)
     parser.add_argument(
         "-m",
@@ -51,7 +57,15 @@ def normalized(arguments: Sequence[str]) -> list[str]:
 
 def _run(options: argparse.Namespace) -> Callable[[], object]:
     check_chosen_folder()
-    return prepare(options.module, options.script, options.host, options.port, options.open)
+    return prepare(
+        options.module,
+        options.script,
+        options.host,
+        options.port,
+        options.open,
+        cpu=options.cpu,
+        memory=options.memory,
+    )
 
 
 COMMAND = Command(
@@ -60,6 +74,6 @@ COMMAND = Command(
     example="tornado-rbkit run --open script.py --its-own-option\ntornado-rbkit run -m package.module",
     add_options=_add_options,
     run=_run,
-    usage="%(prog)s [-h] [--open] [--host HOST] [--port PORT] (SCRIPT | -m MODULE) [ARGUMENT ...]",
+    usage="%(prog)s [-h] [--open] [--cpu] [--memory] [--host HOST] [--port PORT] (SCRIPT | -m MODULE) [ARGUMENT ...]",
     is_program=True,
 )

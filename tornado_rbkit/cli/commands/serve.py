@@ -10,7 +10,7 @@ from tornado_rbkit.cli.command import Command
 from tornado_rbkit.cli.options import add_server_options
 from tornado_rbkit.cli.serving import bridge_to, serve_until_stopped
 from tornado_rbkit.profiler.folder import check_chosen_folder
-from tornado_rbkit.web.discovered import DiscoveredTargets
+from tornado_rbkit.web.discovered import DiscoveredTargets, Endpoints, path_name
 
 
 def _add_options(parser: argparse.ArgumentParser) -> None:
@@ -39,18 +39,26 @@ def _add_options(parser: argparse.ArgumentParser) -> None:
         help="do not stop profiling after the last client left (default: stop what clients of this server started)",
     )
     parser.add_argument("--until-eof", action="store_true", help=argparse.SUPPRESS)  # for the child process of run
+    parser.add_argument("--family", nargs=2, metavar=("ID", "NAME"), help=argparse.SUPPRESS)  # likewise
     add_server_options(parser)
 
 
 async def _run(options: argparse.Namespace) -> int:
-    if options.pub is None and options.req is None:
+    if options.family or (options.pub is None and options.req is None):
         return await _serve_discovered(options)
     return await serve_until_stopped(options, bridge_to(options, options.pub, options.req))
 
 
 async def _serve_discovered(options: argparse.Namespace) -> int:
     check_chosen_folder()
-    targets = DiscoveredTargets(lambda pub, req, thread: bridge_to(options, pub, req, thread))
+    family, name = options.family or ("", "")
+    fixed = {path_name(name): Endpoints(options.pub, options.req)} if family else None
+    targets = DiscoveredTargets(
+        lambda pub, req, thread: bridge_to(options, pub, req, thread),
+        fixed,
+        default_ports=not family,
+        family=family,
+    )
     following = asyncio.create_task(targets.follow())
     await asyncio.sleep(0)  # for the first scan
     try:

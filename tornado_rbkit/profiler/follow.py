@@ -1,0 +1,181 @@
+"""Follow a program into its child processes: reloaders, worker processes of web servers, process pools.
+
+`follow` puts a folder with a ``sitecustomize`` module first in PYTHONPATH, which Python processes import when they
+start, and registers a function that runs after a fork. Either starts a server in the child, named like
+``web · worker 2 (4711)``. A child that ignores PYTHONPATH (``python -E``, ``-I``, ``-S``) is not followed.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import os
+import secrets
+import sys
+import time
+from collections.abc import Iterator
+from pathlib import Path, PurePath
+from typing import Any, Final, NamedTuple
+
+from tornado_rbkit.profiler.discovery import list_servers
+from tornado_rbkit.profiler.folder import prepare_folder, runtime_folder
+from tornado_rbkit.profiler.lifecycle import current_server, start_family_server, start_profiling
+from tornado_rbkit.profiler.server import Server
+from tornado_rbkit.profiler.threads import Flag, InternalThread, internal_logger
+
+_log = internal_logger(__name__)
+
+VARIABLE: Final = "RBKIT_FOLLOW"
+_STARTUP: Final = str(Path(__file__).with_name("startup"))
+
+_SETTLE_SECONDS: Final = 0.2
+"""How long a forked child must live until it gets a server: many children only call exec, or end at once."""
+
+_LOCK_SECONDS: Final = 2.0
+"""How long a child waits at most for other children that choose their names."""
+
+_SERVANTS: Final = (
+    "multiprocessing.resource_tracker",
+    "multiprocessing.semaphore_tracker",
+    "multiprocessing.forkserver",
+)
+"""Processes of the standard library in which nothing of the program runs."""
+
+
+class Followed(NamedTuple):
+    """What the child processes of a program need to know.
+
+    Attributes:
+        family: identifies the program's processes among all others.
+        name: the program.
+        cpu: whether to sample stacks from the start.
+        memory: whether to profile memory from the start.
+    """
+
+    family: str
+    name: str
+    cpu: bool = False
+    memory: bool = False
+
+
+def follow(name: str, *, cpu: bool = False, memory: bool = False) -> Server:
+    """Start the server of this process, the first of a program, and one in each Python process that it starts.
+
+    Args:
+        name: the program.
+        cpu: whether to sample stacks from the start.
+        memory: whether to profile memory from the start.
+
+    Raises:
+        SamplingError: sampling the stacks could crash this process.
+        BindError: the port in RBKIT_PUB_PORT or RBKIT_REQ_PORT is not a port.
+        OSError: there are too few file descriptors.
+    """
+    followed = Followed(secrets.token_hex(8), name, cpu, memory)
+    server = _start(followed, name)
+    paths = [_STARTUP, *filter(None, [os.environ.get("PYTHONPATH")])]
+    os.environ["PYTHONPATH"] = os.pathsep.join(paths)
+    os.environ[VARIABLE] = json.dumps(followed)
+    _follow_forks(followed)
+    return server
+
+
+def unfollowed(environment: dict[str, str]) -> dict[str, str]:
+    """Return an environment for a process that is not one of the program's, such as the web server."""
+    paths = environment.get("PYTHONPATH", "").split(os.pathsep)
+    rest = {name: value for name, value in environment.items() if name not in (VARIABLE, "PYTHONPATH")}
+    kept = os.pathsep.join(path for path in paths if path != _STARTUP)
+    return {**rest, "PYTHONPATH": kept} if kept else rest
+
+
+def start_in_child() -> None:
+    """Start the server of a process that imported `startup.sitecustomize`. Never raises."""
+    followed = _followed()
+    if followed is None:
+        return
+    _follow_forks(followed)
+    if not any(servant in argument for servant in _SERVANTS for argument in sys.orig_argv):
+        _start_worker(followed)
+
+
+def _followed() -> Followed | None:
+    try:
+        facts: Any = json.loads(os.environ.get(VARIABLE, ""))
+        family, name, cpu, memory = facts
+    except (ValueError, TypeError):
+        return None
+    return Followed(str(family), str(name), cpu is True, memory is True)
+
+
+def _follow_forks(followed: Followed) -> None:
+    def wait_and_start() -> None:
+        if not Flag().wait(_SETTLE_SECONDS):
+            _start_worker(followed)
+
+    if hasattr(os, "register_at_fork"):
+        os.register_at_fork(after_in_child=lambda: InternalThread(wait_and_start, "rbkit-follow"))
+
+
+def _start_worker(followed: Followed) -> None:
+    try:
+        with _one_at_a_time():
+            if current_server() is None:
+                _start(followed, _worker_name(followed))
+    except Exception as error:  # noqa: BLE001 - the program must run as without the profiler
+        _log.warning("process %d of %s has no profiler: %s", os.getpid(), followed.name, error)
+
+
+def _start(followed: Followed, name: str) -> Server:
+    server = start_family_server(name, followed.family)
+    if followed.cpu or followed.memory:
+        start_profiling(
+            enable_object_trace=followed.memory,
+            enable_gc_stats=followed.memory,
+            enable_cpu_profiling=followed.cpu,
+        )
+    return server
+
+
+def _worker_name(followed: Followed) -> str:
+    """Return a name with the lowest number that no other process of the program has."""
+    prefix = f"{PurePath(followed.name).name} · worker "
+    taken = {server.name.removeprefix(prefix).partition(" ")[0] for server in _family(followed.family)}
+    number = next(number for number in range(1, len(taken) + 2) if str(number) not in taken)
+    return f"{prefix}{number} ({os.getpid()})"
+
+
+def _family(family: str) -> list[Any]:
+    try:
+        return [server for server in list_servers() if server.family == family]
+    except OSError:
+        return []
+
+
+@contextlib.contextmanager
+def _one_at_a_time() -> Iterator[None]:
+    """Let one process at a time choose its name and announce it; without effect on Windows."""
+    try:
+        import fcntl
+
+        folder = runtime_folder()
+        prepare_folder(folder)
+        descriptor = os.open(folder, os.O_RDONLY)
+    except (ImportError, OSError):
+        yield
+        return
+    try:
+        deadline = time.monotonic() + _LOCK_SECONDS
+        while not _lock(fcntl, descriptor) and time.monotonic() < deadline:
+            Flag().wait(0.005)
+        yield
+    finally:
+        fcntl.flock(descriptor, fcntl.LOCK_UN)  # also for a child that was forked meanwhile and shares the lock
+        os.close(descriptor)
+
+
+def _lock(fcntl: Any, descriptor: int) -> bool:
+    try:
+        fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except OSError:
+        return False
+    return True

@@ -1,0 +1,36 @@
+"""Imported by the interpreter at the start of each Python process of a followed program.
+
+It may be another Python than the one that has this package, so it uses nothing that an old version lacks.
+"""
+
+import os
+import sys
+
+_FOLDER = os.path.dirname(os.path.abspath(__file__))
+
+
+def _import_the_hidden_one() -> None:
+    """Import the sitecustomize of the environment, which this module hides."""
+    sys.path[:] = [path for path in sys.path if os.path.abspath(path or os.curdir) != _FOLDER]
+    this = sys.modules.pop("sitecustomize")
+    try:
+        import sitecustomize  # type: ignore[import-not-found]  # noqa: F401
+    except ImportError as error:
+        if error.name != "sitecustomize":
+            raise
+    finally:
+        sys.modules.setdefault("sitecustomize", this)  # the import system looks for it
+
+
+def _start() -> None:
+    try:
+        from tornado_rbkit.profiler import follow
+    except (ImportError, SyntaxError):  # another environment, or another version of Python
+        return
+    follow.start_in_child()
+
+
+try:
+    _import_the_hidden_one()
+finally:
+    _start()
