@@ -8,6 +8,7 @@ import os
 import re
 import signal
 import xml.etree.ElementTree as ET
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -44,7 +45,11 @@ async def targets(server: Jupyter) -> list[str]:
 
 async def start(kernel: Kernel) -> dict[str, Any]:
     assert await kernel.run("%load_ext tornado_rbkit") == []
-    [output] = await kernel.run("%rbkit start")
+    return await start_again(kernel)
+
+
+async def start_again(kernel: Kernel) -> dict[str, Any]:
+    [output] = [output for output in await kernel.run("%rbkit start") if "data" in output]
     data: dict[str, Any] = output["data"]
     return data
 
@@ -193,3 +198,28 @@ async def test_the_dashboard_of_a_kernel_opens_before_the_next_look_for_kernels(
         assert await server.knock(f"rbkit/{name}/ws") == 404
         assert (await server.get(f"rbkit/?target={name}")).code == 200
         assert await server.knock(f"rbkit/{name}/ws") == 101
+
+
+async def test_start_again_announces_the_profiler_again(jupyter: StartJupyter) -> None:
+    server = await jupyter()
+    async with server.kernel() as kernel:
+        await start(kernel)
+        await kernel.run("from tornado_rbkit.profiler import current_server\ncurrent_server().file.unlink()")
+        await start_again(kernel)
+        assert await kernel.text("print(current_server().file.exists())") == "True\n"
+
+
+async def test_there_is_no_link_that_cannot_hold(jupyter: StartJupyter, tmp_path: Path) -> None:
+    server = await jupyter()
+    async with server.kernel() as kernel:
+        assert "text/html" in await start(kernel)
+        await kernel.run("import os\nname = os.environ.pop('JPY_SESSION_NAME')")
+        assert "text/html" not in await start_again(kernel), "a gateway gives its kernels no notebook's name"
+        await kernel.run("os.environ['JPY_SESSION_NAME'] = name")
+        assert "text/html" in await start_again(kernel)
+        (tmp_path / "file").touch()
+        await kernel.run(f"os.environ['RBKIT_RUNTIME_DIR'] = {str(tmp_path / 'file')!r}")
+        await kernel.run("from tornado_rbkit.profiler import current_server\ncurrent_server().file.unlink()")
+        shown = await start_again(kernel)
+        assert "text/html" not in shown, "the Jupyter server cannot find it"
+        assert "`tornado-rbkit serve --pub " in shown["text/plain"]

@@ -94,3 +94,29 @@ def test_a_notebook_is_profiled_and_its_picture_is_saved(server: Lab, browser: C
     find(browser, "#page", "Analysis-")
     find(browser, ".state", "live")
     assert errors(browser) == []
+
+
+def test_the_page_of_a_kernel_that_ended_says_so_and_is_back_when_the_kernel_is(
+    server: Lab, browser: ChromiumDriver
+) -> None:
+    write_notebook(server.root / "Ends.ipynb", ["%load_ext tornado_rbkit\n%rbkit start"])
+    browser.get(f"{server.url}lab/workspaces/ends/tree/Ends.ipynb?token={TOKEN}")
+    find(browser, ".jp-Notebook .jp-CodeCell")
+    browser.execute_async_script(RUN_ALL)
+    find(browser, ".jp-OutputArea-output a", "open the dashboard").click()
+    WebDriverWait(browser, PATIENCE).until(lambda browser: len(browser.window_handles) == 2)
+    notebook, page = browser.window_handles
+    browser.switch_to.window(page)
+    find(browser, ".state", "live")
+    run = "jupyterapp.shell.currentWidget.sessionContext.session.kernel.requestExecute({code: arguments[0]})"
+    browser.switch_to.window(notebook)
+    browser.execute_script(run, "%rbkit stop")
+    browser.switch_to.window(page)
+    find(browser, ".state", "the profiler is gone")
+    find(browser, ".banner", "%rbkit start")
+    requests = len(server.log.splitlines())
+    browser.switch_to.window(notebook)
+    browser.execute_script(run, "%rbkit start")
+    browser.switch_to.window(page)
+    find(browser, ".state", "live")
+    assert " 404 GET" not in "\n".join(server.log.splitlines()[requests:]), "the page waited in silence"

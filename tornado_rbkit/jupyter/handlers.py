@@ -113,6 +113,7 @@ class JupyterIndexHandler(JupyterPageHandler, IndexHandler):
     """The dashboard's page. Jupyter keeps a token of its address in a cookie."""
 
     login_kept_in = "cookie"
+    how_to_start = "Start one in a notebook: %load_ext tornado_rbkit, then %rbkit start."
     bridges: DiscoveredTargets
 
     async def check_request(self) -> None:
@@ -143,6 +144,11 @@ class JupyterStatusHandler(_ScriptsHandler, StatusHandler):
 
 class JupyterTargetsHandler(_ScriptsHandler, TargetsHandler):
     """The named bridges as JSON."""
+
+    def _log(self) -> None:
+        """Log only failures: an open page asks every few seconds, and JupyterHub logs each success."""
+        if self.get_status() >= 400:
+            super()._log()
 
 
 class JupyterAssetHandler(_ScriptsHandler, AssetHandler):

@@ -67,6 +67,7 @@ class RbkitMagics(Magics):
     def _start(self) -> None:
         try:
             server = start_server()
+            server.announce()
         except OSError as error:
             raise UsageError(f"%rbkit start: {error}") from error
         display(Dashboard(server))  # type: ignore[no-untyped-call]
@@ -105,16 +106,20 @@ class RbkitMagics(Magics):
 
 
 class Dashboard:
-    """The link to the dashboard of a profiler, in the Jupyter server that started this kernel."""
+    """The link to the dashboard of a profiler, in the Jupyter server that started this kernel.
+
+    There is no link if that server cannot find the profiler, because the runtime folder cannot be used.
+    """
 
     def __init__(self, server: Server) -> None:
         self._server = server
-        self._base_url = server_base_url()
+        self._base_url = None if server.file is None else server_base_url()
 
     def __repr__(self) -> str:
         server = self._server
         if self._base_url is None:
-            where = f"pub {server.pub}, req {server.req}; `tornado-rbkit serve` shows it"
+            endpoints = f" --pub {server.pub} --req {server.req}" if server.file is None else ""
+            where = f"pub {server.pub}, req {server.req}; `tornado-rbkit serve{endpoints}` shows it"
         else:
             where = f"{self._url} on this Jupyter server"
         return f"rbkit profiles {path_name(server.name)}: {where}"
@@ -152,9 +157,14 @@ class FlameGraph:
 
 
 def server_base_url() -> str | None:
-    """Return the base path of the Jupyter server that started this process; None if there is no server."""
+    """Return the base path of the Jupyter server that started this process; None if there is no server.
+
+    None also for a kernel that a gateway started for another server: only the other server's notebook has a name.
+    """
     from jupyter_core.paths import jupyter_runtime_dir
 
+    if not os.environ.get("JPY_SESSION_NAME"):
+        return None
     # On Windows, JPY_PARENT_PID is a handle.
     parent = os.getppid() if os.name == "nt" else os.environ.get("JPY_PARENT_PID")
     try:

@@ -286,6 +286,10 @@ class Server:
             if int(self._rep.get(zmq.EVENTS)) & zmq.POLLIN:
                 self._answer()
 
+    def announce(self) -> None:
+        """Restore the socket files and the announcement now, if they were removed; see `call`."""
+        self.call(lambda _: self._stay_reachable())
+
     def _stay_reachable(self) -> None:
         """Restore the socket files and the announcement if a cleaner, or the end of a session, removed them."""
         try:

@@ -39,7 +39,10 @@ class IndexHandler(PageHandler):
     Attributes:
         login_kept_in: where the token of the page's address is kept for a reload, so that the page may remove it from
             the address: "tab", "cookie", or "" if it must stay.
+        how_to_start: the sentence by which the page tells a user without a profiler how to start one.
     """
+
+    how_to_start = "Start one in a Python process with profiler.start_server(), in a notebook with %rbkit start."
 
     @property
     def login_kept_in(self) -> str:
@@ -68,6 +71,7 @@ class IndexHandler(PageHandler):
                 commands=commands,
                 listed=self.listed,
                 login_kept_in=self.login_kept_in,
+                how_to_start=self.how_to_start,
             )
         )
 

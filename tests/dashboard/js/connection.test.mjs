@@ -291,6 +291,21 @@ for (const [answer, state, reason] of [
   });
 }
 
+test("a named profiler that the server does not know is gone until it is asked to be opened again", async () => {
+  status = unknown;
+  const connection = new Connection(URL_OF, new Listener(), true);
+  sockets.at(-1).end(1006);
+  await settle();
+  assert.equal(connection.state, "gone");
+  assert.equal(connection.retryAt, null);
+  mock.timers.tick(60_000);
+  assert.equal(sockets.length, 1);
+  connection.open();
+  sockets.at(-1).open();
+  sockets.at(-1).receive("0", "facts");
+  assert.equal(connection.state, "live");
+});
+
 test("a server that lets a connection hang is lost after a while", async () => {
   const connection = new Connection(URL_OF, new Listener());
   await tick(connection, 19);

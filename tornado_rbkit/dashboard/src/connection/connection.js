@@ -35,7 +35,7 @@ const NOT_OPENED =
  */
 
 export class Connection {
-  state = "connecting"; // "live", "waiting" for the profiler, "lost", "unopened", "refused", "closed"
+  state = "connecting"; // "live", "waiting" for the profiler, "lost", "unopened", "refused", "gone", "closed"
   reason = "";
   /** @type {number | null} */
   retryAt = null; // ms since the epoch
@@ -53,9 +53,11 @@ export class Connection {
   /**
    * @param {string} url
    * @param {Receiver} on
+   * @param {boolean} named Whether an unknown path means that the profiler is "gone" until `open` is called.
    */
-  constructor(url, on) {
+  constructor(url, on, named = false) {
     this.url = url;
+    this.named = named;
     this.on = on;
     this.open();
   }
@@ -184,6 +186,7 @@ export class Connection {
     const status = opened ? null : await this.#status();
     if (socket !== this.#socket) return;
     if (status?.code === 401 || status?.code === 403) this.#refused(status.text);
+    else if (status?.code === 404 && this.named) this.#rest("gone");
     else if (status && status.code >= 500) this.#lose("lost", `the server answers with ${status.code}`);
     else if (status) this.#lose("unopened", NOT_OPENED);
     else this.#lose(code === TRY_AGAIN ? "waiting" : "lost", reason);
@@ -204,8 +207,13 @@ export class Connection {
   }
 
   #refused(reason) {
+    this.#rest("refused", reason);
+  }
+
+  /** Close the socket until `open` is called. */
+  #rest(state, reason = "") {
     this.#drop();
-    this.#become("refused", reason);
+    this.#become(state, reason);
   }
 
   /** Close the socket and open a new one after the backoff. */

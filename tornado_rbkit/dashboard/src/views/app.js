@@ -23,6 +23,7 @@ const STATES = {
   lost: "connection lost",
   unopened: "no WebSocket",
   refused: "refused",
+  gone: "the profiler is gone",
   closed: "closed",
   file: "from a file",
   absent: "no profiler yet",
@@ -124,6 +125,7 @@ class Page {
     onFailure((message) => this.#fail(`The page's worker failed: ${message}. Reload the page.`));
     addEventListener("hashchange", () => this.#open(location.hash.slice(1)));
     addEventListener("visibilitychange", () => this.#tick());
+    addEventListener("visibilitychange", () => document.hidden || this.#findTargets());
     this.#open(location.hash.slice(1));
   }
 
@@ -194,6 +196,7 @@ class Page {
     }
     const names = this.#targets.map(({ name }) => name);
     if (this.#target === "" && names.length && this.#header?.state !== "live") await this.#follow(names[0]);
+    if (this.#header?.state === "gone" && names.includes(this.#target)) await ask("reconnect");
     this.#drawTargets(names);
   }
 
@@ -233,7 +236,7 @@ class Page {
     const ws = new URL(`${name ? `${encodeURIComponent(name)}/` : ""}ws${query}`, location.href);
     ws.protocol = ws.protocol.replace("http", "ws");
     ws.searchParams.set("encoding", "binary"); // whatever the server's default is
-    await ask("connect", ws.href);
+    await ask("connect", { url: ws.href, named: Boolean(name) });
     this.target.value = name;
     await this.#tick();
   }
@@ -312,9 +315,11 @@ class Page {
     const wait = retryAt === null ? "" : ` Trying again in ${Math.max(0, Math.ceil((retryAt - Date.now()) / 1000))} s.`;
     const read = source?.bytes < source?.size ? `${source.file}, read ${format.percent(source.bytes, source.size)}` : source?.file;
     const reading = source?.damage ?? read ?? "";
-    const absent = "Start one in a Python process: profiler.start_server(), in a notebook %rbkit start. It is shown here at once.";
-    setText(this.reason, state === "absent" ? absent : state === "file" ? reading : [reason, reading].filter(Boolean).join(" ") + wait);
-    this.retry.hidden = retryAt === null && state !== "refused";
+    const { howToStart } = document.documentElement.dataset;
+    const absent = `${howToStart} It is shown here at once.`;
+    const gone = `Its process ended, or its profiler was stopped. ${howToStart} This page follows it again when it is back.`;
+    setText(this.reason, state === "absent" ? absent : state === "gone" ? gone : state === "file" ? reading : [reason, reading].filter(Boolean).join(" ") + wait);
+    this.retry.hidden = retryAt === null && !["refused", "gone"].includes(state);
     this.live.hidden = state !== "file";
     this.banner.hidden = !this.reason.textContent && this.retry.hidden && this.live.hidden;
     this.#drawFacts();

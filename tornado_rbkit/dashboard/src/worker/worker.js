@@ -22,7 +22,7 @@ let asked = 0; // number of the user's commands without a reply
 /** @type {Record<string, (argument: any) => any>} */
 const methods = {
   /** Follow a profiler in a new session. */
-  connect(url) {
+  connect({ url, named }) {
     choices++;
     loading = null;
     connection?.close();
@@ -35,7 +35,7 @@ const methods = {
       notice: (name, value, bytes) => mine.notice(name, value, bytes),
       stray: (what) => mine.stray(what),
       interrupted: () => mine.interrupted(),
-    });
+    }, named);
   },
 
   /** Reconnect now. */
