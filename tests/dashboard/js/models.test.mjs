@@ -262,7 +262,7 @@ test("what does not fit into a snapshot is said, and its columns stay of one len
   assert.ok(incoming.complete);
   const snapshot = incoming.finish(1);
   assert.deepEqual([snapshot.objects, snapshot.omitted], [230, 170]);
-  for (const column of ["ids", "classes", "sizes", "files", "lines", "referenceEnds"]) assert.equal(snapshot[column].length, 230, column);
+  for (const column of ["ids", "classes", "sizes", "files", "lines", "positioned", "labels"]) assert.equal(snapshot[column].length, 230, column);
 });
 
 test("a part for which the browser has no memory is left out whole", () => {

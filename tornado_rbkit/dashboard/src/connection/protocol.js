@@ -32,7 +32,12 @@ const Field = {
   METHOD_NAME: 12,
   LABEL: 13,
   THREAD_ID: 15,
+  ATTRIBUTES: 16, // this and the next are sent by tornado_rbkit's profiler only
+  KEYS: 17,
 };
+
+/** In place of the names of an object's references: each is held by its position. */
+export const POSITIONS = "positions";
 
 export const PROTOCOL_MAJOR = "2";
 
@@ -207,7 +212,16 @@ function readObject(object) {
   const line = readLine(object[Field.LINE]);
   const size = object[Field.SIZE] ?? 0;
   const isKnown = isId(id) && name !== null && Array.isArray(references) && references.every(isId) && file !== null && line !== null && isCount(size);
-  return isKnown ? { id, name, references, file, line, size } : null;
+  return isKnown ? { id, name, references, file, line, size, names: readNames(object), label: text(object[Field.LABEL], "") ?? "" } : null;
+}
+
+/** Return the names of references: ".attribute", "['key']", "[3]", "" if not known; POSITIONS; or null. */
+function readNames(object) {
+  const attributes = object[Field.ATTRIBUTES];
+  const keys = object[Field.KEYS];
+  if (keys === 0) return POSITIONS;
+  if (Array.isArray(keys)) return keys.map((key) => (typeof key === "string" ? `['${cut(key)}']` : Number.isInteger(key) ? `[${key}]` : ""));
+  return Array.isArray(attributes) ? attributes.map((name) => (typeof name === "string" ? `.${cut(name)}` : "")) : null;
 }
 
 /** Return a line number, 0 if there is none, null if the value is invalid. */

@@ -1,15 +1,16 @@
 // Heap snapshots: all objects with class, size and references, stored in columns because there may be millions.
 
+import { POSITIONS } from "../connection/protocol.js";
+import { NONE, reversed } from "./dominators.js";
+import { findHolders } from "./holders.js";
 import { IdTable } from "./idtable.js";
 import { compare } from "./objects.js";
 
-// Classes of objects that the interpreter holds, at which a path to an object may start.
-const ROOT_CLASSES = new Set(["module", "frame", "Module", "Class", "Thread"]);
-
-const NOWHERE = 0xffffffff;
-
 // Of a long path, such as through a linked list, only this many first and last steps are shown.
 const PATH_ENDS = 20;
+
+// The longest that computing holds up other requests.
+const SLICE_MS = 50;
 
 // Objects sorted at a time to find the largest of a class.
 const SORTED = 10_000;
@@ -17,9 +18,12 @@ const SORTED = 10_000;
 // Limits of one snapshot; an object takes about 70 bytes while received, a reference 12. The rest is only counted.
 const LIMITS = { objects: 2 ** 25, references: 2 ** 27 };
 
-// Most names of classes, and of files; further names share one entry.
+// Most names of classes, of files, and of functions; further names share one entry.
 const MAX_NAMES = 100_000;
 const OTHERS = "(others)";
+
+// Most names of references; further names are unknown.
+const MAX_REFERENCE_NAMES = 500_000;
 
 /** A column of numbers that grows. */
 class Column {
@@ -52,10 +56,15 @@ class Texts {
   list = [];
   #numbers = new Map();
 
+  constructor(most = MAX_NAMES, others = OTHERS) {
+    this.most = most;
+    this.others = others;
+  }
+
   number(text) {
     const known = this.#numbers.get(text);
     if (known !== undefined) return known;
-    if (this.list.length >= MAX_NAMES && text !== OTHERS) return this.number(OTHERS);
+    if (this.list.length >= this.most && text !== this.others) return this.number(this.others);
     const number = this.list.push(text) - 1;
     this.#numbers.set(text, number);
     return number;
@@ -78,14 +87,21 @@ export class IncomingSnapshot {
   #lines = new Column(Uint32Array);
   #references = new Column(Float64Array);
   #referenceEnds = new Column(Uint32Array);
-  #columns = [this.#ids, this.#classes, this.#sizes, this.#files, this.#lines, this.#referenceEnds]; // by object
+  #names = new Column(Uint32Array); // by reference, 0 if it is not known
+  #positioned = new Column(Uint8Array); // 1 if references are held by their positions
+  #labels = new Column(Uint32Array); // 0 if the object has no name of its own
+  #columns = [this.#ids, this.#classes, this.#sizes, this.#files, this.#lines, this.#referenceEnds, this.#positioned, this.#labels]; // by object
   #classNames = new Texts();
   #fileNames = new Texts();
+  #nameTexts = new Texts(MAX_REFERENCE_NAMES, "");
+  #labelTexts = new Texts(MAX_NAMES, "");
 
   constructor(correlation, time, limits = LIMITS) {
     this.correlation = correlation;
     this.time = time; // ms
     this.limits = limits;
+    this.#nameTexts.number("");
+    this.#labelTexts.number("");
   }
 
   get complete() {
@@ -105,13 +121,18 @@ export class IncomingSnapshot {
     this.unreadable += unreadable;
     const kept = objects.slice(0, this.#reserve(objects));
     this.omitted += objects.length - kept.length;
-    for (const { id, name, size, file, line, references } of kept) {
+    for (const { id, name, size, file, line, references, names = null, label = "" } of kept) {
       this.#ids.push(id);
       this.#classes.push(this.#classNames.number(name));
       this.#sizes.push(size);
       this.#files.push(this.#fileNames.number(file));
       this.#lines.push(line);
-      for (const to of references) this.#references.push(to);
+      for (let i = 0; i < references.length; i++) {
+        this.#references.push(references[i]);
+        this.#names.push(Array.isArray(names) && i < names.length ? this.#nameTexts.number(names[i]) : 0);
+      }
+      this.#positioned.push(names === POSITIONS ? 1 : 0);
+      this.#labels.push(this.#labelTexts.number(label));
       this.#referenceEnds.push(this.#references.length);
       this.objects++;
     }
@@ -131,6 +152,7 @@ export class IncomingSnapshot {
     try {
       for (const column of this.#columns) column.reserve(count);
       this.#references.reserve(references);
+      this.#names.reserve(references);
     } catch (error) {
       if (!(error instanceof RangeError)) throw error;
       return 0; // the browser is out of memory
@@ -146,8 +168,10 @@ export class IncomingSnapshot {
     const references = new Uint32Array(this.#references.length);
     for (let i = 0; i < references.length; i++) {
       const index = indexes.get(this.#references.values[i]);
-      references[i] = index < 0 ? NOWHERE : index;
+      references[i] = index < 0 ? NONE : index;
     }
+    const starts = new Uint32Array(ids.length + 1);
+    starts.set(this.#referenceEnds.done(), 1);
     return new Snapshot({
       process,
       time: this.time,
@@ -157,12 +181,16 @@ export class IncomingSnapshot {
       ending: this.ending,
       ids,
       indexes,
-      references,
+      graph: { starts, targets: references },
+      names: this.#names.done(),
+      positioned: this.#positioned.done(),
+      labels: this.#labels.done(),
+      nameTexts: this.#nameTexts.list,
+      labelTexts: this.#labelTexts.list,
       classes: this.#classes.done(),
       sizes: this.#sizes.done(),
       files: this.#files.done(),
       lines: this.#lines.done(),
-      referenceEnds: this.#referenceEnds.done(),
       classNames: this.#classNames.list,
       fileNames: this.#fileNames.list,
       file: new Blob(this.records),
@@ -172,8 +200,12 @@ export class IncomingSnapshot {
 
 /** A received snapshot. Objects are identified by id outside this class, and by index inside. */
 export class Snapshot {
+  /** Who holds each object, once it is computed. */
+  holders = null;
+  /** The progress of computing it, 0 to 1. */
+  progress = 0;
   #referrers = null;
-  #paths = null;
+  #computing = null;
 
   constructor(columns) {
     Object.assign(this, columns);
@@ -182,20 +214,67 @@ export class Snapshot {
   }
 
   summary() {
-    const { number, process, time, expected, unreadable, omitted, ending, objects, bytes } = this;
-    return { number, process, time, expected, unreadable, omitted, ending, objects, bytes };
+    const { number, process, time, expected, unreadable, omitted, ending, objects, bytes, progress } = this;
+    return { number, process, time, expected, unreadable, omitted, ending, objects, bytes, progress };
   }
 
-  /** Return the number of objects, their total size and the largest size, by class. */
-  byClass() {
-    const rows = this.classNames.map((name) => ({ name, count: 0, bytes: 0, largest: 0 }));
-    for (let i = 0; i < this.objects; i++) {
-      const row = rows[this.classes[i]];
-      row.count++;
-      row.bytes += this.sizes[i];
-      if (this.sizes[i] > row.largest) row.largest = this.sizes[i];
+  /** Compute who holds each object, without pause. */
+  hold() {
+    for (const progress of this.#steps()) this.progress = progress;
+    return this.holders;
+  }
+
+  /** Compute who holds each object, in slices between which other requests are answered. */
+  holdInSlices() {
+    this.#computing ??= this.#compute();
+    return this.#computing;
+  }
+
+  async #compute() {
+    let began = performance.now();
+    for (const progress of this.#steps()) {
+      this.progress = progress;
+      if (performance.now() - began < SLICE_MS) continue;
+      await new Promise((resolve) => setTimeout(resolve));
+      began = performance.now();
     }
-    return rows;
+    return this.holders;
+  }
+
+  *#steps() {
+    if (this.holders === null) this.holders = yield* findHolders(this);
+  }
+
+  /** Return the graph of the references, reversed. */
+  referrers() {
+    this.#referrers ??= reversed(this.graph);
+    return this.#referrers;
+  }
+
+  /** Return the number of objects, their sizes, and how many of them nothing but a cycle holds, by class. */
+  byClass() {
+    const { byClass } = this.hold();
+    return this.classNames.map((name, i) => ({
+      name,
+      count: byClass.count[i],
+      bytes: byClass.bytes[i],
+      retained: byClass.retained[i],
+      unreachable: byClass.unreachable[i],
+    }));
+  }
+
+  /** Return the ways in which the objects of a class are held, those that retain most first. */
+  waysOf(className, limit) {
+    const holders = this.hold();
+    const wanted = this.classNames.indexOf(className);
+    const rows = [];
+    holders.wayExamples.forEach((example, way) => {
+      if (this.classes[example] !== wanted) return;
+      const { count, retained, unreachable } = holders.byWay;
+      rows.push({ way, id: this.ids[example], count: count[way], retained: retained[way], unreachable: unreachable[way] });
+    });
+    rows.sort((a, b) => b.retained - a.retained || b.count - a.count);
+    return { matching: rows.length, rows: rows.slice(0, limit).map((row) => ({ ...row, text: holders.wayText(row.way) })) };
   }
 
   /** Return whether there is an object with this id and class: an address is reused, but rarely by the same class. */
@@ -207,7 +286,8 @@ export class Snapshot {
   /** Return the largest objects of a class, at most `limit`; leave out objects in the snapshot `butNotIn`. */
   objectsOf(className, butNotIn, limit) {
     const wanted = this.classNames.indexOf(className);
-    const order = (a, b) => this.sizes[b] - this.sizes[a] || this.ids[a] - this.ids[b];
+    const { retained } = this.hold();
+    const order = (a, b) => retained[b] - retained[a] || this.ids[a] - this.ids[b];
     let largest = [];
     let matching = 0;
     const cut = () => (largest = largest.sort(order).slice(0, limit));
@@ -224,10 +304,11 @@ export class Snapshot {
   object(id, limit) {
     const index = this.indexes.get(id);
     if (index < 0) return null;
-    const to = this.references.subarray(index ? this.referenceEnds[index - 1] : 0, this.referenceEnds[index]);
-    const within = to.filter((i) => i !== NOWHERE);
-    const [ends, all] = this.#allReferrers();
-    const from = all.subarray(index ? ends[index - 1] : 0, ends[index]);
+    const holders = this.hold();
+    const to = this.graph.targets.subarray(this.graph.starts[index], this.graph.starts[index + 1]);
+    const within = to.filter((i) => i !== NONE);
+    const { starts, targets } = this.referrers();
+    const from = targets.subarray(starts[index], starts[index + 1]);
     return {
       ...this.#object(index),
       references: Array.from(within.subarray(0, limit), (i) => this.#object(i)),
@@ -235,106 +316,50 @@ export class Snapshot {
       elsewhere: to.length - within.length,
       referrers: Array.from(from.subarray(0, limit), (i) => this.#object(i)),
       referrerCount: from.length,
-      path: this.#path(index),
+      unreachable: holders.unreachable[index] === 1,
+      heldAs: holders.pathText(index),
+      path: this.#path(holders.path(index)),
     };
   }
 
   #object(index) {
     return {
       id: this.ids[index],
-      name: this.classNames[this.classes[index]],
+      name: this.labels[index] ? `${this.classNames[this.classes[index]]} ${this.labelTexts[this.labels[index]]}` : this.classNames[this.classes[index]],
       size: this.sizes[index],
+      retained: this.hold().retained[index],
       file: this.fileNames[this.files[index]],
       line: this.lines[index],
     };
   }
 
-  /** Return the referrers of all objects in one array, and for each object where its referrers end. */
-  #allReferrers() {
-    if (this.#referrers === null) {
-      const ends = new Uint32Array(this.objects);
-      for (const to of this.references) if (to !== NOWHERE) ends[to]++;
-      let sum = 0;
-      for (let i = 0; i < ends.length; i++) {
-        const count = ends[i];
-        ends[i] = sum; // the start; each referrer added below advances it, until it is the end
-        sum += count;
-      }
-      const referrers = new Uint32Array(sum);
-      for (let from = 0, at = 0; from < this.objects; from++) {
-        for (; at < this.referenceEnds[from]; at++) {
-          const to = this.references[at];
-          if (to !== NOWHERE) referrers[ends[to]++] = from;
-        }
-      }
-      this.#referrers = [ends, referrers];
-    }
-    return this.#referrers;
-  }
-
-  /**
-   * Return the objects on a path from a root to this one, and the number left out in the middle; no objects if only a
-   * cycle refers to it that nothing outside refers to.
-   */
-  #path(index) {
-    this.#paths ??= this.#shortestPaths();
-    let length = 0;
-    for (let i = index; i !== NOWHERE; i = this.#paths[i]) {
-      if (this.#paths[i] === UNREACHED) return { steps: [], omitted: 0 };
-      length++;
-    }
-    const steps = [];
-    for (let i = index, left = length; i !== NOWHERE; i = this.#paths[i], left--) {
-      if (left <= PATH_ENDS || left > length - PATH_ENDS) steps.push(this.#object(i));
-    }
-    return { steps: steps.reverse(), omitted: length - steps.length };
-  }
-
-  /** Return the predecessor of each object on a shortest path from a root, NOWHERE for a root. */
-  #shortestPaths() {
-    const [ends] = this.#allReferrers();
-    const before = new Uint32Array(this.objects).fill(UNREACHED);
-    const queue = new Uint32Array(this.objects);
-    let last = 0;
-    for (let i = 0; i < this.objects; i++) {
-      const alone = ends[i] === (i ? ends[i - 1] : 0);
-      if (alone || ROOT_CLASSES.has(this.classNames[this.classes[i]])) {
-        before[i] = NOWHERE;
-        queue[last++] = i;
-      }
-    }
-    for (let first = 0; first < last; first++) {
-      const from = queue[first];
-      for (let at = from ? this.referenceEnds[from - 1] : 0; at < this.referenceEnds[from]; at++) {
-        const to = this.references[at];
-        if (to !== NOWHERE && before[to] === UNREACHED) {
-          before[to] = from;
-          queue[last++] = to;
-        }
-      }
-    }
-    return before;
+  /** Return the objects of a path, and the number left out in the middle. */
+  #path(indexes) {
+    const omitted = Math.max(0, indexes.length - 2 * PATH_ENDS);
+    const kept = omitted ? [...indexes.slice(0, PATH_ENDS), ...indexes.slice(-PATH_ENDS)] : indexes;
+    return { steps: kept.map((index) => ({ ...this.#object(index), heldBy: this.hold().name(index) })), omitted };
   }
 }
-
-const UNREACHED = 0xfffffffe;
 
 /** Compare two snapshots by class, the earlier snapshot first. */
 export function difference(before, after) {
   const rows = new Map();
   const row = (name) => {
     if (!rows.has(name)) {
-      rows.set(name, { name, before: 0, after: 0, appeared: 0, gone: 0, count: 0, bytes: 0 });
+      rows.set(name, { name, before: 0, after: 0, appeared: 0, gone: 0, count: 0, bytes: 0, retained: 0, unreachable: 0 });
     }
     return rows.get(name);
   };
-  for (const { name, count, bytes } of before.byClass()) {
+  for (const { name, count, bytes, retained } of before.byClass()) {
     row(name).before = count;
     row(name).bytes -= bytes;
+    row(name).retained -= retained;
   }
-  for (const { name, count, bytes } of after.byClass()) {
+  for (const { name, count, bytes, retained, unreachable } of after.byClass()) {
     row(name).after = count;
     row(name).bytes += bytes;
+    row(name).retained += retained;
+    row(name).unreachable = unreachable;
   }
   const countMissing = (of, from, key) => {
     const counted = of.classNames.map(row);
@@ -345,7 +370,7 @@ export function difference(before, after) {
   countMissing(after, before, "appeared");
   countMissing(before, after, "gone");
   for (const one of rows.values()) one.count = one.after - one.before;
-  return [...rows.values()].filter((one) => one.appeared || one.gone || one.bytes);
+  return [...rows.values()].filter((one) => one.appeared || one.gone || one.bytes || one.retained);
 }
 
 /** Filter, sort and limit the rows of a table. */

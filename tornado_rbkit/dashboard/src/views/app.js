@@ -68,7 +68,7 @@ class Page {
   #busy = false;
 
   constructor(root) {
-    const takeSnapshot = (event) => this.#send("objectspace_snapshot", event.currentTarget);
+    const takeSnapshot = () => this.#send("objectspace_snapshot", null);
     const recordMemory = () => this.#button({ ...MEMORY, label: () => "Record memory now" }, "main");
     this.#views = [
       ["memory", "Memory", new MemoryView({ record: recordMemory() })],
@@ -257,7 +257,7 @@ class Page {
   }
 
   async #send(command, button) {
-    if (button.getAttribute("aria-disabled")) return;
+    if (button?.getAttribute("aria-disabled")) return;
     if (command === "objectspace_snapshot") {
       this.#views[2][2].asked = true;
       this.#open("snapshots");
@@ -379,7 +379,7 @@ class Page {
       if (spec.pressed) setAttribute(button, "aria-pressed", String(spec.pressed(facts)));
     }
     const [, , snapshots] = this.#views[2];
-    setDisabled(snapshots.take, this.#obstacle("objectspace_snapshot"));
+    for (const button of [snapshots.take, snapshots.growth.button]) setDisabled(button, this.#obstacle("objectspace_snapshot"));
   }
 
   #drawHonesty() {

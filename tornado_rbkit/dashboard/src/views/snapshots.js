@@ -1,5 +1,6 @@
 // The snapshots view: a snapshot by class, the difference of two snapshots, and the paths to an object.
 
+import { GrowthFinder, Suspects } from "./growth.js";
 import { fileButton, h, save, setAttribute, setText } from "./widgets/dom.js";
 import * as format from "./widgets/format.js";
 import { Latest } from "./latest.js";
@@ -21,11 +22,16 @@ export class SnapshotsView {
   #lists = new Latest(); // requests for the list of snapshots
   #rows = new Latest(); // requests for the classes
   #objects = new Latest(); // requests for the objects of the class
+  #ways = new Latest(); // requests for the ways in which the objects of the class are held
+  #found = new Latest(); // requests for what grows
   #details = new Latest(); // requests for the object
 
   constructor({ takeSnapshot }) {
     const number = (key, label, title, text) => ({ key, label, title, number: true, text });
-    this.take = h("button", { type: "button", class: "main", onclick: takeSnapshot }, "Take a snapshot");
+    this.growth = new GrowthFinder({ onfound: (before, after) => this.#show(after, before) });
+    this.suspects = new Suspects({ onopen: (id) => this.#follow(id, true) });
+    this.take = h("button", { type: "button", onclick: () => this.#take(takeSnapshot) }, "Take a snapshot");
+    this.computing = h("p", { class: "hint", role: "status" });
     this.list = h("ul", { class: "snapshots", "aria-label": "Snapshots" });
     this.progress = h("progress", { max: 1, hidden: true, "aria-label": "Snapshot coming in" });
     this.note = h("p", { class: "note", role: "status" });
@@ -36,25 +42,28 @@ export class SnapshotsView {
     this.classes = new Table({
       ...tables,
       caption: "Classes in the snapshot",
-      sort: "bytes",
+      sort: "retained",
       columns: [
         { key: "name", label: "class", text: (row) => row.name },
         number("count", "objects", "how many", (row) => format.count(row.count)),
         number("bytes", "size", "of all of them together, without what they refer to", (row) => format.bytes(row.bytes)),
-        number("largest", "largest", "the largest of them", (row) => format.bytes(row.largest)),
+        number("retained", "retained", "what would be freed with them: their size, and what only they hold", (row) => format.bytes(row.retained)),
+        number("unreachable", "unreachable", UNREACHABLE, (row) => format.count(row.unreachable)),
       ],
     });
     this.differences = new Table({
       ...tables,
       caption: "Classes, compared with the earlier snapshot",
-      sort: "count",
+      sort: "retained",
       columns: [
         { key: "name", label: "class", text: (row) => row.name },
+        number("retained", "retained growth", "more than before would be freed with them", (row) => format.signedBytes(row.retained)),
         number("count", "growth", "objects more than before", (row) => format.signed(row.count)),
         number("bytes", "size growth", "bytes more than before", (row) => format.signedBytes(row.bytes)),
         number("appeared", "new", "objects that were not there before", (row) => format.count(row.appeared)),
         number("gone", "gone", "objects that are not there any more", (row) => format.count(row.gone)),
         number("after", "now", "objects in all", (row) => format.count(row.after)),
+        number("unreachable", "unreachable", UNREACHABLE, (row) => format.count(row.unreachable)),
       ],
     });
     this.objectsTitle = h("h3", { tabindex: "-1" });
@@ -65,16 +74,20 @@ export class SnapshotsView {
       columns: [
         { label: "object", text: (row) => format.objectId(row.id) },
         { label: "size", number: true, text: (row) => format.bytes(row.size) },
+        { label: "retained", number: true, text: (row) => format.bytes(row.retained) },
         { label: "made at", text: (row) => format.place(row.file, row.line), hint: (row) => row.file },
       ],
     });
     this.objectsNote = h("p", { class: "hint" });
+    this.ways = h("ul", { class: "ways", "aria-label": "How they are held" });
     this.detail = h("div", { class: "detail" });
     this.tableBox = h("div", {}, this.classes.element, this.differences.element);
-    this.objectsBox = h("div", { class: "objects" }, this.objectsTitle, this.objectsNote, this.objects.element);
+    this.objectsBox = h("div", { class: "objects" }, this.objectsTitle, h("h4", {}, "How they are held"), this.ways, this.objectsNote, this.objects.element);
     this.content = h(
       "div",
       { hidden: true },
+      this.computing,
+      this.suspects.element,
       h("div", { class: "bar" }, h("label", {}, "compare with ", this.compare), this.filter, this.summary),
       h("div", { class: "columns" }, this.tableBox, this.objectsBox, this.detail),
     );
@@ -84,6 +97,7 @@ export class SnapshotsView {
       h(
         "div",
         { class: "bar" },
+        this.growth.element,
         this.take,
         fileButton("Load snapshot…", "add the snapshots of a saved file to these", ".rbkit", (file) => this.#load(file)),
         this.progress,
@@ -96,7 +110,8 @@ export class SnapshotsView {
 
   /** Reset the view for another session. */
   forget() {
-    for (const one of [this.#lists, this.#rows, this.#objects, this.#details]) one.cancel();
+    for (const one of [this.#lists, this.#rows, this.#objects, this.#ways, this.#found, this.#details]) one.cancel();
+    this.growth.forget();
     this.#known = [];
     this.#drawn = "";
     this.#number = this.#className = null;
@@ -117,7 +132,9 @@ export class SnapshotsView {
     if (incoming.length) this.#tell(`A snapshot is coming in: ${format.count(objects)} of ${format.count(expected)} objects${silence}.`);
     else if (this.asked) this.#tell("A snapshot was asked for. The process lists its objects…");
     else if (!this.failed) this.#tell(list.length ? "" : EMPTY);
-    const drawn = JSON.stringify([list, header.processes.length]);
+    const computing = list.find(({ progress }) => progress > 0 && progress < 1);
+    setText(this.computing, computing ? `Computing who holds what in snapshot ${computing.number}: ${format.percent(computing.progress, 1)}` : "");
+    const drawn = JSON.stringify([list.map((one) => ({ ...one, progress: 0 })), header.processes.length]);
     if (drawn === this.#drawn) return;
     const before = this.#known;
     this.#drawn = drawn;
@@ -138,6 +155,13 @@ export class SnapshotsView {
     } else {
       this.#drawChoice();
     }
+  }
+
+  async #take(takeSnapshot) {
+    if (this.take.getAttribute("aria-disabled")) return;
+    const refused = await this.growth.collectFirst();
+    if (refused !== null) this.#tell(`Garbage was not collected: ${refused}.`);
+    await takeSnapshot();
   }
 
   #known = []; // summaries of the snapshots
@@ -198,6 +222,10 @@ export class SnapshotsView {
     this.classes.element.hidden = this.#against !== null;
     this.differences.element.hidden = this.#against === null;
     this.#chooseClass(null);
+    this.suspects.hide();
+    this.#found.cancel();
+    const query = { before: this.#against, after: this.#number };
+    if (this.#against !== null) this.#found.ask("suspects", query, (data) => this.suspects.show(data));
     await this.#resort();
   }
 
@@ -222,20 +250,38 @@ export class SnapshotsView {
     this.differences.select(name);
     this.objectsBox.hidden = true;
     this.#objects.cancel();
+    this.#ways.cancel();
     this.#open(null);
     if (name === null) return;
     const against = this.#against;
+    this.ways.replaceChildren();
+    this.#ways.ask("snapshotWays", { number: this.#number, name }, (data) => this.#drawWays(data));
     await this.#objects.ask("snapshotObjects", { number: this.#number, name, butNotIn: against }, (data) => {
       this.objectsBox.hidden = false;
       setText(this.objectsTitle, name);
       const which = against === null ? "objects" : `objects that snapshot ${against} has not`;
-      const cut = data.matching > data.rows.length ? `, the ${data.rows.length} largest are shown` : "";
+      const cut = data.matching > data.rows.length ? `, the ${data.rows.length} that retain most are shown` : "";
       const unknown = data.rows.length && !data.rows.some((row) => row.file) ? ` ${UNKNOWN_PLACES}` : "";
       setText(this.objectsNote, `${format.count(data.matching)} ${which}${cut}.${unknown}`);
       this.objects.rearrange();
       this.objects.update(data.rows);
       this.objectsTitle.focus({ preventScroll: false });
     });
+  }
+
+  #drawWays({ rows, matching }) {
+    const more = matching > rows.length ? [h("li", { class: "hint" }, `and in ${format.count(matching - rows.length)} more ways`)] : [];
+    this.ways.replaceChildren(
+      ...rows.map((row) =>
+        h(
+          "li",
+          {},
+          h("button", { type: "button", class: "link", onclick: () => this.#follow(row.id, true) }, row.text),
+          h("span", { class: "hint" }, ` ${format.plural(row.count, "object")}, ${format.bytes(row.retained)} retained${row.unreachable ? ", unreachable" : ""}`),
+        ),
+      ),
+      ...more,
+    );
   }
 
   /** Show an object; from the list of a class the trail starts again. */
@@ -262,11 +308,15 @@ export class SnapshotsView {
     this.detail.replaceChildren(
       ...(this.#trail.length ? [back] : []),
       title,
-      h("p", {}, [format.bytes(object.size), format.place(object.file, object.line)].filter(Boolean).join(", made at ")),
+      h("p", {}, [format.bytes(object.size), `${format.bytes(object.retained)} retained`].join(", "), object.file ? `, made at ${format.place(object.file, object.line)}` : ""),
       h("h4", {}, "Held by"),
-      steps.length > 1
-        ? h("ol", { class: "path", "aria-label": "A shortest path from a root" }, ...this.#steps(object.path, id))
-        : h("p", { class: "hint" }, steps.length ? "Nothing in the snapshot but the interpreter itself." : "Only by a cycle: nothing outside refers to it."),
+      ...(steps.length > 1 ? [h("p", {}, h("code", { class: "held-as" }, object.heldAs))] : []),
+      ...(object.unreachable ? [h("p", { class: "hint" }, "Only by a cycle: nothing outside refers to it.")] : []),
+      ...(steps.length > 1
+        ? [h("ol", { class: "path", "aria-label": "A shortest path from a root" }, ...this.#steps(object.path, id))]
+        : object.unreachable
+          ? []
+          : [h("p", { class: "hint" }, "Nothing in the snapshot but the interpreter itself.")]),
       h("h4", {}, `Referred to by ${format.count(object.referrerCount)}`),
       h("ul", { class: "referrers" }, ...object.referrers.map((one) => this.#item(one, id))),
       ...[more(object.referrers.length, object.referrerCount)].filter(Boolean),
@@ -288,7 +338,7 @@ export class SnapshotsView {
 
   #item(object, current) {
     const text = `${object.name} ${format.objectId(object.id)}`;
-    const about = [format.bytes(object.size), format.place(object.file, object.line)].filter(Boolean).join(", ");
+    const about = [object.heldBy, format.bytes(object.size), format.place(object.file, object.line)].filter(Boolean).join(", ");
     return h(
       "li",
       {},
@@ -322,7 +372,11 @@ export class SnapshotsView {
 }
 
 const EMPTY =
-  "No snapshot yet. To find a leak: take one, let the program do its work for a while, take another; " +
-  "the second is then shown by what it has more than the first.";
+  "No snapshot yet. To find a leak, press Find what grows: it takes one, lets the program do its work for a while, " +
+  "takes another, and says what the second has more than the first.";
 
-const UNKNOWN_PLACES = "Where one was made is known of those made while the memory profile was on.";
+const UNREACHABLE = "of them, those that only a cycle refers to: the collector frees them, or the interpreter holds them";
+
+const UNKNOWN_PLACES =
+  "Where one was made is known of Python's functions, of Python objects made while tracemalloc was on " +
+  "(python -X tracemalloc), and of Ruby objects made while the memory profile was on.";

@@ -3,9 +3,11 @@
 
 import { Connection } from "../connection/connection.js";
 import { Session } from "./session.js";
+import { findSuspects } from "../model/leaks.js";
 import { difference, select } from "../model/snapshots.js";
 
 const OBJECTS_SHOWN = 100;
+const WAYS_SHOWN = 20;
 
 const TICK_SECONDS = 1;
 
@@ -104,26 +106,38 @@ const methods = {
     };
   },
 
-  // Requests about a snapshot return null if it was removed.
+  // Requests about a snapshot wait until it is computed who holds its objects; they return null if it was removed.
 
-  snapshotClasses({ number, ...query }) {
-    const one = snapshot(number);
+  async snapshotClasses({ number, ...query }) {
+    const one = await computed(number);
     return one && select(one.byClass(), query);
   },
 
-  snapshotDifference({ before, after, ...query }) {
-    const [one, other] = [snapshot(before), snapshot(after)];
+  async snapshotDifference({ before, after, ...query }) {
+    const [one, other] = [await computed(before), await computed(after)];
     return one && other && select(difference(one, other), query);
   },
 
-  snapshotObjects({ number, butNotIn = null, name }) {
-    const [one, other] = [snapshot(number), snapshot(butNotIn)];
+  async snapshotObjects({ number, butNotIn = null, name }) {
+    const one = await computed(number);
+    const other = snapshot(butNotIn);
     return one && (other || butNotIn === null) ? one.objectsOf(name, other, OBJECTS_SHOWN) : null;
   },
 
-  snapshotObject({ number, id }) {
-    const one = snapshot(number);
+  async snapshotWays({ number, name }) {
+    const one = await computed(number);
+    return one && one.waysOf(name, WAYS_SHOWN);
+  },
+
+  async snapshotObject({ number, id }) {
+    const one = await computed(number);
     return one && one.object(id, OBJECTS_SHOWN);
+  },
+
+  /** Return what grew between two snapshots. */
+  async suspects({ before, after }) {
+    const [one, other] = [await computed(before), await computed(after)];
+    return one && other && findSuspects(one.holders, other.holders);
   },
 
   snapshotFile({ number }) {
@@ -210,6 +224,12 @@ self.onmessage = async ({ data: { call, method, argument } }) => {
 /** @param {unknown} error */
 function messageOf(error) {
   return error instanceof Error ? error.message : String(error);
+}
+
+async function computed(number) {
+  const one = snapshot(number);
+  await one?.holdInSlices();
+  return one;
 }
 
 function snapshot(number) {

@@ -1,0 +1,204 @@
+// Who holds an object, and what grows, in heaps whose truth is known.
+
+import assert from "node:assert/strict";
+import { test } from "node:test";
+import { findSuspects } from "../../../tornado_rbkit/dashboard/src/model/leaks.js";
+import { IncomingSnapshot, difference } from "../../../tornado_rbkit/dashboard/src/model/snapshots.js";
+import { readMessage } from "../../../tornado_rbkit/dashboard/src/connection/protocol.js";
+import { collection, dump, numbered } from "./rbkit.mjs";
+
+const DICT = "dict";
+
+/** A heap to which objects are added by what they refer to: attributes, keys, or positions; ids are their order. */
+class Heap {
+  rows = [];
+
+  add(name, { attributes = null, keys = null, items = null, unnamed = [], size = 10, label = null, file = null, line = null, id = this.rows.length + 1 } = {}) {
+    const named = attributes ?? keys ?? {};
+    const names = Object.keys(named);
+    const references = [...(items ?? Object.values(named)), ...unnamed].map((each) => each?.id ?? each);
+    const row = { 3: id, 4: name, 5: references, 6: file, 7: line, 8: size };
+    if (attributes) row[16] = names;
+    else if (items) row[17] = 0;
+    else if (keys) row[17] = names;
+    if (label) row[13] = label;
+    this.rows.push(row);
+    return { id, row };
+  }
+
+  /** Add an object with a __dict__. */
+  instance(name, attributes, more = {}) {
+    return this.add(name, { attributes: { __dict__: this.add(DICT, { keys: attributes }) }, ...more });
+  }
+
+  module(label, globals) {
+    return this.instance("module", globals, { label });
+  }
+
+  snapshot(seconds = 0) {
+    const { events } = readMessage(collection(0, [dump(1, this.rows.length, this.rows.map(numbered), 1.8e12 + seconds * 1000)]));
+    const incoming = new IncomingSnapshot("1", 1.8e12 + seconds * 1000);
+    for (const event of events) incoming.add(event, new Uint8Array());
+    return incoming.finish(1);
+  }
+}
+
+const pathOf = (heap, { id }) => heap.snapshot().object(id, 10).heldAs;
+
+function audit(heap, count, { from = 0 } = {}) {
+  const entries = {};
+  const bodies = [];
+  for (let i = from; i < count; i++) {
+    const body = heap.add("bytes", { size: 1000, id: 10_000 + 10 * i });
+    const context = heap.add("shop.OrderContext", { attributes: { body }, id: 10_001 + 10 * i });
+    const cell = heap.add("cell", { attributes: { cell_contents: context }, id: 10_002 + 10 * i });
+    entries[`request ${i}`] = heap.add("function", { attributes: { ctx: cell }, label: "__main__.remember.<locals>.finish", file: "/srv/shop_web.py", line: 20, id: 10_003 + 10 * i });
+    bodies.push(body);
+  }
+  const dict = heap.add(DICT, { keys: entries, size: 50, id: 5_000 });
+  heap.module("__main__", { AUDIT: dict, SESSIONS: heap.add(DICT, { keys: { a: heap.add("str") } }) });
+  return { dict, bodies };
+}
+
+test("a path is written as a developer would write it", () => {
+  const heap = new Heap();
+  const { dict, bodies } = audit(heap, 3);
+  assert.equal(pathOf(heap, dict), "__main__.AUDIT");
+  assert.equal(pathOf(heap, bodies[1]), "__main__.AUDIT['request 1'] → remember.<locals>.finish → ctx → OrderContext.body");
+});
+
+test("classes, lists, instances, numbers as keys and objects without names are on a path as they are", () => {
+  const heap = new Heap();
+  const inner = heap.add("str");
+  const list = heap.add("list", { items: [heap.add("str"), heap.add(DICT, { keys: {} }), heap.add("shop.Basket", { unnamed: [inner] })] });
+  const type = heap.instance("type", { items: list }, { label: "shop.Registry" });
+  heap.module("shop", { Registry: type });
+  assert.equal(pathOf(heap, inner), "shop.Registry.items[2] → Basket");
+  const frame = new Heap();
+  const blob = frame.add("bytes");
+  frame.add("frame", { attributes: { blob }, label: "__main__.work" });
+  assert.equal(pathOf(frame, blob), "work() → blob");
+});
+
+test("a shorter path without names does not displace the names", () => {
+  const heap = new Heap();
+  const target = heap.add("list", { items: [] });
+  heap.add("builtin", { unnamed: [target] });
+  heap.module("app", { CACHE: heap.instance("app.Cache", { rows: target }) });
+  assert.equal(pathOf(heap, target), "app.CACHE → Cache.rows");
+});
+
+test("Ruby's heaps have classes", () => {
+  const heap = new Heap();
+  const item = heap.add("Item");
+  heap.add("Module", { unnamed: [heap.add("Registry", { unnamed: [heap.add("Array", { unnamed: [item] })] })] });
+  assert.equal(pathOf(heap, item), "(Module) → Registry → Array");
+});
+
+test("one way of being held is one row, whatever the keys and positions are", () => {
+  const heap = new Heap();
+  audit(heap, 50);
+  const { rows, matching } = heap.snapshot().waysOf("shop.OrderContext", 10);
+  assert.equal(matching, 1);
+  assert.equal(rows[0].text, "__main__.AUDIT[…] → remember.<locals>.finish → ctx");
+  assert.deepEqual([rows[0].count, rows[0].retained], [50, 50 * 1010]);
+});
+
+test("a linked list of any length is one way", () => {
+  const lengths = [5, 500].map((length) => {
+    const heap = new Heap();
+    let node = heap.add("Node");
+    for (let i = 1; i < length; i++) node = heap.instance("Node", { next: node });
+    heap.module("__main__", { HEAD: node });
+    return heap.snapshot().waysOf("Node", 10).matching;
+  });
+  assert.equal(lengths[0], lengths[1]);
+});
+
+test("equal names of namespaces within each other are kept apart", () => {
+  const heap = new Heap();
+  const items = heap.add("list", { items: [] });
+  heap.module("__main__", { Outer: heap.instance("type", { Inner: heap.instance("type", { items }, { label: "__main__.Outer.Inner" }) }, { label: "__main__.Outer" }) });
+  const { rows } = heap.snapshot().waysOf("list", 10);
+  assert.deepEqual(rows.map(({ text }) => text), ["__main__.Outer.Inner.items"]);
+});
+
+test("what a class retains counts nothing twice", () => {
+  const heap = new Heap();
+  let node = heap.add("Node");
+  for (let i = 1; i < 100; i++) node = heap.add("Node", { attributes: { next: node } });
+  heap.module("__main__", { HEAD: node });
+  const row = heap.snapshot().byClass().find(({ name }) => name === "Node");
+  assert.deepEqual([row.count, row.bytes, row.retained], [100, 1000, 1000]);
+});
+
+test("only what a cycle alone refers to is unreachable", () => {
+  const heap = new Heap();
+  heap.add("Ring", { unnamed: [2], id: 1 });
+  heap.add("Ring", { unnamed: [1, 3], id: 2 });
+  heap.add("Tail", { id: 3 });
+  heap.add("Alone", { unnamed: [5], id: 4 });
+  heap.add("Held", { id: 5 });
+  const rows = heap.snapshot().byClass();
+  assert.deepEqual(Object.fromEntries(rows.map(({ name, unreachable }) => [name, unreachable])), { Ring: 2, Tail: 1, Alone: 0, Held: 0 });
+});
+
+test("the leak is the first suspect, with its holder, number, bytes, rate and place", () => {
+  const [before, after] = [new Heap(), new Heap()];
+  audit(before, 100);
+  audit(after, 300, { from: 50 });
+  const [early, late] = [before.snapshot(0), after.snapshot(10)];
+  early.hold();
+  late.hold();
+  const { suspects, seconds } = findSuspects(early.holders, late.holders);
+  assert.equal(seconds, 10);
+  const [first] = suspects;
+  assert.equal(first.holder, "__main__.AUDIT");
+  assert.equal(first.what, "remember.<locals>.finish");
+  assert.deepEqual([first.count, first.countGrowth, first.perSecond], [250, 150, 15]);
+  assert.deepEqual([first.retained, first.retainedGrowth], [250 * 1030, 150 * 1030]);
+  assert.deepEqual([first.file, first.line], ["/srv/shop_web.py", 20]);
+  assert.match(first.evidence.path, /^__main__\.AUDIT\['request \d+'\] → remember\.<locals>\.finish → ctx → OrderContext\.body$/);
+  assert.deepEqual([first.evidence.name, first.evidence.size], ["bytes", 1000]);
+  assert.equal(suspects.length, 1, "what its objects hold is no suspect of its own");
+  const context = difference(early, late).find(({ name }) => name === "shop.OrderContext");
+  assert.deepEqual([context.count, context.retained], [150, 150 * 1010]);
+});
+
+test("nothing is suspected where nothing grows", () => {
+  const heap = new Heap();
+  audit(heap, 20);
+  const [early, late] = [heap.snapshot(0), heap.snapshot(10)];
+  early.hold();
+  late.hold();
+  assert.deepEqual(findSuspects(early.holders, late.holders).suspects, []);
+});
+
+test("names of odd types are unknown, and cost nothing else", () => {
+  for (const odd of [5, "text", null, { 1: 2 }, [[1], 2.5, true, {}]]) {
+    for (const field of [16, 17, 13]) {
+      const heap = new Heap();
+      const held = heap.add("str");
+      heap.add("module", { unnamed: [held] }).row[field] = odd;
+      const snapshot = heap.snapshot();
+      assert.equal(snapshot.objects, 2);
+      assert.equal(typeof snapshot.object(held.id, 10).heldAs, "string");
+    }
+  }
+});
+
+test("who holds a million objects is known within seconds, in slices", async () => {
+  const count = 1_000_000;
+  const objects = [{ id: count, name: "module", references: [0], names: [".__dict__"], file: "", line: 0, size: 8, label: "__main__" }];
+  objects.push({ id: 0, name: "dict", references: Array.from({ length: count - 1 }, (_, i) => i + 1), names: Array.from({ length: count - 1 }, (_, i) => `['key ${i}']`), file: "", line: 0, size: 8 });
+  for (let id = 1; id < count; id++) objects.push({ id, name: "Item", references: id % 3 ? [id - 1] : [], names: [".before"], file: "", line: 0, size: 8 });
+  const incoming = new IncomingSnapshot("1", 1.8e12);
+  incoming.add({ expected: count + 1, objects, unreadable: 0 }, new Uint8Array());
+  const snapshot = incoming.finish(1);
+  let turns = 0;
+  const timer = setInterval(() => turns++);
+  await snapshot.holdInSlices();
+  clearInterval(timer);
+  assert.ok(turns > 3, `${turns} turns`);
+  assert.equal(snapshot.holders.retained[0], 8 * (count + 1));
+});

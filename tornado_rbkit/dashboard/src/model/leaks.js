@@ -1,0 +1,94 @@
+// @ts-check
+// What grows between two snapshots: the ways in which more objects are held, ranked by the growth of what they retain.
+
+import { NONE } from "./dominators.js";
+import { shortName } from "./holders.js";
+
+const SHOWN = 20;
+
+/** A way that holds less than this share of the growth is noise. */
+const LEAST_SHARE = 0.001;
+
+/**
+ * Return the suspects, the most growth first, and the growth of all objects in bytes. Of a way and of what its objects
+ * hold in turn only the first is a suspect.
+ *
+ * @param {import("./holders.js").Holders} before
+ * @param {import("./holders.js").Holders} after
+ */
+export function findSuspects(before, after) {
+  const seconds = Math.max(1, (after.snapshot.time - before.snapshot.time) / 1000);
+  const earlier = new Map();
+  for (let way = 0; way < before.wayParents.length; way++) earlier.set(before.wayKey(way), way);
+  const grown = [];
+  for (let way = 0; way < after.wayParents.length; way++) {
+    const old = earlier.get(after.wayKey(way));
+    const was = (column) => (old === undefined ? 0 : before.byWay[column][old]);
+    const count = after.byWay.count[way] - was("count");
+    const retained = after.byWay.retained[way] - was("retained");
+    if (count > 0 && retained > 0) grown.push({ way, count, retained });
+  }
+  grown.sort((a, b) => b.retained - a.retained);
+  const total = after.snapshot.bytes - before.snapshot.bytes;
+  const chosen = new Set();
+  const suspects = [];
+  for (const { way, count, retained } of grown) {
+    if (suspects.length >= SHOWN || retained < LEAST_SHARE * grown[0].retained) break;
+    if (isBelow(after, way, chosen)) continue;
+    chosen.add(way);
+    suspects.push(describe(after, way, { count, retained, seconds }));
+  }
+  return { suspects, total, seconds };
+}
+
+function isBelow(holders, way, chosen) {
+  for (let each = holders.wayParents[way]; each !== NONE; each = holders.wayParents[each]) if (chosen.has(each)) return true;
+  return false;
+}
+
+function describe(holders, way, growth) {
+  const { snapshot } = holders;
+  const parent = holders.wayParents[way];
+  const example = largest(holders, way);
+  const kind = holders.kindText(holders.wayKinds[way]);
+  return {
+    way,
+    id: snapshot.ids[example],
+    name: snapshot.classNames[snapshot.classes[example]],
+    what: shortName(kind),
+    isFunction: snapshot.classNames[snapshot.classes[example]] === "function",
+    holder: parent === NONE ? null : holders.wayText(parent),
+    count: holders.byWay.count[way],
+    retained: holders.byWay.retained[way],
+    unreachable: holders.byWay.unreachable[way],
+    countGrowth: growth.count,
+    retainedGrowth: growth.retained,
+    perSecond: growth.count / growth.seconds,
+    file: snapshot.fileNames[snapshot.files[example]],
+    line: snapshot.lines[example],
+    evidence: evidence(holders, example),
+  };
+}
+
+/** Return the object of a way that retains most. */
+function largest({ snapshot, ways, retained }, way) {
+  let best = -1;
+  for (let i = 0; i < snapshot.objects; i++) if (ways[i] === way && (best < 0 || retained[i] > retained[best])) best = i;
+  return best;
+}
+
+/** Return the path through an object to the largest object that it retains. */
+function evidence(holders, index) {
+  const { children, retained, snapshot } = holders;
+  let at = index;
+  for (;;) {
+    let heaviest = NONE;
+    for (let i = children.starts[at]; i < children.starts[at + 1]; i++) {
+      const child = children.targets[i];
+      if (heaviest === NONE || retained[child] > retained[heaviest]) heaviest = child;
+    }
+    if (heaviest === NONE || retained[heaviest] <= snapshot.sizes[at]) break;
+    at = heaviest;
+  }
+  return { path: holders.pathText(at), name: shortName(snapshot.classNames[snapshot.classes[at]]), size: snapshot.sizes[at] };
+}

@@ -1,0 +1,143 @@
+// @ts-check
+// What grows: the procedure that takes two snapshots with a pause between them, and its answer in sentences.
+
+import { ask } from "./rpc.js";
+import { h, setText } from "./widgets/dom.js";
+import * as format from "./widgets/format.js";
+
+const PAUSE_SECONDS = 20;
+const MOST_SECONDS = 3600;
+const PATIENCE_SECONDS = 60; // for a snapshot of which nothing arrives
+const POLL_MS = 200;
+
+/** The button that finds what grows, and its options. */
+export class GrowthFinder {
+  element;
+  /** Ends the procedure; null when it does not run. @type {(() => void) | null} */
+  #stopped = null;
+
+  /** `onfound(before, after)` is called with the numbers of the two snapshots. */
+  constructor({ onfound }) {
+    this.onfound = onfound;
+    this.button = h("button", { type: "button", class: "main", onclick: () => this.#find() }, "Find what grows");
+    this.seconds = h("input", { type: "number", min: 1, max: MOST_SECONDS, value: PAUSE_SECONDS, "aria-label": "Seconds between the snapshots" });
+    this.collect = h("input", { type: "checkbox", checked: true, "aria-label": "Collect first" });
+    this.stop = h("button", { type: "button", hidden: true, onclick: () => this.#stopped?.() }, "Stop");
+    this.status = h("span", { class: "hint growth-status", role: "status" });
+    this.element = h(
+      "span",
+      { class: "bar" },
+      this.button,
+      h("label", {}, "in ", this.seconds, " s"),
+      h("label", { title: "run the garbage collector before each snapshot, so that garbage is not counted" }, this.collect, " Collect first"),
+      this.stop,
+      this.status,
+    );
+  }
+
+  /** Collect garbage if the user wants it; return why it was refused, or null. */
+  async collectFirst() {
+    return this.collect.checked ? ask("command", "trigger_gc") : null;
+  }
+
+  /** End the procedure. */
+  forget() {
+    this.#stopped?.();
+  }
+
+  async #find() {
+    if (this.#stopped !== null || this.button.getAttribute("aria-disabled")) return;
+    const stopped = new Promise((resolve) => (this.#stopped = () => resolve(STOPPED)));
+    this.stop.hidden = false;
+    try {
+      const before = await Promise.race([stopped, this.#take("first")]);
+      const paused = before === STOPPED || (await this.#pause(stopped));
+      const after = paused === STOPPED || before === STOPPED ? STOPPED : await Promise.race([stopped, this.#take("second")]);
+      setText(this.status, after === STOPPED ? "Stopped." : "");
+      if (after !== STOPPED) this.onfound(before, after);
+    } catch (error) {
+      setText(this.status, /** @type {Error} */ (error).message);
+    } finally {
+      this.#stopped = null;
+      this.stop.hidden = true;
+    }
+  }
+
+  /** Take a snapshot and return its number. Throws an error that says why there is none. */
+  async #take(which) {
+    const known = new Set((await ask("snapshots")).list.map(({ number }) => number));
+    setText(this.status, `Collecting garbage before the ${which} snapshot…`);
+    const refused = await this.collectFirst();
+    setText(this.status, `Taking the ${which} snapshot…${refused === null ? "" : ` Garbage was not collected: ${refused}.`}`);
+    const error = await ask("command", "objectspace_snapshot");
+    if (error !== null) throw new Error(`The ${which} snapshot was not taken: ${error}.`);
+    for (let waited = 0; waited < PATIENCE_SECONDS * 1000; waited += POLL_MS) {
+      const { list, incoming } = await ask("snapshots");
+      const found = list.find(({ number }) => !known.has(number));
+      if (found !== undefined) return found.number;
+      if (incoming.length) waited = 0;
+      await new Promise((resolve) => setTimeout(resolve, POLL_MS));
+    }
+    throw new Error(`Of the ${which} snapshot nothing arrived.`);
+  }
+
+  async #pause(stopped) {
+    const seconds = Math.min(MOST_SECONDS, Math.max(1, Number(this.seconds.value) || PAUSE_SECONDS));
+    for (let left = seconds; left > 0; left--) {
+      setText(this.status, `The program works for another ${format.duration(left)}…`);
+      const tick = new Promise((resolve) => setTimeout(resolve, 1000));
+      if ((await Promise.race([stopped, tick])) === STOPPED) return STOPPED;
+    }
+    return null;
+  }
+}
+
+const STOPPED = Symbol("stopped");
+
+/** The ranked suspects of a comparison; `onopen(id)` is called for an object of a suspect. */
+export class Suspects {
+  element = h("section", { class: "suspects", hidden: true, "aria-label": "What grows" });
+
+  constructor({ onopen }) {
+    this.onopen = onopen;
+  }
+
+  hide() {
+    this.element.hidden = true;
+  }
+
+  show({ suspects, total, seconds }) {
+    this.element.hidden = false;
+    const title = `What grew in ${format.duration(seconds)}: ${suspects.length ? "the most retained first" : "nothing"}`;
+    this.element.replaceChildren(
+      h("h3", {}, title),
+      h("ol", {}, ...suspects.map((one) => this.#item(one, seconds))),
+      h("p", { class: "hint" }, `All objects together: ${format.signedBytes(total)}.`),
+    );
+  }
+
+  #item(one, seconds) {
+    const made = one.file ? [", made at ", h("span", { title: `${one.file}:${one.line}` }, `${one.file.split("/").at(-1)}:${one.line}`)] : [];
+    const held = one.holder === null ? [" that no other object holds"] : [" in ", h("code", {}, one.holder)];
+    const { path, name, size } = one.evidence;
+    return h(
+      "li",
+      {},
+      h("p", {}, h("b", {}, countedName(one)), ...held, `, ${format.bytes(one.retained)} retained, ${format.perSecond(one.perSecond)}`, ...made),
+      h(
+        "p",
+        { class: "hint" },
+        `${format.signed(one.countGrowth)} objects and ${format.signedBytes(one.retainedGrowth)} in ${format.duration(seconds)}`,
+        one.unreachable ? `; ${format.count(one.unreachable)} unreachable` : "",
+        "; such as ",
+        h("button", { type: "button", class: "link", onclick: () => this.onopen(one.id) }, path),
+        ` → ${name} ${format.bytes(size)}`,
+      ),
+    );
+  }
+}
+
+function countedName({ count, what, isFunction }) {
+  if (isFunction) return format.plural(count, what.includes("<locals>") ? "closure" : "function");
+  return `${format.count(count)} ${what} object${count === 1 ? "" : "s"}`;
+}
