@@ -136,8 +136,8 @@ def test_tiles_and_charts_show_the_figures(memory: Page, script: Script) -> None
         "heap size": "20.0 MiB",
         "memory size": "10.0 MiB",
         "live objects": "1,234",
-        "created": "3/s",
-        "destroyed": "2/s",
+        "allocated": "3/s",
+        "freed": "2/s",
         "GC runs": "2",
         "longest GC": "75 ms",
         "GC share": "2.5 %",  # 100 ms of four seconds; the fifth is not over
@@ -145,8 +145,9 @@ def test_tiles_and_charts_show_the_figures(memory: Page, script: Script) -> None
     assert charts(memory) == {
         "Memory": "heap size: 20.0 MiB, memory size: 10.0 MiB",
         "Live objects": "live objects: 1,234",
-        "Objects made and gone": "created: 3/s, destroyed: 2/s",
-        "Garbage collector: its runs, and its share of the time": "share of time: 0.0 %, pause: 75 ms",
+        "Objects allocated and freed": "allocated: 3/s, freed: 2/s",
+        "Garbage collection: share of the time": "share of time: 0.0 %",
+        "Garbage collection: length of each run": "pause: 75 ms",
     }
 
 
@@ -195,7 +196,7 @@ def test_a_restart_is_drawn_and_its_figures_are_not_those_of_the_process_before(
 
 def test_silence_while_profiling_is_zero_and_otherwise_unknown(memory: Page, script: Script) -> None:
     script.publish(*born(0, 1), *born(5, 2), *born(40, 3, 4), *born(42, 5))
-    memory.until(lambda: tiles(memory)["created"] == "0/s", "all are shown")
+    memory.until(lambda: tiles(memory)["allocated"] == "0/s", "all are shown")
     figures = {int(time[-2:]): created for time, created, _ in legends(memory, 2, PERCENT)}
     begin = min(figures)
     assert {second - begin: created for second, created in figures.items()} == {
@@ -301,3 +302,66 @@ def test_recorded_ruby_traffic_gives_the_figures_that_python_counts(memory: Page
     memory.one("summary").click()
     shown = dict(memory.rows("All figures of the collector"))
     assert shown == {name: f"{value:,}" if isinstance(value, int) else "–" for name, value in figures.items()}
+
+
+def last_values(page: Page, chart: int) -> list[str]:
+    """Return the figures of a chart's legend."""
+    values = page.script("return [...document.querySelectorAll('.chart')][arguments[0]].innerText", chart)
+    return [line for line in values.split("\n") if any(character.isdigit() for character in line)]
+
+
+def test_the_legend_has_the_last_value_while_nothing_is_pointed_at(memory: Page, script: Script) -> None:
+    script.publish(stats(0, 10 << 20), *born(0.5, *range(7)), stats(5, 12 << 20))
+    memory.until(lambda: any("12.0 MiB" in line for line in last_values(memory, 0)), "the last size is shown")
+    script.publish(stats(10, 13 << 20))
+    memory.until(lambda: any("13.0 MiB" in line for line in last_values(memory, 0)), "the next one is shown")
+
+
+def test_a_point_between_unknown_values_is_drawn(memory: Page, script: Script) -> None:
+    many: list[tuple[float, int, Any]] = [(at / 10, GC_STATS, {"total_memsize": 5 << 20}) for at in range(2000)]
+    many[1000] = stats(100, 10 << 20)
+    script.publish(*many)
+    memory.until(lambda: len(memory.all(".chart canvas")) == 5, "charts are drawn")
+    memory.until(lambda: drawn(memory, 0, "--c1") > 5, "the only heap size is seen")
+
+
+def test_a_snapshot_is_marked_in_the_charts(memory: Page, script: Script) -> None:
+    script.publish(stats(0, 10 << 20), stats(5, 10 << 20))
+    memory.until(lambda: len(memory.all(".chart canvas")) == 5, "charts are drawn")
+    memory.until(lambda: drawn(memory, 0, "--c1") > 5, "sizes are shown")
+    before = drawn(memory, 1, "--accent")
+    thing = {3: 1, 4: "Thing", 5: [], 6: None, 7: None, 8: 40}
+    script.publish_raw([{0: 5, 1: (script.start + 2) * 1000, 2: [thing], 10: 1, 11: 1}], 5)
+    memory.until(lambda: drawn(memory, 1, "--accent") > before + 100, "there is a line")
+
+
+def test_the_value_axis_can_fit_the_values_and_its_labels_differ(memory: Page, script: Script) -> None:
+    memory.script(
+        """
+        window.labels = [];
+        const plain = CanvasRenderingContext2D.prototype.fillText;
+        CanvasRenderingContext2D.prototype.fillText = function (text, ...where) {
+            window.labels.push(text);
+            return plain.call(this, text, ...where);
+        };
+        """
+    )
+    base = 1_000_000
+    script.publish(*(stats(5 * at, 10 << 20, heap_live_slots=base + at) for at in range(6)))
+
+    def labels() -> list[str]:
+        texts = memory.script("const all = window.labels; window.labels = []; return all")
+        return [
+            text for text in texts if text.replace(",", "").replace(".", "").isdigit() and text.startswith("1,000,00")
+        ]
+
+    memory.until(lambda: memory.texts("label"), "there is the choice")
+    assert len(set(labels())) < 2, "the axis begins at 0"
+    memory.one("#view-memory label input").click()
+    found: set[str] = set()
+
+    def look() -> bool:
+        found.update(labels())
+        return len(found) >= 3
+
+    memory.until(look, "the values are told apart")

@@ -1,6 +1,5 @@
 // The memory view: memory size, objects and the collector over time.
 
-import uPlot from "uplot";
 import { Chart } from "./widgets/chart.js";
 import { h, setAttribute, setText } from "./widgets/dom.js";
 import { Empty } from "./widgets/empty.js";
@@ -43,21 +42,24 @@ export class MemoryView {
     });
     this.live = new Chart({ title: "Live objects", value: format.count, series: [{ label: "live objects", colour: "c3" }], ...zoom });
     this.rates = new Chart({
-      title: "Objects made and gone",
-      value: (value) => `${format.count(value)}/s`,
+      title: "Objects allocated and freed",
+      value: (value, digits) => `${format.count(value, digits)}/s`,
       series: [
-        { label: "created", colour: "c4" },
-        { label: "destroyed", colour: "c5" },
+        { label: "allocated", colour: "c4" },
+        { label: "freed", colour: "c5" },
       ],
       ...zoom,
     });
     this.gc = new Chart({
-      title: "Garbage collector: its runs, and its share of the time",
-      value: (value) => `${value.toFixed(value < 10 ? 1 : 0)} %`,
-      series: [
-        { label: "share of time", colour: "c2" },
-        { label: "pause", colour: "c1", scale: "ms", draw: "bars", value: format.milliseconds },
-      ],
+      title: "Garbage collection: share of the time",
+      value: (value, digits = value < 10 ? 1 : 0) => `${value.toFixed(digits)} %`,
+      series: [{ label: "share of time", colour: "c2" }],
+      ...zoom,
+    });
+    this.pauses = new Chart({
+      title: "Garbage collection: length of each run",
+      value: format.milliseconds,
+      series: [{ label: "pause", colour: "c1", draw: "bars" }],
       ...zoom,
     });
     this.figures = new Table({
@@ -68,21 +70,23 @@ export class MemoryView {
       ],
       key: ([name]) => name,
     });
+    this.fits = h("input", { type: "checkbox", onchange: () => this.onchange?.() });
     this.pause = h("button", { type: "button", onclick: () => this.#fix(this.#fixed ? null : this.#drawn) }, "Pause");
     this.note = h("p", { class: "note", role: "status" });
     const content = h(
       "div",
       {},
-      h("div", { class: "tiles" }, ...["heap size", "memory size", "live objects", "created", "destroyed", "GC runs", "longest GC", "GC share"].map((name) => this.#tile(name))),
+      h("div", { class: "tiles" }, ...["heap size", "memory size", "live objects", "allocated", "freed", "GC runs", "longest GC", "GC share"].map((name) => this.#tile(name))),
       h(
         "div",
         { class: "bar", role: "group", "aria-label": "Time range" },
         ...RANGES.map(([label, seconds]) => this.#rangeButton(label, seconds)),
         this.pause,
+        h("label", { title: "the value axes begin at the smallest value in view instead of at 0" }, this.fits, " fit the values"),
         h("span", { class: "hint" }, "Drag in a chart to zoom, double-click to go back."),
       ),
       this.note,
-      h("div", { class: "charts" }, ...[this.size, this.live, this.rates, this.gc].map((chart) => chart.element)),
+      h("div", { class: "charts" }, ...[this.size, this.live, this.rates, this.gc, this.pauses].map((chart) => chart.element)),
       h("details", {}, h("summary", {}, "All figures of the collector"), this.figures.element),
     );
     const about = "It shows the size of the heap, the objects allocated and freed, and each run of the garbage collector.";
@@ -102,7 +106,7 @@ export class MemoryView {
   async update(header) {
     const end = header.lastTime === null ? Date.now() / 1000 : header.lastTime / 1000;
     const range = this.#fixed ?? [end - this.#seconds, end];
-    const draw = (chart, points, data) => chart.update(points, range, data.gaps, data.restarts);
+    const draw = (chart, points, data) => chart.update(points, range, data, this.fits.checked);
     await this.#memory.ask(
       "memory",
       { from: range[0], to: range[1] },
@@ -115,8 +119,8 @@ export class MemoryView {
       (data) => draw(this.live, [data.stats.x, data.stats.live], data),
       (data) => draw(this.rates, [data.rates.x, data.rates.created, data.rates.destroyed], data),
       (data) => {
-        const shares = [data.rates.x, data.rates.pauses.map((ms) => (ms === null ? null : ms / 10))];
-        draw(this.gc, uPlot.join([shares, [data.runs.map(([start]) => start), data.runs.map(([, pause]) => pause)]]), data);
+        draw(this.gc, [data.rates.x, data.rates.pauses.map((ms) => (ms === null ? null : ms / 10))], data);
+        draw(this.pauses, [data.runs.map(([start]) => start), data.runs.map(([, pause]) => pause)], data);
         this.#tell(data);
       },
     );
@@ -127,8 +131,8 @@ export class MemoryView {
     this.#set("heap size", format.bytes(totals.heap));
     this.#set("memory size", format.bytes(totals.memsize));
     this.#set("live objects", format.count(totals.live));
-    this.#set("created", rate(totals.created));
-    this.#set("destroyed", rate(totals.destroyed));
+    this.#set("allocated", rate(totals.created));
+    this.#set("freed", rate(totals.destroyed));
     const longest = runs.reduce((most, [, pause]) => Math.max(most, pause), 0);
     this.#set("GC runs", runCount ? format.count(runCount) : "–");
     this.#set("longest GC", runCount ? format.milliseconds(longest) : "–");

@@ -88,7 +88,8 @@ const methods = {
   },
 
   memory({ from, to }) {
-    return session.timeline.range(from, to);
+    const snapshots = session.snapshots.map(({ number, time }) => ({ number, time: time / 1000 })).filter(({ time }) => time >= from && time <= to);
+    return { ...session.timeline.range(from, to), snapshots };
   },
 
   objects({ process, ...query }) {

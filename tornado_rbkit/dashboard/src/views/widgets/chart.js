@@ -15,13 +15,15 @@ export class Chart {
   element;
   #plot = null;
   #options;
-  #shown = null; // {data, range, gaps, restarts}
+  #shown = null; // {data, range, gaps, restarts, snapshots}
+  #fits = false; // whether the value axis fits the data instead of beginning at 0
   #box = h("div", { class: "plot" });
   #text = h("p", { class: "unseen" });
 
   /**
-   * `series`: {label, colour, scale, draw: "bars" instead of a line, value(number) for its text}; `steps` are the
-   * steps between value labels, if not decimal; `onzoom(from, to)` is called when the user marks a range.
+   * `series`: {label, colour, draw: "bars" instead of a line}; `value(number, digits)` returns the text of a value, with
+   * the usual number of digits if none is given; `steps` are the steps between value labels, if not decimal;
+   * `onzoom(from, to)` is called when the user marks a range.
    */
   constructor({ title, series, value, steps, onzoom, onreset }) {
     this.#options = { series, value, steps, onzoom, onreset };
@@ -31,8 +33,9 @@ export class Chart {
   }
 
   /** Show data in uPlot's form, from `range[0]` to `range[1]`. */
-  update(data, range, gaps, restarts) {
-    this.#shown = { data, range, gaps, restarts };
+  update(data, range, { gaps, restarts, snapshots }, fits) {
+    this.#shown = { data, range, gaps, restarts, snapshots };
+    this.#fits = fits;
     if (this.#plot === null) this.#make();
     if (this.#plot === null) return;
     this.#plot.batch(() => {
@@ -45,14 +48,16 @@ export class Chart {
   /** Describe the chart in text for screen readers. */
   #describe(data) {
     const parts = this.#options.series.map(({ label }, i) => {
-      const last = data[i + 1].findLast((value) => value !== null && value !== undefined);
-      return `${label}: ${last === undefined ? "no data" : this.#value(i, last)}`;
+      const last = lastOf(data[i + 1]);
+      return `${label}: ${last === undefined ? "no data" : this.#options.value(last)}`;
     });
     setText(this.#text, parts.join(", "));
   }
 
-  #value(i, value) {
-    return (this.#options.series[i].value ?? this.#options.value)(value);
+  /** Return the text of a value in the legend; of the last one while the pointer is elsewhere. */
+  #legend(plot, i, value) {
+    const shown = plot.cursor.idx === null || plot.cursor.idx === undefined ? lastOf(plot.data[i + 1]) : value;
+    return isKnown(shown) ? this.#options.value(shown) : "–";
   }
 
   #make() {
@@ -62,7 +67,6 @@ export class Chart {
     if (!width || this.#shown === null) return;
     const { series, steps, onzoom, onreset } = this.#options;
     const axis = { stroke: colour("dim"), grid: { stroke: colour("line"), width: 1 }, ticks: { stroke: colour("line"), width: 1 } };
-    const scales = [...new Set(series.map((one) => one.scale ?? "y"))];
     this.#plot = new uPlot(
       {
         width,
@@ -72,31 +76,23 @@ export class Chart {
         legend: { live: true },
         scales: {
           x: { time: true, auto: false },
-          ...Object.fromEntries(scales.map((scale) => [scale, { range: (_, min, max) => [0, max > 0 ? max * 1.1 : 1] }])),
+          y: { range: (_, min, max) => this.#valueRange(min, max) },
         },
         axes: [
           { ...axis, values: timeLabels, space: 90 },
-          ...scales.map((scale, i) => ({
-            ...axis,
-            scale,
-            ...(steps && { incrs: steps }),
-            side: i ? 1 : 3,
-            grid: i ? { show: false } : axis.grid,
-            size: 74,
-            values: (plot, ticks) => this.#ticks(plot, scale, ticks),
-          })),
+          { ...axis, scale: "y", ...(steps && { incrs: steps }), size: 74, values: (plot, ticks) => this.#ticks(plot, ticks) },
         ],
         series: [
           { label: "time", value: (_, x) => (x === null ? "–" : new Date(x * 1000).toLocaleTimeString("en-GB")) },
           ...series.map((one, i) => ({
             label: one.label,
-            scale: one.scale ?? "y",
+            scale: "y",
             stroke: colour(one.colour),
             fill: one.draw === "bars" ? colour(one.colour) : undefined,
             width: one.draw === "bars" ? 0 : 1.5,
             paths: one.draw === "bars" ? uPlot.paths.bars({ size: [0.6, 8, 2] }) : undefined,
-            points: { show: one.draw === "bars" ? false : undefined, size: 4 },
-            value: (_, value) => (value === null || value === undefined ? "–" : this.#value(i, value)),
+            points: one.draw === "bars" ? { show: false } : { show: false, size: 5, fill: colour(one.colour), filter: lonePoints },
+            value: (plot, value) => this.#legend(plot, i, value),
           })),
         ],
         hooks: {
@@ -118,7 +114,7 @@ export class Chart {
     this.#plot.setScale("x", { min: this.#shown.range[0], max: this.#shown.range[1] });
   }
 
-  /** Shade the gaps where messages are missing, and draw a line where another process started. */
+  /** Shade the gaps where messages are missing; draw a line where another process started, and at each snapshot. */
   #drawMissing(plot) {
     const { ctx, bbox } = plot;
     const at = (time) => Math.min(Math.max(plot.valToPos(time, "x", true), bbox.left), bbox.left + bbox.width);
@@ -132,21 +128,47 @@ export class Chart {
     for (const time of this.#shown.restarts) {
       ctx.fillRect(at(time), bbox.top, 2 * devicePixelRatio, bbox.height);
     }
+    ctx.fillStyle = colour("accent");
+    ctx.font = `${11 * devicePixelRatio}px system-ui, sans-serif`;
+    for (const { number, time } of this.#shown.snapshots) {
+      ctx.fillRect(at(time), bbox.top, devicePixelRatio, bbox.height);
+      ctx.fillText(`snapshot ${number}`, at(time) + 4 * devicePixelRatio, bbox.top + 11 * devicePixelRatio);
+    }
     ctx.restore();
   }
 
-  /** Return the labels of a value axis; none while there is no data. */
-  #ticks(plot, scale, ticks) {
-    const { series } = this.#options;
-    const own = series.map((_, i) => i).filter((i) => (series[i].scale ?? "y") === scale);
-    const isKnown = own.some((i) => plot.data[i + 1].some((value) => value !== null && value !== undefined));
-    return ticks.map((tick) => (isKnown ? this.#value(own[0], tick) : ""));
+  #valueRange(min, max) {
+    if (!isKnown(max)) return [0, 1];
+    const room = 0.1 * (this.#fits ? max - min || Math.abs(max) || 1 : max || 1);
+    return this.#fits ? [min - room, max + room] : [0, max + room];
+  }
+
+  /** Return the labels of the value axis, with as many digits as make them differ; none while there is no data. */
+  #ticks(plot, ticks) {
+    const { value } = this.#options;
+    if (!plot.data.slice(1).some((values) => values.some(isKnown))) return ticks.map(() => "");
+    const labels = [undefined, 1, 2, 3, 4].map((digits) => ticks.map((tick) => value(tick, digits)));
+    return labels.find((some) => new Set(some).size === ticks.length) ?? labels[0];
   }
 
   #fit() {
     if (this.#plot === null) this.#make();
     else if (this.#box.clientWidth) this.#plot.setSize({ width: this.#box.clientWidth, height: HEIGHT });
   }
+}
+
+function isKnown(value) {
+  return value !== null && value !== undefined;
+}
+
+function lastOf(values) {
+  return values.findLast(isKnown);
+}
+
+/** Return the indexes of the points that no line reaches: those between unknown values. */
+function lonePoints(plot, i) {
+  const values = plot.data[i];
+  return values.flatMap((value, at) => (isKnown(value) && !isKnown(values[at - 1]) && !isKnown(values[at + 1]) ? [at] : []));
 }
 
 function timeLabels(plot, ticks) {

@@ -5,8 +5,15 @@ const counts = new Intl.NumberFormat("en", { maximumFractionDigits: 0 });
 const tenths = new Intl.NumberFormat("en", { maximumFractionDigits: 1, minimumFractionDigits: 1 });
 const BYTE_UNITS = ["B", "KiB", "MiB", "GiB", "TiB"];
 
-export function count(value) {
-  return value === null || value === undefined ? "–" : counts.format(value);
+/** Return a number with so many digits after the point. */
+function fixed(value, digits) {
+  return new Intl.NumberFormat("en", { maximumFractionDigits: digits, minimumFractionDigits: digits }).format(value);
+}
+
+/** @param {number | null | undefined} value @param {number} [digits] after the point */
+export function count(value, digits) {
+  if (value === null || value === undefined) return "–";
+  return digits ? fixed(value, digits) : counts.format(value);
 }
 
 /** Return a count and its noun; the plural adds an s. */
@@ -18,12 +25,13 @@ export function signed(value) {
   return (value > 0 ? "+" : value < 0 ? "−" : "±") + counts.format(Math.abs(value));
 }
 
-export function bytes(value) {
+/** @param {number | null | undefined} value @param {number} [digits] after the point */
+export function bytes(value, digits) {
   if (value === null || value === undefined) return "–";
   let unit = 0;
   let scaled = Math.abs(value);
   for (; scaled >= 1024 && unit < BYTE_UNITS.length - 1; unit++) scaled /= 1024;
-  const text = unit && scaled < 100 ? tenths.format(scaled) : counts.format(scaled);
+  const text = digits ? fixed(scaled, digits) : unit && scaled < 100 ? tenths.format(scaled) : counts.format(scaled);
   return `${value < 0 ? "−" : ""}${text} ${BYTE_UNITS[unit]}`;
 }
 
@@ -40,7 +48,9 @@ export function percent(part, whole) {
   return whole ? `${tenths.format((100 * part) / whole)} %` : "–";
 }
 
-export function milliseconds(value) {
+/** @param {number | null | undefined} value @param {number} [digits] after the point */
+export function milliseconds(value, digits) {
+  if (digits && value) return `${fixed(value, digits)} ms`;
   return value === null || value === undefined ? "–" : value < 10 ? `${value.toFixed(2)} ms` : `${counts.format(value)} ms`;
 }
 
