@@ -35,15 +35,16 @@ OPTIONS = [
     if not isinstance(action, argparse._HelpAction | argparse._SubParsersAction)
     and action.help is not argparse.SUPPRESS
 ]
-NUMBERS = {
+UNITS = {
     "port": "port",
     "seconds": "seconds",
     "idle_grace": "seconds",
     "max_clients": "number of clients",
     "compression_level": "level",
     "speed": "factor",
+    "targets": "by name",
 }
-"""The unit that the help text of an option names, for each option whose value is a number."""
+"""The unit that the help text of an option names, for each option whose value is converted."""
 
 
 @pytest.mark.parametrize("action", OPTIONS)
@@ -51,16 +52,16 @@ def test_every_option_has_a_help_text_with_its_unit_and_default(action: argparse
     text = action.help
     assert text
     if action.type is not None:
-        assert NUMBERS[action.dest] in text
+        assert UNITS[action.dest] in text
     needs_a_default = action.option_strings and not action.required and action.dest != "version"
     assert ("default: " in text) == bool(needs_a_default), text
     if needs_a_default and action.default not in (None, False, True, [], "-") and action.nargs != 0:
         assert "(default: %(default)s)" in text, "the text has the default of the code"
 
 
-def test_an_option_with_a_number_is_converted_when_it_is_parsed() -> None:
+def test_every_option_that_is_converted_has_a_unit() -> None:
     found = {action.dest for _, parser in parsers() for action in parser._actions if action.type is not None}
-    assert found == NUMBERS.keys()
+    assert found == UNITS.keys()
 
 
 @pytest.mark.parametrize("command", COMMANDS, ids=lambda command: command.name)

@@ -210,6 +210,14 @@ def test_two_servers_get_two_made_up_tokens(serving: Any) -> None:
         (["--encoding", "base64"], ["--encoding", "escaped"]),
         (["--token", ""], ["token"]),
         (["--bogus"], ["--bogus"]),
+        *(
+            (["--target", target], ["--target", "NAME=PUB,REQ"])
+            for target in ("", "a", "a=", "a=x", "=x,y", "a=,y", "a=x,")
+        ),
+        (["--target", "a=x,y"], ["'x' is not an endpoint"]),
+        (["--target", "ws=tcp://h:1,tcp://h:2"], ["'ws' cannot name a target"]),
+        (["--target", "a=tcp://h:1,tcp://h:2"] * 2, ["two targets have the same name", "--target"]),
+        (["--target", "a=tcp://h:1,tcp://h:2", "--pub", "tcp://h:1"], ["--target cannot be combined", "--pub"]),
     ],
     ids=" ".join,
 )
@@ -234,6 +242,21 @@ def test_ports_from_the_environment_that_are_no_ports_give_one_line() -> None:
         env={**ENVIRONMENT, "RBKIT_PUB_PORT": "many"},
     )
     assert_one_line(completed, 2, "many")
+
+
+def test_targets_are_served_by_name(rbkit: FakeRbkit, tmp_path: Path) -> None:
+    environment = {**ENVIRONMENT, "RBKIT_RUNTIME_DIR": str(tmp_path / "runtime")}
+    with FakeRbkit() as other:
+        targets = [f"--target={name}={each.pub},{each.req}" for name, each in (("web-1", rbkit), ("web-2", other))]
+        command = [*COMMAND, "-q", "serve", "--port", "0", *targets]
+        with subprocess.Popen(command, stdout=subprocess.PIPE, text=True, env=environment) as process:
+            try:
+                url = Serving(process).ws.replace("/ws", "/web-2/ws")
+                assert run("send", "trigger_gc", "--url", url).stdout == "ok\n"
+            finally:
+                process.terminate()
+        assert b"trigger_gc" in other.received
+    assert b"trigger_gc" not in rbkit.received
 
 
 # send

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import os
 import re
 import subprocess
 import sys
@@ -16,11 +17,12 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from tests.conftest import until
+from tests.fake_rbkit import FakeRbkit, free_port
 from tornado_rbkit import Bridge
 from tornado_rbkit.errors import DiscoveryError
 from tornado_rbkit.profiler.discovery import RunningServer
 from tornado_rbkit.upstream.iothread import IOLoopThread
-from tornado_rbkit.web.discovered import KEEP_SECONDS, DiscoveredTargets, Endpoints
+from tornado_rbkit.web.discovered import DEFAULT_NAME, KEEP_SECONDS, DiscoveredTargets, Endpoints
 from tornado_rbkit.web.routes import NAME, RESERVED_NAMES
 
 
@@ -46,9 +48,11 @@ class Machine:
         self.processes: list[RunningServer] = []
         self.broken: set[int] = set()
         self.now = 0.0
+        self.has_default = False  # whether something listens at rbkit's default ports
         self._started = 0
         monkeypatch.setattr("tornado_rbkit.web.discovered.time", SimpleNamespace(monotonic=lambda: self.now))
         monkeypatch.setattr("tornado_rbkit.web.discovered.list_servers", lambda: list(self.processes))
+        monkeypatch.setattr("tornado_rbkit.web.discovered.accepts", lambda endpoint: self.has_default)
         endpoints = {name: Endpoints("tcp://127.0.0.1:1", "tcp://127.0.0.1:2") for name in fixed}
         self.targets = DiscoveredTargets(self._make_bridge, endpoints)
 
@@ -237,6 +241,66 @@ async def test_following_ends_with_a_reason_without_its_thread(
         fault(machine.targets)
     with pytest.raises(DiscoveryError, match=reason):
         await asyncio.wait_for(following, 10)
+
+
+# The profiler at rbkit's default ports
+
+
+async def test_the_profiler_at_the_default_ports_is_shown_beside_those_that_are_found(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    machine = Machine(monkeypatch)
+    machine.has_default = True
+    machine.targets.look()
+    assert list(machine.targets) == [""]
+    default = machine.targets[""]
+    machine.start("web", 1)
+    machine.targets.look()
+    assert list(machine.targets) == ["web", DEFAULT_NAME]
+    assert machine.targets[DEFAULT_NAME] is default
+
+    machine.has_default = False
+    machine.now += 5.0
+    machine.targets.look()
+    assert list(machine.targets) == ["web"]
+
+
+async def test_the_default_ports_stay_while_they_have_clients(monkeypatch: pytest.MonkeyPatch) -> None:
+    machine = Machine(monkeypatch)
+    default = machine.targets[""]
+    assert isinstance(default, WatchedBridge)
+    default.clients = True
+    machine.start("web", 1)
+    machine.targets.look()
+    assert list(machine.targets) == ["web", DEFAULT_NAME]
+
+
+async def test_a_process_at_the_default_ports_is_shown_once(monkeypatch: pytest.MonkeyPatch) -> None:
+    machine = Machine(monkeypatch)
+    machine.has_default = True
+    default = machine.targets[""]
+    machine.processes.append(RunningServer("web", 1, default.pub, default.req, 1))
+    machine.start("rbkit", 2)
+    machine.targets.look()
+    assert list(machine.targets) == ["web", "rbkit-2"]
+
+
+async def test_default_ports_that_nobody_listens_at_are_not_shown_beside_others(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setenv("RBKIT_PUB_PORT", str(free_port()))
+    monkeypatch.setenv("RBKIT_REQ_PORT", str(free_port()))
+    server = RunningServer("web", 1, "tcp://127.0.0.1:1", "tcp://127.0.0.1:2", 1)
+    monkeypatch.setattr("tornado_rbkit.web.discovered.list_servers", lambda: [server])
+
+    def names() -> list[str]:
+        targets = DiscoveredTargets(lambda pub, req, thread: Bridge(pub, req, threaded=thread))
+        targets.look()
+        return list(targets)
+
+    assert names() == ["web"]
+    with FakeRbkit(*(f"tcp://127.0.0.1:{os.environ[name]}" for name in ("RBKIT_PUB_PORT", "RBKIT_REQ_PORT"))):
+        assert names() == ["web", DEFAULT_NAME]
 
 
 DYING = """

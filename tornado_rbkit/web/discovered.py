@@ -17,6 +17,7 @@ from tornado_rbkit.bridge.bridge import Bridge
 from tornado_rbkit.errors import DiscoveryError, EndpointError
 from tornado_rbkit.log_throttle import LogThrottle, times
 from tornado_rbkit.profiler.discovery import RunningServer, list_servers
+from tornado_rbkit.profiler.endpoints import accepts
 from tornado_rbkit.upstream.iothread import IOLoopThread
 from tornado_rbkit.web.routes import RESERVED_NAMES, check_name
 
@@ -27,6 +28,12 @@ LOOK_INTERVAL: Final = 1.0
 
 KEEP_SECONDS: Final = 10.0
 """Seconds for which the name of an ended process with clients is kept for a process started in its place."""
+
+
+DEFAULT_NAME: Final = "rbkit"
+"""The name of the profiler at rbkit's default ports where it is not the only target."""
+
+_PROBE_INTERVAL: Final = 5.0  # seconds between two connections to the default ports, to see whether they are open
 
 
 class Endpoints(NamedTuple):
@@ -65,8 +72,9 @@ class DiscoveredTargets(Mapping[str, Bridge]):
             make_bridge: called with pub, req (None for the default ports) and the thread that all bridges share.
             fixed: the endpoints of targets that need no discovery, by name.
             discovery: whether to look for other targets.
-            default_ports: whether to show one unnamed bridge to rbkit's default ports while there is no other target,
-                because a Ruby process does not announce itself. On a machine with many users it may be another user's.
+            default_ports: whether to show a bridge to rbkit's default ports, because a Ruby process does not announce
+                itself: without a name while there is no other target, else as `DEFAULT_NAME` while something listens
+                there. On a machine with many users it may be another user's.
             family: the `RunningServer.family` of the processes to show; by default all processes.
 
         Raises:
@@ -79,6 +87,8 @@ class DiscoveredTargets(Mapping[str, Bridge]):
         self._default_ports = default_ports
         self._thread = IOLoopThread()
         self._default = make_bridge(None, None, self._thread)
+        self._default_is_open = False
+        self._next_probe = 0.0
         self._fixed = {
             check_name(name): make_bridge(pub, req, self._thread) for name, (pub, req) in (fixed or {}).items()
         }
@@ -139,6 +149,8 @@ class DiscoveredTargets(Mapping[str, Bridge]):
                 closing = asyncio.create_task(self._close(self._found.pop(name).bridge))
                 self._leaving.add(closing)
                 closing.add_done_callback(self._leaving.discard)
+        if self._default_ports:
+            self._probe_default(now)
 
     def _start_thread(self) -> None:
         try:
@@ -184,7 +196,21 @@ class DiscoveredTargets(Mapping[str, Bridge]):
 
     def _shown(self) -> dict[str, Bridge]:
         found = {name: entry.bridge for name, entry in self._found.items()}
-        return {**self._fixed, **found} or ({"": self._default} if self._default_ports else {})
+        named = {**self._fixed, **found}
+        if not self._default_ports or DEFAULT_NAME in named:
+            return named
+        if not named:
+            return {"": self._default}
+        return {**named, DEFAULT_NAME: self._default} if self._default_is_open else named
+
+    def _probe_default(self, now: float) -> None:
+        """Look whether a profiler that is not among the others listens at the default ports."""
+        others = [*self._fixed.values(), *(entry.bridge for entry in self._found.values())]
+        if not others or now < self._next_probe:
+            return
+        self._next_probe = now + _PROBE_INTERVAL
+        is_other = any(bridge.req == self._default.req for bridge in others)
+        self._default_is_open = self._default.watched or (not is_other and accepts(self._default.req))
 
     def _servers(self) -> Iterable[RunningServer]:
         try:
@@ -204,7 +230,7 @@ class DiscoveredTargets(Mapping[str, Bridge]):
         plain = path_name(server.name)
         with_pid = f"{plain}-{server.pid}"
         counted = (f"{with_pid}-{count}" for count in itertools.count(2))
-        taken = {*self._fixed, *self._found, *RESERVED_NAMES}
+        taken = {*self._fixed, *self._found, *RESERVED_NAMES, *([DEFAULT_NAME] if self._default_ports else [])}
         return next(name for name in itertools.chain([plain, with_pid], counted) if name not in taken)
 
 

@@ -17,13 +17,22 @@ def _add_options(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--pub",
         metavar="URL",
-        help="endpoint where rbkit publishes (default: with neither --pub nor --req the processes that `list` shows, "
-        "and while there are none, or with --req, tcp://127.0.0.1:5555, port from RBKIT_PUB_PORT if set)",
+        help="endpoint where rbkit publishes (default: with neither --pub nor --req the processes that `list` shows "
+        "and a profiler at rbkit's default ports; with --req, tcp://127.0.0.1:5555, port from RBKIT_PUB_PORT if set)",
     )
     parser.add_argument(
         "--req",
         metavar="URL",
         help="endpoint where rbkit takes commands (default: as for --pub, with port 5556 or RBKIT_REQ_PORT)",
+    )
+    parser.add_argument(
+        "--target",
+        dest="targets",
+        action="append",
+        type=_target,
+        default=[],
+        metavar="NAME=PUB,REQ",
+        help="profiler to serve by name, in addition to the processes that `list` shows (repeatable; default: none)",
     )
     parser.add_argument(
         "--idle-grace",
@@ -43,20 +52,33 @@ def _add_options(parser: argparse.ArgumentParser) -> None:
     add_server_options(parser)
 
 
+def _target(text: str) -> tuple[str, Endpoints]:
+    name, separator, endpoints = text.partition("=")
+    pub, comma, req = endpoints.partition(",")
+    if not (name and separator and pub and comma and req):
+        allowed = "NAME=PUB,REQ, such as web-1=tcp://127.0.0.1:5555,tcp://127.0.0.1:5556"
+        raise argparse.ArgumentTypeError(f"{text!r} is not a target; allowed: {allowed}")
+    return name, Endpoints(pub, req)
+
+
 async def _run(options: argparse.Namespace) -> int:
     if options.family or (options.pub is None and options.req is None):
         return await _serve_discovered(options)
+    if options.targets:
+        raise ValueError("--target cannot be combined with --pub and --req; allowed: one --target for each profiler")
     return await serve_until_stopped(options, bridge_to(options, options.pub, options.req))
 
 
 async def _serve_discovered(options: argparse.Namespace) -> int:
     check_chosen_folder()
     family, name = options.family or ("", "")
-    fixed = {path_name(name): Endpoints(options.pub, options.req)} if family else None
+    fixed = {path_name(name): Endpoints(options.pub, options.req)} if family else dict(options.targets)
+    if len(fixed) < len(options.targets):
+        raise ValueError("two targets have the same name; allowed: a different name for each (--target)")
     targets = DiscoveredTargets(
         lambda pub, req, thread: bridge_to(options, pub, req, thread),
         fixed,
-        default_ports=not family,
+        default_ports=not fixed,  # with targets by name, a profiler at the default ports is one of them, or not wanted
         family=family,
     )
     following = asyncio.create_task(targets.follow())
@@ -74,7 +96,8 @@ async def _serve_discovered(options: argparse.Namespace) -> int:
 COMMAND = Command(
     name="serve",
     help="serve profilers to browsers and other WebSocket clients",
-    example="tornado-rbkit serve --pub tcp://127.0.0.1:5555 --req tcp://127.0.0.1:5556 --port 8000",
+    example="tornado-rbkit serve --pub tcp://127.0.0.1:5555 --req tcp://127.0.0.1:5556 --port 8000\n"
+    "tornado-rbkit serve --target web-1=tcp://10.0.0.5:5555,tcp://10.0.0.5:5556   # repeatable",
     add_options=_add_options,
     run=_run,
 )
