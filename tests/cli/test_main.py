@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import json
 import os
 import re
 import signal
@@ -257,6 +258,18 @@ def test_targets_are_served_by_name(rbkit: FakeRbkit, tmp_path: Path) -> None:
                 process.terminate()
         assert b"trigger_gc" in other.received
     assert b"trigger_gc" not in rbkit.received
+
+
+@pytest.mark.skipif(sys.platform == "win32", reason="the folder's permissions are Unix's")
+def test_a_program_of_any_language_announces_itself_by_a_file(rbkit: FakeRbkit, tmp_path: Path) -> None:
+    tmp_path.chmod(0o700)
+    announcement = {"name": "puma", "pid": os.getpid(), "pub": rbkit.pub, "req": rbkit.req, "started": 1.5e9}
+    (tmp_path / "puma-1.json").write_text(json.dumps(announcement))
+    listed = subprocess.run(
+        [*COMMAND, "list"], capture_output=True, text=True, env={**ENVIRONMENT, "RBKIT_RUNTIME_DIR": str(tmp_path)}
+    )
+    assert listed.stderr == ""
+    assert listed.stdout.split("\t")[:4] == ["puma", str(os.getpid()), rbkit.pub, rbkit.req]
 
 
 # send
