@@ -18,10 +18,11 @@ from tornado.routing import Matcher
 from tornado.websocket import WebSocketClosedError, WebSocketHandler
 
 from tornado_rbkit.bridge.bridge import Bridge
+from tornado_rbkit.bridge.keepalive import Keepalive
 from tornado_rbkit.bridge.session import Session
 from tornado_rbkit.deadline import Deadline
 from tornado_rbkit.errors import BridgeFullError
-from tornado_rbkit.frames import JOIN_LIMIT, Encoding, encode_message
+from tornado_rbkit.frames import Encoding, encode_message
 from tornado_rbkit.protocol import CLOSE_POLICY, CLOSE_TOO_BIG, CLOSE_TRY_AGAIN, NO_PONG, SUBPROTOCOL
 from tornado_rbkit.web.access import Access, AccessDeniedError, AccessHandler
 
@@ -69,9 +70,9 @@ class RbkitWebSocketHandler(AccessHandler, WebSocketHandler):
         self._session: Session | None = None
         self._ping_timer: asyncio.TimerHandle | None = None
         self._pong_deadline: Deadline | None = None
-        self._pinged_at = 0.0
-        self._sent_before_ping = 0
-        self._read = 0  # bytes that the client has certainly read: the bytes before a ping that it answered
+        self._keepalive = Keepalive(
+            interval=bridge.ping_interval, timeout=bridge.ping_timeout, stall_timeout=bridge.stall_timeout
+        )
         self._extension: str | None = None
 
     async def get(self, *args: Any, **kwargs: Any) -> None:
@@ -167,7 +168,7 @@ class RbkitWebSocketHandler(AccessHandler, WebSocketHandler):
             self._close_with(CLOSE_TRY_AGAIN, str(error))
             return
         stream.set_close_callback(self._leave)  # a subclass may override `on_close`
-        self._ping_later(self.bridge.ping_interval)
+        self._ping_later(self._keepalive.interval)
 
     def _leave(self) -> None:
         """Leave the bridge. May be called twice."""
@@ -193,36 +194,33 @@ class RbkitWebSocketHandler(AccessHandler, WebSocketHandler):
         assert self._session is not None
         outbox = self._session.outbox
         if outbox.blocked:
-            self._ping_later(self.bridge.ping_interval)
+            self._ping_later(self._keepalive.interval)
             return
         try:
             self.ping()
         except WebSocketClosedError:
             return  # on_close follows
-        self._pinged_at = time.monotonic()
-        self._sent_before_ping = outbox.bytes_sent
-        is_behind_data = outbox.bytes_sent - self._read > JOIN_LIMIT  # the kernel may still have to send it
-        patience = max(self.bridge.ping_timeout, self.bridge.stall_timeout if is_behind_data else 0)
+        patience = self._keepalive.on_ping(time.monotonic(), outbox.bytes_sent)
         self._pong_deadline = Deadline(patience, partial(self._on_no_pong, patience))
 
     def _note_pong(self) -> None:
         """Record that the client is alive and has read the data sent before the ping."""
-        if self._pong_deadline is not None:
+        seconds = self._keepalive.on_pong(time.monotonic())
+        if self._pong_deadline is not None and seconds is not None:
             self._pong_deadline.cancel()
             self._pong_deadline = None
-            self._read = self._sent_before_ping
-            self._ping_later(max(0.0, self._pinged_at + self.bridge.ping_interval - time.monotonic()))
+            self._ping_later(seconds)
 
     def _on_no_pong(self, patience: float) -> None:
         assert self._session is not None
         self._pong_deadline = None
-        if self._session.outbox.blocked:
-            self._ping_later(self.bridge.ping_interval)
-        else:
+        if self._keepalive.on_timeout(blocked=self._session.outbox.blocked):
             self._session.close(CLOSE_POLICY, f"{NO_PONG} within {patience:g} s (ping_timeout)")
+        else:
+            self._ping_later(self._keepalive.interval)
 
     def _ping_later(self, seconds: float) -> None:
-        if self.bridge.ping_interval:
+        if self._keepalive.interval:
             self._ping_timer = asyncio.get_running_loop().call_later(seconds, self._ping)
 
     def _cancel_ping(self) -> None:
