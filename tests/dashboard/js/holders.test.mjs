@@ -165,6 +165,21 @@ test("the leak is the first suspect, with its holder, number, bytes, rate and pl
   assert.deepEqual([context.count, context.retained], [150, 150 * 1010]);
 });
 
+test("one holder of several kinds of objects is one suspect", () => {
+  const [early, late] = [10, 30].map((count) => {
+    const heap = new Heap();
+    const objects = Array.from({ length: count }, (_, i) => [heap.add("Large", { size: 100 }), heap.add("Small")]).flat();
+    heap.module("__main__", { KEPT: heap.add("list", { items: objects }) });
+    const snapshot = heap.snapshot(count);
+    snapshot.hold();
+    return snapshot;
+  });
+  const { suspects } = findSuspects(early.holders, late.holders);
+  assert.deepEqual(suspects.map(({ what, holder, count, also }) => [what, holder, count, also]), [
+    ["Large", "__main__.KEPT", 30, [{ what: "Small", isFunction: false, count: 30 }]],
+  ]);
+});
+
 test("nothing is suspected where nothing grows", () => {
   const heap = new Heap();
   audit(heap, 20);

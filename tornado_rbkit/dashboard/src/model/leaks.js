@@ -11,7 +11,7 @@ const LEAST_SHARE = 0.001;
 
 /**
  * Return the suspects, the most growth first, and the growth of all objects in bytes. Of a way and of what its objects
- * hold in turn only the first is a suspect.
+ * hold in turn only the first is a suspect, and of the ways of one holder the first.
  *
  * @param {import("./holders.js").Holders} before
  * @param {import("./holders.js").Holders} after
@@ -31,12 +31,20 @@ export function findSuspects(before, after) {
   grown.sort((a, b) => b.retained - a.retained);
   const total = after.snapshot.bytes - before.snapshot.bytes;
   const chosen = new Set();
+  const byHolder = new Map();
   const suspects = [];
   for (const { way, count, retained } of grown) {
     if (suspects.length >= SHOWN || retained < LEAST_SHARE * grown[0].retained) break;
     if (isBelow(after, way, chosen)) continue;
     chosen.add(way);
-    suspects.push(describe(after, way, { count, retained, seconds }));
+    const suspect = describe(after, way, { count, retained, seconds });
+    const first = byHolder.get(suspect.holder);
+    if (first !== undefined && suspect.holder !== null) {
+      first.also.push({ what: suspect.what, isFunction: suspect.isFunction, count: suspect.count });
+      continue;
+    }
+    byHolder.set(suspect.holder, suspect);
+    suspects.push(suspect);
   }
   return { suspects, total, seconds };
 }
@@ -67,6 +75,7 @@ function describe(holders, way, growth) {
     file: snapshot.fileNames[snapshot.files[example]],
     line: snapshot.lines[example],
     evidence: evidence(holders, example),
+    also: /** @type {{ what: string, isFunction: boolean, count: number }[]} */ ([]), // what else the same holder holds
   };
 }
 

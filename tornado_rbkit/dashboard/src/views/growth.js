@@ -128,6 +128,7 @@ export class Suspects {
         "p",
         { class: "hint" },
         `${format.signed(one.countGrowth)} objects and ${format.signedBytes(one.retainedGrowth)} in ${format.duration(seconds)}`,
+        one.also.length ? `, with ${one.also.map(countedName).join(" and ")}` : "",
         one.unreachable ? `; ${format.count(one.unreachable)} unreachable` : "",
         "; such as ",
         h("button", { type: "button", class: "link", onclick: () => this.onopen(one.id) }, path),
