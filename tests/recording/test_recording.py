@@ -28,7 +28,7 @@ from tornado_rbkit import Bridge, RbkitClient
 from tornado_rbkit.bridge.profiler_state import State
 from tornado_rbkit.cli.progress import Progress
 from tornado_rbkit.errors import RecordingError
-from tornado_rbkit.protocol import CommandError, Handshake, RbkitError
+from tornado_rbkit.protocol import CommandError, CPUSample, Handshake, RbkitError, StackFrame
 from tornado_rbkit.recording.export import collapsed, json_lines, speedscope
 from tornado_rbkit.recording.recorder import Recorder
 from tornado_rbkit.recording.recording import DATA, REPLY, Record, events, read
@@ -112,6 +112,36 @@ class TestExport:
             "thread 1;main;a:b 2",
             "thread 1;main;c 1",
             "thread 2;idle 1",
+        ]
+
+    def test_blocks_of_one_file_are_told_apart(self) -> None:
+        def of(label: str, file: str, line: int) -> CPUSample:
+            return CPUSample(1.0, [StackFrame(None, label, file, line, False, 1)])
+
+        samples = [
+            *[of("block in <main>", "/srv/app.rb", 3)] * 52,
+            *[of("block in <main>", "/srv/app.rb", 9)] * 471,
+            *[of("block in <main>", "/srv/admin.rb", 9)] * 134,
+            of("ensure in Shop#close", "/srv/shop.rb", 7),
+            *[of("shop.total.<locals>.<lambda>", "shop;py", line) for line in (1, 2)],
+            *[
+                of("Shop#total", "/srv/shop.rb", line) for line in (1, 2)
+            ],  # a Python function's line is the current one
+        ]
+        assert list(collapsed(samples, "shop")) == [
+            "thread 1;Shop#total 2",
+            "thread 1;block in <main> (/srv/admin.rb:9) 134",
+            "thread 1;block in <main> (/srv/app.rb:3) 52",
+            "thread 1;block in <main> (/srv/app.rb:9) 471",
+            "thread 1;ensure in Shop#close (/srv/shop.rb:7) 1",
+            "thread 1;shop.total.<locals>.<lambda> (shop:py:1) 1",
+            "thread 1;shop.total.<locals>.<lambda> (shop:py:2) 1",
+        ]
+        (document,) = map(json.loads, speedscope(samples, "shop"))
+        frames = [(each["name"], each["file"], each["line"]) for each in document["shared"]["frames"]]
+        assert frames[:3] == [
+            ("block in <main>", file, line)
+            for file, line in (("/srv/app.rb", 3), ("/srv/app.rb", 9), ("/srv/admin.rb", 9))
         ]
 
     @pytest.mark.parametrize("export", [speedscope, collapsed, json_lines])

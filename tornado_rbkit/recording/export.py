@@ -17,6 +17,9 @@ from tornado_rbkit.protocol import CPUSample, Event, HeapObject, StackFrame
 _MAX_DEPTH: Final = 50
 """Levels of an unknown event's payload that are written as JSON; parsers have limits too."""
 
+_BLOCKS: Final = ("block in ", "block (", "rescue in ", "ensure in ")
+"""How Ruby's labels of blocks begin. Ruby sends the line of the definition, Python the current line."""
+
 
 def speedscope(events: Iterable[Event], name: str) -> Iterator[str]:
     """Yield a speedscope file (https://www.speedscope.app/file-format-schema.json) with a profile for each thread.
@@ -63,7 +66,10 @@ def collapsed(events: Iterable[Event], name: str) -> Iterator[str]:
 
 
 def folded(sample: CPUSample) -> tuple[str, ...]:
-    """Return the labels of a stack from the outside in, for a flame graph, which merges equal labels into one bar."""
+    """Return the labels of a stack from the outside in, for a flame graph, which merges equal labels into one bar.
+
+    Blocks and lambdas have the same label as others in their method; their file and line are added.
+    """
     return tuple(_one_word(frame) for frame in reversed(sample.frames))
 
 
@@ -83,7 +89,10 @@ def _samples(events: Iterable[Event]) -> Iterator[CPUSample]:
 
 
 def _one_word(frame: StackFrame) -> str:
-    label = _text(frame.label).replace(";", ":")
+    """Return the label, with its place if others may have the same: Ruby's blocks in a method, and lambdas."""
+    is_one_of_many = frame.label.startswith(_BLOCKS) or frame.label.endswith("<lambda>")
+    label = f"{frame.label} ({frame.file}:{frame.line})" if is_one_of_many else frame.label
+    label = _text(label).replace(";", ":")
     return "".join(character if character.isprintable() else " " for character in label).strip() or "?"
 
 

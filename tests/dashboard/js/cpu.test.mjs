@@ -118,6 +118,18 @@ test("lambdas of different lines are different functions", () => {
   assert.deepEqual(Object.keys(graph(cpu.flame({}))).sort(), ["all", "all/main", "all/main/f", "all/main/shop.<lambda>:6", "all/main/shop.<lambda>:7"]);
 });
 
+test("blocks of one file are different functions, in exports too", () => {
+  const route = (line, file = "/srv/app.rb") => ["block in <main>", file, line];
+  const cpu = profile([route(3)], [route(9)], [route(9)], [route(9, "/srv/admin.rb")], [["block (2 levels) in <main>", "/srv/app.rb", 10]]);
+  assert.deepEqual(cpu.table({}).rows.map(({ label, file, line, total }) => [label, file, line, total]).sort(), [
+    ["block (2 levels) in <main>", "/srv/app.rb", 10, 1],
+    ["block in <main>", "/srv/admin.rb", 9, 1],
+    ["block in <main>", "/srv/app.rb", 3, 1],
+    ["block in <main>", "/srv/app.rb", 9, 2],
+  ]);
+  assert.match(cpu.collapsed(), /^thread 1;block in <main> \(\/srv\/app.rb:9\) 2$/m);
+});
+
 test("the matched share counts each sample once, whatever recurses", () => {
   const cpu = profile(["main", "find", "find", "x"], ["main", "x"], ["main", "find"], ["find", "x"]);
   assert.equal(cpu.flame({ search: "FIND" }).matched, 3);

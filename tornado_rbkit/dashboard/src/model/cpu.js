@@ -1,7 +1,7 @@
 // @ts-check
 // CPU samples as call trees, one for each thread. Each sample counts as 1: rbkit gives no durations.
 
-import { foldedAs, isWaiting, kindOf } from "./functions.js";
+import { foldedAs, isOneOfMany, isWaiting, kindOf } from "./functions.js";
 
 // Samples whose order is kept for export; for later samples only the count per stack is kept.
 const MAX_ORDERED = 2_000_000;
@@ -298,11 +298,12 @@ export class CpuProfile {
 
   /** Return the sorted stacks that flamegraph.pl and similar tools read, the same bytes that `tornado-rbkit export` writes. */
   collapsed() {
+    const place = ({ label, file, line }) => (isOneOfMany(label) ? `${label} (${file}:${line})` : label);
     const word = (label) => label.replaceAll(";", ":").replace(NOT_PRINTABLE, " ").trim() || "?";
     const counts = new Map();
     for (const { id, root } of this.#all()) {
       for (const [node, count] of leaves(root)) {
-        const line = [`thread ${id}`, ...stack(node).map(({ fn }) => word(this.functions[fn].label))].join(";");
+        const line = [`thread ${id}`, ...stack(node).map(({ fn }) => word(place(this.functions[fn])))].join(";");
         counts.set(line, (counts.get(line) ?? 0) + count);
       }
     }
@@ -370,8 +371,8 @@ export class CpuProfile {
 
   /** Return the index of a function, adding it if needed; null beyond the limit. */
   #function({ label, file, line }) {
-    // The wire has no line of a definition. A lambda is rarely longer than its line.
-    const at = label.endsWith("<lambda>") ? line : "";
+    // Of a Python function the wire has no line of the definition.
+    const at = isOneOfMany(label) ? line : "";
     const key = `${label}\0${file}\0${at}`;
     const known = this.#byName.get(key);
     if (known !== undefined) return known;
@@ -411,7 +412,7 @@ export class CpuProfile {
 
   #frameOf(fn, value, parent) {
     const { label, file, line, isFold } = this.functions[fn];
-    const name = label.endsWith("<lambda>") ? `${label}:${line}` : label;
+    const name = isOneOfMany(label) ? `${label}:${line}` : label;
     return { name, file, line, kind: isFold ? "standard" : kindOf(file), fn, value, self: 0, parent };
   }
 

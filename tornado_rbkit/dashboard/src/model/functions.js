@@ -17,6 +17,11 @@ export function kindOf(file) {
   return "own";
 }
 
+/** Return whether others in the same method may have the same label: Ruby's blocks, and lambdas, which are rarely longer than a line. */
+export function isOneOfMany(label) {
+  return ["block in ", "block (", "rescue in ", "ensure in "].some((start) => label.startsWith(start)) || label.endsWith("<lambda>");
+}
+
 const FOLDED = [
   { name: "(import machinery)", has: (label, file) => file.startsWith("<frozen importlib") || /[\\/]importlib[\\/]_bootstrap/.test(file) },
   { name: "(program start)", has: (label, file) => file === "<frozen runpy>" || /[\\/]runpy\.py$/.test(file) || /[\\/]tornado_rbkit[\\/](cli[\\/]|__main__\.py)/.test(file) },
