@@ -130,9 +130,12 @@ class BridgeMachine(RuleBasedStateMachine):
     @precondition(lambda self: self.viewers)
     @rule(at=strategies.integers(0, _CLIENTS - 1))
     def leave(self, at: int) -> None:
-        self.run(self._leave(self.viewers.pop(at % len(self.viewers))))
+        self.run(self._leave(self.viewers[at % len(self.viewers)]))
 
     async def _leave(self, viewer: Viewer) -> None:
+        if len(self.viewers) == 1:
+            await self._until_received()  # else the next to join may get it, or not
+        self.viewers.remove(viewer)
         viewer.check()
         viewer.task.cancel()
         await asyncio.wait([viewer.task])
