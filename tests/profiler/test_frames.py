@@ -14,7 +14,7 @@ from types import FrameType
 import pytest
 
 from tornado_rbkit.profiler import frames
-from tornado_rbkit.profiler.frames import MAX_DEPTH, Place, read_place, read_stacks, thread_ids
+from tornado_rbkit.profiler.frames import MAX_DEPTH, Place, read_place, read_stacks
 
 UNWINDING = """
     import gc, sys, threading
@@ -220,7 +220,7 @@ def test_the_collector_is_as_the_host_had_it(monkeypatch: pytest.MonkeyPatch, co
 
     monkeypatch.setattr(frames, "read_place", look)
     change(enabled)
-    assert read_stacks(thread_ids())
+    assert read_stacks()
     assert gc.isenabled() is enabled
     assert set(during) == {enabled and sys.version_info >= (3, 12)}
 
@@ -235,7 +235,7 @@ def test_the_collector_is_as_the_host_had_it_after_an_error(
     monkeypatch.setattr(frames, "read_place", fail)
     change(enabled)
     with pytest.raises(MemoryError):
-        read_stacks(thread_ids())
+        read_stacks()
     assert gc.isenabled() is enabled
 
 
@@ -246,7 +246,7 @@ def test_what_the_host_changes_at_the_collector_stays_so(collecting: None) -> No
     def read() -> None:
         nonlocal reads
         while not stop.is_set():
-            read_stacks(thread_ids())
+            read_stacks()
             reads += 1
 
     interval = sys.getswitchinterval()
@@ -278,7 +278,7 @@ def test_no_frame_is_referred_to_afterwards() -> None:
         while not kept:
             pass
         before = sys.getrefcount(kept[0])
-        stacks = read_stacks([thread.ident or 0])
+        stacks = read_stacks()
         meanwhile = sys.getrefcount(kept[0])
         assert meanwhile == before + (sys.version_info < (3, 11))
         del stacks
@@ -302,7 +302,7 @@ def test_a_deep_stack_is_cut_at_its_outer_end() -> None:
     try:
         thread.start()
         ready.wait()
-        (stack,) = read_stacks([thread.ident or 0]).values()
+        stack = read_stacks()[thread.ident or 0]
     finally:
         stop.set()
         thread.join()
@@ -317,5 +317,6 @@ def test_a_thread_that_has_ended_has_no_stack() -> None:
     thread = threading.Thread(target=int)
     thread.start()
     thread.join()
-    own = threading.get_ident()
-    assert list(read_stacks([thread.ident or 0, own])) == [own]
+    stacks = read_stacks()
+    assert thread.ident not in stacks
+    assert threading.get_ident() in stacks

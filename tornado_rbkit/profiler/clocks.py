@@ -2,71 +2,107 @@
 
 from __future__ import annotations
 
+import contextlib
 import sys
 import threading
 import time
 from collections.abc import Iterable
-from typing import Final
+from typing import Final, NamedTuple
+
+from tornado_rbkit.profiler.run_state import RunStates
 
 HAS_CPU_CLOCK: Final = sys.platform.startswith("linux")
 
 
+UNSEEN_SECONDS: Final = 0.05
+"""CPU time that a thread may use without being seen computing; then it is reported without a stack."""
+
+_MAX_COUNT: Final = 1000  # samples of one thread at one tick
+
+
+class Burned(NamedTuple):
+    """The whole intervals of CPU time for which threads are due to be sampled."""
+
+    seen: dict[int, int]
+    """By thread, for threads that compute now (or of which nothing is known): the current stack is sampled."""
+
+    unseen: dict[int, int]
+    """By thread, for threads that computed between two ticks and sleep now: the current stack did not compute."""
+
+
 class ThreadClocks:
-    """The CPU time that each thread has used and was not sampled for yet. For use by one thread; Linux."""
+    """The CPU time that each thread has used and was not sampled for yet. For use by one thread; Linux.
+
+    The time that a thread used is charged to its stack at the next tick that sees it computing. As ticks see a
+    function computing in proportion to its CPU time, this is right on average, also for functions that compute for
+    less than an interval between two waits.
+    """
 
     def __init__(self) -> None:
-        self._clocks: dict[int, int] = {}
+        self.computing = 0
+        """The number of threads that were seen computing in the last call of `burned`."""
+        self._native_ids: dict[int, int] = {}
         self._seen: dict[int, int] = {}
         self._owed: dict[int, int] = {}
+        self._states: RunStates | None = None
+        with contextlib.suppress(OSError, ImportError):  # then every thread counts as computing
+            self._states = RunStates()
 
-    def burned(self, threads: Iterable[int], interval: float, ticks: int, most: int) -> dict[int, int]:
-        """Return how many whole intervals of CPU time each thread used since the last call; remainders carry over.
+    def burned(self, threads: Iterable[int], interval: float, ticks: int, most: int) -> Burned:
+        """Return the samples that are due; remainders of an interval, and of threads that sleep now, carry over.
 
-        A count is at most `most` + 1. A thread without a clock counts `ticks`; a thread with a count of 0 is left out.
+        A thread without a clock counts `ticks`. Where states of threads cannot be read, a count is at most `most` + 1.
         """
         threads = list(threads)
         self._forget_ended(threads)
+        self.computing = 0
         enough = int(interval * 1e9)
-        burned = {}
+        burned = Burned({}, {})
         for thread_id in threads:
             now = self._read(thread_id)
             if now is None:
-                burned[thread_id] = ticks
+                burned.seen[thread_id] = ticks
                 continue
-            used = now - self._seen.get(thread_id, now)
+            owed = self._owed.get(thread_id, 0) + now - self._seen.get(thread_id, now)
             self._seen[thread_id] = now
-            count, owed = divmod(self._owed.get(thread_id, 0) + used, enough)
-            if count:
-                burned[thread_id] = min(count, most + 1)
+            count = owed // enough
+            if count and self._states is None:
+                burned.seen[thread_id] = min(count, most + 1)
+                owed %= enough
+            elif count and self._states is not None:
+                is_computing = self._states.is_runnable(self._native_ids[thread_id])
+                self.computing += is_computing
+                if is_computing or owed > UNSEEN_SECONDS * 1e9:
+                    count = min(count, _MAX_COUNT)
+                    (burned.seen if is_computing else burned.unseen)[thread_id] = count
+                    owed -= count * enough
             self._owed[thread_id] = owed
         return burned
 
     def _read(self, thread_id: int) -> int | None:
-        clock = self._clocks.get(thread_id)
-        if clock is None:
-            clock = self._find(thread_id)
-            if clock is None:
-                return None
+        native_id = self._native_ids.get(thread_id) or self._find(thread_id)
+        if native_id is None:
+            return None
+        # Not pthread_getcpuclockid(): it reads the memory of a thread that may have ended. Reading the clock made of
+        # the kernel's thread id (include/linux/posix-timers.h: ~tid << 3 | CPUCLOCK_PERTHREAD | CPUCLOCK_SCHED) only
+        # raises an error if the thread has ended.
         try:
-            return time.clock_gettime_ns(clock)
+            return time.clock_gettime_ns(~native_id << 3 | 6)
         except OSError:  # the thread has ended; its identifier may already be reused
             self._drop(thread_id)
             return None
 
     def _find(self, thread_id: int) -> int | None:
-        # Not pthread_getcpuclockid(): it reads the memory of a thread that may have ended. Reading the clock made of
-        # the kernel's thread id (include/linux/posix-timers.h: ~tid << 3 | CPUCLOCK_PERTHREAD | CPUCLOCK_SCHED) only
-        # raises an error if the thread has ended.
         for thread in threading.enumerate():
             if thread.ident == thread_id and thread.native_id is not None:
-                clock = self._clocks[thread_id] = ~thread.native_id << 3 | 6
-                return clock
+                self._native_ids[thread_id] = thread.native_id
+                return thread.native_id
         return None
 
     def _forget_ended(self, threads: list[int]) -> None:
-        for thread_id in self._clocks.keys() - threads:
+        for thread_id in self._native_ids.keys() - threads:
             self._drop(thread_id)
 
     def _drop(self, thread_id: int) -> None:
-        for table in (self._clocks, self._seen, self._owed):
+        for table in (self._native_ids, self._seen, self._owed):
             table.pop(thread_id, None)

@@ -18,9 +18,11 @@ the sampler gets the GIL most easily during the waits. The remaining bias: withi
 weighs more than the beginning.
 
 Clocks: ``wall`` samples every thread; ``cpu`` samples a thread once for each interval of CPU time that it has used
-since its last sample, so that a thread's samples are proportional to its CPU time. Per-thread CPU clocks are read on
-Linux, by the kernel's thread id; other systems have only ``wall``, and the handshake reports it. Threads unknown to
-`threading` have no CPU clock either and are sampled as with ``wall``.
+since its last sample, so that a thread's samples are proportional to its CPU time. A thread that sleeps at a tick is
+not sampled for what it computed before: its CPU time counts for the next tick that sees it computing (see `clocks` and
+`run_state`), or, if none does for 50 ms of CPU time, for a stack of the single frame ``(between samples)``. Per-thread
+CPU clocks are read on Linux, by the kernel's thread id; other systems have only ``wall``, and the handshake reports
+it. Threads unknown to `threading` have no CPU clock either and are sampled as with ``wall``.
 
 The stacks are read as described in `frames`. On Python 3.10 a frame is kept alive while it is packed: if its function
 returns in these microseconds, the objects that the frame held are released on the sampler's thread.
@@ -38,8 +40,8 @@ from tornado_rbkit.profiler.arguments import check_interval
 from tornado_rbkit.profiler.batcher import BACKLOG_EVENTS, EventBatcher
 from tornado_rbkit.profiler.clocks import ThreadClocks
 from tornado_rbkit.profiler.frame_cache import FrameCache
-from tornado_rbkit.profiler.frames import SamplingError, check_sampling, read_stacks, thread_ids
-from tornado_rbkit.profiler.packing import pack_sample, pack_stack, pack_time
+from tornado_rbkit.profiler.frames import SamplingError, check_sampling, read_stacks
+from tornado_rbkit.profiler.packing import pack_frame, pack_sample, pack_stack, pack_time
 from tornado_rbkit.profiler.threads import Flag, InternalThread, internal_logger, internal_threads
 
 _log = internal_logger(__name__)
@@ -49,6 +51,11 @@ DEFAULT_INTERVAL: Final = 0.001
 """Seconds, as in rbkit."""
 
 MIN_SWITCH_INTERVAL: Final = 0.0005
+"""Seconds; a shorter one would make threads that compute at once switch so often that they get slower."""
+
+ALONE_SWITCH_INTERVAL: Final = 0.00005
+"""Seconds, on the CPU clock while at most one thread computes. The sampler sees a thread that computes when it has
+waited for so long: of each burst the first part of this length is not seen."""
 
 MAKE_UP_SECONDS: Final = 0.02
 """The longest delay for which stacks are repeated. In a longer one the system keeps the sampler waiting, and one stack
@@ -62,6 +69,9 @@ BYTES_PER_SECOND: Final = 16e6
 
 _SMOOTHING: Final = 0.1
 """The weight of the last tick in the average cost of a tick."""
+
+
+_BETWEEN_SAMPLES: Final = pack_frame("(between samples)", "(between samples)", "", 0, singleton=False)
 
 
 class CPUSampler:
@@ -85,7 +95,7 @@ class CPUSampler:
         self._stopped = Flag()
         self._thread: InternalThread | None = None
         self._frames = FrameCache()
-        self._clocks = ThreadClocks()
+        self._clocks: ThreadClocks | None = None
         self._switching = SwitchInterval()
         self._pace = Pace(self.interval)
         self._failure: str | None = None
@@ -128,6 +138,8 @@ class CPUSampler:
         self._pace = Pace(self.interval)
         self._ticks = self._late = self._samples = 0
         self._began = time.monotonic()
+        # a whole interval would make every other tick late
+        self._switching.lower(max(self.interval / 2, MIN_SWITCH_INTERVAL))
         self._thread = InternalThread(self._run, "rbkit-cpu")
 
     def stop(self) -> None:
@@ -158,7 +170,9 @@ class CPUSampler:
         }
 
     def _run(self) -> None:
-        self._switching.lower(self.interval / 2)  # a whole interval would make every other tick late
+        self._switching.lower(
+            max(self.interval / 2, MIN_SWITCH_INTERVAL)
+        )  # a whole interval would make every other tick late
         try:
             self._sample_safely("it was started again") or self._sample_safely("CPU sampling is off")
         finally:
@@ -198,21 +212,29 @@ class CPUSampler:
 
     def _tick(self, ticks: int, interval: float) -> int:
         """Publish a sample of every thread for each of the last `ticks` ticks; return the bytes of all samples."""
+        stacks = read_stacks()  # first, because other threads may run again at any moment
         now = time.time()
-        threads = thread_ids() - self._leave_out - internal_threads()
-        if self.clock_type == "cpu":
-            samples = self._clocks.burned(threads, interval, ticks, int(MAKE_UP_SECONDS / interval))
-        else:
-            samples = dict.fromkeys(threads, ticks)
+        for thread_id in (self._leave_out | internal_threads()) & stacks.keys():
+            del stacks[thread_id]
         size = 0
-        for thread_id, places in read_stacks(samples).items():
-            count = samples[thread_id]
-            stack = pack_stack(self._frames.stack(places), thread_id)
-            for before in range(count - 1, -1, -1):
-                self._batcher.add(pack_sample(pack_time(now - before * interval), stack))
-            self._samples += count
-            size += count * len(stack)
+        samples = dict.fromkeys(stacks, ticks)
+        if self.clock_type == "cpu":
+            self._clocks = self._clocks or ThreadClocks()
+            samples, unseen = self._clocks.burned(stacks, interval, ticks, int(MAKE_UP_SECONDS / interval))
+            self._switching.lower(MIN_SWITCH_INTERVAL if self._clocks.computing > 1 else ALONE_SWITCH_INTERVAL)
+            for thread_id, count in unseen.items():
+                size += self._publish([_BETWEEN_SAMPLES], thread_id, count, now, interval)
+        for thread_id, count in samples.items():
+            size += self._publish(self._frames.stack(stacks[thread_id]), thread_id, count, now, interval)
         return size
+
+    def _publish(self, stack: list[bytes], thread_id: int, count: int, now: float, interval: float) -> int:
+        """Publish a stack `count` times, at the last times an interval apart; return the bytes of all samples."""
+        packed = pack_stack(stack, thread_id)
+        for before in range(count - 1, -1, -1):
+            self._batcher.add(pack_sample(pack_time(now - before * interval), packed))
+        self._samples += count
+        return count * len(packed)
 
 
 class Pace:
@@ -247,11 +269,13 @@ class SwitchInterval:
         self._lowered = 0.0
 
     def lower(self, interval: float) -> None:
-        """Lower it to `interval` seconds (at least `MIN_SWITCH_INTERVAL`), if it is above."""
-        before = sys.getswitchinterval()
-        wanted = max(interval, MIN_SWITCH_INTERVAL)
-        if wanted < before:
-            sys.setswitchinterval(wanted)
+        """Set it to `interval` seconds, if that is less than the host's; may be called again with another interval."""
+        now = sys.getswitchinterval()
+        if self._before is not None and now != self._lowered:
+            return  # the host has changed it meanwhile
+        before = now if self._before is None else self._before
+        if interval < before and interval != now:
+            sys.setswitchinterval(interval)
             self._before, self._lowered = before, sys.getswitchinterval()
 
     def restore(self) -> None:

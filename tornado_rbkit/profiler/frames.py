@@ -93,23 +93,24 @@ def frames_of_others() -> list[FrameType]:
     return list(frames.values())
 
 
-def read_stacks(threads: Iterable[int]) -> dict[int, list[Place]]:
-    """Return the stacks of these threads, innermost frame first; threads that have ended are left out. Any thread.
+def read_stacks() -> dict[int, list[Place]]:
+    """Return the stacks of all threads that run Python code, innermost frame first. Any thread.
 
     Raises:
         SamplingError: the stacks cannot be read safely.
     """
-    wanted = list(threads)
+    threads: list[int] = []
     frames: dict[int, FrameType] = {}
     stacks: list[list[Place]] = []
     _with_frames(
         lambda current: [
             map(frames.update, current),
-            map(stacks.extend, [_follow(map(frames.get, wanted))]),
+            map(threads.extend, [frames]),
+            map(stacks.extend, [_follow(map(frames.get, threads))]),
             starmap(frames.clear, ONCE),
         ]
     )
-    return {thread: stack for thread, stack in zip(wanted, stacks, strict=True) if stack}
+    return dict(zip(threads, stacks, strict=True))
 
 
 def _with_frames(calls: Callable[[Iterator[dict[int, FrameType]]], list[Iterator[None]]]) -> None:

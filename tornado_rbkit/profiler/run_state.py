@@ -1,0 +1,83 @@
+"""Find out whether a thread computes or sleeps, by the system call that it is in. Linux.
+
+A thread that computes in Python and lost the GIL to the sampler waits in a system call too, futex(2). Its address
+tells it from a thread that waits for a lock of the program: the GIL's condition variable and mutex lie side by side in
+the interpreter's runtime state, at addresses that one measurement finds.
+
+The files in /proc are read by C functions that keep the GIL (`ctypes.PyDLL`): `os.read` would release it, and the
+threads would run on meanwhile.
+"""
+
+from __future__ import annotations
+
+import os
+from typing import Any, Final
+
+from tornado_rbkit.profiler.threads import Flag, InternalThread, original
+
+_RUNNING: Final = b"running"  # the content of /proc/self/task/TID/syscall, proc(5)
+_NEAR: Final = 256  # bytes, more than the GIL's fields take
+_ATTEMPTS: Final = 50
+_HOLD_MICROSECONDS: Final = 200
+
+
+class RunStates:
+    """Reads the states of threads. For use by one thread.
+
+    Raises:
+        OSError: the system does not tell the system calls of threads.
+        ImportError: there is no ctypes.
+    """
+
+    def __init__(self) -> None:
+        import ctypes  # only here, because many profiled processes never need it
+
+        libc = ctypes.PyDLL(None, use_errno=True)
+        self._open, self._read, self._close, self._usleep = libc.open, libc.read, libc.close, libc.usleep
+        self._read.restype = ctypes.c_ssize_t
+        self._read.argtypes = [ctypes.c_int, ctypes.c_void_p, ctypes.c_size_t]
+        self._buffer: Any = ctypes.create_string_buffer(256)
+        self._gil = self._find_gil()
+
+    def is_runnable(self, native_id: int) -> bool:
+        """Return True if a thread computes or waits for the GIL; also if it has ended, which it did computing."""
+        call = self._call(native_id)
+        return call is None or call == [_RUNNING] or (len(call) > 1 and self._is_gil(int(call[1], 16)))
+
+    def _is_gil(self, address: int) -> bool:
+        return abs(address - self._gil) < _NEAR
+
+    def _call(self, native_id: int) -> list[bytes] | None:
+        """Return the number and the arguments of a thread's system call; None if it cannot be read."""
+        descriptor = self._open(b"/proc/self/task/%d/syscall" % native_id, os.O_RDONLY | os.O_CLOEXEC)
+        if descriptor < 0:
+            return None
+        size = self._read(descriptor, self._buffer, len(self._buffer))
+        self._close(descriptor)
+        return None if size <= 0 else self._buffer.raw[:size].split()
+
+    def _find_gil(self) -> int:
+        """Return the address where a thread waits for the GIL while this thread holds it."""
+        stop = Flag()
+        ids: list[int] = []
+
+        def compute() -> None:
+            ids.append(original("get_native_id")())
+            while not stop.is_set():
+                pass
+
+        thread = InternalThread(compute, "rbkit-calibration")
+        try:
+            for _ in range(_ATTEMPTS):
+                stop.wait(0.0005)  # the thread starts, or goes on
+                if ids:
+                    self._usleep(_HOLD_MICROSECONDS)  # holds the GIL
+                    call = self._call(ids[0])
+                    if call is None:
+                        break
+                    if len(call) > 2:
+                        return int(call[1], 16)
+        finally:
+            stop.set()
+            thread.join()
+        raise OSError("the system calls of threads cannot be read")
