@@ -36,6 +36,7 @@ OPTIONS = [
     and action.help is not argparse.SUPPRESS
 ]
 UNITS = {
+    "pid": "pid",
     "port": "port",
     "seconds": "seconds",
     "idle_grace": "seconds",

@@ -29,6 +29,7 @@ def test_a_sampler_that_fails_starts_again_once_and_says_so(
 ) -> None:
     before = sys.getswitchinterval()
     sampler = server.call(lambda profile: profile.cpu)
+    assert isinstance(sampler, CPUSampler)
     tick, failures = sampler._tick, itertools.count()
     monkeypatch.setattr(sampler, "_tick", lambda *ticks: fail() if next(failures) == 10 else tick(*ticks))
     assert client.ask(b"start_cpu_profiling") == b"ok"
@@ -58,6 +59,7 @@ def test_threads_of_another_gil_are_never_read(
     reason = "CPU sampling is off: the process has a sub-interpreter with another GIL, whose threads cannot be read"
     assert client.ask(b"start_cpu_profiling") == b"ok"
     sampler = server.call(lambda profile: profile.cpu)
+    assert isinstance(sampler, CPUSampler)
     monkeypatch.setattr(frames, "_list_interpreters", lambda: [*frames._known, "another"])
     monkeypatch.setattr(frames, "_shares_gil", lambda interpreter: False)
     assert sampler._thread is not None

@@ -74,10 +74,7 @@ def prepare(
         sys.path[0] = os.getcwd()
         _check_module(program[0])
     server = follow(program[0], cpu=cpu, memory=memory)
-    url = _serve_beside(server, host, port)
-    print(f"tornado-rbkit: {url}", file=sys.stderr, flush=True)
-    if open_browser:
-        webbrowser.open(re.sub(r"//(0\.0\.0\.0|\[::\]):", "//localhost:", url, count=1))  # all addresses
+    show_page(server, host, port, open_browser)
 
     def run() -> None:
         sys.argv[:] = program
@@ -172,6 +169,19 @@ finally:
 """Runs the command line in a child of a process that ends at once, and prints its exit status at the end."""
 
 
+def show_page(server: Server, host: str, port: int, open_browser: bool) -> None:
+    """Start a web server for a profiler of this process, which ends with it, and print the URL of its page.
+
+    Raises:
+        ServerFailedError: the web server did not start.
+        SystemExit: the web server has rejected an argument, and printed why.
+    """
+    url = _serve_beside(server, host, port)
+    print(f"tornado-rbkit: {url}", file=sys.stderr, flush=True)
+    if open_browser:
+        webbrowser.open(re.sub(r"//(0\.0\.0\.0|\[::\]):", "//localhost:", url, count=1))  # all addresses
+
+
 def _serve_beside(server: Server, host: str, port: int) -> str:
     """Start a web server that runs until this process closes its standard input; return the URL of its page.
 
@@ -182,7 +192,8 @@ def _serve_beside(server: Server, host: str, port: int) -> str:
     command = [
         *([sys.executable, "-c", _DETACHED] if can_fork else own_module("tornado_rbkit")),
         *("-q", "serve", "--until-eof", f"--host={host}", "--port", str(port)),
-        *("--pub", server.pub, "--req", server.req, "--family", server.family, server.name),
+        *("--pub", server.pub, "--req", server.req),
+        *(("--family", server.family, server.name) if server.family else ()),
     ]
     process = subprocess.Popen(  # noqa: S603 - the command is this package
         command,

@@ -86,7 +86,7 @@ class Announcement:
 
         Args:
             key: the name of the file, from `unique_key`.
-            server: the server of this process.
+            server: the server; its pid is that of the process that is profiled, usually this one.
         """
         self.path: Path | None = None
         self._key = key
@@ -133,9 +133,9 @@ class Announcement:
             self._reported = False
 
     def _remove_older(self, folder: Path) -> None:
-        """Remove the files of an earlier server with this pid, whose program called exec or was killed."""
+        """Remove the files of earlier servers in a process with this pid, whose program called exec or was killed."""
         here = _namespace()
-        for path in folder.glob(f"{self._server.pid}-*.json"):
+        for path in folder.glob(f"{self._key.partition('-')[0]}-*.json"):
             facts = _read(path)
             if facts is not None and _is_here(facts, here) and path.stem != self._key:
                 _remove(path, _parse(facts))
@@ -209,17 +209,17 @@ def _is_dead(pid: int, process_started: object) -> bool:
         return True
     except PermissionError:
         pass  # the process is another user's, or a security module forbids the call
-    fields = _stat_fields(pid)
+    fields = stat_fields(pid)
     return fields is not None and (fields[0] in (b"Z", b"X") or process_started not in (None, int(fields[19])))
 
 
 def _process_started(pid: int) -> int | None:
     """Return when a process started, in clock ticks since the boot; None if that cannot be determined."""
-    fields = _stat_fields(pid)
+    fields = stat_fields(pid)
     return None if fields is None else int(fields[19])
 
 
-def _stat_fields(pid: int) -> list[bytes] | None:
+def stat_fields(pid: int) -> list[bytes] | None:
     """Return the fields of /proc/PID/stat from the third, the state, on (proc(5)); None if there is no such file."""
     if not sys.platform.startswith("linux"):
         return None

@@ -50,6 +50,32 @@ class Outlet(Protocol):
         """Publish what is due and let the host run; return False if the server is being stopped."""
 
 
+class Sampler(Protocol):
+    """Samples the stacks of a process, as `CPUSampler` does; see there."""
+
+    clock_type: str
+
+    @property
+    def enabled(self) -> bool:
+        """True while stacks are sampled."""
+
+    @property
+    def trouble(self) -> str | None:
+        """Why nothing is sampled any more, or why the samples may mislead; None if all is well."""
+
+    def start(self, interval: float | None = None) -> None:
+        """Start sampling every `interval` seconds; None keeps the current interval."""
+
+    def stop(self) -> None:
+        """Stop sampling."""
+
+    def abandon(self) -> None:
+        """Release, in a forked child, the resources of the parent's sampler."""
+
+    def status(self) -> dict[str, Any]:
+        """Return the state in types that JSON supports."""
+
+
 class Profile:
     """The instruments of one process and the commands that control them. For use by the server's thread.
 
@@ -61,10 +87,11 @@ class Profile:
 
     def __init__(self, name: str, batcher: EventBatcher, outlet: Outlet) -> None:
         self.name = name
+        self.pid = os.getpid()
         self.batcher = batcher
         self.memory = MemoryProfile(batcher, lambda: self.internal)
         self.internal: list[object] = [self]
-        self.cpu = CPUSampler(batcher)
+        self.cpu: Sampler = CPUSampler(batcher)
         self.snapshot_objects = 0
         """The number of objects in the last snapshot, or found so far by the running snapshot."""
         self._memory_failure: str | None = None
@@ -132,8 +159,8 @@ class Profile:
             "rbkit_server_version": _package_version(),
             "rbkit_protocol_version": PROTOCOL_VERSION,
             "process_name": self.name,
-            "pwd": _working_folder(),
-            "pid": os.getpid(),
+            "pwd": self.working_folder(),
+            "pid": self.pid,
             "object_trace_enabled": int(self.memory.enabled and self.memory.trace_objects),
             "cpu_profiling_enabled": int(self.cpu.enabled),
             "clock_type": self.cpu.clock_type,
@@ -141,6 +168,13 @@ class Profile:
         }
         trouble = "; ".join(filter(None, (self._memory_failure, self.cpu.trouble)))
         return pack_event(EventType.HANDSHAKE, {**facts, "trouble": trouble} if trouble else facts)
+
+    def working_folder(self) -> str:
+        """Return the current folder of the process, an empty string if it was removed."""
+        try:
+            return os.getcwd()
+        except OSError:
+            return ""
 
     def start_memory_profile(self, *, trace_objects: bool = True, gc_stats: bool = True) -> bytes:
         self._memory_failure = None
@@ -224,13 +258,6 @@ def _kernel_name(arguments: list[str]) -> str:
     notebook = PurePath(os.environ.get("JPY_SESSION_NAME", "")).stem or "kernel"
     identifier = re.search(r"kernel-(\w+)\S*\.json", " ".join(arguments))  # the connection file's name
     return f"{notebook}-{identifier[1]}" if identifier else notebook
-
-
-def _working_folder() -> str:
-    try:
-        return os.getcwd()
-    except OSError:  # it was removed
-        return ""
 
 
 def _package_version() -> str:

@@ -25,7 +25,7 @@ from tornado_rbkit.profiler.endpoints import (
 )
 from tornado_rbkit.profiler.folder import remove_file
 from tornado_rbkit.profiler.memory import release_callback
-from tornado_rbkit.profiler.profile import MAX_PARTS, Profile
+from tornado_rbkit.profiler.profile import MAX_PARTS, Outlet, Profile
 from tornado_rbkit.profiler.threads import Flag, InternalThread, forget_threads, internal_logger
 
 _PATIENCE_SECONDS: Final = 1.0
@@ -58,7 +58,14 @@ class Server:
     _is_cut_off = False
     _has_refused = False
 
-    def __init__(self, pub: str | None, req: str | None, name: str, family: str = "") -> None:
+    def __init__(
+        self,
+        pub: str | None,
+        req: str | None,
+        name: str,
+        family: str = "",
+        make_profile: Callable[[str, EventBatcher, Outlet], Profile] = Profile,
+    ) -> None:
         require_descriptors()
         self._key = unique_key()
         self._pid = os.getpid()
@@ -67,7 +74,7 @@ class Server:
         self.family = family
         self.started = time.time()
         self._batcher = EventBatcher()
-        self._profile = Profile(name, self._batcher, self)
+        self._profile = make_profile(name, self._batcher, self)
         self._profile.internal.append(self)
         self._calls: deque[Callable[[], None]] = deque()
         self._stopping = False
@@ -118,7 +125,7 @@ class Server:
         """Return the server's state in types that JSON supports. Never waits for the server's thread."""
         return {
             "name": self.name,
-            "pid": os.getpid(),
+            "pid": self._profile.pid,
             "pub": self.pub,
             "req": self.req,
             "started": self.started,
@@ -233,7 +240,7 @@ class Server:
             for kind, endpoint in zip((zmq.PUB, zmq.REP), self._given, strict=True):
                 self._sockets.append(bind_chosen(self._context, kind, endpoint, self._key))
             (self._pub, self.pub), (self._rep, self.req) = self._sockets
-            server = RunningServer(self.name, os.getpid(), self.pub, self.req, self.started, self.family)
+            server = RunningServer(self.name, self._profile.pid, self.pub, self.req, self.started, self.family)
             self._announcement = Announcement(self._key, server)
         except BaseException as error:  # noqa: BLE001 - raised on the thread that starts the server
             self._close()

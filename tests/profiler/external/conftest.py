@@ -1,0 +1,84 @@
+"""Programs that know nothing of a profiler, on every Python that is installed."""
+
+from __future__ import annotations
+
+import os
+import shutil
+import subprocess
+import sys
+import textwrap
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+import pytest
+
+from tests.profiler.conftest import Client, runtime
+from tornado_rbkit.profiler.external import Attachment, attach
+
+__all__ = ["runtime"]
+
+VERSIONS = ("3.10", "3.11", "3.12", "3.13")
+
+Start = Callable[..., "subprocess.Popen[str]"]
+
+
+def interpreters() -> dict[str, str]:
+    """Return the interpreters that are found, by version; at least this one."""
+    found = {f"{sys.version_info[0]}.{sys.version_info[1]}": sys.executable}
+    for version in VERSIONS:
+        managed = sorted(Path.home().glob(f".pyenv/versions/{version}.*/bin/python"))
+        path = managed[-1] if managed else shutil.which(f"python{version}")
+        if path is not None:
+            found.setdefault(version, str(path))
+    return found
+
+
+@pytest.fixture(params=list(interpreters().values()), ids=list(interpreters()))
+def interpreter(request: pytest.FixtureRequest) -> str:
+    return str(request.param)
+
+
+@pytest.fixture
+def start(tmp_path: Path) -> Iterator[Start]:
+    """Return a function that runs a program, which prints a line once it works."""
+    started: list[subprocess.Popen[str]] = []
+
+    def run(source: str, python: str = sys.executable) -> subprocess.Popen[str]:
+        path = tmp_path / "target.py"
+        path.write_text(textwrap.dedent(source))
+        process = subprocess.Popen(
+            [python, str(path)], stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True, start_new_session=True
+        )
+        started.append(process)
+        assert process.stdout is not None
+        assert process.stdout.readline() == "ready\n"
+        return process
+
+    yield run
+    for process in started:
+        process.kill()
+        process.communicate()
+
+
+@pytest.fixture
+def attached() -> Iterator[Callable[[int], tuple[Attachment, Client]]]:
+    """Return a function that attaches to a process, with a client; nothing of austin may be left afterwards."""
+    attachments: list[tuple[Attachment, Client]] = []
+
+    def connect(pid: int) -> tuple[Attachment, Client]:
+        attachment = attach(pid)
+        attachments.append((attachment, Client(attachment.server.pub, attachment.server.req)))
+        return attachments[-1]
+
+    yield connect
+    for attachment, client in attachments:
+        with attachment:
+            client.__exit__(None, None, None)
+    assert children() == [], "austin was left behind"
+
+
+def children(pid: int | None = None) -> list[int]:
+    """Return the processes named austin that a process has started."""
+    found = Path(f"/proc/{pid or os.getpid()}/task").glob("*/children")
+    pids = [int(each) for listed in found for each in listed.read_text().split()]
+    return [each for each in pids if Path(f"/proc/{each}/comm").read_text() == "austin\n"]

@@ -1,0 +1,454 @@
+"""Processes that nobody prepared, sampled from outside by austin."""
+
+from __future__ import annotations
+
+import os
+import signal
+import subprocess
+import sys
+import threading
+import time
+from collections import Counter
+from collections.abc import Callable
+
+import pytest
+
+from tests.profiler.conftest import PATIENCE, Client
+from tests.profiler.external.conftest import Start, children
+from tornado_rbkit.profiler import list_servers
+from tornado_rbkit.profiler.external import Attachment, EngineError, ProcessError, attach
+from tornado_rbkit.protocol import CPUSample, GCStats, Handshake, decode
+
+if not sys.platform.startswith("linux"):
+    pytest.skip("attach works on Linux only", allow_module_level=True)
+
+Attached = Callable[[int], tuple[Attachment, Client]]
+
+BURNER = """
+    import sys, threading, time
+
+    spent = {"two_thirds": 0.0, "one_third": 0.0}
+
+    def two_thirds():
+        burn(0.02, "two_thirds")
+
+    def one_third():
+        burn(0.01, "one_third")
+
+    def burn(seconds, name):
+        began, end = time.perf_counter(), time.thread_time() + seconds
+        while time.thread_time() < end:
+            pass
+        spent[name] += time.perf_counter() - began
+
+    class Job:
+        def run(self):
+            while True:
+                two_thirds()
+                one_third()
+
+    threading.Thread(target=Job().run, daemon=True).start()
+    print("ready", flush=True)
+    for line in sys.stdin:  # tells what is true each time it is asked
+        print(spent["two_thirds"], spent["one_third"], flush=True)
+"""
+
+SLEEPER = """
+    import sys
+    print("ready", flush=True)
+    sys.stdin.read()
+"""
+
+
+def functions(sample: CPUSample) -> list[str]:
+    """Return the functions of a stack, innermost first."""
+    return [str(frame.method_name) for frame in sample.frames]
+
+
+def seen(samples: list[CPUSample]) -> Counter[str]:
+    return Counter(name for sample in samples for name in ("two_thirds", "one_third") if name in functions(sample))
+
+
+def ask(process: subprocess.Popen[str]) -> list[float]:
+    """Return the seconds that the burner has spent in its two functions."""
+    assert process.stdin is not None
+    assert process.stdout is not None
+    process.stdin.write("\n")
+    process.stdin.flush()
+    return [float(each) for each in process.stdout.readline().split()]
+
+
+def until(condition: Callable[[], object], what: str) -> None:
+    deadline = time.monotonic() + PATIENCE
+    while not condition():
+        assert time.monotonic() < deadline, f"not within {PATIENCE:g} s: {what}"
+        time.sleep(0.01)
+
+
+@pytest.mark.parametrize("clock", [b"use_wall_time", b"use_cpu_time"])
+def test_two_functions_have_the_shares_that_they_spend(
+    start: Start, attached: Attached, interpreter: str, clock: bytes
+) -> None:
+    process = start(BURNER, interpreter)
+    _, client = attached(process.pid)
+    client.ask(clock)
+    client.events(CPUSample, lambda found: "burn" in str(found))
+    before = ask(process)
+    samples = client.events(CPUSample, lambda found: sum(seen(found).values()) > 4000)
+    two, one = (after - first for after, first in zip(ask(process), before, strict=True))
+    found = seen(samples)
+    share = found["two_thirds"] / sum(found.values())
+    assert share == pytest.approx(two / (two + one), abs=0.06)
+    [stack] = {tuple(functions(each)) for each in samples if "two_thirds" in functions(each) and len(each.frames) == 6}
+    assert stack == ("burn", "two_thirds", "run", "run", "_bootstrap_inner", "_bootstrap")
+
+
+def test_a_frame_has_the_file_line_and_names_that_it_has_inside(start: Start, attached: Attached) -> None:
+    process = start(BURNER)
+    _, client = attached(process.pid)
+    samples = client.events(CPUSample, lambda found: any("two_thirds" in functions(each) for each in found))
+    sample = next(each for each in samples if "two_thirds" in functions(each))
+    frame = sample.frames[functions(sample).index("run")]
+    assert frame.file == str(process.args[1])  # type: ignore[index]
+    assert frame.line == 21
+    assert frame.label == ("target.Job.run" if sys.version_info >= (3, 11) else "target.run")
+    thread = sample.frames[-1]
+    assert (thread.label.partition(".")[0], {each.thread_id for each in sample.frames}) == (
+        "threading",
+        {thread.thread_id},
+    )
+    assert os.path.exists(f"/proc/{process.pid}/task/{thread.thread_id}")
+
+
+def test_the_wall_clock_shows_waiting_threads_and_the_cpu_clock_does_not(start: Start, attached: Attached) -> None:
+    process = start(BURNER)
+    _, client = attached(process.pid)
+
+    def threads(samples: list[CPUSample]) -> set[int]:
+        return {sample.frames[0].thread_id for sample in samples}
+
+    samples = client.events(CPUSample, lambda found: len(found) > 500 and len(threads(found)) == 2)
+    assert process.pid in threads(samples), "the main thread waits for its standard input"
+    client.ask(b"use_cpu_time")
+    client.events(CPUSample, lambda found: found[-400:] and threads(found[-400:]) == threads(found) - {process.pid})
+
+
+def test_the_samples_come_at_the_rate_and_the_time_they_were_taken(start: Start, attached: Attached) -> None:
+    process = start(BURNER)
+    attachment, client = attached(process.pid)
+    client.events(CPUSample, lambda found: found)
+    samples = client.events(CPUSample, lambda found: len(found) > 4000)
+    times = [sample.timestamp / 1000 for sample in samples if sample.frames[0].thread_id == process.pid]
+    assert time.time() - PATIENCE < times[0] <= times[-1] < time.time() + 1
+    assert len(times) / (times[-1] - times[0]) == pytest.approx(1000, rel=0.25)
+    status = attachment.server.status()["cpu"]
+    assert status["engine"] == "austin 3.7.0"
+    assert (status["trouble"], status["requested_rate"]) == (None, 1000)
+
+
+def test_the_server_is_announced_and_answers_as_the_process(start: Start, attached: Attached) -> None:
+    process = start(SLEEPER)
+    attachment, client = attached(process.pid)
+    [listed] = list_servers()
+    assert (listed.pid, listed.name, listed.req) == (process.pid, process.args[1], attachment.server.req)  # type: ignore[index]
+    handshake = decode(client.ask(b"handshake"))
+    assert isinstance(handshake, Handshake)
+    assert (handshake.pid, handshake.process_name, handshake.pwd) == (process.pid, listed.name, os.getcwd())
+    assert (handshake.cpu_profiling_enabled, handshake.object_trace_enabled) == (1, 0)
+    assert client.ask(b"stop_cpu_profiling") == b"ok"
+    assert children() == []
+    for command in (b"start_memory_profile", b"trigger_gc", b"objectspace_snapshot"):
+        assert b"is not possible from outside a process" in client.ask(command)
+    assert client.ask(b"start_cpu_profiling") == b"ok"
+    client.events(CPUSample, lambda found: found)
+
+
+def test_the_resident_memory_of_the_process_is_published(start: Start, attached: Attached) -> None:
+    process = start(
+        """
+        import sys
+        held = b"x" * 200_000_000
+        print("ready", flush=True)
+        sys.stdin.read()
+        """
+    )
+    _, client = attached(process.pid)
+    [stats, *_] = client.events(GCStats, lambda found: found)
+    assert isinstance(stats.stats["total_heap_size"], int)
+    with open(f"/proc/{process.pid}/statm") as file:
+        assert stats.stats["total_heap_size"] == pytest.approx(int(file.read().split()[1]) * 4096, rel=0.2)
+
+
+def test_a_deep_recursion_is_cut_off_at_its_outer_end(start: Start, attached: Attached, interpreter: str) -> None:
+    process = start(
+        """
+        import sys
+        sys.setrecursionlimit(100_000)
+        def down(levels):
+            if levels:
+                return down(levels - 1)
+            return innermost()
+        def innermost():
+            print("ready", flush=True)
+            sys.stdin.read()
+        down(8000)
+        """,
+        interpreter,
+    )
+    attachment, client = attached(process.pid)
+    [sample, *_] = client.events(CPUSample, lambda found: found)
+    assert functions(sample) == ["innermost"] + ["down"] * 999
+    assert attachment.trouble is None
+    began = time.monotonic()
+    client.events(CPUSample, lambda found: len(found) > 200)
+    client.waiting()
+    assert sum(map(len, client.messages)) < 30_000_000 * (time.monotonic() - began + 1), (
+        "deep stacks are sampled rarely"
+    )
+
+
+def test_many_threads_are_sampled_alike(start: Start, attached: Attached) -> None:
+    process = start(
+        """
+        import sys, threading
+        stop = threading.Event()
+        for _ in range(100):
+            threading.Thread(target=stop.wait, daemon=True).start()
+        print("ready", flush=True)
+        sys.stdin.read()
+        """
+    )
+    _, client = attached(process.pid)
+    samples = client.events(CPUSample, lambda found: len(found) > 5000)
+    counts = Counter(sample.frames[0].thread_id for sample in samples)
+    assert len(counts) == 101
+    assert max(counts.values()) - min(counts.values()) <= 25
+
+
+def test_a_process_whose_threads_come_and_go_is_sampled_on(
+    start: Start, attached: Attached, caplog: pytest.LogCaptureFixture
+) -> None:
+    process = start(
+        """
+        import sys, threading
+        def churn():
+            while True:
+                threading.Thread(target=sum, args=(range(1000),)).start()
+        threading.Thread(target=churn, daemon=True).start()
+        print("ready", flush=True)
+        sys.stdin.read()
+        """
+    )
+    attachment, client = attached(process.pid)
+    losses = "austin takes the process for one that has ended, sooner or later"
+    until(lambda: attachment.server.status()["cpu"]["losses"] > 1, losses)
+    list(client.waiting())
+    client.events(CPUSample, lambda found: sum("churn" in functions(each) for each in found) > 200)
+    assert attachment.failure is None
+    assert caplog.text.count("is started again") == 1, "it is logged once"
+
+
+def test_sampling_ends_with_the_process(start: Start, attached: Attached) -> None:
+    process = start(SLEEPER)
+    attachment, client = attached(process.pid)
+    client.events(CPUSample, lambda found: found)
+    process.kill()
+    until(lambda: attachment.failure is not None, "the end of the process is noticed")
+    assert not attachment.process.is_alive(), "a zombie is no process"
+    assert "has ended" in str(attachment.failure)
+    handshake = decode(client.ask(b"handshake"))
+    assert isinstance(handshake, Handshake)
+    assert not handshake.cpu_profiling_enabled
+
+
+def test_the_program_that_a_process_executes_is_sampled_next(
+    start: Start, attached: Attached, caplog: pytest.LogCaptureFixture
+) -> None:
+    process = start(
+        """
+        import os, sys
+        def before():
+            print("ready", flush=True)
+            sys.stdin.readline()
+        before()
+        os.execv(sys.executable, [sys.executable, "-c", "def after():\\n  import sys; sys.stdin.read()\\nafter()"])
+        """
+    )
+    attachment, client = attached(process.pid)
+    client.events(CPUSample, lambda found: any("before" in functions(each) for each in found))
+    assert process.stdin is not None
+    process.stdin.write("\n")
+    process.stdin.flush()
+    client.events(CPUSample, lambda found: any("after" in functions(each) for each in found))
+    assert attachment.failure is None
+    assert "has executed another program" in caplog.text
+
+
+def test_a_process_that_executes_something_else_is_not_sampled_any_more(start: Start, attached: Attached) -> None:
+    process = start(
+        """
+        import os, sys
+        print("ready", flush=True)
+        sys.stdin.readline()
+        os.execvp("sleep", ["sleep", "60"])
+        """
+    )
+    attachment, client = attached(process.pid)
+    client.events(CPUSample, lambda found: found)
+    assert process.stdin is not None
+    process.stdin.write("\n")
+    process.stdin.flush()
+    until(lambda: attachment.failure is not None, "it is noticed")
+    assert attachment.process.is_alive()
+    assert "does not run CPython 3.8 to 3.13" in str(attachment.failure)
+
+
+def test_austin_is_started_again_once(start: Start, attached: Attached, caplog: pytest.LogCaptureFixture) -> None:
+    process = start(SLEEPER)
+    attachment, client = attached(process.pid)
+    client.events(CPUSample, lambda found: found)
+    [first] = children()
+    os.kill(first, signal.SIGKILL)
+    until(lambda: "has ended; it is started again" in caplog.text, "its end is noticed")
+    client.events(CPUSample, lambda found: found)
+    list(client.waiting())
+    client.events(CPUSample, lambda found: found)
+    [second] = children()
+    os.kill(second, signal.SIGKILL)
+    until(lambda: attachment.failure is not None, "its second end is noticed")
+    assert attachment.trouble is not None
+    assert "austin 3.7.0 has ended" in attachment.trouble
+    handshake = decode(client.ask(b"handshake"))
+    assert isinstance(handshake, Handshake)
+    assert not handshake.cpu_profiling_enabled
+    client.ask(b"start_cpu_profiling")
+    client.events(CPUSample, lambda found: found)
+    assert attachment.trouble is None
+
+
+@pytest.mark.parametrize("times", [20])
+def test_starting_and_stopping_quickly_leaves_nothing_behind(start: Start, attached: Attached, times: int) -> None:
+    process = start(SLEEPER)
+    _, client = attached(process.pid)
+    for _ in range(times):
+        client.ask(b"stop_cpu_profiling")
+        assert children() == []
+        client.ask(b"start_cpu_profiling")
+    client.events(CPUSample, lambda found: found)
+
+
+def refusal(pid: int) -> str:
+    with pytest.raises((ProcessError, EngineError)) as caught:
+        attach(pid)
+    assert list_servers() == []
+    return str(caught.value)
+
+
+def test_a_pid_that_is_not_there_is_refused(start: Start) -> None:
+    process = start(SLEEPER)
+    process.kill()
+    process.wait()
+    assert refusal(process.pid).startswith(f"there is no process {process.pid}")
+
+
+def test_a_zombie_is_refused(start: Start) -> None:
+    process = start(SLEEPER)
+    process.kill()
+    os.waitid(os.P_PID, process.pid, os.WEXITED | os.WNOWAIT)
+    assert "zombie" in refusal(process.pid)
+
+
+def test_a_thread_is_refused_with_the_pid_of_its_process(start: Start) -> None:
+    process = start(BURNER)
+    [thread] = {int(each) for each in os.listdir(f"/proc/{process.pid}/task")} - {process.pid}
+    assert refusal(thread) == f"{thread} is a thread of process {process.pid}; give the pid of the process"
+
+
+def test_this_process_is_refused() -> None:
+    assert "is the process of this command" in refusal(os.getpid())
+
+
+def test_a_program_that_is_not_python_is_refused() -> None:
+    with subprocess.Popen(["sleep", "60"]) as process:
+        try:
+            assert "(sleep) does not run CPython 3.8 to 3.13" in refusal(process.pid)
+        finally:
+            process.kill()
+
+
+def test_a_process_of_another_user_is_refused_with_the_user(start: Start) -> None:
+    """Root gives up its rights first; other users try a process of root."""
+    pid = start(SLEEPER).pid if os.geteuid() == 0 else 1
+    script = f"""
+import os
+from tornado_rbkit.profiler.external.process import ProcessError, RunningProcess
+if os.geteuid() == 0:
+    os.setgroups([])
+    os.setresgid(65534, 65534, 65534)
+    os.setresuid(65534, 65534, 65534)
+try:
+    RunningProcess({pid})
+except ProcessError as error:
+    print(error)
+"""
+    said = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, check=True).stdout
+    assert said.startswith(f"process {pid} cannot be read: it belongs to user root (0); run attach as that user, or ")
+    assert "--cap-add=SYS_PTRACE" in said
+
+
+def test_austin_that_is_not_installed_is_said(start: Start, monkeypatch: pytest.MonkeyPatch) -> None:
+    process = start(SLEEPER)
+    monkeypatch.setattr("tornado_rbkit.profiler.external.austin.shutil.which", lambda name, path=None: None)
+    assert refusal(process.pid) == "the sampler austin is not installed; pip install 'tornado_rbkit[attach]'"
+
+
+@pytest.mark.parametrize(
+    ("script", "reason"),
+    [
+        (
+            "echo 'libc.so.6: version `GLIBC_2.38` not found' >&2; exit 1",
+            r"exit status 1\): libc.so.6: version `GLIBC_2.38",
+        ),
+        ("exec sleep 60", "within 0.5 s"),
+    ],
+)
+def test_austin_that_does_not_work_is_said(
+    start: Start, monkeypatch: pytest.MonkeyPatch, tmp_path: object, script: str, reason: str
+) -> None:
+    process = start(SLEEPER)
+    fake = f"{tmp_path}/austin"
+    with open(fake, "w") as file:
+        file.write(f"#!/bin/sh\n{script}\n")
+    os.chmod(fake, 0o755)
+    monkeypatch.setattr("tornado_rbkit.profiler.external.profile.find_austin", lambda: fake)
+    monkeypatch.setattr("tornado_rbkit.profiler.external.austin._PATIENCE", 0.5)
+    with pytest.raises(EngineError, match=reason):
+        attach(process.pid)
+
+
+def test_output_that_is_not_mojo_ends_sampling_with_the_reason(
+    start: Start,
+    attached: Attached,
+    monkeypatch: pytest.MonkeyPatch,
+    tmp_path: object,
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    process = start(SLEEPER)
+    fake = f"{tmp_path}/austin"
+    with open(fake, "w") as file:
+        file.write('#!/bin/sh\n[ "$1" = -w ] || exec yes\n')
+    os.chmod(fake, 0o755)
+    monkeypatch.setattr("tornado_rbkit.profiler.external.profile.find_austin", lambda: fake)
+    attachment, _ = attached(process.pid)
+    until(lambda: attachment.failure is not None, "it is noticed")
+    assert str(attachment.failure) == "austin's output is not MOJO"
+    assert caplog.text.count("it is started again") == 1
+
+
+def test_the_threads_end(start: Start, attached: Attached) -> None:
+    process = start(SLEEPER)
+    before = threading.active_count()
+    attachment, _ = attached(process.pid)
+    attachment.server.stop()
+    assert threading.active_count() == before
+    assert list_servers() == []

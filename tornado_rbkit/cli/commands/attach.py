@@ -1,0 +1,71 @@
+"""``attach``: a running Python process, sampled from outside, and a web server in a process beside this one."""
+
+from __future__ import annotations
+
+import argparse
+import asyncio
+import contextlib
+import re
+import sys
+from typing import Final
+
+from tornado_rbkit.cli.command import Command
+from tornado_rbkit.cli.options import add_listen_options
+from tornado_rbkit.cli.output import one_line
+from tornado_rbkit.cli.program import show_page
+from tornado_rbkit.cli.stopping import stop_signals
+from tornado_rbkit.profiler.external import Attachment, attach
+from tornado_rbkit.profiler.folder import check_chosen_folder
+
+_LOOK_SECONDS: Final = 0.2
+
+
+def _add_options(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("pid", type=_pid, metavar="PID", help="pid of the process; Linux, CPython 3.8 to 3.13")
+    parser.add_argument("--open", action="store_true", help="open the page in a browser (default: print its URL only)")
+    add_listen_options(parser, 0)
+
+
+def _pid(text: str) -> int:
+    pid = int(text) if re.fullmatch(r"[0-9]{1,10}", text) else 0
+    if not 0 < pid < 1 << 31:
+        raise argparse.ArgumentTypeError(f"{text} is no pid; allowed: 1 to {(1 << 31) - 1}")
+    return pid
+
+
+async def _run(options: argparse.Namespace) -> int:
+    check_chosen_folder()
+    stopped, _ = stop_signals()
+    with attach(options.pid) as attachment:
+        show_page(attachment.server, options.host, options.port, options.open)
+        await _watch(attachment, stopped)
+    return 0
+
+
+async def _watch(attachment: Attachment, stopped: asyncio.Event) -> None:
+    """Wait for a signal or the end of the process.
+
+    Raises:
+        EngineError: the process runs, but cannot be sampled any more.
+    """
+    reported: str | None = None
+    while not stopped.is_set():
+        if not attachment.process.is_alive():
+            print(f"tornado-rbkit: {one_line(str(attachment.process))} has ended", file=sys.stderr)
+            return
+        if attachment.failure is not None:
+            raise attachment.failure
+        if attachment.trouble and not reported:
+            reported = attachment.trouble
+            print(f"tornado-rbkit: {one_line(reported)}", file=sys.stderr)
+        with contextlib.suppress(asyncio.TimeoutError):
+            await asyncio.wait_for(stopped.wait(), _LOOK_SECONDS)
+
+
+COMMAND = Command(
+    name="attach",
+    help="sample a running Python process that was not prepared, and serve it",
+    example="tornado-rbkit attach --open 4711",
+    add_options=_add_options,
+    run=_run,
+)

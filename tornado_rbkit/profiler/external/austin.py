@@ -1,0 +1,160 @@
+"""Run the program austin on a process, and read the stacks that it writes.
+
+Austin (https://github.com/P403n1x87/austin, GPL-3.0-or-later) reads another process's memory without stopping it. It
+is executed as a program of its own, from the PyPI package austin-dist (extra ``attach``); nothing of it is imported or
+part of this package. Its options are those of ``austin --help``.
+
+Supported are 3.7 and later versions before 4. Version 4 writes another format.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import re
+import shutil
+import signal
+import subprocess
+import sysconfig
+from collections.abc import Iterator
+from typing import Final
+
+from tornado_rbkit.profiler.external.engine import EngineError, Stack
+from tornado_rbkit.profiler.external.mojo import MojoParser
+from tornado_rbkit.profiler.external.process import RunningProcess, yama_rule
+
+MAX_INTERVAL: Final = 0.01
+"""Seconds. Austin writes its output in blocks of 4 KiB, which a longer interval would hold back for many seconds."""
+
+_CHUNK: Final = 1 << 20
+_PATIENCE: Final = 10.0  # seconds for one look
+_EXIT_SECONDS: Final = 1.0
+_NOT_PYTHON: Final = 32  # exit status
+_NO_PROCESS: Final = 36
+_INSTALL: Final = "pip install 'tornado_rbkit[attach]'"
+
+
+class Austin:
+    """An `Engine` that runs austin as a child process.
+
+    Args:
+        process: the process to sample.
+        path: the program, from `find_austin`.
+    """
+
+    def __init__(self, process: RunningProcess, path: str) -> None:
+        self._process = process
+        self._path = path
+        self._child: subprocess.Popen[bytes] | None = None
+        self._is_stopping = False
+        self._parser = MojoParser()
+
+    @property
+    def name(self) -> str:
+        return f"austin {self._parser.version}".rstrip()
+
+    @property
+    def has_ended_well(self) -> bool:
+        return self._child is not None and self._child.returncode == 0
+
+    def start(self, interval: float, clock_type: str) -> None:
+        microseconds = max(1, int(min(interval, MAX_INTERVAL) * 1e6))
+        command = [self._path, "-Pbs" if clock_type == "cpu" else "-Pb", f"-i{microseconds}", f"-p{self._process.pid}"]
+        try:
+            with _accepting_signals():
+                self._child = subprocess.Popen(  # noqa: S603 - the command is ours
+                    command,
+                    stdin=subprocess.DEVNULL,
+                    stdout=subprocess.PIPE,
+                    stderr=subprocess.DEVNULL,
+                    bufsize=0,
+                    start_new_session=True,  # Ctrl-C must reach only this process
+                    env=_environment(),
+                )
+        except OSError as error:
+            raise EngineError(f"austin cannot be run: {self._path}: {error.strerror}") from error
+
+    def read(self) -> list[Stack] | None:
+        assert self._child is not None
+        assert self._child.stdout is not None
+        data = self._child.stdout.read(_CHUNK)
+        if data:
+            return self._parser.feed(data)
+        with contextlib.suppress(subprocess.TimeoutExpired):  # it has closed its output, and exits now
+            self._child.wait(_EXIT_SECONDS)
+        return None
+
+    def stop(self) -> None:
+        if self._child is not None:
+            self._child.kill() if self._is_stopping else self._child.terminate()
+            self._is_stopping = True
+
+    def close(self) -> None:
+        if self._child is not None:
+            self._child.kill()
+            self._child.wait()
+            assert self._child.stdout is not None
+            self._child.stdout.close()
+
+
+def check(process: RunningProcess, path: str) -> None:
+    """Let austin print the stacks of a process once.
+
+    Raises:
+        EngineError: it cannot read them, or cannot be run.
+    """
+    try:
+        looked = subprocess.run(  # noqa: S603 - the command is ours
+            [path, "-w", str(process.pid)],
+            stdin=subprocess.DEVNULL,
+            stdout=subprocess.DEVNULL,
+            stderr=subprocess.PIPE,
+            timeout=_PATIENCE,
+            check=False,
+            env=_environment(),
+        )
+    except OSError as error:
+        raise EngineError(f"austin cannot be run: {path}: {error.strerror}") from error
+    except subprocess.TimeoutExpired as error:
+        raise EngineError(f"austin did not read {process} within {_PATIENCE:g} s") from error
+    if looked.returncode:
+        raise EngineError(_failure(process, looked.returncode, looked.stderr))
+
+
+def _failure(process: RunningProcess, status: int, printed: bytes) -> str:
+    if status == _NO_PROCESS or not process.is_alive():
+        return f"{process} has ended"
+    if status == _NOT_PYTHON:
+        rule = yama_rule() or "austin may not read it (in a container, start it with --cap-add=SYS_PTRACE)"
+        return f"{process} does not run CPython 3.8 to 3.13, or {rule}"
+    text = re.sub(r"\x1b\[[0-9;]*m|[^\x20-\x7e]+", " ", printed.decode("utf-8", "replace"))
+    return f"austin cannot read {process} (exit status {status}): {' '.join(text.split())[-300:]}"
+
+
+def find_austin() -> str:
+    """Return the path of austin beside this interpreter, else on the PATH.
+
+    Raises:
+        EngineError: it is in neither.
+    """
+    path = shutil.which("austin", path=sysconfig.get_path("scripts")) or shutil.which("austin")
+    if path is None:
+        raise EngineError(f"the sampler austin is not installed; {_INSTALL}")
+    return path
+
+
+@contextlib.contextmanager
+def _accepting_signals() -> Iterator[None]:
+    """Let children begin with the signals that end them; this thread blocks them, and children inherit that.
+
+    SIGPIPE ends austin if this process was killed.
+    """
+    before = signal.pthread_sigmask(signal.SIG_UNBLOCK, (signal.SIGPIPE, signal.SIGTERM))
+    try:
+        yield
+    finally:
+        signal.pthread_sigmask(signal.SIG_SETMASK, before)
+
+
+def _environment() -> dict[str, str]:
+    return {**os.environ, "AUSTIN_NO_LOGGING": "1"}  # else it writes to the system's log

@@ -1,0 +1,90 @@
+"""The interface between the sampler and a program, or library, that reads the stacks of another process."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import NamedTuple, Protocol
+
+from tornado_rbkit.errors import RbkitError
+
+
+class EngineError(RbkitError):
+    """The stacks of a process cannot be read; the message says why and what to change."""
+
+
+class EngineFullError(EngineError):
+    """The engine has described so many places that it has to begin anew, as with a program that never stops compiling.
+
+    This is no fault.
+    """
+
+
+@dataclass(frozen=True, eq=False, slots=True)
+class Frame:
+    """A place in a program. Equal places of one engine are the same object, so that stacks are compared quickly.
+
+    Attributes:
+        file: the file name of the code.
+        scope: the qualified name of the function; up to Python 3.10 its plain name.
+        line: the line number, 0 if unknown.
+    """
+
+    file: str
+    scope: str
+    line: int
+
+
+class Stack(NamedTuple):
+    """The stack of one thread at one moment.
+
+    Attributes:
+        interpreter: identifies the interpreter within its process.
+        thread_id: the system's identifier of the thread.
+        frames: outermost first.
+        seconds: the time since the engine looked at this process before.
+        is_broken: whether the stack changed while it was read; its outer frames are missing.
+    """
+
+    interpreter: int
+    thread_id: int
+    frames: tuple[Frame, ...]
+    seconds: float
+    is_broken: bool
+
+
+class Engine(Protocol):
+    """Samples one process once: `start`, then `read` until it returns None, then `close`.
+
+    `stop` may be called on any thread, everything else on one thread. From Python 3.14 on the standard library can
+    read another process's stacks; an engine made of that would be a second implementation.
+    """
+
+    @property
+    def name(self) -> str:
+        """The name and the version of the sampling program. Any thread."""
+
+    @property
+    def has_ended_well(self) -> bool:
+        """True after `close` if the engine has found that the process ended, rightly or not."""
+
+    def start(self, interval: float, clock_type: str) -> None:
+        """Start to sample every `interval` seconds: every thread (``wall``), or those that compute (``cpu``).
+
+        Raises:
+            EngineError: the engine cannot be started.
+        """
+
+    def read(self) -> Sequence[Stack] | None:
+        """Wait for stacks and return them in the order they were read; None after the end, or after `stop`.
+
+        Raises:
+            EngineError: the engine does not work as documented.
+            EngineFullError: the engine has to be replaced.
+        """
+
+    def stop(self) -> None:
+        """Let `read` return None once it has returned everything; called again, let it return None at once."""
+
+    def close(self) -> None:
+        """Stop, and release everything. May be called twice."""

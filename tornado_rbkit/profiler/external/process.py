@@ -1,0 +1,174 @@
+"""Identify a running process, and say why its memory cannot be read. Linux.
+
+A pid is not a process: it is reused, it continues after `exec` with another program, and it is another process in
+another PID namespace. A process is told apart by its start time, and a program by the addresses that the kernel chose
+when it was executed (AT_RANDOM and others in /proc/PID/auxv, proc(5)).
+"""
+
+from __future__ import annotations
+
+import os
+import pwd
+import sys
+from pathlib import Path
+from typing import Final
+
+from tornado_rbkit.errors import RbkitError
+from tornado_rbkit.profiler.discovery import stat_fields
+
+_MAX_BYTES: Final = 65_536  # of a file in /proc
+_WITH_VALUE: Final = ("-W", "-X", "--check-hash-based-pycs")  # options of Python that take the next argument
+_AS_ROOT: Final = "run attach as root (sudo); in a container, start it with --cap-add=SYS_PTRACE"
+
+
+class ProcessError(RbkitError):
+    """A process does not exist, or cannot be read; the message says why and what to change."""
+
+
+class RunningProcess:
+    """A process of this machine. Any thread.
+
+    Attributes:
+        pid: its pid in this PID namespace.
+        name: its script, its module or its program.
+    """
+
+    def __init__(self, pid: int) -> None:
+        """Find a process and check that this process may read its memory.
+
+        Raises:
+            ProcessError: there is no such process, or it may not be read.
+        """
+        _check_system()
+        self.pid = pid
+        fields = _check_kind(pid)
+        self._started = fields[19]
+        self.name = program_name(_read(pid, "cmdline")) or _read(pid, "comm").decode("utf-8", "replace").strip()
+        _check_access(pid)
+        self._image = _read(pid, "auxv")
+
+    def __str__(self) -> str:
+        return f"process {self.pid} ({self.name})"
+
+    def is_alive(self) -> bool:
+        """Return whether it runs, possibly another program than at first."""
+        fields = stat_fields(self.pid)
+        return fields is not None and fields[0] not in (b"Z", b"X") and fields[19] == self._started
+
+    def has_new_program(self) -> bool:
+        """Return whether it has called `exec` since the last call, or since it was found."""
+        image, before = _read(self.pid, "auxv"), self._image
+        if not image or image == before:
+            return False
+        self._image = image
+        return True
+
+    def resident_bytes(self) -> int | None:
+        """Return its resident memory; None if it has ended."""
+        pages = _read(self.pid, "statm").split()
+        return int(pages[1]) * os.sysconf("SC_PAGE_SIZE") if len(pages) > 1 else None
+
+    def working_folder(self) -> str:
+        """Return its current folder, an empty string if that cannot be read."""
+        try:
+            return os.readlink(f"/proc/{self.pid}/cwd")
+        except OSError:
+            return ""
+
+
+def program_name(cmdline: bytes) -> str:
+    """Return a program's script, its module or its first word, from the content of /proc/PID/cmdline."""
+    words = cmdline.decode("utf-8", "replace").rstrip("\0").split("\0")
+    if not os.path.basename(words[0]).startswith("python"):
+        return words[0]
+    rest = iter(words[1:])
+    for word in rest:
+        if word == "-m":
+            return next(rest, words[0])
+        if word == "-c":
+            break
+        if word in _WITH_VALUE:
+            next(rest, None)
+        elif not word.startswith("-"):
+            return word
+    return words[0]
+
+
+def _check_system() -> None:
+    if not sys.platform.startswith("linux"):
+        raise ProcessError(
+            f"attach works on Linux only, not on {sys.platform}; start the program with `tornado-rbkit run` instead"
+        )
+    try:
+        is_own = os.readlink("/proc/self") == str(os.getpid())
+    except OSError as error:
+        raise ProcessError(f"/proc cannot be read ({error.strerror}); mount it") from error
+    if not is_own:
+        raise ProcessError("/proc shows the processes of another PID namespace; mount a /proc of this namespace")
+
+
+def _check_kind(pid: int) -> list[bytes]:
+    """Return the fields of /proc/PID/stat if it is a process."""
+    fields = stat_fields(pid)
+    if fields is None:
+        raise ProcessError(f"there is no process {pid} (in the PID namespace of this command)")
+    group = _status(pid).get("Tgid")
+    if group not in (None, str(pid)):
+        raise ProcessError(f"{pid} is a thread of process {group}; give the pid of the process")
+    if fields[0] in (b"Z", b"X"):
+        raise ProcessError(f"process {pid} has ended, but its parent has not collected it (a zombie)")
+    if pid == os.getpid():
+        raise ProcessError(f"{pid} is the process of this command")
+    return fields
+
+
+def _check_access(pid: int) -> None:
+    """Raise ProcessError if the memory may not be read: opening this file needs the same permission (ptrace(2))."""
+    try:
+        with open(f"/proc/{pid}/mem", "rb"):
+            return
+    except (FileNotFoundError, ProcessLookupError) as error:
+        raise ProcessError(f"process {pid} has just ended") from error
+    except OSError as error:
+        raise ProcessError(f"process {pid} cannot be read: {_refusal(pid)}") from error
+
+
+def _refusal(pid: int) -> str:
+    owner = _status(pid).get("Uid", "").split()[:1]
+    if owner and owner != [str(os.geteuid())]:
+        return f"it belongs to user {_user_name(int(owner[0]))}; run attach as that user, or {_AS_ROOT}"
+    return f"{yama_rule() or 'it has changed its user, or a security module or a container forbids it'}; {_AS_ROOT}"
+
+
+def yama_rule() -> str:
+    """Return the rule of the Yama module that restricts whose memory may be read; an empty string if there is none."""
+    try:
+        scope = Path("/proc/sys/kernel/yama/ptrace_scope").read_text().strip()
+    except OSError:
+        return ""
+    return {
+        "1": "kernel.yama.ptrace_scope is 1: only ancestors may read it (sysctl kernel.yama.ptrace_scope=0)",
+        "2": "kernel.yama.ptrace_scope is 2: only root may read it",
+        "3": "kernel.yama.ptrace_scope is 3: nobody may read it, until the machine is restarted with another value",
+    }.get(scope, "")
+
+
+def _user_name(uid: int) -> str:
+    try:
+        return f"{pwd.getpwuid(uid).pw_name} ({uid})"
+    except KeyError:
+        return str(uid)
+
+
+def _status(pid: int) -> dict[str, str]:
+    lines = _read(pid, "status").decode("utf-8", "replace").splitlines()
+    return {key: value.strip() for key, _, value in (line.partition(":") for line in lines)}
+
+
+def _read(pid: int, name: str) -> bytes:
+    """Return the beginning of a file in /proc/PID; nothing if it cannot be read."""
+    try:
+        with open(f"/proc/{pid}/{name}", "rb") as file:
+            return file.read(_MAX_BYTES)
+    except OSError:
+        return b""

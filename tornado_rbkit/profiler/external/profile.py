@@ -1,0 +1,124 @@
+"""The rbkit server, in this process, of a process that was not prepared and is sampled from outside."""
+
+from __future__ import annotations
+
+import time
+from types import TracebackType
+from typing import Final
+
+from tornado_rbkit.profiler import memory
+from tornado_rbkit.profiler.batcher import EventBatcher
+from tornado_rbkit.profiler.external.austin import Austin, check, find_austin
+from tornado_rbkit.profiler.external.engine import EngineError
+from tornado_rbkit.profiler.external.process import RunningProcess
+from tornado_rbkit.profiler.external.sampler import ExternalSampler
+from tornado_rbkit.profiler.memory import STATS_SECONDS, UNKNOWN
+from tornado_rbkit.profiler.packing import pack_event
+from tornado_rbkit.profiler.profile import FLUSH_SECONDS, Outlet, Profile
+from tornado_rbkit.profiler.server import Server
+from tornado_rbkit.protocol import EventType
+
+_OK: Final = b"ok"
+
+
+class ExternalProfile(Profile):
+    """The commands, for a process that is sampled from outside. For use by the server's thread.
+
+    The stacks are all that can be read. Every five seconds during sampling a gc_stats event has the resident memory as
+    its total_heap_size; its other figures are unknown. Commands about objects and the collector are answered with
+    the reason why they are not carried out.
+    """
+
+    cpu: ExternalSampler
+
+    def __init__(self, process: RunningProcess, path: str, name: str, batcher: EventBatcher, outlet: Outlet) -> None:
+        super().__init__(name, batcher, outlet)
+        self.pid = process.pid
+        self.cpu = ExternalSampler(batcher, process, lambda: Austin(process, path), lambda: check(process, path))
+        self._process = process
+        self._stats_due = 0.0
+
+    def working_folder(self) -> str:
+        return self._process.working_folder()
+
+    def work(self) -> float | None:
+        now = time.monotonic()
+        if self.cpu.enabled and now >= self._stats_due:
+            self._stats_due = now + STATS_SECONDS
+            figures = dict.fromkeys(memory.gc_stats(0), UNKNOWN)
+            resident = self._process.resident_bytes()
+            self.batcher.add(pack_event(EventType.GC_STATS, {**figures, "total_heap_size": resident or UNKNOWN}))
+        return FLUSH_SECONDS if self.cpu.enabled or self.batcher.backlog else None
+
+    def start_memory_profile(self, *, trace_objects: bool = True, gc_stats: bool = True) -> bytes:
+        return self._refuse("memory profiling")
+
+    def stop_memory_profile(self) -> bytes:
+        return _OK
+
+    def trigger_gc(self) -> bytes:
+        return self._refuse("triggering a collection")
+
+    def objectspace_snapshot(self) -> bytes:
+        return self._refuse("a snapshot")
+
+    def use_cpu_time(self) -> bytes:
+        self.cpu.clock_type = "cpu"
+        return _OK
+
+    def _refuse(self, what: str) -> bytes:
+        return f"{what} is not possible from outside a process; start it with `tornado-rbkit run`".encode()
+
+
+class Attachment:
+    """A sampled process, and the server in this process that publishes its samples. Made by `attach`.
+
+    Attributes:
+        process: the sampled process.
+        server: the server.
+    """
+
+    def __init__(self, process: RunningProcess, path: str) -> None:
+        self.process = process
+
+        def make_profile(name: str, batcher: EventBatcher, outlet: Outlet) -> ExternalProfile:
+            self._profile = ExternalProfile(process, path, name, batcher, outlet)
+            return self._profile
+
+        self.server = Server(None, None, process.name, make_profile=make_profile)
+
+    @property
+    def failure(self) -> EngineError | None:
+        """Why sampling has ended by itself. Any thread."""
+        return self._profile.cpu.failure
+
+    @property
+    def trouble(self) -> str | None:
+        """Why sampling has ended by itself, or why the samples may mislead. Any thread."""
+        return self._profile.cpu.trouble
+
+    def __enter__(self) -> Attachment:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
+    ) -> None:
+        self.server.stop()
+
+
+def attach(pid: int) -> Attachment:
+    """Start to sample a running process, and a server that is announced as the process's. Linux.
+
+    The caller leaves the returned context at the end. Sampling is on, with the wall clock, and ends with the process.
+
+    Raises:
+        ProcessError: there is no such process, or it may not be read; the message says what to change.
+        EngineError: austin is not installed, or cannot read the process.
+        BindError: the ports in RBKIT_PUB_PORT and RBKIT_REQ_PORT cannot be used.
+    """
+    process = RunningProcess(pid)
+    path = find_austin()
+    check(process, path)
+    attachment = Attachment(process, path)
+    attachment.server.call(lambda profile: profile.start_cpu_profiling())
+    return attachment

@@ -1,0 +1,327 @@
+"""Turn the stacks that an engine reads into cpu_sample events.
+
+The samples are those that the sampler inside a process would publish. With the ``wall`` clock every thread is sampled,
+with ``cpu`` every thread that computes at that moment. An engine's look that comes late counts for the time since the
+last one, as in `cpu`, so a sample is repeated once per missed tick. With ``cpu``, the samples of a process that rarely
+computes come late, and with the time of their coming, because austin writes blocks of 4 KiB.
+
+What is published is bounded: stacks that are deep or many make the interval longer (see `Pace`); the status has the
+rate reached. A stack that changed while it was read is not published.
+"""
+
+from __future__ import annotations
+
+import threading
+import time
+from collections.abc import Callable, Sequence
+from functools import lru_cache
+from itertools import islice
+from pathlib import Path
+from typing import Any, Final
+
+from tornado_rbkit.profiler.arguments import check_interval
+from tornado_rbkit.profiler.batcher import BACKLOG_EVENTS, EventBatcher
+from tornado_rbkit.profiler.cpu import DEFAULT_INTERVAL, Pace
+from tornado_rbkit.profiler.external.engine import Engine, EngineError, EngineFullError, Frame, Stack
+from tornado_rbkit.profiler.external.process import RunningProcess
+from tornado_rbkit.profiler.frames import MAX_DEPTH
+from tornado_rbkit.profiler.packing import pack_frame, pack_sample, pack_stack, pack_time
+from tornado_rbkit.profiler.threads import Flag, InternalThread, internal_logger
+
+MAKE_UP_SECONDS: Final = 0.02
+"""The longest delay for which stacks are repeated, as in the sampler inside a process."""
+
+MAX_ERRORS: Final = 0.05
+"""The share of stacks that could not be read above which `trouble` says so."""
+
+_PATIENCE: Final = 1.0  # seconds for the last output of an engine
+_REST: Final = 0.05  # seconds before an engine that has lost the process is replaced
+_ENOUGH_STACKS: Final = 1000  # to judge the share of errors
+_CACHE_BYTES: Final = 16 << 20
+_log = internal_logger(__name__)
+
+
+class ExternalSampler:
+    """Publish the stacks of another process from `start` to `stop`.
+
+    Call `start` and `stop` and set `clock_type` on one thread; `status` may be called on any thread.
+
+    Args:
+        batcher: receives the samples.
+        process: the sampled process.
+        make_engine: returns an engine for one run, on the sampler's thread.
+        check: looks at the process once, and raises EngineError if its stacks cannot be read.
+    """
+
+    def __init__(
+        self,
+        batcher: EventBatcher,
+        process: RunningProcess,
+        make_engine: Callable[[], Engine],
+        check: Callable[[], None],
+    ) -> None:
+        self._clock_type = "wall"
+        self.interval = DEFAULT_INTERVAL
+        self.failure: EngineError | None = None
+        """Why sampling has ended by itself."""
+        self._batcher = batcher
+        self._process = process
+        self._make_engine = make_engine
+        self._check = check
+        self._lock = threading.Lock()
+        self._stopped = Flag()
+        self._engine: Engine | None = None
+        self._engine_name = ""
+        self._thread: InternalThread | None = None
+        self._began = self._ended = 0.0
+        self._forget()
+
+    def _forget(self) -> None:
+        self._packed: dict[tuple[int, tuple[Frame, ...]], bytes] = {}
+        self._packed_bytes = 0
+        self._tick: dict[tuple[int, int], Stack] = {}
+        self._pace = Pace(self.interval)
+        self._owed = 0.0
+        self._ticks = self._late = self._samples = self._stacks = self._errors = self._losses = 0
+
+    @property
+    def clock_type(self) -> str:
+        """``wall`` or ``cpu``; setting it starts sampling anew."""
+        return self._clock_type
+
+    @clock_type.setter
+    def clock_type(self, clock_type: str) -> None:
+        if clock_type == self._clock_type:
+            return
+        was_enabled = self.enabled
+        self.stop()
+        self._clock_type = clock_type
+        if was_enabled:
+            self.start()
+
+    @property
+    def enabled(self) -> bool:
+        """True from `start` to `stop`, or until sampling ends by itself. Any thread."""
+        thread = self._thread
+        return thread is not None and thread.is_alive() and self.failure is None
+
+    def start(self, interval: float | None = None) -> None:
+        """Start sampling every `interval` seconds; None keeps the current interval.
+
+        Raises:
+            ArgumentError: the interval is out of range.
+        """
+        if interval is not None:
+            check_interval(interval)
+        if self.enabled and interval in (None, self.interval):
+            return
+        self.stop()
+        self.interval = interval or self.interval
+        self.failure = None
+        self._forget()
+        self._stopped = Flag()
+        self._began = time.monotonic()
+        self._thread = InternalThread(self._run, "rbkit-cpu")
+
+    def stop(self) -> None:
+        """Stop sampling and join the thread. May be called twice."""
+        thread, self._thread = self._thread, None
+        if thread is None:
+            return
+        with self._lock:
+            self._stopped.set()
+            if self._engine is not None:
+                self._engine.stop()
+        if not thread.join(_PATIENCE) and self._engine is not None:
+            self._engine.stop()
+        thread.join()
+
+    def abandon(self) -> None:
+        """Do nothing: a forked child has neither the thread nor the engine."""
+
+    @property
+    def trouble(self) -> str | None:
+        """Why sampling has ended by itself, or why the samples may mislead. Any thread."""
+        if self.failure is not None:
+            return str(self.failure)
+        errors = self._errors / max(self._stacks, _ENOUGH_STACKS)
+        if errors > MAX_ERRORS:
+            return f"{errors:.0%} of the stacks changed while they were read, and are left out"
+        return None
+
+    def status(self) -> dict[str, Any]:
+        """Return the requested interval (seconds), the requested and achieved rates (ticks per second), and `trouble`.
+
+        ``errors`` is the number of stacks that changed while they were read, ``losses`` the number of engines that
+        lost sight of the process and were replaced.
+        """
+        seconds = (time.monotonic() if self.enabled else self._ended) - self._began
+        return {
+            "enabled": self.enabled,
+            "engine": self._engine_name,
+            "clock_type": self.clock_type,
+            "interval": self.interval,
+            "requested_rate": 1.0 / self.interval,
+            "achieved_rate": self._ticks / seconds if seconds > 0 else 0.0,
+            "samples": self._samples,
+            "skipped_ticks": self._late,
+            "errors": self._errors,
+            "losses": self._losses,
+            "trouble": self.trouble,
+        }
+
+    # The sampler's thread
+
+    def _run(self) -> None:
+        try:
+            self._sample_to_the_end()
+        except EngineError as error:
+            self.failure = error
+        except Exception as error:  # noqa: BLE001 - the thread ends here
+            self.failure = EngineError(f"the sampler failed ({type(error).__name__}: {error})")
+            _log.exception("sampling has ended")
+        finally:
+            self._ended = time.monotonic()
+
+    def _sample_to_the_end(self) -> None:
+        """Sample with one engine after the other.
+
+        An engine that ends well, after it has read stacks, has lost sight of a process that runs on, as austin does
+        when threads come and go all the time; it is replaced each time. An engine that fails is replaced once.
+
+        Raises:
+            EngineError: sampling has ended by itself.
+        """
+        has_failed = False
+        while self._begin_engine():
+            assert self._engine is not None
+            stacks = self._stacks
+            failure = self._read_to_the_end(self._engine)
+            if self._stopped.is_set() or isinstance(failure, EngineFullError):
+                continue
+            if not self._process.is_alive():
+                raise EngineError(f"{self._process} has ended")
+            if self._process.has_new_program():
+                _log.warning("%s has executed another program", self._process)
+            elif self._engine.has_ended_well and self._stacks > stacks:
+                self._note_loss(failure)
+            else:
+                self._check()
+                if not self._process.is_alive():
+                    raise EngineError(f"{self._process} has ended")
+                if has_failed:
+                    raise failure
+                has_failed = True
+                _log.warning("%s; it is started again", failure)
+
+    def _note_loss(self, failure: EngineError) -> None:
+        self._losses += 1
+        if self._losses == 1:
+            _log.warning("%s although %s runs on; it is started again whenever it does", failure, self._process)
+        self._stopped.wait(_REST)
+
+    def _begin_engine(self) -> bool:
+        with self._lock:
+            if self._stopped.is_set():
+                return False
+            self._engine = self._make_engine()
+            self._engine.start(self.interval, self._clock_type)
+            return True
+
+    def _read_to_the_end(self, engine: Engine) -> EngineError:
+        """Publish the stacks that the engine reads; return why it ended."""
+        try:
+            while True:
+                stacks = engine.read()
+                self._engine_name = engine.name
+                if stacks is None:
+                    return EngineError(f"{engine.name} has ended")
+                self._publish(stacks, time.time())
+        except EngineError as error:
+            return error
+        finally:
+            self._tick = {}
+            engine.close()
+
+    def _publish(self, stacks: Sequence[Stack], now: float) -> None:
+        """Publish the ticks that these stacks complete; the engine has read the last one `now` (Unix epoch)."""
+        ticks = []
+        for stack in stacks:
+            thread = (stack.interpreter, stack.thread_id)
+            if self._tick and (thread in self._tick or stack.seconds != next(iter(self._tick.values())).seconds):
+                ticks.append(self._tick)
+                self._tick = {}
+            self._tick[thread] = stack
+        times = []
+        for tick in reversed(ticks):
+            times.append(now)
+            now -= next(iter(tick.values())).seconds
+        for tick, moment in zip(ticks, reversed(times), strict=True):
+            self._publish_tick(list(tick.values()), moment)
+
+    def _publish_tick(self, stacks: list[Stack], moment: float) -> None:
+        """Publish the samples of one look, repeated for the time that has passed since the last one."""
+        pace = self._pace.interval
+        count, self._owed = divmod(self._owed + stacks[0].seconds, pace)
+        self._stacks += len(stacks)
+        self._errors += sum(_is_error(stack) for stack in stacks)
+        if not count:
+            return
+        self._ticks += 1
+        repeated = min(int(count), 1 + int(MAKE_UP_SECONDS / pace))
+        self._late += int(count) - 1
+        if self._batcher.backlog > BACKLOG_EVENTS:
+            self._late += 1
+            return
+        packed = [self._pack(stack) for stack in stacks if stack.frames and not _is_error(stack)]
+        self._pace.adapt(0.0, sum(map(len, packed)))
+        for before in range(repeated - 1, -1, -1):
+            timestamp = pack_time(moment - before * pace)
+            for each in packed:
+                self._batcher.add(pack_sample(timestamp, each))
+        self._samples += repeated * len(packed)
+
+    def _pack(self, stack: Stack) -> bytes:
+        key = (stack.thread_id, stack.frames)
+        packed = self._packed.get(key)
+        if packed is None:
+            frames = [_packed_frame(frame) for frame in islice(reversed(stack.frames), MAX_DEPTH)]
+            packed = pack_stack(frames, stack.thread_id)
+            self._packed_bytes += len(packed) + 8 * len(stack.frames)
+            if self._packed_bytes > _CACHE_BYTES:
+                self._packed.clear()
+                self._packed_bytes = len(packed) + 8 * len(stack.frames)
+            self._packed[key] = packed
+        return packed
+
+
+def _is_error(stack: Stack) -> bool:
+    """Return whether a stack has no use. One whose outer frames were not read is no worse than one that is cut off."""
+    return stack.is_broken and len(stack.frames) < MAX_DEPTH
+
+
+@lru_cache(maxsize=65_536)
+def _packed_frame(frame: Frame) -> bytes:
+    module = module_name(frame.file)
+    name = frame.scope.rpartition(".")[2]
+    label = f"{module}.{frame.scope}" if module else frame.scope
+    return pack_frame(name, label, frame.file, frame.line, singleton=False)
+
+
+@lru_cache(maxsize=4096)
+def module_name(file: str) -> str:
+    """Return the likely name of the module in a file: its stem, after the packages that its folders are.
+
+    The name that the program uses is not known outside; a script is named by its file, not ``__main__``.
+    """
+    if file.startswith("<frozen "):
+        return file[len("<frozen ") :].rstrip(">")
+    path = Path(file)
+    if file.startswith("<") or not path.stem:
+        return ""
+    parts = [] if path.stem == "__init__" else [path.stem]
+    for folder in path.parents:
+        if not (folder.is_absolute() and (folder / "__init__.py").is_file()):
+            break
+        parts.insert(0, folder.name)
+    return ".".join(parts)
