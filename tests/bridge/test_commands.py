@@ -297,6 +297,33 @@ def test_at_a_timeout_the_clocks_of_those_behind_count_from_when_they_were_asked
     assert desk.sent == [("in flight", 5.0), ("objectspace_snapshot", 295.0), ("newcomer", 3.0)]
 
 
+def test_the_text_of_a_timeout_names_the_configured_time(desk: Desk, clock: Clock) -> None:
+    desk.submit("in flight")
+    desk.submit("expired")
+    clock.now += 1.0
+    desk.submit("shortened")
+    clock.now += 4.0
+    desk.finish(failed("timeout"))
+    clock.now += 1.0
+    desk.finish(failed("timeout"))
+    assert [name for name, _ in desk.results] == ["in flight", "expired", "shortened"]
+    expired, shortened = (result.error.text for _, result in desk.answers[1:] if result.error is not None)
+    assert expired.startswith("expired: not sent within 5 s, ")
+    assert shortened.startswith("shortened: no reply within 5 s; ")
+
+
+def test_a_command_that_waits_through_several_timeouts_keeps_its_own(desk: Desk, clock: Clock) -> None:
+    desk.submit("first")
+    clock.now += 4.0
+    desk.submit("second")
+    desk.submit("objectspace_snapshot")
+    clock.now += 1.0
+    desk.finish(failed("timeout"))
+    clock.now += 4.0
+    desk.finish(failed("timeout"))
+    assert desk.sent == [("first", 5.0), ("second", 4.0), ("objectspace_snapshot", 295.0)]
+
+
 @pytest.mark.parametrize("result", [OK, failed("unavailable")], ids=["ok", "unavailable"])
 def test_nobody_is_given_up_at_another_outcome_than_a_timeout(desk: Desk, clock: Clock, result: CommandResult) -> None:
     desk.submit("objectspace_snapshot")

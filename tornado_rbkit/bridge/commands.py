@@ -22,15 +22,22 @@ DEFAULT_COMMAND_TIMEOUT: Final = 5.0
 
 _WORTH_SENDING: Final = 0.1  # share of the time-out that must be left
 
+_MAY_RUN: Final = "it may still be carried out (`command_timeouts`)"
+
 
 @dataclass(slots=True)
 class Command:
-    """A command, its owner, and the callback for its result."""
+    """A command, its owner, and the callback for its result.
+
+    `timeout` is the configured time-out in seconds, and `limit` the time-out from the moment it is sent, which is less
+    if the command has waited behind one that timed out. `since` is when it was submitted.
+    """
 
     name: str
     owner: object
     answer: Callable[[CommandResult], None]
     timeout: float
+    limit: float
     since: float
 
 
@@ -77,7 +84,8 @@ class CommandQueue:
             owner: for `forget`.
             first: put it before all others, regardless of the bound, and keep it even after `fail_all`.
         """
-        command = Command(name, owner, answer, self._timeouts.get(name, DEFAULT_COMMAND_TIMEOUT), time.monotonic())
+        timeout = self._timeouts.get(name, DEFAULT_COMMAND_TIMEOUT)
+        command = Command(name, owner, answer, timeout, timeout, time.monotonic())
         if self._unavailable is not None and not first:
             _refuse(command, "unavailable", self._unavailable)
         elif len(self._waiting) >= MAX_WAITING and not first:
@@ -113,15 +121,19 @@ class CommandQueue:
         command, self._in_flight = self._in_flight, None
         assert command is not None
         self._record(command.name, result)
-        command.answer(result)
-        if result.error is not None and result.error.reason == "timeout":
+        has_timed_out = result.error is not None and result.error.reason == "timeout"
+        if has_timed_out and command.limit < command.timeout:
+            _refuse(command, "timeout", f"no reply within {command.timeout:g} s; {_MAY_RUN}")
+        else:
+            command.answer(result)
+        if has_timed_out:
             self._expire_waiting()
         self._send_next()
 
     def _send_next(self) -> None:
         if not self._paused and self._in_flight is None and self._waiting:
             self._in_flight = self._waiting.popleft()
-            self._request(self._in_flight.name, self._in_flight.timeout, self._on_result)
+            self._request(self._in_flight.name, self._in_flight.limit, self._on_result)
 
     def _expire_waiting(self) -> None:
         now = time.monotonic()
@@ -129,10 +141,11 @@ class CommandQueue:
         for command in waiting:
             remaining = command.since + command.timeout - now
             if remaining > command.timeout * _WORTH_SENDING:
-                command.timeout = remaining
+                command.limit = min(remaining, command.timeout)
                 self._waiting.append(command)
             else:
-                _refuse(command, "timeout", "not sent, because the rbkit server does not reply (`command_timeouts`)")
+                text = f"not sent within {command.timeout:g} s, because the rbkit server does not reply"
+                _refuse(command, "timeout", f"{text} (`command_timeouts`)")
 
 
 def _refuse(command: Command, reason: str, text: str) -> None:
