@@ -174,3 +174,37 @@ def test_a_page_out_of_sight_draws_nothing_and_misses_nothing(page: Page, site: 
     assert drawn <= 1  # one that was under way
     page.script("delete document.hidden; document.dispatchEvent(new Event('visibilitychange', {bubbles: true}))")
     page.until(lambda: page.row("Live objects", "Thing")[0] == "199", "it has caught up")
+
+
+def test_what_is_chosen_is_in_the_address_and_a_link_shows_it(page: Page, site: Serve, script: Script) -> None:
+    url = site(script.rbkit).url
+    page.open(url, "objects")
+    page.until_live()
+    script.publish((0.0, 0, {3: 1, 4: "Shop::Item"}), (0.0, 0, {3: 2, 4: "Time"}))
+    page.type("Filter by class name", "shop & item")
+    page.type("Filter by class name", "shop")
+    page.click("created")
+    address = page.driver.current_url
+    assert address.endswith("#objects?filter=shop&sort=-created")
+    page.click("CPU")
+    work = {12: "work", 13: "work", 6: "a.rb", 7: 1, 15: 7}
+    script.publish((0.0, 9, [work]), (0.0, 9, [work | {15: 8}]))
+    page.until(lambda: page.all("#view-cpu input[type=checkbox]"), "there are samples")
+    page.one("#view-cpu input[type=checkbox]").click()
+    page.choose("Thread", "8 ")
+    page.until(lambda: page.driver.current_url.endswith("#cpu?thread=8&waiting=1"), "its choices are there")
+    page.click("Objects")
+    assert page.driver.current_url == address
+    # Another opens the link.
+    page.driver.get("about:blank")
+    page.driver.get(address)
+    page.until_live()
+    script.publish((0.0, 0, {3: 1, 4: "Shop::Item"}), (0.0, 0, {3: 2, 4: "Time"}))
+    page.until(lambda: [row[0] for row in page.rows("Live objects")] == ["Shop::Item"], "the filter is in force")
+    assert page.one("#view-objects [aria-sort=descending]").text.startswith("created")
+    page.driver.get(f"{url}#cpu?thread=8&waiting=1")
+    script.publish((0.0, 9, [work]), (0.0, 9, [work | {15: 8}]), (0.0, 9, [work | {15: 8}]))
+    page.until(
+        lambda: page.rows("Functions", exact=True) == [["work", "2 samples", "2 samples", "a.rb"]], "of a thread"
+    )
+    assert page.one("#view-cpu input[type=checkbox]").is_selected()

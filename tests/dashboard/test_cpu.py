@@ -527,6 +527,19 @@ def test_clear_begins_anew(page: Page, site: Serve, script: Script) -> None:
     page.until(lambda: set(shown(page)) == {"main", "new"}, "what comes is shown")
 
 
+def test_clear_can_be_undone(page: Page, site: Serve, script: Script) -> None:
+    page.open(site(script.rbkit).url, "cpu")
+    page.until_live()
+    publish(script, stack("main", "old"), stack("main", "old"))
+    page.until(lambda: "old" in shown(page), "old is there")
+    page.click("Clear")
+    page.click("Undo Clear")
+    page.until(lambda: shown(page) == {"old": (2, 2), "main": (0, 2)}, "it is back")
+    assert not page.all("[title^='show the samples before Clear']")
+    publish(script, stack("main", "old"))
+    page.until(lambda: shown(page)["old"] == (3, 3), "it goes on")
+
+
 def test_missing_messages_are_said(page: Page, site: Serve, script: Script) -> None:
     page.open(site(script.rbkit).url, "cpu")
     page.until_live()

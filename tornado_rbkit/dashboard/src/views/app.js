@@ -95,7 +95,10 @@ class Page {
       setAttribute(view.element, "role", "tabpanel");
       setAttribute(view.element, "aria-labelledby", `tab-${id}`);
       view.element.hidden = true;
-      view.onchange = () => this.#draw();
+      view.onchange = () => {
+        this.#remember();
+        this.#draw();
+      };
     }
     this.banner = h("div", { class: "banner", hidden: true }, this.reason, this.retry, this.live);
     root.replaceChildren(
@@ -123,10 +126,14 @@ class Page {
       h("footer", {}, this.honesty),
     );
     onFailure((message) => this.#fail(`The page's worker failed: ${message}. Reload the page.`));
-    addEventListener("hashchange", () => this.#open(location.hash.slice(1)));
+    addEventListener("hashchange", () => this.#go());
+    addEventListener("popstate", ({ state }) => {
+      this.#go(); // before the view puts its choices into the address
+      this.#view.back?.(state);
+    });
     addEventListener("visibilitychange", () => this.#tick());
     addEventListener("visibilitychange", () => document.hidden || this.#findTargets());
-    this.#open(location.hash.slice(1));
+    this.#go();
   }
 
   /** Find the profiler, follow it and start the timers. */
@@ -168,8 +175,24 @@ class Page {
       setAttribute(this.#tabs.get(each), "aria-selected", String(each === name));
       setAttribute(this.#tabs.get(each), "tabindex", each === name ? "0" : "-1");
     }
-    if (location.hash.slice(1) !== name) history.replaceState(null, "", `#${name}`);
+    this.#remember();
     this.#draw();
+  }
+
+  /** Show what the address names: `#view?choices`. */
+  #go() {
+    const [id, choices] = location.hash.slice(1).split("?");
+    const [, , view] = this.#views.find(([each]) => each === id) ?? [];
+    if (choices !== undefined) view?.restore?.(new URLSearchParams(choices));
+    this.#open(id);
+  }
+
+  /** Put the view and what is chosen in it into the address, for a reload and to share. */
+  #remember() {
+    const [name] = this.#views.find(([, , view]) => view === this.#view);
+    const choices = Object.entries(this.#view.choices ?? {}).filter(([, value]) => value !== "");
+    const hash = `#${name}${choices.length ? `?${new URLSearchParams(choices)}` : ""}`;
+    if (location.hash !== hash) history.replaceState(history.state, "", hash);
   }
 
   #turn(event) {

@@ -15,6 +15,7 @@ export class CpuView {
   #path = []; // functions on the path to the zoomed frame
   #era = 0; // counts the profiles shown; functions have other numbers in each
   #period = null; // ms between samples; null if a sample stands for no time that is known
+  #wantedThread = ""; // by the address, until there is such a thread
   #samples = -1;
   #drawnFor = "";
   #function = null;
@@ -27,9 +28,10 @@ export class CpuView {
 
   /** `record` is a button that starts CPU profiling; `clocks` are the buttons that choose its clock. */
   constructor({ record, clocks }) {
-    this.thread = h("select", { "aria-label": "Thread", onchange: () => this.#redraw() });
+    this.thread = h("select", { "aria-label": "Thread", onchange: () => this.#chooseThread() });
     this.search = h("input", { type: "search", placeholder: "function or file", "aria-label": "Search functions", oninput: () => this.#redraw() });
     this.reset = h("button", { type: "button", hidden: true, onclick: () => this.#unzoom() }, "Whole graph");
+    this.undo = h("button", { type: "button", hidden: true, title: "show the samples before Clear again, without those since", onclick: () => this.#undoClear() }, "Undo Clear");
     this.matched = h("span", { class: "hint", role: "status" });
     this.idle = h("input", { type: "checkbox", onchange: () => this.#redraw() });
     this.graph = new FlameGraph({
@@ -70,15 +72,15 @@ export class CpuView {
       h("label", {}, "thread ", this.thread),
       h("label", { title: "also the samples of threads that wait" }, this.idle, " waiting threads"),
       this.search,
-      this.matched,
-      this.reset,
-      h("button", { type: "button", title: "forget the samples so far", onclick: () => this.#clear() }, "Clear"),
+      h("button", { type: "button", title: "begin a new profile; it can be undone", onclick: () => this.#clear() }, "Clear"),
       menu(
         "Export",
         "",
         exporting("speedscope", "Export speedscope", "a file for https://www.speedscope.app"),
         exporting("collapsed", "Export collapsed stacks", "a file for flamegraph.pl and its kin"),
       ),
+      this.reset, // what comes and goes is last, so that no button moves under the pointer
+      this.matched,
       this.summary,
     );
     const content = h(
@@ -92,8 +94,19 @@ export class CpuView {
     const about = "It shows where the threads spend their time, as a flame graph and by function.";
     this.empty = new Empty({ what: "CPU profile", recorded: "cpu_profiling_enabled", about, button: record }, controls, content);
     const clock = h("div", { class: "choice", role: "group", "aria-label": "Clock" }, ...clocks);
-    addEventListener("popstate", (event) => this.#back(event));
-    this.element = h("section", { "aria-label": "CPU" }, h("div", { class: "bar" }, clock, controls), this.empty.element, content);
+    this.element = h("section", { "aria-label": "CPU" }, h("div", { class: "bar" }, clock, controls, this.undo), this.empty.element, content);
+  }
+
+  /** What is chosen in the view, for the address. */
+  get choices() {
+    return { thread: this.#thread ?? "", search: this.search.value, waiting: this.idle.checked ? "1" : "", sort: this.table.order };
+  }
+
+  restore(choices) {
+    this.#wantedThread = choices.get("thread") ?? "";
+    this.search.value = choices.get("search") ?? "";
+    this.idle.checked = choices.has("waiting");
+    this.table.order = choices.get("sort") ?? "";
   }
 
   /** Reset the view for another session or process. */
@@ -116,6 +129,7 @@ export class CpuView {
       { process, thread, path: this.#path, idle, search },
       async (data) => {
         this.empty.update(header, !data.samples);
+        this.undo.hidden = !data.cleared;
         const another = drawnFor !== this.#drawnFor;
         if (data.samples === this.#samples && !another) return;
         this.#samples = data.samples;
@@ -142,19 +156,26 @@ export class CpuView {
   }
 
   get #thread() {
-    return this.thread.value === "" ? null : this.thread.value;
+    return this.thread.value || this.#wantedThread || null;
+  }
+
+  #chooseThread() {
+    this.#wantedThread = "";
+    this.#redraw();
   }
 
   #drawThreads(threads, samples) {
     const options = [["", "all"], ...threads.map(({ id, samples: own }) => [id, `${id} (${format.percent(own, samples)})`])];
-    const chosen = this.thread.value;
+    const chosen = this.#thread ?? "";
     options.forEach(([value, text], i) => {
       const option = this.thread.options[i] ?? this.thread.appendChild(h("option"));
       option.value = value;
       setText(option, text);
     });
     while (this.thread.options.length > options.length) this.thread.lastChild.remove();
-    this.thread.value = options.some(([value]) => value === chosen) ? chosen : "";
+    const isThere = options.some(([value]) => value === chosen);
+    this.thread.value = isThere ? chosen : "";
+    if (isThere) this.#wantedThread = "";
   }
 
   #draw({ frames, zoom, total, threads, matched }, another) {
@@ -202,7 +223,8 @@ export class CpuView {
     this.#zoom([]);
   }
 
-  #back({ state }) {
+  /** Show what a step of the browser's history showed. */
+  back(state) {
     this.#path = state?.era === this.#era ? state.path : [];
     this.#redraw();
   }
@@ -271,6 +293,12 @@ export class CpuView {
 
   async #clear() {
     await ask("clearCpu", { process: this.process });
+    this.forget();
+    this.#redraw();
+  }
+
+  async #undoClear() {
+    await ask("undoClearCpu", { process: this.process });
     this.forget();
     this.#redraw();
   }

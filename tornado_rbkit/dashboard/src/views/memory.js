@@ -15,12 +15,13 @@ const RANGES = [
   ["all", Infinity],
 ];
 
+const FIRST_SECONDS = 300;
 const SHORTEST_SECONDS = 30;
 
 export class MemoryView {
   element;
   refreshSeconds = 1;
-  #seconds = 300;
+  #seconds = FIRST_SECONDS;
   #fixed = null; // [from, to] while a range is marked or the view is paused
   #ranges = new Map();
   #tiles = new Map();
@@ -92,6 +93,18 @@ export class MemoryView {
     const about = "It shows the size of the heap, the objects allocated and freed, and each run of the garbage collector.";
     this.empty = new Empty({ what: "memory profile", recorded: "object_trace_enabled", about, button: record }, content);
     this.element = h("section", { "aria-label": "Memory" }, this.empty.element, content);
+    this.#mark();
+  }
+
+  /** What is chosen in the view, for the address. */
+  get choices() {
+    return { seconds: this.#seconds === FIRST_SECONDS ? "" : String(this.#seconds), fit: this.fits.checked ? "1" : "" };
+  }
+
+  restore(choices) {
+    const seconds = Number(choices.get("seconds") ?? FIRST_SECONDS);
+    if (this.#ranges.has(seconds)) this.#seconds = seconds;
+    this.fits.checked = choices.has("fit");
     this.#mark();
   }
 

@@ -65,6 +65,16 @@ export class ObjectsView {
     this.element = h("section", { "aria-label": "Objects" }, this.empty.element, content);
   }
 
+  /** What is chosen in the view, for the address. */
+  get choices() {
+    return { filter: this.filter.value, sort: this.table.order };
+  }
+
+  restore(choices) {
+    this.filter.value = choices.get("filter") ?? "";
+    this.table.order = choices.get("sort") ?? "";
+  }
+
   /** Reset the view for another session. */
   forget() {
     this.#rows.cancel();

@@ -30,6 +30,8 @@ let sessions = 0;
 class Process {
   objects = new LiveObjects();
   cpu = new CpuProfile();
+  /** @type {CpuProfile | null} */
+  cleared = null;
   /** @type {import("../connection/protocol.js").Facts | null} */
   facts = null; // from its handshake
 
@@ -38,9 +40,16 @@ class Process {
     this.since = since; // ms
   }
 
-  /** Start a new CPU profile. */
+  /** Start a new CPU profile; the one before can be brought back. */
   clearCpu() {
+    this.cleared = this.cpu;
     this.cpu = new CpuProfile();
+  }
+
+  /** Continue the CPU profile before the last `clearCpu`. */
+  undoClearCpu() {
+    if (this.cleared) this.cpu = this.cleared;
+    this.cleared = null;
   }
 
   summary() {
@@ -284,7 +293,7 @@ export class Session {
     const before = this.process.facts;
     if (before && before.pid !== facts.pid) this.restart();
     if (before && before.clock_type !== facts.clock_type && this.process.cpu.samples) {
-      this.process.clearCpu();
+      this.process.cpu = new CpuProfile();
       this.#say(`The clock of the CPU profile is ${facts.clock_type} now: its samples count anew.`);
     }
     this.process.facts = facts;

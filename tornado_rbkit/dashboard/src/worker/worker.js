@@ -162,9 +162,9 @@ const methods = {
   },
 
   flame({ process, ...query }) {
-    const { cpu } = session.processNumbered(process);
+    const { cpu, cleared } = session.processNumbered(process);
     const { samples, omitted, first, last, missing, period } = cpu;
-    return { ...cpu.flame(query), threads: cpu.threadList(query.idle), samples, omitted, first, last, missing, period };
+    return { ...cpu.flame(query), threads: cpu.threadList(query.idle), samples, omitted, first, last, missing, period, cleared: cleared !== null };
   },
 
   functions({ process, ...query }) {
@@ -177,6 +177,10 @@ const methods = {
 
   clearCpu({ process }) {
     session.processNumbered(process).clearCpu();
+  },
+
+  undoClearCpu({ process }) {
+    session.processNumbered(process).undoClearCpu();
   },
 
   exportCpu({ process, format, name }) {

@@ -30,6 +30,7 @@ export class Table {
   #held = false;
   #selected = null;
   #rearrange = true;
+  #firstOrder; // the order before the user chose one
 
   /**
    * `columns`: {key, label, title, text(row), bar(row) in 0..1, draw(cell, row), number}; `key(row)` identifies a row,
@@ -74,6 +75,24 @@ export class Table {
       table,
       this.more,
     );
+    this.#markSorted();
+    this.#firstOrder = this.#orderText;
+  }
+
+  get #orderText() {
+    return `${this.descending ? "-" : ""}${this.sort ?? ""}`;
+  }
+
+  /** The chosen order as a text for the address, "" for the first one. */
+  get order() {
+    return this.#orderText === this.#firstOrder ? "" : this.#orderText;
+  }
+
+  set order(text) {
+    const key = text.replace(/^-/, "");
+    if (!this.headers.has(key)) return; // no column has it
+    this.sort = key;
+    this.descending = text.startsWith("-");
     this.#markSorted();
   }
 
