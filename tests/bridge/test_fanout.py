@@ -20,6 +20,7 @@ from websockets.typing import Subprotocol
 
 from tests.conftest import Serve, Server, ask, receive, receive_data, until
 from tests.fake_rbkit import FakeRbkit, collection
+from tests.raw import upgrade_request
 from tornado_rbkit import Bridge, rbkit_routes
 from tornado_rbkit.protocol import message_counter
 
@@ -33,11 +34,7 @@ class StalledClient:
         self.socket = socket.socket()
         self.socket.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, 64 * 1024)
         self.socket.connect(("127.0.0.1", port))
-        self.socket.sendall(
-            f"GET /rbkit/ws{query} HTTP/1.1\r\nHost: 127.0.0.1:{port}\r\nUpgrade: websocket\r\nConnection: Upgrade\r\n"
-            "Sec-WebSocket-Key: dGhlIHNhbXBsZSBub25jZQ==\r\nSec-WebSocket-Version: 13\r\n"
-            "Sec-WebSocket-Protocol: rbkit\r\n\r\n".encode()
-        )
+        self.socket.sendall(upgrade_request(f"/rbkit/ws{query}"))
         self.socket.setblocking(False)
 
     async def open(self) -> None:
@@ -377,11 +374,7 @@ class TestCompression:
     ) -> None:
         server = await serve(Bridge(**rbkit.endpoints, compression_level=6))
         reader, writer = await asyncio.open_connection("127.0.0.1", server.port)
-        writer.write(
-            f"GET /rbkit/ws HTTP/1.1\r\nHost: 127.0.0.1\r\nUpgrade: websocket\r\nConnection: Upgrade\r\n"
-            "Sec-WebSocket-Key: dGhlIHNhbXBsZSBub25jZQ==\r\nSec-WebSocket-Version: 13\r\n"
-            f"Sec-WebSocket-Protocol: rbkit\r\nSec-WebSocket-Extensions: {offer}\r\n\r\n".encode()
-        )
+        writer.write(upgrade_request(Sec_WebSocket_Extensions=offer))
         head = (await reader.readuntil(b"\r\n\r\n")).decode()
         line = next((line for line in head.split("\r\n") if line.startswith("Sec-Websocket-Extensions")), None)
         given = line.partition(": ")[2] if line else None

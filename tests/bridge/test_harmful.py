@@ -13,6 +13,7 @@ from websockets.typing import Subprotocol
 
 from tests.conftest import Serve, ask, closing, receive, until
 from tests.fake_rbkit import FakeRbkit
+from tests.raw import upgrade_request
 from tornado_rbkit import Bridge
 
 HARMFUL = {
@@ -134,11 +135,7 @@ async def take_replies(client: ClientConnection, count: int) -> AsyncIterator[by
 async def test_a_client_that_floods_and_does_not_read_is_not_read_further(serve: Serve, rbkit: FakeRbkit) -> None:
     server = await serve(Bridge(**rbkit.endpoints, ping_interval=0))
     reader, writer = await asyncio.open_connection("127.0.0.1", server.port)
-    writer.write(
-        b"GET /rbkit/ws HTTP/1.1\r\nHost: 127.0.0.1\r\nUpgrade: websocket\r\nConnection: Upgrade\r\n"
-        b"Sec-WebSocket-Key: dGhlIHNhbXBsZSBub25jZQ==\r\nSec-WebSocket-Version: 13\r\n"
-        b"Sec-WebSocket-Protocol: rbkit\r\n\r\n"
-    )
+    writer.write(upgrade_request())
     await reader.readuntil(b"\r\n\r\n")
     command = b"\x81\x84\0\0\0\0nope"
     paused = False

@@ -17,6 +17,7 @@ from tornado.web import RequestHandler
 
 from tests.conftest import Serve, Server, ask, closing, until
 from tests.fake_rbkit import FakeRbkit
+from tests.raw import upgrade_request
 from tornado_rbkit import Bridge, BridgeFullError
 from tornado_rbkit.bridge.profiler_state import State
 
@@ -229,11 +230,7 @@ async def test_a_client_that_leaves_while_authorize_thinks_is_no_client(serve: S
 
     server = await serve(Bridge(**rbkit.endpoints), authorize=authorize)
     _, writer = await asyncio.open_connection("127.0.0.1", server.port)
-    writer.write(
-        b"GET /rbkit/ws HTTP/1.1\r\nHost: x\r\nUpgrade: websocket\r\nConnection: Upgrade\r\n"
-        b"Sec-WebSocket-Key: dGhlIHNhbXBsZSBub25jZQ==\r\nSec-WebSocket-Version: 13\r\n"
-        b"Sec-WebSocket-Protocol: rbkit\r\n\r\n"
-    )
+    writer.write(upgrade_request())
     await asked.wait()
     writer.close()
     await writer.wait_closed()

@@ -19,6 +19,7 @@ from typing import Any
 import pytest
 
 from tests.fake_rbkit import FakeRbkit, free_port
+from tests.raw import upgrade_request
 from tornado_rbkit import ConnectionLost, RbkitClient
 from tornado_rbkit.protocol import Handshake
 
@@ -146,11 +147,7 @@ def test_a_signal_ends_it_within_2_s_while_a_client_does_not_read(serving: Any, 
     server = serving()
     with socket.create_connection(("127.0.0.1", server.port)) as client:
         client.settimeout(10)
-        client.sendall(
-            b"GET /rbkit/ws HTTP/1.1\r\nHost: localhost\r\nUpgrade: websocket\r\nConnection: Upgrade\r\n"
-            b"Sec-WebSocket-Key: AAAAAAAAAAAAAAAAAAAAAA==\r\nSec-WebSocket-Version: 13\r\n"
-            b"Sec-WebSocket-Protocol: rbkit\r\n\r\n"
-        )
+        client.sendall(upgrade_request())
         assert client.recv(4096).startswith(b"HTTP/1.1 101 ")
         assert run("send", "handshake", "--url", server.ws).returncode == 0, "the bridge is connected"
         for _ in range(4):

@@ -10,7 +10,7 @@ import zlib
 from collections import deque
 from urllib.parse import unquote_to_bytes
 
-from tests.faults.raw import HANDSHAKE, frame
+from tests.raw import HANDSHAKE, frame
 
 _TEXT, _BINARY, _CLOSE, _PING, _PONG = 0x1, 0x2, 0x8, 0x9, 0xA
 

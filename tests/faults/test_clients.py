@@ -17,10 +17,10 @@ from pathlib import Path
 import pytest
 
 from tests.faults.conftest import Launch
-from tests.faults.raw import HANDSHAKE, Raw, frame
 from tests.faults.serving import ROOT, Serving, serving
 from tests.faults.steady import SteadyProcess
 from tests.faults.witness import Witness
+from tests.raw import HANDSHAKE, Raw, frame
 
 
 @contextlib.asynccontextmanager

@@ -11,10 +11,10 @@ import textwrap
 from pathlib import Path
 
 from tests.conftest import until
-from tests.faults.raw import Raw
 from tests.faults.serving import serving
 from tests.faults.steady import SteadyProcess
 from tests.faults.witness import Witness
+from tests.raw import Raw
 
 COMMAND = [sys.executable, "-X", "dev", "-W", "error", "-m", "tornado_rbkit"]
 

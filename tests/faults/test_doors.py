@@ -10,13 +10,12 @@ from pathlib import Path
 
 import pytest
 
-from tests.faults.raw import HANDSHAKE, Raw
 from tests.faults.serving import Serving, serving
 from tests.faults.steady import SteadyProcess
 from tests.faults.witness import Witness
+from tests.raw import HANDSHAKE, Raw, upgrade_request
 
 OPEN = pytest.mark.parametrize("server", [[]], indirect=True, ids=["without a token"])
-KEY = "dGhlIHNhbXBsZSBub25jZQ=="
 PROGRAM = """
 import sys
 from tornado_rbkit.cli import listener, main
@@ -75,10 +74,8 @@ async def test_hosts_in_every_disguise(server: Serving) -> None:
     "origin", ["http://[", "http://[::1", "http://a:b", "%", "http://127.0.0.1.evil.example", "\xff"]
 )
 async def test_an_origin_that_is_no_origin_is_refused_and_no_error(server: Serving, origin: str) -> None:
-    headers = ["Upgrade: websocket", "Connection: Upgrade", "Sec-WebSocket-Version: 13", "Host: 127.0.0.1"]
-    offer = [f"Sec-WebSocket-Key: {KEY}", "Sec-WebSocket-Protocol: rbkit"]
-    request = get("/rbkit/ws", *headers, *offer, f"Origin: {origin}")
-    assert b" 403 " in (await answer(server, request.replace("Connection: close\r\n", "")))[:20]
+    request = upgrade_request(Origin=origin, Authorization="Bearer s3cret")
+    assert b" 403 " in (await answer(server, request.decode()))[:20]
 
 
 async def test_nothing_that_a_stranger_writes_stands_in_the_log_as_it_is(server: Serving) -> None:

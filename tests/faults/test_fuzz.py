@@ -11,10 +11,10 @@ from hypothesis import HealthCheck, Phase, given, seed, settings
 from hypothesis import strategies as st
 
 from tests.faults.conftest import Launch
-from tests.faults.raw import HANDSHAKE, Raw, frame
 from tests.faults.serving import Serving
 from tests.faults.steady import SteadyProcess
 from tests.faults.test_clients import undisturbed, until_alone
+from tests.raw import HANDSHAKE, Raw, frame
 
 HEADER_NAMES = st.sampled_from(
     [

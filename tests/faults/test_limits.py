@@ -12,10 +12,10 @@ from pathlib import Path
 import pytest
 
 from tests.conftest import until
-from tests.faults.raw import HANDSHAKE, Raw
 from tests.faults.serving import Serving, serving
 from tests.faults.steady import SteadyProcess
 from tests.faults.witness import Witness
+from tests.raw import HANDSHAKE, Raw
 from tornado_rbkit.cli.listener import MAX_BODY_SIZE, MAX_HEADER_SIZE
 
 COMMAND = [sys.executable, "-m", "tornado_rbkit"]

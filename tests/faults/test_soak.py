@@ -11,11 +11,11 @@ import pytest
 
 from tests.conftest import until
 from tests.faults.conftest import Launch
-from tests.faults.raw import Raw, frame
 from tests.faults.serving import Serving
 from tests.faults.steady import SteadyProcess
 from tests.faults.test_clients import until_alone
 from tests.faults.witness import Witness, witnesses
+from tests.raw import Raw, frame
 
 SECONDS = 15.0
 COMMANDS = [b"trigger_gc", b"handshake", b"nonsense", b"", b"objectspace_snapshot", b"use_cpu_time"]

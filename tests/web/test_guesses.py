@@ -15,7 +15,7 @@ from tornado.netutil import bind_sockets
 from tornado.web import Application
 
 from tests.conftest import until
-from tests.faults.raw import Raw
+from tests.raw import Raw, upgrade_request
 from tornado_rbkit import Bridge, rbkit_routes
 from tornado_rbkit.web import guesses
 from tornado_rbkit.web.guesses import FIRST_DELAY, FREE, MAX_DELAY, Guesses
@@ -144,13 +144,9 @@ async def test_a_missing_token_is_no_guess(port: int) -> None:
 @pytest.mark.usefixtures("forever")
 @pytest.mark.parametrize("path", ["/rbkit/status", "/rbkit/static/app.js", "/rbkit/ws", "/anywhere"])
 async def test_who_gives_up_waiting_is_not_waited_for(port: int, path: str, caplog: pytest.LogCaptureFixture) -> None:
-    upgrade = (
-        "Connection: Upgrade\r\nUpgrade: websocket\r\nSec-WebSocket-Protocol: rbkit\r\nSec-WebSocket-Version: 13\r\n"
-    )
     with caplog.at_level(logging.WARNING, "tornado.access"):
         async with Raw(port) as client:
-            request = f"GET {path}?token=wrong HTTP/1.1\r\nHost: a\r\nSec-WebSocket-Key: AAAAAAAAAAAAAAAAAAAAAA==\r\n"
-            client.writer.write((request + upgrade + "\r\n").encode())
+            client.writer.write(upgrade_request(f"{path}?token=wrong"))
             await client.writer.drain()
             assert (await status(port, "s3cret"))[0] == 200, "the other request has been read"
             assert not [record for record in caplog.records if "401" in record.getMessage()]

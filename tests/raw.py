@@ -6,11 +6,23 @@ import asyncio
 import socket
 import struct
 
-HANDSHAKE = (
-    b"GET /rbkit/ws HTTP/1.1\r\nHost: 127.0.0.1\r\nUpgrade: websocket\r\nConnection: Upgrade\r\n"
-    b"Sec-WebSocket-Key: dGhlIHNhbXBsZSBub25jZQ==\r\nSec-WebSocket-Version: 13\r\n"
-    b"Sec-WebSocket-Protocol: rbkit\r\n\r\n"
-)
+
+def upgrade_request(path: str = "/rbkit/ws", **headers: str) -> bytes:
+    """Return the request that opens a WebSocket; a header, named with _ for -, is added or replaces the usual one."""
+    sent = {
+        "Host": "127.0.0.1",
+        "Upgrade": "websocket",
+        "Connection": "Upgrade",
+        "Sec-WebSocket-Key": "dGhlIHNhbXBsZSBub25jZQ==",
+        "Sec-WebSocket-Version": "13",
+        "Sec-WebSocket-Protocol": "rbkit",
+        **{name.replace("_", "-"): value for name, value in headers.items()},
+    }
+    lines = [f"GET {path} HTTP/1.1", *(f"{name}: {value}" for name, value in sent.items()), "", ""]
+    return "\r\n".join(lines).encode()
+
+
+HANDSHAKE = upgrade_request()
 
 
 def frame(payload: bytes, *, first: int = 0x81, mask: bytes | None = b"abcd", length: int | None = None) -> bytes:
