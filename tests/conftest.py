@@ -33,6 +33,14 @@ class Server:
         self.ws = f"ws://127.0.0.1:{port}/rbkit/ws"
         self._connections: list[WebSocketClientConnection] = []
 
+    @classmethod
+    def of(cls, bridge: Bridge, application: Application, **options: Any) -> Server:
+        """Serve an application, in which a bridge is mounted, at a free port; `options` are those of HTTPServer."""
+        http = HTTPServer(application, **options)
+        sockets = bind_sockets(0, "127.0.0.1")
+        http.add_sockets(sockets)
+        return cls(bridge, http, sockets[0].getsockname()[1])
+
     def client(self, **options: Any) -> RbkitClient:
         return RbkitClient(self.ws, **options)
 
@@ -114,10 +122,7 @@ async def serve() -> AsyncIterator[Serve]:
         bridge: Bridge, *, prefix: str = "/rbkit", routes_after: list[Any] | None = None, **access: Any
     ) -> Server:
         routes = rbkit_routes(bridge, prefix, **access)
-        http = HTTPServer(Application([*routes, *(routes_after or [])]))
-        sockets = bind_sockets(0, "127.0.0.1")
-        http.add_sockets(sockets)
-        servers.append(Server(bridge, http, sockets[0].getsockname()[1]))
+        servers.append(Server.of(bridge, Application([*routes, *(routes_after or [])])))
         return servers[-1]
 
     yield start

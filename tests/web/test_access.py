@@ -9,10 +9,10 @@ from collections.abc import AsyncIterator, Awaitable, Callable
 from typing import Any
 
 import pytest
-from tornado.httpserver import HTTPServer
-from tornado.netutil import bind_sockets
 from tornado.web import Application, RequestHandler
 
+from tests.conftest import Server
+from tornado_rbkit import Bridge
 from tornado_rbkit.protocol import COMMANDS, CommandError
 from tornado_rbkit.web import access as access_module
 from tornado_rbkit.web.access import Access, AccessHandler
@@ -33,16 +33,13 @@ Knock = Callable[..., Awaitable[tuple[int, str]]]
 @pytest.fixture
 async def knock() -> AsyncIterator[Knock]:
     """Return what asks a server with some rules: `status, text = await knock(access, host=..., headers=...)`."""
-    servers: list[HTTPServer] = []
+    servers: list[Server] = []
 
     async def ask(
         access: Access, *, host: str = "localhost", query: str = "", headers: bytes = b""
     ) -> tuple[int, str]:
-        server = HTTPServer(Application([("/", Door, {"access": access})]))
-        servers.append(server)
-        sockets = bind_sockets(0, "127.0.0.1")
-        server.add_sockets(sockets)
-        reader, writer = await asyncio.open_connection(*sockets[0].getsockname()[:2])
+        servers.append(Server.of(Bridge(), Application([("/", Door, {"access": access})])))
+        reader, writer = await asyncio.open_connection("127.0.0.1", servers[-1].port)
         head = f"GET /{query} HTTP/1.1\r\nHost: {host}\r\n".encode() + headers + b"Connection: close\r\n\r\n"
         writer.write(head)
         answer = await asyncio.wait_for(reader.read(), 10)
@@ -54,8 +51,7 @@ async def knock() -> AsyncIterator[Knock]:
 
     yield ask
     for server in servers:
-        server.stop()
-        await server.close_all_connections()
+        await server.close()
 
 
 # Hosts

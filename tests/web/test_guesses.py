@@ -10,11 +10,9 @@ from collections.abc import AsyncIterator
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
-from tornado.httpserver import HTTPServer
-from tornado.netutil import bind_sockets
 from tornado.web import Application
 
-from tests.conftest import until
+from tests.conftest import Server, until
 from tests.raw import Raw, upgrade_request
 from tornado_rbkit import Bridge, rbkit_routes
 from tornado_rbkit.web import guesses
@@ -89,13 +87,9 @@ class TestDelays:
 async def port() -> AsyncIterator[int]:
     """Return the port of a mount with a token."""
     bridge = Bridge("tcp://127.0.0.1:1", "tcp://127.0.0.1:1")
-    server = HTTPServer(Application(rbkit_routes(bridge, token="s3cret")))
-    sockets = bind_sockets(0, "127.0.0.1")
-    server.add_sockets(sockets)
-    yield sockets[0].getsockname()[1]
-    server.stop()
-    await bridge.close()
-    await server.close_all_connections()
+    server = Server.of(bridge, Application(rbkit_routes(bridge, token="s3cret")))
+    yield server.port
+    await server.close()
 
 
 async def status(port: int, token: str) -> tuple[int, float]:

@@ -9,8 +9,6 @@ import os
 
 import pytest
 from tornado.httpclient import AsyncHTTPClient, HTTPClientError, HTTPResponse
-from tornado.httpserver import HTTPServer
-from tornado.netutil import bind_sockets
 from tornado.web import Application, RequestHandler
 from tornado.websocket import WebSocketError, WebSocketHandler
 
@@ -152,10 +150,7 @@ class TestSeveralProfilers:
                 "web-1": Bridge(**one.endpoints, threaded=thread),
                 "web-2": Bridge(**two.endpoints, threaded=thread),
             }
-            http = HTTPServer(Application(rbkit_routes(bridges)))
-            sockets = bind_sockets(0, "127.0.0.1")
-            http.add_sockets(sockets)
-            server = Server(bridges["web-1"], http, sockets[0].getsockname()[1])
+            server = Server.of(bridges["web-1"], Application(rbkit_routes(bridges)))
             first = await server.connect(path="/rbkit/web-1/ws")
             second = await server.connect(path="/rbkit/web-2/ws")
             assert await ask(first, "trigger_gc") == b"0one"
@@ -176,10 +171,7 @@ class TestSeveralProfilers:
 
     async def test_that_are_not_there_are_not_mistaken_for_others(self, rbkit: FakeRbkit) -> None:
         bridge = Bridge(**rbkit.endpoints)
-        http = HTTPServer(Application(rbkit_routes({"web-1": bridge})))
-        sockets = bind_sockets(0, "127.0.0.1")
-        http.add_sockets(sockets)
-        server = Server(bridge, http, sockets[0].getsockname()[1])
+        server = Server.of(bridge, Application(rbkit_routes({"web-1": bridge})))
         with pytest.raises(HTTPClientError) as refused:
             await server.connect(path="/rbkit/web-2/ws")
         assert refused.value.code == 404
@@ -204,10 +196,7 @@ class TestSeveralProfilers:
 
     async def test_may_come_and_go_while_the_server_runs(self, rbkit: FakeRbkit) -> None:
         bridges: dict[str, Bridge] = {}
-        http = HTTPServer(Application(rbkit_routes(bridges)))
-        sockets = bind_sockets(0, "127.0.0.1")
-        http.add_sockets(sockets)
-        server = Server(Bridge(**rbkit.endpoints), http, sockets[0].getsockname()[1])
+        server = Server.of(Bridge(**rbkit.endpoints), Application(rbkit_routes(bridges)))
         for path in ("/rbkit/late/ws", "/rbkit/ws", "/anywhere", "/rbkit/late/status"):
             assert (await fetch(server, path)).code == 404
         assert (await fetch(server, "/rbkit/")).code == 200
@@ -229,10 +218,7 @@ async def test_each_part_can_be_mounted_by_itself(rbkit: FakeRbkit) -> None:
             (SubprotocolMatches("other"), Page),
         ]
     )
-    http = HTTPServer(application)
-    sockets = bind_sockets(0, "127.0.0.1")
-    http.add_sockets(sockets)
-    server = Server(bridge, http, sockets[0].getsockname()[1])
+    server = Server.of(bridge, application)
     connection = await server.connect(path="/profiler")
     assert await ask(connection, "trigger_gc") == b"0ok"
     watcher = await server.connect(path="/watch")

@@ -12,9 +12,7 @@ from typing import Any
 import pytest
 import trustme
 from tornado.httpclient import AsyncHTTPClient, HTTPClientError, HTTPRequest
-from tornado.httpserver import HTTPServer
 from tornado.httputil import HTTPHeaders, HTTPServerRequest, RequestStartLine
-from tornado.netutil import bind_sockets
 from tornado.web import Application, RequestHandler
 from tornado.websocket import websocket_connect
 
@@ -308,10 +306,9 @@ class TestAuthorize:
             return True
 
         bridge = Bridge(**rbkit.endpoints)
-        http = HTTPServer(Application(rbkit_routes(bridge, authorize=authorize)), ssl_options=server_side)
-        sockets = bind_sockets(0, "127.0.0.1")
-        http.add_sockets(sockets)
-        url = f"wss://127.0.0.1:{sockets[0].getsockname()[1]}/rbkit/ws"
+        routes = rbkit_routes(bridge, authorize=authorize)
+        server = Server.of(bridge, Application(routes), ssl_options=server_side)
+        url = f"wss://127.0.0.1:{server.port}/rbkit/ws"
         connection = await websocket_connect(HTTPRequest(url, ssl_options=client_side), subprotocols=["rbkit"])
         for command in ("trigger_gc", "use_cpu_time"):
             assert await ask(connection, command) == b"0ok"
@@ -319,10 +316,8 @@ class TestAuthorize:
         assert seen[0][1] == (("email", "ann@example.org"),)
         assert seen[0][1:] == seen[1][1:] == seen[2][1:]
         ends = asyncio.create_task(closing(connection))
-        await bridge.close()
+        await server.close()
         await ends
-        http.stop()
-        await http.close_all_connections()
 
     async def test_that_takes_watching_away_closes_with_1008(self, serve: Serve, rbkit: FakeRbkit) -> None:
         allowed = {"handshake"}
@@ -481,10 +476,7 @@ class TestHeaders:
                 self.set_header("Content-Security-Policy", "frame-ancestors https://portal.example")
 
         bridge = Bridge("tcp://127.0.0.1:1", "tcp://127.0.0.1:1")
-        http = HTTPServer(Application([("/mine/", Mine, {"bridge": bridge})]))
-        sockets = bind_sockets(0, "127.0.0.1")
-        http.add_sockets(sockets)
-        server = Server(bridge, http, sockets[0].getsockname()[1])
+        server = Server.of(bridge, Application([("/mine/", Mine, {"bridge": bridge})]))
         headers = (await AsyncHTTPClient().fetch(server.url + "/mine/")).headers
         policies = headers.get_list("Content-Security-Policy")
         assert policies[0] == "frame-ancestors https://portal.example"
