@@ -6,11 +6,14 @@ import gc
 import sys
 import time
 import tracemalloc
+from collections import Counter
 from collections.abc import Iterable
 from typing import Any
 
 import msgpack
 import pytest
+from hypothesis import given
+from hypothesis import strategies as st
 
 from tests.fake_rbkit import recorded
 from tests.profiler.conftest import Client, raw_events, shape
@@ -74,13 +77,74 @@ def test_an_id_taken_by_another_class_is_one_that_went_and_one_that_came() -> No
     profile._known[id(thing) >> 16 & KindsById.LAST][id(thing)] = "another"
     tracked = list_tracked()
     tracked.objects[:] = [thing]
-    for _ in profile._compare(tracked, memory._full_collections(), gc.get_freeze_count()):
+    changes = memory.Changes(0.0, 0.0)
+    for _ in profile._compare(tracked, changes, memory._full_collections(), gc.get_freeze_count()):
+        pass
+    for _ in changes.events(batcher):
         pass
     (message,) = batcher.take(0.0, flush=True)
     destroyed = [event[2][3] for event in raw_events(message, EventType.OBJ_DESTROYED)]
     (created,) = raw_events(message, EventType.OBJ_CREATED)
     assert destroyed == [id(thing), 1, 2, 3]
     assert created[2] == {3: id(thing), 4: f"{__name__}.Leaked"}
+
+
+@given(
+    seconds=st.floats(0, 200),
+    created=st.lists(st.booleans(), max_size=300),
+    destroyed=st.integers(0, 300),
+    published=st.integers(1, 50),
+)
+def test_changes_are_spread_evenly_over_the_time_since_the_comparison_before(
+    seconds: float, created: list[bool], destroyed: int, published: int
+) -> None:
+    """However far it got before it was ended, each change is told once, in the order of the times."""
+    changes = memory.Changes(1000.0 - seconds, 1000.0)
+    for object_id, replaced in enumerate(created):
+        changes.note_created(object_id, "Thing", replaced=replaced)
+    for object_id in range(destroyed):
+        changes.note_destroyed(10_000 + object_id)
+    batcher = EventBatcher()
+    publication = memory.MemoryProfile(batcher, list)._publish(iter([None]), changes)
+    for _ in zip(range(published), publication, strict=False):
+        pass
+    publication.close()  # type: ignore[attr-defined]
+    events = [
+        event
+        for message in batcher.take(0.0, flush=True)
+        for event in msgpack.unpackb(message, strict_map_key=False)[2]
+    ]
+    times = [event[1] / 1000 for event in events]
+    assert times == sorted(times)
+    since = 1000.0 - min(seconds, 100.0)
+    assert all(since - 0.001 <= time <= 1000.001 for time in times)
+    made = [event for event in events if event[0] == EventType.OBJ_CREATED]
+    gone = [event[2][3] for event in events if event[0] == EventType.OBJ_DESTROYED]
+    assert [event[2][3] for event in made] == list(range(len(created)))
+    assert [object_id for object_id in gone if object_id >= 10_000] == list(range(10_000, 10_000 + destroyed))
+    for object_id, replaced in enumerate(created):
+        assert (object_id in gone) is replaced
+    half = sum(event[1] / 1000 < (since + 1000) / 2 for event in made)
+    if seconds > 1 and not any(created):
+        assert abs(half - len(made) / 2) <= len(made) / min(seconds, 100) / 5 + 1
+
+
+def test_a_steady_rate_is_told_as_such_though_comparisons_are_far_apart(frozen: None) -> None:
+    comparison = Comparison()
+    comparison.profile._listed = time.time() - 40.0
+    made = [Leaked() for _ in range(4000)]
+    for _ in comparison.profile._begin():
+        pass
+    wanted = ids(made)
+    events = [
+        event
+        for message in comparison._batcher.take(time.time(), flush=True)
+        for event in raw_events(message, EventType.OBJ_CREATED)
+        if event[2][3] in wanted
+    ]
+    seconds = Counter(int(event[1] // 1000) for event in events)
+    assert len(seconds) >= 40
+    assert max(seconds.values()) <= 120
 
 
 class Comparison:

@@ -18,6 +18,8 @@ The collector stops tracking some objects that live on. None of these objects is
 Stopping compares once more, for at most two seconds, before the command is answered. Differences that a longer
 comparison would have found are not reported.
 
+The times of the changes that a comparison finds are spread evenly over the time since the comparison before.
+
 Stack frames are not reported either: CPU sampling itself creates frame objects by reading frames.
 
 A tick starts by listing all objects, which holds the GIL for longer the more objects there are (see `tracked`), and
@@ -95,6 +97,12 @@ SHARE: Final = 0.05
 _LOOKED_AT: Final = 20_000
 """Objects of the last tick that are searched for in one slice."""
 
+_PARTS_PER_SECOND: Final = 10
+"""Different times that the changes found by one comparison get, for each second since the comparison before."""
+
+_SPREAD_SECONDS: Final = 100.0
+"""The longest time over which changes are spread; the dashboard takes older events for a clock that was set back."""
+
 UNKNOWN: Final = ""
 """The value that rbkit sends where Ruby has nil."""
 
@@ -129,6 +137,7 @@ class MemoryProfile:
         self._tick_due = self._stats_due = 0.0
         self._tick_cost = 0.0
         self._tick_spent = 0.0
+        self._listed = 0.0  # when the last comparison listed the objects, in seconds since the Unix epoch
         self._began = self._began_cpu = 0.0  # of the last comparison: its start, and this thread's CPU time then
         self._spent = 0.0
         self._ticks = 0
@@ -212,15 +221,29 @@ class MemoryProfile:
         """List the tracked objects, and return a generator that compares them with the objects of the last tick."""
         collections, self._full_collections = self._full_collections, _full_collections()
         frozen, self._frozen = self._frozen, gc.get_freeze_count()
-        return self._compare(list_tracked(self._single), collections, frozen, baseline=baseline)
+        tracked = list_tracked(self._single)
+        since, self._listed = self._listed, time.time()
+        changes = Changes(since, self._listed)
+        comparison = self._compare(tracked, changes, collections, frozen)
+        return comparison if baseline else self._publish(comparison, changes)
 
-    def _compare(self, tracked: Tracked, collections: int, frozen: int, *, baseline: bool = False) -> Iterator[None]:
-        """Compare slice by slice and publish the differences; the counts are from the start of the last tick."""
-        timestamp = pack_time(time.time())
+    def _publish(self, comparison: Iterator[None], changes: Changes) -> Iterator[None]:
+        """Publish the changes after the comparison, also if it is ended early."""
+        events = changes.events(self._batcher)
+        try:
+            yield from comparison
+            for _ in events:
+                yield
+        finally:
+            for _ in events:
+                pass
+
+    def _compare(self, tracked: Tracked, changes: Changes, collections: int, frozen: int) -> Iterator[None]:
+        """Compare slice by slice and note the differences; the counts are from the start of the last tick."""
         internal = internal_ids([*self._internal(), self, tracked])
         names = ClassNames(self._interned)
         before, present = self._known, KindsById()
-        events: dict[str, tuple[bytes, bytes] | None] = {}
+        own_kinds: dict[str, bool] = {}
         size = SliceSize()
         objects, item = tracked.objects, None
         while objects:
@@ -232,26 +255,22 @@ class MemoryProfile:
                     shard = object_id >> 16 & KindsById.LAST
                     old = before[shard].get(object_id)
                     if old is not kind:
-                        if kind not in events:
-                            events[kind] = None if is_internal(kind) else pack_created(timestamp, kind)
-                        event = events[kind]
-                        if event is None or object_id in internal or type(item) is FrameType:
+                        if kind not in own_kinds:
+                            own_kinds[kind] = is_internal(kind)
+                        if own_kinds[kind] or object_id in internal or type(item) is FrameType:
                             continue
                         if is_bound_to(item, internal) or may_be_untracked(item):
                             continue
-                        if old is not None:
-                            self._batcher.add(pack_destroyed(timestamp, object_id))
-                        if not baseline:
-                            self._batcher.add(event[0] + pack(object_id) + event[1])
+                        changes.note_created(object_id, kind, replaced=old is not None)
                     present[shard][object_id] = kind
                 part, item = [], None
             yield
-        yield from self._compare_tuples(tracked, present, internal, timestamp, baseline=baseline)
+        yield from self._compare_tuples(tracked, present, internal, changes)
         frozen_now = gc.get_freeze_count()  # this counts the objects one by one
         if not frozen_now:
             self._aside = set()
-        yield from self._tell_destroyed(
-            timestamp,
+        yield from self._find_destroyed(
+            changes,
             present,
             some_frozen=frozen_now > frozen,
             some_untracked=DICTS_ARE_UNTRACKED and _full_collections() > collections,
@@ -260,11 +279,10 @@ class MemoryProfile:
         self._tracked = present.total()
 
     def _compare_tuples(
-        self, tracked: Tracked, present: KindsById, internal: set[int], timestamp: bytes, *, baseline: bool
+        self, tracked: Tracked, present: KindsById, internal: set[int], changes: Changes
     ) -> Iterator[None]:
-        """Compare the tuples with a single reference slice by slice, and publish the new ones."""
+        """Compare the tuples with a single reference slice by slice, and note the new ones."""
         kind = self._interned.setdefault("tuple", "tuple")
-        before, after = pack_created(timestamp, kind)
         size = SliceSize()
         self._single = single = set[int]()
         while tracked.known_ids or tracked.new_ids:
@@ -279,19 +297,16 @@ class MemoryProfile:
                     if old is not kind:
                         if object_id in internal or are_plain(content):
                             continue
-                        if old is not None:
-                            self._batcher.add(pack_destroyed(timestamp, object_id))
-                        if not baseline:
-                            self._batcher.add(before + pack(object_id) + after)
+                        changes.note_created(object_id, kind, replaced=old is not None)
                     present[shard][object_id] = kind
                     single.add(object_id)
                 content = []
             yield
 
-    def _tell_destroyed(
-        self, timestamp: bytes, present: KindsById, *, some_frozen: bool, some_untracked: bool
+    def _find_destroyed(
+        self, changes: Changes, present: KindsById, *, some_frozen: bool, some_untracked: bool
     ) -> Iterator[None]:
-        """Publish the objects that were destroyed; keep objects as present that are merely no longer tracked."""
+        """Note the objects that were destroyed; keep objects as present that are merely no longer tracked."""
         untracked: set[int] = set()
         looked_at = 0
         for before, now in zip(self._known, present, strict=True):
@@ -302,7 +317,7 @@ class MemoryProfile:
                 elif object_id in self._untracked or (some_untracked and kind == "dict"):
                     untracked.add(object_id)
                 else:
-                    self._batcher.add(pack_destroyed(timestamp, object_id))
+                    changes.note_destroyed(object_id)
                     continue
                 now[object_id] = kind
             looked_at += len(before)
@@ -315,7 +330,7 @@ class MemoryProfile:
             yield from _find_dicts(untracked, found)
             found.difference_update(map(id, present))  # these dicts are new, and may have the address of an old one
             for object_id in untracked - found:
-                self._batcher.add(pack_destroyed(timestamp, object_id))
+                changes.note_destroyed(object_id)
                 del present[object_id >> 16 & KindsById.LAST][object_id]
             untracked = found
         self._untracked = untracked
@@ -329,6 +344,67 @@ class MemoryProfile:
             else:  # CPython has no separate mark and sweep phases: both end with the collection
                 self._batcher.add(pack_bare_event(EventType.GC_END_M, timestamp))
                 self._batcher.add(pack_bare_event(EventType.GC_END_S, timestamp))
+
+
+class Changes:
+    """The changes that one comparison found, with times spread evenly over the time since the comparison before.
+
+    Objects are created and destroyed at unknown times in between. With the time of the comparison, a steady rate would
+    be shown as one peak for each comparison.
+
+    Args:
+        since: when the comparison before listed the objects, in seconds since the Unix epoch.
+        until: when this comparison listed them, likewise.
+    """
+
+    def __init__(self, since: float, until: float) -> None:
+        self._since = min(max(since, until - _SPREAD_SECONDS), until)  # the clock may have been set back
+        self._seconds = until - self._since
+        self._created: list[int] = []
+        self._kinds: list[str | None] = []  # None if the object that had the id before was destroyed
+        self._destroyed: list[int] = []
+
+    def note_created(self, object_id: int, kind: str, *, replaced: bool) -> None:
+        """Note that an object was created, with the id of a destroyed object if `replaced`."""
+        if replaced:
+            self._created.append(object_id)
+            self._kinds.append(None)
+        self._created.append(object_id)
+        self._kinds.append(kind)
+
+    def note_destroyed(self, object_id: int) -> None:
+        self._destroyed.append(object_id)
+
+    def events(self, batcher: EventBatcher) -> Iterator[None]:
+        """Add the events to a batcher in the order of their times, slice by slice."""
+        created, kinds, destroyed = self._created, self._kinds, self._destroyed
+        parts = max(1, round(self._seconds * _PARTS_PER_SECOND))
+        at_created = at_destroyed = 0
+        for part in range(1, parts + 1):
+            timestamp = pack_time(self._since + self._seconds * (part - 0.5) / parts)
+            packed: dict[str, tuple[bytes, bytes]] = {}
+            size = SliceSize()
+            end = len(created) * part // parts
+            while at_created < end:
+                with size as count:
+                    stop = min(end, at_created + count)
+                    for object_id, kind in zip(created[at_created:stop], kinds[at_created:stop], strict=True):
+                        if kind is None:
+                            batcher.add(pack_destroyed(timestamp, object_id))
+                            continue
+                        if kind not in packed:
+                            packed[kind] = pack_created(timestamp, kind)
+                        before, after = packed[kind]
+                        batcher.add(before + pack(object_id) + after)
+                    at_created = stop
+                yield
+            end = len(destroyed) * part // parts
+            while at_destroyed < end:
+                with size as count:
+                    for object_id in destroyed[at_destroyed : min(end, at_destroyed + count)]:
+                        batcher.add(pack_destroyed(timestamp, object_id))
+                    at_destroyed = min(end, at_destroyed + count)
+                yield
 
 
 def _find_dicts(wanted: set[int], found: set[int]) -> Iterator[None]:

@@ -53,6 +53,15 @@ for (const [name, before] of Object.entries({
   });
 }
 
+test("changes that are told 38 s late are shown at their times", () => {
+  const timeline = new Timeline();
+  for (let second = 0; second < 60; second += 5) timeline.add(stats(START + second));
+  for (let i = 0; i < 3800; i++) timeline.add({ type: EventType.OBJ_CREATED, time: (START + 20 + i / 100) * 1000, id: i, name: "Thing" });
+  assert.equal(timeline.setBack, 0);
+  const { x, created: made } = timeline.range(START, START + 60).rates;
+  for (let second = 21; second < 55; second++) assert.equal(made[x.indexOf(START + second)], 100, `second ${second}`);
+});
+
 test("a clock that is set back is told, and what was right before it stays", () => {
   const session = new Session();
   let counter = 0;

@@ -13,8 +13,9 @@ const KEPT_MARKS = 500; // gaps and restarts
 // gc_stats arrive every five seconds while memory is profiled; a longer silence means that it was not.
 const LONGEST_SILENCE = 7;
 
-// Events may be slightly out of order; an event further back means that the clock was set back.
-const LATE_SECONDS = 10;
+// Events may be out of order: a comparison of the embedded profiler reports changes of up to 100 seconds. An event
+// further back means that the clock was set back.
+const LATE_SECONDS = 120;
 
 export class Timeline {
   seconds = []; // one bin each; in the arrays below null means "unknown", not 0
