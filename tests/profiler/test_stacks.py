@@ -2,11 +2,37 @@
 
 from __future__ import annotations
 
+import subprocess
+import sys
 import threading
 import time
+from concurrent.futures import ThreadPoolExecutor
+
+import pytest
 
 from tornado_rbkit.profiler.stacks import sampled_stacks
 from tornado_rbkit.profiler.threads import internal_thread_names
+
+INTERRUPTED = """
+import random, signal, sys, time
+from tornado_rbkit.profiler.stacks import sampled_stacks
+from tornado_rbkit.profiler.threads import internal_thread_names
+signal.signal(signal.SIGALRM, lambda *_: signal.default_int_handler(signal.SIGINT, None))
+before = sys.getswitchinterval()
+random.seed(1)
+for number in range(500):
+    try:
+        signal.setitimer(signal.ITIMER_REAL, random.uniform(0.00005, 0.004))
+        with sampled_stacks():
+            time.sleep(0.001)
+        while True:
+            time.sleep(0.01)
+    except KeyboardInterrupt:
+        assert sys.getswitchinterval() == before, f"left lowered by interrupt {number}"
+while internal_thread_names():
+    time.sleep(0.01)
+"""
+"""Interrupts a block while it starts, runs or ends; a sampler that is left behind makes it run for ever."""
 
 
 def busy(seconds: float) -> None:
@@ -41,3 +67,17 @@ def test_stacks_that_are_alike_are_counted_once() -> None:
     counts = [count for sample, count in stacks.samples() if sample.frames[0].method_name == "wait"]
     assert max(counts) > 1
     assert len(counts) < sum(counts)
+
+
+def test_the_threads_of_a_pool_are_seen_while_they_work() -> None:
+    with ThreadPoolExecutor(1) as pool:
+        ident = pool.submit(threading.get_ident).result()
+        with sampled_stacks() as stacks:
+            pool.submit(busy, 0.2).result()
+    seen = {frame.method_name for sample, _ in stacks.samples() for frame in sample.frames if frame.thread_id == ident}
+    assert "busy" in seen
+
+
+@pytest.mark.skipif(sys.platform == "win32", reason="there is no setitimer")
+def test_an_interrupt_at_any_moment_stops_the_sampler() -> None:
+    subprocess.run([sys.executable, "-c", INTERRUPTED], check=True, timeout=100)

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import json
 import os
+import re
+import threading
 import time
 from collections import Counter
 from collections.abc import Callable
@@ -18,18 +20,11 @@ from IPython.display import display
 
 from tornado_rbkit.jupyter.flamegraph import flame_graph
 from tornado_rbkit.profiler import Server, current_server, start_server, stop_server
+from tornado_rbkit.profiler.frames import SamplingError
 from tornado_rbkit.profiler.stacks import StackCounter, sampled_stacks
 from tornado_rbkit.protocol import CPUSample
 from tornado_rbkit.recording.export import folded
 from tornado_rbkit.web.discovered import path_name
-
-
-class CellFailed(Exception):
-    """The code of a profiled cell has failed, and its error has been shown; raised so that later cells do not run."""
-
-    def _render_traceback_(self) -> list[str]:
-        """Return the lines that IPython shows for this exception."""
-        return ["the profiled code failed, see above"]
 
 
 @magics_class
@@ -37,6 +32,12 @@ class RbkitMagics(Magics):
     """The magics of one kernel."""
 
     shell: InteractiveShell
+
+    def __init__(self, shell: InteractiveShell) -> None:
+        super().__init__(shell)
+        self._profiled: _ProfiledCell | None = None
+        if profile_in_place not in shell.input_transformers_cleanup:  # after %reload_ext it is
+            shell.input_transformers_cleanup.append(profile_in_place)
 
     @line_cell_magic
     def rbkit(self, line: str, cell: str | None = None) -> None:
@@ -56,13 +57,27 @@ class RbkitMagics(Magics):
         }
         asked = line.strip()
         if cell is not None:
-            if asked:
-                raise UsageError(f"%%rbkit takes no arguments, not {asked!r}")
-            self._profile(cell)
+            self._profile_magic(asked, cell)
+        elif asked.split()[:1] == [_THIS_CELL]:
+            self._profile_this_cell(asked.removeprefix(_THIS_CELL).strip())
         elif asked in actions:
             actions[asked]()
         else:
             raise UsageError(f"%rbkit {asked}: unknown; allowed: {', '.join(actions)}")
+
+    def _profile_this_cell(self, options: str) -> None:
+        """Sample until the end of the cell that calls this in its first line."""
+        if options:
+            raise UsageError(f"%%rbkit takes no arguments, not {options!r}")
+        if self._profiled is None or self._profiled.is_over:
+            self._profiled = _ProfiledCell(self.shell)
+            self._profiled.start()
+
+    def _profile_magic(self, options: str, cell: str) -> None:
+        """Profile a cell that is no Python code: another magic's, or one that a program runs."""
+        self._profile_this_cell(options)
+        result = self.shell.run_cell(cell, store_history=False)  # type: ignore[no-untyped-call]
+        result.raise_error()
 
     def _start(self) -> None:
         try:
@@ -93,16 +108,63 @@ class RbkitMagics(Magics):
         server.call(lambda profile: profile.objectspace_snapshot())
         print(f"{server.status()['snapshot_objects']:,} objects, sent to whoever watches")
 
-    def _profile(self, cell: str) -> None:
-        if self.shell.should_run_async(cell, transformed_cell=self.shell.transform_cell(cell)):  # type: ignore[no-untyped-call]
-            raise UsageError("%%rbkit cannot run a cell that awaits: a magic is no coroutine; await inside a function")
-        began = time.perf_counter()
-        with sampled_stacks() as stacks:
-            result = self.shell.run_cell(cell, store_history=False)  # type: ignore[no-untyped-call]
-        seconds = time.perf_counter() - began
-        display(FlameGraph(stacks, seconds))  # type: ignore[no-untyped-call]
-        if not result.success:
-            raise CellFailed from result.error_in_exec or result.error_before_exec
+
+class _ProfiledCell:
+    """Samples from `start` to the end of the outermost cell that runs, and shows its flame graph.
+
+    IPython calls `_leave` however the cell ends. If an interrupt prevents that, the end of the next cell does it.
+    """
+
+    def __init__(self, shell: InteractiveShell) -> None:
+        self.is_over = False
+        self._shell = shell
+        self._inner = 0
+        self._block = sampled_stacks()
+        self._began = time.perf_counter()
+
+    def start(self) -> None:
+        self._shell.events.register("pre_execute", self._enter)
+        self._shell.events.register("post_execute", self._leave)
+        try:
+            self._stacks = self._block.__enter__()
+        except BaseException as error:
+            self._end()
+            if isinstance(error, SamplingError):
+                raise UsageError(f"%%rbkit: {error}") from error
+            raise
+
+    def _enter(self) -> None:
+        self._inner += 1
+
+    def _leave(self) -> None:
+        if self._inner:
+            self._inner -= 1
+            return
+        seconds = time.perf_counter() - self._began
+        try:
+            self._block.__exit__(None, None, None)
+        finally:
+            self._end()
+        display(FlameGraph(self._stacks, seconds))  # type: ignore[no-untyped-call]
+
+    def _end(self) -> None:
+        self.is_over = True
+        self._shell.events.unregister("pre_execute", self._enter)
+        self._shell.events.unregister("post_execute", self._leave)
+
+
+def profile_in_place(lines: list[str]) -> list[str]:
+    """Replace the line ``%%rbkit`` by a statement, for IPython's list of input transformers.
+
+    The rest of the cell is then run as any cell: it may await, its errors and line numbers are its own, and a trailing
+    semicolon keeps its result quiet. A cell of another magic is left to the cell magic.
+    """
+    match = re.fullmatch(r"%%rbkit(\s.*)?", lines[0].rstrip("\n")) if lines else None
+    body = [line for line in lines[1:] if line.strip()]
+    if match is None or not body or body[0].startswith("%%"):
+        return lines
+    options = f"{_THIS_CELL} {(match[1] or '').strip()}".strip()
+    return [f"get_ipython().run_line_magic('rbkit', {options!r})\n", *lines[1:]]
 
 
 class Dashboard:
@@ -141,7 +203,9 @@ class FlameGraph:
     def __init__(self, stacks: StackCounter, seconds: float) -> None:
         self._stacks: Counter[tuple[str, ...]] = Counter()
         for sample, count in stacks.samples():
-            self._stacks[folded(_without_ipython(sample))] += count
+            own = _of_the_cell(sample)
+            if own is not None:
+                self._stacks[folded(own)] += count
         total = self._stacks.total()
         self._title = f"{seconds:.2f} s, {total:,} samples"
 
@@ -174,15 +238,25 @@ def server_base_url() -> str | None:
     return str(facts["base_url"])
 
 
-def _without_ipython(sample: CPUSample) -> CPUSample:
-    """Return the sample without the frames outside the cell."""
-    for index in range(len(sample.frames) - 1, -1, -1):
-        frame = sample.frames[index]
-        if frame.method_name == _MARK[0] and frame.file == _MARK[1]:
-            inner = sample.frames[:index]
-            runs = [i for i, frame in enumerate(inner) if frame.method_name == "run_code"]
-            return sample._replace(frames=inner[: runs[-1]] if runs and runs[-1] else sample.frames[index : index + 1])
-    return sample
+def _of_the_cell(sample: CPUSample) -> CPUSample | None:
+    """Return the sample without the frames that run the cell or its tasks; None for the kernel's own work."""
+    frames, labels = sample.frames, [frame.label for frame in sample.frames]
+    if any(label.startswith(f"{__name__}.") for label in labels):
+        return None
+    if frames[0].thread_id == threading.main_thread().ident:
+        runner = next((runner for runner in _RUNNERS if runner in labels), None)
+        if runner is not None:
+            outermost = len(labels) - 1 - labels[::-1].index(runner)
+            frames = frames[:outermost] or frames[:1]
+    outer = next((label for label in reversed(labels[: len(frames)]) if not label.startswith("threading.")), "")
+    return None if outer.startswith(_KERNEL) else sample._replace(frames=frames)
 
 
-_MARK: Final = (RbkitMagics._profile.__code__.co_name, RbkitMagics._profile.__code__.co_filename)
+_THIS_CELL: Final = "this-cell"
+_KERNEL: Final = ("ipykernel.", "IPython.", "zmq.")
+_RUNNERS: Final = (
+    "IPython.core.interactiveshell.InteractiveShell.run_code",
+    "asyncio.events.Handle._run",
+    "asyncio.base_events.BaseEventLoop._run_once",
+)
+"""The functions in the kernel's main thread that run a cell, or a task while the cell awaits; the first one counts."""

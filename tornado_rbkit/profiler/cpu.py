@@ -33,7 +33,6 @@ from __future__ import annotations
 import random
 import sys
 import time
-from collections.abc import Collection
 from typing import Any, Final
 
 from tornado_rbkit.profiler.arguments import check_interval
@@ -42,7 +41,7 @@ from tornado_rbkit.profiler.clocks import ThreadClocks
 from tornado_rbkit.profiler.frame_cache import FrameCache
 from tornado_rbkit.profiler.frames import SamplingError, check_sampling, read_stacks
 from tornado_rbkit.profiler.packing import pack_frame, pack_sample, pack_stack, pack_time
-from tornado_rbkit.profiler.threads import Flag, InternalThread, internal_logger, internal_threads
+from tornado_rbkit.profiler.threads import Flag, InternalThread, internal_logger, internal_threads, original
 
 _log = internal_logger(__name__)
 _jitter: Final = random.Random()  # noqa: S311 - not the host's generator, which it may have seeded
@@ -75,7 +74,7 @@ _BETWEEN_SAMPLES: Final = pack_frame("(between samples)", "(between samples)", "
 
 
 class CPUSampler:
-    """Sample all threads from `start` to `stop`, except the profiler's threads and the threads in `leave_out`.
+    """Sample all threads from `start` to `stop`, except the profiler's threads.
 
     After an unexpected error the sampler starts again once; after a second one, or when sampling has become unsafe, it
     ends. `trouble` says so.
@@ -84,15 +83,14 @@ class CPUSampler:
 
     Args:
         batcher: receives the samples.
-        leave_out: identifiers of threads that are not sampled.
     """
 
-    def __init__(self, batcher: EventBatcher, leave_out: Collection[int] = ()) -> None:
+    def __init__(self, batcher: EventBatcher) -> None:
         self.clock_type = "wall"
         self.interval = DEFAULT_INTERVAL
         self._batcher = batcher
-        self._leave_out = set(leave_out)
         self._stopped = Flag()
+        self._sampling = original("allocate_lock")()
         self._thread: InternalThread | None = None
         self._frames = FrameCache()
         self._clocks: ThreadClocks | None = None
@@ -138,16 +136,16 @@ class CPUSampler:
         self._pace = Pace(self.interval)
         self._ticks = self._late = self._samples = 0
         self._began = time.monotonic()
-        # a whole interval would make every other tick late
-        self._switching.lower(max(self.interval / 2, MIN_SWITCH_INTERVAL))
         self._thread = InternalThread(self._run, "rbkit-cpu")
 
     def stop(self) -> None:
-        """Stop sampling and wait for the end of the thread. May be called twice."""
-        thread, self._thread = self._thread, None
-        if thread is not None:
-            self._stopped.set()
-            thread.join()
+        """Stop sampling and wait for its end. May be called twice, also where an interrupt ended `start` or `stop`."""
+        self._stopped.set()
+        with self._sampling:  # of a thread, too, of which an interrupted `start` has not heard
+            pass
+        if self._thread is not None:
+            self._thread.join()
+        self._thread = None
 
     def abandon(self) -> None:
         """Restore, in a forked child, the switch interval that the parent's sampler changed."""
@@ -170,9 +168,13 @@ class CPUSampler:
         }
 
     def _run(self) -> None:
-        self._switching.lower(
-            max(self.interval / 2, MIN_SWITCH_INTERVAL)
-        )  # a whole interval would make every other tick late
+        with self._sampling:
+            if not self._stopped.is_set():
+                self._sample_at_a_high_rate()
+
+    def _sample_at_a_high_rate(self) -> None:
+        # a whole interval would make every other tick late
+        self._switching.lower(max(self.interval / 2, MIN_SWITCH_INTERVAL))
         try:
             self._sample_safely("it was started again") or self._sample_safely("CPU sampling is off")
         finally:
@@ -214,7 +216,7 @@ class CPUSampler:
         """Publish a sample of every thread for each of the last `ticks` ticks; return the bytes of all samples."""
         stacks = read_stacks()  # first, because other threads may run again at any moment
         now = time.time()
-        for thread_id in (self._leave_out | internal_threads()) & stacks.keys():
+        for thread_id in internal_threads() & stacks.keys():
             del stacks[thread_id]
         size = 0
         samples = dict.fromkeys(stacks, ticks)

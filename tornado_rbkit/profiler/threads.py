@@ -57,19 +57,25 @@ class Flag:
         return not self._unset
 
     def set(self) -> None:
-        """Wake the waiting threads. May be called twice."""
-        try:
-            self._unset.pop()  # atomic: one of two threads releases the lock
-        except IndexError:
-            return
-        self._lock.release()
+        """Wake the waiting threads. May be called twice, also where an interrupt ended the first call."""
+        self._unset.clear()
+        self._release()
 
     def wait(self, timeout: float | None = None) -> bool:
         """Wait for `set`, for at most `timeout` seconds; return False if the time passed without it."""
-        if not self._lock.acquire(timeout=-1 if timeout is None else max(0.0, timeout)):
-            return False
-        self._lock.release()
-        return True
+        try:
+            if self._unset:
+                self._lock.acquire(timeout=-1 if timeout is None else max(0.0, timeout))
+        finally:
+            if not self._unset:
+                self._release()  # also where an interrupt arrived with the lock
+        return not self._unset
+
+    def _release(self) -> None:
+        try:
+            self._lock.release()
+        except RuntimeError:  # it is released already
+            return
 
 
 class InternalThread:
