@@ -71,7 +71,7 @@ def encode_message(payload: bytes, *, binary: bool) -> Chunk:
 
 
 def encode_data(payloads: Iterable[Buffer], encoding: Encoding, *, compression_level: int = 1) -> list[Chunk]:
-    """Encode published messages as chunks; see `encode_in_slices`."""
+    """Encode published messages as chunks, without pauses."""
     slices = encode_in_slices(payloads, encoding, compression_level=compression_level)
     while True:
         try:

@@ -114,7 +114,7 @@ class ProfilerState:
 
     @property
     def first_missing(self) -> str:
-        """The endpoint to name in an error; that of commands if neither is connected."""
+        """The endpoint to name in an error: `req`, unless only `pub` is not connected."""
         return self._connection.missing[-1] if self._connection.missing else self.req
 
     def _on_connected(self, before: State) -> list[Notice]:
@@ -153,7 +153,7 @@ class ProfilerState:
         return self._on_restarted() if batch.restarted and self.state is State.CONNECTED else []
 
     def _on_restarted(self) -> list[Notice]:
-        """Report, once per connection, that the process is another one: its pid or its message counter changed."""
+        """Report, once per connection, that the process was replaced: its pid or its message counter changed."""
         self._is_another = False
         if self._restart_notified:
             return []

@@ -100,8 +100,8 @@ class Session:
             encoding: the client's encoding.
             access: the rules for the client's commands.
             submit: submits a command; its callback must be called exactly once.
-            max_backlog_bytes: see `Outbox`.
-            stall_timeout: see `Outbox`.
+            max_backlog_bytes: bytes of profiling data that may wait.
+            stall_timeout: seconds within which the client must accept some of the data that waits.
         """
         self.encoding = encoding
         self.outbox = Outbox(

@@ -170,20 +170,15 @@ class Subscriber:
             if encoder.has_pending or not emptied:
                 self._rests_until += delivery_time + now - started  # expect the next batch to take as long
         if delivered or not due:
-            encodes_ahead = self._on_thread and encoder.deflates  # zlib releases the GIL for the web loop
-            if encodes_ahead and not emptied and not self._unreported and not encoder.is_encoding:
-                _, emptied = self._take()
-            if encoder.is_encoding or (encodes_ahead and encoder.has_pending):
-                encoder.encode()
+            emptied = self._encode_ahead(emptied)
         now = self._clock()
-        rest = max(_ACKNOWLEDGEMENT_POLL, self._rests_until - now)
         if encoder.is_encoding:
             return Phase.ENCODING, 0.0 if self._on_thread else now - started
         if self._unreported and not self._acknowledged:
             silence = 0.0 if received else (now - self._handed_over_at) / 8
             return Phase.WAITING, min(max(_ACKNOWLEDGEMENT_POLL, silence), _MAX_ACKNOWLEDGEMENT_POLL)
         if self._unreported or not emptied:
-            return Phase.RESTING, rest
+            return Phase.RESTING, max(_ACKNOWLEDGEMENT_POLL, self._rests_until - now)
         if delivered and was_silent:
             return Phase.LISTENING, 0.0  # often no other message follows soon: save a timer's wake-up
         if delivered:
@@ -211,6 +206,19 @@ class Subscriber:
         self._losses.count(payloads, wanted=bool(self._encoder.encodings))
         self._encoder.add(payloads)
         return bool(payloads), emptied
+
+    def _encode_ahead(self, emptied: bool) -> bool:
+        """Continue a begun batch; on a thread, also compress the next one while the web loop is busy.
+
+        Return whether the source is empty; `emptied` says whether it was.
+        """
+        encoder = self._encoder
+        encodes_ahead = self._on_thread and encoder.deflates  # zlib releases the GIL for the web loop
+        if encodes_ahead and not emptied and not self._unreported and not encoder.is_encoding:
+            _, emptied = self._take()
+        if encoder.is_encoding or (encodes_ahead and encoder.has_pending):
+            encoder.encode()
+        return emptied
 
     def _hand_over(self) -> None:
         self._sent = self._encoder.take_batch()

@@ -92,7 +92,7 @@ class Upstream(Protocol):
         """
 
     def set_encodings(self, encodings: frozenset[Encoding], clients: int, generation: int) -> None:
-        """Set the encodings in use, the number of clients, and their generation, see `Batch.generation`.
+        """Set the encodings in use, the number of clients, and the number that have joined so far (`generation`).
 
         Does nothing without a connection.
         """
