@@ -23,8 +23,9 @@ Start = Callable[..., "subprocess.Popen[str]"]
 
 
 def interpreters() -> dict[str, str]:
-    """Return the interpreters that are found, by version; at least this one."""
-    found = {f"{sys.version_info[0]}.{sys.version_info[1]}": sys.executable}
+    """Return the supported interpreters that are found, by version; this one for its own version."""
+    own = f"{sys.version_info[0]}.{sys.version_info[1]}"
+    found = {own: sys.executable} if own in VERSIONS else {}
     for version in VERSIONS:
         managed = sorted(Path.home().glob(f".pyenv/versions/{version}.*/bin/python"))
         path = managed[-1] if managed else shutil.which(f"python{version}")
@@ -43,7 +44,7 @@ def start(tmp_path: Path) -> Iterator[Start]:
     """Return a function that runs a program, which prints a line once it works."""
     started: list[subprocess.Popen[str]] = []
 
-    def run(source: str, python: str = sys.executable) -> subprocess.Popen[str]:
+    def run(source: str, python: str = next(iter(interpreters().values()), sys.executable)) -> subprocess.Popen[str]:
         path = tmp_path / "target.py"
         path.write_text(textwrap.dedent(source))
         process = subprocess.Popen(

@@ -127,6 +127,8 @@ def _failure(process: RunningProcess, status: int, printed: bytes) -> str:
     if status == _NOT_PYTHON:
         rule = yama_rule() or "austin may not read it (in a container, start it with --cap-add=SYS_PTRACE)"
         return f"{process} does not run CPython 3.8 to 3.13, or {rule}"
+    if status < 0:
+        return f"austin cannot read {process}: it crashed (signal {-status}); it reads CPython 3.8 to 3.13"
     text = re.sub(r"\x1b\[[0-9;]*m|[^\x20-\x7e]+", " ", printed.decode("utf-8", "replace"))
     return f"austin cannot read {process} (exit status {status}): {' '.join(text.split())[-300:]}"
 
