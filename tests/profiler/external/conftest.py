@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
 import shutil
 import subprocess
@@ -78,8 +79,12 @@ def attached() -> Iterator[Callable[[int], tuple[Attachment, Client]]]:
     assert children() == [], "austin was left behind"
 
 
-def children(pid: int | None = None) -> list[int]:
-    """Return the processes named austin that a process has started."""
-    found = Path(f"/proc/{pid or os.getpid()}/task").glob("*/children")
-    pids = [int(each) for listed in found for each in listed.read_text().split()]
-    return [each for each in pids if Path(f"/proc/{each}/comm").read_text() == "austin\n"]
+def children() -> list[int]:
+    """Return the processes named austin that this process has started."""
+    found = []
+    for entry in Path("/proc").glob("[0-9]*"):
+        with contextlib.suppress(FileNotFoundError, ProcessLookupError):  # it ends meanwhile
+            fields = (entry / "stat").read_bytes().rpartition(b")")[2].split()
+            if int(fields[1]) == os.getpid() and (entry / "comm").read_text() == "austin\n":
+                found.append(int(entry.name))
+    return found
