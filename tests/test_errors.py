@@ -15,7 +15,7 @@ from tornado_rbkit.profiler import AlreadyRunningError, ArgumentError, BindError
 MODULES = [
     importlib.import_module(module.name)
     for module in pkgutil.walk_packages(tornado_rbkit.__path__, "tornado_rbkit.")
-    if module.name != "tornado_rbkit.__main__"
+    if module.name.rpartition(".")[2] not in ("__main__", "sitecustomize")  # these run when they are imported
 ]
 ERRORS = sorted(
     {

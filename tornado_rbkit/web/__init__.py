@@ -4,5 +4,6 @@
 to wrong tokens, `websocket` connects a client to a bridge, `pages`, `metrics` and `dashboard` serve the rest.
 `discovered` keeps one bridge for each profiled process on this machine.
 
-Imports `bridge` and the packages that it may import; `discovered` also imports `tornado_rbkit.profiler.discovery`.
+Imports `bridge` and the packages that it may import; `discovered` also imports `discovery` and `endpoints` of
+`tornado_rbkit.profiler`.
 """
