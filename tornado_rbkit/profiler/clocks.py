@@ -45,7 +45,7 @@ class ThreadClocks:
         self._seen: dict[int, int] = {}
         self._owed: dict[int, int] = {}
         self._states: RunStates | None = None
-        with contextlib.suppress(OSError, ImportError):  # then every thread counts as computing
+        with contextlib.suppress(OSError, ImportError, RuntimeError):  # then every thread counts as computing
             self._states = RunStates()
 
     def burned(self, threads: Iterable[int], interval: float, ticks: int, most: int) -> Burned:

@@ -196,7 +196,7 @@ class CPUSampler:
         return True
 
     def _sample(self) -> None:
-        self._clocks = ThreadClocks()
+        self._clocks = None
         due = time.monotonic() + self._pace.interval
         while not self._stopped.wait(due - time.monotonic()):
             interval = self._pace.interval

@@ -27,6 +27,7 @@ class RunStates:
     Raises:
         OSError: the system does not tell the system calls of threads.
         ImportError: there is no ctypes.
+        RuntimeError: the interpreter is shutting down.
     """
 
     def __init__(self) -> None:
