@@ -183,7 +183,7 @@ def test_what_is_chosen_is_in_the_address_and_a_link_shows_it(page: Page, site: 
     script.publish((0.0, 0, {3: 1, 4: "Shop::Item"}), (0.0, 0, {3: 2, 4: "Time"}))
     page.type("Filter by class name", "shop & item")
     page.type("Filter by class name", "shop")
-    page.click("created")
+    page.click("allocated")
     address = page.driver.current_url
     assert address.endswith("#objects?filter=shop&sort=-created")
     page.click("CPU")
@@ -201,7 +201,7 @@ def test_what_is_chosen_is_in_the_address_and_a_link_shows_it(page: Page, site: 
     page.until_live()
     script.publish((0.0, 0, {3: 1, 4: "Shop::Item"}), (0.0, 0, {3: 2, 4: "Time"}))
     page.until(lambda: [row[0] for row in page.rows("Live objects")] == ["Shop::Item"], "the filter is in force")
-    assert page.one("#view-objects [aria-sort=descending]").text.startswith("created")
+    assert page.one("#view-objects [aria-sort=descending]").text.startswith("allocated")
     page.driver.get(f"{url}#cpu?thread=8&waiting=1")
     script.publish((0.0, 9, [work]), (0.0, 9, [work | {15: 8}]), (0.0, 9, [work | {15: 8}]))
     page.until(

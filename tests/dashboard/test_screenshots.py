@@ -64,7 +64,7 @@ def test_the_demo_shows_its_leak_and_its_hot_function(
     page.until(lambda: "changed since snapshot 1" in page.text, "the second is compared with the first")
     page.type("Filter by class name", "workload")
     page.until(lambda: all("workload" in row[0] for row in page.rows("Classes, compared")), "the filter is in force")
-    growth, _, _, gone, _ = page.row("Classes, compared", "tornado_rbkit.profiler.workload.Cart")
+    _, growth, _, _, gone, *_ = page.row("Classes, compared", "tornado_rbkit.profiler.workload.Cart")
     assert int(growth.replace(",", "").lstrip("+")) > 100
     assert gone == "0"
     page.click("tornado_rbkit.profiler.workload.Cart")
@@ -72,6 +72,7 @@ def test_the_demo_shows_its_leak_and_its_hot_function(
     page.one(".objects tbody button").click()
     page.until(lambda: "Held by" in page.text, "who holds it is shown")
     assert "Checkout" in page.one(".path").text
+    page.script("scrollTo(0, document.querySelector('#view-snapshots .columns').offsetTop - 50)")
     take("snapshots")
     sizes = {path.name: path.stat().st_size for path in folder.glob("*.png")}
     assert len(sizes) == 4

@@ -41,7 +41,7 @@ export class CpuView {
     });
     this.summary = h("span", { class: "hint" });
     this.note = h("p", { class: "note", role: "status" });
-    const share = (key) => (row) => `${this.#time(row[key])}  ${format.percent(row[key], this.#total)}`;
+    const share = (key) => (row) => `${this.#cell(row[key])}  ${format.percent(row[key], this.#total)}`;
     const exact = (key) => (row) => format.plural(row[key], "sample");
     const bar = (key) => (row) => (this.#total ? row[key] / this.#total : 0);
     this.table = new Table({
@@ -210,6 +210,11 @@ export class CpuView {
     return this.#period === null ? format.plural(samples, "sample") : format.span(samples * this.#period);
   }
 
+  /** Return the same for a cell of a table, in which the unit is clear. */
+  #cell(samples) {
+    return this.#period === null ? format.count(samples) : this.#time(samples);
+  }
+
   /** Zoom in, as a step that the browser's Back button takes back. */
   #zoom(path) {
     history.pushState({ era: this.#era, path }, "");
@@ -281,7 +286,7 @@ export class CpuView {
           label: "time",
           title: "and its share of the total of the function above",
           number: true,
-          text: (row) => `${this.#time(row.samples)}  ${format.percent(row.samples, this.#samplesOfFunction)}`,
+          text: (row) => `${this.#cell(row.samples)}  ${format.percent(row.samples, this.#samplesOfFunction)}`,
           hint: (row) => format.plural(row.samples, "sample"),
           bar: (row) => row.samples / this.#samplesOfFunction,
         },

@@ -32,8 +32,8 @@ export class ObjectsView {
         number("young", "young", "made since the last garbage collection; those within five seconds count as one"),
         number("middle", "middle", "survived one to three collections"),
         number("old", "old", "survived more than three collections"),
-        number("created", "created", "since the profile began"),
-        number("destroyed", "gone", "destroyed since the profile began"),
+        number("created", "allocated", "since the profile began"),
+        number("destroyed", "freed", "since the profile began"),
       ],
     });
     this.filter = h("input", {

@@ -129,6 +129,8 @@ export class Chart {
       ctx.fillRect(at(time), bbox.top, 2 * devicePixelRatio, bbox.height);
     }
     ctx.fillStyle = colour("accent");
+    ctx.textAlign = "left";
+    ctx.textBaseline = "alphabetic";
     ctx.font = `${11 * devicePixelRatio}px system-ui, sans-serif`;
     for (const { number, time } of this.#shown.snapshots) {
       ctx.fillRect(at(time), bbox.top, devicePixelRatio, bbox.height);
