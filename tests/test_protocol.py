@@ -527,7 +527,12 @@ def test_event_types_and_fields_have_rbkits_numbers() -> None:
         "HANDSHAKE",
         "CPU_SAMPLE",
     ]
-    assert [field.value for field in Field] == [*range(16), Field.ATTRIBUTES, Field.KEYS]  # the last two are our own
+    assert [field.value for field in Field] == [
+        *range(16),
+        Field.ATTRIBUTES,
+        Field.KEYS,
+        Field.RESIDENT,
+    ]  # the last are our own
 
 
 # Closing

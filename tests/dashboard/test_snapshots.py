@@ -127,6 +127,16 @@ def test_classes_are_counted_and_measured(snapshots: Page, script: Script) -> No
     snapshots.until(lambda: [row[0] for row in snapshots.rows(CLASSES)] == ["String", "Ring"], "they are turned round")
 
 
+def test_the_share_of_the_process_s_memory_that_is_explained_is_shown(snapshots: Page, script: Script) -> None:
+    script.publish_raw([dump(HEAP) | {18: 73_480}])
+    until_taken(snapshots, 1)
+    snapshots.until(lambda: "7.2 KiB of 71.8 KiB resident memory (10.0 %)" in snapshots.text, "it is shown")
+    assert snapshots.one(".account meter").get_property("value") == pytest.approx(0.1, abs=0.001)
+    script.publish_raw([dump(HEAP, 2)])
+    until_taken(snapshots, 1, 2)
+    snapshots.until(lambda: "resident memory" not in snapshots.text, "it is not known of the second")
+
+
 def test_objects_are_followed_both_ways(snapshots: Page, script: Script) -> None:
     script.publish_raw([dump(HEAP)])
     until_taken(snapshots, 1)

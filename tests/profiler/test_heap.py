@@ -267,6 +267,11 @@ def test_a_dump_has_the_shape_of_rbkits(client: Client) -> None:
     (ours, *_) = raw_events(client.messages[0], EventType.OBJECT_SPACE_DUMP)
     ruby = next(payload for _, channel, _, payload in recorded("snapshot") if channel == 1)
     (rubys, *_) = raw_events(ruby, EventType.OBJECT_SPACE_DUMP)
+    resident = ours.pop(int(Field.RESIDENT))
+    if sys.platform == "linux":
+        assert sum(row[8] or 0 for row in ours[2]) < resident < 64 * 2**30
+    else:
+        assert resident == ""
 
     def whole(dump: dict[int, object]) -> object:
         rows = dump[2]

@@ -34,6 +34,7 @@ from types import FrameType, FunctionType, MethodDescriptorType
 from typing import Any, Final
 
 from tornado_rbkit.profiler.batcher import EventBatcher
+from tornado_rbkit.profiler.memory import resident_bytes
 from tornado_rbkit.profiler.objects import (
     ClassNames,
     SliceSize,
@@ -78,6 +79,7 @@ class Snapshot:
         self.total = 0
         """The number of objects found so far; the final number after the walk."""
         self._timestamp = pack_time(time.time())
+        self._resident = resident_bytes()  # before the walk, which takes memory itself
         self._bodies: list[bytes] = []
         # Rehashing a single set of a million ids would hold the GIL for 50 ms.
         self._seen: list[set[int]] = [set() for _ in range(_SHARDS)]
@@ -118,7 +120,7 @@ class Snapshot:
 
     def messages(self, batcher: EventBatcher) -> Iterator[bytes]:
         """Yield the event_collections after the walk, and drop each from memory."""
-        head = pack_dump_head(self._timestamp, self.correlation_id, self.total)
+        head = pack_dump_head(self._timestamp, self.correlation_id, self.total, self._resident)
         self._bodies.reverse()
         while self._bodies:
             part = self._bodies[-COLLECTION_DUMPS:]

@@ -465,12 +465,13 @@ def gc_stats(tracked: int) -> dict[str, int | str]:
         "malloc_increase_bytes_limit": UNKNOWN,
         "oldmalloc_increase_bytes": UNKNOWN,
         "oldmalloc_increase_bytes_limit": UNKNOWN,
-        "total_heap_size": _resident_bytes(),
+        "total_heap_size": resident_bytes(),
         "total_memsize": traced,
     }
 
 
-def _resident_bytes() -> int | str:
+def resident_bytes() -> int | str:
+    """Return the resident memory of this process in bytes, `UNKNOWN` where it cannot be read (Linux only)."""
     try:
         return int(Path("/proc/self/statm").read_text().split()[1]) * os.sysconf("SC_PAGE_SIZE")
     except (OSError, AttributeError):  # not Linux

@@ -51,6 +51,9 @@ class Field(enum.IntEnum):
     KEYS = 17
     """Like `ATTRIBUTES`, but keys of a dict: text, integers or nil. The number 0 in place of a list says that the
     position in `REFERENCES` is the index in a list or tuple."""
+    RESIDENT = 18
+    """Of an object_space_dump; our own like `ATTRIBUTES`. The resident memory of the process in bytes, ``''`` if it
+    is not known."""
 
 
 class ObjCreated(NamedTuple):

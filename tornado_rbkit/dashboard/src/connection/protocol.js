@@ -32,8 +32,9 @@ const Field = {
   METHOD_NAME: 12,
   LABEL: 13,
   THREAD_ID: 15,
-  ATTRIBUTES: 16, // this and the next are sent by tornado_rbkit's profiler only
+  ATTRIBUTES: 16, // these are sent by tornado_rbkit's profiler only
   KEYS: 17,
+  RESIDENT: 18,
 };
 
 /** In place of the names of an object's references: each is held by its position. */
@@ -201,7 +202,8 @@ function readDump(type, time, event) {
   const expected = event[Field.COMPLETE_MESSAGE_COUNT];
   if (correlation === null || !isCount(expected)) return null;
   const { known: objects, unreadable } = readEach(event[Field.PAYLOAD], readObject);
-  return { type, time, correlation, expected, objects, unreadable };
+  const resident = isCount(event[Field.RESIDENT]) ? event[Field.RESIDENT] : null;
+  return { type, time, correlation, expected, objects, unreadable, resident };
 }
 
 function readObject(object) {

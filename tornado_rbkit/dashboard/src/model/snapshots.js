@@ -78,6 +78,7 @@ export class IncomingSnapshot {
   unreadable = 0; // number of objects that could not be read
   omitted = 0; // number of objects beyond the limits
   records = []; // of the recording, to save the snapshot
+  resident = null; // bytes, of the whole process
   ending = null; // why the rest did not arrive
   #addedAt = 0; // ms
   #ids = new Column(Float64Array);
@@ -114,10 +115,11 @@ export class IncomingSnapshot {
   }
 
   /** Add one part, and the record of the message it arrived in. */
-  add({ expected, objects, unreadable }, record) {
+  add({ expected, objects, unreadable, resident = null }, record) {
     this.#addedAt = performance.now();
     if (this.records.at(-1) !== record) this.records.push(record);
     this.expected = expected;
+    this.resident = resident;
     this.unreadable += unreadable;
     const kept = objects.slice(0, this.#reserve(objects));
     this.omitted += objects.length - kept.length;
@@ -179,6 +181,7 @@ export class IncomingSnapshot {
       unreadable: this.unreadable,
       omitted: this.omitted,
       ending: this.ending,
+      resident: this.resident,
       ids,
       indexes,
       graph: { starts, targets: references },
@@ -214,8 +217,8 @@ export class Snapshot {
   }
 
   summary() {
-    const { number, process, time, expected, unreadable, omitted, ending, objects, bytes, progress } = this;
-    return { number, process, time, expected, unreadable, omitted, ending, objects, bytes, progress };
+    const { number, process, time, expected, unreadable, omitted, ending, objects, bytes, progress, resident } = this;
+    return { number, process, time, expected, unreadable, omitted, ending, objects, bytes, progress, resident };
   }
 
   /** Compute who holds each object, without pause. */

@@ -83,9 +83,13 @@ export class SnapshotsView {
     this.detail = h("div", { class: "detail" });
     this.tableBox = h("div", {}, this.classes.element, this.differences.element);
     this.objectsBox = h("div", { class: "objects" }, this.objectsTitle, h("h4", {}, "How they are held"), this.ways, this.objectsNote, this.objects.element);
+    this.share = h("meter", { min: 0, max: 1, "aria-label": "Share of the resident memory that the objects explain" });
+    this.shareText = h("span");
+    this.account = h("p", { class: "hint account" }, this.share, " ", this.shareText);
     this.content = h(
       "div",
       { hidden: true },
+      this.account,
       this.computing,
       this.suspects.element,
       h("div", { class: "bar" }, h("label", {}, "compare with ", this.compare), this.filter, this.summary),
@@ -203,8 +207,19 @@ export class SnapshotsView {
     await this.#compareWith(against === null ? "" : String(against));
   }
 
+  /** Show how much of the process's memory the objects explain. */
+  #drawAccount() {
+    const shown = this.#known.find((one) => one.number === this.#number);
+    this.account.hidden = !shown?.resident;
+    if (!shown?.resident) return;
+    this.share.value = Math.min(1, shown.bytes / shown.resident);
+    const parts = `${format.bytes(shown.bytes)} of ${format.bytes(shown.resident)} resident memory (${format.percent(shown.bytes, shown.resident)})`;
+    setText(this.shareText, `The objects explain ${parts}. The rest is the interpreter, libraries and their own memory, and free space of the allocator.`);
+  }
+
   /** Mark the snapshot in view, and list the snapshots to compare it with. */
   #drawChoice() {
+    this.#drawAccount();
     for (const button of this.list.querySelectorAll("[data-number]")) {
       setAttribute(button, "aria-pressed", String(Number(button.dataset.number) === this.#number));
     }
