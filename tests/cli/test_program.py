@@ -687,7 +687,7 @@ class TestDiscovery:
         targets = DiscoveredTargets(lambda pub, req, thread: Bridge(pub, req, threaded=thread))
         targets.look()
         targets.look()
-        assert caplog.text.count("processes are not found by themselves") == 1
+        assert caplog.text.count("processes cannot be discovered") == 1
         assert list(targets) == [""]
 
     async def test_following_ends_with_everything_closed(self, rbkit: FakeRbkit) -> None:

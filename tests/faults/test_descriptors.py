@@ -29,7 +29,10 @@ async def test_who_is_there_goes_on_and_who_comes_waits(profiler: SteadyProcess,
             async with contextlib.AsyncExitStack() as stack:
                 for _ in range(60):
                     await stack.enter_async_context(Raw(server.port))
-                await until(lambda: "connections have to wait: Too many open files (ulimit -n)" in server.log, "said")
+                await until(
+                    lambda: "new connections are not accepted for now: Too many open files (ulimit -n)" in server.log,
+                    "said",
+                )
                 await viewer.goes_on(1000)
                 assert await viewer.ask("trigger_gc") == b"ok"
             async with Witness(server.ws) as another:

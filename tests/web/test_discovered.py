@@ -198,7 +198,7 @@ async def test_a_look_that_fails_is_logged_a_few_times_and_repeated(
     finally:
         following.cancel()
         await asyncio.wait([following])
-    assert caplog.text.count("looking for processes failed") == len(str(looks)), "the 1st, the 10th, the 100th"
+    assert caplog.text.count("the scan for processes failed") == len(str(looks)), "the 1st, the 10th, the 100th"
 
 
 @pytest.mark.logs_errors

@@ -364,10 +364,10 @@ class TestOpenMount:
         server = await serve(Bridge(**rbkit.endpoints))
         for address in ("127.0.0.1", "::1", "::ffff:127.0.0.1", "127.1.2.3, 127.0.0.1", "unknown", ""):
             assert await is_open(server, path, X_Forwarded_For=address)
-        assert "may watch and command" not in caplog.text
+        assert "can view and command" not in caplog.text
         for address in ("192.0.2.7", "127.0.0.1, 192.0.2.8", "192.0.2.9"):
             assert await is_open(server, path, X_Forwarded_For=address)
-        (line,) = [record.getMessage() for record in caplog.records if "may watch and command" in record.getMessage()]
+        (line,) = [record.getMessage() for record in caplog.records if "can view and command" in record.getMessage()]
         for part in ("192.0.2.7", "`token`", "`authorize`", "`read_only`"):
             assert part in line
 
@@ -379,7 +379,7 @@ class TestOpenMount:
             request = HTTPServerRequest(start_line=start, headers=HTTPHeaders({"Host": "a"}))
             request.remote_ip = remote  # what Tornado has of the socket; of a Unix socket it is 0.0.0.0
             access._warn_if_open(request)
-            assert ("may watch and command" in caplog.text) is warns
+            assert ("can view and command" in caplog.text) is warns
 
     @pytest.mark.parametrize(
         "rules",

@@ -137,4 +137,4 @@ class Listener:
         self._pauses[listening] = self._loop.call_later(_PAUSE, self._listen, listening)
         count = self._repeats.add(error.errno)
         if count:
-            _log.warning("connections have to wait: %s (ulimit -n)%s", error.strerror, times(count))
+            _log.warning("new connections are not accepted for now: %s (ulimit -n)%s", error.strerror, times(count))

@@ -103,7 +103,7 @@ class Access:
             raise ValueError(f"read_only={self.read_only!r} is neither true nor false; allowed: True, False")
         for name in ("token", "frame_ancestors"):
             if not isinstance(getattr(self, name), str | None):
-                raise ValueError(f"{name}={getattr(self, name)!r} is no string; allowed: a string, or None")
+                raise ValueError(f"{name}={getattr(self, name)!r} is not a string; allowed: a string, or None")
         for name in ("allowed_origins", "allowed_hosts", "commands"):
             self._check_strings(name, getattr(self, name))
         for origin in self.allowed_origins:
@@ -117,7 +117,7 @@ class Access:
         if self.token is not None:
             check_token(self.token, "token")
         if re.search(r"[;,\x00-\x1f\x7f-\U0010ffff]", self.frame_ancestors or "") or self.frame_ancestors == "":
-            allowed = "None, or sources as \"'self' https://portal.example\""
+            allowed = "None, or sources as \"'self' https://portal.example\" (--frame-ancestors)"
             raise ValueError(f"frame_ancestors={self.frame_ancestors!r} cannot be a header; allowed: {allowed}")
 
     @staticmethod
@@ -128,7 +128,7 @@ class Access:
         if isinstance(value, str | bytes):
             raise ValueError(f"{name}={value!r} is one string; allowed: {allowed}")
         if not isinstance(value, Collection) or not all(isinstance(each, str) for each in value):
-            raise ValueError(f"{name}={value!r} is no list of strings; allowed: {allowed}")
+            raise ValueError(f"{name}={value!r} is not a list of strings; allowed: {allowed}")
 
     async def check_request(self, handler: RequestHandler) -> None:
         """Check an HTTP request against `token` (or, without one, `allowed_hosts`) and `authorize`.
@@ -209,7 +209,7 @@ class Access:
         if remote is not None:
             self._warned.add(remote)
             _log.warning(
-                "everybody who reaches this server, as %s does, may watch and command the profiler; "
+                "everybody who can reach this server, such as %s, can view and command the profiler; "
                 "set one of `token`, `authorize` and `read_only`",
                 remote,
             )
@@ -293,9 +293,9 @@ def check_token(token: str, setting: str) -> str:
         ValueError: the token is empty, contains unprintable characters, or begins or ends with a space.
     """
     if not token:
-        raise ValueError(f"the token is empty, and would let everybody in; allowed: one that is not empty ({setting})")
+        raise ValueError(f"the token is empty and would admit everybody; allowed: one that is not empty ({setting})")
     if not token.isprintable() or "\ufffd" in token or token != token.strip():
-        allowed = "those that can be printed, without a space at either end"
+        allowed = "printable characters, without a space at either end"
         raise ValueError(f"the token has characters that cannot be sent; allowed: {allowed} ({setting})")
     return token
 

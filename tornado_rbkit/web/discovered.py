@@ -138,7 +138,7 @@ class DiscoveredTargets(Mapping[str, Bridge]):
             if entry.server in servers:
                 entry.gives_up_at = None  # its file may have been missing during one scan
             elif entry.gives_up_at is None:
-                _log.info("%s has gone", name)
+                _log.info("%s has ended", name)
                 entry.gives_up_at = now + KEEP_SECONDS
         known = {entry.server for entry in self._found.values()} | self._unreachable
         for server in servers:
@@ -165,7 +165,7 @@ class DiscoveredTargets(Mapping[str, Bridge]):
         except Exception as error:  # noqa: BLE001 - one process or one failed scan must not end the others
             count = self._repeats.add(repr(error)[:200])
             if count:
-                _log.exception("looking for processes failed and will be repeated%s", times(count))
+                _log.exception("the scan for processes failed and will be repeated%s", times(count))
 
     async def _close(self, bridge: Bridge) -> None:
         try:
@@ -192,7 +192,7 @@ class DiscoveredTargets(Mapping[str, Bridge]):
             _log.warning("%s cannot be served: %s", name, error)
         else:
             self._found[name] = _Entry(server, bridge)
-            _log.info("%s has come, at %s", name, server.pub)
+            _log.info("found %s at %s", name, server.pub)
 
     def _shown(self) -> dict[str, Bridge]:
         found = {name: entry.bridge for name, entry in self._found.items()}
@@ -218,7 +218,7 @@ class DiscoveredTargets(Mapping[str, Bridge]):
         except OSError as error:
             if str(error) != self._unusable:  # logged once, not each second
                 self._unusable = str(error)
-                _log.warning("processes are not found by themselves: %s", error)
+                _log.warning("processes cannot be discovered: %s", error)
             return [entry.server for entry in self._found.values() if entry.gives_up_at is None]
         self._unusable = ""
         if self._family:
