@@ -62,7 +62,7 @@ def in_c(numbers: list[int]) -> None:
 
 
 def receive(sock: socket.socket) -> None:
-    sock.recv(1)
+    sock.recv(65536)
 
 
 def bursts(seconds: float, end: float) -> None:
