@@ -1,3 +1,4 @@
+// @ts-check
 // The CPU view: a live flame graph, and the functions by self and total samples.
 
 import { h, menu, save, setText } from "./widgets/dom.js";
@@ -12,6 +13,8 @@ import { Table } from "./widgets/table.js";
 export class CpuView {
   element;
   refreshSeconds = 1;
+  /** @type {(() => void) | undefined} Called when what the view shows was chosen anew. */
+  onchange;
   #path = []; // functions on the path to the zoomed frame
   #era = 0; // counts the profiles shown; functions have other numbers in each
   #period = null; // ms between samples; null if a sample stands for no time that is known
@@ -314,7 +317,7 @@ export class CpuView {
       const text = await ask("exportCpu", { process: this.process, format: kind, name });
       save(text, kind === "speedscope" ? `${name}.speedscope.json` : `${name}.collapsed.txt`);
     } catch (error) {
-      setText(this.note, `The export failed: ${error.message}.`); // the text would be too long
+      setText(this.note, `The export failed: ${error instanceof Error ? error.message : error}.`); // the text would be too long
     }
   }
 }

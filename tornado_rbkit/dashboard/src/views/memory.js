@@ -1,3 +1,4 @@
+// @ts-check
 // The memory view: memory size, objects and the collector over time.
 
 import { Chart } from "./widgets/chart.js";
@@ -21,10 +22,14 @@ const SHORTEST_SECONDS = 30;
 export class MemoryView {
   element;
   refreshSeconds = 1;
+  /** @type {(() => void) | undefined} Called when what the view shows was chosen anew. */
+  onchange;
   #seconds = FIRST_SECONDS;
+  /** @type {number[] | null} */
   #fixed = null; // [from, to] while a range is marked or the view is paused
   #ranges = new Map();
   #tiles = new Map();
+  /** @type {number[] | null} */
   #drawn = null;
   #memory = new Latest();
 

@@ -1,3 +1,4 @@
+// @ts-check
 // The objects view: live objects created since the profile started, by class.
 
 import { h, setText } from "./widgets/dom.js";
@@ -12,6 +13,8 @@ const SPARK = [96, 20]; // px
 export class ObjectsView {
   element;
   refreshSeconds = 1;
+  /** @type {(() => void) | undefined} Called when what the view shows was chosen anew. */
+  onchange;
   #rows = new Latest();
 
   /** `record` is a button that starts the memory profile. */

@@ -1,3 +1,4 @@
+// @ts-check
 // Charts over time that share a cursor and a range, and mark missing data.
 
 import uPlot from "uplot";
@@ -13,8 +14,10 @@ export function colour(name) {
 
 export class Chart {
   element;
+  /** @type {uPlot | null} */
   #plot = null;
   #options;
+  /** @type {any} */
   #shown = null; // {data, range, gaps, restarts, snapshots}
   #fits = false; // whether the value axis fits the data instead of beginning at 0
   #box = h("div", { class: "plot" });
@@ -24,6 +27,10 @@ export class Chart {
    * `series`: {label, colour, draw: "bars" instead of a line}; `value(number, digits)` returns the text of a value, with
    * the usual number of digits if none is given; `steps` are the steps between value labels, if not decimal;
    * `onzoom(from, to)` is called when the user marks a range.
+   *
+   * @param {{title: string, series: {label: string, colour: string, draw?: "bars"}[],
+   *   value: (value: any, digits?: number) => string, steps?: number[], onzoom: (from: number, to: number) => void,
+   *   onreset: () => void}} options
    */
   constructor({ title, series, value, steps, onzoom, onreset }) {
     this.#options = { series, value, steps, onzoom, onreset };
@@ -37,10 +44,11 @@ export class Chart {
     this.#shown = { data, range, gaps, restarts, snapshots };
     this.#fits = fits;
     if (this.#plot === null) this.#make();
-    if (this.#plot === null) return;
-    this.#plot.batch(() => {
-      this.#plot.setData(data, false);
-      this.#plot.setScale("x", { min: range[0], max: range[1] });
+    const plot = this.#plot;
+    if (plot === null) return;
+    plot.batch(() => {
+      plot.setData(data, false);
+      plot.setScale("x", { min: range[0], max: range[1] });
     });
     this.#describe(data);
   }
@@ -90,7 +98,7 @@ export class Chart {
             stroke: colour(one.colour),
             fill: one.draw === "bars" ? colour(one.colour) : undefined,
             width: one.draw === "bars" ? 0 : 1.5,
-            paths: one.draw === "bars" ? uPlot.paths.bars({ size: [0.6, 8, 2] }) : undefined,
+            paths: one.draw === "bars" ? uPlot.paths.bars?.({ size: [0.6, 8, 2] }) : undefined,
             points: one.draw === "bars" ? { show: false } : { show: false, size: 5, fill: colour(one.colour), filter: lonePoints },
             value: (plot, value) => this.#legend(plot, i, value),
           })),
@@ -139,6 +147,7 @@ export class Chart {
     ctx.restore();
   }
 
+  /** @returns {[number, number]} */
   #valueRange(min, max) {
     if (!isKnown(max)) return [0, 1];
     const room = 0.1 * (this.#fits ? max - min || Math.abs(max) || 1 : max || 1);
@@ -175,6 +184,7 @@ function lonePoints(plot, i) {
 
 function timeLabels(plot, ticks) {
   const seconds = plot.scales.x.max - plot.scales.x.min < 600;
+  /** @type {Intl.DateTimeFormatOptions} */
   const options = { hour: "2-digit", minute: "2-digit", second: seconds ? "2-digit" : undefined };
   return ticks.map((tick) => new Date(tick * 1000).toLocaleTimeString("en-GB", options));
 }

@@ -1,3 +1,4 @@
+// @ts-check
 // A flame graph on a canvas, which is one element to lay out regardless of the number of frames.
 
 import { colour } from "./chart.js";
@@ -17,6 +18,7 @@ export class FlameGraph {
   element;
   #rows = []; // by depth: frames {node, key, parent, children, depth, from, to}, from 0 to 1, from left to right
   #current = null; // key of the frame under the pointer or the keyboard focus
+  /** @type {(node: any) => boolean} */
   #found = () => false;
   #selected = null; // fn
   #on;
@@ -24,10 +26,12 @@ export class FlameGraph {
   #spacer = h("div");
   #tipName = h("b", { "aria-live": "polite" }); // its figures change while samples arrive, so they are not read out
   #tip = h("div", { class: "tip", hidden: true }, this.#tipName);
+  /** @type {{x: number, y: number} | null} */
   #pointer = null; // where the tooltip is, {x, y}; null for that of the keyboard
   #canvas = h("canvas", { "aria-hidden": "true" });
   #widths = new Map(); // px, by name
   #tallest = 0; // rows
+  /** @type {number | null} */
   #due = null; // the pending animation frame
 
   /**
@@ -173,7 +177,7 @@ export class FlameGraph {
   }
 
   /** Make a frame the current one; `event` is the pointer's, if it is there. */
-  #point(frame, event = null) {
+  #point(frame, event = /** @type {PointerEvent | null} */ (null)) {
     this.#pointer = event && { x: event.clientX, y: event.clientY };
     const key = frame?.key ?? null;
     if (key !== this.#current) {
@@ -234,7 +238,7 @@ export class FlameGraph {
 function placed({ node, children, from, to }, alone) {
   const whole = alone ? children[0].node.value : node.value;
   let at = from;
-  children.sort((a, b) => Boolean(a.node.cut) - Boolean(b.node.cut) || (a.node.name < b.node.name ? -1 : 1));
+  children.sort((a, b) => Number(Boolean(a.node.cut)) - Number(Boolean(b.node.cut)) || (a.node.name < b.node.name ? -1 : 1));
   for (const child of children) {
     child.from = at;
     at = child.to = at + ((to - from) * child.node.value) / whole;

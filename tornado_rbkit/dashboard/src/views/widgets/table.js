@@ -35,6 +35,9 @@ export class Table {
   /**
    * `columns`: {key, label, title, text(row), bar(row) in 0..1, draw(cell, row), number}; `key(row)` identifies a row,
    * null if it cannot be chosen; `onsort()` is called when the user sorts, `onselect(row)` when a row is chosen.
+   *
+   * @param {{caption: string, columns: any[], key: (row: any) => any, sort?: string, descending?: boolean,
+   *   onsort?: () => void, onselect?: ((row: any) => void) | null}} options
    */
   constructor({ caption, columns, key, sort, descending = true, onsort = () => {}, onselect = null }) {
     this.sort = sort;
@@ -51,7 +54,7 @@ export class Table {
     // Roles, because some browsers do not treat a table with a grid layout as a table.
     const table = h("table", { role: "table" }, h("caption", { class: "unseen" }, caption), h("thead", { role: "rowgroup" }, header), this.#body);
     const widths = columns.map((column, i) => (i === 0 ? NAME_WIDTH : column.bar ? SHARE_WIDTH : column.draw ? DRAWN_WIDTH : NUMBER_WIDTH));
-    table.style.minWidth = `${widths.reduce((sum, width) => sum + width)}em`; // scrolls if the page is narrower
+    table.style.minWidth = `${widths.reduce((sum, width) => sum + width, 0)}em`; // scrolls if the page is narrower
     const tracks = columns.map((column, i) =>
       column.number || column.draw ? `${widths[i]}em` : i === 0 && columns.length > 1 ? `minmax(${NAME_WIDTH}em, ${WIDEST_NAME}em)` : "minmax(0, 1fr)",
     );
@@ -184,7 +187,7 @@ export class Table {
         shown.row.append(cell);
         shown.cells.push(column === this.#columns[0] && this.#onselect && key !== null ? this.#link(cell) : cell);
       }
-      if (this.#onselect && key !== null) shown.row.addEventListener("click", () => this.#onselect(shown.data));
+      if (this.#onselect && key !== null) shown.row.addEventListener("click", () => this.#onselect?.(shown.data));
       this.#rows.set(key, shown);
       setAttribute(shown.row, "aria-selected", key === this.#selected ? "true" : null);
     }
