@@ -6,6 +6,7 @@ import json
 import os
 import re
 import signal
+import sys
 import xml.etree.ElementTree as ET
 from pathlib import Path
 from typing import Any
@@ -206,6 +207,19 @@ async def test_a_profiled_cell_runs_as_any_cell_does(jupyter: StartJupyter) -> N
         assert [output["kind"] for output in await kernel.run("3;")] == [], "the profile has ended"
 
 
+async def test_options_choose_the_interval_the_clock_and_where_the_profile_goes(jupyter: StartJupyter) -> None:
+    server = await jupyter()
+    async with server.kernel() as kernel:
+        await kernel.run("%load_ext tornado_rbkit")
+        clock = "cpu" if sys.platform == "linux" else "wall"
+        work = "for number in range(10**6):\n    str(number)\n"
+        assert await kernel.run(f"%%rbkit -i 2ms -c {clock} -o profile -q\n{work}") == []
+        [output] = await kernel.run("profile")
+        page = output["data"]["text/html"]
+        assert "for number in range(10**6):" in page
+        assert re.search(r"<td>[\d.]+ %</td><td>[\d.]+ %</td><td>3</td><td>    str\(number\)</td>", page)
+
+
 async def test_what_is_asked_wrongly_is_told_in_a_line(jupyter: StartJupyter) -> None:
     server = await jupyter()
     async with server.kernel() as kernel:
@@ -214,7 +228,10 @@ async def test_what_is_asked_wrongly_is_told_in_a_line(jupyter: StartJupyter) ->
             ("%rbkit", "allowed: start, stop, status, snapshot"),
             ("%rbkit begin", "%rbkit begin: unknown; allowed"),
             ("%rbkit snapshot", "%rbkit start starts it"),
-            ("%%rbkit start\n1", "%%rbkit takes no arguments"),
+            ("%%rbkit start\n1", "%%rbkit: unrecognized arguments: start; allowed: [-i INTERVAL]"),
+            ("%%rbkit -i soon\n1", "allowed: [-i INTERVAL]"),
+            ("%%rbkit -i -1\n1", "cpu_sampling_interval"),
+            ("%%rbkit -o 1\n1", "-o 1: not the name of a variable"),
         ]:
             assert told in await kernel.text(code)
 

@@ -78,14 +78,15 @@ def test_a_notebook_is_profiled_and_its_picture_is_saved(server: Lab, browser: C
     browser.get(f"{server.url}lab/workspaces/own/tree/Analysis.ipynb?token={TOKEN}")
     find(browser, ".jp-Notebook .jp-CodeCell")
     browser.execute_async_script(RUN_ALL)
-    picture = find(browser, ".jp-RenderedSVG img")
+    picture = find(browser, ".jp-RenderedHTML svg")
     assert picture.size["width"] > 500, "the browser can draw it, as wide as the notebook"
+    find(browser, ".jp-RenderedHTML tr", "str(number)")
 
     browser.execute_async_script("jupyterapp.commands.execute('docmanager:save').then(arguments[0])")
     outputs = [output for cell in json.loads(path.read_text())["cells"] for output in cell["outputs"]]
     assert "__main__.&lt;module&gt;" in "".join(outputs[-1]["data"]["image/svg+xml"])
     browser.get(f"{server.url}lab/workspaces/own/tree/Analysis.ipynb")
-    find(browser, ".jp-RenderedSVG img")
+    find(browser, ".jp-RenderedHTML svg")
 
     link = find(browser, ".jp-OutputArea-output a", "open the dashboard")
     link.click()

@@ -12,8 +12,9 @@ from typing import Final
 _WIDTH: Final = 960
 _ROW: Final = 18
 _CHARACTER: Final = 7.3  # width of a character in a monospaced 12 px font
-_LEAST_WIDTH: Final = 0.5
+_LEAST_WIDTH: Final = 2.0
 _MOST_ROWS: Final = 100
+_MOST_BARS: Final = 300
 _NOT_XML: Final = re.compile("[^\t\n\r\x20-\ud7ff\ue000-\ufffd\U00010000-\U0010ffff]")
 
 
@@ -29,7 +30,8 @@ class _Frame:
 def flame_graph(stacks: Mapping[tuple[str, ...], int], title: str) -> str:
     """Return an SVG document: a bar for each frame, above its caller, with a width proportional to its samples.
 
-    Bars too thin to be visible, and frames deeper than a hundred levels, are left out.
+    Bars too thin to be visible, and frames deeper than a hundred levels, are left out, as are all bars
+    but the widest 300. Labels are shortened at their beginning, because their end names the function.
 
     Args:
         stacks: the number of samples of each stack; a stack is its labels from the outside in.
@@ -43,15 +45,14 @@ def flame_graph(stacks: Mapping[tuple[str, ...], int], title: str) -> str:
             frame = frame.inner.setdefault(label, _Frame(label))
             frame.count += count
     scale = _WIDTH / max(1, root.count)
-    bars = list(_bars(root, 0, 0.0, scale))
+    bars = sorted(_bars(root, 0, 0.0, scale), key=lambda bar: -bar[0].count)[:_MOST_BARS]
     rows = 1 + max(depth for _, depth, _ in bars)
     height = (rows + 1) * _ROW + 2
     lines = [
         f'<svg xmlns="http://www.w3.org/2000/svg" viewBox="0 0 {_WIDTH} {height}" width="100%"'
         ' font-family="ui-monospace, monospace" font-size="12">',
         f"<title>{_text(title)}</title>",
-        f'<rect width="{_WIDTH}" height="{height}" fill="#fff"/>',
-        f'<text x="4" y="{_ROW - 4}" font-weight="bold" fill="#222">{_text(title)}</text>',
+        f'<text x="4" y="{_ROW - 4}" font-weight="bold" fill="#888">{_text(title)}</text>',
         *(_draw(frame, left, (rows - depth) * _ROW, scale, root.count) for frame, depth, left in bars),
         "</svg>",
     ]
@@ -74,7 +75,7 @@ def _draw(frame: _Frame, left: float, top: int, scale: float, total: int) -> str
     share = 100 * frame.count / max(1, total)
     tip = f"{frame.label}: {frame.count:,} samples, {share:.1f} %"
     room = int((width - 6) / _CHARACTER)
-    shown = frame.label if len(frame.label) <= room else frame.label[: room - 1] + "…"
+    shown = frame.label if len(frame.label) <= room else "…" + frame.label[1 - room :]
     label = f'<text x="{left + 3:.1f}" y="{top + _ROW - 5}" fill="#222">{_text(shown)}</text>' if room > 2 else ""
     return (
         f'<g><title>{_text(tip)}</title><rect x="{left:.1f}" y="{top}" width="{max(width - 0.5, 0.3):.1f}"'

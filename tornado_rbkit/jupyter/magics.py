@@ -2,28 +2,29 @@
 
 from __future__ import annotations
 
+import argparse
 import json
 import os
 import re
+import sys
 import threading
 import time
-from collections import Counter
 from collections.abc import Callable
 from html import escape
 from pathlib import Path
-from typing import Final
+from typing import Final, NoReturn
 
 from IPython.core.error import UsageError
 from IPython.core.interactiveshell import InteractiveShell
 from IPython.core.magic import Magics, line_cell_magic, magics_class
 from IPython.display import display
 
-from tornado_rbkit.jupyter.flamegraph import flame_graph
-from tornado_rbkit.profiler import Server, current_server, start_server, stop_server
+from tornado_rbkit.jupyter.cell_profile import CellProfile
+from tornado_rbkit.profiler import ArgumentError, Server, current_server, start_server, stop_server
+from tornado_rbkit.profiler.clocks import HAS_CPU_CLOCK
 from tornado_rbkit.profiler.frames import SamplingError
-from tornado_rbkit.profiler.stacks import StackCounter, sampled_stacks
+from tornado_rbkit.profiler.stacks import sampled_stacks
 from tornado_rbkit.protocol import CPUSample
-from tornado_rbkit.recording.export import folded
 from tornado_rbkit.web.discovered import path_name
 
 
@@ -47,7 +48,11 @@ class RbkitMagics(Magics):
         %rbkit stop       stop it
         %rbkit status     show its state
         %rbkit snapshot   take a heap snapshot, and send it to the connected viewers
-        %%rbkit           run the cell, and show a flame graph of its time
+        %%rbkit [-i INTERVAL] [-c wall|cpu] [-o NAME] [-q]
+                          run the cell, and show the time of its lines and functions, and a flame graph
+
+        -i: the time between two samples, as 1ms or 0.001 (seconds); -c: the clock, cpu for threads that compute;
+        -o: the variable for the profile, whose method speedscope(path) writes a file; -q: show nothing.
         """
         actions: dict[str, Callable[[], None]] = {
             "start": self._start,
@@ -67,10 +72,9 @@ class RbkitMagics(Magics):
 
     def _profile_this_cell(self, options: str) -> None:
         """Sample until the end of the cell that calls this in its first line."""
-        if options:
-            raise UsageError(f"%%rbkit takes no arguments, not {options!r}")
+        parsed = _parse(options)
         if self._profiled is None or self._profiled.is_over:
-            self._profiled = _ProfiledCell(self.shell)
+            self._profiled = _ProfiledCell(self.shell, parsed)
             self._profiled.start()
 
     def _profile_magic(self, options: str, cell: str) -> None:
@@ -115,11 +119,13 @@ class _ProfiledCell:
     IPython calls `_leave` however the cell ends. If an interrupt prevents that, the end of the next cell does it.
     """
 
-    def __init__(self, shell: InteractiveShell) -> None:
+    def __init__(self, shell: InteractiveShell, options: argparse.Namespace) -> None:
         self.is_over = False
         self._shell = shell
+        self._options = options
+        self._file = _file_of_cell(shell)
         self._inner = 0
-        self._block = sampled_stacks()
+        self._block = sampled_stacks(options.interval, options.clock)
         self._began = time.perf_counter()
 
     def start(self) -> None:
@@ -129,7 +135,7 @@ class _ProfiledCell:
             self._stacks = self._block.__enter__()
         except BaseException as error:
             self._end()
-            if isinstance(error, SamplingError):
+            if isinstance(error, SamplingError | ArgumentError):
                 raise UsageError(f"%%rbkit: {error}") from error
             raise
 
@@ -145,7 +151,12 @@ class _ProfiledCell:
             self._block.__exit__(None, None, None)
         finally:
             self._end()
-        display(FlameGraph(self._stacks, seconds))  # type: ignore[no-untyped-call]
+        own = ((_of_the_cell(sample), count) for sample, count in self._stacks.samples())
+        profile = CellProfile(((sample, count) for sample, count in own if sample is not None), seconds, self._file)
+        if self._options.name:
+            self._shell.user_ns[self._options.name] = profile
+        if not self._options.quiet:
+            display(profile)  # type: ignore[no-untyped-call]
 
     def _end(self) -> None:
         self.is_over = True
@@ -165,6 +176,40 @@ def profile_in_place(lines: list[str]) -> list[str]:
         return lines
     options = f"{_THIS_CELL} {(match[1] or '').strip()}".strip()
     return [f"get_ipython().run_line_magic('rbkit', {options!r})\n", *lines[1:]]
+
+
+class _Parser(argparse.ArgumentParser):
+    def error(self, message: str) -> NoReturn:
+        raise UsageError(f"%%rbkit: {message}; allowed: [-i INTERVAL] [-c wall|cpu] [-o NAME] [-q]")
+
+
+def _parse(options: str) -> argparse.Namespace:
+    """Return the options of a cell.
+
+    Raises:
+        UsageError: an option is unknown or malformed.
+    """
+    parser = _Parser(add_help=False)
+    parser.add_argument("-i", dest="interval", type=_seconds)
+    parser.add_argument("-c", dest="clock", choices=["wall", "cpu"] if HAS_CPU_CLOCK else ["wall"], default="wall")
+    parser.add_argument("-o", dest="name")
+    parser.add_argument("-q", dest="quiet", action="store_true")
+    parsed = parser.parse_args(options.split())
+    if parsed.name is not None and not parsed.name.isidentifier():
+        parser.error(f"-o {parsed.name}: not the name of a variable")
+    return parsed
+
+
+def _seconds(text: str) -> float:
+    return float(text.removesuffix("ms")) / 1000 if text.endswith("ms") else float(text.removesuffix("s"))
+
+
+def _file_of_cell(shell: InteractiveShell) -> str | None:
+    """Return the name under which IPython compiled the cell that runs, None if no cell is running."""
+    frame = sys._getframe()
+    while frame is not None and frame.f_globals is not shell.user_ns:
+        frame = frame.f_back  # type: ignore[assignment]
+    return None if frame is None else frame.f_code.co_filename
 
 
 class Dashboard:
@@ -195,29 +240,6 @@ class Dashboard:
     @property
     def _url(self) -> str:
         return f"{self._base_url}rbkit/?target={path_name(self._server.name)}"
-
-
-class FlameGraph:
-    """The flame graph of a profiled cell."""
-
-    def __init__(self, stacks: StackCounter, seconds: float) -> None:
-        self._stacks: Counter[tuple[str, ...]] = Counter()
-        for sample, count in stacks.samples():
-            own = _of_the_cell(sample)
-            if own is not None:
-                self._stacks[folded(own)] += count
-        total = self._stacks.total()
-        self._title = f"{seconds:.2f} s, {total:,} samples"
-
-    def __repr__(self) -> str:
-        own: Counter[str] = Counter()
-        for stack, count in self._stacks.items():
-            own[stack[-1]] += count
-        total = max(1, own.total())
-        return "\n".join([self._title, *(f"{100 * n / total:5.1f} %  {label}" for label, n in own.most_common(5))])
-
-    def _repr_svg_(self) -> str:
-        return flame_graph(self._stacks, self._title)
 
 
 def server_base_url() -> str | None:

@@ -43,8 +43,8 @@ class StackCounter(EventBatcher):
 
 
 @contextmanager
-def sampled_stacks(interval: float | None = None) -> Iterator[StackCounter]:
-    """Sample all threads every `interval` seconds of wall time in a ``with`` block.
+def sampled_stacks(interval: float | None = None, clock: str = "wall") -> Iterator[StackCounter]:
+    """Sample all threads every `interval` seconds of the clock ("wall", or "cpu" on Linux) in a ``with`` block.
 
     An interrupt at any moment stops the sampler.
 
@@ -54,6 +54,7 @@ def sampled_stacks(interval: float | None = None) -> Iterator[StackCounter]:
     """
     stacks = StackCounter()
     sampler = CPUSampler(stacks)
+    sampler.clock_type = clock
     try:
         sampler.start(interval)
         yield stacks

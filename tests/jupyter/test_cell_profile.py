@@ -1,0 +1,74 @@
+"""The profile of a cell: the time of lines and functions, the size of what is saved, and the exported file."""
+
+from __future__ import annotations
+
+import json
+import linecache
+import re
+from pathlib import Path
+
+import pytest
+
+from tornado_rbkit.jupyter.cell_profile import CellProfile
+from tornado_rbkit.protocol import CPUSample, StackFrame
+
+FILE = "/tmp/ipykernel_1/2.py"
+SOURCE = ["get_ipython().run_line_magic('rbkit', 'this-cell')\n", "def f():\n", "    return '<b>'\n", "f()\n"]
+
+
+def sample(*places: tuple[str, str, int]) -> CPUSample:
+    """Return a sample; the places (function, file, line) begin with the innermost."""
+    return CPUSample(0.0, [StackFrame(name, f"__main__.{name}", file, line, False, 1) for name, file, line in places])
+
+
+@pytest.fixture
+def profile(monkeypatch: pytest.MonkeyPatch) -> CellProfile:
+    monkeypatch.setitem(linecache.cache, FILE, (1, None, SOURCE, FILE))
+    inner = sample(("f", FILE, 3), ("<module>", FILE, 4))
+    library = sample(("dumps", "/lib/json.py", 9), ("f", FILE, 3), ("<module>", FILE, 4))
+    return CellProfile([(inner, 3), (library, 1)], 0.5, FILE)
+
+
+def rows(page: str) -> list[list[str]]:
+    found = [re.findall(r"<td>(.*?)</td>", row) for row in re.findall(r"<tr.*?</tr>", page)]
+    return [cells for cells in found if cells]
+
+
+def test_each_line_of_the_cell_has_its_own_time_and_that_of_its_calls(profile: CellProfile) -> None:
+    assert rows(profile._repr_html_())[:3] == [
+        ["", "", "2", "def f():"],
+        ["100.0 %", "75.0 %", "3", "    return &#x27;&lt;b&gt;&#x27;"],
+        ["100.0 %", "", "4", "f()"],
+    ]
+
+
+def test_functions_have_self_and_total(profile: CellProfile) -> None:
+    assert rows(profile._repr_html_())[3:] == [
+        ["100.0 %", "75.0 %", "__main__.f"],
+        ["25.0 %", "25.0 %", "__main__.dumps"],
+    ]
+
+
+def test_a_recursive_function_is_counted_once_in_a_sample() -> None:
+    deep = sample(*[("f", FILE, 3)] * 50)
+    assert rows(CellProfile([(deep, 2)], 0.1, None)._repr_html_()) == [["100.0 %", "100.0 %", "__main__.f"]]
+
+
+def test_what_is_saved_in_a_notebook_is_bounded() -> None:
+    stacks = [
+        (sample(*[(f"name_{i}_{level}" * 20, f"/{i}.py", level) for level in range(60)]), 1) for i in range(2000)
+    ]
+    profile = CellProfile(stacks, 10.0, FILE)
+    assert len(profile._repr_html_()) + len(profile._repr_svg_()) < 250_000
+
+
+def test_the_samples_are_exported_to_speedscope(profile: CellProfile, tmp_path: Path) -> None:
+    profile.speedscope(tmp_path / "cell.json")
+    document = json.loads((tmp_path / "cell.json").read_text())
+    [thread] = document["profiles"]
+    assert len(thread["samples"]) == 4
+    assert {frame["name"] for frame in document["shared"]["frames"]} == {
+        "__main__.f",
+        "__main__.dumps",
+        "__main__.<module>",
+    }

@@ -1,0 +1,117 @@
+"""The profile of one cell: its lines, its functions and its flame graph, as text, HTML and SVG."""
+
+from __future__ import annotations
+
+import linecache
+from collections import Counter
+from collections.abc import Iterable
+from html import escape
+from pathlib import Path
+from typing import Final
+
+from tornado_rbkit.jupyter.flamegraph import flame_graph
+from tornado_rbkit.protocol import CPUSample
+from tornado_rbkit.recording.export import folded, speedscope
+
+_FUNCTIONS: Final = 10
+_LINES: Final = 200
+_WIDTH: Final = 200
+
+_STYLE: Final = (
+    "<style>.rbkit{color:inherit}.rbkit table{border-collapse:collapse;margin:4px 0}"
+    ".rbkit td,.rbkit th{padding:0 8px;text-align:right;font:12px/1.5 ui-monospace,monospace;white-space:pre;"
+    "background:none;border:0;color:inherit}.rbkit td:last-child,.rbkit th:last-child{text-align:left}"
+    ".rbkit .hot{background:rgba(255,120,40,.25)}</style>"
+)
+
+
+class CellProfile:
+    """What ``%%rbkit`` shows, and ``-o NAME`` stores.
+
+    Attributes:
+        seconds: the duration of the cell.
+        samples: the number of samples of all threads.
+    """
+
+    def __init__(self, samples: Iterable[tuple[CPUSample, int]], seconds: float, file: str | None) -> None:
+        """Count the samples.
+
+        Args:
+            samples: each stack, and how often it was seen.
+            seconds: the duration of the cell.
+            file: the name under which IPython compiled the cell, None if it is not known.
+        """
+        self._counted = list(samples)
+        self.seconds = seconds
+        self.samples = sum(count for _, count in self._counted)
+        self._file = file
+        self._stacks: Counter[tuple[str, ...]] = Counter()
+        self._own: Counter[str] = Counter()
+        self._all: Counter[str] = Counter()
+        self._line_own: Counter[int] = Counter()
+        self._line_all: Counter[int] = Counter()
+        for sample, count in self._counted:
+            self._add(sample, count)
+        self._title = f"{seconds:.2f} s, {self.samples:,} samples"
+
+    def __repr__(self) -> str:
+        top = self._own.most_common(5)
+        return "\n".join([self._title, *(f"{self._share(n):5.1f} %  {label}" for label, n in top)])
+
+    def _repr_svg_(self) -> str:
+        return flame_graph(self._stacks, self._title)
+
+    def _repr_html_(self) -> str:
+        return f'<div class="rbkit">{_STYLE}{self._lines()}{self._functions()}{self._repr_svg_()}</div>'
+
+    def speedscope(self, path: str | Path) -> None:
+        """Write the samples as a file for https://www.speedscope.app, replacing it if it exists.
+
+        Raises:
+            OSError: the file cannot be written.
+        """
+        samples = (sample for sample, count in self._counted for _ in range(count))
+        Path(path).write_text("".join(speedscope(samples, self._title)), encoding="utf-8")
+
+    def _add(self, sample: CPUSample, count: int) -> None:
+        labels = folded(sample)
+        self._stacks[labels] += count
+        self._own[labels[-1]] += count
+        for label in set(labels):
+            self._all[label] += count
+        if sample.frames[0].file == self._file:
+            self._line_own[sample.frames[0].line] += count
+        for line in {frame.line for frame in sample.frames if frame.file == self._file}:
+            self._line_all[line] += count
+
+    def _share(self, count: int) -> float:
+        return 100 * count / max(1, self.samples)
+
+    def _lines(self) -> str:
+        """Return the cell's own lines, with the time in each line itself and with the functions that it called."""
+        source = linecache.getlines(self._file) if self._file else []
+        if not self._line_all or not source:
+            return ""
+        rows = []
+        for number, text in list(enumerate(source, 1))[1:_LINES]:  # the first is the magic's
+            own, total = self._line_own[number], self._line_all[number]
+            hot = ' class="hot"' if self._share(total) >= 10 else ""
+            cells = (self._percent(total), self._percent(own), str(number), text.rstrip()[:_WIDTH])
+            rows.append(f"<tr{hot}>{''.join(f'<td>{escape(cell)}</td>' for cell in cells)}</tr>")
+        left_out = f"<p>{len(source) - _LINES} more lines</p>" if len(source) > _LINES else ""
+        return f"<table>{_head('total', 'self', 'line', 'code')}{''.join(rows)}</table>{left_out}"
+
+    def _functions(self) -> str:
+        rows = [
+            f"<tr><td>{self._percent(self._all[label])}</td><td>{self._percent(own)}</td>"
+            f"<td>{escape(label[:_WIDTH])}</td></tr>"
+            for label, own in self._own.most_common(_FUNCTIONS)
+        ]
+        return f"<table>{_head('total', 'self', 'function')}{''.join(rows)}</table>"
+
+    def _percent(self, count: int) -> str:
+        return f"{self._share(count):.1f} %" if count else ""
+
+
+def _head(*names: str) -> str:
+    return f"<tr>{''.join(f'<th>{name}</th>' for name in names)}</tr>"
