@@ -139,7 +139,7 @@ class Snapshot:
         read, name_of = self._readers[key]
         references = NO_REFERENCES if read is None else read(item)
         held, seen = references.held, self._seen
-        ids = list(map(id, held))
+        ids = [id(other) for other in held]  # not in one call: the host can have the GIL in between
         for other, other_id in zip(held, ids, strict=True):
             if not is_tracked(other) or type(other) is tuple:
                 shard = seen[other_id % _SHARDS]

@@ -137,6 +137,10 @@ def without_time(sample: bytes) -> bytes:
     return sample[: _SAMPLE_TIMESTAMP.start] + _NO_TIMESTAMP + sample[_SAMPLE_TIMESTAMP.stop :]
 
 
+_LONG_LIST: Final = 1000
+"""Values that are packed in one call."""
+
+
 class DumpPacker:
     """Packs the objects of a snapshot as the payload of an object_space_dump. For use by one thread.
 
@@ -169,7 +173,7 @@ class DumpPacker:
         pack(_CLASS_NAME)
         pack(class_name)
         pack(_REFERENCES)
-        pack(ids)
+        self._pack_list(ids)
         pack(_FILE)
         pack(file)
         pack(_LINE)
@@ -178,11 +182,20 @@ class DumpPacker:
         pack(size)
         if field:
             pack(field)
-            pack(names)
+            self._pack_list(names) if type(names) is list else pack(names)
         if label is not None:
             pack(_LABEL)
             pack(label)
         self.rows += 1
+
+    def _pack_list(self, values: list[Any]) -> None:
+        """Pack a list, a long one value by value, so that the host can have the GIL in between."""
+        if len(values) <= _LONG_LIST:
+            self._packer.pack(values)
+            return
+        self._packer.pack_array_header(len(values))
+        for value in values:
+            self._packer.pack(value)
 
     def take(self) -> bytes:
         """Return the payload with the objects added so far, and start an empty one."""
