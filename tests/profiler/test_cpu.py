@@ -158,6 +158,7 @@ def test_a_late_sample_is_told_for_each_tick_it_missed(clock: str) -> None:
         batcher.take(0.0, flush=True)
         _burn(0.02)
         sampler._tick(5, sampler.interval)
+    sampler._switching.restore()
     message = b"".join(batcher.take(time.time(), flush=True))
     samples = raw_events(message, EventType.CPU_SAMPLE)
     of = {thread: [sample[1] for sample in samples if sample[2][0][15] == thread] for thread in (sleeping, burning)}

@@ -154,9 +154,9 @@ for kind in (RbkitError, OSError):
     python(script)
 
 
-def test_a_second_start_is_an_error_that_names_the_running_one(server: profiler.Server) -> None:
+def test_a_second_start_elsewhere_is_an_error_that_names_the_running_one(server: profiler.Server) -> None:
     with pytest.raises(profiler.AlreadyRunningError) as error:
-        profiler.start_server("tcp://127.0.0.1:*", "tcp://127.0.0.1:*")
+        profiler.start_server("tcp://127.0.0.2:*", "tcp://127.0.0.1:1")
     assert isinstance(error.value, RbkitError)
     assert server.pub in str(error.value)
     assert server.req in str(error.value)
