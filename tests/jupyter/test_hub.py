@@ -49,10 +49,10 @@ def test_a_kernel_is_watched_and_commanded_from_its_user_s_browser_alone(server:
     switch_to_new_window(browser)
     find(browser, "#page", "Analysis-")
     find(browser, ".state", "live")
-    find(browser, "button", "Start CPU profiling").click()
-    find(browser, "button", "Stop CPU profiling")
+    find(browser, "[data-command=start_cpu_profiling]").click()
+    find(browser, "[data-command=stop_cpu_profiling]")
     browser.refresh()
-    find(browser, "button", "Stop CPU profiling")
+    find(browser, "[data-command=stop_cpu_profiling]")
     assert complaints(browser) == []
 
     target = browser.current_url
