@@ -134,11 +134,12 @@ async def burst_for(
 
                 while not arrived():  # 4 KiB at a time this may take long, but something must arrive
                     behind = [client.received for client in clients]
-                    await until(
-                        lambda behind=behind: arrived() or [client.received for client in clients] != behind,
-                        f"in silence another of {len(published)} messages arrives after {behind}",
-                        30,
-                    )
+
+                    def more(behind: list[int] = behind) -> bool:
+                        return arrived() or [client.received for client in clients] != behind
+
+                    what = f"in silence another of {len(published)} messages arrives after {behind}"
+                    await until(more, what, 30)
                 await asyncio.sleep(chance.choice([0, 0.001, 0.02]))
             await until(
                 lambda: failed() or all(client.replies == client.commands for client in clients), "each reply has come"

@@ -113,9 +113,10 @@ async def test_a_peer_of_another_kind_is_refused_until_one_of_the_right_kind_sta
     endpoint = f"tcp://127.0.0.1:{free_port()}"
     with peer(zmq.REP, endpoint):
         socket = connect(endpoint)
-        await until(lambda: socket.refusals > 1, "it is refused, and tried again")
+        await until(lambda: socket.refusals > 3, "it is refused, and tried again")
         assert not socket.up
-    assert caplog.text.count(endpoint) == 1, "logged once, not each time"
+    lines = [line for line in caplog.messages if endpoint in line]
+    assert len(set(lines)) == len(lines) <= 2, "each reason that libzmq gives is logged once, not each time"
     with peer(zmq.PUB, endpoint):
         await until(lambda: socket.up and not socket.refusals, "the refusals are forgotten")
 

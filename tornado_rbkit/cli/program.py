@@ -20,6 +20,7 @@ import threading
 import types
 import webbrowser
 from collections.abc import Callable
+from importlib.machinery import PathFinder
 from typing import Final
 from urllib.parse import quote
 
@@ -70,6 +71,8 @@ def prepare(
         raise ValueError("there is no program to run; allowed: a script, or -m and a module")
     if not module and not os.path.exists(program[0]):
         raise FileNotFoundError(f"there is no script {program[0]!r}")
+    if not module and os.path.isdir(program[0]) and PathFinder.find_spec("__main__", [program[0]]) is None:
+        raise FileNotFoundError(f"there is no script {program[0]!r}: the folder has no __main__.py")
     if module:
         sys.path[0] = os.getcwd()
         _check_module(program[0])
