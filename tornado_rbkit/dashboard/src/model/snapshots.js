@@ -1,3 +1,4 @@
+// @ts-check
 // Heap snapshots: all objects with class, size and references, stored in columns because there may be millions.
 
 import { POSITIONS } from "../connection/protocol.js";
@@ -25,35 +26,95 @@ const OTHERS = "(others)";
 // Most names of references; further names are unknown.
 const MAX_REFERENCE_NAMES = 500_000;
 
-/** A column of numbers that grows. */
+/** @typedef {import("./dominators.js").Graph} Graph */
+/** @typedef {import("./holders.js").Holders} Holders */
+
+/**
+ * @typedef {object} Received An object of a snapshot as protocol.js reads it.
+ * @property {number} id
+ * @property {string} name Of its class.
+ * @property {number} size
+ * @property {string} file
+ * @property {number} line
+ * @property {number[]} references
+ * @property {string[] | string | null} [names] Of the references: texts, POSITIONS, or null.
+ * @property {string} [label]
+ *
+ * @typedef {{expected: number, objects: Received[], unreadable: number, resident?: number | null}} Part Of a snapshot.
+ */
+
+/**
+ * @typedef {object} Columns What is known of a received snapshot.
+ * @property {number} process Its number.
+ * @property {number} time In ms.
+ * @property {number} expected
+ * @property {number} unreadable
+ * @property {number} omitted
+ * @property {string | null} ending
+ * @property {number | null} resident
+ * @property {Float64Array} ids
+ * @property {IdTable} indexes
+ * @property {Graph} graph
+ * @property {Uint32Array} names By reference.
+ * @property {Uint8Array} positioned
+ * @property {Uint32Array} labels
+ * @property {string[]} nameTexts
+ * @property {string[]} labelTexts
+ * @property {Uint32Array} classes
+ * @property {Float64Array} sizes
+ * @property {Uint32Array} files
+ * @property {Uint32Array} lines
+ * @property {string[]} classNames
+ * @property {string[]} fileNames
+ * @property {Blob} file The messages it came in.
+ */
+
+/**
+ * A column of numbers that grows.
+ *
+ * @template {Float64Array | Uint32Array | Uint8Array} Values
+ */
 class Column {
   length = 0;
+  #type;
 
+  /** @param {new (length: number) => Values} type */
   constructor(type) {
+    this.#type = type;
     this.values = new type(0);
   }
 
-  /** Make room for `count` more values; throws RangeError if there is no memory. */
+  /**
+   * Make room for `count` more values; throws RangeError if there is no memory.
+   *
+   * @param {number} count
+   */
   reserve(count) {
     if (this.length + count <= this.values.length) return;
-    const larger = new this.values.constructor(Math.max(2 * this.values.length, this.length + count));
+    const larger = new this.#type(Math.max(2 * this.values.length, this.length + count));
     larger.set(this.values.subarray(0, this.length));
     this.values = larger;
   }
 
-  /** Add a value; room must have been reserved. */
+  /**
+   * Add a value; room must have been reserved.
+   *
+   * @param {number} value
+   */
   push(value) {
     this.values[this.length++] = value;
   }
 
   done() {
-    return this.values.slice(0, this.length);
+    return /** @type {Values} */ (this.values.slice(0, this.length));
   }
 }
 
 /** Maps texts to small numbers. */
 class Texts {
+  /** @type {string[]} */
   list = [];
+  /** @type {Map<string, number>} */
   #numbers = new Map();
 
   constructor(most = MAX_NAMES, others = OTHERS) {
@@ -61,6 +122,10 @@ class Texts {
     this.others = others;
   }
 
+  /**
+   * @param {string} text
+   * @returns {number}
+   */
   number(text) {
     const known = this.#numbers.get(text);
     if (known !== undefined) return known;
@@ -77,8 +142,11 @@ export class IncomingSnapshot {
   objects = 0; // number of objects kept
   unreadable = 0; // number of objects that could not be read
   omitted = 0; // number of objects beyond the limits
+  /** @type {BlobPart[]} */
   records = []; // of the recording, to save the snapshot
+  /** @type {number | null} */
   resident = null; // bytes, of the whole process
+  /** @type {string | null} */
   ending = null; // why the rest did not arrive
   #addedAt = 0; // ms
   #ids = new Column(Float64Array);
@@ -97,6 +165,10 @@ export class IncomingSnapshot {
   #nameTexts = new Texts(MAX_REFERENCE_NAMES, "");
   #labelTexts = new Texts(MAX_NAMES, "");
 
+  /**
+   * @param {string} correlation
+   * @param {number} time
+   */
   constructor(correlation, time, limits = LIMITS) {
     this.correlation = correlation;
     this.time = time; // ms
@@ -114,7 +186,12 @@ export class IncomingSnapshot {
     return (performance.now() - this.#addedAt) / 1000;
   }
 
-  /** Add one part, and the record of the message it arrived in. */
+  /**
+   * Add one part, and the record of the message it arrived in.
+   *
+   * @param {Part} part
+   * @param {BlobPart} record
+   */
   add({ expected, objects, unreadable, resident = null }, record) {
     this.#addedAt = performance.now();
     if (this.records.at(-1) !== record) this.records.push(record);
@@ -140,7 +217,11 @@ export class IncomingSnapshot {
     }
   }
 
-  /** Reserve room for objects before adding any, so that all columns stay equally long; return for how many. */
+  /**
+   * Reserve room for objects before adding any, so that all columns stay equally long; return for how many.
+   *
+   * @param {Received[]} objects
+   */
   #reserve(objects) {
     let count = 0;
     let references = 0;
@@ -162,7 +243,11 @@ export class IncomingSnapshot {
     return count;
   }
 
-  /** Return the received objects as a Snapshot. */
+  /**
+   * Return the received objects as a Snapshot.
+   *
+   * @param {number} process
+   */
   finish(process) {
     const ids = this.#ids.done();
     const indexes = new IdTable(ids.length);
@@ -203,15 +288,43 @@ export class IncomingSnapshot {
 
 /** A received snapshot. Objects are identified by id outside this class, and by index inside. */
 export class Snapshot {
-  /** Who holds each object, once it is computed. */
+  /** Its number in the session. @type {number | undefined} */
+  number;
+  /** The name of the file it was loaded from. @type {string | undefined} */
+  from;
+  /** Who holds each object, once it is computed. @type {Holders | null} */
   holders = null;
   /** The progress of computing it, 0 to 1. */
   progress = 0;
+  /** @type {Graph | null} */
   #referrers = null;
+  /** @type {Promise<Holders> | null} */
   #computing = null;
 
+  /** @param {Columns} columns */
   constructor(columns) {
-    Object.assign(this, columns);
+    this.process = columns.process;
+    this.time = columns.time;
+    this.expected = columns.expected;
+    this.unreadable = columns.unreadable;
+    this.omitted = columns.omitted;
+    this.ending = columns.ending;
+    this.resident = columns.resident;
+    this.ids = columns.ids;
+    this.indexes = columns.indexes;
+    this.graph = columns.graph;
+    this.names = columns.names;
+    this.positioned = columns.positioned;
+    this.labels = columns.labels;
+    this.nameTexts = columns.nameTexts;
+    this.labelTexts = columns.labelTexts;
+    this.classes = columns.classes;
+    this.sizes = columns.sizes;
+    this.files = columns.files;
+    this.lines = columns.lines;
+    this.classNames = columns.classNames;
+    this.fileNames = columns.fileNames;
+    this.file = columns.file;
     this.objects = this.ids.length;
     this.bytes = this.sizes.reduce((sum, size) => sum + size, 0);
   }
@@ -224,7 +337,7 @@ export class Snapshot {
   /** Compute who holds each object, without pause. */
   hold() {
     for (const progress of this.#steps()) this.progress = progress;
-    return this.holders;
+    return /** @type {Holders} */ (this.holders);
   }
 
   /** Compute who holds each object, in slices between which other requests are answered. */
@@ -241,9 +354,10 @@ export class Snapshot {
       await new Promise((resolve) => setTimeout(resolve));
       began = performance.now();
     }
-    return this.holders;
+    return /** @type {Holders} */ (this.holders);
   }
 
+  /** @returns {Generator<number, void>} */
   *#steps() {
     if (this.holders === null) this.holders = yield* findHolders(this);
   }
@@ -266,10 +380,16 @@ export class Snapshot {
     }));
   }
 
-  /** Return the ways in which the objects of a class are held, those that retain most first. */
+  /**
+   * Return the ways in which the objects of a class are held, those that retain most first.
+   *
+   * @param {string} className
+   * @param {number} limit
+   */
   waysOf(className, limit) {
     const holders = this.hold();
     const wanted = this.classNames.indexOf(className);
+    /** @type {{ way: number, id: number, count: number, retained: number, unreachable: number }[]} */
     const rows = [];
     holders.wayExamples.forEach((example, way) => {
       if (this.classes[example] !== wanted) return;
@@ -280,17 +400,29 @@ export class Snapshot {
     return { matching: rows.length, rows: rows.slice(0, limit).map((row) => ({ ...row, text: holders.wayText(row.way) })) };
   }
 
-  /** Return whether there is an object with this id and class: an address is reused, but rarely by the same class. */
+  /**
+   * Return whether there is an object with this id and class: an address is reused, but rarely by the same class.
+   *
+   * @param {number} id
+   * @param {string} className
+   */
   has(id, className) {
     const index = this.indexes.get(id);
     return index >= 0 && this.classNames[this.classes[index]] === className;
   }
 
-  /** Return the largest objects of a class, at most `limit`; leave out objects in the snapshot `butNotIn`. */
+  /**
+   * Return the largest objects of a class, at most `limit`; leave out objects in the snapshot `butNotIn`.
+   *
+   * @param {string} className
+   * @param {Snapshot | null} butNotIn
+   * @param {number} limit
+   */
   objectsOf(className, butNotIn, limit) {
     const wanted = this.classNames.indexOf(className);
     const { retained } = this.hold();
-    const order = (a, b) => retained[b] - retained[a] || this.ids[a] - this.ids[b];
+    const order = (/** @type {number} */ a, /** @type {number} */ b) => retained[b] - retained[a] || this.ids[a] - this.ids[b];
+    /** @type {number[]} */
     let largest = [];
     let matching = 0;
     const cut = () => (largest = largest.sort(order).slice(0, limit));
@@ -303,7 +435,12 @@ export class Snapshot {
     return { matching, rows: cut().map((i) => this.#object(i)) };
   }
 
-  /** Return an object, its references, its referrers and a shortest path to it; null if there is no such object. */
+  /**
+   * Return an object, its references, its referrers and a shortest path to it; null if there is no such object.
+   *
+   * @param {number} id
+   * @param {number} limit
+   */
   object(id, limit) {
     const index = this.indexes.get(id);
     if (index < 0) return null;
@@ -325,6 +462,7 @@ export class Snapshot {
     };
   }
 
+  /** @param {number} index */
   #object(index) {
     return {
       id: this.ids[index],
@@ -336,7 +474,11 @@ export class Snapshot {
     };
   }
 
-  /** Return the objects of a path, and the number left out in the middle. */
+  /**
+   * Return the objects of a path, and the number left out in the middle.
+   *
+   * @param {number[]} indexes
+   */
   #path(indexes) {
     const omitted = Math.max(0, indexes.length - 2 * PATH_ENDS);
     const kept = omitted ? [...indexes.slice(0, PATH_ENDS), ...indexes.slice(-PATH_ENDS)] : indexes;
@@ -344,14 +486,27 @@ export class Snapshot {
   }
 }
 
-/** Compare two snapshots by class, the earlier snapshot first. */
+/**
+ * @typedef {{name: string, before: number, after: number, appeared: number, gone: number, count: number, bytes: number,
+ *   retained: number, unreachable: number}} Difference Of a class.
+ */
+
+/**
+ * Compare two snapshots by class, the earlier snapshot first.
+ *
+ * @param {Snapshot} before
+ * @param {Snapshot} after
+ */
 export function difference(before, after) {
+  /** @type {Map<string, Difference>} */
   const rows = new Map();
-  const row = (name) => {
-    if (!rows.has(name)) {
-      rows.set(name, { name, before: 0, after: 0, appeared: 0, gone: 0, count: 0, bytes: 0, retained: 0, unreachable: 0 });
+  const row = (/** @type {string} */ name) => {
+    let one = rows.get(name);
+    if (one === undefined) {
+      one = { name, before: 0, after: 0, appeared: 0, gone: 0, count: 0, bytes: 0, retained: 0, unreachable: 0 };
+      rows.set(name, one);
     }
-    return rows.get(name);
+    return one;
   };
   for (const { name, count, bytes, retained } of before.byClass()) {
     row(name).before = count;
@@ -364,6 +519,7 @@ export function difference(before, after) {
     row(name).retained += retained;
     row(name).unreachable = unreachable;
   }
+  /** @type {(of: Snapshot, from: Snapshot, key: "appeared" | "gone") => void} */
   const countMissing = (of, from, key) => {
     const counted = of.classNames.map(row);
     for (let i = 0; i < of.objects; i++) {
@@ -376,7 +532,13 @@ export function difference(before, after) {
   return [...rows.values()].filter((one) => one.appeared || one.gone || one.bytes || one.retained);
 }
 
-/** Filter, sort and limit the rows of a table. */
+/**
+ * Filter, sort and limit the rows of a table.
+ *
+ * @template {{ name: string, bytes: number }} Row
+ * @param {Row[]} rows
+ * @param {{ filter?: string, sort: keyof Row, descending?: boolean, limit?: number }} order
+ */
 export function select(rows, { filter = "", sort, descending = true, limit = 200 }) {
   const wanted = filter.toLowerCase();
   const order = descending ? -1 : 1;
