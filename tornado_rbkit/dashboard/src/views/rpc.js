@@ -3,6 +3,33 @@
 
 import { query } from "./address.js";
 
+/** @typedef {import("../connection/protocol.js").Facts} Facts */
+
+/**
+ * @typedef {{number: number, since: number | null, facts: Facts | null, samples: number}} ProcessSummary `since` in ms.
+ *
+ * @typedef {object} Header What the worker's `header` returns.
+ * @property {"connecting" | "live" | "waiting" | "lost" | "unopened" | "refused" | "gone" | "closed" | "file" | "absent"} state
+ * @property {string} reason
+ * @property {number | null} retryAt In ms.
+ * @property {number} pending
+ * @property {number} session
+ * @property {{url?: string, file?: string, bytes?: number, size?: number, damage?: string | null} | null} source
+ * @property {Facts | null} facts Of the newest process.
+ * @property {number | null} clients
+ * @property {ProcessSummary[]} processes The newest last; there is one at least.
+ * @property {number} messages
+ * @property {number} bytes
+ * @property {number} missing
+ * @property {number} dropped
+ * @property {number} unreadable
+ * @property {{number: number, text: string}[]} log
+ * @property {number} leftOut
+ * @property {number} recorded
+ * @property {number} notKept
+ * @property {number | null} lastTime In ms.
+ */
+
 const worker = new Worker(new URL(`worker.js${query}`, import.meta.url), { type: "module" });
 const calls = new Map();
 let last = 0;

@@ -1,3 +1,4 @@
+// @ts-check
 // The snapshots view: a snapshot by class, the difference of two snapshots, and the paths to an object.
 
 import { GrowthFinder, Suspects } from "./growth.js";
@@ -10,13 +11,30 @@ import { Table } from "./widgets/table.js";
 const SHOWN = 200;
 const SILENCE_SECONDS = 5; // without a part of an incoming snapshot
 
+/**
+ * @typedef {import("./rpc.js").Header} Header
+ * @typedef {import("../model/snapshots.js").Snapshot} Snapshot
+ * @typedef {Omit<ReturnType<Snapshot["summary"]>, "number"> & {number: number, from: string | null}} Summary
+ * @typedef {{objects: number, expected: number, silentSeconds: number}} Incoming
+ * @typedef {NonNullable<ReturnType<Snapshot["object"]>>} Details Of an object.
+ * @typedef {ReturnType<Snapshot["waysOf"]>} Ways In which the objects of a class are held.
+ * @typedef {Omit<Details["path"]["steps"][number], "heldBy"> & {heldBy?: string}} Item An object in a list.
+ */
+
 export class SnapshotsView {
   element;
   refreshSeconds = 1;
+  /** @type {(() => void) | undefined} Called when a snapshot was removed. */
+  onchange;
+  /** @type {number | null} */
   #number = null; // of the snapshot in view
+  /** @type {number | null} */
   #against = null; // of the earlier snapshot it is compared with
+  /** @type {string | null} */
   #className = null;
+  /** @type {number | null} */
   #object = null; // id
+  /** @type {number[]} */
   #trail = []; // ids of the objects that were followed
   #drawn = "";
   #lists = new Latest(); // requests for the list of snapshots
@@ -26,6 +44,7 @@ export class SnapshotsView {
   #found = new Latest(); // requests for what grows
   #details = new Latest(); // requests for the object
 
+  /** @param {{takeSnapshot: () => Promise<void>}} options */
   constructor({ takeSnapshot }) {
     const number = (key, label, title, text) => ({ key, label, title, number: true, text });
     this.growth = new GrowthFinder({ onfound: (before, after) => this.#show(after, before) });
@@ -122,10 +141,15 @@ export class SnapshotsView {
     this.failed = this.asked = false;
   }
 
+  /** @param {Header} header */
   async update(header) {
     await this.#lists.ask("snapshots", null, (data) => this.#draw(data, header));
   }
 
+  /**
+   * @param {{list: Summary[], incoming: Incoming[]}} data
+   * @param {Header} header
+   */
   async #draw({ list, incoming }, header) {
     const objects = incoming.reduce((sum, one) => sum + one.objects, 0);
     const expected = incoming.reduce((sum, one) => sum + one.expected, 0);
@@ -145,13 +169,13 @@ export class SnapshotsView {
     this.#known = list;
     this.#drawList(list, header);
     const newest = list.at(-1);
-    const has = (wanted) => list.some(({ number }) => number === wanted);
+    const has = (/** @type {number | null} */ wanted) => list.some(({ number }) => number === wanted);
     const isNew = newest && !before.some(({ number }) => number === newest.number);
     // A snapshot that another viewer took does not replace the one in view.
     if (isNew && (this.asked || this.#className === null)) {
       this.asked = false;
       // From the second snapshot on, show the difference to the previous one.
-      await this.#show(newest.number, list.length > 1 ? list.at(-2).number : null);
+      await this.#show(newest.number, list.at(-2)?.number ?? null);
     } else if (!has(this.#number)) {
       await this.#show(newest?.number ?? null, null);
     } else if (this.#against !== null && !has(this.#against)) {
@@ -161,6 +185,7 @@ export class SnapshotsView {
     }
   }
 
+  /** @param {() => Promise<void>} takeSnapshot */
   async #take(takeSnapshot) {
     if (this.take.getAttribute("aria-disabled")) return;
     const refused = await this.growth.collectFirst();
@@ -168,17 +193,23 @@ export class SnapshotsView {
     await takeSnapshot();
   }
 
+  /** @type {Summary[]} */
   #known = []; // summaries of the snapshots
   asked = false; // true if the user of this page asked for a snapshot
 
+  /** @param {string} text */
   #tell(text) {
     setText(this.note, text);
   }
 
+  /**
+   * @param {Summary[]} list
+   * @param {Header} header
+   */
   #drawList(list, header) {
     this.list.replaceChildren(
       ...list.map((one) => {
-        const old = header.processes.length > 1 && one.process !== header.processes.at(-1).number;
+        const old = header.processes.length > 1 && one.process !== header.processes.at(-1)?.number;
         const part = one.ending === null ? "" : `, incomplete: ${format.count(one.objects)} of ${format.count(one.expected)} came, ${one.ending}`;
         const omitted = one.omitted ? `, ${format.count(one.omitted)} more are left out: more than this page can hold` : "";
         const unreadable = one.unreadable ? `, ${format.count(one.unreadable)} more could not be read` : "";
@@ -199,6 +230,10 @@ export class SnapshotsView {
     );
   }
 
+  /**
+   * @param {number | null} number
+   * @param {number | null} against
+   */
   async #show(number, against) {
     this.#number = number;
     this.content.hidden = number === null;
@@ -231,6 +266,7 @@ export class SnapshotsView {
     this.compare.value = String(this.#against ?? "");
   }
 
+  /** @param {string} value */
   async #compareWith(value) {
     this.#against = value === "" ? null : Number(value);
     this.#drawChoice();
@@ -248,6 +284,7 @@ export class SnapshotsView {
     const table = this.#against === null ? this.classes : this.differences;
     const query = { filter: this.filter.value, sort: table.sort, descending: table.descending, limit: SHOWN };
     const against = this.#against;
+    /** @param {{rows: object[], matching: number}} data */
     const draw = (data) => {
       table.rearrange();
       table.update(data.rows);
@@ -259,6 +296,7 @@ export class SnapshotsView {
     else await this.#rows.ask("snapshotDifference", { before: against, after: this.#number, ...query }, draw);
   }
 
+  /** @param {string | null} name */
   async #chooseClass(name) {
     this.#className = name;
     this.classes.select(name);
@@ -271,7 +309,7 @@ export class SnapshotsView {
     const against = this.#against;
     this.ways.replaceChildren();
     this.#ways.ask("snapshotWays", { number: this.#number, name }, (data) => this.#drawWays(data));
-    await this.#objects.ask("snapshotObjects", { number: this.#number, name, butNotIn: against }, (data) => {
+    await this.#objects.ask("snapshotObjects", { number: this.#number, name, butNotIn: against }, (/** @type {ReturnType<Snapshot["objectsOf"]>} */ data) => {
       this.objectsBox.hidden = false;
       setText(this.objectsTitle, name);
       const which = against === null ? "objects" : `objects that snapshot ${against} has not`;
@@ -284,6 +322,7 @@ export class SnapshotsView {
     });
   }
 
+  /** @param {Ways} ways */
   #drawWays({ rows, matching }) {
     const more = matching > rows.length ? [h("li", { class: "hint" }, `and in ${format.count(matching - rows.length)} more ways`)] : [];
     this.ways.replaceChildren(
@@ -299,13 +338,19 @@ export class SnapshotsView {
     );
   }
 
-  /** Show an object; from the list of a class the trail starts again. */
+  /**
+   * Show an object; from the list of a class the trail starts again.
+   *
+   * @param {number} id
+   * @param {boolean} anew
+   */
   #follow(id, anew) {
     if (anew) this.#trail = [];
     else if (this.#object !== null) this.#trail.push(this.#object);
     this.#open(id);
   }
 
+  /** @param {number | null} id */
   async #open(id) {
     this.#object = id;
     this.objects.select(id);
@@ -315,11 +360,15 @@ export class SnapshotsView {
     await this.#details.ask("snapshotObject", { number: this.#number, id }, (object) => this.#drawObject(object, id));
   }
 
+  /**
+   * @param {Details} object
+   * @param {number} id
+   */
   #drawObject(object, id) {
     const { steps } = object.path;
     const title = h("h3", { tabindex: "-1" }, `${object.name} ${format.objectId(object.id)}`);
-    const back = h("button", { type: "button", onclick: () => this.#open(this.#trail.pop()) }, "Back");
-    const more = (shown, count) => (count > shown ? h("p", { class: "hint" }, `and ${format.count(count - shown)} more`) : null);
+    const back = h("button", { type: "button", onclick: () => this.#open(/** @type {number} */ (this.#trail.pop())) }, "Back");
+    const more = (/** @type {number} */ shown, /** @type {number} */ count) => (count > shown ? h("p", { class: "hint" }, `and ${format.count(count - shown)} more`) : null);
     this.detail.replaceChildren(
       ...(this.#trail.length ? [back] : []),
       title,
@@ -343,6 +392,10 @@ export class SnapshotsView {
     title.focus();
   }
 
+  /**
+   * @param {Details["path"]} path
+   * @param {number} current
+   */
   #steps({ steps, omitted }, current) {
     const items = steps.map((step) => this.#item(step, current));
     if (!omitted) return items;
@@ -351,6 +404,10 @@ export class SnapshotsView {
     return [...items.slice(0, half), h("li", { class: "hint omitted" }, `… ${format.count(omitted)} more …`), ...items.slice(half)];
   }
 
+  /**
+   * @param {Item} object
+   * @param {number} current
+   */
   #item(object, current) {
     const text = `${object.name} ${format.objectId(object.id)}`;
     const about = [object.heldBy, format.bytes(object.size), format.place(object.file, object.line)].filter(Boolean).join(", ");
@@ -362,6 +419,7 @@ export class SnapshotsView {
     );
   }
 
+  /** @param {File} file */
   async #load(file) {
     this.failed = false;
     this.#tell(`Reading ${file.name}…`);
@@ -371,15 +429,17 @@ export class SnapshotsView {
       if (damage !== null) throw new Error(`${damage}. What came of its snapshots is shown.`);
     } catch (error) {
       this.failed = true;
-      this.#tell(error.message);
+      this.#tell(/** @type {Error} */ (error).message);
     }
   }
 
+  /** @param {Summary} one */
   async #save(one) {
     const file = await ask("snapshotFile", { number: one.number });
     if (file !== null) save(file, `snapshot-${one.number}.rbkit`);
   }
 
+  /** @param {Summary} one */
   async #remove(one) {
     await ask("removeSnapshot", { number: one.number });
     this.onchange?.();
