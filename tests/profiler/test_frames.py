@@ -206,12 +206,26 @@ def collecting() -> Iterator[None]:
     gc.enable() if was else gc.disable()
 
 
+@pytest.fixture
+def other() -> Iterator[int]:
+    """Return the identifier of a thread that waits."""
+    lock = threading.Lock()
+    with lock:
+        thread = threading.Thread(target=lock.acquire)
+        thread.start()
+        assert thread.ident is not None
+        yield thread.ident
+    thread.join()
+
+
 def change(enabled: bool) -> None:
     (gc.enable if enabled else gc.disable)()
 
 
 @pytest.mark.parametrize("enabled", [True, False])
-def test_the_collector_is_as_the_host_had_it(monkeypatch: pytest.MonkeyPatch, collecting: None, enabled: bool) -> None:
+def test_the_collector_is_as_the_host_had_it(
+    monkeypatch: pytest.MonkeyPatch, collecting: None, other: int, enabled: bool
+) -> None:
     during: list[bool] = []
 
     def look(frame: FrameType) -> Place:
@@ -220,14 +234,14 @@ def test_the_collector_is_as_the_host_had_it(monkeypatch: pytest.MonkeyPatch, co
 
     monkeypatch.setattr(frames, "read_place", look)
     change(enabled)
-    assert read_stacks()
+    assert other in read_stacks()
     assert gc.isenabled() is enabled
     assert set(during) == {enabled and sys.version_info >= (3, 12)}
 
 
 @pytest.mark.parametrize("enabled", [True, False])
 def test_the_collector_is_as_the_host_had_it_after_an_error(
-    monkeypatch: pytest.MonkeyPatch, collecting: None, enabled: bool
+    monkeypatch: pytest.MonkeyPatch, collecting: None, other: int, enabled: bool
 ) -> None:
     def fail(_: object) -> None:
         raise MemoryError
@@ -313,10 +327,11 @@ def test_a_deep_stack_is_cut_at_its_outer_end() -> None:
     assert names[-1] == "down"
 
 
-def test_a_thread_that_has_ended_has_no_stack() -> None:
+def test_neither_the_caller_nor_a_thread_that_has_ended_has_a_stack(other: int) -> None:
     thread = threading.Thread(target=int)
     thread.start()
     thread.join()
     stacks = read_stacks()
     assert thread.ident not in stacks
-    assert threading.get_ident() in stacks
+    assert threading.get_ident() not in stacks
+    assert other in stacks

@@ -94,18 +94,21 @@ def frames_of_others() -> list[FrameType]:
 
 
 def read_stacks() -> dict[int, list[Place]]:
-    """Return the stacks of all threads that run Python code, innermost frame first. Any thread.
+    """Return the stacks of all other threads that run Python code, innermost frame first. Any thread.
+
+    On Python 3.10 a stack of the caller's own would hold the frame that holds it, until a collection.
 
     Raises:
         SamplingError: the stacks cannot be read safely.
     """
+    is_own = original("get_ident")().__eq__
     threads: list[int] = []
     frames: dict[int, FrameType] = {}
     stacks: list[list[Place]] = []
     _with_frames(
         lambda current: [
             map(frames.update, current),
-            map(threads.extend, [frames]),
+            map(threads.extend, map(filterfalse, [is_own], [frames])),
             map(stacks.extend, [_follow(map(frames.get, threads))]),
             starmap(frames.clear, ONCE),
         ]
