@@ -60,7 +60,7 @@ def run_attached(work: str, amount: int, tool: dict[str, Any]) -> dict[str, Any]
 
 
 def split(subscriber: Subscriber) -> Counter[str]:
-    """Count what was received: messages, samples, and samples in the two functions of the work."""
+    """Count the received messages, their samples, and the samples in the two functions of the work."""
     found = Counter({"messages": len(subscriber.messages)})
     for event in subscriber.events():
         if event[0] == 9:

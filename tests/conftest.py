@@ -107,6 +107,14 @@ def threaded(request: pytest.FixtureRequest) -> bool:
 
 
 @pytest.fixture
+def runtime_folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """Set a runtime folder in which no other test's processes announce themselves. It does not exist yet."""
+    folder = tmp_path / "runtime"
+    monkeypatch.setenv("RBKIT_RUNTIME_DIR", str(folder))
+    return folder
+
+
+@pytest.fixture
 def rbkit() -> Iterator[FakeRbkit]:
     with FakeRbkit() as server:
         yield server

@@ -41,6 +41,19 @@ def collection(counter: int, events: list[Any] | None = None, padding: int = 0) 
     return packed
 
 
+FACTS = {
+    "rbkit_server_version": "0.1.10",
+    "rbkit_protocol_version": "2.1",
+    "process_name": "fake",
+    "pwd": "/srv",
+    "pid": 1,
+    "object_trace_enabled": 0,
+    "cpu_profiling_enabled": 0,
+    "clock_type": "wall",
+    "cpu_profiling_mode": "sampling",
+}
+
+
 class FakeRbkit:
     """The server, which runs in a thread while in the context."""
 
@@ -115,15 +128,11 @@ class FakeRbkit:
 
     def handshake(self) -> bytes:
         facts = {
-            "rbkit_server_version": "0.1.10",
-            "rbkit_protocol_version": "2.1",
-            "process_name": "fake",
-            "pwd": "/srv",
+            **FACTS,
             "pid": os.getpid(),
             "object_trace_enabled": int("memory_profile" in self.enabled),
             "cpu_profiling_enabled": int("cpu_profiling" in self.enabled),
             "clock_type": self.clock_type,
-            "cpu_profiling_mode": "sampling",
         }
         if self.tagged:
             facts = {name: facts[name] for name in ("process_name", "pwd", "pid", "object_trace_enabled")}

@@ -1,4 +1,4 @@
-"""Many viewers, large messages, slow and dead ones: each gets what it is pending, and nobody waits for another."""
+"""Fan-out to many clients, large messages, and slow or dead clients: no client waits for another."""
 
 from __future__ import annotations
 

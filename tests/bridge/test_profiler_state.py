@@ -11,23 +11,11 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from tests.conftest import Serve, ask, until
-from tests.fake_rbkit import FakeRbkit
+from tests.fake_rbkit import FACTS, FakeRbkit
 from tornado_rbkit import Bridge
 from tornado_rbkit.bridge.profiler_state import Fault, ProfilerState, State
 from tornado_rbkit.protocol import MAX_HANDSHAKE_BYTES, CommandError, DecodeError, Notice, decode_handshake
 from tornado_rbkit.upstream.types import Batch, CommandResult, ConnectionState
-
-FACTS = {
-    "rbkit_server_version": "0.1.10",
-    "rbkit_protocol_version": "2.1",
-    "process_name": "fake",
-    "pwd": "/srv",
-    "pid": 1,
-    "object_trace_enabled": 0,
-    "cpu_profiling_enabled": 0,
-    "clock_type": "wall",
-    "cpu_profiling_mode": "sampling",
-}
 
 
 def handshake(**facts: object) -> bytes:

@@ -205,7 +205,7 @@ class TestEscapedForm:
         other = await server.connect()
         assert await receive(connection) == "0client_count:2"
         rbkit.publish(collection(0))
-        rbkit.publish(collection(10))  # nine are missing, which the binary encoding is told
+        rbkit.publish(collection(10))  # nine are missing; only clients in the binary encoding are notified
         assert b"0dropped:9" in [await receive(other) for _ in range(3)]
         assert [str(await receive(connection))[0] for _ in range(2)] == ["1", "1"]
         await connection.write_message("trigger_gc")

@@ -33,11 +33,7 @@ sys.stdin.read()
 """
 
 
-@pytest.fixture(autouse=True)
-def runtime_folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    folder = tmp_path / "runtime"
-    monkeypatch.setenv("RBKIT_RUNTIME_DIR", str(folder))
-    return folder
+pytestmark = pytest.mark.usefixtures("runtime_folder")
 
 
 @pytest.fixture

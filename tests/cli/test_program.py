@@ -30,13 +30,7 @@ from tornado_rbkit.profiler import discovery
 from tornado_rbkit.protocol import CPUSample, Handshake, ObjCreated
 from tornado_rbkit.web.discovered import DiscoveredTargets
 
-
-@pytest.fixture(autouse=True)
-def runtime_folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    """A folder in which no other test's processes announce themselves."""
-    folder = tmp_path / "runtime"
-    monkeypatch.setenv("RBKIT_RUNTIME_DIR", str(folder))
-    return folder
+pytestmark = pytest.mark.usefixtures("runtime_folder")
 
 
 @pytest.fixture

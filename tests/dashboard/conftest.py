@@ -129,7 +129,7 @@ class Page:
         return button.get_attribute("title") if button.get_attribute("aria-disabled") else None
 
     def rows(self, caption: str, *, exact: bool = False) -> list[list[str]]:
-        """Return what is in a table, row by row, once all of it is; titles of cells where `exact`."""
+        """Return the rows of a table once it is complete; if `exact`, the titles of the cells."""
         found: list[list[list[str]]] = []
 
         def look() -> bool:

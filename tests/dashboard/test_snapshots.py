@@ -259,7 +259,7 @@ def test_the_second_is_shown_by_what_it_has_more_than_the_first(snapshots: Page,
     snapshots.until(lambda: snapshots.rows(COMPARED), "they are compared")
     assert snapshots.rows(COMPARED) == [
         ["Leaky", "+990 B", "+99", "+990 B", "100", "1", "103", "0"],
-        ["New", "+20 B", "+2", "+20 B", "2", "0", "2", "0"],  # at the addresses of what is gone
+        ["New", "+20 B", "+2", "+20 B", "2", "0", "2", "0"],  # at the addresses of freed objects
         ["Gone", "−20 B", "−2", "−20 B", "0", "2", "0", "0"],
     ]
     assert "3 classes changed since snapshot 1" in snapshots.text

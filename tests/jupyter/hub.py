@@ -6,9 +6,7 @@ import contextlib
 import importlib.util
 import os
 import shutil
-import subprocess
 import sys
-import time
 import urllib.request
 from collections.abc import Iterator
 from pathlib import Path
@@ -18,7 +16,7 @@ from selenium.webdriver.chromium.webdriver import ChromiumDriver
 from selenium.webdriver.common.by import By
 
 from tests.fake_rbkit import free_port
-from tests.jupyter.lab import PATIENCE, environment, find
+from tests.jupyter.lab import PATIENCE, JupyterProcess, environment, find
 
 CONFIGURATION = """
 c = get_config()
@@ -40,11 +38,10 @@ c.ConfigurableHTTPProxy.api_url = "http://127.0.0.1:{api_port}"
 """
 
 
-class Hub:
-    """A running JupyterHub. `url` is its address, with the slash; `log` is what it and its users' servers printed."""
+class Hub(JupyterProcess):
+    """A JupyterHub; `log` has the output of its users' servers too."""
 
     def __init__(self, folder: Path, proxy: str, *options: str) -> None:
-        self._log = folder / "log"
         self._homes = folder / "homes"
         own = environment(folder)
         for private in ("JUPYTER_CONFIG_DIR", "JUPYTER_DATA_DIR", "JUPYTER_RUNTIME_DIR", "XDG_RUNTIME_DIR"):
@@ -64,16 +61,7 @@ class Hub:
         )
         (folder / "jupyterhub_config.py").write_text(text)
         command = [sys.executable, "-m", "jupyterhub", "-f", str(folder / "jupyterhub_config.py")]
-        with self._log.open("wb") as log:
-            self.process = subprocess.Popen(
-                command, env=own, cwd=folder, stdin=subprocess.DEVNULL, stdout=log, stderr=log
-            )
-        self.url = f"http://127.0.0.1:{port}/"
-        self._wait()
-
-    @property
-    def log(self) -> str:
-        return self._log.read_text()
+        super().__init__(command, f"http://127.0.0.1:{port}/", folder / "log", folder, own)
 
     def home(self, user: str) -> Path:
         """Return the home of a user, where the notebooks are."""
@@ -89,21 +77,9 @@ class Hub:
         find(browser, ".jp-LauncherCard, #jp-main-dock-panel")
         return f"{self.url}user/{user}/"
 
-    def stop(self) -> None:
-        """Stop it, the proxy and the users' servers."""
-        self.process.terminate()
-        self.process.wait(PATIENCE)
-
-    def _wait(self) -> None:
-        deadline = time.monotonic() + PATIENCE
-        while True:
-            try:
-                with urllib.request.urlopen(f"{self.url}hub/api/", timeout=PATIENCE):
-                    return
-            except OSError:
-                assert self.process.poll() is None, self.log
-                assert time.monotonic() < deadline, self.log
-                time.sleep(0.1)
+    def ask(self) -> None:
+        with urllib.request.urlopen(f"{self.url}hub/api/", timeout=PATIENCE):
+            pass
 
 
 @contextlib.contextmanager

@@ -57,8 +57,46 @@ def environment(folder: Path) -> dict[str, str]:
     }
 
 
-class Lab:
-    """A running server. `url` is that of its base_url, with the slash; `log` is what it printed."""
+class JupyterProcess:
+    """A server as a process of its own. `url` is that of its base_url, with the slash; `log` is what it printed."""
+
+    def __init__(self, command: list[str], url: str, log: Path, folder: Path, variables: dict[str, str]) -> None:
+        """Start it in a folder, and wait until it answers."""
+        self.url = url
+        self._log = log
+        with log.open("wb") as output:
+            self.process = subprocess.Popen(
+                command, env=variables, stdin=subprocess.DEVNULL, stdout=output, stderr=output, cwd=folder
+            )
+        self._wait()
+
+    @property
+    def log(self) -> str:
+        return self._log.read_text()
+
+    def ask(self) -> object:
+        """Send a request that it answers once it is ready; raise OSError before."""
+        raise NotImplementedError
+
+    def stop(self) -> None:
+        """Stop it and what it started, and wait for its end."""
+        self.process.terminate()
+        self.process.wait(PATIENCE)
+
+    def _wait(self) -> None:
+        deadline = time.monotonic() + PATIENCE
+        while True:
+            try:
+                self.ask()
+                return
+            except OSError:
+                assert self.process.poll() is None, self.log
+                assert time.monotonic() < deadline, self.log
+                time.sleep(0.1)
+
+
+class Lab(JupyterProcess):
+    """A JupyterLab, or another program of Jupyter's."""
 
     def __init__(self, folder: Path, *options: str, base_url: str = "/", program: str = "jupyterlab") -> None:
         folder.mkdir(exist_ok=True)
@@ -69,7 +107,6 @@ class Lab:
         if program == "jupyter_server":
             off = {"ServerApp": {"jpserver_extensions": dict.fromkeys(_OTHERS, False)}}
             (folder / "config" / "jupyter_server_config.json").write_text(json.dumps(off))
-        self._log = folder / "log"
         port = free_port()
         command = [
             sys.executable,
@@ -84,38 +121,17 @@ class Lab:
             f"--IdentityProvider.token={TOKEN}",
             *options,
         ]
-        with self._log.open("wb") as log:
-            self.process = subprocess.Popen(
-                command, env=environment(folder), stdin=subprocess.DEVNULL, stdout=log, stderr=log, cwd=self.root
-            )
-        self.url = f"http://127.0.0.1:{port}{base_url}"
-        self._wait()
+        url = f"http://127.0.0.1:{port}{base_url}"
+        super().__init__(command, url, folder / "log", self.root, environment(folder))
 
-    @property
-    def log(self) -> str:
-        return self._log.read_text()
+    def ask(self) -> object:
+        return self.get("api/status")
 
     def get(self, path: str) -> Any:
         """Return a document as JSON."""
         request = urllib.request.Request(self.url + path, headers={"Authorization": f"token {TOKEN}"})
         with urllib.request.urlopen(request, timeout=PATIENCE) as response:
             return json.load(response)
-
-    def stop(self) -> None:
-        """Stop it as Ctrl-C twice would, and wait for its end."""
-        self.process.terminate()
-        self.process.wait(PATIENCE)
-
-    def _wait(self) -> None:
-        deadline = time.monotonic() + PATIENCE
-        while True:
-            try:
-                self.get("api/status")
-                return
-            except OSError:
-                assert self.process.poll() is None, self.log
-                assert time.monotonic() < deadline, self.log
-                time.sleep(0.1)
 
 
 @contextlib.contextmanager

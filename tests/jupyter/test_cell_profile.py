@@ -1,4 +1,4 @@
-"""The profile of a cell: the time of lines and functions, the size of what is saved, and the exported file."""
+"""The profile of a cell: the time of lines and functions, the size of the saved output, and the exported file."""
 
 from __future__ import annotations
 

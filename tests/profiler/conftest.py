@@ -102,11 +102,8 @@ def shape(value: Any) -> Any:
 
 
 @pytest.fixture(autouse=True)
-def runtime(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    """A runtime folder of the test's own, not yet there."""
-    folder = tmp_path / "runtime"
-    monkeypatch.setenv("RBKIT_RUNTIME_DIR", str(folder))
-    return folder
+def runtime(runtime_folder: Path) -> Path:
+    return runtime_folder
 
 
 @pytest.fixture

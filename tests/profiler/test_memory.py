@@ -98,7 +98,7 @@ def test_an_id_taken_by_another_class_is_one_that_went_and_one_that_came() -> No
 def test_changes_are_spread_evenly_over_the_time_since_the_comparison_before(
     seconds: float, created: list[bool], destroyed: int, published: int
 ) -> None:
-    """However far it got before it was ended, each change is told once, in the order of the times."""
+    """Each change is published once, in the order of the times, wherever the comparison was ended."""
     changes = memory.Changes(1000.0 - seconds, 1000.0)
     for object_id, replaced in enumerate(created):
         changes.note_created(object_id, "Thing", replaced=replaced)

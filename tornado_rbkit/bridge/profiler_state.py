@@ -68,7 +68,7 @@ class ProfilerState:
         self._restart_notified = False
         self._unanswered = 0
         self._foreign = False
-        self._recording: set[str] = set()  # the commands that stop what is being recorded
+        self._recording: set[str] = set()  # the commands that stop the active profiling
         self._started_here: set[str] = set()
         self._last_results: deque[tuple[str, CommandResult]] = deque(maxlen=_REMEMBERED)
         self._next_probe_delay = _PROBE_DELAYS[0]

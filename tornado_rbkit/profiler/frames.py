@@ -65,18 +65,7 @@ def check_sampling() -> None:
     Raises:
         SamplingError: they cannot be read safely.
     """
-    thread_ids()
-
-
-def thread_ids() -> set[int]:
-    """Return the identifiers of all threads that run Python code. Any thread.
-
-    Raises:
-        SamplingError: the threads cannot be listed safely.
-    """
-    found: set[int] = set()
-    _with_frames(lambda frames: [map(found.update, frames)])
-    return found
+    _with_frames(lambda _: [])
 
 
 def frames_of_others() -> list[FrameType]:

@@ -11,7 +11,6 @@ from tornado_rbkit.profiler.cpu import CPUSampler
 from tornado_rbkit.profiler.frame_cache import line_number
 from tornado_rbkit.profiler.frames import read_stacks
 from tornado_rbkit.profiler.packing import without_time
-from tornado_rbkit.profiler.threads import original
 from tornado_rbkit.protocol import CPUSample, decode
 
 
@@ -24,7 +23,6 @@ class StackCounter(EventBatcher):
         self._idle = {
             (thread, tuple((code.co_filename, line_number(code, at)) for code, at, *_ in stack))
             for thread, stack in read_stacks().items()
-            if thread != original("get_ident")()
         }
 
     def add(self, event: bytes) -> None:

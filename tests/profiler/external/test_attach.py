@@ -49,7 +49,7 @@ BURNER = """
 
     threading.Thread(target=Job().run, daemon=True).start()
     print("ready", flush=True)
-    for line in sys.stdin:  # tells what is true each time it is asked
+    for line in sys.stdin:  # prints the true figures for each line
         print(spent["two_thirds"], spent["one_third"], flush=True)
 """
 

@@ -21,15 +21,12 @@ from typing import Any, Final
 
 from tornado_rbkit.profiler.arguments import check_interval
 from tornado_rbkit.profiler.batcher import BACKLOG_EVENTS, EventBatcher
-from tornado_rbkit.profiler.cpu import DEFAULT_INTERVAL, Pace
+from tornado_rbkit.profiler.cpu import DEFAULT_INTERVAL, MAKE_UP_SECONDS, Pace
 from tornado_rbkit.profiler.external.engine import Engine, EngineError, EngineFullError, Frame, Stack
 from tornado_rbkit.profiler.external.process import RunningProcess
 from tornado_rbkit.profiler.frames import MAX_DEPTH
 from tornado_rbkit.profiler.packing import pack_frame, pack_sample, pack_stack, pack_time
 from tornado_rbkit.profiler.threads import Flag, InternalThread, internal_logger
-
-MAKE_UP_SECONDS: Final = 0.02
-"""The longest delay for which stacks are repeated, as in the sampler inside a process."""
 
 MAX_ERRORS: Final = 0.05
 """The share of stacks that could not be read above which `trouble` says so."""
