@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import itertools
 import sys
+import threading
 import time
 
 import msgpack
@@ -104,18 +105,26 @@ print(server.status()["cpu"]["trouble"])
         assert output.endswith("sub-interpreter with another GIL, whose threads cannot be read\n")
 
 
-def _down(depth: int, sampler: CPUSampler, batcher: EventBatcher) -> list[bytes]:
+def _down(depth: int, reached: threading.Event, stop: threading.Event) -> None:
     if depth:
-        return _down(depth - 1, sampler, batcher)
-    for _ in range(50):
-        sampler._tick(1, 0.001)
-    return batcher.take(time.time(), flush=True)
+        _down(depth - 1, reached, stop)
+    else:
+        reached.set()
+        stop.wait()
 
 
 def test_messages_stay_small_however_deep_the_stacks_are() -> None:
     batcher = EventBatcher()
-    messages = _down(900, CPUSampler(batcher), batcher)
-    sizes = [len(message) for message in messages]
+    sampler = CPUSampler(batcher)
+    reached, stop = threading.Event(), threading.Event()
+    thread = threading.Thread(target=_down, args=(900, reached, stop))
+    thread.start()
+    reached.wait()
+    for _ in range(50):
+        sampler._tick(1, 0.001)
+    stop.set()
+    thread.join()
+    sizes = [len(message) for message in batcher.take(time.time(), flush=True)]
     assert sum(sizes) > 3 * BATCH_BYTES
     assert max(sizes) < 1.2 * BATCH_BYTES
 
