@@ -32,7 +32,7 @@ MAX_ERRORS: Final = 0.05
 """The share of stacks that could not be read above which `trouble` says so."""
 
 _PATIENCE: Final = 1.0  # seconds for the last output of an engine
-_REST: Final = 0.05  # seconds before an engine that has lost the process is replaced
+_REST: Final = 0.05  # seconds before an engine that has ended is replaced
 _ENOUGH_STACKS: Final = 1000  # to judge the share of errors
 _CACHE_BYTES: Final = 16 << 20
 _log = internal_logger(__name__)
@@ -196,6 +196,7 @@ class ExternalSampler:
             failure = self._read_to_the_end(self._engine)
             if self._stopped.is_set() or isinstance(failure, EngineFullError):
                 continue
+            self._stopped.wait(_REST)  # a process that was killed is there for a moment longer
             if not self._process.is_alive():
                 raise EngineError(f"{self._process} has ended")
             if self._process.has_new_program():
@@ -215,7 +216,6 @@ class ExternalSampler:
         self._losses += 1
         if self._losses == 1:
             _log.warning("%s although %s runs on; it is started again whenever it does", failure, self._process)
-        self._stopped.wait(_REST)
 
     def _begin_engine(self) -> bool:
         with self._lock:
