@@ -310,6 +310,7 @@ def test_nothing_is_sampled_after_the_stop(client: Client, server: profiler.Serv
 def test_the_switch_interval_is_the_hosts_again_after_sampling(client: Client) -> None:
     before = sys.getswitchinterval()
     client.ask(b"start_cpu_profiling")
+    client.events(CPUSample, bool)  # its thread has begun
     assert sys.getswitchinterval() == pytest.approx(0.0005)
     client.ask(b"stop_cpu_profiling")
     assert sys.getswitchinterval() == before
@@ -318,6 +319,7 @@ def test_the_switch_interval_is_the_hosts_again_after_sampling(client: Client) -
 def test_a_switch_interval_that_the_host_set_meanwhile_stays(client: Client) -> None:
     before = sys.getswitchinterval()
     client.ask(b"start_cpu_profiling")
+    client.events(CPUSample, bool)  # its thread has begun
     sys.setswitchinterval(0.003)
     try:
         client.ask(b"stop_cpu_profiling")
