@@ -1,3 +1,4 @@
+// @ts-check
 // The page: the choice of profiler, its state, its commands, and the views.
 
 import { query } from "./address.js";
@@ -9,6 +10,28 @@ import { CpuView } from "./cpu.js";
 import { MemoryView } from "./memory.js";
 import { ObjectsView } from "./objects.js";
 import { SnapshotsView } from "./snapshots.js";
+
+/**
+ * @typedef {import("./rpc.js").Facts} Facts
+ * @typedef {import("./rpc.js").Header} Header
+ * @typedef {import("./rpc.js").ProcessSummary} ProcessSummary
+ *
+ * @typedef {object} View What the page calls of a view.
+ * @property {HTMLElement} element
+ * @property {number} refreshSeconds
+ * @property {(header: Header, process: number) => Promise<void>} update
+ * @property {(() => void) | undefined} onchange
+ * @property {() => void} [forget]
+ * @property {Record<string, string>} [choices]
+ * @property {(choices: URLSearchParams) => void} [restore]
+ * @property {(state: unknown) => void} [back]
+ *
+ * @typedef {object} Command How a command's button looks.
+ * @property {(facts: Facts | null) => string} label
+ * @property {(facts: Facts | null) => string} command
+ * @property {(facts: Facts | null) => boolean} [pressed]
+ * @property {string} title
+ */
 
 const HEADER_SECONDS = 0.25;
 const TARGETS_SECONDS = 5;
@@ -29,51 +52,66 @@ const STATES = {
   absent: "no profiler yet",
 };
 
+/** @type {Command} */
 const MEMORY = {
   label: (facts) => (facts?.object_trace_enabled ? "Stop memory" : "Record memory"),
   command: (facts) => (facts?.object_trace_enabled ? "stop_memory_profile" : "start_memory_profile"),
   pressed: (facts) => Boolean(facts?.object_trace_enabled),
   title: "objects allocated and freed, and the garbage collector",
 };
+/** @type {Command} */
 const CPU = {
   label: (facts) => (facts?.cpu_profiling_enabled ? "Stop CPU" : "Record CPU"),
   command: (facts) => (facts?.cpu_profiling_enabled ? "stop_cpu_profiling" : "start_cpu_profiling"),
   pressed: (facts) => Boolean(facts?.cpu_profiling_enabled),
   title: "sample the stacks of all threads",
 };
+/** @type {Command} */
 const SNAPSHOT = { label: () => "Snapshot", command: () => "objectspace_snapshot", title: "all objects in the heap, and what they refer to" };
+/** @type {Command[]} */
 const CLOCKS = [
   { label: () => "Wall clock", command: () => "use_wall_time", pressed: (facts) => facts?.clock_type === "wall", title: "sample threads that wait, too" },
   { label: () => "CPU clock", command: () => "use_cpu_time", pressed: (facts) => facts?.clock_type === "cpu", title: "sample threads that compute" },
 ];
+/** @type {Command[]} */
 const MORE = [
   { label: () => "Collect garbage", command: () => "trigger_gc", title: "run the garbage collector" },
   { label: () => "Ask again", command: () => "handshake", title: "ask what is recorded" },
 ];
 
 class Page {
-  #allowed = new Set(document.documentElement.dataset.commands.split(" "));
+  #allowed = new Set(/** @type {string} */ (document.documentElement.dataset.commands).split(" "));
+  /** @type {[string, string, View][]} */
   #views;
+  #snapshots;
+  /** @type {View | null} */
   #view = null;
+  /** @type {Map<string, HTMLButtonElement>} */
   #tabs = new Map();
+  /** @type {Header | null} */
   #header = null;
+  /** @type {number | null} */
   #process = null; // number, null for the newest
+  /** @type {{name: string}[]} */
   #targets = [];
   #drawnTargets = "";
   #drawnProcesses = "";
   #target = new URLSearchParams(location.search).get("target");
   #told = [0, 0]; // the session, and the last log line shown
+  /** @type {{spec: Command, button: HTMLButtonElement}[]} */
   #buttons = []; // {spec, button} of all commands
   #drawnAt = 0;
   #busy = false;
 
+  /** @param {HTMLElement} root */
   constructor(root) {
     const takeSnapshot = () => this.#send("objectspace_snapshot", null);
     const recordMemory = () => this.#button({ ...MEMORY, label: () => "Record memory now" }, "main");
+    this.#snapshots = new SnapshotsView({ takeSnapshot });
     this.#views = [
       ["memory", "Memory", new MemoryView({ record: recordMemory() })],
       ["objects", "Objects", new ObjectsView({ record: recordMemory() })],
-      ["snapshots", "Snapshots", new SnapshotsView({ takeSnapshot })],
+      ["snapshots", "Snapshots", this.#snapshots],
       ["cpu", "CPU", new CpuView({ record: this.#button({ ...CPU, label: () => "Record CPU now" }, "main"), clocks: CLOCKS.map((spec) => this.#button(spec)) })],
     ];
     this.state = h("span", { class: "state", role: "status" });
@@ -86,7 +124,7 @@ class Page {
     this.alerts = h("div", { class: "alerts", role: "alert" });
     this.honesty = h("span", { class: "hint" });
     this.live = h("button", { type: "button", hidden: true, onclick: () => this.#follow(this.#target) }, "Back to the live profiler");
-    const tabs = h("nav", { class: "tabs", role: "tablist", "aria-label": "Views", onkeydown: (event) => this.#turn(event) });
+    const tabs = h("nav", { class: "tabs", role: "tablist", "aria-label": "Views", onkeydown: (/** @type {KeyboardEvent} */ event) => this.#turn(event) });
     for (const [id, label, view] of this.#views) {
       const tab = h("button", { type: "button", role: "tab", id: `tab-${id}`, "aria-controls": `view-${id}`, onclick: () => this.#open(id) }, label);
       this.#tabs.set(id, tab);
@@ -116,7 +154,7 @@ class Page {
           "More",
           ...MORE.map((spec) => this.#button(spec)),
           h("button", { type: "button", title: "all that was received, in the format of tornado-rbkit record", onclick: () => this.#save() }, "Save session"),
-          fileButton("Open session…", "show a saved session instead of the live profiler", ".rbkit", (file) => this.#openFile(file)),
+          fileButton("Open session…", "show a saved session instead of the live profiler", ".rbkit", (/** @type {File} */ file) => this.#openFile(file)),
         ),
       ),
       this.banner,
@@ -125,11 +163,11 @@ class Page {
       h("main", {}, ...this.#views.map(([, , view]) => view.element)),
       h("footer", {}, this.honesty),
     );
-    onFailure((message) => this.#fail(`The page's worker failed: ${message}. Reload the page.`));
+    onFailure((/** @type {string} */ message) => this.#fail(`The page's worker failed: ${message}. Reload the page.`));
     addEventListener("hashchange", () => this.#go());
     addEventListener("popstate", ({ state }) => {
       this.#go(); // before the view puts its choices into the address
-      this.#view.back?.(state);
+      this.#view?.back?.(state);
     });
     addEventListener("visibilitychange", () => this.#tick());
     addEventListener("visibilitychange", () => document.hidden || this.#findTargets());
@@ -151,21 +189,24 @@ class Page {
     this.#busy = true;
     try {
       const before = this.#header?.session;
-      this.#header = await ask("header");
-      if (this.#header.session !== before) for (const [, , view] of this.#views) view.forget?.();
-      this.#drawHeader();
-      if (performance.now() - this.#drawnAt >= this.#view.refreshSeconds * 1000) await this.#draw();
+      /** @type {Header} */
+      const header = await ask("header");
+      this.#header = header;
+      if (header.session !== before) for (const [, , view] of this.#views) view.forget?.();
+      this.#drawHeader(header);
+      if (this.#view !== null && performance.now() - this.#drawnAt >= this.#view.refreshSeconds * 1000) await this.#draw();
     } finally {
       this.#busy = false;
     }
   }
 
   async #draw() {
-    if (this.#header === null) return;
+    if (this.#header === null || this.#view === null) return;
     this.#drawnAt = performance.now();
-    await this.#view.update(this.#header, this.#process ?? this.#header.processes.at(-1).number);
+    await this.#view.update(this.#header, this.#process ?? newest(this.#header.processes).number);
   }
 
+  /** @param {string} id */
   #open(id) {
     const [name, , view] = this.#views.find(([each]) => each === id) ?? this.#views[0];
     if (view === this.#view) return;
@@ -189,12 +230,13 @@ class Page {
 
   /** Put the view and what is chosen in it into the address, for a reload and to share. */
   #remember() {
-    const [name] = this.#views.find(([, , view]) => view === this.#view);
-    const choices = Object.entries(this.#view.choices ?? {}).filter(([, value]) => value !== "");
+    const [name] = this.#views.find(([, , view]) => view === this.#view) ?? [];
+    const choices = Object.entries(this.#view?.choices ?? {}).filter(([, value]) => value !== "");
     const hash = `#${name}${choices.length ? `?${new URLSearchParams(choices)}` : ""}`;
     if (location.hash !== hash) history.replaceState(history.state, "", hash);
   }
 
+  /** @param {KeyboardEvent} event */
   #turn(event) {
     const step = { ArrowRight: 1, ArrowLeft: -1 }[event.key];
     if (!step) return;
@@ -202,7 +244,7 @@ class Page {
     const at = ids.findIndex((id) => this.#tabs.get(id) === document.activeElement);
     const next = ids[(at + step + ids.length) % ids.length];
     this.#open(next);
-    this.#tabs.get(next).focus();
+    this.#tabs.get(next)?.focus();
   }
 
   // The profiler
@@ -219,10 +261,11 @@ class Page {
     }
     const names = this.#targets.map(({ name }) => name);
     if (this.#target === "" && names.length && this.#header?.state !== "live") await this.#follow(names[0]);
-    if (this.#header?.state === "gone" && names.includes(this.#target)) await ask("reconnect");
+    if (this.#header?.state === "gone" && names.includes(this.#target ?? "")) await ask("reconnect");
     this.#drawTargets(names);
   }
 
+  /** @param {string[]} names */
   #drawTargets(names) {
     const gone = this.#target && !names.includes(this.#target) ? [[this.#target, `${this.#target} (gone)`]] : [];
     const shown = names.filter((name, i) => i < SHOWN_TARGETS || name === this.#target);
@@ -250,6 +293,7 @@ class Page {
     }
   }
 
+  /** @param {string | null} name */
   async #follow(name) {
     this.#target = name;
     this.#process = null;
@@ -265,38 +309,52 @@ class Page {
   }
 
   #chooseProcess() {
-    const newest = this.#header.processes.at(-1).number;
-    this.#process = Number(this.processes.value) === newest ? null : Number(this.processes.value);
+    if (this.#header === null) return;
+    this.#process = Number(this.processes.value) === newest(this.#header.processes).number ? null : Number(this.processes.value);
     this.#draw();
   }
 
   // Commands
 
-  /** Return a button that sends a command; `#drawCommands` keeps its label and state. */
+  /**
+   * Return a button that sends a command; `#drawCommands` keeps its label and state.
+   *
+   * @param {Command} spec
+   * @param {string | null} kind
+   * @returns {HTMLButtonElement}
+   */
   #button(spec, kind = null) {
     const button = h("button", { type: "button", class: kind, onclick: () => this.#send(button.dataset.command, button) });
     this.#buttons.push({ spec, button });
     return button;
   }
 
+  /**
+   * @param {string} command
+   * @param {HTMLButtonElement | null} button
+   */
   async #send(command, button) {
     if (button?.getAttribute("aria-disabled")) return;
     if (command === "objectspace_snapshot") {
-      this.#views[2][2].asked = true;
+      this.#snapshots.asked = true;
       this.#open("snapshots");
       this.#draw();
     }
     const error = await ask("command", command);
     if (error !== null) {
       this.#fail(`${command}: ${error}`);
-      if (command === "objectspace_snapshot") this.#views[2][2].asked = false;
+      if (command === "objectspace_snapshot") this.#snapshots.asked = false;
     }
     await this.#tick();
   }
 
-  /** Return why a command cannot be sent now, null if it can. */
-  #obstacle(command) {
-    const { state, pending } = this.#header;
+  /**
+   * Return why a command cannot be sent now, null if it can.
+   *
+   * @param {Header} header
+   * @param {string} command
+   */
+  #obstacle({ state, pending }, command) {
     if (!this.#allowed.has(command)) return "not allowed here: the server is read-only, or its setting `commands` leaves it out";
     if (state === "file") return "this is a file: go back to the live profiler first";
     if (state !== "live") return `not connected: ${STATES[state]}`;
@@ -304,6 +362,7 @@ class Page {
     return null;
   }
 
+  /** @param {string} text */
   #fail(text) {
     while (this.alerts.children.length >= SHOWN_FAILURES) this.alerts.firstChild.remove();
     const alert = h("p", {}, text, " ", h("button", { type: "button", "aria-label": "Dismiss", onclick: () => alert.remove() }, "×"));
@@ -314,30 +373,33 @@ class Page {
   // Files
 
   async #save() {
+    if (this.#header === null) return;
     const { facts } = this.#header;
     const file = await ask("sessionFile");
     save(file, `${facts ? `${facts.process_name.replace(/[^\w.-]+/g, "_")}-${facts.pid}` : "session"}.rbkit`);
   }
 
+  /** @param {File} file */
   async #openFile(file) {
     try {
       await ask("open", file);
       this.#process = null;
     } catch (error) {
-      this.#fail(error.message);
+      this.#fail(/** @type {Error} */ (error).message);
     }
     await this.#tick();
   }
 
   // The header
 
-  #drawHeader() {
-    const { state, reason, retryAt, source, processes } = this.#header;
+  /** @param {Header} header */
+  #drawHeader(header) {
+    const { state, reason, retryAt, source, processes } = header;
     setText(this.state, STATES[state]);
     setAttribute(this.state, "data-state", state);
     const wait = retryAt === null ? "" : ` Trying again in ${Math.max(0, Math.ceil((retryAt - Date.now()) / 1000))} s.`;
-    const read = source?.bytes < source?.size ? `${source.file}, read ${format.percent(source.bytes, source.size)}` : source?.file;
-    const reading = source?.damage ?? read ?? "";
+    const { file = "", bytes = 0, size = 0, damage = null } = source ?? {};
+    const reading = damage ?? (bytes < size ? `${file}, read ${format.percent(bytes, size)}` : file);
     const { howToStart } = document.documentElement.dataset;
     const absent = `${howToStart} It is shown here at once.`;
     const gone = `Its process ended, or its profiler was stopped. ${howToStart} This page follows it again when it is back.`;
@@ -345,14 +407,14 @@ class Page {
     this.retry.hidden = retryAt === null && !["refused", "gone"].includes(state);
     this.live.hidden = state !== "file";
     this.banner.hidden = !this.reason.textContent && this.retry.hidden && this.live.hidden;
-    this.#drawFacts();
+    this.#drawFacts(header);
     this.#drawProcesses(processes);
-    this.#drawCommands();
-    this.#drawHonesty();
+    this.#drawCommands(header);
+    this.#drawHonesty(header);
   }
 
-  #drawFacts() {
-    const { facts, clients } = this.#header;
+  /** @param {Header} header */
+  #drawFacts({ facts, clients }) {
     const recorded = facts && [facts.object_trace_enabled ? "memory" : "", facts.cpu_profiling_enabled ? "CPU" : ""].filter(Boolean).join(" and ");
     const shown = facts
       ? [
@@ -362,7 +424,7 @@ class Page {
           ["rbkit", `${facts.rbkit_server_version}, protocol ${protocol(facts)}`],
           ["clock", facts.clock_type],
           ["recording", recorded || "nothing"],
-          ...(clients > 1 ? [["viewers", clients]] : []),
+          ...((clients ?? 1) > 1 ? [["viewers", clients]] : []),
         ]
       : [];
     shown.forEach(([name, value], i) => {
@@ -375,9 +437,10 @@ class Page {
     setText(document.querySelector("title"), facts ? `${facts.process_name}: rbkit` : "rbkit");
   }
 
+  /** @param {ProcessSummary[]} processes */
   #drawProcesses(processes) {
     this.processes.hidden = processes.length < 2;
-    const newest = processes.at(-1).number;
+    const last = newest(processes).number;
     if (!processes.some(({ number }) => number === this.#process)) this.#process = null;
     const drawn = JSON.stringify(processes.map(({ number, facts, since }) => [number, facts?.pid, since]));
     if (drawn !== this.#drawnProcesses) {
@@ -385,28 +448,28 @@ class Page {
       this.processes.replaceChildren(
         ...processes.map(({ number, facts, since }) => {
           const name = facts ? `pid ${facts.pid}` : format.clock(since);
-          return h("option", { value: number }, number === newest ? "process: the newest" : `process before, ${name}`);
+          return h("option", { value: number }, number === last ? "process: the newest" : `process before, ${name}`);
         }),
       );
     }
-    this.processes.value = String(this.#process ?? newest);
+    this.processes.value = String(this.#process ?? last);
   }
 
-  #drawCommands() {
-    const { facts } = this.#header;
+  /** @param {Header} header */
+  #drawCommands(header) {
+    const { facts } = header;
     for (const { spec, button } of this.#buttons) {
       const command = spec.command(facts);
       button.dataset.command = command;
       setText(button, spec.label(facts));
-      setDisabled(button, this.#obstacle(command), `${spec.title} (${command})`);
+      setDisabled(button, this.#obstacle(header, command), `${spec.title} (${command})`);
       if (spec.pressed) setAttribute(button, "aria-pressed", String(spec.pressed(facts)));
     }
-    const [, , snapshots] = this.#views[2];
-    for (const button of [snapshots.take, snapshots.growth.button]) setDisabled(button, this.#obstacle("objectspace_snapshot"));
+    for (const button of [this.#snapshots.take, this.#snapshots.growth.button]) setDisabled(button, this.#obstacle(header, "objectspace_snapshot"));
   }
 
-  #drawHonesty() {
-    const { session, messages, bytes, missing, dropped, unreadable, recorded, notKept, log, leftOut } = this.#header;
+  /** @param {Header} header */
+  #drawHonesty({ session, messages, bytes, missing, dropped, unreadable, recorded, notKept, log, leftOut }) {
     const parts = [`${format.count(messages)} messages, ${format.bytes(bytes)} received`];
     if (missing) parts.push(`${format.count(missing)} missing`);
     if (dropped) parts.push(`${format.count(dropped)} of them by the word of the server: this page was too slow, or they were lost before it`);
@@ -420,13 +483,23 @@ class Page {
   }
 }
 
-/** Return a process's name without the folders of its program. */
+/** @param {ProcessSummary[]} processes */
+function newest(processes) {
+  return processes[processes.length - 1];
+}
+
+/**
+ * Return a process's name without the folders of its program.
+ *
+ * @param {string} name
+ */
 function shortName(name) {
   return name.replace(/^\S*\/(?=[^/\s])/, "");
 }
 
+/** @param {Facts} facts */
 function protocol({ rbkit_protocol_version: version }) {
   return version.split(".")[0] === PROTOCOL_MAJOR ? version : `${version}, of which this page knows ${PROTOCOL_MAJOR}`;
 }
 
-new Page(document.getElementById("page")).start();
+new Page(/** @type {HTMLElement} */ (document.getElementById("page"))).start();
