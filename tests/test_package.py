@@ -91,7 +91,7 @@ def test_every_option_that_the_readme_names_exists() -> None:
     settings |= inspect.signature(Bridge).parameters.keys()
     named = set(re.findall(r"`([a-z]+(?:_[a-z]+)+)`", README)) - COMMANDS
     assert "max_clients" in named
-    assert named - settings == {"client_count", "messages_missed", "tornado_rbkit", "write_message"}
+    assert named - settings == {"client_count", "messages_missed", "write_message"}
     flags = set(re.findall(r"(?<![\w-])--[a-z][a-z-]*", README))
     assert "--token-file" in flags
     assert flags - options_of_the_command_line() == {"--help-all", "--its-own-options"}
@@ -147,6 +147,10 @@ def test_what_jupyter_is_given_has_the_package_s_version() -> None:
     package = json.loads(path.read_text())
     assert package["version"] == version("tornado_rbkit")
     assert (path.parent / package["jupyterlab"]["_build"]["load"]).is_file()
+
+
+def test_the_readme_is_read_in_five_minutes() -> None:
+    assert len(README.splitlines()) <= 200, "details belong to docstrings, --help, bench/README.md or CONTRIBUTING.md"
 
 
 def test_every_picture_of_the_readme_is_there() -> None:

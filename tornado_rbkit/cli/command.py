@@ -23,6 +23,7 @@ class Command:
         add_options: adds the options to the command's parser, each with a help text that has its unit and default.
         run: carries the command out. Raises RbkitError, ValueError or OSError for what the user should be told.
         usage: the usage line, if argparse cannot write it.
+        notes: further paragraphs of the command's help, shown before the example.
         is_program: whether `run` returns a function, so that standard output belongs to another program.
     """
 
@@ -32,6 +33,7 @@ class Command:
     add_options: Callable[[argparse.ArgumentParser], None]
     run: Callable[[argparse.Namespace], Result]
     usage: str | None = None
+    notes: str = ""
     is_program: bool = False
 
     def add_to(self, commands: argparse._SubParsersAction[argparse.ArgumentParser]) -> None:
@@ -40,7 +42,7 @@ class Command:
             self.name,
             help=self.help,
             description=f"{self.help[0].upper()}{self.help[1:]}.",
-            epilog="example:\n" + "".join(f"  {line}\n" for line in self.example.splitlines()),
+            epilog=self.notes + "example:\n" + "".join(f"  {line}\n" for line in self.example.splitlines()),
             usage=self.usage,
             formatter_class=argparse.RawDescriptionHelpFormatter,
         )

@@ -43,6 +43,8 @@ def start_server(pub: str | None = None, req: str | None = None, name: str | Non
 
     Under ``tornado-rbkit run``, and after an earlier call, the process has a server already: it is returned.
 
+    The server is a daemon thread, a real one also under gevent and eventlet.
+
     A program that closes all descriptors, as daemons do at their start, must call this afterwards: libzmq aborts the
     process if its descriptors are closed.
 

@@ -39,6 +39,10 @@ def rbkit_routes(
     ``PREFIX/NAME/status`` and a list at ``PREFIX/targets``; with prometheus_client installed, ``PREFIX/metrics``.
     Upgrades that do not offer the subprotocol rbkit, and all other paths, are left to the application's routes.
 
+    Each handler can also be mounted by itself, such as ``(r"/profiler", RbkitWebSocketHandler, {"bridge": bridge})``:
+    `RbkitWebSocketHandler`, `StatusHandler`, `TargetsHandler`, `IndexHandler` with `AssetHandler`, and
+    `SubprotocolMatches`, the matcher for any path.
+
     Args:
         bridges: a bridge; or a mapping of names to bridges, which may change while the server runs; or None for a
             bridge to rbkit's default ports. The caller closes its bridges.

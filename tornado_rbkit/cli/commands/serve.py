@@ -61,6 +61,20 @@ def _target(text: str) -> tuple[str, Endpoints]:
     return name, Endpoints(pub, req)
 
 
+_NOTES = """\
+Ruby: call Rbkit.start_server of the gem rbkit in the program, such as in a Rails initializer.
+- Several workers need ports of their own, Rbkit.start_server(pub_port: 5557, request_port: 5558), and a --target each.
+  Or each announces itself by a file ANY.json with "name", "pid", "pub", "req" and "started" (seconds since 1970) in
+  the folder RBKIT_RUNTIME_DIR, as Python processes do.
+- CPU profiling needs rbkit's master branch, not its tag v0.1.10, which crashes Ruby 3.1 at a snapshot.
+- Coming from rbkit-websocket: remove its middleware, and give Rbkit.start_server ports; its demo passes nil, which
+  switches ZMQ off. Its clients work with ?encoding=escaped (--encoding).
+
+Behind nginx: set Host $http_host, Upgrade $http_upgrade and Connection upgrade, and use --allow-host or a token.
+
+"""
+
+
 async def _run(options: argparse.Namespace) -> int:
     if options.family or (options.pub is None and options.req is None):
         return await _serve_discovered(options)
@@ -100,4 +114,5 @@ COMMAND = Command(
     "tornado-rbkit serve --target web-1=tcp://10.0.0.5:5555,tcp://10.0.0.5:5556   # repeatable",
     add_options=_add_options,
     run=_run,
+    notes=_NOTES,
 )
