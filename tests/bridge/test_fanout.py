@@ -283,7 +283,9 @@ async def test_a_client_that_does_not_answer_pings_is_closed(
     server = await serve(Bridge(**rbkit.endpoints, ping_interval=0.3, ping_timeout=0.2))
     mute = await stalled(server, stall)
     healthy = await server.connected()
-    assert await mute.read_frame() == (0x82, b"0client_count:2")
+    while (received := await mute.read_frame())[0] == 0x89:
+        pass  # a ping, which is not answered
+    assert received == (0x82, b"0client_count:2")
     with pytest.raises(EOFError) as closed:
         await mute.read_to_the_end()
     assert closed.value.args[0][:2] == (1008).to_bytes(2, "big")

@@ -81,7 +81,7 @@ async def test_a_message_that_is_no_command_by_its_size_closes_with_1009(serve: 
 async def test_a_flood_of_commands_is_answered_one_by_one_and_disturbs_nobody(
     serve: Serve, rbkit: FakeRbkit, threaded: bool
 ) -> None:
-    server = await serve(Bridge(**rbkit.endpoints, threaded=threaded))
+    server = await serve(Bridge(**rbkit.endpoints, threaded=threaded, command_timeouts={"trigger_gc": 60}))
     flooder, bystander = await server.connected(), await server.connected()
     assert await receive(flooder) == b"0client_count:2"
     rbkit.answering.clear()  # so that all of them wait for the first

@@ -142,7 +142,9 @@ async def burst_for(
                     await until(more, what, 30)
                 await asyncio.sleep(chance.choice([0, 0.001, 0.02]))
             await until(
-                lambda: failed() or all(client.replies == client.commands for client in clients), "each reply has come"
+                lambda: failed() or all(client.replies == client.commands for client in clients),
+                "each reply has come",
+                30,
             )
         finally:
             for task in tasks:
