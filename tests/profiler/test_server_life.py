@@ -32,6 +32,8 @@ class Outlet:
     def flush(self) -> None:
         pass
 
+    has_subscribers = False
+
     def yield_to_host(self) -> bool:
         self.turns -= 1
         return self.turns >= 0

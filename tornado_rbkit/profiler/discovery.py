@@ -219,7 +219,7 @@ def _process_started(pid: int) -> int | None:
     return None if fields is None else int(fields[19])
 
 
-def stat_fields(pid: int) -> list[bytes] | None:
+def stat_fields(pid: int | str) -> list[bytes] | None:
     """Return the fields of /proc/PID/stat from the third, the state, on (proc(5)); None if there is no such file."""
     if not sys.platform.startswith("linux"):
         return None

@@ -21,7 +21,7 @@ from tornado_rbkit.errors import RbkitError
 from tornado_rbkit.profiler.folder import prepare_folder, runtime_folder, temporary_folder
 from tornado_rbkit.profiler.threads import internal_logger
 
-_DEFAULTS: Final = {zmq.PUB: ("RBKIT_PUB_PORT", "pub"), zmq.REP: ("RBKIT_REQ_PORT", "req")}
+_DEFAULTS: Final = {zmq.XPUB: ("RBKIT_PUB_PORT", "pub"), zmq.REP: ("RBKIT_REQ_PORT", "req")}
 """By kind of socket: the environment variable for its port, and the suffix of its socket file."""
 
 _UNIX_SOCKETS: Final = os.name != "nt" and hasattr(socket, "AF_UNIX")

@@ -130,7 +130,6 @@ def _start(followed: Followed, name: str) -> Server:
     if followed.cpu or followed.memory:
         start_profiling(
             enable_object_trace=followed.memory,
-            enable_gc_stats=followed.memory,
             enable_cpu_profiling=followed.cpu,
         )
     return server

@@ -34,7 +34,6 @@ from types import FrameType, FunctionType, MethodDescriptorType
 from typing import Any, Final
 
 from tornado_rbkit.profiler.batcher import EventBatcher
-from tornado_rbkit.profiler.memory import resident_bytes
 from tornado_rbkit.profiler.objects import (
     ClassNames,
     SliceSize,
@@ -56,6 +55,7 @@ from tornado_rbkit.profiler.references import (
     running_frames,
 )
 from tornado_rbkit.profiler.tracked import list_tracked
+from tornado_rbkit.profiler.vitals import resident_bytes
 
 DUMP_OBJECTS: Final = 1000
 """Objects in one object_space_dump, as in rbkit."""

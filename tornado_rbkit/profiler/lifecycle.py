@@ -99,8 +99,9 @@ def start_profiling(
 
     Args:
         pub, req, name: as in `start_server`, if there is no server yet.
-        enable_object_trace: publish the objects that are created and destroyed.
-        enable_gc_stats: publish the collector's figures every five seconds. Either option also publishes its pauses.
+        enable_object_trace: publish the objects that are created and destroyed, and the collector's pauses.
+        enable_gc_stats: publish the collector's figures and the process's (RSS, CPU time, threads) each second while
+            anybody subscribes, also without this call.
         enable_cpu_profiling: sample the stacks of all threads.
         clock_type: ``"wall"``, or ``"cpu"`` (Linux).
         cpu_sampling_interval: seconds between two samples.
@@ -122,10 +123,8 @@ def start_profiling(
 
     def configure(profile: Profile) -> None:
         profile.use_cpu_time() if clock_type == "cpu" else profile.use_wall_time()
-        if enable_object_trace or enable_gc_stats:
-            profile.start_memory_profile(trace_objects=enable_object_trace, gc_stats=enable_gc_stats)
-        else:
-            profile.stop_memory_profile()
+        profile.start_memory_profile() if enable_object_trace else profile.stop_memory_profile()
+        profile.gc_stats = enable_gc_stats
         if enable_cpu_profiling:
             profile.cpu.start(cpu_sampling_interval)
         else:

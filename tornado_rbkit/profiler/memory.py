@@ -1,4 +1,4 @@
-"""The memory profile: objects created and destroyed, the collector's pauses, and gc_stats every five seconds.
+"""The memory profile: objects created and destroyed, and the collector's pauses.
 
 Objects are found by comparing the objects that the collector tracks (`gc.get_objects`) at two ticks. Objects that live
 for less than a tick, and objects that are never tracked (strings, numbers, containers of these alone), are not seen.
@@ -27,46 +27,16 @@ continues in slices of some milliseconds, between which the host has the GIL. Un
 that it has not yet looked at, except tuples with a single reference. A tick runs every second, or less often, so that
 ticks, and the publishing by the server's thread in between, take at most 5 % of the process's time. This does not
 count waiting for the GIL: during a tick, a host that computes has the GIL half of the time.
-
-The figures of gc_stats, under rbkit's keys; ``''`` if CPython does not provide the figure:
-
-========================================  ================================================================
-count                                     collections of all generations
-minor_gc_count                            collections of generations 0 and 1
-major_gc_count                            collections of generation 2 (full ones)
-heap_live_slots                           blocks that the allocator has handed out (`sys.getallocatedblocks`)
-old_objects                               objects found by the last comparison, and frozen objects (``''`` before the
-                                          first; counting the objects of generation 2 would mean listing them)
-total_freed_objects                       objects freed by the collector; CPython does not count objects freed with
-                                          their last reference
-total_heap_size                           resident memory in bytes (Linux, else ``''``)
-total_memsize                             bytes that tracemalloc has traced (``''`` when it is off)
-heap_allocated_pages, heap_eden_pages,    ``''``: the allocator's arenas cannot be counted from within, and have no
-heap_tomb_pages, heap_allocatable_pages,  eden, tomb or sorted list
-heap_sorted_length
-heap_free_slots, heap_final_slots,        ``''``: free blocks are not counted, nothing waits to be finalized or swept
-heap_swept_slots
-old_objects_limit                         ``''``: the growth that triggers a full collection is not available
-total_allocated_objects                   ``''``: allocations are not counted
-malloc_increase_bytes,                    ``''``: collections start after a number of objects, not of bytes
-malloc_increase_bytes_limit,
-oldmalloc_increase_bytes,
-oldmalloc_increase_bytes_limit
-========================================  ================================================================
 """
 
 from __future__ import annotations
 
 import gc
-import os
-import sys
 import time
-import tracemalloc
 from collections import deque
 from collections.abc import Callable, Iterator
 from itertools import chain, compress, repeat
 from operator import is_not
-from pathlib import Path
 from types import FrameType
 from typing import Any, Final
 
@@ -82,11 +52,10 @@ from tornado_rbkit.profiler.objects import (
     may_be_untracked,
     referents,
 )
-from tornado_rbkit.profiler.packing import pack, pack_bare_event, pack_created, pack_destroyed, pack_event, pack_time
+from tornado_rbkit.profiler.packing import pack, pack_bare_event, pack_created, pack_destroyed, pack_time
 from tornado_rbkit.profiler.tracked import KindsById, Tracked, list_tracked
 from tornado_rbkit.protocol import EventType
 
-STATS_SECONDS: Final = 5.0
 TICK_SECONDS: Final = 1.0
 _LEAST_REST: Final = 0.05
 """The shortest time between two comparisons."""
@@ -103,9 +72,6 @@ _PARTS_PER_SECOND: Final = 10
 _SPREAD_SECONDS: Final = 100.0
 """The longest time over which changes are spread; the dashboard takes older events for a clock that was set back."""
 
-UNKNOWN: Final = ""
-"""The value that rbkit sends where Ruby has nil."""
-
 
 class MemoryProfile:
     """Publish the memory profile from `start` to `stop`.
@@ -120,8 +86,6 @@ class MemoryProfile:
 
     def __init__(self, batcher: EventBatcher, internal: Callable[[], list[object]]) -> None:
         self.enabled = False
-        self.trace_objects = True
-        self.gc_stats = True
         self._batcher = batcher
         self._internal = internal
         self._collections: deque[tuple[str, float]] = deque()
@@ -134,7 +98,7 @@ class MemoryProfile:
         self._full_collections = self._frozen = 0
         self._interned: dict[str, str] = {}
         self._tick: Iterator[None] | None = None
-        self._tick_due = self._stats_due = 0.0
+        self._tick_due = 0.0
         self._tick_cost = 0.0
         self._tick_spent = 0.0
         self._listed = 0.0  # when the last comparison listed the objects, in seconds since the Unix epoch
@@ -142,19 +106,15 @@ class MemoryProfile:
         self._spent = 0.0
         self._ticks = 0
 
-    def start(self, *, trace_objects: bool = True, gc_stats: bool = True) -> None:
+    def start(self) -> None:
         """Start profiling; the objects that exist now are the baseline, and only later changes are reported."""
-        if self.enabled and (self.trace_objects, self.gc_stats) == (trace_objects, gc_stats):
+        if self.enabled:
             return
-        self.stop()
         self.enabled = True
-        self.trace_objects, self.gc_stats = trace_objects, gc_stats
         self._spent, self._ticks = 0.0, 0
-        self._stats_due = time.monotonic()
         gc.callbacks.append(self._callback)
         self._began, self._began_cpu = time.monotonic(), time.thread_time()
-        if trace_objects:
-            self._tick = self._begin(baseline=True)
+        self._tick = self._begin(baseline=True)
 
     def stop(self) -> None:
         """Stop profiling and forget every object. May be called twice."""
@@ -169,7 +129,7 @@ class MemoryProfile:
 
     def last_comparison(self) -> Iterator[None]:
         """Compare once more, slice by slice, before `stop`, to report the changes since the last tick."""
-        if self.enabled and self.trace_objects:
+        if self.enabled:
             if self._tick is not None:
                 yield from self._tick
             yield from self._begin()
@@ -180,11 +140,6 @@ class MemoryProfile:
             return None
         now = time.monotonic()
         self._publish_collections()
-        if self.gc_stats and now >= self._stats_due:
-            self._stats_due = now + STATS_SECONDS
-            self._batcher.add(pack_event(EventType.GC_STATS, gc_stats(self._tracked)))
-        if not self.trace_objects:
-            return self._stats_due - now
         due = max(self._tick_due, self._began + (time.thread_time() - self._began_cpu) / SHARE)
         if self._tick is None and now >= due and self._batcher.backlog < BACKLOG_EVENTS:
             self._began, self._began_cpu = now, time.thread_time()
@@ -193,6 +148,11 @@ class MemoryProfile:
             self._step(self._tick)
         # A wake-up also costs CPU time and so postpones the next tick: waking more often might never reach it.
         return 0.001 if self._tick is not None else max(_LEAST_REST, due - now)
+
+    @property
+    def living(self) -> int:
+        """The number of objects that the last comparison found, with frozen ones; 0 before the first. Any thread."""
+        return self._tracked and self._tracked + self._frozen
 
     def status(self) -> dict[str, Any]:
         """Return the cost of the last comparison (seconds of CPU time), their number, and the pause between two."""
@@ -433,49 +393,6 @@ def release_callback(profile: MemoryProfile) -> None:
         if callback is profile._callback:  # list.remove() would call __eq__ of the host's callbacks
             del gc.callbacks[index]  # no other thread runs after the comparison: there is no call and no loop
             return
-
-
-def gc_stats(tracked: int) -> dict[str, int | str]:
-    """Return the collector's figures under rbkit's keys, as listed in the module's table.
-
-    Args:
-        tracked: the number of objects that the last comparison found, 0 before the first.
-    """
-    minor, middle, major = gc.get_stats()[:3]
-    collections = minor["collections"] + middle["collections"]
-    traced = tracemalloc.get_traced_memory()[0] if tracemalloc.is_tracing() else UNKNOWN
-    return {
-        "count": collections + major["collections"],
-        "minor_gc_count": collections,
-        "major_gc_count": major["collections"],
-        "heap_allocated_pages": UNKNOWN,
-        "heap_eden_pages": UNKNOWN,
-        "heap_tomb_pages": UNKNOWN,
-        "heap_allocatable_pages": UNKNOWN,
-        "heap_sorted_length": UNKNOWN,
-        "heap_live_slots": sys.getallocatedblocks(),
-        "heap_free_slots": UNKNOWN,
-        "heap_final_slots": UNKNOWN,
-        "heap_swept_slots": UNKNOWN,
-        "old_objects": tracked + gc.get_freeze_count() if tracked else UNKNOWN,
-        "old_objects_limit": UNKNOWN,
-        "total_allocated_objects": UNKNOWN,
-        "total_freed_objects": minor["collected"] + middle["collected"] + major["collected"],
-        "malloc_increase_bytes": UNKNOWN,
-        "malloc_increase_bytes_limit": UNKNOWN,
-        "oldmalloc_increase_bytes": UNKNOWN,
-        "oldmalloc_increase_bytes_limit": UNKNOWN,
-        "total_heap_size": resident_bytes(),
-        "total_memsize": traced,
-    }
-
-
-def resident_bytes() -> int | str:
-    """Return the resident memory of this process in bytes, `UNKNOWN` where it cannot be read (Linux only)."""
-    try:
-        return int(Path("/proc/self/statm").read_text().split()[1]) * os.sysconf("SC_PAGE_SIZE")
-    except (OSError, AttributeError):  # not Linux
-        return UNKNOWN
 
 
 def _callback(collections: deque[tuple[str, float]]) -> Callable[[str, dict[str, int]], None]:

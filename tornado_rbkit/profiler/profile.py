@@ -20,6 +20,7 @@ from tornado_rbkit.profiler.heap import Snapshot
 from tornado_rbkit.profiler.memory import MemoryProfile
 from tornado_rbkit.profiler.packing import pack_event
 from tornado_rbkit.profiler.threads import internal_logger
+from tornado_rbkit.profiler.vitals import VITALS_SECONDS, Figures, Vitals
 from tornado_rbkit.protocol import EventType
 
 _log = internal_logger(__name__)
@@ -38,7 +39,11 @@ _OK: Final = b"ok"
 
 
 class Outlet(Protocol):
-    """The methods of the server that a long command, such as a snapshot, calls."""
+    """The part of the server that the commands use."""
+
+    @property
+    def has_subscribers(self) -> bool:
+        """Whether anybody receives what is published."""
 
     def send_all(self, message: bytes) -> None:
         """Publish a message that no subscriber should miss."""
@@ -94,6 +99,10 @@ class Profile:
         self.cpu: Sampler = CPUSampler(batcher)
         self.snapshot_objects = 0
         """The number of objects in the last snapshot, or found so far by the running snapshot."""
+        self.gc_stats = True
+        """Whether the vitals are published."""
+        self._vitals = Vitals()
+        self._vitals_due = 0.0
         self._memory_failure: str | None = None
         self._snapshots = 0
         self._walk: Iterator[None] | None = None
@@ -125,13 +134,35 @@ class Profile:
 
     def work(self) -> float | None:
         """Do the work that is due; return the seconds until the next call, None to wait for the next command."""
+        vitals_due = self.publish_vitals()
         try:
             due = self.memory.work()
         except Exception as error:  # noqa: BLE001 - must not affect the host or the CPU sampler
             due = self._restart_memory(error)
         if due is not None or self.cpu.enabled or self.batcher.backlog:
             return FLUSH_SECONDS if due is None else min(due, FLUSH_SECONDS)
-        return None
+        return vitals_due
+
+    def publish_vitals(self) -> float | None:
+        """Publish the vitals if they are due; return the seconds until they are due, None if nobody receives them."""
+        if not self.gc_stats or not self._outlet.has_subscribers:
+            return None
+        now = time.monotonic()
+        if now >= self._vitals_due:
+            due = self._vitals_due + VITALS_SECONDS
+            self._vitals_due = due if due > now else now + VITALS_SECONDS
+            try:
+                self.batcher.add(pack_event(EventType.GC_STATS, self.read_vitals()))
+            except Exception:  # noqa: BLE001 - must not affect the host, nor the instruments
+                _log.exception("the vitals cannot be read; they are off")
+                self.gc_stats = False
+                return None
+            self._outlet.flush()
+        return self._vitals_due - now
+
+    def read_vitals(self) -> Figures:
+        """Return the figures of a gc_stats event."""
+        return self._vitals.read(self.memory.living)
 
     def _restart_memory(self, error: Exception) -> float | None:
         """Start the memory profile again after an unexpected error; stop it after a second one."""
@@ -142,7 +173,7 @@ class Profile:
         self.memory.stop()
         if is_second:
             return None
-        self.memory.start(trace_objects=self.memory.trace_objects, gc_stats=self.memory.gc_stats)
+        self.memory.start()
         return 0.0
 
     def status(self) -> dict[str, Any]:
@@ -161,7 +192,7 @@ class Profile:
             "process_name": self.name,
             "pwd": self.working_folder(),
             "pid": self.pid,
-            "object_trace_enabled": int(self.memory.enabled and self.memory.trace_objects),
+            "object_trace_enabled": int(self.memory.enabled),
             "cpu_profiling_enabled": int(self.cpu.enabled),
             "clock_type": self.cpu.clock_type,
             "cpu_profiling_mode": "sampling",
@@ -176,9 +207,9 @@ class Profile:
         except OSError:
             return ""
 
-    def start_memory_profile(self, *, trace_objects: bool = True, gc_stats: bool = True) -> bytes:
+    def start_memory_profile(self) -> bytes:
         self._memory_failure = None
-        self.memory.start(trace_objects=trace_objects, gc_stats=gc_stats)
+        self.memory.start()
         return _OK
 
     def stop_memory_profile(self) -> bytes:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import _socket
 import contextlib
+import math
 import os
 import socket
 import time
@@ -37,17 +38,22 @@ _log = internal_logger(__name__)
 _LOOK_SECONDS: Final = 2.0
 """Interval between two checks of the files by which the server is reached; bridges keep their clients for longer."""
 
+_SUBSCRIPTIONS: Final = 1000
+"""Subscriptions that are read at a time; the server polls again, and so returns, while there are more."""
+
 _LINGER_MS: Final = 200
 """How long `stop_server` waits at most for the last messages and the last reply to reach their clients."""
 
 
 class Server:
-    """A PUB and a REP socket on a daemon thread of their own. Created by `start_server`.
+    """An XPUB and a REP socket on a daemon thread of their own. Created by `start_server`.
+
+    XPUB is PUB, and reports subscriptions.
 
     Its attributes and `status` may be used on any thread.
 
     Attributes:
-        pub: the endpoint of the PUB socket, with its actual port.
+        pub: the endpoint of the XPUB socket, with its actual port.
         req: the endpoint of the REP socket.
         name: the process_name of the handshake.
         started: seconds since the Unix epoch.
@@ -87,6 +93,7 @@ class Server:
         self._poller = zmq.Poller()
         self._sockets: list[tuple[zmq.Socket[bytes], str]] = []
         self._request: list[bytes] = []
+        self._topics: set[bytes] = set()
         self.pub = self.req = ""
         self._bound = Flag()
         self._bind_error: BaseException | None = None
@@ -167,8 +174,8 @@ class Server:
     def send_all(self, message: bytes) -> None:
         """Publish a message of a snapshot, waiting for subscribers with a full queue. The server's thread.
 
-        ZMQ_XPUB_NODROP makes the PUB socket refuse a message that a subscriber's high-water mark would make it drop.
-        If a subscriber takes nothing for `_PATIENCE_SECONDS`, the PUB socket drops messages for it as usual, and the
+        ZMQ_XPUB_NODROP makes the socket refuse a message that a subscriber's high-water mark would make it drop.
+        If a subscriber takes nothing for `_PATIENCE_SECONDS`, the socket drops messages for it as usual, and the
         other subscribers no longer wait for it.
         """
         self._publish()
@@ -191,6 +198,8 @@ class Server:
 
     def yield_to_host(self) -> bool:
         """Publish what is due and let the host run, in the middle of a snapshot. The server's thread."""
+        self._read_subscriptions()
+        self._profile.publish_vitals()
         self._publish()
         return not self._stopped.wait(_HOSTS_TURN_SECONDS)
 
@@ -237,7 +246,7 @@ class Server:
 
     def _run(self) -> None:
         try:
-            for kind, endpoint in zip((zmq.PUB, zmq.REP), self._given, strict=True):
+            for kind, endpoint in zip((zmq.XPUB, zmq.REP), self._given, strict=True):
                 self._sockets.append(bind_chosen(self._context, kind, endpoint, self._key))
             (self._pub, self.pub), (self._rep, self.req) = self._sockets
             server = RunningServer(self.name, self._profile.pid, self.pub, self.req, self.started, self.family)
@@ -247,6 +256,7 @@ class Server:
             self._bind_error = error
             self._bound.set()
             return
+        self._poller.register(self._pub, zmq.POLLIN)
         self._poller.register(self._rep, zmq.POLLIN)
         self._poller.register(self._wake_out.fileno(), zmq.POLLIN)
         self._bound.set()
@@ -281,13 +291,15 @@ class Server:
         while not self._stopping:
             while self._calls:
                 self._calls.popleft()()
+            self._read_subscriptions()
             seconds = self._profile.work()
             self._publish()
             until_look = next_look - time.monotonic()
             if until_look <= 0:
                 self._stay_reachable()
                 next_look, until_look = time.monotonic() + _LOOK_SECONDS, _LOOK_SECONDS
-            self._poller.poll(int(1000 * (until_look if seconds is None else min(seconds, until_look))))
+            seconds = until_look if seconds is None else min(seconds, until_look)
+            self._poller.poll(math.ceil(1000 * seconds))
             with contextlib.suppress(BlockingIOError):
                 self._wake_out.recv(4096)
             if int(self._rep.get(zmq.EVENTS)) & zmq.POLLIN:
@@ -311,6 +323,26 @@ class Server:
             self._is_cut_off = False
         assert self._announcement is not None
         self._announcement.keep()
+
+    @property
+    def has_subscribers(self) -> bool:
+        """Whether anybody receives what is published. The server's thread."""
+        return bool(self._topics)
+
+    def _read_subscriptions(self) -> None:
+        """Note the topics that somebody subscribes to. XPUB reports the first and the end of the last subscription.
+
+        The end of a connection ends its subscriptions. What else an XSUB socket sends is ignored.
+        """
+        for _ in range(_SUBSCRIPTIONS):
+            try:
+                message = self._pub.recv(zmq.NOBLOCK)
+            except zmq.Again:
+                return
+            if message.startswith(b"\1"):
+                self._topics.add(message[1:])
+            elif message.startswith(b"\0"):
+                self._topics.discard(message[1:])
 
     def _answer(self) -> None:
         try:

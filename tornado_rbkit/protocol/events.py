@@ -80,7 +80,13 @@ class GCEndSweep(NamedTuple):
 
 
 class GCStats(NamedTuple):
-    """Statistics of Ruby's GC; `stats` has Ruby's own keys, and ``''`` where Ruby has nil."""
+    """Statistics of Ruby's GC; `stats` has Ruby's own keys, and ``''`` where Ruby has nil.
+
+    rbkit sends one every five seconds while memory is profiled. The profiler for Python sends one each second to
+    subscribers, whatever is profiled: the handshake says what is. It adds ``process_rss`` (bytes), ``process_cpu_ms``
+    (CPU time used so far), ``process_threads`` and ``gc_pause_ms`` (in total), each only if it is known; its
+    ``old_objects`` is ``''`` unless memory is profiled.
+    """
 
     timestamp: float
     stats: dict[str, int | str]

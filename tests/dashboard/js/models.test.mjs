@@ -53,6 +53,22 @@ for (const [name, before] of Object.entries({
   });
 }
 
+test("vitals do not count as a memory profile", () => {
+  const vitals = (time, objects) => ({
+    type: EventType.GC_STATS,
+    time: time * 1000,
+    figures: new Map(Object.entries({ total_heap_size: 1, process_cpu_ms: 1, old_objects: objects })),
+  });
+  const timeline = new Timeline();
+  for (let second = 0; second < 10; second++) timeline.add(vitals(START + second, ""));
+  for (let second = 10; second < 20; second++) timeline.add(vitals(START + second, 1000));
+  for (let second = 20; second < 31; second++) timeline.add(vitals(START + second, ""));
+  const range = timeline.range(START, START + 30);
+  assert.deepEqual(range.rates.x, Array.from({ length: 30 }, (_, i) => START + i));
+  assert.deepEqual(range.rates.created, Array.from({ length: 30 }, (_, i) => (i >= 10 && i < 20 ? 0 : null)));
+  assert.equal(range.stats.heap.length, 31);
+});
+
 test("changes that are told 38 s late are shown at their times", () => {
   const timeline = new Timeline();
   for (let second = 0; second < 60; second += 5) timeline.add(stats(START + second));

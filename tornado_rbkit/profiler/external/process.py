@@ -63,11 +63,6 @@ class RunningProcess:
         self._image = image
         return True
 
-    def resident_bytes(self) -> int | None:
-        """Return its resident memory; None if it has ended."""
-        pages = _read(self.pid, "statm").split()
-        return int(pages[1]) * os.sysconf("SC_PAGE_SIZE") if len(pages) > 1 else None
-
     def working_folder(self) -> str:
         """Return its current folder, an empty string if that cannot be read."""
         try:

@@ -2,21 +2,17 @@
 
 from __future__ import annotations
 
-import time
 from types import TracebackType
 from typing import Final
 
-from tornado_rbkit.profiler import memory
 from tornado_rbkit.profiler.batcher import EventBatcher
 from tornado_rbkit.profiler.external.austin import Austin, check, find_austin
 from tornado_rbkit.profiler.external.engine import EngineError
 from tornado_rbkit.profiler.external.process import RunningProcess
 from tornado_rbkit.profiler.external.sampler import ExternalSampler
-from tornado_rbkit.profiler.memory import STATS_SECONDS, UNKNOWN
-from tornado_rbkit.profiler.packing import pack_event
 from tornado_rbkit.profiler.profile import FLUSH_SECONDS, Outlet, Profile
 from tornado_rbkit.profiler.server import Server
-from tornado_rbkit.protocol import EventType
+from tornado_rbkit.profiler.vitals import Figures, process_figures, with_all_keys
 
 _OK: Final = b"ok"
 
@@ -24,9 +20,8 @@ _OK: Final = b"ok"
 class ExternalProfile(Profile):
     """The commands, for a process that is sampled from outside. For use by the server's thread.
 
-    The stacks are all that can be read. Every five seconds during sampling a gc_stats event has the resident memory as
-    its total_heap_size; its other figures are unknown. Commands about objects and the collector are answered with
-    the reason why they are not carried out.
+    The stacks and the vitals are all that can be read; the collector's figures are unknown. Commands about objects and
+    the collector are answered with the reason why they are not carried out.
     """
 
     cpu: ExternalSampler
@@ -36,21 +31,18 @@ class ExternalProfile(Profile):
         self.pid = process.pid
         self.cpu = ExternalSampler(batcher, process, lambda: Austin(process, path), lambda: check(process, path))
         self._process = process
-        self._stats_due = 0.0
 
     def working_folder(self) -> str:
         return self._process.working_folder()
 
     def work(self) -> float | None:
-        now = time.monotonic()
-        if self.cpu.enabled and now >= self._stats_due:
-            self._stats_due = now + STATS_SECONDS
-            figures = dict.fromkeys(memory.gc_stats(0), UNKNOWN)
-            resident = self._process.resident_bytes()
-            self.batcher.add(pack_event(EventType.GC_STATS, {**figures, "total_heap_size": resident or UNKNOWN}))
-        return FLUSH_SECONDS if self.cpu.enabled or self.batcher.backlog else None
+        vitals_due = self.publish_vitals()
+        return FLUSH_SECONDS if self.cpu.enabled or self.batcher.backlog else vitals_due
 
-    def start_memory_profile(self, *, trace_objects: bool = True, gc_stats: bool = True) -> bytes:
+    def read_vitals(self) -> Figures:
+        return with_all_keys({}, process_figures(self.pid) if self._process.is_alive() else {})
+
+    def start_memory_profile(self) -> bytes:
         return self._refuse("memory profiling")
 
     def stop_memory_profile(self) -> bytes:
