@@ -15,6 +15,7 @@ from tests.fake_rbkit import FACTS, FakeRbkit
 from tornado_rbkit import Bridge
 from tornado_rbkit.bridge.profiler_state import Fault, ProfilerState, State
 from tornado_rbkit.protocol import MAX_HANDSHAKE_BYTES, CommandError, DecodeError, Notice, decode_handshake
+from tornado_rbkit.upstream.sockets import ZmqEndpoint
 from tornado_rbkit.upstream.types import Batch, CommandResult, ConnectionState
 
 
@@ -37,13 +38,14 @@ UNAVAILABLE = CommandResult(b"", CommandError("unavailable", "none"), 5.0)
 
 
 PUB, REQ = "tcp://127.0.0.1:5555", "tcp://127.0.0.1:5556"
+ENDPOINT = ZmqEndpoint(PUB, REQ)
 UP = ConnectionState()
 DOWN = ConnectionState((REQ,))
 RESTART = Batch({}, 0, restarted=True)
 
 
 def connected() -> ProfilerState:
-    profiler = ProfilerState(PUB, REQ)
+    profiler = ProfilerState(ENDPOINT)
     profiler.on_connecting()
     profiler.on_connection(UP)
     return profiler
@@ -58,7 +60,7 @@ class TestEvents:
         for event in events:
             if event == "retarget":
                 sent += profiler.on_connection(ConnectionState((PUB, REQ)))
-                profiler.retarget(PUB, REQ)
+                profiler.retarget(ENDPOINT)
             elif isinstance(event, ConnectionState):
                 sent += profiler.on_connection(event)
             elif isinstance(event, Batch):
@@ -89,7 +91,7 @@ class TestEvents:
         ],
     )
     def test_notices_and_state(self, events: list[Any], notices: list[str], state: State) -> None:
-        profiler = ProfilerState(PUB, REQ)
+        profiler = ProfilerState(ENDPOINT)
         profiler.on_connecting()
         assert self.notices(profiler, events) == notices
         assert profiler.state is state
@@ -165,7 +167,7 @@ class TestProbeDelay:
         elif end == "idle":
             profiler.on_idle()
         else:
-            profiler.retarget(PUB, REQ)
+            profiler.retarget(ENDPOINT)
         assert profiler.probe_delay is None
 
 

@@ -20,7 +20,7 @@ from tornado_rbkit import Bridge, EndpointError, IOLoopThread
 from tornado_rbkit.bridge.commands import CommandQueue
 from tornado_rbkit.bridge.settings import BridgeSettings
 from tornado_rbkit.upstream.types import Batch, CommandResult, ConnectionState
-from tornado_rbkit.upstream.zmq_upstream import ZmqUpstream
+from tornado_rbkit.upstream.upstream import Upstream
 
 DEFAULTS = {field.name: field for field in dataclasses.fields(BridgeSettings)}
 NUMBERS = st.one_of(
@@ -50,7 +50,7 @@ class Listener:
 
     def __init__(self) -> None:
         self.result: asyncio.Future[str | CommandResult] = asyncio.get_running_loop().create_future()
-        self.upstream: ZmqUpstream | None = None
+        self.upstream: Upstream | None = None
         self.timeouts: dict[str, float] = {}
 
     def on_batch(self, batch: Batch) -> None:
@@ -67,9 +67,10 @@ class Listener:
             queue.resume()
 
 
-def opened(chosen: BridgeSettings, listener: Listener) -> ZmqUpstream:
-    upstream = ZmqUpstream(chosen, listener, lambda: upstream.close())
-    upstream.connect(chosen.pub, chosen.req)
+def opened(chosen: BridgeSettings, listener: Listener) -> Upstream:
+    upstream = Upstream(chosen, listener, lambda: upstream.close())
+    assert chosen.endpoint is not None
+    upstream.connect(chosen.endpoint)
     return upstream
 
 

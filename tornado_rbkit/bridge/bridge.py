@@ -5,26 +5,27 @@ from __future__ import annotations
 import asyncio
 from collections.abc import Callable, Iterable, Mapping
 from functools import partial
+from operator import methodcaller
 from typing import Any, Final, Literal
 
 from tornado.ioloop import IOLoop
 from tornado.iostream import IOStream
 from tornado.web import RequestHandler
 
-from tornado_rbkit.bridge.clients import Clients
+from tornado_rbkit.bridge.clients import Client, Clients, ClientT
 from tornado_rbkit.bridge.commands import CommandQueue
 from tornado_rbkit.bridge.fanout import ClientCount, FanOut
 from tornado_rbkit.bridge.own_commands import OwnCommands
 from tornado_rbkit.bridge.profiler_state import ProfilerState, State
 from tornado_rbkit.bridge.session import CommandRules, Session
 from tornado_rbkit.bridge.settings import BridgeSettings
-from tornado_rbkit.endpoints import check_endpoint
 from tornado_rbkit.errors import BridgeFullError, RbkitError
 from tornado_rbkit.frames import Encoding
 from tornado_rbkit.protocol import CLOSE_GOING_AWAY, CLOSE_POLICY, CLOSE_TOO_BIG, CLOSE_TRY_AGAIN, Notice
 from tornado_rbkit.upstream.iothread import IOLoopThread
-from tornado_rbkit.upstream.types import Batch, CommandResult, ConnectionState, Upstream
-from tornado_rbkit.upstream.zmq_upstream import ZmqUpstream
+from tornado_rbkit.upstream.sockets import ZmqEndpoint
+from tornado_rbkit.upstream.types import Batch, CommandResult, ConnectionState, Endpoint
+from tornado_rbkit.upstream.upstream import Upstream
 
 _MIB: Final = 1024 * 1024
 _CLOSE_GRACE: Final = 1.0  # seconds for clients to answer a close frame, and for the profiler to answer commands
@@ -43,6 +44,7 @@ class Bridge:
         pub: str | None = None,
         req: str | None = None,
         *,
+        endpoint: Endpoint | None = None,
         threaded: bool | IOLoopThread = True,
         default_encoding: Literal["binary", "escaped"] = "binary",
         connect_timeout: float = 2.0,
@@ -65,6 +67,7 @@ class Bridge:
         Args:
             pub: the endpoint where rbkit publishes, by default port 5555 or ``RBKIT_PUB_PORT`` on 127.0.0.1.
             req: the endpoint where it takes commands, by default port 5556 or ``RBKIT_REQ_PORT`` on 127.0.0.1.
+            endpoint: the address of a profiler that is not reached over ZMQ, instead of `pub` and `req`.
             threaded: True: the ZMQ sockets get their own thread. An `IOLoopThread`: they run on that thread, which its
                 owner starts before the first client joins (in a pre-forked server: after the fork) and stops after
                 `close`. False: they run on the web server's loop, which then also escapes and compresses, for at most
@@ -95,9 +98,11 @@ class Bridge:
             EndpointError: `pub` or `req` cannot be connected to.
             ValueError: another argument is out of its range.
         """
-        given = {"pub": pub, "req": req, "command_timeouts": command_timeouts}
         settings = BridgeSettings(
-            **{name: value for name, value in given.items() if value is not None},  # type: ignore[arg-type]
+            pub=pub,
+            req=req,
+            endpoint=endpoint,
+            command_timeouts={} if command_timeouts is None else command_timeouts,
             threaded=threaded,
             default_encoding=default_encoding,
             connect_timeout=connect_timeout,
@@ -120,8 +125,9 @@ class Bridge:
         self.ping_interval = settings.ping_interval
         self.ping_timeout = min(settings.ping_timeout or settings.ping_interval, settings.ping_interval)
         self.stall_timeout = settings.stall_timeout
-        self._profiler = ProfilerState(settings.pub, settings.req)
-        self._upstream: Upstream = ZmqUpstream(settings, self, self.close)
+        assert settings.endpoint is not None
+        self._profiler = ProfilerState(settings.endpoint)
+        self._upstream = Upstream(settings, self, self.close)
         self._commands = CommandQueue(self._upstream.request, settings.command_timeouts, self._record)
         self._own_commands = OwnCommands(self._commands, self._profiler)
         self._new_session = partial(
@@ -138,13 +144,13 @@ class Bridge:
 
     @property
     def pub(self) -> str:
-        """The endpoint where the profiler publishes."""
-        return self._profiler.pub
+        """The endpoint where the profiler publishes; the label of another `endpoint`."""
+        return self._profiler.endpoint.parts[0]
 
     @property
     def req(self) -> str:
-        """The endpoint where the profiler takes commands."""
-        return self._profiler.req
+        """The endpoint where the profiler takes commands; the label of another `endpoint`."""
+        return self._profiler.endpoint.label
 
     @property
     def state(self) -> State:
@@ -165,15 +171,15 @@ class Bridge:
         Raises:
             EndpointError: `pub` or `req` cannot be connected to; nothing has changed.
         """
-        pub, req = check_endpoint(pub, "pub"), check_endpoint(req, "req")
+        endpoint = ZmqEndpoint(pub, req)
         if self.state is State.IDLE or self._closing is not None:
-            self._profiler.pub, self._profiler.req = pub, req
+            self._profiler.endpoint = endpoint
             return
-        self.on_connection(ConnectionState((self.pub, self.req)))
-        self._profiler.retarget(pub, req)
+        self.on_connection(ConnectionState(self._profiler.endpoint.parts))
+        self._profiler.retarget(endpoint)
         self._upstream.disconnect()
         try:
-            self._upstream.connect(pub, req)
+            self._upstream.connect(endpoint)
         except RbkitError as error:
             self.on_failure(str(error))
         self._update_encodings()
@@ -186,7 +192,21 @@ class Bridge:
         encoding: Encoding,
         access: CommandRules,
     ) -> Session:
-        """Add a client; see `Session` for the arguments. Call `leave` when its WebSocket is closed.
+        """Add a client on a WebSocket; see `Session` for the arguments. Call `leave` when its WebSocket is closed.
+
+        Raises:
+            BridgeFullError: `max_clients` is reached, the bridge is closed, or it cannot open a connection.
+        """
+
+        def close_and_log(code: int, reason: str) -> None:
+            if code in (CLOSE_POLICY, CLOSE_TOO_BIG):
+                self._sessions.log_closing(handler.request.remote_ip, reason)
+            close(code, reason)
+
+        return self.add(lambda: self._new_session(handler, close_and_log, stream, encoding, access))
+
+    def add(self, make_client: Callable[[], ClientT]) -> ClientT:
+        """Add a client of any kind, which is created once it may join. Call `leave` when it has disconnected.
 
         Raises:
             BridgeFullError: `max_clients` is reached, the bridge is closed, or it cannot open a connection.
@@ -195,13 +215,7 @@ class Bridge:
             raise BridgeFullError("the server is shutting down")
         if len(self._sessions) >= self._settings.max_clients:
             raise BridgeFullError(f"client limit reached (max_clients={self._settings.max_clients})")
-
-        def close_and_log(code: int, reason: str) -> None:
-            if code in (CLOSE_POLICY, CLOSE_TOO_BIG):
-                self._sessions.log_closing(handler.request.remote_ip, reason)
-            close(code, reason)
-
-        session = self._new_session(handler, close_and_log, stream, encoding, access)
+        session = make_client()
         try:
             self._open()
         except BridgeFullError:
@@ -214,8 +228,8 @@ class Bridge:
         self._update_encodings()
         return session
 
-    def leave(self, session: Session) -> None:
-        """Remove a client whose WebSocket is closed. May be called twice."""
+    def leave(self, session: Client) -> None:
+        """Remove a client that has disconnected. May be called twice."""
         if session not in self._sessions:
             return
         session.leave()
@@ -253,7 +267,7 @@ class Bridge:
                 self._own_commands.send_handshake()
         finally:
             sessions = self._sessions.joined_by(batch.generation)
-            deliver = partial(Session.deliver, batch=batch)
+            deliver = methodcaller("deliver", batch)
             self._fan_out.begin(sessions, deliver, size=batch.encoded, done=batch.acknowledge)
 
     def on_connection(self, connection: ConnectionState) -> None:
@@ -290,7 +304,7 @@ class Bridge:
         for notice in notices:
             self._fan_out.notify(self._sessions, notice)
 
-    def _give_up(self, session: Session) -> None:
+    def _give_up(self, session: Client) -> None:
         """Close a client because the profiler was not reached within `connect_timeout`."""
         session.close(CLOSE_TRY_AGAIN, f"rbkit server is not running at {self._profiler.first_missing}")
 
@@ -306,7 +320,7 @@ class Bridge:
             return
         self._loop = IOLoop.current()
         try:
-            self._upstream.connect(self.pub, self.req)
+            self._upstream.connect(self._profiler.endpoint)
         except RbkitError as error:
             self._profiler.on_failure(str(error))
             raise BridgeFullError(_cannot_connect(str(error))) from error

@@ -6,20 +6,71 @@ import asyncio
 import contextlib
 import logging
 from collections import Counter
-from collections.abc import Iterator
-from typing import Final
+from collections.abc import Callable, Iterator
+from typing import Any, Final, Protocol, TypeVar
 
-from tornado_rbkit.bridge.session import Session
 from tornado_rbkit.frames import Encoding
 from tornado_rbkit.log_throttle import LogThrottle, times
+from tornado_rbkit.protocol import Notice
+from tornado_rbkit.upstream.types import Batch
 
 _log = logging.getLogger(__name__)
 
-_TOTALS: Final = ("messages_sent", "messages_dropped", "bytes_sent")  # attributes of `Outbox`
+_TOTALS: Final = ("messages_sent", "messages_dropped", "bytes_sent")  # attributes of `SentTotals`
+
+
+class SentTotals(Protocol):
+    """A client's figures, from its send queue; sizes are in bytes."""
+
+    @property
+    def messages_sent(self) -> int: ...
+    @property
+    def messages_dropped(self) -> int: ...
+    @property
+    def bytes_sent(self) -> int: ...
+
+
+class Client(Protocol):
+    """What a bridge needs of a client. `tornado_rbkit.bridge.session.Session` is one on a WebSocket. Web loop only."""
+
+    @property
+    def encoding(self) -> Encoding:
+        """The encoding of the batches that it is sent."""
+
+    @property
+    def outbox(self) -> SentTotals:
+        """Its send queue."""
+
+    def deliver(self, batch: Batch) -> None:
+        """Send a batch; do nothing once the client has left."""
+
+    def notify(self, notice: Notice) -> None:
+        """Send a notice; do nothing once the client has left."""
+
+    def await_profiler(self, timeout: float, give_up: Callable[[], None]) -> None:
+        """Call `give_up` after `timeout` seconds, unless `on_profiler_connected` is called before."""
+
+    def on_profiler_connected(self) -> None:
+        """Stop waiting for the profiler."""
+
+    def close(self, code: int, reason: str) -> None:
+        """Disconnect the client, with a code and a reason of RFC 6455; `Bridge.leave` must follow."""
+
+    def abort(self) -> None:
+        """Disconnect without waiting for the client."""
+
+    def leave(self) -> None:
+        """Discard everything that waits. May be called twice."""
+
+    def stats(self) -> dict[str, Any]:
+        """Return figures about the client, ready for JSON."""
+
+
+ClientT = TypeVar("ClientT", bound=Client)
 
 
 class Clients:
-    """The sessions of one bridge, in the order in which they joined. Web loop only.
+    """The clients of one bridge, in the order in which they joined. Web loop only.
 
     Attributes:
         generation: number of clients that have joined so far.
@@ -27,7 +78,7 @@ class Clients:
 
     def __init__(self) -> None:
         self.generation = 0
-        self._sessions: dict[Session, int] = {}  # with the generation in which each joined
+        self._sessions: dict[Client, int] = {}  # with the generation in which each joined
         self._encodings: Counter[Encoding] = Counter()
         self._departed = Counter(dict.fromkeys(_TOTALS, 0))
         self._empty = asyncio.Event()
@@ -36,10 +87,10 @@ class Clients:
     def __len__(self) -> int:
         return len(self._sessions)
 
-    def __iter__(self) -> Iterator[Session]:
+    def __iter__(self) -> Iterator[Client]:
         return iter(self._sessions)
 
-    def __contains__(self, session: Session) -> bool:
+    def __contains__(self, session: Client) -> bool:
         return session in self._sessions
 
     @property
@@ -47,14 +98,14 @@ class Clients:
         """The encodings in use."""
         return frozenset(self._encodings)
 
-    def add(self, session: Session) -> None:
+    def add(self, session: Client) -> None:
         """Add a client."""
         self.generation += 1
         self._sessions[session] = self.generation
         self._encodings[session.encoding] += 1
         self._empty.clear()
 
-    def remove(self, session: Session) -> None:
+    def remove(self, session: Client) -> None:
         """Remove a client; its figures stay in the totals."""
         del self._sessions[session]
         self._encodings -= Counter([session.encoding])
@@ -62,8 +113,8 @@ class Clients:
         if not self._sessions:
             self._empty.set()
 
-    def joined_by(self, generation: int) -> Iterator[Session]:
-        """Yield the sessions that had joined by `generation`.
+    def joined_by(self, generation: int) -> Iterator[Client]:
+        """Yield the clients that had joined by `generation`.
 
         A client gets only batches whose encoding began after it joined. It could otherwise get a batch that was
         encoded for a client that has left, and miss the next one, which was begun while nobody used its encoding.
@@ -71,7 +122,7 @@ class Clients:
         return (session for session, joined in self._sessions.items() if joined <= generation)
 
     def on_profiler_connected(self) -> None:
-        """Tell each session that the profiler is connected."""
+        """Tell each client that the profiler is connected."""
         for session in self._sessions:
             session.on_profiler_connected()
 
@@ -94,5 +145,5 @@ class Clients:
             with contextlib.suppress(asyncio.TimeoutError):
                 await asyncio.wait_for(self._empty.wait(), timeout)
 
-    def _count(self, session: Session, totals: Counter[str]) -> None:
+    def _count(self, session: Client, totals: Counter[str]) -> None:
         totals.update({name: getattr(session.outbox, name) for name in _TOTALS})

@@ -9,8 +9,7 @@ from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from typing import Final
 
-from tornado_rbkit.bridge.clients import Clients
-from tornado_rbkit.bridge.session import Session
+from tornado_rbkit.bridge.clients import Client, Clients
 from tornado_rbkit.protocol import CLIENT_COUNT, Notice
 from tornado_rbkit.upstream.encoder import MAX_DELIVERED
 
@@ -32,8 +31,8 @@ class _Delivery:
         seconds: seconds of work so far.
     """
 
-    sessions: deque[Session]
-    deliver: Callable[[Session], None]
+    sessions: deque[Client]
+    deliver: Callable[[Client], None]
     cost: float
     done: Callable[[float], None]
     seconds: float = 0.0
@@ -52,8 +51,8 @@ class FanOut:
 
     def begin(
         self,
-        sessions: Iterable[Session],
-        deliver: Callable[[Session], None],
+        sessions: Iterable[Client],
+        deliver: Callable[[Client], None],
         *,
         key: object = None,
         size: int = 0,
@@ -74,7 +73,7 @@ class FanOut:
         if not self._is_scheduled:
             self._turn()
 
-    def notify(self, sessions: Iterable[Session], notice: Notice) -> None:
+    def notify(self, sessions: Iterable[Client], notice: Notice) -> None:
         """Send clients a notice. It replaces an older notice of its kind where that has not been delivered yet."""
         self.begin(sessions, lambda session: session.notify(notice), key=notice.kind)
 

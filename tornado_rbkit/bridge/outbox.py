@@ -11,15 +11,13 @@ from typing import Final
 from tornado.concurrent import Future
 from tornado.iostream import IOStream, SSLIOStream, StreamBufferFullError, StreamClosedError
 
+from tornado_rbkit.bridge.backlog import Backlog
 from tornado_rbkit.deadline import Deadline
 from tornado_rbkit.frames import JOIN_LIMIT, Buffer, Chunk, WriteUnit
 from tornado_rbkit.protocol import DROPPED
 
 WRITE_SIZE: Final = 1024 * 1024
 """Bytes written to a stream at a time; a reply never waits behind more data than this."""
-
-_ENTRY_COST: Final = 256
-"""Bytes of overhead counted for each queued chunk, so that many small chunks do not exceed the bound."""
 
 _GATHERS: Final = hasattr(socket.socket, "sendmsg")  # not on Windows
 
@@ -31,11 +29,9 @@ class Outbox:
     dropped and counted. A message that has been begun is finished, so a client never gets a partial message.
 
     Attributes:
-        data_bytes: bytes of profiling data that wait or are being written.
         reply_bytes: bytes of replies and notices that wait or are being written.
         bytes_sent: bytes that the client's connection has accepted.
         messages_sent: profiling messages that the connection has accepted completely.
-        messages_dropped: profiling messages that this client did not get, because it was too slow or left.
     """
 
     def __init__(
@@ -58,24 +54,21 @@ class Outbox:
             on_caught_up: called, once no data waits, with the number of messages dropped since the last call; must
                 send it as a notice of the kind `DROPPED`.
         """
-        self.data_bytes = self.reply_bytes = self.bytes_sent = 0
-        self.messages_sent = self.messages_dropped = 0
+        self.reply_bytes = self.bytes_sent = self.messages_sent = 0
         self._stream = stream
         self._is_tls = isinstance(stream, SSLIOStream)
-        self._max_backlog = max_backlog_bytes
+        self._backlog = Backlog(max_backlog_bytes)
         self._write_size = min(WRITE_SIZE, max_backlog_bytes)
         self._stall_timeout = stall_timeout
         self._on_stalled = on_stalled
         self._on_caught_up = on_caught_up
         self._replies: OrderedDict[object, Chunk] = OrderedDict()  # notices by kind, replies by unique keys
-        self._data: deque[Chunk] = deque()
         self._begun: Chunk | None = None
         self._begun_is_data = False
         self._units: deque[WriteUnit] = deque()  # unwritten units of the begun chunk; each holds whole frames
         self._in_write = 0  # bytes written to the stream and not yet accepted
         self._data_in_write = 0  # the part of `_in_write` that counts in data_bytes; the rest counts in reply_bytes
         self._messages_in_write = 0
-        self._dropped_unreported = 0
         self._turn_is_due = False  # `_on_turn` is in the loop's queue
         self._blocked = False
         self._stall_deadline: Deadline | None = None  # may still run when nothing is blocked any more
@@ -89,10 +82,19 @@ class Outbox:
         return self._blocked
 
     @property
+    def data_bytes(self) -> int:
+        """Bytes of profiling data that wait or are being written."""
+        return self._backlog.size
+
+    @property
+    def messages_dropped(self) -> int:
+        """Number of profiling messages that this client did not get, because it was too slow or left."""
+        return self._backlog.dropped
+
+    @property
     def messages_waiting(self) -> int:
         """Number of profiling messages that wait, including a begun one."""
-        begun = self._begun.messages if self._begun and self._begun_is_data and self._units else 0
-        return self._messages_in_write + begun + sum(chunk.messages for chunk in self._data)
+        return self._messages_begun + self._backlog.messages
 
     @property
     def bytes_waiting(self) -> int:
@@ -127,19 +129,20 @@ class Outbox:
     def add_missed(self, messages: int) -> None:
         """Add messages lost before they reached the outbox to the number of dropped messages in the next notice."""
         if not self._closed:
-            self._dropped_unreported += messages
+            self._backlog.unreported += messages
             self._report_dropped()
 
     def send_data(self, chunks: Sequence[Chunk]) -> None:
         """Queue profiling data; drop the oldest waiting data past the bound."""
         if self._closed or not chunks:
             return
-        self._data.extend(chunks)
-        self.data_bytes += sum(chunk.size for chunk in chunks)
+        backlog = self._backlog
+        backlog.extend(chunks)
         self._flush_unless_due()
-        while self._data and self._is_over_the_bound and not (self._blocked or self._units):
+        while backlog and backlog.is_over_the_bound and not (self._blocked or self._units):
             self._flush()  # drop nothing that the connection would accept
-        self._keep_the_bound()
+        unsent = sum(len(buffer) for unit in self._units for buffer in unit) if self._begun_is_data else 0
+        backlog.trim(self._begun, unsent)
 
     async def drain(self) -> None:
         """Wait until the client's connection has accepted every reply, or the outbox is closed."""
@@ -151,11 +154,10 @@ class Outbox:
     def close(self) -> None:
         """Discard everything that waits, and write nothing more. May be called twice."""
         self._closed = True
-        self.messages_dropped += self.messages_waiting
+        self._backlog.close(self._messages_begun)
         self._replies.clear()
-        self._data.clear()
         self._units.clear()
-        self.data_bytes = self.reply_bytes = self._messages_in_write = 0
+        self.reply_bytes = self._messages_in_write = 0
         self._blocked = False
         if self._stall_deadline is not None:
             self._stall_deadline.cancel()
@@ -169,28 +171,10 @@ class Outbox:
             self._flush_unless_due()
 
     @property
-    def _is_over_the_bound(self) -> bool:
-        return self.data_bytes + _ENTRY_COST * (len(self._data) - 1) > self._max_backlog
-
-    def _keep_the_bound(self) -> None:
-        """Drop the oldest data until the rest is within the bound; one message larger than the bound is exempt."""
-        under_way = 0
-        if self._begun is not None and self._begun_is_data and self._begun.size > self._max_backlog:
-            under_way = sum(len(buffer) for unit in self._units for buffer in unit)
-        while self._data:
-            passes = not under_way and self._data[0].size > self._max_backlog
-            exempt = self._data[0].size if passes else under_way
-            cost = self.data_bytes - exempt + _ENTRY_COST * (len(self._data) - 1)
-            if cost <= self._max_backlog or len(self._data) == int(passes):
-                return
-            oldest = self._data[int(passes)]
-            del self._data[int(passes)]
-            self._drop(oldest)
-
-    def _drop(self, chunk: Chunk) -> None:
-        self.data_bytes -= chunk.size
-        self.messages_dropped += chunk.messages
-        self._dropped_unreported += chunk.messages
+    def _messages_begun(self) -> int:
+        """Number of profiling messages that were begun and that the connection has not accepted completely."""
+        begun = self._begun.messages if self._begun and self._begun_is_data and self._units else 0
+        return self._messages_in_write + begun
 
     def _flush_unless_due(self) -> None:
         if not (self._turn_is_due or self._blocked):
@@ -217,7 +201,7 @@ class Outbox:
 
     def _flush_next_turn(self) -> None:
         """Schedule the next write, if anything waits, so that the loop's other callbacks run first."""
-        if not self._turn_is_due and (self._replies or self._data or self._units):
+        if not self._turn_is_due and (self._replies or self._backlog or self._units):
             self._turn_is_due = True
             self._stream.io_loop.add_callback(self._on_turn)
 
@@ -236,7 +220,7 @@ class Outbox:
 
     def _account_taken(self) -> None:
         self.bytes_sent += self._in_write
-        self.data_bytes -= self._data_in_write
+        self._backlog.release(self._data_in_write)
         self.reply_bytes -= self._in_write - self._data_in_write
         self.messages_sent += self._messages_in_write
         self._in_write = self._data_in_write = self._messages_in_write = 0
@@ -246,8 +230,8 @@ class Outbox:
 
     def _report_dropped(self) -> None:
         """Report dropped messages once no data waits; drops while a report waits go into the next report."""
-        if self._dropped_unreported and not (self._data or self._units or DROPPED in self._replies):
-            dropped, self._dropped_unreported = self._dropped_unreported, 0
+        if self._backlog.unreported and not (self._backlog or self._units or DROPPED in self._replies):
+            dropped, self._backlog.unreported = self._backlog.unreported, 0
             self._on_caught_up(dropped)
 
     def _next_buffers(self) -> list[Buffer]:
@@ -269,8 +253,8 @@ class Outbox:
             if self._replies:
                 _, self._begun = self._replies.popitem(last=False)
                 self._begun_is_data = False
-            elif self._data:
-                self._begun, self._begun_is_data = self._data.popleft(), True
+            elif self._backlog:
+                self._begun, self._begun_is_data = self._backlog.take(), True
             else:
                 return False
             self._units.extend(self._begun.units)

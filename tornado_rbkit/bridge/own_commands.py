@@ -45,7 +45,7 @@ class OwnCommands:
         to_stop = self._profiler.to_stop() if self._profiler.state is State.CONNECTED else []
         if to_stop and (os.getpid() != self._pid or task_id() is not None):
             text = "not stopping the profiling of %s: this process was forked, and other processes may have clients"
-            _log.info(text, self._profiler.req)
+            _log.info(text, self._profiler.endpoint.label)
             return
         stopped: list[asyncio.Future[CommandResult]] = []
         for command in to_stop:

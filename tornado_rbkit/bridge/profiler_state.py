@@ -9,7 +9,7 @@ from typing import Any, Final
 
 from tornado_rbkit.log_throttle import LogThrottle, times
 from tornado_rbkit.protocol import RESTARTED, DecodeError, Handshake, Notice, decode_handshake
-from tornado_rbkit.upstream.types import Batch, CommandResult, ConnectionState
+from tornado_rbkit.upstream.types import Batch, CommandResult, ConnectionState, Endpoint
 
 _log = logging.getLogger(__name__)
 
@@ -46,8 +46,7 @@ class ProfilerState:
     Methods that record an event return the notices to send to the clients, in order.
 
     Attributes:
-        pub: the endpoint where the profiler publishes.
-        req: the endpoint where it takes commands.
+        endpoint: the address of the profiler.
         state: the state of the connection.
         handshake: the last handshake, None before the first.
         answers: whether the last command was answered, None before the first.
@@ -55,10 +54,9 @@ class ProfilerState:
             it answers again; None if there is no need.
     """
 
-    def __init__(self, pub: str, req: str) -> None:
+    def __init__(self, endpoint: Endpoint) -> None:
         """Begin in the state `IDLE`."""
-        self.pub = pub
-        self.req = req
+        self.endpoint = endpoint
         self.state = State.IDLE
         self.handshake: Handshake | None = None
         self.answers: bool | None = None
@@ -79,18 +77,18 @@ class ProfilerState:
 
     # The connection
 
-    def retarget(self, pub: str, req: str) -> None:
-        """Record that a connection to another process, at other endpoints, is being opened instead of this one."""
-        self.pub, self.req = pub, req
+    def retarget(self, endpoint: Endpoint) -> None:
+        """Record that a connection to another process, at another endpoint, is being opened instead of this one."""
+        self.endpoint = endpoint
         self._is_another = True
         self.probe_delay = None
         self._pending = 0
-        self._connection = ConnectionState((pub, req))
+        self._connection = ConnectionState(endpoint.parts)
 
     def on_connecting(self) -> None:
         """Record that a connection is being opened."""
         self.state = State.CONNECTING
-        self._connection = ConnectionState((self.pub, self.req))
+        self._connection = ConnectionState(self.endpoint.parts)
 
     def on_connection(self, connection: ConnectionState) -> list[Notice]:
         """Record and log a change of the connection."""
@@ -110,18 +108,18 @@ class ProfilerState:
         """Log that no connection can be opened, throttled to the 1st, 10th, 100th time."""
         count = self._throttle.add("cannot connect")
         if count:
-            _log.warning("cannot connect to the rbkit server at %s: %s%s", self.req, reason, times(count))
+            _log.warning("cannot connect to the rbkit server at %s: %s%s", self.endpoint.label, reason, times(count))
 
     @property
     def first_missing(self) -> str:
-        """The endpoint to name in an error: `req`, unless only `pub` is not connected."""
-        return self._connection.missing[-1] if self._connection.missing else self.req
+        """The address to name in an error: the label, unless only another part of the endpoint is not connected."""
+        return self._connection.missing[-1] if self._connection.missing else self.endpoint.label
 
     def _on_connected(self, before: State) -> list[Notice]:
         if self._loss_logged:
-            _log.warning("reconnected to the rbkit server at %s", self.req)
+            _log.warning("reconnected to the rbkit server at %s", self.endpoint.label)
         elif before is not State.DISCONNECTED:
-            _log.info("connected to the rbkit server at %s", self.req)
+            _log.info("connected to the rbkit server at %s", self.endpoint.label)
         self._loss_logged = self._restart_notified = False
         notices = [Notice("server", "connected")] if before is State.DISCONNECTED else []
         return notices + (self._on_restarted() if self._is_another else [])
@@ -133,7 +131,7 @@ class ProfilerState:
         count = self._throttle.add("lost")
         self._loss_logged = count > 0
         if count:
-            _log.warning("lost the connection to the rbkit server at %s%s", self.req, times(count))
+            _log.warning("lost the connection to the rbkit server at %s%s", self.endpoint.label, times(count))
         return [Notice("server", "disconnected")]
 
     # Messages
@@ -146,7 +144,7 @@ class ProfilerState:
         self._totals["messages_missed"] += batch.missed
         if batch.foreign and not self._totals["messages_foreign"]:
             text = "%s publishes messages that are not rbkit's; they are forwarded, and counted as messages_foreign"
-            _log.warning(text, self.pub)
+            _log.warning(text, self.endpoint.parts[0])
         self._totals["messages_foreign"] += batch.foreign
         self._is_another |= batch.restarted
         # Before both sockets are connected, `on_connection` reports it.
@@ -158,7 +156,7 @@ class ProfilerState:
         if self._restart_notified:
             return []
         self._restart_notified = True
-        _log.info("the process at %s has been replaced by another one", self.req)
+        _log.info("the process at %s has been replaced by another one", self.endpoint.label)
         self._forget_profiling()
         return [RESTARTED]
 
@@ -243,7 +241,7 @@ class ProfilerState:
             return f"not an rbkit server, or it sends messages longer than max_message_bytes: {', '.join(each)}"
         if self._connection.missing:
             return f"no rbkit server at {' and '.join(self._connection.missing)}; reconnecting every second"
-        return f"the rbkit server at {self.req} {self._describe_fault()}" if self.fault else None
+        return f"the rbkit server at {self.endpoint.label} {self._describe_fault()}" if self.fault else None
 
     def _describe_fault(self) -> str:
         return _NO_REPLY.format(self._unanswered) if self._unanswered else _NOT_RBKIT
@@ -252,20 +250,20 @@ class ProfilerState:
         """Log that a fault has begun or ended. Call it only when the fault changes."""
         if self.fault is None:
             if self._fault_logged:
-                _log.warning("the rbkit server at %s answers again", self.req)
+                _log.warning("the rbkit server at %s answers again", self.endpoint.label)
             self._fault_logged = False
             return
         # Silence is found once per time-out, but foreign replies arrive as fast as clients send commands.
         count = 1 if self.fault is Fault.SILENT else self._throttle.add(self.fault)
         self._fault_logged |= count > 0
         if count:
-            _log.warning("the rbkit server at %s %s%s", self.req, self._describe_fault(), times(count))
+            _log.warning("the rbkit server at %s %s%s", self.endpoint.label, self._describe_fault(), times(count))
 
     def stats(self) -> dict[str, Any]:
         """Return the facts, ready for JSON; sizes are in bytes, latencies in seconds."""
         return {
-            "pub": self.pub,
-            "req": self.req,
+            "pub": self.endpoint.parts[0],
+            "req": self.endpoint.label,
             "state": self.state.value,
             "trouble": self.trouble,
             "handshake": self.handshake._asdict() if self.handshake else None,

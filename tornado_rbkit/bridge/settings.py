@@ -8,17 +8,24 @@ from typing import Any, Literal
 
 from tornado_rbkit.protocol import CommandError, parse_command
 from tornado_rbkit.upstream.options import MIB, UpstreamOptions, check_seconds, check_whole, option_error
+from tornado_rbkit.upstream.sockets import ZmqEndpoint
+from tornado_rbkit.upstream.types import Endpoint
 
 
 @dataclass(frozen=True, kw_only=True)
 class BridgeSettings(UpstreamOptions):
     """The arguments of `tornado_rbkit.Bridge`, described there. Immutable, so any thread may read it.
 
+    `endpoint` is always set: to the ZMQ endpoints of `pub` and `req` unless another one is given.
+
     Raises:
         EndpointError: `pub` or `req` cannot be connected to.
         ValueError: another setting has a wrong type or is out of its range.
     """
 
+    pub: str | None = None
+    req: str | None = None
+    endpoint: Endpoint | None = None
     default_encoding: Literal["binary", "escaped"] = "binary"
     connect_timeout: float = 2.0
     command_timeouts: Mapping[str, float] = field(default_factory=dict)
@@ -32,6 +39,12 @@ class BridgeSettings(UpstreamOptions):
 
     def __post_init__(self) -> None:
         super().__post_init__()
+        if self.endpoint is None:
+            self._set("endpoint", ZmqEndpoint.or_default(self.pub, self.req))
+        elif self.pub is not None or self.req is not None:
+            raise option_error("endpoint", self.endpoint, "None if pub or req is given")
+        elif not isinstance(self.endpoint, Endpoint):
+            raise option_error("endpoint", self.endpoint, "an endpoint, or None for pub and req")
         if not isinstance(self.stop_when_idle, bool):
             raise option_error("stop_when_idle", self.stop_when_idle, "True or False")
         if self.default_encoding not in ("binary", "escaped"):

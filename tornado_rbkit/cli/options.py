@@ -20,7 +20,12 @@ _log = logging.getLogger(__name__)
 DEFAULT_PORT: Final = 8765
 DEFAULT_HOST: Final = "127.0.0.1"
 _MAX_TOKEN_FILE: Final = 4096  # bytes
-_BRIDGE_SETTINGS: Final = {field.name for field in dataclasses.fields(BridgeSettings)} - {"pub", "req", "threaded"}
+_BRIDGE_SETTINGS: Final = {field.name for field in dataclasses.fields(BridgeSettings)} - {
+    "pub",
+    "req",
+    "endpoint",
+    "threaded",
+}
 _ACCESS_SETTINGS: Final = {field.name for field in dataclasses.fields(Access) if field.init} - {"token"}
 
 

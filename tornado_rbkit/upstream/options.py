@@ -6,12 +6,9 @@ import math
 import numbers
 import operator
 import reprlib
-from dataclasses import dataclass, field
-from functools import partial
+from dataclasses import dataclass
 from typing import Any, Final
 
-from tornado_rbkit.endpoints import check_endpoint, default_endpoint
-from tornado_rbkit.protocol import DEFAULT_PUB_PORT, DEFAULT_REQ_PORT
 from tornado_rbkit.upstream.iothread import IOLoopThread
 
 MIB: Final = 1024 * 1024
@@ -21,15 +18,12 @@ _MAX_FLUSH_INTERVAL: Final = 60.0  # seconds; nothing is delivered during one
 
 @dataclass(frozen=True, kw_only=True)
 class UpstreamOptions:
-    """The arguments of `tornado_rbkit.Bridge` that concern the connection. Immutable, so any thread may read it.
+    """The arguments of `tornado_rbkit.Bridge` that concern each connection. Immutable, so any thread may read it.
 
     Raises:
-        EndpointError: `pub` or `req` cannot be connected to.
-        ValueError: another option has a wrong type or is out of its range.
+        ValueError: an option has a wrong type or is out of its range.
     """
 
-    pub: str = field(default_factory=partial(default_endpoint, "RBKIT_PUB_PORT", DEFAULT_PUB_PORT))
-    req: str = field(default_factory=partial(default_endpoint, "RBKIT_REQ_PORT", DEFAULT_REQ_PORT))
     threaded: bool | IOLoopThread = True
     flush_interval: float = 0.005
     max_pending_bytes: int = 32 * MIB
@@ -38,8 +32,6 @@ class UpstreamOptions:
     compression_level: int = 0
 
     def __post_init__(self) -> None:
-        check_endpoint(self.pub, "pub")
-        check_endpoint(self.req, "req")
         if not isinstance(self.threaded, bool | IOLoopThread):
             raise option_error("threaded", self.threaded, "True, False, or an IOLoopThread")
         self._set("flush_interval", check_seconds("flush_interval", self.flush_interval, most=_MAX_FLUSH_INTERVAL))

@@ -1,20 +1,23 @@
-"""The SUB and the REQ socket of one profiler, and the state of both."""
+"""A connection to one profiler over ZMQ: its SUB and REQ sockets, and the state of both."""
 
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
+from dataclasses import dataclass
 from typing import Any, Final
 
 import zmq
 from tornado.ioloop import IOLoop
 
-from tornado_rbkit.endpoints import require_descriptors
+from tornado_rbkit.endpoints import check_endpoint, default_endpoint, require_descriptors
+from tornado_rbkit.frames import Encoding
+from tornado_rbkit.protocol import DEFAULT_PUB_PORT, DEFAULT_REQ_PORT
 from tornado_rbkit.upstream.monitored_socket import MonitoredSocket
 from tornado_rbkit.upstream.options import UpstreamOptions
 from tornado_rbkit.upstream.requester import Requester
 from tornado_rbkit.upstream.source import SocketSource
 from tornado_rbkit.upstream.subscriber import Subscriber
-from tornado_rbkit.upstream.types import Batch, CommandResult, ConnectionState
+from tornado_rbkit.upstream.types import ConnectionState, TransportListener
 
 MAX_REPLY_BYTES: Final = 16 * 1024 * 1024
 """Bytes. Replies are never dropped, and 32 may wait for one client. rbkit's longest reply is a handshake."""
@@ -25,8 +28,58 @@ def failure_reason(error: Exception) -> str:
     return str(error) if isinstance(error, OSError | zmq.ZMQError | RuntimeError) else repr(error)
 
 
+@dataclass(frozen=True)
+class ZmqEndpoint:
+    """The ZMQ endpoints of a profiler. Implements `tornado_rbkit.upstream.types.Endpoint`.
+
+    Attributes:
+        pub: the endpoint where it publishes.
+        req: the endpoint where it takes commands.
+
+    Raises:
+        EndpointError: `pub` or `req` cannot be connected to.
+    """
+
+    pub: str
+    req: str
+
+    def __post_init__(self) -> None:
+        check_endpoint(self.pub, "pub")
+        check_endpoint(self.req, "req")
+
+    @classmethod
+    def or_default(cls, pub: str | None, req: str | None) -> ZmqEndpoint:
+        """Return the endpoint with rbkit's default ports, or those in the environment, in place of None."""
+        return cls(
+            default_endpoint("RBKIT_PUB_PORT", DEFAULT_PUB_PORT) if pub is None else pub,
+            default_endpoint("RBKIT_REQ_PORT", DEFAULT_REQ_PORT) if req is None else req,
+        )
+
+    @property
+    def parts(self) -> tuple[str, str]:
+        """Both endpoints."""
+        return self.pub, self.req
+
+    @property
+    def label(self) -> str:
+        """The endpoint for commands."""
+        return self.req
+
+    def transport(
+        self,
+        io_loop: IOLoop,
+        listener: TransportListener,
+        options: UpstreamOptions,
+        *,
+        on_thread: bool,
+        context: Callable[[], zmq.Context[zmq.Socket[bytes]]],
+    ) -> ProfilerSockets:
+        """Return new sockets, which are not open yet."""
+        return ProfilerSockets(self, io_loop, listener, options, on_thread=on_thread, context=context)
+
+
 class ProfilerSockets:
-    """The sockets of one profiler, from `open` to `close`.
+    """The sockets of one profiler, from `open` to `close`. Implements `tornado_rbkit.upstream.types.Transport`.
 
     They work on any IOLoop. The constructor may be called on any thread; everything else, including the callbacks,
     runs on the loop's thread.
@@ -38,51 +91,33 @@ class ProfilerSockets:
 
     def __init__(
         self,
+        endpoint: ZmqEndpoint,
         io_loop: IOLoop,
-        pub: str,
-        req: str,
-        context: Callable[[], zmq.Context[zmq.Socket[bytes]]],
+        listener: TransportListener,
         options: UpstreamOptions,
         *,
         on_thread: bool,
-        on_batch: Callable[[Batch], None],
-        on_result: Callable[[CommandResult], None],
-        on_connection: Callable[[ConnectionState], None],
-        on_failure: Callable[[str], None],
+        context: Callable[[], zmq.Context[zmq.Socket[bytes]]],
     ) -> None:
-        """Describe a connection.
-
-        Args:
-            io_loop: the loop of the sockets.
-            pub: the endpoint where the profiler publishes.
-            req: the endpoint where it takes commands.
-            context: returns the ZMQ context for the sockets, which must outlive them.
-            options: the bridge's options; its `pub` and `req` are not used.
-            on_thread: whether `io_loop` is not the clients' loop.
-            on_batch: passes a batch to the clients; must not block, raise or call back.
-            on_result: called once for each request.
-            on_connection: called with the new state after each change of a socket's connection.
-            on_failure: called with the reason if `open` fails; the owner must then call `stop` and `close`.
-        """
+        """Describe a connection; see `Endpoint.transport` for the arguments."""
+        self._endpoint = endpoint
         self._io_loop = io_loop
-        self._pub = pub
-        self._req = req
         self._context = context
         self._options = options
-        self._on_connection = on_connection
-        self._on_failure = on_failure
+        self._on_connection = listener.on_connection
+        self._on_failure = listener.on_failure
         self._sockets: list[MonitoredSocket] = []
         self._max_reply_bytes = min(options.max_message_bytes, MAX_REPLY_BYTES)
         self.subscriber = Subscriber(
             io_loop,
-            on_batch,
+            listener.on_batch,
             on_thread=on_thread,
             flush_interval=options.flush_interval,
             rcvhwm=options.rcvhwm,
             max_pending_bytes=options.max_pending_bytes,
             compression_level=options.compression_level,
         )
-        self.requester = Requester(io_loop, on_result, max_reply_bytes=self._max_reply_bytes)
+        self.requester = Requester(io_loop, listener.on_result, max_reply_bytes=self._max_reply_bytes)
 
     def open(self) -> None:
         """Create the sockets and begin to connect."""
@@ -90,6 +125,14 @@ class ProfilerSockets:
             self._open()
         except Exception as error:  # noqa: BLE001 - whatever it is, the clients must get the reason
             self._on_failure(failure_reason(error))
+
+    def set_encodings(self, encodings: frozenset[Encoding], clients: int, generation: int) -> None:
+        """Set the encodings of the batches."""
+        self.subscriber.set_encodings(encodings, clients, generation)
+
+    def request(self, command: str, timeout: float) -> None:
+        """Send a command."""
+        self.requester.request(command, timeout)
 
     def stop(self) -> None:
         """Stop receiving, and fail the command in flight."""
@@ -109,11 +152,11 @@ class ProfilerSockets:
         max_bytes = self._options.max_message_bytes
         sub = self._connect(
             zmq.SUB,
-            self._pub,
+            self._endpoint.pub,
             {zmq.RCVHWM: self._options.rcvhwm, zmq.MAXMSGSIZE: max_bytes, zmq.SUBSCRIBE: b""},
         )
         self.subscriber.open(SocketSource(sub, self._io_loop, max_message_bytes=max_bytes))
-        req = self._connect(zmq.REQ, self._req, {zmq.MAXMSGSIZE: self._max_reply_bytes, **Requester.OPTIONS})
+        req = self._connect(zmq.REQ, self._endpoint.req, {zmq.MAXMSGSIZE: self._max_reply_bytes, **Requester.OPTIONS})
         self.requester.open(req)
 
     def _connect(self, kind: int, endpoint: str, options: Mapping[int, Any]) -> zmq.Socket[bytes]:
@@ -130,6 +173,6 @@ class ProfilerSockets:
                 "the rbkit server disconnected before it replied; the command may have been carried out"
             )
         up = {socket.endpoint for socket in self._sockets if socket.up}
-        missing = tuple(endpoint for endpoint in (self._pub, self._req) if endpoint not in up)
+        missing = tuple(endpoint for endpoint in self._endpoint.parts if endpoint not in up)
         refusals = {socket.endpoint: socket.refusals for socket in self._sockets if socket.refusals}
         self._on_connection(ConnectionState(missing, refusals))

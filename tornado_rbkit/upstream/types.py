@@ -4,10 +4,16 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
-from typing import NamedTuple, Protocol
+from typing import TYPE_CHECKING, NamedTuple, Protocol, runtime_checkable
 
 from tornado_rbkit.frames import Chunk, Encoding
 from tornado_rbkit.protocol import CommandError
+
+if TYPE_CHECKING:
+    import zmq
+    from tornado.ioloop import IOLoop
+
+    from tornado_rbkit.upstream.options import UpstreamOptions
 
 
 @dataclass(slots=True)
@@ -78,34 +84,68 @@ class UpstreamListener(Protocol):
         """Disconnect: the upstream has failed. `reason` is meant for the clients."""
 
 
-class Upstream(Protocol):
-    """Connects a bridge to a profiler, over any transport. Web loop only.
+class TransportListener(NamedTuple):
+    """Functions that a transport calls on its loop; they must not block, raise or call back.
 
-    Nothing is reported to the listener once `disconnect` has returned. Each request is answered exactly once.
+    Attributes:
+        on_batch: passes a batch to the clients.
+        on_result: called once for each request.
+        on_connection: called with the new state after each change of the connection.
+        on_failure: called with the reason if `Transport.open` fails; the owner must then call `stop` and `close`.
     """
 
-    def connect(self, pub: str, req: str) -> None:
-        """Begin to connect to a profiler; the upstream must not be connected. Later failures go to the listener.
+    on_batch: Callable[[Batch], None]
+    on_result: Callable[[CommandResult], None]
+    on_connection: Callable[[ConnectionState], None]
+    on_failure: Callable[[str], None]
 
-        Raises:
-            RbkitError: no connection can be created; the message is meant for the clients.
-        """
+
+class Transport(Protocol):
+    """One connection to a profiler, from `open` to `close`. On its loop's thread only."""
+
+    def open(self) -> None:
+        """Begin to connect; failures are reported to the listener."""
 
     def set_encodings(self, encodings: frozenset[Encoding], clients: int, generation: int) -> None:
-        """Set the encodings in use, the number of clients, and the number that have joined so far (`generation`).
+        """Set the encodings in use, the number of clients, and the number that have joined so far (`generation`)."""
 
-        Does nothing without a connection.
-        """
+    def request(self, command: str, timeout: float) -> None:
+        """Send a command, which fails after `timeout` seconds. There must be no command in flight."""
 
-    def request(self, command: str, timeout: float, on_result: Callable[[CommandResult], None]) -> None:
-        """Send a command, which fails after `timeout` seconds. There must be a connection and no command in flight."""
+    def stop(self) -> None:
+        """Stop receiving, and fail the command in flight."""
 
-    def disconnect(self) -> None:
-        """Begin to close the connection, if there is one; `connect` may be called immediately."""
+    def close(self) -> None:
+        """Release everything. Called a turn of the loop after `stop`."""
 
-    async def close(self) -> None:
-        """Close the connection, and wait until it and all earlier connections are closed.
 
-        Raises:
-            RuntimeError: the thread in the option `threaded` had already ended and closed the connection.
+@runtime_checkable
+class Endpoint(Protocol):
+    """A profiler's address, which creates connections to it. Immutable, so any thread may use it."""
+
+    @property
+    def parts(self) -> tuple[str, ...]:
+        """The addresses that must all be connected: where the profiler publishes, ..., where it takes commands."""
+
+    @property
+    def label(self) -> str:
+        """The name of the profiler in logs and errors."""
+
+    def transport(
+        self,
+        io_loop: IOLoop,
+        listener: TransportListener,
+        options: UpstreamOptions,
+        *,
+        on_thread: bool,
+        context: Callable[[], zmq.Context[zmq.Socket[bytes]]],
+    ) -> Transport:
+        """Return a new connection, which is not open yet. May be called on any thread.
+
+        Args:
+            io_loop: the loop of the connection.
+            listener: receives data and state changes, on that loop.
+            options: the bridge's options.
+            on_thread: whether `io_loop` is not the clients' loop.
+            context: returns the ZMQ context for sockets, which outlives them; to be called on the loop's thread.
         """

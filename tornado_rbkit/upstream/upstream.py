@@ -1,4 +1,4 @@
-"""Connects a bridge to a profiler over ZMQ: the only module in which calls cross threads."""
+"""Connects a bridge to a profiler, over any transport: the only module in which calls cross threads."""
 
 from __future__ import annotations
 
@@ -15,20 +15,20 @@ from tornado_rbkit.frames import Encoding
 from tornado_rbkit.protocol import CommandError, RbkitError
 from tornado_rbkit.upstream.iothread import IOLoopThread
 from tornado_rbkit.upstream.options import UpstreamOptions
-from tornado_rbkit.upstream.sockets import ProfilerSockets, failure_reason
-from tornado_rbkit.upstream.types import CommandResult, UpstreamListener
+from tornado_rbkit.upstream.sockets import failure_reason
+from tornado_rbkit.upstream.types import CommandResult, Endpoint, TransportListener, UpstreamListener
 
 T = TypeVar("T")
 
 _STOPPED_EARLY: Final = "the IOLoopThread was stopped before its bridges were closed; stop it after them"
 
 
-class ZmqUpstream:
+class Upstream:
     """At most one open connection to a profiler, and earlier ones that are still closing.
 
-    Implements `tornado_rbkit.upstream.types.Upstream`. Web loop only, except the constructor. The sockets run on the
-    loop of a thread or on the web loop. Calls are passed to that loop as callbacks, in order, and calls to the
-    listener are passed back the same way.
+    Web loop only, except the constructor. The transport runs on the loop of a thread or on the web loop. Calls are
+    passed to that loop as callbacks, in order, and calls to the listener are passed back the same way. Nothing is
+    reported to the listener once `disconnect` has returned.
     """
 
     def __init__(
@@ -37,7 +37,7 @@ class ZmqUpstream:
         """Create an upstream without a connection.
 
         Args:
-            options: the bridge's options; `pub` and `req` are not used.
+            options: the bridge's options.
             listener: receives data and state changes.
             on_cancelled: called if the event loop ends before a connection is closed; must call `close`.
         """
@@ -48,14 +48,14 @@ class ZmqUpstream:
         self._connection: _Connection | None = None
         self._guards: dict[_Connection, asyncio.Task[None]] = {}  # one for each connection that is not closed
 
-    def connect(self, pub: str, req: str) -> None:
+    def connect(self, endpoint: Endpoint) -> None:
         """Begin to connect; there must be no connection. Later failures are reported to the listener.
 
         Raises:
             RbkitError: no connection can be created; the message is meant for the clients.
         """
         try:
-            connection = _Connection(IOLoop.current(), self._listener, pub, req, self._options)
+            connection = _Connection(IOLoop.current(), self._listener, endpoint, self._options)
         except Exception as error:  # whatever it is, the clients must get the reason
             raise RbkitError(failure_reason(error)) from error
         self._connection = connection
@@ -65,9 +65,7 @@ class ZmqUpstream:
         """Set the encodings of the batches. Does nothing without a connection."""
         connection = self._connection
         if connection is not None:
-            connection.io_loop.add_callback(
-                connection.sockets.subscriber.set_encodings, encodings, clients, generation
-            )
+            connection.io_loop.add_callback(connection.transport.set_encodings, encodings, clients, generation)
 
     def request(self, command: str, timeout: float, on_result: Callable[[CommandResult], None]) -> None:
         """Send a command; there must be a connection, and no command in flight.
@@ -80,7 +78,7 @@ class ZmqUpstream:
         connection = self._connection
         assert connection is not None
         connection.in_flight = command, on_result
-        connection.io_loop.add_callback(connection.sockets.requester.request, command, timeout)
+        connection.io_loop.add_callback(connection.transport.request, command, timeout)
 
     def disconnect(self) -> None:
         """Begin to close the connection, if there is one; another may be opened immediately.
@@ -95,7 +93,7 @@ class ZmqUpstream:
         """Close the connection, and wait until it and all earlier connections are closed. May be called twice.
 
         Raises:
-            RuntimeError: the thread in `options.threaded` had already ended and closed the sockets.
+            RuntimeError: the thread in `options.threaded` had already ended and closed the connection.
         """
         self.disconnect()
         await asyncio.gather(*(asyncio.shield(connection.closed) for connection in self._guards))
@@ -116,17 +114,17 @@ class ZmqUpstream:
 
 
 class _Connection:
-    """The sockets of one connection, the loop on which they run, and their end. Web loop only.
+    """One transport, the loop on which it runs, and its end. Web loop only.
 
     Attributes:
-        io_loop: the loop of the sockets.
-        sockets: the sockets, for use on `io_loop` only.
+        io_loop: the loop of the transport.
+        transport: the transport, for use on `io_loop` only.
         in_flight: the command in flight, and the function to call with its result.
         closed: done when everything is closed; its exception is a RuntimeError if the thread ended too early.
     """
 
     def __init__(
-        self, web_loop: IOLoop, listener: UpstreamListener, pub: str, req: str, options: UpstreamOptions
+        self, web_loop: IOLoop, listener: UpstreamListener, endpoint: Endpoint, options: UpstreamOptions
     ) -> None:
         """Begin to connect.
 
@@ -147,19 +145,19 @@ class _Connection:
         self.closed: asyncio.Future[None] = asyncio.get_running_loop().create_future()
         self._closing = False
         self._thread_ended = False
-        self.sockets = ProfilerSockets(
+        self.transport = endpoint.transport(
             self.io_loop,
-            pub,
-            req,
-            self._thread.context if self._thread is not None else self._own_context,
+            TransportListener(
+                on_batch=self._from_io_loop(listener.on_batch),
+                on_result=partial(web_loop.add_callback, self._on_result),
+                on_connection=self._from_io_loop(listener.on_connection),
+                on_failure=self._from_io_loop(listener.on_failure),
+            ),
             options,
             on_thread=self._thread is not None,
-            on_batch=self._from_io_loop(listener.on_batch),
-            on_result=partial(web_loop.add_callback, self._on_result),
-            on_connection=self._from_io_loop(listener.on_connection),
-            on_failure=self._from_io_loop(listener.on_failure),
+            context=self._thread.context if self._thread is not None else self._own_context,
         )
-        self.io_loop.add_callback(self.sockets.open)
+        self.io_loop.add_callback(self.transport.open)
         if self._thread is not None:
             self._thread.call_at_end(self._report_end_of_thread)
 
@@ -171,7 +169,7 @@ class _Connection:
         if self._thread_ended:
             self._finish_without_thread()
         else:
-            self.io_loop.add_callback(self._stop_sockets)
+            self.io_loop.add_callback(self._stop_transport)
 
     def _from_io_loop(self, method: Callable[[T], None]) -> Callable[[T], None]:
         """Return a function that calls `method` on the web loop, unless the connection is closing by then."""
@@ -192,20 +190,20 @@ class _Connection:
             self._context = zmq.Context()
         return self._context
 
-    def _stop_sockets(self) -> None:
-        """Stop the sockets, on their loop; close them a turn later, because ZMQStream may have deferred work."""
+    def _stop_transport(self) -> None:
+        """Stop the transport, on its loop; close it a turn later, because ZMQStream may have deferred work."""
         try:
-            self.sockets.stop()
+            self.transport.stop()
         finally:
-            self.io_loop.add_callback(self._close_sockets)
+            self.io_loop.add_callback(self._close_transport)
 
-    def _close_sockets(self) -> None:
-        """Close the sockets and their context, on their loop."""
+    def _close_transport(self) -> None:
+        """Close the transport and its context, on its loop."""
         with contextlib.ExitStack() as stack:
             stack.callback(self._web_loop.add_callback, self._finish)
             if self._context is not None:
                 stack.callback(self._context.destroy, linger=0)
-            stack.callback(self.sockets.close)
+            stack.callback(self.transport.close)
 
     def _finish(self, error: RuntimeError | None = None) -> None:
         if self.closed.done():
