@@ -117,13 +117,11 @@ export class Suspects {
   }
 
   #item(one, seconds) {
-    const made = one.file ? [", made at ", h("span", { title: `${one.file}:${one.line}` }, `${one.file.split("/").at(-1)}:${one.line}`)] : [];
-    const held = one.holder === null ? [" that no other object holds"] : [" in ", h("code", {}, one.holder)];
     const { path, name, size } = one.evidence;
     return h(
       "li",
       {},
-      h("p", {}, h("b", {}, countedName(one)), ...held, `, ${format.bytes(one.retained)} retained, ${format.perSecond(one.perSecond)}`, ...made),
+      h("p", {}, ...suspectSentence(one)),
       h(
         "p",
         { class: "hint" },
@@ -136,6 +134,13 @@ export class Suspects {
       ),
     );
   }
+}
+
+/** Return a suspect as the parts of a sentence. */
+export function suspectSentence(one) {
+  const made = one.file ? [", made at ", h("span", { title: `${one.file}:${one.line}` }, `${one.file.split("/").at(-1)}:${one.line}`)] : [];
+  const held = one.holder === null ? [" that no other object holds"] : [" in ", h("code", {}, one.holder)];
+  return [h("b", {}, countedName(one)), ...held, `, ${format.bytes(one.retained)} retained, ${format.perSecond(one.perSecond)}`, ...made];
 }
 
 function countedName({ count, what, isFunction }) {

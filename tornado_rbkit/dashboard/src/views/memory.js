@@ -6,36 +6,21 @@ import { h, setAttribute, setText } from "./widgets/dom.js";
 import { Empty } from "./widgets/empty.js";
 import * as format from "./widgets/format.js";
 import { Latest } from "./latest.js";
+import { TimeRange } from "./widgets/range.js";
 import { Table } from "./widgets/table.js";
-
-const RANGES = [
-  ["1 min", 60],
-  ["5 min", 300],
-  ["30 min", 1800],
-  ["4 h", 14400],
-  ["all", Infinity],
-];
-
-const FIRST_SECONDS = 300;
-const SHORTEST_SECONDS = 30;
 
 export class MemoryView {
   element;
   refreshSeconds = 1;
   /** @type {(() => void) | undefined} Called when what the view shows was chosen anew. */
   onchange;
-  #seconds = FIRST_SECONDS;
-  /** @type {number[] | null} */
-  #fixed = null; // [from, to] while a range is marked or the view is paused
-  #ranges = new Map();
+  #range = new TimeRange({ onchange: () => this.onchange?.() });
   #tiles = new Map();
-  /** @type {number[] | null} */
-  #drawn = null;
   #memory = new Latest();
 
   /** `record` is a button that starts the memory profile. */
   constructor({ record }) {
-    const zoom = { onzoom: (from, to) => this.#fix([from, to]), onreset: () => this.#fix(null) };
+    const { zoom } = this.#range;
     this.size = new Chart({
       title: "Memory",
       value: format.bytes,
@@ -77,20 +62,16 @@ export class MemoryView {
       key: ([name]) => name,
     });
     this.fits = h("input", { type: "checkbox", onchange: () => this.onchange?.() });
-    this.pause = h("button", { type: "button", onclick: () => this.#fix(this.#fixed ? null : this.#drawn) }, "Pause");
+    this.#range.element.append(
+      h("label", { title: "the value axes begin at the smallest value in view instead of at 0" }, this.fits, " fit the values"),
+      h("span", { class: "hint" }, "Drag in a chart to zoom, double-click to go back."),
+    );
     this.note = h("p", { class: "note", role: "status" });
     const content = h(
       "div",
       {},
       h("div", { class: "tiles" }, ...["heap size", "memory size", "live objects", "allocated", "freed", "GC runs", "longest GC", "GC share"].map((name) => this.#tile(name))),
-      h(
-        "div",
-        { class: "bar", role: "group", "aria-label": "Time range" },
-        ...RANGES.map(([label, seconds]) => this.#rangeButton(label, seconds)),
-        this.pause,
-        h("label", { title: "the value axes begin at the smallest value in view instead of at 0" }, this.fits, " fit the values"),
-        h("span", { class: "hint" }, "Drag in a chart to zoom, double-click to go back."),
-      ),
+      this.#range.element,
       this.note,
       h("div", { class: "charts" }, ...[this.size, this.live, this.rates, this.gc, this.pauses].map((chart) => chart.element)),
       h("details", {}, h("summary", {}, "All figures of the collector"), this.figures.element),
@@ -98,40 +79,35 @@ export class MemoryView {
     const about = "It shows the size of the heap, the objects allocated and freed, and each run of the garbage collector.";
     this.empty = new Empty({ what: "memory profile", recorded: "object_trace_enabled", about, button: record }, content);
     this.element = h("section", { "aria-label": "Memory" }, this.empty.element, content);
-    this.#mark();
   }
 
   /** What is chosen in the view, for the address. */
   get choices() {
-    return { seconds: this.#seconds === FIRST_SECONDS ? "" : String(this.#seconds), fit: this.fits.checked ? "1" : "" };
+    return { ...this.#range.choices, fit: this.fits.checked ? "1" : "" };
   }
 
   restore(choices) {
-    const seconds = Number(choices.get("seconds") ?? FIRST_SECONDS);
-    if (this.#ranges.has(seconds)) this.#seconds = seconds;
+    this.#range.restore(choices);
     this.fits.checked = choices.has("fit");
-    this.#mark();
   }
 
   /** Reset the view for another session. */
   forget() {
     this.#memory.cancel();
-    this.#fixed = null;
-    this.#mark();
+    this.#range.forget();
   }
 
   /** Request the data in view and draw it. */
   async update(header) {
     const end = header.lastTime === null ? Date.now() / 1000 : header.lastTime / 1000;
-    const range = this.#fixed ?? [end - this.#seconds, end];
+    let range = this.#range.wanted(end);
     const draw = (chart, points, data) => chart.update(points, range, data, this.fits.checked);
     await this.#memory.ask(
       "memory",
       { from: range[0], to: range[1] },
       (data) => {
         this.empty.update(header, data.first === null);
-        if (!this.#fixed) range[0] = Math.min(Math.max(range[0], data.first ?? end), end - SHORTEST_SECONDS);
-        this.#drawn = range;
+        range = this.#range.drawn(range, data.first);
         draw(this.size, [data.stats.x, data.stats.heap, data.stats.memsize], data);
       }, // each chart in its own task
       (data) => draw(this.live, [data.stats.x, data.stats.live], data),
@@ -174,33 +150,5 @@ export class MemoryView {
   #set(name, text) {
     setText(this.#tiles.get(name), text);
     setAttribute(this.#tiles.get(name), "title", text === "–" ? "the profiler does not tell it, or not yet" : null);
-  }
-
-  #rangeButton(label, seconds) {
-    const button = h(
-      "button",
-      {
-        type: "button",
-        onclick: () => {
-          this.#seconds = seconds;
-          this.#fix(null);
-        },
-      },
-      label,
-    );
-    this.#ranges.set(seconds, button);
-    return button;
-  }
-
-  #fix(range) {
-    this.#fixed = range;
-    this.#mark();
-    this.onchange?.();
-  }
-
-  #mark() {
-    for (const [seconds, button] of this.#ranges) setAttribute(button, "aria-pressed", String(seconds === this.#seconds && !this.#fixed));
-    setAttribute(this.pause, "aria-pressed", String(this.#fixed !== null));
-    setText(this.pause, this.#fixed ? "Go on" : "Pause");
   }
 }

@@ -10,6 +10,7 @@ import { EventType, PROTOCOL_MAJOR, readMessage, readNotice, readReply } from ".
 import { DATA, REPLY, Recording, read } from "./recording.js";
 import { IncomingSnapshot } from "../model/snapshots.js";
 import { Timeline } from "../model/timeline.js";
+import { Vitals } from "../model/vitals.js";
 
 const KEPT_PROCESSES = 5;
 
@@ -60,7 +61,8 @@ class Process {
 export class Session {
   number = ++sessions;
   recording = new Recording();
-  timeline = new Timeline();
+  timeline = new Timeline(); // of the memory profile
+  vitals = new Vitals(); // of the process, whether or not anything is recorded
   /** @type {any[]} */
   snapshots = [];
   /** @type {Map<string, IncomingSnapshot>} */
@@ -130,6 +132,7 @@ export class Session {
     if (this.process.since === null && !this.process.facts) return; // there is no data of an earlier process
     this.#abandon("the process was restarted");
     this.process.objects.end();
+    this.vitals.restart();
     this.timeline.restart((this.lastTime ?? Date.now()) / 1000);
     this.processes.push(new Process(this.process.number + 1, null));
     if (this.processes.length > KEPT_PROCESSES) this.processes.shift();
@@ -220,11 +223,24 @@ export class Session {
       case EventType.OBJECT_SPACE_DUMP:
         this.#dump(event, record);
         break;
+      case EventType.GC_STATS:
+        this.vitals.add(event.time / 1000, event.figures);
+        if (this.#profilesMemory) this.#takeMemory(event);
+        break;
       default:
-        this.process.since ??= event.time;
-        this.process.objects.add(event);
-        this.timeline.add(event);
+        this.#takeMemory(event);
     }
+  }
+
+  /** Whether gc_stats are part of a memory profile: Python sends them at all times, Ruby only with a memory profile. */
+  get #profilesMemory() {
+    return this.process.facts?.object_trace_enabled ?? true;
+  }
+
+  #takeMemory(event) {
+    this.process.since ??= event.time;
+    this.process.objects.add(event);
+    this.timeline.add(event);
   }
 
   #dump(event, record) {

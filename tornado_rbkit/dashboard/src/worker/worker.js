@@ -8,6 +8,7 @@ import { difference, select } from "../model/snapshots.js";
 
 const OBJECTS_SHOWN = 100;
 const WAYS_SHOWN = 20;
+const ANSWERS = 3; // of each question in the overview
 
 const TICK_SECONDS = 1;
 
@@ -19,6 +20,8 @@ let source = null; // {url} or {file, bytes, size, damage}; null before there is
 /** @type {any} */
 let loading = null; // the same for a file that is being read
 let choices = 0; // counts the sources chosen; the result of an earlier choice is not shown
+/** @type {ReturnType<typeof findSuspects> | null} */
+let found = null; // by the last comparison
 let asked = 0; // number of the user's commands without a reply
 
 /** @type {Record<string, (argument: any) => any>} */
@@ -29,6 +32,7 @@ const methods = {
     loading = null;
     connection?.close();
     session = new Session();
+    found = null;
     source = { url };
     const mine = session; // late messages belong to the session of their connection
     connection = new Connection(url, {
@@ -87,9 +91,30 @@ const methods = {
     };
   },
 
+  /** Return the figures of the process, and the first answers to who holds memory, computes and is allocated. */
+  overview({ from, to, process }) {
+    const { cpu, objects } = session.processNumbered(process);
+    const { gaps, restarts } = session.timeline.range(from, to);
+    const growing = objects.rows({ sort: "rate", limit: ANSWERS }).rows.filter(({ rate }) => rate > 0);
+    return {
+      first: session.vitals.times[0] ?? null,
+      vitals: session.vitals.range(from, to),
+      latest: session.vitals.latest,
+      snapshots: snapshotsBetween(from, to),
+      gaps,
+      restarts,
+      cpu: {
+        functions: cpu.table({ limit: ANSWERS, idle: false }).rows.filter(({ self }) => self > 0),
+        samples: cpu.samples,
+        computing: cpu.threadList(false).reduce((sum, { samples }) => sum + samples, 0),
+      },
+      growing: growing.map(({ name, live, growth, rate }) => ({ name, live, growth, rate })),
+      found,
+    };
+  },
+
   memory({ from, to }) {
-    const snapshots = session.snapshots.map(({ number, time }) => ({ number, time: time / 1000 })).filter(({ time }) => time >= from && time <= to);
-    return { ...session.timeline.range(from, to), snapshots };
+    return { ...session.timeline.range(from, to), snapshots: snapshotsBetween(from, to) };
   },
 
   objects({ process, ...query }) {
@@ -138,7 +163,9 @@ const methods = {
   /** Return what grew between two snapshots. */
   async suspects({ before, after }) {
     const [one, other] = [await computed(before), await computed(after)];
-    return one && other && findSuspects(one.holders, other.holders);
+    if (!one || !other) return null;
+    found = findSuspects(one.holders, other.holders);
+    return found;
   },
 
   snapshotFile({ number }) {
@@ -209,6 +236,7 @@ const methods = {
     connection?.close();
     connection = null;
     session = loaded;
+    found = null;
     source = { ...progress, bytes: file.size, damage };
   },
 };
@@ -235,6 +263,10 @@ async function computed(number) {
   const one = snapshot(number);
   await one?.holdInSlices();
   return one;
+}
+
+function snapshotsBetween(from, to) {
+  return session.snapshots.map(({ number, time }) => ({ number, time: time / 1000 })).filter(({ time }) => time >= from && time <= to);
 }
 
 function snapshot(number) {
