@@ -11,7 +11,7 @@ from selenium.webdriver.common.keys import Keys
 from tests.dashboard.conftest import Page, Script, Serve
 from tests.fake_rbkit import FakeRbkit, recorded
 
-VIEWS = ["memory", "objects", "snapshots", "cpu"]
+VIEWS = ["overview", "memory", "objects", "snapshots", "cpu"]
 
 TEXT_CONTRAST = 4.5
 """WCAG 2.2, 1.4.3: of text to its background."""
@@ -112,7 +112,7 @@ def test_a_view_without_data_has_the_button_that_starts_it(
 def test_views_are_turned_by_the_arrow_keys(page: Page, site: Serve, rbkit: FakeRbkit) -> None:
     page.open(site(rbkit).url)
     page.one("#tab-memory").click()
-    for view in ["objects", "snapshots", "cpu", "memory"]:
+    for view in ["objects", "snapshots", "cpu", "overview", "memory"]:
         page.driver.switch_to.active_element.send_keys(Keys.ARROW_RIGHT)
         assert page.driver.switch_to.active_element.get_attribute("id") == f"tab-{view}"
         assert len(page.all("[role=tabpanel]")) == 1

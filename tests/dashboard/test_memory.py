@@ -50,14 +50,14 @@ def stats(at: float, heap: int, **others: int | str) -> tuple[float, int, Any]:
 
 def tiles(page: Page) -> dict[str, str]:
     return dict(
-        page.script("return [...document.querySelectorAll('.tile')].map(t => [...t.children].map(c => c.innerText))")
+        page.script("return [...document.querySelectorAll('#view-memory .tile')].map(t => [...t.children].map(c => c.innerText))")
     )
 
 
 def charts(page: Page) -> dict[str, str]:
     """Return what the charts say to those who cannot see them."""
     words = "[figure.querySelector('figcaption').innerText, figure.querySelector('.unseen').innerText]"
-    return dict(page.script(f"return [...document.querySelectorAll('.chart')].map(figure => {words})"))
+    return dict(page.script(f"return [...document.querySelectorAll('#view-memory .chart')].map(figure => {words})"))
 
 
 def drawn(page: Page, chart: int, variable: str) -> int:
@@ -65,7 +65,7 @@ def drawn(page: Page, chart: int, variable: str) -> int:
     return page.script(  # type: ignore[no-any-return]
         """
         const [number, name] = arguments;
-        const canvas = document.querySelectorAll('.chart canvas')[number];
+        const canvas = document.querySelectorAll('#view-memory .chart canvas')[number];
         const read = (paint) => {
           const copy = new OffscreenCanvas(canvas.width, canvas.height);
           const context = copy.getContext('2d', { willReadFrequently: true });
@@ -93,7 +93,7 @@ def legends(page: Page, chart: int, shares: list[float], told_by: int | None = N
     return page.script(  # type: ignore[no-any-return]
         """
         const [shares, pointed, told] = arguments;
-        const charts = document.querySelectorAll('.chart');
+        const charts = document.querySelectorAll('#view-memory .chart');
         const plot = charts[pointed].querySelector('.u-over');
         const { left, top, width } = plot.getBoundingClientRect();
         return shares.map((share) => {
@@ -144,7 +144,7 @@ def test_tiles_and_charts_show_the_figures(memory: Page, script: Script) -> None
     }
     assert charts(memory) == {
         "Memory": "heap size: 20.0 MiB, memory size: 10.0 MiB",
-        "Live objects": "live objects: 1,234",
+        "Live": "live objects: 1,234",
         "Objects allocated and freed": "allocated: 3/s, freed: 2/s",
         "Garbage collection: share of the time": "share of time: 0.0 %",
         "Garbage collection: length of each run": "pause: 75 ms",
@@ -221,7 +221,7 @@ def test_the_cursor_is_shared_by_the_charts(memory: Page, script: Script) -> Non
 def legend(page: Page, chart: int) -> list[str]:
     return page.script(  # type: ignore[no-any-return]
         """
-        const values = document.querySelectorAll('.chart')[arguments[0]].querySelectorAll('.u-value');
+        const values = document.querySelectorAll('#view-memory .chart')[arguments[0]].querySelectorAll('.u-value');
         return [...values].map((value) => value.innerText);
         """,
         chart,
@@ -306,7 +306,7 @@ def test_recorded_ruby_traffic_gives_the_figures_that_python_counts(memory: Page
 
 def last_values(page: Page, chart: int) -> list[str]:
     """Return the figures of a chart's legend."""
-    values = page.script("return [...document.querySelectorAll('.chart')][arguments[0]].innerText", chart)
+    values = page.script("return [...document.querySelectorAll('#view-memory .chart')][arguments[0]].innerText", chart)
     return [line for line in values.split("\n") if any(character.isdigit() for character in line)]
 
 

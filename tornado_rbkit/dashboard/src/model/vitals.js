@@ -26,7 +26,7 @@ export class Vitals {
   #before = null;
 
   /**
-   * Add the figures of a gc_stats event, if it has any of the process.
+   * Add the figures of a gc_stats event; return whether it has any of the process.
    *
    * @param {number} time
    * @param {Map<string, unknown>} sent
@@ -37,7 +37,7 @@ export class Vitals {
       return typeof value === "number" && value >= 0 ? value : null;
     };
     const now = { time, rss: figure("process_rss"), cpuMs: figure("process_cpu_ms"), threads: figure("process_threads"), gcMs: figure("gc_pause_ms") };
-    if (now.rss === null && now.cpuMs === null && now.threads === null) return;
+    if (now.rss === null && now.cpuMs === null && now.threads === null) return false;
     this.#dropAfter(time);
     const before = this.#before !== null && time - this.#before.time <= LONGEST_SILENCE ? this.#before : null;
     this.times.push(time);
@@ -47,6 +47,7 @@ export class Vitals {
       this.times.splice(0, KEPT);
       this.figures.splice(0, KEPT);
     }
+    return true;
   }
 
   /** Record that later figures belong to another process. */

@@ -9,6 +9,7 @@ import { ask, onFailure } from "./rpc.js";
 import { CpuView } from "./cpu.js";
 import { MemoryView } from "./memory.js";
 import { ObjectsView } from "./objects.js";
+import { OverviewView } from "./overview.js";
 import { SnapshotsView } from "./snapshots.js";
 
 /**
@@ -84,6 +85,7 @@ class Page {
   /** @type {[string, string, View][]} */
   #views;
   #snapshots;
+  #overview;
   /** @type {View | null} */
   #view = null;
   /** @type {Map<string, HTMLButtonElement>} */
@@ -107,12 +109,23 @@ class Page {
   constructor(root) {
     const takeSnapshot = () => this.#send("objectspace_snapshot", null);
     const recordMemory = () => this.#button({ ...MEMORY, label: () => "Record memory now" }, "main");
+    const recordCpu = () => this.#button({ ...CPU, label: () => "Record CPU now" }, "main");
     this.#snapshots = new SnapshotsView({ takeSnapshot });
+    this.#overview = new OverviewView({
+      recordMemory: recordMemory(),
+      recordCpu: recordCpu(),
+      findGrowth: () => {
+        this.#open("snapshots");
+        this.#snapshots.growth.find();
+      },
+      open: (id) => this.#open(id),
+    });
     this.#views = [
+      ["overview", "Overview", this.#overview],
       ["memory", "Memory", new MemoryView({ record: recordMemory() })],
       ["objects", "Objects", new ObjectsView({ record: recordMemory() })],
       ["snapshots", "Snapshots", this.#snapshots],
-      ["cpu", "CPU", new CpuView({ record: this.#button({ ...CPU, label: () => "Record CPU now" }, "main"), clocks: CLOCKS.map((spec) => this.#button(spec)) })],
+      ["cpu", "CPU", new CpuView({ record: recordCpu(), clocks: CLOCKS.map((spec) => this.#button(spec)) })],
     ];
     this.state = h("span", { class: "state", role: "status" });
     this.reason = h("span", { class: "hint" });
@@ -192,7 +205,7 @@ class Page {
       /** @type {Header} */
       const header = await ask("header");
       this.#header = header;
-      if (header.session !== before) for (const [, , view] of this.#views) view.forget?.();
+      if (before !== undefined && header.session !== before) for (const [, , view] of this.#views) view.forget?.();
       this.#drawHeader(header);
       if (this.#view !== null && performance.now() - this.#drawnAt >= this.#view.refreshSeconds * 1000) await this.#draw();
     } finally {
@@ -465,7 +478,7 @@ class Page {
       setDisabled(button, this.#obstacle(header, command), `${spec.title} (${command})`);
       if (spec.pressed) setAttribute(button, "aria-pressed", String(spec.pressed(facts)));
     }
-    for (const button of [this.#snapshots.take, this.#snapshots.growth.button]) setDisabled(button, this.#obstacle(header, "objectspace_snapshot"));
+    for (const button of [this.#snapshots.take, this.#snapshots.growth.button, this.#overview.find]) setDisabled(button, this.#obstacle(header, "objectspace_snapshot"));
   }
 
   /** @param {Header} header */

@@ -19,7 +19,7 @@ export class GrowthFinder {
   /** `onfound(before, after)` is called with the numbers of the two snapshots. */
   constructor({ onfound }) {
     this.onfound = onfound;
-    this.button = h("button", { type: "button", class: "main", onclick: () => this.#find() }, "Find what grows");
+    this.button = h("button", { type: "button", class: "main", onclick: () => this.find() }, "Find what grows");
     this.seconds = h("input", { type: "number", min: 1, max: MOST_SECONDS, value: PAUSE_SECONDS, "aria-label": "Seconds between the snapshots" });
     this.collect = h("input", { type: "checkbox", checked: true, "aria-label": "Collect first" });
     this.stop = h("button", { type: "button", hidden: true, onclick: () => this.#stopped?.() }, "Stop");
@@ -45,7 +45,8 @@ export class GrowthFinder {
     this.#stopped?.();
   }
 
-  async #find() {
+  /** Take two snapshots with a pause between them, unless this is under way already. */
+  async find() {
     if (this.#stopped !== null || this.button.getAttribute("aria-disabled")) return;
     const stopped = new Promise((resolve) => (this.#stopped = () => resolve(STOPPED)));
     this.stop.hidden = false;

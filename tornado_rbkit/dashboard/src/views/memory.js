@@ -26,12 +26,12 @@ export class MemoryView {
       value: format.bytes,
       steps: Array.from({ length: 50 }, (_, i) => 2 ** i),
       series: [
-        { label: "heap size", colour: "c1" },
-        { label: "memory size", colour: "c2" },
+        { label: RUBY.heap, colour: "c1" },
+        { label: RUBY.memsize, colour: "c2" },
       ],
       ...zoom,
     });
-    this.live = new Chart({ title: "Live objects", value: format.count, series: [{ label: "live objects", colour: "c3" }], ...zoom });
+    this.live = new Chart({ title: "Live", value: format.count, series: [{ label: RUBY.live, colour: "c3" }], ...zoom });
     this.rates = new Chart({
       title: "Objects allocated and freed",
       value: (value, digits) => `${format.count(value, digits)}/s`,
@@ -70,7 +70,7 @@ export class MemoryView {
     const content = h(
       "div",
       {},
-      h("div", { class: "tiles" }, ...["heap size", "memory size", "live objects", "allocated", "freed", "GC runs", "longest GC", "GC share"].map((name) => this.#tile(name))),
+      h("div", { class: "tiles" }, ...["heap", "memsize", "live", "allocated", "freed", "GC runs", "longest GC", "GC share"].map((name) => this.#tile(name))),
       this.#range.element,
       this.note,
       h("div", { class: "charts" }, ...[this.size, this.live, this.rates, this.gc, this.pauses].map((chart) => chart.element)),
@@ -122,9 +122,10 @@ export class MemoryView {
 
   #tell({ totals, lastStats, runs, runCount, gaps }) {
     const rate = (value) => (value === null ? "–" : `${format.count(value)}/s`);
-    this.#set("heap size", format.bytes(totals.heap));
-    this.#set("memory size", format.bytes(totals.memsize));
-    this.#set("live objects", format.count(totals.live));
+    this.#rename(lastStats);
+    this.#set("heap", format.bytes(totals.heap));
+    this.#set("memsize", format.bytes(totals.memsize));
+    this.#set("live", format.count(totals.live));
     this.#set("allocated", rate(totals.created));
     this.#set("freed", rate(totals.destroyed));
     const longest = runs.reduce((most, [, pause]) => Math.max(most, pause), 0);
@@ -141,14 +142,28 @@ export class MemoryView {
     setText(this.note, notes.join(" "));
   }
 
-  #tile(name) {
-    const value = h("dd", {}, "–");
-    this.#tiles.set(name, value);
-    return h("dl", { class: "tile" }, h("dt", {}, name), value);
+  /** Name the figures by what they are, which depends on the language: Python's profiler also sends its process's. */
+  #rename(lastStats) {
+    if (!lastStats) return;
+    const names = lastStats.has("process_rss") ? PYTHON : RUBY;
+    for (const key of ["heap", "memsize", "live"]) setText(this.#tiles.get(key).name, names[key]);
+    this.size.rename([names.heap, names.memsize]);
+    this.live.rename([names.live]);
   }
 
-  #set(name, text) {
-    setText(this.#tiles.get(name), text);
-    setAttribute(this.#tiles.get(name), "title", text === "–" ? "the profiler does not tell it, or not yet" : null);
+  #tile(key) {
+    const [name, value] = [h("dt", {}, RUBY[key] ?? key), h("dd", {}, "–")];
+    this.#tiles.set(key, { name, value });
+    return h("dl", { class: "tile" }, name, value);
+  }
+
+  #set(key, text) {
+    const { value } = this.#tiles.get(key);
+    setText(value, text);
+    setAttribute(value, "title", text === "–" ? "the profiler does not tell it, or not yet" : null);
   }
 }
+
+/** The names of total_heap_size, total_memsize and heap_live_slots. */
+const RUBY = { heap: "heap size", memsize: "memory size", live: "live objects" };
+const PYTHON = { heap: "RSS", memsize: "traced by tracemalloc", live: "allocator blocks" };

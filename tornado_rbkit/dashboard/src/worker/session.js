@@ -223,18 +223,12 @@ export class Session {
       case EventType.OBJECT_SPACE_DUMP:
         this.#dump(event, record);
         break;
-      case EventType.GC_STATS:
-        this.vitals.add(event.time / 1000, event.figures);
-        if (this.#profilesMemory) this.#takeMemory(event);
+      case EventType.GC_STATS: // Python sends them at all times, Ruby only with a memory profile
+        if (!this.vitals.add(event.time / 1000, event.figures) || this.process.facts?.object_trace_enabled) this.#takeMemory(event);
         break;
       default:
         this.#takeMemory(event);
     }
-  }
-
-  /** Whether gc_stats are part of a memory profile: Python sends them at all times, Ruby only with a memory profile. */
-  get #profilesMemory() {
-    return this.process.facts?.object_trace_enabled ?? true;
   }
 
   #takeMemory(event) {

@@ -53,6 +53,18 @@ export class Chart {
     this.#describe(data);
   }
 
+  /**
+   * Change the names of the series.
+   *
+   * @param {string[]} labels
+   */
+  rename(labels) {
+    const { series } = this.#options;
+    if (series.every(({ label }, i) => label === labels[i])) return;
+    series.forEach((one, i) => (one.label = labels[i]));
+    this.#make();
+  }
+
   /** Describe the chart in text for screen readers. */
   #describe(data) {
     const parts = this.#options.series.map(({ label }, i) => {
