@@ -25,7 +25,8 @@ def test_figures_of_the_process_are_shown_before_anything_is_recorded(page: Page
         script.publish(vitals(second, 2**20 * (100 + second), 400 * second))
     figures = {"RSS": "102 MiB", "CPU": "40.0 %", "threads": "3", "garbage collection": "4.0 %"}
     page.until(lambda: tiles(page) == figures, "the last second is shown")
-    assert "RSS: 102 MiB" in page.script("return document.querySelector('#view-overview .unseen').textContent")
+    described = "return document.querySelector('#view-overview .unseen').textContent"
+    page.until(lambda: "RSS: 102 MiB" in page.script(described), "the chart has it, too")
     assert page.all("#view-overview .chart canvas")
     page.click("Memory")
     page.until(lambda: "The memory profile is off." in page.text, "figures of the process are no memory profile")
