@@ -49,9 +49,8 @@ def stats(at: float, heap: int, **others: int | str) -> tuple[float, int, Any]:
 
 
 def tiles(page: Page) -> dict[str, str]:
-    return dict(
-        page.script("return [...document.querySelectorAll('#view-memory .tile')].map(t => [...t.children].map(c => c.innerText))")
-    )
+    parts = "[...tile.children].map(part => part.innerText)"
+    return dict(page.script(f"return [...document.querySelectorAll('#view-memory .tile')].map(tile => {parts})"))
 
 
 def charts(page: Page) -> dict[str, str]:
