@@ -23,7 +23,7 @@ from tornado.websocket import WebSocketHandler
 from tests.conftest import Serve, Server, until
 from tests.fake_rbkit import FakeRbkit, collection, free_port
 from tornado_rbkit import Bridge, ConnectionLost, DecodeError, Gap, RbkitClient, RbkitError, rbkit_routes
-from tornado_rbkit.client import _asking_for_binary
+from tornado_rbkit.client import _with_binary_encoding
 from tornado_rbkit.protocol import COMMANDS, CommandError, GCEndSweep, Handshake, Notice
 
 
@@ -486,7 +486,7 @@ async def test_events_end_when_the_client_is_closed_while_it_reconnects(server: 
     ],
 )
 def test_binary_is_asked_for_beside_what_the_url_asks_for(url: str, asked: str) -> None:
-    assert _asking_for_binary(url) == asked
+    assert _with_binary_encoding(url) == asked
 
 
 async def test_a_server_that_sends_text_is_understood(rbkit: FakeRbkit) -> None:

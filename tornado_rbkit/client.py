@@ -49,7 +49,7 @@ class ConnectionLost(RbkitError, ConnectionError):
     Attributes:
         code: the WebSocket close code, or the HTTP status of a refusal; None if there was neither.
         reason: the reason given by the other end, or the text of the error.
-        is_final: whether the server refuses this client, so that connecting again is useless: HTTP status 401 or 403,
+        is_final: whether the server refuses this client, so that reconnecting is useless: HTTP status 401 or 403,
             or close code 1008 with a reason that does not begin with ``too slow`` or ``no pong``.
     """
 
@@ -94,7 +94,7 @@ class RbkitClient:
         Args:
             url: the WebSocket's URL, ``ws://`` or ``wss://``; ``encoding=binary`` is added to its query.
             token: sent as ``Authorization: Bearer``, for a server that requires it.
-            reconnect: whether to connect again, with backoff, after a lost connection, and yield a `Gap`; not if
+            reconnect: whether to reconnect with backoff after a lost connection, and yield a `Gap`, unless
                 `ConnectionLost.is_final`.
             max_message_size: bytes; a heap snapshot is one message, of 50 MB per million objects.
             max_pending_bytes: bytes that may wait for `events` behind the next message, each item with an overhead of
@@ -107,7 +107,7 @@ class RbkitClient:
         if not _is_websocket(url):
             raise ValueError(f"url={url!r} is not a WebSocket's; allowed: ws://HOST:PORT/... or wss://HOST:PORT/...")
         self._url = url
-        self._binary_url = _asking_for_binary(url)
+        self._binary_url = _with_binary_encoding(url)
         self._headers = {"Authorization": _as_latin_1(f"Bearer {token}")} if token else {}
         self._reconnect = reconnect
         self._max_message_size = max_message_size
@@ -145,7 +145,7 @@ class RbkitClient:
         Waits up to 5 s for the server to confirm. If the wait is cancelled, the connection is closed immediately.
         """
         self._closed = True
-        self._fail_asked("the client was closed")
+        self._fail_pending("the client was closed")
         self._arrived.set()
         if self._reader is None:
             return
@@ -158,7 +158,7 @@ class RbkitClient:
             await asyncio.wait([self._reader])
         except asyncio.CancelledError:
             if connection is not None:
-                _cut(connection)
+                _abort(connection)
             raise
         if not self._reader.cancelled():
             self._reader.result()
@@ -192,7 +192,7 @@ class RbkitClient:
         """
         payload = message.encode() if isinstance(message, str) else message
         if self._connection is None:
-            raise self._why_not()
+            raise self._lost_error()
         reply: asyncio.Future[bytes] = asyncio.get_running_loop().create_future()
         self._asked.append(reply)
         try:
@@ -200,7 +200,7 @@ class RbkitClient:
                 await self._connection.write_message(payload, binary=isinstance(message, bytes))
             return await reply
         finally:
-            reply.cancel()  # for a cancelled request: its reply is still to come, in order, and is ignored
+            reply.cancel()  # the reply to a cancelled request still arrives, in order, and is ignored
 
     async def events(self) -> AsyncIterator[Event | Gap | Notice]:
         """Yield the decoded events since the connection was opened, until the client is closed.
@@ -233,7 +233,7 @@ class RbkitClient:
                 if self._closed:
                     return
                 if self._over:
-                    raise self._why_not()
+                    raise self._lost_error()
                 self._arrived.clear()
                 await self._arrived.wait()
             item = self._pending.popleft()
@@ -254,8 +254,8 @@ class RbkitClient:
             return 0
         return max(0, counter - expected)  # a lower counter is another process's
 
-    def _why_not(self) -> ConnectionLost:
-        """Return the reason why there is no connection."""
+    def _lost_error(self) -> ConnectionLost:
+        """Return the error that explains why there is no connection."""
         return self._lost or ConnectionLost(self._url, None, "not connected")
 
     async def _connect(self) -> WebSocketClientConnection:
@@ -270,7 +270,7 @@ class RbkitClient:
         try:
             return await asyncio.shield(opening)
         except asyncio.CancelledError:  # Tornado continues to open the connection
-            task = asyncio.create_task(_cut_when_open(opening))
+            task = asyncio.create_task(_abort_when_open(opening))
             _closing.add(task)
             task.add_done_callback(_closing.discard)
             raise
@@ -288,13 +288,13 @@ class RbkitClient:
         try:
             while True:
                 while (message := await connection.read_message()) is not None:
-                    self._take(_as_binary(message))
+                    self._take(_to_binary(message))
                     backoff = _FIRST_BACKOFF
                 connection.close()  # already closed, but Tornado warns if close() was not called
                 self._connection = None
                 self._lose(ConnectionLost(self._url, connection.close_code, connection.close_reason or ""))
                 while self._connection is None:
-                    if not self._is_to_reconnect():
+                    if not self._should_reconnect():
                         return
                     await asyncio.sleep(backoff * random.uniform(0.5, 1.0))  # noqa: S311 - spreads clients, hides nothing
                     backoff = min(_LAST_BACKOFF, backoff * 2)
@@ -306,14 +306,14 @@ class RbkitClient:
                 self._put(Gap(None))
         finally:
             self._over = True
-            self._fail_asked("connection lost")
+            self._fail_pending("connection lost")
             self._arrived.set()
 
     def _lose(self, lost: ConnectionLost) -> None:
         self._lost = lost
-        self._fail_asked(lost.reason or "connection lost")
+        self._fail_pending(lost.reason or "connection lost")
 
-    def _is_to_reconnect(self) -> bool:
+    def _should_reconnect(self) -> bool:
         return self._reconnect and not self._closed and not (self._lost and self._lost.is_final)
 
     def _take(self, message: bytes) -> None:
@@ -331,10 +331,10 @@ class RbkitClient:
         self._pending.append(item)
         self._pending_bytes += _cost(item)
         if self._pending_bytes > self._max_pending_bytes:
-            self._let_go_of_the_oldest()
+            self._drop_oldest()
         self._arrived.set()
 
-    def _let_go_of_the_oldest(self) -> None:
+    def _drop_oldest(self) -> None:
         """Drop the oldest messages until at most `max_pending_bytes` wait behind the next message, whatever its size.
 
         The counter of the next message shows how many are missing. The newest notice of each kind before it is kept.
@@ -347,7 +347,7 @@ class RbkitClient:
                 kind = item.kind if isinstance(item, Notice) else Gap
                 older = kept.pop(kind, None)
                 if kind == DROPPED and isinstance(older, Notice) and isinstance(item, Notice):
-                    item = _added_up(older, item)
+                    item = _sum(older, item)
                 kept[kind] = item
             elif self._pending_bytes <= self._max_pending_bytes:
                 self._put_back(item)
@@ -361,7 +361,7 @@ class RbkitClient:
         self._pending.appendleft(item)
         self._pending_bytes += _cost(item)
 
-    def _fail_asked(self, reason: str) -> None:
+    def _fail_pending(self, reason: str) -> None:
         asked, self._asked = self._asked, deque()
         for reply in asked:
             if not reply.done():
@@ -373,7 +373,7 @@ def _cost(item: bytes | Gap | Notice) -> int:
     return _ENTRY_COST + (len(item) if isinstance(item, bytes) else 0)
 
 
-def _added_up(older: Notice, newer: Notice) -> Notice:
+def _sum(older: Notice, newer: Notice) -> Notice:
     """Return the sum of two ``dropped`` notices, or the newer notice if one has no number."""
     if older.value.isdecimal() and newer.value.isdecimal():
         return Notice(DROPPED, str(int(older.value) + int(newer.value)))
@@ -385,27 +385,27 @@ def _as_latin_1(text: str) -> str:
     return text.encode().decode("latin-1")
 
 
-async def _cut_when_open(opening: asyncio.Future[WebSocketClientConnection]) -> None:
+async def _abort_when_open(opening: asyncio.Future[WebSocketClientConnection]) -> None:
     """Close an abandoned connection as soon as it is open. Tornado cannot cancel the opening."""
     with contextlib.suppress(HTTPClientError, OSError, WebSocketError, UnsatisfiableReadError):  # it was not opened
         connection = await opening
-        _cut(connection)
+        _abort(connection)
         while await connection.read_message() is not None:  # otherwise Tornado's reader waits forever
             pass
 
 
-def _cut(connection: WebSocketClientConnection) -> None:
+def _abort(connection: WebSocketClientConnection) -> None:
     """Close a connection without waiting for the other end."""
     connection.close()
     connection.stream.close()
 
 
-def _as_binary(message: str | bytes) -> bytes:
+def _to_binary(message: str | bytes) -> bytes:
     """Return a message in the binary encoding. Servers that only support the escaped encoding send text."""
     return unquote_to_bytes(message.replace("+", " ")) if isinstance(message, str) else message
 
 
-def _asking_for_binary(url: str) -> str:
+def _with_binary_encoding(url: str) -> str:
     """Replace the encoding in a URL's query by the binary encoding."""
     parts = urlsplit(url)
     query = [item for item in parts.query.split("&") if item and item.partition("=")[0] != "encoding"]

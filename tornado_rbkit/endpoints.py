@@ -51,7 +51,7 @@ def _is_tcp(endpoint: str) -> bool:
 
 
 def _is_ipv6(address: str) -> bool:
-    """Return whether it is an IPv6 address; the resolver takes a zone ("%eth0") for link-local ones only."""
+    """Return whether this is an IPv6 address; only a link-local one can have a zone ("%eth0")."""
     try:
         parsed = ipaddress.IPv6Address(address)
     except ValueError:
@@ -60,7 +60,7 @@ def _is_ipv6(address: str) -> bool:
 
 
 def _is_name(host: str) -> bool:
-    """Return whether it is a host name or an IPv4 address; what ends in a number is an address."""
+    """Return whether this is a host name or an IPv4 address; a text that ends in a number must be an address."""
     labels = host.removesuffix(".").split(".")
     if labels[-1].isdecimal():
         try:
@@ -71,7 +71,7 @@ def _is_name(host: str) -> bool:
 
 
 def _is_ipc(endpoint: str) -> bool:
-    """Return whether libzmq gets the whole path: pyzmq passes it as NUL-terminated UTF-8."""
+    """Return whether the path reaches libzmq unchanged: pyzmq passes it as NUL-terminated UTF-8."""
     path = endpoint.removeprefix("ipc://")
     try:
         return path != endpoint and "\0" not in path and 0 < len(path.encode()) <= MAX_IPC_PATH

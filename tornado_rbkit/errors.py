@@ -1,7 +1,7 @@
-"""The errors that this package raises. `exit_status` is what the command line ends with.
+"""The errors that this package raises, all subclasses of `RbkitError`.
 
-An error stands beside its only user if it carries an object of that package (`ConnectionLost`, `AlreadyRunningError`)
-or if it is the profiler's own. All are subclasses of `RbkitError`.
+Errors of the profiler, and errors that hold an object of one package (`ConnectionLost`), are defined in the module
+that raises them.
 """
 
 from __future__ import annotations

@@ -9,7 +9,7 @@ from collections.abc import Hashable
 from typing import Final
 
 _QUIET: Final = 60.0  # seconds without an event, after which its count starts over
-_MAX_KEYS: Final = 1000  # keys remembered; a client may cause any number of them
+_MAX_KEYS: Final = 1000  # number of keys kept; clients may cause any number of them
 
 
 class LogThrottle:
@@ -19,7 +19,7 @@ class LogThrottle:
         self._counts: OrderedDict[Hashable, tuple[int, float]] = OrderedDict()
 
     def add(self, key: Hashable) -> int:
-        """Count an event; return the number in short succession (60 s apart at most) if it is to be logged, else 0."""
+        """Count an event; return the count if the event should be logged, else 0."""
         now = time.monotonic()
         count, last = self._counts.pop(key, (0, now))
         count = 1 if now - last > _QUIET else count + 1

@@ -147,7 +147,7 @@ def test_austin_ends_with_a_command_that_is_killed(
 def test_what_is_no_pid_is_refused(text: str) -> None:
     status, errors = refused("--", text)
     assert status == 2
-    assert "is no pid; allowed: 1 to 2147483647" in errors
+    assert "is not a pid; allowed: 1 to 2147483647" in errors
 
 
 def test_a_process_that_cannot_be_sampled_is_refused_in_one_line(program: subprocess.Popen[str]) -> None:

@@ -85,7 +85,7 @@ async def test_it_is_found_by_its_notebook_s_name_and_watched(jupyter: StartJupy
         assert "CPU sampling: on" in status
         if os.name != "nt":
             assert re.search(r"pub ipc://\S+, req ipc://\S+", status), "nobody but its user can connect"
-        assert " objects, sent to whoever watches" in await kernel.text("%rbkit snapshot")
+        assert " objects, sent to the connected viewers" in await kernel.text("%rbkit snapshot")
         [again] = await kernel.run("%rbkit start")
         assert again["data"] == shown, "a second start shows where the first one is"
         assert await kernel.run("%rbkit stop") == []

@@ -28,7 +28,7 @@ from tornado_rbkit.upstream.types import Batch, CommandResult, ConnectionState, 
 from tornado_rbkit.upstream.upstream import Upstream
 
 _MIB: Final = 1024 * 1024
-_CLOSE_GRACE: Final = 1.0  # seconds for clients to answer a close frame, and for the profiler to answer commands
+_CLOSE_GRACE: Final = 1.0  # seconds in which clients must answer a close frame, and the profiler must answer commands
 
 
 class Bridge:

@@ -122,7 +122,7 @@ class Clients:
         return (session for session, joined in self._sessions.items() if joined <= generation)
 
     def on_profiler_connected(self) -> None:
-        """Tell each client that the profiler is connected."""
+        """Notify each client that the profiler is connected."""
         for session in self._sessions:
             session.on_profiler_connected()
 

@@ -244,7 +244,7 @@ class Session:
             if refusal is None:
                 self._submit_for(pending, command)
             else:
-                self._settle(pending, refusal.to_reply())
+                self._reply_once(pending, refusal.to_reply())
             if self._left:
                 return
             self._unauthorized.popleft()
@@ -264,11 +264,11 @@ class Session:
             unauthorized, self._unauthorized = self._unauthorized, deque()
             for pending, command in unauthorized:
                 text = f"{command}: `authorize` failed; the server's log has the reason"
-                self._settle(pending, CommandError("forbidden", text).to_reply())
+                self._reply_once(pending, CommandError("forbidden", text).to_reply())
         self._start_authorizing()
 
     def _submit_for(self, pending: _PendingReply, command: str) -> None:
-        self._submit(command, lambda result: self._settle(pending, self._reply(command, result)), self)
+        self._submit(command, lambda result: self._reply_once(pending, self._reply(command, result)), self)
 
     def _reply(self, command: str, result: CommandResult) -> bytes:
         size = len(result.reply)
@@ -277,7 +277,7 @@ class Session:
         text = f"{command}: the reply has {size} bytes; allowed: at most {MAX_ESCAPED_REPLY} with encoding=escaped"
         return CommandError("invalid-reply", text).to_reply()
 
-    def _settle(self, pending: _PendingReply, reply: bytes) -> None:
+    def _reply_once(self, pending: _PendingReply, reply: bytes) -> None:
         if pending.reply is None:  # otherwise `_on_authorized` has refused it already
             self.waiting -= 1
             self._answer(pending, reply)

@@ -1,4 +1,4 @@
-"""What some versions of rbkit do with a command: reply ``ok`` and do nothing, or crash the profiled program."""
+"""Checks for commands that some versions of rbkit ignore, although they reply ``ok``, or that crash the program."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ _CPU_COMMANDS: Final = frozenset({"start_cpu_profiling", "stop_cpu_profiling", "
 CHECKED_COMMANDS: Final = _CPU_COMMANDS | {SNAPSHOT}
 """The commands for which `check_command` needs a handshake."""
 
-_CRASHING: Final = (None, "0.1.10")  # the tag of that version has no version in its handshake, its later master has
+_CRASHING: Final = (None, "0.1.10")  # the tagged version sends no version in its handshake, later commits do
 
 
 def check_command(command: str, handshake: Handshake) -> None:

@@ -21,7 +21,7 @@ class Command:
         help: what it does, in one sentence without a capital letter and a full stop.
         example: one or more command lines, shown at the end of the command's help.
         add_options: adds the options to the command's parser, each with a help text that has its unit and default.
-        run: carries the command out. Raises RbkitError, ValueError or OSError for what the user should be told.
+        run: carries the command out. Raises RbkitError, ValueError or OSError, whose text is shown to the user.
         usage: the usage line, if argparse cannot write it.
         notes: further paragraphs of the command's help, shown before the example.
         is_program: whether `run` returns a function, so that standard output belongs to another program.

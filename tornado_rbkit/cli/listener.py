@@ -24,7 +24,7 @@ REQUEST_TIMEOUT: Final = 30.0
 """Seconds for one request, from the connection or the previous response until the client has read the response."""
 
 MAX_HEADER_SIZE: Final = 16 * 1024
-"""Bytes of a request's headers. Not less, because browsers send a host's cookies to all of its ports."""
+"""Bytes of a request's headers. Browsers send a host's cookies to all of its ports, so this cannot be less."""
 
 MAX_BODY_SIZE: Final = 4 * 1024
 """Bytes of a request's body. No path takes one: a small body is answered with 405, a larger one with a bare 400."""
@@ -84,7 +84,7 @@ class BoundedServer(HTTPServer):
 
 
 class Listener:
-    """Accepts connections; when descriptors run out, it logs that and tries again after a pause.
+    """Accepts connections; when descriptors run out, it logs a warning and tries again after a pause.
 
     Tornado's own accept handler would raise at each iteration of the loop. Web loop only.
     """

@@ -1,4 +1,4 @@
-"""The options that several commands share, and the tokens and settings that they give."""
+"""The options that several commands share, and the conversion of options to tokens and settings."""
 
 from __future__ import annotations
 

@@ -14,11 +14,11 @@ from collections.abc import Iterator
 from typing import BinaryIO, Final, TextIO
 
 FULL: Final = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EIO)
-"""The errors of a file that cannot take more."""
+"""The errors of a file that has no space left."""
 
 
 def one_line(text: object) -> str:
-    """Return foreign text as one line of printable characters, cut off after 1000."""
+    """Return untrusted text as one line of at most 1000 printable characters."""
     return "".join(character if character.isprintable() else " " for character in str(text)[:1000])
 
 
@@ -43,7 +43,7 @@ def check_output(path: str) -> None:
         return  # standard output, a pipe, a terminal
     folder = os.path.dirname(os.path.realpath(path))
     if os.path.isdir(path) or not os.path.isdir(folder) or not os.access(folder, os.W_OK):
-        raise OSError(f"cannot write {path}: it is a folder, or in one that cannot be written to (--output)")
+        raise OSError(f"cannot write {path}: it is a folder, or is in a folder that cannot be written to (--output)")
 
 
 def binary_output(path: str) -> BinaryIO:

@@ -1,6 +1,6 @@
 """Runs a Python program under the profiler, with a web server in a process beside it.
 
-The web server is no child of the program, which may wait for its children or end them. It ends at the end of its
+The web server is not a child of the program, which may wait for its children or end them. It ends at the end of its
 standard input, a pipe whose other end this process holds.
 """
 
@@ -28,7 +28,7 @@ from tornado_rbkit.errors import ServerFailedError
 from tornado_rbkit.profiler import Server
 from tornado_rbkit.profiler.follow import follow, unfollowed
 
-_PATIENCE: Final = 5.0  # seconds; a server that closes its clients takes at most two
+_PATIENCE: Final = 5.0  # seconds; closing the clients takes the server at most two
 
 
 def prepare(
@@ -97,7 +97,7 @@ def prepare(
 def _run_script(path: str) -> None:
     """Run what ``python PATH`` runs: a source file, a .pyc file, or a folder or zip file with a __main__ module.
 
-    A file runs in a lasting ``__main__``, which its threads and pickle need.
+    A file runs in a ``__main__`` that is kept, because its threads and pickle need it.
     """
     main = types.ModuleType("__main__")
     sys.modules["__main__"] = main
@@ -169,7 +169,7 @@ finally:
         pass  # the program was killed
     os._exit(0)
 """
-"""Runs the command line in a child of a process that ends at once, and prints its exit status at the end."""
+"""Runs the command line in a child of a process that exits immediately, and prints its exit status at the end."""
 
 
 def show_page(server: Server, host: str, port: int, open_browser: bool) -> None:
@@ -219,7 +219,7 @@ def _serve_beside(server: Server, host: str, port: int) -> str:
         raise ServerFailedError("the web server did not start")
     atexit.register(_end, process, os.getpid())
     if hasattr(os, "register_at_fork"):
-        os.register_at_fork(after_in_child=process.stdin.close)  # a lasting child must not keep the server running
+        os.register_at_fork(after_in_child=process.stdin.close)  # a child that outlives the program must not hold it
     return f"{text}?token={quote(token, safe='')}"
 
 

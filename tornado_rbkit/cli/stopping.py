@@ -38,7 +38,7 @@ def stop_at_eof(stopped: asyncio.Event) -> None:
     loop = asyncio.get_running_loop()
 
     def wait() -> None:
-        with contextlib.suppress(OSError):  # an unreadable standard input counts as ended
+        with contextlib.suppress(OSError):  # a standard input that cannot be read counts as ended
             while os.read(sys.stdin.fileno(), 4096):  # not sys.stdin, whose lock this thread would hold at exit
                 pass
         loop.call_soon_threadsafe(stopped.set)

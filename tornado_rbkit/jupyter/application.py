@@ -105,7 +105,7 @@ class RbkitExtension(ExtensionApp):
         except ValueError as error:
             self._wrong = str(error)
         if self._wrong:
-            self.log.error("RbkitExtension is off, a setting of it is wrong: %s", " ".join(self._wrong.split()))
+            self.log.error("RbkitExtension is off because a setting is wrong: %s", " ".join(self._wrong.split()))
             return
         routes = jupyter_routes(self.bridges, self.serverapp.base_url, jupyter_access(self.read_only))
         self.serverapp.web_app.add_handlers(".*$", routes)  # type: ignore[no-untyped-call]

@@ -26,7 +26,7 @@ _STYLE: Final = (
 
 
 class CellProfile:
-    """What ``%%rbkit`` shows, and ``-o NAME`` stores.
+    """The result of ``%%rbkit``, which is shown and stored by ``-o NAME``.
 
     Attributes:
         seconds: the duration of the cell.

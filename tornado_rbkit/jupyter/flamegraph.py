@@ -30,8 +30,8 @@ class _Frame:
 def flame_graph(stacks: Mapping[tuple[str, ...], int], title: str) -> str:
     """Return an SVG document: a bar for each frame, above its caller, with a width proportional to its samples.
 
-    Bars too thin to be visible, and frames deeper than a hundred levels, are left out, as are all bars
-    but the widest 300. Labels are shortened at their beginning, because their end names the function.
+    Bars too thin to be visible, frames below the hundredth level, and all but the 300 widest bars are left out. Labels
+    are shortened at their beginning, because their end names the function.
 
     Args:
         stacks: the number of samples of each stack; a stack is its labels from the outside in.

@@ -31,7 +31,7 @@ _Method = TypeVar("_Method", bound=Callable[..., Any])
 
 
 class JupyterAccess(Access):
-    """Access rules by Jupyter's authorizer: "read" allows watching, "execute" allows commands."""
+    """Access rules by Jupyter's authorizer: "read" allows viewing, "execute" allows commands."""
 
     async def refusal(self, handler: RequestHandler, command: str) -> CommandError | None:
         """Return the error that refuses the command, None if it is allowed; see `Access.refusal`."""
@@ -77,7 +77,7 @@ class JupyterWebSocketHandler(RbkitWebSocketHandler, WebSocketMixin, JupyterHand
     @ws_authenticated
     @authorized
     async def get(self, *args: Any, **kwargs: Any) -> None:
-        """Upgrade the request of a user who may watch."""
+        """Upgrade the request of a user who may view the profiler."""
         await super().get(*args, **kwargs)
 
     def check_origin(self, origin: str | None = None) -> bool:
@@ -88,7 +88,7 @@ class JupyterWebSocketHandler(RbkitWebSocketHandler, WebSocketMixin, JupyterHand
 
 
 class JupyterPageHandler(AccessHandler, JupyterHandler):
-    """Base class of the pages for users who may watch; a subclass's other base class writes the answer."""
+    """Base class of the pages for users who may view the profiler; a subclass's other base class writes the answer."""
 
     auth_resource = AUTH_RESOURCE
 
@@ -117,13 +117,13 @@ class JupyterIndexHandler(JupyterPageHandler, IndexHandler):
     bridges: DiscoveredTargets
 
     async def check_request(self) -> None:
-        """Look for a target that is asked for and not known: its kernel may have announced itself just now."""
+        """Scan for the requested target if it is unknown: its kernel may have announced itself just now."""
         await super().check_request()
         if self.get_query_argument("target", "") not in ("", *self.bridges):
             self.bridges.look()
 
     def script_query(self) -> str:
-        """Add the XSRF token, which JupyterHub wants from module scripts, workers and fetch()."""
+        """Add the XSRF token, which JupyterHub requires for module scripts, workers and fetch()."""
         query = [(name, value) for name, value in parse_qsl(self.request.query, True) if name != "_xsrf"]
         return urlencode([*query, ("_xsrf", self.xsrf_token)])
 

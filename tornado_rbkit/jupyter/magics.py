@@ -78,7 +78,7 @@ class RbkitMagics(Magics):
             self._profiled.start()
 
     def _profile_magic(self, options: str, cell: str) -> None:
-        """Profile a cell that is no Python code: another magic's, or one that a program runs."""
+        """Profile a cell that is not Python code (another magic's), or that a program runs."""
         self._profile_this_cell(options)
         result = self.shell.run_cell(cell, store_history=False)  # type: ignore[no-untyped-call]
         result.raise_error()
@@ -110,7 +110,7 @@ class RbkitMagics(Magics):
         if server is None:
             raise UsageError("no profiler runs in this kernel; %rbkit start starts it")
         server.call(lambda profile: profile.objectspace_snapshot())
-        print(f"{server.status()['snapshot_objects']:,} objects, sent to whoever watches")
+        print(f"{server.status()['snapshot_objects']:,} objects, sent to the connected viewers")
 
 
 class _ProfiledCell:

@@ -1,7 +1,7 @@
 """The rbkit 2.1 protocol without I/O. Nothing here uses a socket or a loop, so any thread may call everything.
 
 `commands` checks commands, `events` has the types of the messages, `decoding` reads them from MessagePack, and
-`websocket` has the notices and close reasons of the WebSocket. The numbers were read off the wire of rbkit 0.1.10
+`websocket` has the notices and close reasons of the WebSocket. All numbers come from messages of rbkit 0.1.10
 (protocol 2.1). Import all names from this package. It imports only `errors`.
 """
 

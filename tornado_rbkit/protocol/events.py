@@ -1,4 +1,4 @@
-"""The events and the handshake of rbkit, and the numbers by which MessagePack names them."""
+"""The events and the handshake of rbkit, and the integer keys and types of their MessagePack."""
 
 from __future__ import annotations
 
@@ -44,16 +44,16 @@ class Field(enum.IntEnum):
     SINGLETON_METHOD = 14
     THREAD_ID = 15
     ATTRIBUTES = 16
-    """Of an object in a snapshot; rbkit does not send it and its clients ignore it. Names of attributes or variables,
-    in the order of `REFERENCES`: text, or nil for a reference without a known name. The list may be shorter than
-    `REFERENCES`; the other references have no known name. `LABEL` is the name of a function, class, module, coroutine
-    or running function itself."""
+    """An extension of this package, which rbkit does not send and its clients ignore, for objects in a snapshot: the
+    names of attributes or variables in the order of `REFERENCES`, as text, or nil for a reference without a known
+    name. The list may be shorter than `REFERENCES`; the remaining references have no known name. `LABEL` is the name
+    of a function, class, module, coroutine or running function itself."""
     KEYS = 17
-    """Like `ATTRIBUTES`, but keys of a dict: text, integers or nil. The number 0 in place of a list says that the
+    """Like `ATTRIBUTES`, for the keys of a dict: text, integers or nil. The number 0 in place of a list says that the
     position in `REFERENCES` is the index in a list or tuple."""
     RESIDENT = 18
-    """Of an object_space_dump; our own like `ATTRIBUTES`. The resident memory of the process in bytes, ``''`` if it
-    is not known."""
+    """An extension like `ATTRIBUTES`, for an object_space_dump: the resident memory of the process in bytes, ``''`` if
+    it is not known."""
 
 
 class ObjCreated(NamedTuple):
@@ -93,7 +93,7 @@ class GCStats(NamedTuple):
 
 
 class HeapObject(NamedTuple):
-    """One object of a snapshot. Only objects created while tracing have `file` and `line`. `size` is in bytes."""
+    """One object in a snapshot. Only objects created while tracing have `file` and `line`. `size` is in bytes."""
 
     object_id: int
     class_name: str | None

@@ -27,11 +27,11 @@ class Notice(NamedTuple):
     Notices are state, not events. At most one notice of each `kind` waits for a slow client:
 
     - ``client_count``: the newest number replaces an older one.
-    - ``dropped``: the numbers are added up.
+    - ``dropped``: the numbers are summed.
     - ``server:disconnected`` and ``server:connected``: the newest replaces the older, so a client may get
       ``connected`` without the ``disconnected`` before it, or one ``disconnected`` for several losses.
-    - ``server:restarted``: several become one. ``connected`` and ``disconnected`` do not replace it, but it may be
-      sent before or after them.
+    - ``server:restarted``: several are merged into one. ``connected`` and ``disconnected`` do not replace it, but it
+      may be sent before or after them.
     """
 
     name: str
@@ -39,7 +39,7 @@ class Notice(NamedTuple):
 
     @property
     def kind(self) -> str:
-        """A newer notice replaces a waiting one of the same kind: the name, or ``restarted`` for `RESTARTED`."""
+        """The name, or ``restarted`` for `RESTARTED`. A newer notice replaces a waiting one of the same kind."""
         return self.value if self == RESTARTED else self.name
 
     def to_bytes(self) -> bytes:
@@ -71,7 +71,7 @@ def check_reply(command: str, reply: bytes) -> None:
     """
     if CommandError.from_reply(reply) or parse_notice(reply):
         raise CommandError(
-            "invalid-reply", f"{command}: the reply begins with {reply[:40]!r}, as only a bridge's own messages may"
+            "invalid-reply", f"{command}: the reply begins with {reply[:40]!r}, which is reserved for the bridge"
         )
 
 

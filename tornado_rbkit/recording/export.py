@@ -18,7 +18,7 @@ _MAX_DEPTH: Final = 50
 """Levels of an unknown event's payload that are written as JSON; parsers have limits too."""
 
 _BLOCKS: Final = ("block in ", "block (", "rescue in ", "ensure in ")
-"""How Ruby's labels of blocks begin. Ruby sends the line of the definition, Python the current line."""
+"""The prefixes of Ruby's labels for blocks. Ruby sends the line of the definition, Python the current line."""
 
 
 def speedscope(events: Iterable[Event], name: str) -> Iterator[str]:
@@ -89,7 +89,7 @@ def _samples(events: Iterable[Event]) -> Iterator[CPUSample]:
 
 
 def _one_word(frame: StackFrame) -> str:
-    """Return the label, with its place if others may have the same: Ruby's blocks in a method, and lambdas."""
+    """Return the label, with file and line for Ruby's blocks and lambdas, which share labels."""
     is_one_of_many = frame.label.startswith(_BLOCKS) or frame.label.endswith("<lambda>")
     label = f"{frame.label} ({frame.file}:{frame.line})" if is_one_of_many else frame.label
     label = _text(label).replace(";", ":")

@@ -22,7 +22,7 @@ LAST_FLUSH_SECONDS: Final = 1.5
 
 MEMORY: Final = "memory_profile"
 CPU: Final = "cpu_profiling"
-"""The kinds of profiling, as the names of their commands end."""
+"""The kinds of profiling: the endings of their commands."""
 
 
 class Recorder:
@@ -34,7 +34,7 @@ class Recorder:
     Attributes:
         messages: number of published messages written.
         size: bytes of the published messages written.
-        objects: heap objects received since a snapshot was requested, of all snapshots received meanwhile.
+        objects: heap objects received since a snapshot was requested, in all snapshots received since.
         objects_announced: their total number, by complete_message_count; 0 before the first objects arrive, or if
             rbkit does not send it (the tagged version 0.1.10).
     """
@@ -94,7 +94,7 @@ class Recorder:
 
         Args:
             rbkit: a connected client.
-            on_restart: called when another process has taken the place of the profiled one.
+            on_restart: called when the profiled process was replaced by another process.
 
         Raises:
             ConnectionLost: see `RbkitClient.messages`.
@@ -124,7 +124,7 @@ class Recorder:
 
 
 class RecordingSession:
-    """Profiles a process while it is recorded, and the process that takes its place after a restart.
+    """Profiles a process while it is recorded, also after it was restarted.
 
     Profiling that is on already is left on. One event loop.
     """
@@ -135,7 +135,7 @@ class RecordingSession:
         Args:
             rbkit: a connected client.
             recorder: writes the recording.
-            profiling: what to start: `MEMORY`, `CPU`, both or neither.
+            profiling: the profiling to start: `MEMORY`, `CPU`, both or neither.
         """
         self._rbkit = rbkit
         self._recorder = recorder
@@ -145,7 +145,7 @@ class RecordingSession:
         self._restarting: asyncio.Task[None] | None = None
 
     async def begin(self, handshake: bytes) -> None:
-        """Write the handshake of the process, and start what is not on in it.
+        """Write the handshake of the process, and start the profiling that is not on.
 
         Raises:
             CommandError: the profiler did not start it.
@@ -162,7 +162,7 @@ class RecordingSession:
         await self._recorder.ask_all(self._rbkit, ["objectspace_snapshot"])
 
     async def follow(self) -> None:
-        """Write what arrives until the client is closed, and begin again after each restart of the process.
+        """Write all messages until the client is closed, and begin again after each restart of the process.
 
         Raises:
             ConnectionLost: see `RbkitClient.messages`.
@@ -170,7 +170,7 @@ class RecordingSession:
         await self._recorder.follow(self._rbkit, self._on_restart)
 
     async def end(self, following: asyncio.Task[None]) -> list[Exception]:
-        """Stop what was started, and wait until the last messages have arrived; return the errors.
+        """Stop the profiling that was started, and wait for the last messages; return the errors.
 
         The wait ends early if `following`, the task of `follow`, does. rbkit's tagged version 0.1.10 replies before it
         carries a command out, so the reply to the command after a snapshot shows that the snapshot is finished.

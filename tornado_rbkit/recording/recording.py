@@ -55,7 +55,7 @@ def read(file: BinaryIO) -> Iterator[Record]:
 
 def _checked(item: object) -> Record:
     if not isinstance(item, list) or len(item) != 4:
-        raise RecordingError("not a recording of tornado-rbkit: an item that is not a list of four")
+        raise RecordingError("not a recording of tornado-rbkit: it contains an item that is not a list of four")
     seconds, channel, command, payload = item
     if type(seconds) not in (float, int) or not math.isfinite(seconds):
         raise RecordingError("a record whose time is not a finite number")

@@ -51,7 +51,7 @@ class ReplayServer:
         """Describe a replay; nothing is opened yet.
 
         Args:
-            records: returns the records from the first on, as `recording.read` does; read one at a time, when due.
+            records: returns an iterator over all records, as `recording.read` does; each is read when it is due.
             speed: the playback speed; 2 is twice as fast as recorded.
 
         Raises:
@@ -99,9 +99,9 @@ class ReplayServer:
         self._executor.shutdown()
         if error is not None:
             return
-        died_of = self.ended.exception()
-        if died_of is not None:
-            raise RbkitError(f"the replay has ended: {died_of}") from died_of
+        cause = self.ended.exception()
+        if cause is not None:
+            raise RbkitError(f"the replay has ended: {cause}") from cause
         if self._error is not None:
             raise self._error
 
@@ -128,11 +128,11 @@ class ReplayServer:
                 self._play(self._messages(), pub, rep)
 
     def _play(self, messages: Iterator[Record], pub: zmq.Socket[bytes], rep: zmq.Socket[bytes]) -> None:
-        """Send the messages when due, timed from a subscription, until the next subscription or the last one's end."""
+        """Send each message when it is due, until another client subscribes or the last one leaves."""
         message = self._next(messages)  # this also reads the handshake before it
         while not self._has_come:
             self._answer(rep, _TURN)
-            self._heed(pub)
+            self._count_subscribers(pub)
             if self._stop_is_due.is_set():
                 return
         self._has_come = False
@@ -141,13 +141,13 @@ class ReplayServer:
             wait = _TURN if message is None else started + (message.seconds - first) / self._speed - time.monotonic()
             if wait > 0:
                 self._answer(rep, min(wait, _TURN))
-            elif message is not None and self._sends(pub, message.payload):
+            elif message is not None and self._send(pub, message.payload):
                 message = self._next(messages)
             else:
                 self._answer(rep, 0)
-            self._heed(pub)
+            self._count_subscribers(pub)
 
-    def _sends(self, pub: zmq.Socket[bytes], payload: bytes) -> bool:
+    def _send(self, pub: zmq.Socket[bytes], payload: bytes) -> bool:
         """Publish a message; return False if a subscriber's queue is full."""
         try:
             pub.send(payload)
@@ -155,7 +155,7 @@ class ReplayServer:
             return False
         return True
 
-    def _heed(self, pub: zmq.Socket[bytes]) -> None:
+    def _count_subscribers(self, pub: zmq.Socket[bytes]) -> None:
         """Count the subscribers that have arrived and left."""
         while pub.poll(0):
             came = pub.recv()[:1] == b"\1"
@@ -172,7 +172,7 @@ class ReplayServer:
             return None
 
     def _first_handshake(self) -> bytes:
-        """Return the first reply to ``handshake``, because a process may have published before its first handshake."""
+        """Return the first recorded reply to ``handshake``, for the time before it was recorded."""
         try:
             for record in islice(self._records(), _HANDSHAKE_WITHIN):
                 if record.command == "handshake":

@@ -118,7 +118,7 @@ class IOLoopThread:
         io_loop = self._io_loop = IOLoop(asyncio_loop=asyncio_loop, make_current=False)
         asyncio_loop.call_soon(self._ready.set)
         with contextlib.ExitStack() as stack:
-            stack.callback(self._tell_end)
+            stack.callback(self._report_end)
             stack.callback(io_loop.close)
             stack.callback(self._end_context)
             io_loop.start()
@@ -128,7 +128,7 @@ class IOLoopThread:
         if self._context is not None:
             self._context.destroy(linger=0)
 
-    def _tell_end(self) -> None:
+    def _report_end(self) -> None:
         with self._lock:
             self._ended = True
             callbacks, self._at_end = self._at_end, []

@@ -201,7 +201,7 @@ class Access:
         return await self.refusal(handler, SNAPSHOT) is None
 
     def _warn_if_open(self, request: HTTPServerRequest) -> None:
-        """Log once, when a request comes from another machine, that anybody may command the profiler."""
+        """Log once, at the first request from another machine, that every client may command the profiler."""
         if self._warned or self.authorize is not None or self.read_only:
             return
         forwarded = request.headers.get("X-Forwarded-For", "").split(",")
@@ -243,7 +243,7 @@ class AccessHandler(RequestHandler):
     _on_connection_close: asyncio.Event | None = None
 
     def set_default_headers(self) -> None:
-        """Keep URLs, which may contain a token, from other sites, and forbid content sniffing.
+        """Forbid content sniffing, and sending URLs, which may contain a token, to other sites.
 
         Headers set by the application take precedence.
         """
@@ -252,7 +252,7 @@ class AccessHandler(RequestHandler):
         super().set_default_headers()
 
     async def check_request(self) -> None:
-        """Raise `AccessDeniedError` unless the request may watch; subclasses may add rules of their own."""
+        """Raise `AccessDeniedError` unless the request may view the profiler; subclasses may add rules."""
         try:
             await self.access.check_request(self)
         except AccessDeniedError as refusal:
@@ -277,7 +277,7 @@ class AccessHandler(RequestHandler):
         return f"{self.request.method} {quote(self.request.path, safe='/%~:@')} ({self.request.remote_ip})"
 
     def write_error(self, status_code: int, **kwargs: Any) -> None:
-        """Answer a `AccessDeniedError` in plain text: what was wrong, and which setting changes it."""
+        """Answer an `AccessDeniedError` in plain text: what was wrong, and which setting changes it."""
         error = kwargs.get("exc_info", (None, None, None))[1]
         if isinstance(error, AccessDeniedError):
             self.set_header("Content-Type", "text/plain; charset=UTF-8")

@@ -39,7 +39,7 @@ class IndexHandler(PageHandler):
     Attributes:
         login_kept_in: where the token of the page's address is kept for a reload, so that the page may remove it from
             the address: "tab", "cookie", or "" if it must stay.
-        how_to_start: the sentence by which the page tells a user without a profiler how to start one.
+        how_to_start: the sentence that tells a user without a profiler how to start one.
     """
 
     how_to_start = "Start one in a Python process with profiler.start_server(), in a notebook with %rbkit start."
@@ -97,7 +97,7 @@ class IndexHandler(PageHandler):
 
 
 class AssetHandler(AccessHandler, StaticFileHandler):
-    """The page's scripts and styles, for clients that may see the page."""
+    """The page's scripts and styles, for clients that may view the page."""
 
     def initialize(self, access: Access | None = None) -> None:  # type: ignore[override]
         """Set the access rules."""

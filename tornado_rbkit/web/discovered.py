@@ -66,7 +66,7 @@ class DiscoveredTargets(Mapping[str, Bridge]):
         default_ports: bool = True,
         family: str = "",
     ) -> None:
-        """Make the bridges whose names and endpoints are known.
+        """Create the bridges of the fixed targets.
 
         Args:
             make_bridge: called with pub, req (None for the default ports) and the thread that all bridges share.
@@ -204,7 +204,7 @@ class DiscoveredTargets(Mapping[str, Bridge]):
         return {**named, DEFAULT_NAME: self._default} if self._default_is_open else named
 
     def _probe_default(self, now: float) -> None:
-        """Look whether a profiler that is not among the others listens at the default ports."""
+        """Check whether a profiler that is not among the other targets listens at the default ports."""
         others = [*self._fixed.values(), *(entry.bridge for entry in self._found.values())]
         if not others or now < self._next_probe:
             return
@@ -216,7 +216,7 @@ class DiscoveredTargets(Mapping[str, Bridge]):
         try:
             servers = list_servers() if self._discovery else []
         except OSError as error:
-            if str(error) != self._unusable:  # logged once, not each second
+            if str(error) != self._unusable:  # logged once, not every second
                 self._unusable = str(error)
                 _log.warning("processes cannot be discovered: %s", error)
             return [entry.server for entry in self._found.values() if entry.gives_up_at is None]
@@ -226,7 +226,7 @@ class DiscoveredTargets(Mapping[str, Bridge]):
         return servers
 
     def _free_name(self, server: RunningServer) -> str:
-        """Return an unused name: the program's, else with its pid, else with its pid and a counter."""
+        """Return an unused name: the program's, else the program's with its pid, else with its pid and a counter."""
         plain = path_name(server.name)
         with_pid = f"{plain}-{server.pid}"
         counted = (f"{with_pid}-{count}" for count in itertools.count(2))

@@ -17,7 +17,7 @@ MAX_DELAY: Final = 2.0
 """Upper limit of the delay, in seconds."""
 
 _QUIET: Final = 60.0  # seconds without a wrong token after which the count of an address restarts
-_MAX_ADDRESSES: Final = 1024  # beyond it, the address without a wrong token for longest is forgotten
+_MAX_ADDRESSES: Final = 1024  # beyond this number, the address with the oldest wrong token is forgotten
 _MAX_DELAYED: Final = 64  # delayed answers at a time, each holding a connection; further answers are not delayed
 
 

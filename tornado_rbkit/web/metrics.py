@@ -17,7 +17,7 @@ _COUNTERS: Final = {
     "bytes_in": "Bytes of profiling messages received from the profiler.",
     "messages_missed": "Profiling messages that were lost before they reached the bridge.",
     "messages_sent": "Profiling messages sent, to all clients together.",
-    "messages_dropped": "Profiling messages that clients were too slow for.",
+    "messages_dropped": "Profiling messages dropped because clients were too slow.",
     "bytes_sent": "Bytes sent to clients.",
 }
 

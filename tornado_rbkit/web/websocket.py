@@ -155,7 +155,7 @@ class RbkitWebSocketHandler(AccessHandler, WebSocketHandler):
         if self._session is not None or self.ws_connection is None or self.ws_connection.is_closing():
             return
         self.set_nodelay(True)
-        stream = self.ws_connection.stream  # undocumented, and the only way to bound the data that waits for a client
+        stream = self.ws_connection.stream  # undocumented; the only way to bound the data that waits for a client
         assert stream is not None
         # Tornado has detached the stream from the request's connection; with the stream, its server would read on.
         # A copy gets the stream, so that `authorize` has `get_ssl_certificate` and the socket as during the handshake.
@@ -181,7 +181,7 @@ class RbkitWebSocketHandler(AccessHandler, WebSocketHandler):
         if self._session is None:
             return None
         if len(message) > MAX_MESSAGE_SIZE:
-            self._session.close(CLOSE_TOO_BIG, f"message too big: allowed are {MAX_MESSAGE_SIZE} bytes")
+            self._session.close(CLOSE_TOO_BIG, f"message too big; allowed: {MAX_MESSAGE_SIZE} bytes")
             return None
         return self._session.ask(message)
 
@@ -190,7 +190,7 @@ class RbkitWebSocketHandler(AccessHandler, WebSocketHandler):
         self._leave()
 
     def _ping(self) -> None:
-        """Send a ping, unless data is blocked: then the outbox judges the client, by `stall_timeout`."""
+        """Send a ping, unless data is blocked: then the outbox applies `stall_timeout`."""
         assert self._session is not None
         outbox = self._session.outbox
         if outbox.blocked:

@@ -29,7 +29,7 @@ def _add_options(parser: argparse.ArgumentParser) -> None:
 def _pid(text: str) -> int:
     pid = int(text) if re.fullmatch(r"[0-9]{1,10}", text) else 0
     if not 0 < pid < 1 << 31:
-        raise argparse.ArgumentTypeError(f"{text} is no pid; allowed: 1 to {(1 << 31) - 1}")
+        raise argparse.ArgumentTypeError(f"{text} is not a pid; allowed: 1 to {(1 << 31) - 1}")
     return pid
 
 
@@ -46,7 +46,7 @@ async def _watch(attachment: Attachment, stopped: asyncio.Event) -> None:
     """Wait for a signal or the end of the process.
 
     Raises:
-        EngineError: the process runs, but cannot be sampled any more.
+        EngineError: the process runs, but can no longer be sampled.
     """
     reported: str | None = None
     while not stopped.is_set():

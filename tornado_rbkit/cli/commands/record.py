@@ -78,7 +78,7 @@ def _check_profiler(reply: bytes, options: argparse.Namespace) -> None:
         raise error
     try:
         handshake = decode_handshake(reply)
-    except DecodeError:  # it is recorded all the same
+    except DecodeError:  # it is recorded nevertheless
         return
     for wanted, command in ((options.cpu, "start_cpu_profiling"), (options.snapshot, SNAPSHOT)):
         if wanted:

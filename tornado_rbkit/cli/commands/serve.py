@@ -1,4 +1,4 @@
-"""``serve``: a web server for profilers that run already."""
+"""``serve``: a web server for running profilers."""
 
 from __future__ import annotations
 
@@ -92,7 +92,7 @@ async def _serve_discovered(options: argparse.Namespace) -> int:
     targets = DiscoveredTargets(
         lambda pub, req, thread: bridge_to(options, pub, req, thread),
         fixed,
-        default_ports=not fixed,  # with targets by name, a profiler at the default ports is one of them, or not wanted
+        default_ports=not fixed,  # if targets are given by name, a profiler at the default ports must be given as well
         family=family,
     )
     following = asyncio.create_task(targets.follow())
