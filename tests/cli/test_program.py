@@ -298,7 +298,7 @@ class TestRun:
         monkeypatch.setenv("XDG_RUNTIME_DIR", str(tmp_path / "file"))
         finished = run(program(tmp_path, "print('ran')"))
         assert (finished.returncode, finished.stdout) == (0, "ran\n")
-        assert "the profiler will not be found by its name" in finished.stderr
+        assert "the profiler cannot be found by its name" in finished.stderr
 
     @pytest.mark.skipif(not sys.platform.startswith("linux"), reason="processes are looked up in /proc")
     def test_says_at_its_end_that_the_web_server_ended_before(

@@ -229,7 +229,7 @@ class TestWithoutAFolder:
         assert len(warnings) == 2
         assert f"every user of this machine can command the profiler at {server.req}" in warnings[0]
         assert "No usable temporary directory found" in warnings[0]
-        assert "the profiler will not be found by its name" in warnings[1]
+        assert "the profiler cannot be found by its name" in warnings[1]
         assert "RBKIT_RUNTIME_DIR" in warnings[1]
 
     def test_processes_are_not_listed_and_the_error_says_why(self) -> None:

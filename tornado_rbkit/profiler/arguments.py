@@ -1,4 +1,4 @@
-"""Check the arguments of `start_server` and `start_profiling` before anything starts."""
+"""Checks the arguments of `start_server` and `start_profiling` before anything starts."""
 
 from __future__ import annotations
 
@@ -31,7 +31,7 @@ def check_server(pub: object, req: object, name: object) -> None:
                 f"{setting}={endpoint!r} is not an endpoint; allowed: 'tcp://HOST:PORT', 'tcp://HOST:*' or 'ipc://PATH'"
             )
     if name is not None and not isinstance(name, str):
-        raise ArgumentError(f"name={name!r} is no name; allowed: a str")
+        raise ArgumentError(f"name={name!r} is not a name; allowed: a str")
 
 
 def check_interval(interval: object) -> None:
@@ -61,5 +61,5 @@ def check_clock(clock_type: object) -> None:
 
 
 def _is_text(value: object) -> bool:
-    """Return True for text that UTF-8 can encode and that has no NUL, at which libzmq would cut it."""
+    """Return True for text that UTF-8 can encode and that has no NUL, where libzmq would cut it off."""
     return isinstance(value, str) and "\0" not in value and not any("\ud800" <= char <= "\udfff" for char in value)

@@ -1,4 +1,4 @@
-"""Collect packed events in event_collections that are ready to be published. This module uses no sockets."""
+"""Collects packed events in event_collections that are ready to be published. No I/O."""
 
 from __future__ import annotations
 
@@ -12,17 +12,17 @@ BATCH_EVENTS: Final = 400
 """Events in one event_collection, as in rbkit."""
 
 BATCH_BYTES: Final = 1 << 20
-"""Bytes of an event_collection, after which no further event is added: deep stacks have up to 100 kB each."""
+"""Bytes after which no event is added to an event_collection: a deep stack can have 100 kB."""
 
 BATCH_SECONDS: Final = 1.0
-"""The longest that an event waits for its batch to fill."""
+"""The longest time that an event waits for its batch to fill."""
 
 BACKLOG_EVENTS: Final = 100_000
 """Events that may wait for the server's thread; above this number, producers skip ticks."""
 
 
 class EventBatcher:
-    """Turn packed events into event_collections with a message_counter that starts at 0 and has no gaps.
+    """Turns packed events into event_collections with a message_counter that starts at 0 and has no gaps.
 
     `add` may be called on any thread (it is one append to a deque, which the GIL makes atomic); everything else
     belongs to the server's thread.

@@ -1,4 +1,4 @@
-"""Read the CPU clocks of the process's threads."""
+"""Reads the CPU clocks of the process's threads."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Sample the stacks of the process's threads.
+"""Samples the stacks of the process's threads.
 
 A sampler thread asks the interpreter for every thread's frame once per interval. This needs the GIL, and a thread that
 computes in Python releases the GIL only after the interpreter's switch interval. With the default of 5 ms the sampler
@@ -74,7 +74,7 @@ _BETWEEN_SAMPLES: Final = pack_frame("(between samples)", "(between samples)", "
 
 
 class CPUSampler:
-    """Sample all threads from `start` to `stop`, except the profiler's threads.
+    """Samples all threads from `start` to `stop`, except the profiler's threads.
 
     After an unexpected error the sampler starts again once; after a second one, or when sampling has become unsafe, it
     ends. `trouble` says so.

@@ -1,4 +1,4 @@
-"""Find a user's profiled processes by the small files that running servers write to the user's runtime folder.
+"""Finds a user's profiled processes by the small files that running servers write to the user's runtime folder.
 
 The folder (see `folder`) may be shared with other PID namespaces (containers) or hosts, where the same pid is another
 process. So a file records where it was written, its name is unique, and only files that were written in this PID
@@ -74,7 +74,7 @@ def list_servers() -> list[RunningServer]:
         elif accepts(server.req):
             found.append(server)
     found.sort(key=lambda server: server.started)
-    newest = {server.req: server for server in found}  # one process has an endpoint; an earlier one's file may be left
+    newest = {server.req: server for server in found}  # the file of an earlier process may still name the endpoint
     return [server for server in found if newest[server.req] is server]
 
 
@@ -126,7 +126,7 @@ class Announcement:
             os.replace(partial, path)
         except OSError as error:
             if not self._reported:
-                _log.warning("the profiler will not be found by its name: %s", error)
+                _log.warning("the profiler cannot be found by its name: %s", error)
             self._reported = True
         else:
             self.path = path
@@ -182,7 +182,7 @@ def _parse(facts: dict[str, Any]) -> RunningServer | None:
 
 
 def _namespace() -> dict[str, Any]:
-    """Return the facts that say where a pid is valid; ``pid_namespace`` is None if it cannot be determined."""
+    """Return facts that identify where a pid is valid; ``pid_namespace`` is None if it cannot be determined."""
     facts: dict[str, Any] = {"host": socket.gethostname(), "pid_namespace": None}
     if not sys.platform.startswith("linux"):
         return {**facts, "pid_namespace": 0}

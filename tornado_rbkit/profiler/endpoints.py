@@ -1,4 +1,4 @@
-"""Bind a server's endpoints, check whether they accept connections, and release them in a forked child."""
+"""Binds a server's endpoints, checks whether they accept connections, and releases them in a forked child."""
 
 from __future__ import annotations
 
@@ -87,7 +87,7 @@ def bind_chosen(
         try:
             path = find_folder() / f"{key}.{suffix}"
             if not str(path).isprintable():
-                raise BindError(errno.EINVAL, "a socket's path has to be printable", repr(str(path)))
+                raise BindError(errno.EINVAL, "the path of a socket must be printable", repr(str(path)))
             prepare_folder(path.parent)
             return bind(context, kind, f"ipc://{path}")
         except OSError as error:
@@ -162,7 +162,7 @@ def _tcp_address(endpoint: str) -> tuple[str, str]:
 
 
 def _bind_to_file(sock: zmq.Socket[bytes], endpoint: str) -> None:
-    """Bind to a socket file with the permissions 0600, and let nobody connect before they are set.
+    """Bind to a socket file with the permissions 0600, which are set before anybody can connect.
 
     Nobody can connect between bind and listen, so both are called here, and the socket is passed to libzmq
     (ZMQ_USE_FD). A umask around libzmq's bind would apply to every thread.

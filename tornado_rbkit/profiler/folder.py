@@ -46,7 +46,7 @@ def runtime_folder() -> Path:
 
 
 def _is_foreign(folder: str) -> bool:
-    """Return True if a folder belongs to another user: a folder made there would be in that user's way."""
+    """Return True if a folder belongs to another user, who may not be able to use or remove a folder created there."""
     try:
         return hasattr(os, "getuid") and os.stat(folder).st_uid != os.getuid()
     except PermissionError:

@@ -1,4 +1,4 @@
-"""Follow a program into its child processes: reloaders, worker processes of web servers, process pools.
+"""Follows a program into its child processes: reloaders, worker processes of web servers, process pools.
 
 `follow` puts a folder with a ``sitecustomize`` module first in PYTHONPATH, which Python processes import when they
 start, and registers a function that runs after a fork. Either starts a server in the child, named like
@@ -29,10 +29,10 @@ VARIABLE: Final = "RBKIT_FOLLOW"
 _STARTUP: Final = str(Path(__file__).with_name("startup"))
 
 _SETTLE_SECONDS: Final = 0.2
-"""How long a forked child must live until it gets a server: many children only call exec, or end at once."""
+"""Seconds after a fork until the child gets a server: many children only call exec, or end immediately."""
 
 _LOCK_SECONDS: Final = 2.0
-"""How long a child waits at most for other children that choose their names."""
+"""The longest time, in seconds, that a child waits for other children to choose their names."""
 
 _SERVANTS: Final = (
     "multiprocessing.resource_tracker",
@@ -43,7 +43,7 @@ _SERVANTS: Final = (
 
 
 class Followed(NamedTuple):
-    """What the child processes of a program need to know.
+    """The settings that the child processes of a program inherit.
 
     Attributes:
         family: identifies the program's processes among all others.

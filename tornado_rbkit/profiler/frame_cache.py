@@ -1,4 +1,4 @@
-"""Turn the places of a stack into packed frames: file, line, label, and the class of a method."""
+"""Turns the places of a stack into packed frames: file, line, label, and the class of a method."""
 
 from __future__ import annotations
 

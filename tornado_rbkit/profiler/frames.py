@@ -1,8 +1,8 @@
-"""Read the stacks of the process's threads while no other thread can run.
+"""Reads the stacks of the process's threads while no other thread can run.
 
-A stack is read in one go (see `uninterrupted`), so it shows a single moment. On Python 3.11 and later no reference to
-a frame is kept when other threads run again, so no frame is released on the sampler's thread. (On Python 3.10 frames
-are kept until the sample is packed, because only the frame gives the class of a method there.)
+A stack is read without interruption (see `uninterrupted`), so it shows a single moment. On Python 3.11 and later no
+reference to a frame is kept when other threads run again, so no frame is released on the sampler's thread. (On Python
+3.10 frames are kept until the sample is packed, because only the frame gives the class of a method there.)
 
 On Python 3.11 the process would crash otherwise. There a frame object is created when a frame is first accessed
 (Python/frame.c, _PyFrame_MakeAndSetFrameObject), and its allocation may start a collection that lets other threads
@@ -30,7 +30,7 @@ from tornado_rbkit.profiler.threads import original
 from tornado_rbkit.profiler.uninterrupted import ONCE, run_uninterrupted
 
 MAX_DEPTH: Final = 1000
-"""Frames read of one stack; the outer frames of a deeper stack are left out."""
+"""The most frames read of one stack; the outer frames of a deeper stack are left out."""
 
 Place: TypeAlias = "tuple[CodeType, int, dict[str, Any]] | tuple[CodeType, int, dict[str, Any], FrameType]"
 """A frame's f_code, f_lasti and f_globals, on Python 3.10 also the frame itself."""

@@ -6,10 +6,10 @@ the walk are kept until its end (and are then released on the server's thread). 
 hold the GIL for longer than a slice: listing all tracked objects at the start (about 190 ms per million up to
 Python 3.13, see `tracked`, 15 ms from Python 3.14 on), and reading the references of one very large container.
 
-A value is referred to only until its row is packed, a slice or two after its container's row: the host can then resize
-a NumPy array, which fails while something else refers to the array. (An instance of a subclass that the collector
-tracks is kept until the end.) Up to Python 3.13 a tuple may be missing if only a running function's variable refers to
-it.
+The walk refers to a value only until its row is packed, a slice or two after its container's row: the host can then
+resize a NumPy array, which fails while something else refers to the array. (An instance of a subclass that the
+collector tracks is kept until the end.) Up to Python 3.13 a tuple may be missing if only a running function's variable
+refers to it.
 
 A snapshot leaves out the profiler's own objects, except its modules, their definitions, and a few objects that only
 the interpreter holds. Of a module only its namespace is followed (see `objects.referents`). It also leaves out objects
@@ -94,7 +94,7 @@ class Snapshot:
         self._internal: set[int] = set()
 
     def walk(self) -> Iterator[None]:
-        """Look at every object, and yield after each slice, for the caller to let the host run."""
+        """Visit every object, and yield after each slice, so that the caller can let the host run."""
         size = SliceSize(500)
         tracked = list_tracked()
         # only now, to include objects that another thread of the profiler has just created

@@ -1,4 +1,4 @@
-"""Start and stop the single server that a process can have, also around forks and at the end of the process."""
+"""Starts and stops the single server of a process, and handles forks and the end of the process."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ from tornado_rbkit.profiler.server import Server
 _log = logging.getLogger(__name__)
 
 _EXIT_SECONDS: Final = 2.0
-"""How long the end of the process waits at most for the server's thread."""
+"""The longest time, in seconds, that the end of the process waits for the server's thread."""
 
 _lock = threading.Lock()
 _server: Server | None = None

@@ -74,7 +74,7 @@ _SPREAD_SECONDS: Final = 100.0
 
 
 class MemoryProfile:
-    """Publish the memory profile from `start` to `stop`.
+    """Publishes the memory profile from `start` to `stop`.
 
     For use by the server's thread, except `status`, which any thread may call, and the collector's callback, which
     runs on the thread that collects.

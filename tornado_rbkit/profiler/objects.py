@@ -1,4 +1,4 @@
-"""Inspect the host's objects without running any of its code, and recognise the profiler's own objects."""
+"""Inspects the host's objects without running any of its code, and recognises the profiler's own objects."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Pack the protocol's events and messages as MessagePack.
+"""Packs the protocol's events and messages as MessagePack.
 
 Events that are frequent are joined from packed parts, which is several times as fast as packing a dict. This module
 does no I/O; its functions may be called on any thread.

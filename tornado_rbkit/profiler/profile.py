@@ -30,10 +30,10 @@ FLUSH_SECONDS: Final = 0.05
 """The interval at which due batches are published while something is measured."""
 
 LAST_SECONDS: Final = 2.0
-"""The longest that a memory profile compares before it stops; clients wait 5 s for the reply."""
+"""The longest time that a memory profile compares before it stops; clients wait 5 s for the reply."""
 
 MAX_PARTS: Final = 10
-"""Parts of one request that are run. Clients send one; rbkit runs any number and answers nobody else meanwhile."""
+"""The most parts of one request that are run. Clients send one; rbkit runs any number, however long that takes."""
 
 _OK: Final = b"ok"
 

@@ -1,4 +1,4 @@
-"""Read which objects an object refers to, and under which names: attributes, variables, keys or positions.
+"""Reads the objects that an object refers to, and their names: attributes, variables, keys or positions.
 
 A name is given only where the interpreter shows that the object holds the value under it at that moment; all other
 references have no name. None of the host's code is run, and no ``__dict__`` is created. The sources of the names:

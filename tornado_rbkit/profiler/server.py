@@ -42,7 +42,7 @@ _SUBSCRIPTIONS: Final = 1000
 """Subscriptions that are read at a time; the server polls again, and so returns, while there are more."""
 
 _LINGER_MS: Final = 200
-"""How long `stop_server` waits at most for the last messages and the last reply to reach their clients."""
+"""The longest time that `stop_server` waits for the last messages and the last reply to be sent."""
 
 
 class Server:
@@ -317,7 +317,7 @@ class Server:
                     restore(sock, endpoint)
         except OSError as error:
             if not self._is_cut_off:
-                _log.warning("nobody can connect to the profiler any more: %s", error)
+                _log.warning("clients can no longer connect to the profiler: %s", error)
             self._is_cut_off = True
         else:
             self._is_cut_off = False

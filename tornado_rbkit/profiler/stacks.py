@@ -1,4 +1,4 @@
-"""Sample the stacks of a block of code in this process, without a server."""
+"""Samples the stacks of a block of code in this process, without a server."""
 
 from __future__ import annotations
 
@@ -30,7 +30,7 @@ class StackCounter(EventBatcher):
         self._counts[without_time(event)] += 1
 
     def samples(self) -> Iterator[tuple[CPUSample, int]]:
-        """Yield each stack and how often it was seen. Call it after the sampler has stopped.
+        """Yield each stack and the number of times it was seen. Call this after the sampler has stopped.
 
         The stack in which another thread was already when this object was made is left out: there it waits for work.
         """

@@ -1,8 +1,8 @@
 """The profiler's threads and locks, which are invisible to the host's program.
 
 They come from `_thread`, so `threading.enumerate()` does not list them, and the hooks of `threading.setprofile` and
-`threading.settrace` do not run on them. In a program patched by gevent or eventlet they are real threads and locks
-nevertheless, made by the functions that the patch replaced.
+`threading.settrace` do not run on them. In a program patched by gevent or eventlet they are still real threads and
+locks, because they use the functions that the patch replaced.
 """
 
 from __future__ import annotations
@@ -74,7 +74,7 @@ class Flag:
     def _release(self) -> None:
         try:
             self._lock.release()
-        except RuntimeError:  # it is released already
+        except RuntimeError:  # it was released already
             return
 
 

@@ -1,10 +1,10 @@
-"""List the objects that the collector tracks, without keeping a reference to a tuple that is still being filled.
+"""Lists the objects that the collector tracks, without keeping a reference to a tuple that is still being filled.
 
 Up to Python 3.13 `tuple(generator)` and ``f(*generator)`` fill a tuple that the collector already tracks, and resize
 it meanwhile (Objects/abstract.c, PySequence_Tuple). Resizing raises SystemError in the host's code if anything else
 refers to the tuple (_PyTuple_Resize, CPython issue 107137). Such a tuple has a single reference, so no tuple with a
-single reference is kept when another thread runs again: the list is made and sorted in one go (see `uninterrupted`),
-and only the ids and the referents of these tuples are kept.
+single reference is kept when another thread runs again: the list is created and sorted without interruption (see
+`uninterrupted`), and only the ids and the referents of these tuples are kept.
 
 This holds the GIL for several times as long as `gc.get_objects` alone, and for less time than a full collection.
 """
@@ -23,8 +23,8 @@ from tornado_rbkit.profiler.uninterrupted import ONCE, run_uninterrupted
 TUPLES_ARE_RESIZED: Final = sys.version_info < (3, 14)
 
 _REFERENCES: Final = 4
-"""The result of `sys.getrefcount` for a tuple with a single reference: that one, one from each of two lists, and the
-call's own."""
+"""The result of `sys.getrefcount` for a tuple with a single reference: it also counts a reference from each of two
+lists, and the argument of the call."""
 
 
 class KindsById(list[dict[int, str]]):
@@ -107,7 +107,8 @@ def _take_out(listed: list[list[Any]], single: list[tuple[Any, ...]]) -> list[It
     tuples: list[tuple[Any, ...]] = []
     is_single: list[bool] = []
     is_tuple: Any = map(is_, map(type, chain.from_iterable(listed)), repeat(tuple))
-    # Both end exhausted, and so release the list, which contains them in turn: the collector tracks these iterators.
+    # Both are exhausted at the end, which releases the list. The list contains them, because the collector tracks
+    # iterators.
     source: Any = chain.from_iterable(map(repeat, listed, map(len, [at])))
     target: Any = chain.from_iterable(map(repeat, listed, map(sum, [is_single])))
     return [

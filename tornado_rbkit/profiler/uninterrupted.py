@@ -1,4 +1,4 @@
-"""Call the interpreter's own functions without letting another thread run in between.
+"""Calls the interpreter's own functions without letting another thread run in between.
 
 Another thread may take the GIL between two bytecodes, and up to Python 3.11 wherever an object that the collector
 tracks is allocated: the allocation may start a collection (Modules/gcmodule.c, _PyObject_GC_Link), which may run the

@@ -1,8 +1,8 @@
-"""Sample the stacks of another process from outside, and publish them as that process's profiler would.
+"""Samples the stacks of another process from outside, and publishes them as that process's own profiler would.
 
-`process` identifies the process and says why it cannot be read; `engine` is the interface of a program that samples;
-`austin` runs one, whose output `mojo` parses; `sampler` turns stacks into events; `profile` answers the commands.
-`attach` is for use by others. Imports nothing but `profiler` and `protocol`.
+`process` identifies the process and explains why it cannot be read; `engine` is the interface of a program that
+samples; `austin` runs one, whose output `mojo` parses; `sampler` turns stacks into events; `profile` answers the
+commands. Other packages use `attach`. Imports nothing but `profiler` and `protocol`.
 """
 
 from tornado_rbkit.profiler.external.engine import EngineError

@@ -1,4 +1,4 @@
-"""Run the program austin on a process, and read the stacks that it writes.
+"""Runs the program austin on a process, and reads the stacks that it writes.
 
 Austin (https://github.com/P403n1x87/austin, GPL-3.0-or-later) reads another process's memory without stopping it. It
 is executed as a program of its own, from the PyPI package austin-dist (extra ``attach``); nothing of it is imported or

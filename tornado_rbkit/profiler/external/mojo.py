@@ -1,4 +1,4 @@
-"""Parse MOJO, the binary output of the sampler austin. This module does no I/O.
+"""Parses MOJO, the binary output of the sampler austin. No I/O.
 
 Written from the public description of the format, https://github.com/P403n1x87/austin/wiki/The-MOJO-file-format
 (version 3), and from the output of austin 3.7, not from austin's code.
@@ -22,7 +22,7 @@ MAX_STRING: Final = 65_536
 """Bytes of a file name or a function name."""
 
 MAX_EVENT: Final = 2 * MAX_STRING + 64
-"""Bytes of one event. More that do not make an event are not MOJO."""
+"""The most bytes of one event. Longer data without an event is not MOJO."""
 
 MAX_FRAMES: Final = 65_536
 """Frames of one stack; austin 3.7 reads 4,096."""

@@ -1,8 +1,8 @@
-"""Identify a running process, and say why its memory cannot be read. Linux.
+"""Identifies a running process, and explains why its memory cannot be read. Linux.
 
 A pid is not a process: it is reused, it continues after `exec` with another program, and it is another process in
-another PID namespace. A process is told apart by its start time, and a program by the addresses that the kernel chose
-when it was executed (AT_RANDOM and others in /proc/PID/auxv, proc(5)).
+another PID namespace. A process is identified by its start time as well, and a program by the addresses that the
+kernel chose when it was executed (AT_RANDOM and others in /proc/PID/auxv, proc(5)).
 """
 
 from __future__ import annotations

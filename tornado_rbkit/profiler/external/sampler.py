@@ -1,4 +1,4 @@
-"""Turn the stacks that an engine reads into cpu_sample events.
+"""Turns the stacks that an engine reads into cpu_sample events.
 
 The samples are those that the sampler inside a process would publish. With the ``wall`` clock every thread is sampled,
 with ``cpu`` every thread that computes at that moment. An engine's look that comes late counts for the time since the
@@ -29,7 +29,7 @@ from tornado_rbkit.profiler.packing import pack_frame, pack_sample, pack_stack, 
 from tornado_rbkit.profiler.threads import Flag, InternalThread, internal_logger
 
 MAX_ERRORS: Final = 0.05
-"""The share of stacks that could not be read above which `trouble` says so."""
+"""The share of unreadable stacks above which `trouble` reports them."""
 
 _PATIENCE: Final = 1.0  # seconds for the last output of an engine
 _REST: Final = 0.05  # seconds before an engine that has ended is replaced
@@ -39,7 +39,7 @@ _log = internal_logger(__name__)
 
 
 class ExternalSampler:
-    """Publish the stacks of another process from `start` to `stop`.
+    """Publishes the stacks of another process from `start` to `stop`.
 
     Call `start` and `stop` and set `clock_type` on one thread; `status` may be called on any thread.
 
