@@ -15,3 +15,14 @@ if (token !== null && survives) {
   shown.searchParams.delete("token");
   history.replaceState(null, "", shown);
 }
+
+const TAB_KEY = `rbkit tab ${location.pathname}`;
+
+/** Return the name under which this tab keeps its sessions: another one unless the page was reloaded. */
+export function tabName() {
+  const [navigation] = /** @type {PerformanceNavigationTiming[]} */ (performance.getEntriesByType("navigation"));
+  const kept = navigation?.type === "reload" ? sessionStorage.getItem(TAB_KEY) : null; // a copied tab has the same storage
+  const name = kept ?? Array.from(crypto.getRandomValues(new Uint8Array(12)), (byte) => byte.toString(16).padStart(2, "0")).join("");
+  sessionStorage.setItem(TAB_KEY, name);
+  return name;
+}

@@ -1,7 +1,7 @@
 // @ts-check
 // The page: the choice of profiler, its state, its commands, and the views.
 
-import { query } from "./address.js";
+import { query, tabName } from "./address.js";
 import { fileButton, h, menu, save, setAttribute, setDisabled, setText } from "./widgets/dom.js";
 import * as format from "./widgets/format.js";
 import { PROTOCOL_MAJOR } from "../connection/protocol.js";
@@ -84,6 +84,7 @@ class Page {
   #allowed = new Set(/** @type {string} */ (document.documentElement.dataset.commands).split(" "));
   /** @type {[string, string, View][]} */
   #views;
+  #tab = tabName();
   #snapshots;
   #overview;
   /** @type {View | null} */
@@ -184,6 +185,9 @@ class Page {
     });
     addEventListener("visibilitychange", () => this.#tick());
     addEventListener("visibilitychange", () => document.hidden || this.#findTargets());
+    addEventListener("beforeunload", (event) => {
+      if (this.#header?.losesOnReload) event.preventDefault(); // the browser asks, if the user did anything on the page
+    });
     this.#go();
   }
 
@@ -316,7 +320,7 @@ class Page {
     const ws = new URL(`${name ? `${encodeURIComponent(name)}/` : ""}ws${query}`, location.href);
     ws.protocol = ws.protocol.replace("http", "ws");
     ws.searchParams.set("encoding", "binary"); // whatever the server's default is
-    await ask("connect", { url: ws.href, named: Boolean(name) });
+    await ask("connect", { tab: this.#tab, target: `${location.pathname} ${name}`, url: ws.href, named: Boolean(name) });
     this.target.value = name;
     await this.#tick();
   }

@@ -28,6 +28,7 @@ import { query } from "./address.js";
  * @property {number} recorded
  * @property {number} notKept
  * @property {number | null} lastTime In ms.
+ * @property {boolean} losesOnReload Whether a reload would lose what is shown.
  */
 
 const worker = new Worker(new URL(`worker.js${query}`, import.meta.url), { type: "module" });

@@ -8,7 +8,7 @@ export const DATA = 1;
 
 const MAX_COMMAND = 256; // characters; no bridge accepts a longer command
 const BLOB_BYTES = 1 << 20;
-const KEPT_BYTES = 256 << 20; // of recorded messages; beyond that the oldest are dropped
+export const KEPT_BYTES = 256 << 20; // of recorded messages; beyond that the oldest are dropped
 
 export class Recording {
   bytes = 0;
@@ -19,10 +19,19 @@ export class Recording {
   /** @type {Uint8Array<ArrayBuffer> | null} */
   #handshake = null; // the last one; a file whose first messages were dropped needs it
   #started = performance.now();
+  /** Called with each record. @type {((record: Uint8Array<ArrayBuffer>) => void) | undefined} */
+  onrecord;
 
-  /** Record one message; return its record. */
-  add(channel, command, payload, seconds = (performance.now() - this.#started) / 1000) {
-    const record = encode(seconds, channel, command, payload);
+  /** Seconds since the first message, also of a session that is continued. */
+  get seconds() {
+    return (performance.now() - this.#started) / 1000;
+  }
+
+  /** Record one message; return its record. Later messages continue the time of a message that was recorded before. */
+  add(channel, command, payload, seconds = undefined) {
+    if (seconds !== undefined) this.#started = performance.now() - seconds * 1000;
+    const record = encode(seconds ?? this.seconds, channel, command, payload);
+    this.onrecord?.(record);
     if (channel === REPLY && command === "handshake") this.#handshake = record;
     this.#open.push(record);
     this.#openBytes += record.length;

@@ -65,6 +65,8 @@ export class Session {
   vitals = new Vitals(); // of the process, whether or not anything is recorded
   /** @type {any[]} */
   snapshots = [];
+  /** @type {any} */
+  removed = null; // the snapshot that was removed last
   /** @type {Map<string, IncomingSnapshot>} */
   incoming = new Map(); // by correlation_id
   processes = [new Process(1, null)];
@@ -96,7 +98,7 @@ export class Session {
     if (message === null) return;
     if (message.unreadable) this.#count(message.unreadable, "A part of a message could not be read: it is not as rbkit writes it");
     this.lastTime = message.time ?? this.lastTime;
-    this.#follow(message.counter, seconds ?? performance.now() / 1000);
+    this.#follow(message.counter, seconds ?? this.recording.seconds);
     const before = this.timeline.setBack;
     for (const event of message.events) this.#take(event, record);
     if (this.timeline.setBack > before) this.#say("The profiled process's clock was set back: chart data with later times was removed.");
@@ -167,6 +169,25 @@ export class Session {
     }
   }
 
+  /**
+   * Continue a session that was kept: replay its messages, and what the user did to the data. Messages may be missing
+   * before the next one.
+   *
+   * @param {import("./keeper.js").Part[]} parts
+   * @param {(action: import("./keeper.js").Action) => unknown} act
+   * @param {(bytes: number) => void} progress
+   */
+  async restore(parts, act, progress) {
+    let before = 0;
+    for (const { bytes, action } of parts) {
+      if (action) await act(action);
+      else if (bytes) await this.#load(Object.assign(new Blob([bytes]), { name: "The kept session" }), (read) => progress(before + read));
+      before += bytes?.length ?? 0;
+    }
+    this.interrupted();
+    this.log = new Log(); // it was read before
+  }
+
   async #load(file, progress) {
     let bytes = 0;
     for await (const [seconds, channel, command, payload] of read(file)) {
@@ -191,6 +212,18 @@ export class Session {
       const { number } = this.snapshots.shift();
       this.#say(`Snapshot ${number} was removed: at most ${KEPT_SNAPSHOTS} snapshots are kept, with ${KEPT_OBJECTS} objects in total.`);
     }
+  }
+
+  /** Remove a snapshot; the last one removed can be brought back. */
+  remove(number) {
+    this.removed = this.snapshots.find((one) => one.number === number) ?? this.removed;
+    this.snapshots = this.snapshots.filter((one) => one.number !== number);
+  }
+
+  /** Bring back the snapshot that was removed last. */
+  undoRemove() {
+    if (this.removed !== null) this.snapshots = [...this.snapshots, this.removed].sort((a, b) => a.number - b.number);
+    this.removed = null;
   }
 
   /** Return the process with this number, or the newest process. */

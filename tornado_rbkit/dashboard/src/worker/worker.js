@@ -2,7 +2,9 @@
 // The page's worker thread: receives, decodes and counts, and answers the page's requests for data to show.
 
 import { Connection } from "../connection/connection.js";
+import { Keeper } from "./keeper.js";
 import { Session } from "./session.js";
+import { openStore } from "./store.js";
 import { findSuspects } from "../model/leaks.js";
 import { difference, select } from "../model/snapshots.js";
 
@@ -19,29 +21,74 @@ let connection = null;
 let source = null; // {url} or {file, bytes, size, damage}; null before there is a profiler to follow
 /** @type {any} */
 let loading = null; // the same for a file that is being read
+/** @type {Keeper | null} */
+let keeper = null; // of this tab
+let keptTarget = "";
+/** @type {Promise<void> | null} */
+let restoring = null; // while the session before a reload is read
 let choices = 0; // counts the sources chosen; the result of an earlier choice is not shown
 /** @type {ReturnType<typeof findSuspects> | null} */
 let found = null; // by the last comparison
 let asked = 0; // number of the user's commands without a reply
 
+/** @type {Record<string, (argument: any, session: Session) => any>} */
+const actions = {
+  setBaseline({ process }, { processes }) {
+    processes.find(({ number }) => number === process)?.objects.setBaseline();
+  },
+
+  clearCpu({ process }, { processes }) {
+    processes.find(({ number }) => number === process)?.clearCpu();
+  },
+
+  undoClearCpu({ process }, { processes }) {
+    processes.find(({ number }) => number === process)?.undoClearCpu();
+  },
+
+  removeSnapshot({ number }, session) {
+    session.remove(number);
+  },
+
+  undoRemoveSnapshot(_, session) {
+    session.undoRemove();
+  },
+
+  /** Add the snapshots of a file to the session; return how many, and an error text or null. */
+  async addSnapshots(file, session) {
+    const loaded = new Session();
+    const damage = await loaded.load(file, () => {});
+    for (const snapshot of loaded.snapshots) {
+      snapshot.from = file.name;
+      session.keep(snapshot);
+    }
+    return { count: loaded.snapshots.length, damage };
+  },
+};
+
 /** @type {Record<string, (argument: any) => any>} */
 const methods = {
-  /** Follow a profiler in a new session. */
-  connect({ url, named }) {
-    choices++;
-    loading = null;
+  /** Follow a profiler: continue the session that this tab had with it, or begin one. */
+  connect({ tab, target, url, named }) {
+    const choice = ++choices;
     connection?.close();
+    connection = null;
+    loading = null;
+    keeper ??= new Keeper(openStore(), tab);
     session = new Session();
     found = null;
     source = { url };
     const mine = session; // late messages belong to the session of their connection
-    connection = new Connection(url, {
-      publish: (bytes) => mine.publish(bytes),
-      reply: (command, bytes) => mine.reply(command, bytes),
-      notice: (name, value, bytes) => mine.notice(name, value, bytes),
-      stray: (what) => mine.stray(what),
-      interrupted: () => mine.interrupted(),
-    }, named);
+    restoring = restore(mine, target).finally(() => {
+      if (choice !== choices) return;
+      restoring = null;
+      connection = new Connection(url, {
+        publish: (bytes) => mine.publish(bytes),
+        reply: (command, bytes) => mine.reply(command, bytes),
+        notice: (name, value, bytes) => mine.notice(name, value, bytes),
+        stray: (what) => mine.stray(what),
+        interrupted: () => mine.interrupted(),
+      }, named);
+    });
   },
 
   /** Reconnect now. */
@@ -69,7 +116,7 @@ const methods = {
   header() {
     const { facts } = session.process;
     return {
-      state: connection?.state ?? (source ? "file" : "absent"),
+      state: connection?.state ?? (restoring ? "connecting" : source ? "file" : "absent"),
       reason: connection?.reason ?? "",
       retryAt: connection?.retryAt ?? null,
       pending: asked,
@@ -88,6 +135,7 @@ const methods = {
       recorded: session.recording.bytes,
       notKept: session.recording.dropped,
       lastTime: session.lastTime,
+      losesOnReload: session.messages > 0 && (source?.file !== undefined || keeper?.trouble != null),
     };
   },
 
@@ -121,13 +169,10 @@ const methods = {
     return session.processNumbered(process).objects.rows(query);
   },
 
-  setBaseline({ process }) {
-    session.processNumbered(process).objects.setBaseline();
-  },
-
   snapshots() {
     return {
       list: session.snapshots.map((snapshot) => ({ ...snapshot.summary(), from: snapshot.from ?? null })),
+      canUndo: session.removed !== null,
       incoming: [...session.incoming.values()].map(({ objects, expected, silentSeconds }) => ({ objects, expected, silentSeconds })),
     };
   },
@@ -172,22 +217,6 @@ const methods = {
     return snapshot(number)?.file ?? null;
   },
 
-  removeSnapshot({ number }) {
-    session.snapshots = session.snapshots.filter((one) => one.number !== number);
-  },
-
-  /** Add the snapshots of a file to the session; return how many, and an error text or null. */
-  async addSnapshots(file) {
-    const into = session;
-    const loaded = new Session();
-    const damage = await loaded.load(file, () => {});
-    for (const snapshot of loaded.snapshots) {
-      snapshot.from = file.name;
-      into.keep(snapshot);
-    }
-    return { count: loaded.snapshots.length, damage };
-  },
-
   flame({ process, ...query }) {
     const { cpu, cleared } = session.processNumbered(process);
     const { samples, omitted, first, last, missing, period } = cpu;
@@ -200,14 +229,6 @@ const methods = {
 
   functionDetails({ process, index, thread, idle }) {
     return session.processNumbered(process).cpu.details(index, thread, idle);
-  },
-
-  clearCpu({ process }) {
-    session.processNumbered(process).clearCpu();
-  },
-
-  undoClearCpu({ process }) {
-    session.processNumbered(process).undoClearCpu();
   },
 
   exportCpu({ process, format, name }) {
@@ -241,8 +262,16 @@ const methods = {
   },
 };
 
+for (const [name, act] of Object.entries(actions)) {
+  methods[name] = (argument) => {
+    if (connection !== null) keeper?.add({ target: keptTarget, action: [name, argument] });
+    return act(argument, session);
+  };
+}
+
 setInterval(() => {
   connection?.tick();
+  keeper?.flush();
   session.checkIncoming();
 }, TICK_SECONDS * 1000);
 
@@ -253,6 +282,28 @@ self.onmessage = async ({ data: { call, method, argument } }) => {
     self.postMessage({ call, error: messageOf(error) });
   }
 };
+
+/**
+ * Continue the kept session of a target, and keep what follows.
+ *
+ * @param {Session} mine
+ * @param {string} target
+ */
+async function restore(mine, target) {
+  keptTarget = target;
+  const kept = keeper;
+  const parts = (await kept?.read(target)) ?? [];
+  const progress = { file: "The session before the reload", bytes: 0, size: parts.reduce((sum, { bytes }) => sum + (bytes?.length ?? 0), 0) };
+  if (parts.length) loading = progress;
+  try {
+    await mine.restore(parts, ([name, argument]) => actions[name](argument, mine), (bytes) => (progress.bytes = bytes));
+  } catch (error) {
+    mine.log.add(`The session before the reload is shown in part: ${messageOf(error)}.`);
+  } finally {
+    if (loading === progress) loading = null;
+  }
+  mine.recording.onrecord = (bytes) => kept?.add({ target, bytes });
+}
 
 /** @param {unknown} error */
 function messageOf(error) {
