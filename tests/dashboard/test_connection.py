@@ -162,7 +162,7 @@ def test_several_profilers_can_be_chosen_from(page: Page, site: Serve, rbkit: Fa
         assert page.facts["recording"] == "nothing"
         page.choose("Profiler", "two")
         page.until(lambda: page.facts.get("recording") == "memory", "it follows the other")
-        assert page.driver.current_url.endswith("?target=two#memory")
+        assert page.driver.current_url.endswith("?target=two#overview")
         page.driver.refresh()
         page.until(lambda: page.facts.get("recording") == "memory", "the address has the choice")
 

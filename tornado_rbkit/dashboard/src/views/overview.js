@@ -65,9 +65,9 @@ export class OverviewView {
     this.cards = h(
       "div",
       { class: "cards" },
-      card("Who holds the memory?", this.held, this.find, more("snapshots", "Snapshots")),
-      card("What uses the CPU?", this.busy, recordCpu, more("cpu", "CPU")),
-      card("What is allocated?", this.growing, recordMemory, more("objects", "Objects")),
+      card("Who holds the memory?", this.held, this.find, more("snapshots", "All snapshots")),
+      card("What uses the CPU?", this.busy, recordCpu, more("cpu", "Flame graph")),
+      card("What is allocated?", this.growing, recordMemory, more("objects", "All classes")),
     );
     this.tiles = h("div", { class: "tiles" }, ...["RSS", "CPU", "threads", "garbage collection"].map((name) => this.#tile(name)));
     this.note = h("p", { class: "hint", role: "status" });
