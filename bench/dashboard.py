@@ -211,7 +211,7 @@ def measure(driver: webdriver.Chrome, pipe: Connection, arguments: argparse.Name
     until(driver, "#view-snapshots", "changed since snapshot 1")
     yield row("the second is compared with the first")
     click(driver, "#view-snapshots tbody button")
-    until(driver, ".objects", "objects that snapshot 1 has not")
+    until(driver, ".objects", "objects not in snapshot 1")
     yield row("a class is opened")
     click(driver, ".objects tbody button")
     until(driver, "#view-snapshots .detail", "Refers to")

@@ -127,8 +127,8 @@ def test_one_that_dies_and_comes_back_is_another_process(page: Page, site: Serve
         rbkit.start()
         page.until(lambda: page.facts.get("pid") == str(rbkit.pid), "the new one is seen")
         page.until(lambda: any("was restarted" in text for text in page.alerts), "it is said")
-        page.choose("Process", f"process before, pid {before}")
-        page.choose("Process", "process: the newest")
+        page.choose("Process", f"earlier process, pid {before}")
+        page.choose("Process", "newest process")
 
 
 def test_a_server_that_goes_away_is_tried_again(page: Page, site: Serve, rbkit: FakeRbkit) -> None:
@@ -150,8 +150,8 @@ def test_another_major_version_of_the_protocol_is_said(page: Page, site: Serve, 
     reply = msgpack.packb(message)
     rbkit.handshake = lambda: reply  # type: ignore[method-assign]
     page.open(site(rbkit).url)
-    page.until(lambda: any("speaks protocol 3.0; this page knows 2" in text for text in page.alerts), "it is said")
-    assert page.facts["rbkit"] == "0.1.10, protocol 3.0, of which this page knows 2"
+    page.until(lambda: any("speaks protocol 3.0; this page supports 2" in text for text in page.alerts), "it is said")
+    assert page.facts["rbkit"] == "0.1.10, protocol 3.0, of which this page supports 2"
 
 
 def test_several_profilers_can_be_chosen_from(page: Page, site: Serve, rbkit: FakeRbkit) -> None:
@@ -304,7 +304,7 @@ def test_a_connection_that_is_dead_without_a_close_is_lost_and_another_is_opened
         page.open_with(server.url.replace(str(server.port), str(box.port)), "", OFTEN)
         page.until_live()
         box.forget()
-        page.until(lambda: "nothing came for" in page.text, "it is lost")
+        page.until(lambda: "nothing arrived for" in page.text, "it is lost")
         page.until_live()
         page.driver.get("about:blank")
     finally:

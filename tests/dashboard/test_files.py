@@ -88,7 +88,7 @@ def test_a_recording_of_the_command_line_is_opened(page: Page, site: Serve, rbki
     page.upload("Open session…", DATA / "snapshot.msgpack")
     page.until(lambda: page.state == "from a file", "the file is shown")
     page.until(lambda: "Snapshot 2" in page.text, "its snapshots are there")
-    assert "1,000 of 53,186 came" in page.text  # it was cut to a small piece for the tests
+    assert "1,000 of 53,186 arrived" in page.text  # it was cut to a small piece for the tests
     page.until(lambda: page.rows("Classes, compared"), "the second is compared with the first")
 
 
@@ -121,7 +121,7 @@ def test_of_a_file_that_was_cut_off_the_rest_is_shown_and_what_it_lacks_is_said(
     page.upload("Open session…", cut)
     page.until(lambda: page.rows("Functions"), "what is whole is shown")
     page.until(
-        lambda: any("Of a snapshot only 1 of 2 objects came: the file ends" in text for text in page.alerts),
+        lambda: any("Only 1 of 2 objects of a snapshot arrived: the file ends" in text for text in page.alerts),
         "it is said",
     )
     page.script("document.querySelectorAll('.alerts button').forEach(button => button.click())")
@@ -131,7 +131,7 @@ def test_of_a_file_that_was_cut_off_the_rest_is_shown_and_what_it_lacks_is_said(
     )
     page.click("Snapshots")
     page.until(
-        lambda: "incomplete: 1 of 2 came, the file ends there" in page.text, "the snapshot's end is not awaited"
+        lambda: "incomplete: 1 of 2 arrived, the file ends there" in page.text, "the snapshot's end is not awaited"
     )
 
 

@@ -177,7 +177,7 @@ def test_what_the_server_dropped_is_said(memory: Page, script: Script, tmp_path:
     session.write_bytes(b"".join(msgpack.packb(record) for record in records))
     assert "dropped" not in memory.one("footer").text
     memory.upload("Open session…", session)
-    told = "17 missing; 17 of them by the word of the server: this page was too slow, or they were lost before it"
+    told = "17 missing; 17 of them reported by the server: this page was too slow, or they were lost before it"
     memory.until(lambda: told in memory.one("footer").text, "they are counted")
 
 

@@ -173,7 +173,7 @@ def test_the_process_before_can_be_looked_at(objects: Page, script: Script) -> N
     script.publish(*born(5, "After", 1))
     until_live(objects, "After", "1")
     assert names(objects) == ["After"]
-    objects.choose("Process", "process before")
+    objects.choose("Process", "earlier process")
     until_live(objects, "Before", "2")
     assert names(objects) == ["Before"]
 

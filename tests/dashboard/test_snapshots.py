@@ -160,7 +160,7 @@ def test_objects_are_followed_both_ways(snapshots: Page, script: Script) -> None
     follow(snapshots, ".referrers", "Item 0x51")
     follow(snapshots, ".path", "Array 0x40")
     assert links(snapshots, "references") == ["Item 0x50", "Item 0x51"]
-    assert "and to 1 that the snapshot does not have" in snapshots.texts(".detail .hint")
+    assert "and to 1 that are not in the snapshot" in snapshots.texts(".detail .hint")
     for step in ["Item 0x51", "String 0x60", "Item 0x50"]:
         snapshots.click("Back")
         snapshots.until(lambda shown=step: snapshots.texts(".detail h3") == [shown], f"back at {step}")  # type: ignore[misc]
@@ -181,7 +181,7 @@ def test_it_says_what_nothing_or_only_a_cycle_holds(snapshots: Page, script: Scr
 
 def test_progress_is_shown_while_one_comes_in_parts(snapshots: Page, script: Script) -> None:
     script.publish_raw([dump(HEAP[:4], expected=9)])
-    told = "A snapshot is coming in: 4 of 9 objects."
+    told = "Receiving a snapshot: 4 of 9 objects."
     snapshots.until(lambda: told in snapshots.text, "it is told")
     assert snapshots.all("progress")[0].get_property("value") == pytest.approx(4 / 9)
     assert taken(snapshots) == []
@@ -217,7 +217,7 @@ def end_server(script: Script, server: Site) -> None:
     [
         (lose_messages, "messages are missing"),
         (restart, "the process was restarted"),
-        (end_profiler, "the profiler went away"),
+        (end_profiler, "the profiler disconnected"),
         (end_server, "the connection was lost"),
     ],
 )
@@ -233,8 +233,8 @@ def test_one_whose_rest_will_not_come_is_shown_as_such(
     page.expected_console = ["WebSocket connection to", "ERR_CONNECTION_REFUSED"] if end is end_server else []
     end(script, server)
     until_taken(page, 1)
-    assert any(f"Of a snapshot only 4 of 9 objects came: {told}." in text for text in page.alerts)
-    assert f"incomplete: 4 of 9 came, {told}" in page.texts(".snapshots button")[0]
+    assert any(f"Only 4 of 9 objects of a snapshot arrived: {told}." in text for text in page.alerts)
+    assert f"incomplete: 4 of 9 arrived, {told}" in page.texts(".snapshots button")[0]
     assert page.all("progress") == []
 
 
@@ -246,8 +246,8 @@ def test_one_that_does_not_go_on_is_given_up_in_the_end(page: Page, site: Serve,
     page.until(lambda: re.search(r"4 of 9 objects, nothing for \d+ s", page.text), "its silence is told")
     assert taken(page) == []
     until_taken(page, 1)
-    assert "incomplete: 4 of 9 came, then nothing for 60 s" in page.texts(".snapshots button")[0]
-    assert "coming in" not in page.text
+    assert "incomplete: 4 of 9 arrived, then nothing for 60 s" in page.texts(".snapshots button")[0]
+    assert "Receiving" not in page.text
 
 
 def test_the_second_is_shown_by_what_it_has_more_than_the_first(snapshots: Page, script: Script) -> None:
@@ -264,7 +264,7 @@ def test_the_second_is_shown_by_what_it_has_more_than_the_first(snapshots: Page,
     ]
     assert "3 classes changed since snapshot 1" in snapshots.text
     choose_class(snapshots, COMPARED, "Leaky")
-    snapshots.until(lambda: "100 objects that snapshot 1 has not" in snapshots.text, "only the new ones are listed")
+    snapshots.until(lambda: "100 objects not in snapshot 1" in snapshots.text, "only the new ones are listed")
     assert "0x2" not in [row[0] for row in snapshots.rows(OBJECTS)]
     snapshots.choose("Compare with", "nothing")
     snapshots.until(lambda: snapshots.row(CLASSES, "Leaky") == ["103", "1.0 KiB", "1.0 KiB", "0"], "it alone is shown")
@@ -346,11 +346,12 @@ def test_of_a_file_that_was_cut_off_the_whole_snapshots_and_a_piece_are_loaded(
     snapshots.upload("Load snapshot…", file)
     until_taken(snapshots, 1, 2)
     note = snapshots.one("section[aria-label=Snapshots] .note")
-    told = "cut.rbkit is damaged after 2 messages: it ends in the middle of one. What came of its snapshots is shown."
+    damage = "cut.rbkit is damaged after 2 messages: it ends in the middle of one."
+    told = f"{damage} The objects that could be read are shown."
     snapshots.until(lambda: note.text == told, "it is told")
     whole, piece = snapshots.texts(".snapshots li button:first-child")
     assert "incomplete" not in whole
-    assert "incomplete: 4 of 9 came, the file ends there" in piece
+    assert "incomplete: 4 of 9 arrived, the file ends there" in piece
 
 
 def test_of_a_long_way_from_a_root_the_ends_are_shown(snapshots: Page, script: Script) -> None:
@@ -444,7 +445,7 @@ def test_a_leak_in_a_real_program_is_found(page: Page, program: Callable[[str], 
     choose_class(page, COMPARED, "__main__.Session")
     page.until(lambda: page.rows(OBJECTS), "they are listed")
     link(page, "table", page.rows(OBJECTS)[0][0]).click()
-    assert "made while tracemalloc was on" in page.text
+    assert "created while tracemalloc was on" in page.text
     page.until(lambda: path(page), "what holds it is shown")
     assert page.texts(".held-as")[0].startswith("__main__.Registry.sessions[")
     names = [step.split()[0] for step in path(page)]
@@ -583,7 +584,7 @@ def test_without_collecting_first_garbage_is_in_a_column_of_its_own(
 def test_the_procedure_can_be_stopped(snapshots: Page, script: Script) -> None:
     script.rbkit.snapshot = collection(0, [dump(HEAP)])
     snapshots.click("Find what grows")
-    snapshots.until(lambda: "The program works for another" in snapshots.text, "it waits")
+    snapshots.until(lambda: "Letting the program run for another" in snapshots.text, "it waits")
     assert [one for one in script.rbkit.received if one != b"handshake"] == [b"trigger_gc", b"objectspace_snapshot"]
     snapshots.click("Stop")
     snapshots.until(lambda: snapshots.texts(".growth-status") == ["Stopped."], "it is stopped")

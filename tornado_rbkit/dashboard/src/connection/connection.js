@@ -172,7 +172,7 @@ export class Connection {
     if (socket !== this.#socket || this.#silent < SILENCE_TICKS) return;
     const busy = status === null ? false : isBusy(status);
     if (busy === null ? this.#silent >= LONGEST_SILENCE_TICKS : !busy) {
-      this.#lose("lost", `nothing came for ${this.#silent} s, though the server owes a reply`);
+      this.#lose("lost", `nothing arrived for ${this.#silent} s, although a reply is due`);
     }
   }
 

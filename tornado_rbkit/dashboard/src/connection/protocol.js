@@ -1,5 +1,5 @@
 // @ts-check
-// The rbkit 2.1 wire format, with the numbers of tornado_rbkit/protocol.py. Reads messages into the models' types.
+// The rbkit 2.1 wire format, with the numbers of the Python package tornado_rbkit.protocol. Reads messages into the models' types.
 
 import { Unreadable, decode, isMap } from "./msgpack.js";
 
@@ -32,12 +32,12 @@ const Field = {
   METHOD_NAME: 12,
   LABEL: 13,
   THREAD_ID: 15,
-  ATTRIBUTES: 16, // these are sent by tornado_rbkit's profiler only
+  ATTRIBUTES: 16, // from here on sent by tornado_rbkit's profiler only
   KEYS: 17,
   RESIDENT: 18,
 };
 
-/** In place of the names of an object's references: each is held by its position. */
+/** Replaces the list of names if each reference is held by its position. */
 export const POSITIONS = "positions";
 
 export const PROTOCOL_MAJOR = "2";
@@ -94,17 +94,17 @@ export function readReply(command, bytes) {
   if (!isMap(message) || message[Field.EVENT_TYPE] !== EventType.HANDSHAKE || !isMap(message[Field.PAYLOAD])) {
     throw new Unreadable("it is not a handshake");
   }
-  const told = message[Field.PAYLOAD];
+  const facts = message[Field.PAYLOAD];
   return {
     facts: {
-      process_name: text(told.process_name, "(unknown)") ?? "(unknown)",
-      pid: text(told.pid, "(unknown)") ?? "(unknown)",
-      pwd: text(told.pwd, "(unknown)") ?? "(unknown)",
-      rbkit_server_version: text(told.rbkit_server_version, "(unknown)") ?? "(unknown)",
-      rbkit_protocol_version: text(told.rbkit_protocol_version, "(unknown)") ?? "(unknown)",
-      clock_type: text(told.clock_type, "(unknown)") ?? "(unknown)",
-      object_trace_enabled: Boolean(told.object_trace_enabled),
-      cpu_profiling_enabled: Boolean(told.cpu_profiling_enabled),
+      process_name: text(facts.process_name, "(unknown)") ?? "(unknown)",
+      pid: text(facts.pid, "(unknown)") ?? "(unknown)",
+      pwd: text(facts.pwd, "(unknown)") ?? "(unknown)",
+      rbkit_server_version: text(facts.rbkit_server_version, "(unknown)") ?? "(unknown)",
+      rbkit_protocol_version: text(facts.rbkit_protocol_version, "(unknown)") ?? "(unknown)",
+      clock_type: text(facts.clock_type, "(unknown)") ?? "(unknown)",
+      object_trace_enabled: Boolean(facts.object_trace_enabled),
+      cpu_profiling_enabled: Boolean(facts.cpu_profiling_enabled),
     },
   };
 }

@@ -465,7 +465,7 @@ class Page {
       this.processes.replaceChildren(
         ...processes.map(({ number, facts, since }) => {
           const name = facts ? `pid ${facts.pid}` : format.clock(since);
-          return h("option", { value: number }, number === last ? "process: the newest" : `process before, ${name}`);
+          return h("option", { value: number }, number === last ? "newest process" : `earlier process, ${name}`);
         }),
       );
     }
@@ -489,7 +489,7 @@ class Page {
   #drawHonesty({ session, messages, bytes, missing, dropped, unreadable, recorded, notKept, log, leftOut }) {
     const parts = [`${format.count(messages)} messages, ${format.bytes(bytes)} received`];
     if (missing) parts.push(`${format.count(missing)} missing`);
-    if (dropped) parts.push(`${format.count(dropped)} of them by the word of the server: this page was too slow, or they were lost before it`);
+    if (dropped) parts.push(`${format.count(dropped)} of them reported by the server: this page was too slow, or they were lost before it`);
     if (unreadable) parts.push(`${format.count(unreadable)} not readable`);
     if (notKept) parts.push(`of which the last ${format.bytes(recorded)} can be saved`);
     if (leftOut) parts.push(`${format.count(leftOut)} notes left out`);
@@ -516,7 +516,7 @@ function shortName(name) {
 
 /** @param {Facts} facts */
 function protocol({ rbkit_protocol_version: version }) {
-  return version.split(".")[0] === PROTOCOL_MAJOR ? version : `${version}, of which this page knows ${PROTOCOL_MAJOR}`;
+  return version.split(".")[0] === PROTOCOL_MAJOR ? version : `${version}, of which this page supports ${PROTOCOL_MAJOR}`;
 }
 
 new Page(/** @type {HTMLElement} */ (document.getElementById("page"))).start();

@@ -80,7 +80,7 @@ export class CpuView {
         "Export",
         "",
         exporting("speedscope", "Export speedscope", "a file for https://www.speedscope.app"),
-        exporting("collapsed", "Export collapsed stacks", "a file for flamegraph.pl and its kin"),
+        exporting("collapsed", "Export collapsed stacks", "a file for flamegraph.pl and similar tools"),
       ),
       this.reset, // what comes and goes is last, so that no button moves under the pointer
       this.matched,

@@ -79,13 +79,13 @@ export class GrowthFinder {
       if (incoming.length) waited = 0;
       await new Promise((resolve) => setTimeout(resolve, POLL_MS));
     }
-    throw new Error(`Of the ${which} snapshot nothing arrived.`);
+    throw new Error(`Nothing of the ${which} snapshot arrived.`);
   }
 
   async #pause(stopped) {
     const seconds = Math.min(MOST_SECONDS, Math.max(1, Number(this.seconds.value) || PAUSE_SECONDS));
     for (let left = seconds; left > 0; left--) {
-      setText(this.status, `The program works for another ${format.duration(left)}…`);
+      setText(this.status, `Letting the program run for another ${format.duration(left)}…`);
       const tick = new Promise((resolve) => setTimeout(resolve, 1000));
       if ((await Promise.race([stopped, tick])) === STOPPED) return STOPPED;
     }

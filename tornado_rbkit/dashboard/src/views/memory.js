@@ -160,7 +160,7 @@ export class MemoryView {
   #set(key, text) {
     const { value } = this.#tiles.get(key);
     setText(value, text);
-    setAttribute(value, "title", text === "–" ? "the profiler does not tell it, or not yet" : null);
+    setAttribute(value, "title", text === "–" ? "the profiler does not report it, or not yet" : null);
   }
 }
 

@@ -28,11 +28,11 @@ export class ObjectsView {
       onsort: refresh,
       columns: [
         { key: "name", label: "class", text: (row) => row.name },
-        number("live", "live", "made since the profile began, and not gone"),
+        number("live", "live", "created since the profile began, and not destroyed"),
         number("growth", "growth", "since the profile began, or since Count from now", (row) => format.signed(row.growth)),
         number("rate", "rate", "over the last ten seconds", (row) => format.perSecond(row.rate)),
         { label: "since the start", title: "live objects, since the class was first seen", draw: (cell, row) => drawSpark(cell, row) },
-        number("young", "young", "made since the last garbage collection; those within five seconds count as one"),
+        number("young", "young", "created since the last garbage collection; those within five seconds count as one"),
         number("middle", "middle", "survived one to three collections"),
         number("old", "old", "survived more than three collections"),
         number("created", "allocated", "since the profile began"),

@@ -121,9 +121,9 @@ export class OverviewView {
     setText(this.note, latest === null ? (header.state === "live" ? WITHOUT : header.state === "file" ? "This file has no figures of the whole process." : "") : "");
     this.note.hidden = !this.note.textContent;
     const share = (/** @type {number | null} */ value) => (value === null ? "–" : format.percent(value, 100));
-    this.#set("RSS", format.bytes(latest?.rss), "resident memory: what the process takes of the machine's memory");
+    this.#set("RSS", format.bytes(latest?.rss), "resident memory: physical memory that the process uses");
     this.#set("CPU", share(latest?.cpu ?? null), "of one core, over the last second");
-    this.#set("threads", format.count(latest?.threads), "of the process, with those that no Python code runs in");
+    this.#set("threads", format.count(latest?.threads), "of the process, including threads that run no Python code");
     this.#set("garbage collection", share(latest?.gc ?? null), "of the time, over the last second");
     this.#drawFound(data.found);
     const canRecord = header.state !== "file";

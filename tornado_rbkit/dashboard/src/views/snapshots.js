@@ -65,7 +65,7 @@ export class SnapshotsView {
       columns: [
         { key: "name", label: "class", text: (row) => row.name },
         number("count", "objects", "how many", (row) => format.count(row.count)),
-        number("bytes", "size", "of all of them together, without what they refer to", (row) => format.bytes(row.bytes)),
+        number("bytes", "size", "of all these objects, without what they refer to", (row) => format.bytes(row.bytes)),
         number("retained", "retained", "what would be freed with them: their size, and what only they hold", (row) => format.bytes(row.retained)),
         number("unreachable", "unreachable", UNREACHABLE, (row) => format.count(row.unreachable)),
       ],
@@ -79,9 +79,9 @@ export class SnapshotsView {
         number("retained", "retained growth", "more than before would be freed with them", (row) => format.signedBytes(row.retained)),
         number("count", "growth", "objects more than before", (row) => format.signed(row.count)),
         number("bytes", "size growth", "bytes more than before", (row) => format.signedBytes(row.bytes)),
-        number("appeared", "new", "objects that were not there before", (row) => format.count(row.appeared)),
-        number("gone", "gone", "objects that are not there any more", (row) => format.count(row.gone)),
-        number("after", "now", "objects in all", (row) => format.count(row.after)),
+        number("appeared", "new", "objects that did not exist before", (row) => format.count(row.appeared)),
+        number("gone", "gone", "objects that no longer exist", (row) => format.count(row.gone)),
+        number("after", "now", "objects in total", (row) => format.count(row.after)),
         number("unreachable", "unreachable", UNREACHABLE, (row) => format.count(row.unreachable)),
       ],
     });
@@ -157,8 +157,8 @@ export class SnapshotsView {
     if (incoming.length) this.progress.value = objects / Math.max(1, expected);
     const silent = Math.min(...incoming.map(({ silentSeconds }) => silentSeconds));
     const silence = silent >= SILENCE_SECONDS ? `, nothing for ${format.duration(silent)}` : "";
-    if (incoming.length) this.#tell(`A snapshot is coming in: ${format.count(objects)} of ${format.count(expected)} objects${silence}.`);
-    else if (this.asked) this.#tell("A snapshot was asked for. The process lists its objects…");
+    if (incoming.length) this.#tell(`Receiving a snapshot: ${format.count(objects)} of ${format.count(expected)} objects${silence}.`);
+    else if (this.asked) this.#tell("A snapshot was requested. The process is listing its objects…");
     else if (!this.failed) this.#tell(list.length ? "" : EMPTY);
     const computing = list.find(({ progress }) => progress > 0 && progress < 1);
     setText(this.computing, computing ? `Computing who holds what in snapshot ${computing.number}: ${format.percent(computing.progress, 1)}` : "");
@@ -210,10 +210,10 @@ export class SnapshotsView {
     this.list.replaceChildren(
       ...list.map((one) => {
         const old = header.processes.length > 1 && one.process !== header.processes.at(-1)?.number;
-        const part = one.ending === null ? "" : `, incomplete: ${format.count(one.objects)} of ${format.count(one.expected)} came, ${one.ending}`;
+        const part = one.ending === null ? "" : `, incomplete: ${format.count(one.objects)} of ${format.count(one.expected)} arrived, ${one.ending}`;
         const omitted = one.omitted ? `, ${format.count(one.omitted)} more are left out: more than this page can hold` : "";
         const unreadable = one.unreadable ? `, ${format.count(one.unreadable)} more could not be read` : "";
-        const origin = one.from ? `, from ${one.from}` : old ? ", of the process before" : "";
+        const origin = one.from ? `, from ${one.from}` : old ? ", of an earlier process" : "";
         return h(
           "li",
           {},
@@ -223,8 +223,8 @@ export class SnapshotsView {
             h("b", {}, `Snapshot ${one.number}`),
             ` ${format.clock(one.time)}: ${format.count(one.objects)} objects, ${format.bytes(one.bytes)}${part}${omitted}${unreadable}${origin}`,
           ),
-          h("button", { type: "button", title: "save it as a file", "aria-label": `Save snapshot ${one.number}`, onclick: () => this.#save(one) }, "Save"),
-          h("button", { type: "button", title: "let go of it", "aria-label": `Remove snapshot ${one.number}`, onclick: () => this.#remove(one) }, "Remove"),
+          h("button", { type: "button", title: "save as a file", "aria-label": `Save snapshot ${one.number}`, onclick: () => this.#save(one) }, "Save"),
+          h("button", { type: "button", title: "remove from the page", "aria-label": `Remove snapshot ${one.number}`, onclick: () => this.#remove(one) }, "Remove"),
         );
       }),
     );
@@ -312,7 +312,7 @@ export class SnapshotsView {
     await this.#objects.ask("snapshotObjects", { number: this.#number, name, butNotIn: against }, (/** @type {ReturnType<Snapshot["objectsOf"]>} */ data) => {
       this.objectsBox.hidden = false;
       setText(this.objectsTitle, name);
-      const which = against === null ? "objects" : `objects that snapshot ${against} has not`;
+      const which = against === null ? "objects" : `objects not in snapshot ${against}`;
       const cut = data.matching > data.rows.length ? `, the ${data.rows.length} that retain most are shown` : "";
       const unknown = data.rows.length && !data.rows.some((row) => row.file) ? ` ${UNKNOWN_PLACES}` : "";
       setText(this.objectsNote, `${format.count(data.matching)} ${which}${cut}.${unknown}`);
@@ -387,7 +387,7 @@ export class SnapshotsView {
       h("h4", {}, `Refers to ${format.count(object.referenceCount)}`),
       h("ul", { class: "references" }, ...object.references.map((one) => this.#item(one, id))),
       ...[more(object.references.length, object.referenceCount)].filter(Boolean),
-      ...(object.elsewhere ? [h("p", { class: "hint" }, `and to ${format.count(object.elsewhere)} that the snapshot does not have`)] : []),
+      ...(object.elsewhere ? [h("p", { class: "hint" }, `and to ${format.count(object.elsewhere)} that are not in the snapshot`)] : []),
     );
     title.focus();
   }
@@ -426,7 +426,7 @@ export class SnapshotsView {
     try {
       const { count, damage } = await ask("addSnapshots", file);
       if (!count) throw new Error(damage ?? `${file.name} has no snapshot in it`);
-      if (damage !== null) throw new Error(`${damage}. What came of its snapshots is shown.`);
+      if (damage !== null) throw new Error(`${damage}. The objects that could be read are shown.`);
     } catch (error) {
       this.failed = true;
       this.#tell(/** @type {Error} */ (error).message);
@@ -448,10 +448,10 @@ export class SnapshotsView {
 
 const EMPTY =
   "No snapshot yet. To find a leak, press Find what grows: it takes one, lets the program do its work for a while, " +
-  "takes another, and says what the second has more than the first.";
+  "takes another, and shows what the second has more of.";
 
 const UNREACHABLE = "of them, those that only a cycle refers to: the collector frees them, or the interpreter holds them";
 
 const UNKNOWN_PLACES =
-  "Where one was made is known of Python's functions, of Python objects made while tracemalloc was on " +
-  "(python -X tracemalloc), and of Ruby objects made while the memory profile was on.";
+  "The place of creation is known for Python's functions, for Python objects created while tracemalloc was on " +
+  "(python -X tracemalloc), and for Ruby objects created while the memory profile was on.";

@@ -80,7 +80,7 @@ export async function* read(file) {
   let count = 0;
   try {
     for await (const record of values(file)) {
-      if (!isRecord(record)) throw new Unreadable("it holds something else");
+      if (!isRecord(record)) throw new Unreadable("it contains something else");
       count++;
       yield record;
     }

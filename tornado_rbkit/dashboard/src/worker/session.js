@@ -96,7 +96,7 @@ export class Session {
     this.bytes += bytes.length;
     const message = this.#read("A message", () => readMessage(bytes));
     if (message === null) return;
-    if (message.unreadable) this.#count(message.unreadable, "A part of a message could not be read: it is not as rbkit writes it");
+    if (message.unreadable) this.#count(message.unreadable, "A part of a message could not be read: rbkit does not write such messages");
     this.lastTime = message.time ?? this.lastTime;
     this.#follow(message.counter, seconds ?? this.recording.seconds);
     const before = this.timeline.setBack;
@@ -119,7 +119,7 @@ export class Session {
     if (name === "client_count") this.clients = Number(value);
     if (name === "dropped") this.dropped += Number(value);
     if (name === "server" && value === "restarted") this.restart();
-    if (name === "server" && value === "disconnected") this.#abandon("the profiler went away");
+    if (name === "server" && value === "disconnected") this.#abandon("the profiler disconnected");
   }
 
   /** Count a message that is neither profiling data nor the reply to a pending command. */
@@ -138,7 +138,7 @@ export class Session {
     this.timeline.restart((this.lastTime ?? Date.now()) / 1000);
     this.processes.push(new Process(this.process.number + 1, null));
     if (this.processes.length > KEPT_PROCESSES) this.processes.shift();
-    this.#say("The profiled process was restarted. What is older belongs to the process before.");
+    this.#say("The profiled process was restarted. Older data belongs to the previous process.");
   }
 
   /** Handle a lost connection: messages may be missing before the next message. */
@@ -197,7 +197,7 @@ export class Session {
       else {
         const notice = readNotice(payload);
         if (notice) this.notice(...notice, payload, seconds);
-        else this.stray("it is no notice");
+        else this.stray("it is not a notice");
       }
       progress(bytes);
     }
@@ -274,7 +274,7 @@ export class Session {
     let incoming = this.incoming.get(event.correlation);
     if (incoming === undefined) {
       const [oldest] = this.incoming.values();
-      if (this.incoming.size >= MAX_INCOMING) this.#abandon("too many others began", (one) => one === oldest);
+      if (this.incoming.size >= MAX_INCOMING) this.#abandon("too many other snapshots began", (one) => one === oldest);
       incoming = new IncomingSnapshot(event.correlation, event.time);
       this.incoming.set(event.correlation, incoming);
     }
@@ -297,7 +297,7 @@ export class Session {
   #abandon(why, isMeant = () => true) {
     for (const incoming of [...this.incoming.values()].filter(isMeant)) {
       incoming.ending = why;
-      this.#say(`Of a snapshot only ${incoming.objects} of ${incoming.expected} objects came: ${why}.`);
+      this.#say(`Only ${incoming.objects} of ${incoming.expected} objects of a snapshot arrived: ${why}.`);
       this.#finish(incoming);
     }
   }
@@ -337,12 +337,12 @@ export class Session {
     if (before && before.pid !== facts.pid) this.restart();
     if (before && before.clock_type !== facts.clock_type && this.process.cpu.samples) {
       this.process.cpu = new CpuProfile();
-      this.#say(`The clock of the CPU profile is ${facts.clock_type} now: its samples count anew.`);
+      this.#say(`The clock of the CPU profile is ${facts.clock_type} now: counting starts over.`);
     }
     this.process.facts = facts;
     const version = facts.rbkit_protocol_version;
     if (!before && version.split(".")[0] !== PROTOCOL_MAJOR) {
-      this.#say(`The profiler speaks protocol ${version}; this page knows ${PROTOCOL_MAJOR}. It may show wrong things.`);
+      this.#say(`The profiler speaks protocol ${version}; this page supports ${PROTOCOL_MAJOR}. What it shows may be wrong.`);
     }
   }
 
