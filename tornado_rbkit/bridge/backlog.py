@@ -77,7 +77,7 @@ class Backlog:
             self.unreported += oldest.messages
 
     def close(self, begun: int = 0) -> None:
-        """Drop everything, and `begun` messages that were taken; nothing is unreported then."""
+        """Drop everything, and count `begun` messages that were taken as dropped; nothing remains to be reported."""
         self.dropped += self.messages + begun
         self._chunks.clear()
         self.size = 0

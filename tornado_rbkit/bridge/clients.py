@@ -31,7 +31,7 @@ class SentTotals(Protocol):
 
 
 class Client(Protocol):
-    """What a bridge needs of a client. `tornado_rbkit.bridge.session.Session` is one on a WebSocket. Web loop only."""
+    """The interface of a client to its bridge; `tornado_rbkit.bridge.session.Session` implements it. Web loop only."""
 
     @property
     def encoding(self) -> Encoding:

@@ -71,7 +71,7 @@ class Outbox:
         self._messages_in_write = 0
         self._turn_is_due = False  # `_on_turn` is in the loop's queue
         self._blocked = False
-        self._stall_deadline: Deadline | None = None  # may still run when nothing is blocked any more
+        self._stall_deadline: Deadline | None = None  # may still run when nothing is blocked
         self._progress_at = 0.0
         self._closed = False
         self._drained: Future[None] | None = None
@@ -235,7 +235,7 @@ class Outbox:
             self._on_caught_up(dropped)
 
     def _next_buffers(self) -> list[Buffer]:
-        """Take the buffers of the next write off the queues: up to `_write_size`, or one unit of a large message."""
+        """Take the buffers of the next write from the queues: up to `_write_size`, or one unit of a large message."""
         buffers: list[Buffer] = []
         while self._in_write < self._write_size and self._begin():
             if buffers and len(self._units) > 1:
@@ -248,7 +248,7 @@ class Outbox:
         return buffers
 
     def _begin(self) -> bool:
-        """Begin the next chunk unless one is begun; return whether there is a begun chunk."""
+        """Begin the next chunk unless one is in progress; return whether one is in progress then."""
         if not self._units:
             if self._replies:
                 _, self._begun = self._replies.popitem(last=False)
@@ -295,7 +295,7 @@ class Outbox:
         return blocked_on
 
     def _send(self, buffers: Sequence[Buffer]) -> int:
-        """Write to the socket without blocking, past the stream; return the number of bytes written.
+        """Write to the socket directly, without blocking; return the number of bytes written.
 
         `IOStream.write` creates a Future and a queue entry and makes a system call for each buffer. Not with TLS:
         OpenSSL requires a write that would block to be retried with the same bytes, which only the stream can do.

@@ -1,4 +1,4 @@
-"""Commands that a bridge sends by itself: handshakes, and the commands that stop profiling without clients."""
+"""The bridge's own commands: handshakes, and the commands that stop profiling without clients."""
 
 from __future__ import annotations
 

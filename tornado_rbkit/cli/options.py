@@ -30,7 +30,8 @@ _ACCESS_SETTINGS: Final = {field.name for field in dataclasses.fields(Access) if
 
 
 def add_server_options(parser: argparse.ArgumentParser) -> None:
-    """Add the options of the commands that serve; those with the name of a setting in `dest` become that setting."""
+    """Add the options of the commands that serve; an option whose `dest` is the name of a setting becomes that
+    setting."""
     add_listen_options(parser, DEFAULT_PORT)
     parser.add_argument("--prefix", default="/rbkit", help="path of the page and the WebSocket (default: %(default)s)")
     _add_token_options(

@@ -86,7 +86,7 @@ class Announcement:
 
         Args:
             key: the name of the file, from `unique_key`.
-            server: the server; its pid is that of the process that is profiled, usually this one.
+            server: the server; its pid is the pid of the profiled process, usually this process.
         """
         self.path: Path | None = None
         self._key = key

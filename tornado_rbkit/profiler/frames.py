@@ -56,7 +56,7 @@ def _interpreters() -> Any:
 _INTERPRETERS: Final = _interpreters()
 _list_interpreters: Final[Callable[[], list[Any]]] = list if _INTERPRETERS is None else _INTERPRETERS.list_all
 _known: Final[set[Any]] = set() if _INTERPRETERS is None else {_INTERPRETERS.get_current()}
-"""The interpreters that share this interpreter's GIL, as far as they were looked at. Their ids are never reused."""
+"""The interpreters that are known to share this interpreter's GIL. Their ids are never reused."""
 
 
 def check_sampling() -> None:
@@ -69,7 +69,7 @@ def check_sampling() -> None:
 
 
 def frames_of_others() -> list[FrameType]:
-    """Return the innermost frame of each thread but the caller's. Any thread.
+    """Return the innermost frame of each thread except the caller's. Any thread.
 
     For Python 3.12 and later; see the module's docstring.
 

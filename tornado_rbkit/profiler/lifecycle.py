@@ -52,7 +52,7 @@ def start_server(pub: str | None = None, req: str | None = None, name: str | Non
         pub: the endpoint of the PUB socket; if None, the port in RBKIT_PUB_PORT on 127.0.0.1 if that is set, else a
             Unix socket in the runtime folder, which `list_servers` finds, or on Windows a free port on 127.0.0.1.
             ``tcp://127.0.0.1:*`` takes a free port. Only the owner can connect to the file of an ``ipc://`` socket.
-        req: the endpoint of the REP socket, likewise; its variable is RBKIT_REQ_PORT.
+        req: the same for the REP socket; its variable is RBKIT_REQ_PORT.
         name: the process name that clients see; if None, the name of the notebook, the script or the interpreter.
 
     Returns:

@@ -47,7 +47,7 @@ _SERVING_MODULES: Final = ("threading", "_thread", "_weakrefset")
 """Modules of the objects and functions that an object of one of the classes `_SERVANTS` holds."""
 _LARGE: Final = 10_000
 _NESTED: Final = 100
-"""Tuples within a tuple that are looked into."""
+"""The most tuples within a tuple that are examined."""
 HAVE_GC: Final = 1 << 14
 """Py_TPFLAGS_HAVE_GC."""
 

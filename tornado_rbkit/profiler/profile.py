@@ -66,7 +66,7 @@ class Sampler(Protocol):
 
     @property
     def trouble(self) -> str | None:
-        """Why nothing is sampled any more, or why the samples may mislead; None if all is well."""
+        """Why sampling has stopped, or why the samples may be misleading; None if there is no trouble."""
 
     def start(self, interval: float | None = None) -> None:
         """Start sampling every `interval` seconds; None keeps the current interval."""

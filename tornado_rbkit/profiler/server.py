@@ -88,7 +88,8 @@ class Server:
         self._wake_in, self._wake_out = _socket_pair()
         self._wake_in.setblocking(False)
         self._wake_out.setblocking(False)
-        # The profiler finds its own objects through these attributes, to leave them out; so none is a local variable.
+        # These are attributes, not local variables, because the profiler finds its own objects through them, to leave
+        # them out.
         self._context: zmq.Context[Any] = zmq.Context()
         self._poller = zmq.Poller()
         self._sockets: list[tuple[zmq.Socket[bytes], str]] = []

@@ -66,7 +66,7 @@ class Tracked(NamedTuple):
     """How many objects each new tuple refers to: fewer than its length if it is still being filled."""
 
     content: list[Any]
-    """The objects that the new tuples refer to, one after the other."""
+    """The objects that the new tuples refer to, in the order of the tuples."""
 
     def take_new(self, most: int) -> list[tuple[int, list[Any]]]:
         """Remove up to `most` new tuples from the lists; return the id and the content of each filled tuple."""

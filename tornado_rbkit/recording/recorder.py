@@ -1,4 +1,4 @@
-"""Records a live profiler: starts the profiling, writes what arrives, and stops the profiling that it started."""
+"""Records a live profiler: starts the profiling, writes all messages, and stops the profiling that it started."""
 
 from __future__ import annotations
 
@@ -157,7 +157,7 @@ class RecordingSession:
         await self._recorder.ask_all(self._rbkit, [f"start_{kind}" for kind in self._started])
 
     async def snapshot(self) -> None:
-        """Take a heap snapshot; see `begin` for what is raised."""
+        """Take a heap snapshot. Raises the same errors as `begin`."""
         self._took_snapshot = True
         await self._recorder.ask_all(self._rbkit, ["objectspace_snapshot"])
 

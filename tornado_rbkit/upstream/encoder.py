@@ -64,7 +64,7 @@ class BatchEncoder:
 
     @property
     def is_encoding(self) -> bool:
-        """Whether a batch is begun and not complete."""
+        """Whether a batch was begun and is not complete."""
         return self._steps is not None
 
     def set_encodings(self, encodings: Iterable[Encoding], clients: int, generation: int) -> None:

@@ -49,7 +49,7 @@ class ZmqEndpoint:
 
     @classmethod
     def or_default(cls, pub: str | None, req: str | None) -> ZmqEndpoint:
-        """Return the endpoint with rbkit's default ports, or those in the environment, in place of None."""
+        """Return the endpoint with None replaced by rbkit's default ports, or by the ports in the environment."""
         return cls(
             default_endpoint("RBKIT_PUB_PORT", DEFAULT_PUB_PORT) if pub is None else pub,
             default_endpoint("RBKIT_REQ_PORT", DEFAULT_REQ_PORT) if req is None else req,

@@ -21,7 +21,7 @@ class Source(Protocol):
     """A source of published messages for a `Subscriber`."""
 
     def take(self, max_bytes: int, max_messages: int) -> tuple[list[Buffer], bool]:
-        """Return the messages that are ready, in order, and whether none is left.
+        """Return the messages that are ready, in order, and whether the source is then empty.
 
         Stop at `max_messages`, or with the message that reaches `max_bytes`.
         """

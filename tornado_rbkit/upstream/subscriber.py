@@ -161,7 +161,7 @@ class Subscriber:
         since_last = started - self._handed_over_at
         was_silent = self.phase is Phase.LISTENING and since_last > self.max_rest
         received, emptied = self._take()
-        due = self._acknowledged and started > self._rests_until - _ACKNOWLEDGEMENT_POLL  # timers are no more exact
+        due = self._acknowledged and started > self._rests_until - _ACKNOWLEDGEMENT_POLL  # timers are not more exact
         delivered = due and (self._unreported or encoder.is_encoding) and encoder.encode()
         if delivered:
             delivery_time = (self._sent.delivery_time if self._sent else None) or 0.0
@@ -200,7 +200,8 @@ class Subscriber:
         return bool(encoder.batch or encoder.has_pending or self._losses or (self._sent and self._sent.pending))
 
     def _take(self) -> tuple[bool, bool]:
-        """Take up to a batch off the source; return whether messages arrived and whether the source is now empty."""
+        """Take up to one batch from the source; return whether messages arrived and whether the source is now
+        empty."""
         budget = min(self._encoder.payload_bytes, self._max_pending - self._encoder.pending_bytes)
         payloads, emptied = self._source.take(budget, MAX_MESSAGES)
         self._losses.count(payloads, wanted=bool(self._encoder.encodings))

@@ -83,7 +83,7 @@ class Upstream:
     def disconnect(self) -> None:
         """Begin to close the connection, if there is one; another may be opened immediately.
 
-        The listener is not called any more. The command in flight still gets its result.
+        The listener is no longer called. The command in flight still gets its result.
         """
         connection, self._connection = self._connection, None
         if connection is not None:

@@ -37,9 +37,10 @@ def _add_options(parser: argparse.ArgumentParser) -> None:
 
 
 def normalized(arguments: Sequence[str]) -> list[str]:
-    """Return the arguments of the command line with those of ``run`` as argparse needs them.
+    """Return the command line with the arguments of ``run`` in the form that argparse requires.
 
-    ``--`` before the program is removed and ``-mMODULE`` becomes two arguments. What follows the program is unchanged.
+    ``--`` before the program is removed and ``-mMODULE`` becomes two arguments. The arguments of the program are
+    unchanged.
     """
     plain = list(arguments)
     at = next((at for at, argument in enumerate(plain) if argument not in _BEFORE_THE_COMMAND), 0)

@@ -14,9 +14,9 @@ class EngineError(RbkitError):
 
 
 class EngineFullError(EngineError):
-    """The engine has described so many places that it has to begin anew, as with a program that never stops compiling.
+    """The engine has defined too many places and must be restarted.
 
-    This is no fault.
+    This is not a fault: it happens with programs that keep compiling code.
     """
 
 
@@ -69,7 +69,7 @@ class Engine(Protocol):
         """True after `close` if the engine has found that the process ended, rightly or not."""
 
     def start(self, interval: float, clock_type: str) -> None:
-        """Start to sample every `interval` seconds: every thread (``wall``), or those that compute (``cpu``).
+        """Start to sample every `interval` seconds: every thread (``wall``), or the threads that compute (``cpu``).
 
         Raises:
             EngineError: the engine cannot be started.

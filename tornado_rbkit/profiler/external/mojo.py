@@ -69,7 +69,7 @@ class MojoParser:
     """Turns the bytes of one stream into stacks. For use by one thread.
 
     Attributes:
-        version: the version of austin; an empty string until the stream has said it.
+        version: the version of austin; an empty string until it was read from the stream.
     """
 
     def __init__(self) -> None:

@@ -63,7 +63,7 @@ class ExternalProfile(Profile):
 
 
 class Attachment:
-    """A sampled process, and the server in this process that publishes its samples. Made by `attach`.
+    """A sampled process, and the server in this process that publishes its samples. Created by `attach`.
 
     Attributes:
         process: the sampled process.
@@ -81,12 +81,12 @@ class Attachment:
 
     @property
     def failure(self) -> EngineError | None:
-        """Why sampling has ended by itself. Any thread."""
+        """Why sampling has ended without `stop`. Any thread."""
         return self._profile.cpu.failure
 
     @property
     def trouble(self) -> str | None:
-        """Why sampling has ended by itself, or why the samples may mislead. Any thread."""
+        """Why sampling has ended without `stop`, or why the samples may be misleading. Any thread."""
         return self._profile.cpu.trouble
 
     def __enter__(self) -> Attachment:

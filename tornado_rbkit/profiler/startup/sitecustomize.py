@@ -9,8 +9,8 @@ import sys
 _FOLDER = os.path.dirname(os.path.abspath(__file__))
 
 
-def _import_the_hidden_one() -> None:
-    """Import the sitecustomize of the environment, which this module hides."""
+def _import_hidden() -> None:
+    """Import the environment's own sitecustomize, which this module hides."""
     sys.path[:] = [path for path in sys.path if os.path.abspath(path or os.curdir) != _FOLDER]
     this = sys.modules.pop("sitecustomize")
     try:
@@ -31,6 +31,6 @@ def _start() -> None:
 
 
 try:
-    _import_the_hidden_one()
+    _import_hidden()
 finally:
     _start()
