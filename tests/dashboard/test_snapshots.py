@@ -127,14 +127,25 @@ def test_classes_are_counted_and_measured(snapshots: Page, script: Script) -> No
     snapshots.until(lambda: [row[0] for row in snapshots.rows(CLASSES)] == ["String", "Ring"], "they are turned round")
 
 
-def test_the_share_of_the_process_s_memory_that_is_explained_is_shown(snapshots: Page, script: Script) -> None:
+def test_the_resident_memory_is_a_bar_of_what_explains_it(snapshots: Page, script: Script) -> None:
+    def described() -> str:
+        return str(snapshots.one(".account-bar").get_attribute("aria-label"))
+
     script.publish_raw([dump(HEAP) | {18: 73_480}])
     until_taken(snapshots, 1)
-    snapshots.until(lambda: "7.2 KiB of 71.8 KiB resident memory (10.0 %)" in snapshots.text, "it is shown")
-    assert snapshots.one(".account meter").get_property("value") == pytest.approx(0.1, abs=0.001)
-    script.publish_raw([dump(HEAP, 2)])
+    snapshots.until(lambda: described().startswith("Of 71.8 KiB resident memory: "), "its size is said")
+    assert "objects in the snapshot 7.2 KiB (10.0 %)" in described()
+    assert "64.6 KiB (90.0 %)" in described()
+    assert "tracemalloc is off" in snapshots.one(".account").text
+    script.publish_raw([dump(HEAP, 2) | {18: 73_480, 23: 36_740}])
     until_taken(snapshots, 1, 2)
-    snapshots.until(lambda: "resident memory" not in snapshots.text, "it is not known of the second")
+    snapshots.until(lambda: "more that tracemalloc knows 28.7 KiB (40.0 %)" in described(), "its part is said")
+    assert "tracemalloc is off" not in snapshots.one(".account").text
+    widths = "return [...document.querySelectorAll('.account-bar span')].map(part => parseFloat(part.style.width))"
+    assert snapshots.script(widths) == pytest.approx([10.0, 40.0, 50.0], abs=0.1)
+    script.publish_raw([dump(HEAP, 3)])
+    until_taken(snapshots, 1, 2, 3)
+    snapshots.until(lambda: not snapshots.all(".account"), "it is not known of the third")
 
 
 def test_objects_are_followed_both_ways(snapshots: Page, script: Script) -> None:
@@ -294,6 +305,59 @@ def test_one_can_be_removed(snapshots: Page, script: Script) -> None:
     assert snapshots.all("table") == []
 
 
+def test_the_last_one_removed_can_be_brought_back(snapshots: Page, script: Script) -> None:
+    for number in (1, 2):
+        script.publish_raw([dump(HEAP, number)])
+    until_taken(snapshots, 1, 2)
+    snapshots.click("Remove snapshot 1")
+    until_taken(snapshots, 2)
+    snapshots.click("Undo Remove")
+    until_taken(snapshots, 1, 2)
+    assert "Undo Remove" not in snapshots.texts("button")
+
+
+def test_objects_are_grouped_by_the_place_where_they_were_made(snapshots: Page, script: Script) -> None:
+    script.publish_raw([dump(HEAP)])
+    more = [{3: 0x100 + n, 4: "Item", 5: [], 6: "/srv/app/item.rb", 7: 3, 8: 40} for n in range(5)]
+    script.publish_raw([dump([*HEAP, *more], 2)])
+    until_taken(snapshots, 1, 2)
+    snapshots.choose("Group by", "file and line")
+    caption = "Places where objects are made, compared with the earlier snapshot"
+    snapshots.until(lambda: snapshots.rows(caption) == [["…/app/item.rb:3", "+200 B", "+5", "6", "Item"]], "it grows")
+    snapshots.choose("Compare with", "nothing")
+    places = "Places where objects are made in the snapshot"
+    snapshots.until(lambda: len(snapshots.rows(places)) == 4, "all are listed")
+    assert snapshots.row(places, "…/app/item.rb:3") == ["6", "240 B", "Item"]
+    assert snapshots.row(places, "(not known)")[0] == "6"
+    link(snapshots, "table", "…/app/item.rb:3").click()
+    snapshots.until(lambda: len(snapshots.rows(OBJECTS)) == 6, "its objects are listed")
+
+
+def test_a_link_shows_the_same_snapshots_class_and_object(snapshots: Page, script: Script) -> None:
+    parts = [dump(HEAP), dump([*HEAP, *objects_of("Item", range(0x200, 0x210))], 2)]
+    for part in parts:
+        script.publish_raw([part])
+    until_taken(snapshots, 1, 2)
+    choose_class(snapshots, COMPARED, "Item")
+    link(snapshots, "table", "0x205").click()
+    snapshots.until(lambda: snapshots.texts(".detail h3") == ["Item 0x205"], "it is shown")
+    snapshots.type("Filter by class name", "it")
+    snapshots.click("new")
+    snapshots.until(lambda: "sort=-appeared" in snapshots.driver.current_url, "the order is in the address")
+    address = snapshots.driver.current_url
+    # Another viewer has the same two snapshots, and one more, under other numbers.
+    snapshots.driver.get("about:blank")
+    snapshots.driver.get(address)
+    snapshots.until_live()
+    snapshots.until(lambda: "The address names a snapshot" in snapshots.text, "it has none yet")
+    for part in [dump(HEAP, 7), *parts]:
+        script.publish_raw([part])
+    snapshots.until(lambda: snapshots.texts(".detail h3") == ["Item 0x205"], "the object is shown")
+    assert snapshots.one("[data-number][aria-pressed=true]").get_attribute("data-number") == "3"
+    assert "changed since snapshot 2" in snapshots.text
+    assert snapshots.driver.current_url == address
+
+
 def test_one_is_saved_and_loaded_again(snapshots: Page, script: Script) -> None:
     script.publish_raw([dump(HEAP[:4], expected=9)])
     script.publish_raw([dump(HEAP[4:], expected=9)])
@@ -390,8 +454,8 @@ def test_recorded_ruby_heap_gives_the_tables_of_python(snapshots: Page, script: 
     }
     named = {each.object_id: f"{each.class_name} {each.object_id:#x}" for each in objects}
     choose_class(snapshots, CLASSES, "Shop::Item")
-    snapshots.until(lambda: len(snapshots.rows(OBJECTS)) == 100, "they are listed")
-    assert f"{counts['Shop::Item']} objects, the 100 that retain most are shown" in snapshots.text
+    snapshots.until(lambda: len(snapshots.rows(OBJECTS)) == 200, "they are listed")
+    assert f"{counts['Shop::Item']} objects, the 200 that retain most are shown" in snapshots.text
     first = snapshots.rows(OBJECTS)[0][0]
     shown = next(each for each in objects if f"{each.object_id:#x}" == first)
     link(snapshots, "table", f"{shown.object_id:#x}").click()

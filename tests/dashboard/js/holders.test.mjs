@@ -3,7 +3,8 @@
 import assert from "node:assert/strict";
 import { test } from "node:test";
 import { findSuspects } from "../../../tornado_rbkit/dashboard/src/model/leaks.js";
-import { IncomingSnapshot, difference } from "../../../tornado_rbkit/dashboard/src/model/snapshots.js";
+import { difference } from "../../../tornado_rbkit/dashboard/src/model/differences.js";
+import { IncomingSnapshot } from "../../../tornado_rbkit/dashboard/src/model/incoming.js";
 import { readMessage } from "../../../tornado_rbkit/dashboard/src/connection/protocol.js";
 import { collection, dump, numbered } from "./rbkit.mjs";
 

@@ -8,7 +8,7 @@ import { Log } from "../../../tornado_rbkit/dashboard/src/worker/log.js";
 import { LiveObjects } from "../../../tornado_rbkit/dashboard/src/model/objects.js";
 import { EventType } from "../../../tornado_rbkit/dashboard/src/connection/protocol.js";
 import { Session } from "../../../tornado_rbkit/dashboard/src/worker/session.js";
-import { IncomingSnapshot } from "../../../tornado_rbkit/dashboard/src/model/snapshots.js";
+import { IncomingSnapshot } from "../../../tornado_rbkit/dashboard/src/model/incoming.js";
 import { Timeline } from "../../../tornado_rbkit/dashboard/src/model/timeline.js";
 import { chance, collection, created, dump, file, encode, frame, heapObject, numbered, sample } from "./rbkit.mjs";
 
@@ -313,7 +313,7 @@ test("the largest of a class are those that sorting all would give", () => {
   const objects = Array.from({ length: 35_000 }, (_, id) => ({ id, name: random.of(["A", "B"]), references: [], file: "", line: 0, size: Math.floor(random() * 500) }));
   const incoming = new IncomingSnapshot("1", 1.8e12);
   incoming.add({ expected: objects.length, objects, unreadable: 0 }, new Uint8Array());
-  const { matching, rows } = incoming.finish(1).objectsOf("A", null, 100);
+  const { matching, rows } = incoming.finish(1).objectsOf("class", "A", null, 100);
   const expected = objects.filter(({ name }) => name === "A").sort((a, b) => b.size - a.size || a.id - b.id);
   assert.equal(matching, expected.length);
   assert.deepEqual(rows.map(({ id }) => id), expected.slice(0, 100).map(({ id }) => id));

@@ -3,7 +3,7 @@
 import assert from "node:assert/strict";
 import { test } from "node:test";
 import { Session } from "../../../tornado_rbkit/dashboard/src/worker/session.js";
-import { difference, select } from "../../../tornado_rbkit/dashboard/src/model/snapshots.js";
+import { difference, select } from "../../../tornado_rbkit/dashboard/src/model/differences.js";
 import { chance, collection, created, destroyed, dump, encode, file, frame, handshake, heapObject, numbered, sample } from "./rbkit.mjs";
 
 const ODD = [
@@ -63,7 +63,7 @@ function askAll(session) {
   for (const snapshot of session.snapshots) {
     select(snapshot.byClass(), { filter: "a", sort: "bytes" });
     select(difference(snapshot, session.snapshots[0]), { sort: "count" });
-    for (const name of snapshot.classNames) snapshot.objectsOf(name, session.snapshots[0], 100);
+    for (const name of snapshot.classNames) snapshot.objectsOf("class", name, session.snapshots[0], 100);
     for (const id of [...snapshot.ids.slice(0, 5), 12345]) snapshot.object(id, 100);
   }
   structuredClone([session.log.lines, session.processes.map((process) => process.summary()), session.timeline.range(0, 2e9)]);

@@ -35,6 +35,7 @@ const Field = {
   ATTRIBUTES: 16, // from here on sent by tornado_rbkit's profiler only
   KEYS: 17,
   RESIDENT: 18,
+  TRACED: 23,
 };
 
 /** Replaces the list of names if each reference is held by its position. */
@@ -50,7 +51,7 @@ export const NOT_AUTHORIZED = "not authorized";
  * @typedef {{type: number, time: number, thread: string, frames: Frame[]}} Sample Innermost frame first; time in ms.
  * @typedef {{process_name: string, pid: string, pwd: string, rbkit_server_version: string,
  *   rbkit_protocol_version: string, clock_type: string, object_trace_enabled: boolean,
- *   cpu_profiling_enabled: boolean}} Facts Of a process, from its handshake.
+ *   cpu_profiling_enabled: boolean, allocation_tracing_enabled: boolean | null}} Facts Of a process, from its handshake.
  */
 
 // Received messages are validated here and nowhere else. The models get known types only, so they cannot fail in the
@@ -105,6 +106,7 @@ export function readReply(command, bytes) {
       clock_type: text(facts.clock_type, "(unknown)") ?? "(unknown)",
       object_trace_enabled: Boolean(facts.object_trace_enabled),
       cpu_profiling_enabled: Boolean(facts.cpu_profiling_enabled),
+      allocation_tracing_enabled: "allocation_tracing_enabled" in facts ? Boolean(facts.allocation_tracing_enabled) : null, // null: it cannot
     },
   };
 }
@@ -202,8 +204,8 @@ function readDump(type, time, event) {
   const expected = event[Field.COMPLETE_MESSAGE_COUNT];
   if (correlation === null || !isCount(expected)) return null;
   const { known: objects, unreadable } = readEach(event[Field.PAYLOAD], readObject);
-  const resident = isCount(event[Field.RESIDENT]) ? event[Field.RESIDENT] : null;
-  return { type, time, correlation, expected, objects, unreadable, resident };
+  const [resident, traced] = [Field.RESIDENT, Field.TRACED].map((field) => (isCount(event[field]) ? event[field] : null));
+  return { type, time, correlation, expected, objects, unreadable, resident, traced };
 }
 
 function readObject(object) {

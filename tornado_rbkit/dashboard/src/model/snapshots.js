@@ -1,11 +1,8 @@
 // @ts-check
 // Heap snapshots: all objects with class, size and references, stored in columns because there may be millions.
 
-import { POSITIONS } from "../connection/protocol.js";
 import { NONE, reversed } from "./dominators.js";
 import { findHolders } from "./holders.js";
-import { IdTable } from "./idtable.js";
-import { compare } from "./objects.js";
 
 // Of a long path, such as through a linked list, only this many first and last steps are shown.
 const PATH_ENDS = 20;
@@ -16,32 +13,14 @@ const SLICE_MS = 50;
 // Objects sorted at a time to find the largest of a class.
 const SORTED = 10_000;
 
-// Limits of one snapshot; an object takes about 70 bytes while received, a reference 12. The rest is only counted.
-const LIMITS = { objects: 2 ** 25, references: 2 ** 27 };
-
-// Most names of classes, of files, and of functions; further names share one entry.
-const MAX_NAMES = 100_000;
-const OTHERS = "(others)";
-
-// Most names of references; further names are unknown.
-const MAX_REFERENCE_NAMES = 500_000;
-
 /** @typedef {import("./dominators.js").Graph} Graph */
 /** @typedef {import("./holders.js").Holders} Holders */
+/** @typedef {import("./idtable.js").IdTable} IdTable */
 
-/**
- * @typedef {object} Received An object of a snapshot as protocol.js reads it.
- * @property {number} id
- * @property {string} name Of its class.
- * @property {number} size
- * @property {string} file
- * @property {number} line
- * @property {number[]} references
- * @property {string[] | string | null} [names] Of the references: texts, POSITIONS, or null.
- * @property {string} [label]
- *
- * @typedef {{expected: number, objects: Received[], unreadable: number, resident?: number | null}} Part Of a snapshot.
- */
+// Lines of a file, to number the places where objects are made.
+const LINES = 2 ** 32;
+
+/** @typedef {{name: string, file: string, line: number, count: number, bytes: number, kind: string}} Site */
 
 /**
  * @typedef {object} Columns What is known of a received snapshot.
@@ -52,6 +31,7 @@ const MAX_REFERENCE_NAMES = 500_000;
  * @property {number} omitted
  * @property {string | null} ending
  * @property {number | null} resident
+ * @property {number | null} traced
  * @property {Float64Array} ids
  * @property {IdTable} indexes
  * @property {Graph} graph
@@ -68,223 +48,6 @@ const MAX_REFERENCE_NAMES = 500_000;
  * @property {string[]} fileNames
  * @property {Blob} file The messages it came in.
  */
-
-/**
- * A column of numbers that grows.
- *
- * @template {Float64Array | Uint32Array | Uint8Array} Values
- */
-class Column {
-  length = 0;
-  #type;
-
-  /** @param {new (length: number) => Values} type */
-  constructor(type) {
-    this.#type = type;
-    this.values = new type(0);
-  }
-
-  /**
-   * Make room for `count` more values; throws RangeError if there is no memory.
-   *
-   * @param {number} count
-   */
-  reserve(count) {
-    if (this.length + count <= this.values.length) return;
-    const larger = new this.#type(Math.max(2 * this.values.length, this.length + count));
-    larger.set(this.values.subarray(0, this.length));
-    this.values = larger;
-  }
-
-  /**
-   * Add a value; room must have been reserved.
-   *
-   * @param {number} value
-   */
-  push(value) {
-    this.values[this.length++] = value;
-  }
-
-  done() {
-    return /** @type {Values} */ (this.values.slice(0, this.length));
-  }
-}
-
-/** Maps texts to small numbers. */
-class Texts {
-  /** @type {string[]} */
-  list = [];
-  /** @type {Map<string, number>} */
-  #numbers = new Map();
-
-  constructor(most = MAX_NAMES, others = OTHERS) {
-    this.most = most;
-    this.others = others;
-  }
-
-  /**
-   * @param {string} text
-   * @returns {number}
-   */
-  number(text) {
-    const known = this.#numbers.get(text);
-    if (known !== undefined) return known;
-    if (this.list.length >= this.most && text !== this.others) return this.number(this.others);
-    const number = this.list.push(text) - 1;
-    this.#numbers.set(text, number);
-    return number;
-  }
-}
-
-/** A snapshot that is being received. */
-export class IncomingSnapshot {
-  expected = 0;
-  objects = 0; // number of objects kept
-  unreadable = 0; // number of objects that could not be read
-  omitted = 0; // number of objects beyond the limits
-  /** @type {BlobPart[]} */
-  records = []; // of the recording, to save the snapshot
-  /** @type {number | null} */
-  resident = null; // bytes, of the whole process
-  /** @type {string | null} */
-  ending = null; // why the rest did not arrive
-  #addedAt = 0; // ms
-  #ids = new Column(Float64Array);
-  #classes = new Column(Uint32Array);
-  #sizes = new Column(Float64Array);
-  #files = new Column(Uint32Array);
-  #lines = new Column(Uint32Array);
-  #references = new Column(Float64Array);
-  #referenceEnds = new Column(Uint32Array);
-  #names = new Column(Uint32Array); // by reference, 0 if it is not known
-  #positioned = new Column(Uint8Array); // 1 if references are held by their positions
-  #labels = new Column(Uint32Array); // 0 if the object has no name of its own
-  #columns = [this.#ids, this.#classes, this.#sizes, this.#files, this.#lines, this.#referenceEnds, this.#positioned, this.#labels]; // by object
-  #classNames = new Texts();
-  #fileNames = new Texts();
-  #nameTexts = new Texts(MAX_REFERENCE_NAMES, "");
-  #labelTexts = new Texts(MAX_NAMES, "");
-
-  /**
-   * @param {string} correlation
-   * @param {number} time
-   */
-  constructor(correlation, time, limits = LIMITS) {
-    this.correlation = correlation;
-    this.time = time; // ms
-    this.limits = limits;
-    this.#nameTexts.number("");
-    this.#labelTexts.number("");
-  }
-
-  get complete() {
-    return this.objects + this.unreadable + this.omitted >= this.expected;
-  }
-
-  /** Seconds since the last part arrived. */
-  get silentSeconds() {
-    return (performance.now() - this.#addedAt) / 1000;
-  }
-
-  /**
-   * Add one part, and the record of the message it arrived in.
-   *
-   * @param {Part} part
-   * @param {BlobPart} record
-   */
-  add({ expected, objects, unreadable, resident = null }, record) {
-    this.#addedAt = performance.now();
-    if (this.records.at(-1) !== record) this.records.push(record);
-    this.expected = expected;
-    this.resident = resident;
-    this.unreadable += unreadable;
-    const kept = objects.slice(0, this.#reserve(objects));
-    this.omitted += objects.length - kept.length;
-    for (const { id, name, size, file, line, references, names = null, label = "" } of kept) {
-      this.#ids.push(id);
-      this.#classes.push(this.#classNames.number(name));
-      this.#sizes.push(size);
-      this.#files.push(this.#fileNames.number(file));
-      this.#lines.push(line);
-      for (let i = 0; i < references.length; i++) {
-        this.#references.push(references[i]);
-        this.#names.push(Array.isArray(names) && i < names.length ? this.#nameTexts.number(names[i]) : 0);
-      }
-      this.#positioned.push(names === POSITIONS ? 1 : 0);
-      this.#labels.push(this.#labelTexts.number(label));
-      this.#referenceEnds.push(this.#references.length);
-      this.objects++;
-    }
-  }
-
-  /**
-   * Reserve room for objects before adding any, so that all columns stay equally long; return for how many.
-   *
-   * @param {Received[]} objects
-   */
-  #reserve(objects) {
-    let count = 0;
-    let references = 0;
-    while (
-      count < objects.length &&
-      this.objects + count < this.limits.objects &&
-      this.#references.length + references + objects[count].references.length <= this.limits.references
-    ) {
-      references += objects[count++].references.length;
-    }
-    try {
-      for (const column of this.#columns) column.reserve(count);
-      this.#references.reserve(references);
-      this.#names.reserve(references);
-    } catch (error) {
-      if (!(error instanceof RangeError)) throw error;
-      return 0; // the browser is out of memory
-    }
-    return count;
-  }
-
-  /**
-   * Return the received objects as a Snapshot.
-   *
-   * @param {number} process
-   */
-  finish(process) {
-    const ids = this.#ids.done();
-    const indexes = new IdTable(ids.length);
-    for (let i = 0; i < ids.length; i++) indexes.set(ids[i], i);
-    const references = new Uint32Array(this.#references.length);
-    for (let i = 0; i < references.length; i++) {
-      const index = indexes.get(this.#references.values[i]);
-      references[i] = index < 0 ? NONE : index;
-    }
-    const starts = new Uint32Array(ids.length + 1);
-    starts.set(this.#referenceEnds.done(), 1);
-    return new Snapshot({
-      process,
-      time: this.time,
-      expected: this.expected,
-      unreadable: this.unreadable,
-      omitted: this.omitted,
-      ending: this.ending,
-      resident: this.resident,
-      ids,
-      indexes,
-      graph: { starts, targets: references },
-      names: this.#names.done(),
-      positioned: this.#positioned.done(),
-      labels: this.#labels.done(),
-      nameTexts: this.#nameTexts.list,
-      labelTexts: this.#labelTexts.list,
-      classes: this.#classes.done(),
-      sizes: this.#sizes.done(),
-      files: this.#files.done(),
-      lines: this.#lines.done(),
-      classNames: this.#classNames.list,
-      fileNames: this.#fileNames.list,
-      file: new Blob(this.records),
-    });
-  }
-}
 
 /** A received snapshot. Objects are identified by id outside this class, and by index inside. */
 export class Snapshot {
@@ -310,6 +73,7 @@ export class Snapshot {
     this.omitted = columns.omitted;
     this.ending = columns.ending;
     this.resident = columns.resident;
+    this.traced = columns.traced;
     this.ids = columns.ids;
     this.indexes = columns.indexes;
     this.graph = columns.graph;
@@ -330,8 +94,8 @@ export class Snapshot {
   }
 
   summary() {
-    const { number, process, time, expected, unreadable, omitted, ending, objects, bytes, progress, resident } = this;
-    return { number, process, time, expected, unreadable, omitted, ending, objects, bytes, progress, resident };
+    const { number, process, time, expected, unreadable, omitted, ending, objects, bytes, progress, resident, traced } = this;
+    return { number, process, time, expected, unreadable, omitted, ending, objects, bytes, progress, resident, traced };
   }
 
   /** Compute who holds each object, without pause. */
@@ -380,6 +144,26 @@ export class Snapshot {
     }));
   }
 
+  /** Return the number of objects, their sizes and their most frequent class, by the place where they were made. */
+  bySite() {
+    /** @type {Map<number, Site & {classes: Map<number, number>}>} */
+    const sites = new Map();
+    for (let i = 0; i < this.objects; i++) {
+      const file = this.fileNames[this.files[i]];
+      const line = file ? this.lines[i] : 0; // a line without its file is no place
+      const key = this.files[i] * LINES + line;
+      let site = sites.get(key);
+      if (site === undefined) {
+        site = { name: siteName(file, line), file, line, count: 0, bytes: 0, kind: "", classes: new Map() };
+        sites.set(key, site);
+      }
+      site.count++;
+      site.bytes += this.sizes[i];
+      site.classes.set(this.classes[i], (site.classes.get(this.classes[i]) ?? 0) + 1);
+    }
+    return Array.from(sites.values(), ({ classes, ...site }) => ({ ...site, kind: this.classNames[mostFrequent(classes)] }));
+  }
+
   /**
    * Return the ways in which the objects of a class are held, those that retain most first.
    *
@@ -412,14 +196,16 @@ export class Snapshot {
   }
 
   /**
-   * Return the largest objects of a class, at most `limit`; leave out objects in the snapshot `butNotIn`.
+   * Return the largest objects of a class, or made at a place, at most `limit`; leave out objects in the snapshot
+   * `butNotIn`.
    *
-   * @param {string} className
+   * @param {"class" | "site"} by
+   * @param {string} name
    * @param {Snapshot | null} butNotIn
    * @param {number} limit
    */
-  objectsOf(className, butNotIn, limit) {
-    const wanted = this.classNames.indexOf(className);
+  objectsOf(by, name, butNotIn, limit) {
+    const isMeant = by === "class" ? this.#isOfClass(name) : this.#isMadeAt(name);
     const { retained } = this.hold();
     const order = (/** @type {number} */ a, /** @type {number} */ b) => retained[b] - retained[a] || this.ids[a] - this.ids[b];
     /** @type {number[]} */
@@ -427,12 +213,29 @@ export class Snapshot {
     let matching = 0;
     const cut = () => (largest = largest.sort(order).slice(0, limit));
     for (let i = 0; i < this.objects; i++) {
-      if (this.classes[i] !== wanted || butNotIn?.has(this.ids[i], className)) continue;
+      if (!isMeant(i) || butNotIn?.has(this.ids[i], this.classNames[this.classes[i]])) continue;
       matching++;
       largest.push(i);
-      if (largest.length >= SORTED) cut();
+      if (largest.length >= Math.max(SORTED, 2 * limit)) cut();
     }
     return { matching, rows: cut().map((i) => this.#object(i)) };
+  }
+
+  /**
+   * @param {string} name
+   * @returns {(index: number) => boolean}
+   */
+  #isOfClass(name) {
+    const wanted = this.classNames.indexOf(name);
+    return (i) => this.classes[i] === wanted;
+  }
+
+  /**
+   * @param {string} name
+   * @returns {(index: number) => boolean}
+   */
+  #isMadeAt(name) {
+    return (i) => name === siteName(this.fileNames[this.files[i]], this.lines[i]);
   }
 
   /**
@@ -486,64 +289,17 @@ export class Snapshot {
   }
 }
 
-/**
- * @typedef {{name: string, before: number, after: number, appeared: number, gone: number, count: number, bytes: number,
- *   retained: number, unreachable: number}} Difference Of a class.
- */
-
-/**
- * Compare two snapshots by class, the earlier snapshot first.
- *
- * @param {Snapshot} before
- * @param {Snapshot} after
- */
-export function difference(before, after) {
-  /** @type {Map<string, Difference>} */
-  const rows = new Map();
-  const row = (/** @type {string} */ name) => {
-    let one = rows.get(name);
-    if (one === undefined) {
-      one = { name, before: 0, after: 0, appeared: 0, gone: 0, count: 0, bytes: 0, retained: 0, unreachable: 0 };
-      rows.set(name, one);
-    }
-    return one;
-  };
-  for (const { name, count, bytes, retained } of before.byClass()) {
-    row(name).before = count;
-    row(name).bytes -= bytes;
-    row(name).retained -= retained;
-  }
-  for (const { name, count, bytes, retained, unreachable } of after.byClass()) {
-    row(name).after = count;
-    row(name).bytes += bytes;
-    row(name).retained += retained;
-    row(name).unreachable = unreachable;
-  }
-  /** @type {(of: Snapshot, from: Snapshot, key: "appeared" | "gone") => void} */
-  const countMissing = (of, from, key) => {
-    const counted = of.classNames.map(row);
-    for (let i = 0; i < of.objects; i++) {
-      if (!from.has(of.ids[i], of.classNames[of.classes[i]])) counted[of.classes[i]][key]++;
-    }
-  };
-  countMissing(after, before, "appeared");
-  countMissing(before, after, "gone");
-  for (const one of rows.values()) one.count = one.after - one.before;
-  return [...rows.values()].filter((one) => one.appeared || one.gone || one.bytes || one.retained);
+/** @param {Map<number, number>} counts */
+function mostFrequent(counts) {
+  return [...counts].reduce((most, one) => (one[1] > most[1] ? one : most))[0];
 }
 
 /**
- * Filter, sort and limit the rows of a table.
+ * Return the name of a place where objects are made.
  *
- * @template {{ name: string, bytes: number }} Row
- * @param {Row[]} rows
- * @param {{ filter?: string, sort: keyof Row, descending?: boolean, limit?: number }} order
+ * @param {string} file
+ * @param {number} line
  */
-export function select(rows, { filter = "", sort, descending = true, limit = 200 }) {
-  const wanted = filter.toLowerCase();
-  const order = descending ? -1 : 1;
-  const matching = rows
-    .filter((row) => row.name.toLowerCase().includes(wanted))
-    .sort((a, b) => order * compare(a[sort], b[sort]) || b.bytes - a.bytes || compare(a.name, b.name));
-  return { rows: matching.slice(0, limit), matching: matching.length };
+function siteName(file, line) {
+  return file ? `${file}:${line}` : "(not known)";
 }

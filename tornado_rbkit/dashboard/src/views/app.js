@@ -31,6 +31,7 @@ import { SnapshotsView } from "./snapshots.js";
  * @property {(facts: Facts | null) => string} label
  * @property {(facts: Facts | null) => string} command
  * @property {(facts: Facts | null) => boolean} [pressed]
+ * @property {(facts: Facts | null) => boolean} [hidden] Whether the profiler does not know the command.
  * @property {string} title
  */
 
@@ -74,6 +75,14 @@ const CLOCKS = [
   { label: () => "Wall clock", command: () => "use_wall_time", pressed: (facts) => facts?.clock_type === "wall", title: "sample threads that wait, too" },
   { label: () => "CPU clock", command: () => "use_cpu_time", pressed: (facts) => facts?.clock_type === "cpu", title: "sample threads that compute" },
 ];
+/** @type {Command} */
+const TRACING = {
+  label: (facts) => (facts?.allocation_tracing_enabled ? "Stop tracing" : "Trace allocations"),
+  command: (facts) => (facts?.allocation_tracing_enabled ? "stop_allocation_tracing" : "start_allocation_tracing"),
+  pressed: (facts) => Boolean(facts?.allocation_tracing_enabled),
+  hidden: (facts) => typeof facts?.allocation_tracing_enabled !== "boolean",
+  title: "tracemalloc: snapshots have the file and line where each object was made",
+};
 /** @type {Command[]} */
 const MORE = [
   { label: () => "Collect garbage", command: () => "trigger_gc", title: "run the garbage collector" },
@@ -111,7 +120,7 @@ class Page {
     const takeSnapshot = () => this.#send("objectspace_snapshot", null);
     const recordMemory = () => this.#button({ ...MEMORY, label: () => "Record memory now" }, "main");
     const recordCpu = () => this.#button({ ...CPU, label: () => "Record CPU now" }, "main");
-    this.#snapshots = new SnapshotsView({ takeSnapshot });
+    this.#snapshots = new SnapshotsView({ takeSnapshot, trace: this.#button(TRACING) });
     this.#overview = new OverviewView({
       recordMemory: recordMemory(),
       recordCpu: recordCpu(),
@@ -480,6 +489,7 @@ class Page {
       button.dataset.command = command;
       setText(button, spec.label(facts));
       setDisabled(button, this.#obstacle(header, command), `${spec.title} (${command})`);
+      if (spec.hidden) button.hidden = spec.hidden(facts);
       if (spec.pressed) setAttribute(button, "aria-pressed", String(spec.pressed(facts)));
     }
     for (const button of [this.#snapshots.take, this.#snapshots.growth.button, this.#overview.find]) setDisabled(button, this.#obstacle(header, "objectspace_snapshot"));

@@ -8,7 +8,7 @@ import { Unreadable } from "../connection/msgpack.js";
 import { LiveObjects } from "../model/objects.js";
 import { EventType, PROTOCOL_MAJOR, readMessage, readNotice, readReply } from "../connection/protocol.js";
 import { DATA, REPLY, Recording, read } from "./recording.js";
-import { IncomingSnapshot } from "../model/snapshots.js";
+import { IncomingSnapshot } from "../model/incoming.js";
 import { Timeline } from "../model/timeline.js";
 import { Vitals } from "../model/vitals.js";
 

@@ -6,9 +6,9 @@ import { Keeper } from "./keeper.js";
 import { Session } from "./session.js";
 import { openStore } from "./store.js";
 import { findSuspects } from "../model/leaks.js";
-import { difference, select } from "../model/snapshots.js";
+import { difference, differenceBySite, select } from "../model/differences.js";
 
-const OBJECTS_SHOWN = 100;
+const REFERENCES_SHOWN = 100;
 const WAYS_SHOWN = 20;
 const ANSWERS = 3; // of each question in the overview
 
@@ -179,20 +179,21 @@ const methods = {
 
   // Requests about a snapshot wait until it is computed who holds its objects; they return null if it was removed.
 
-  async snapshotClasses({ number, ...query }) {
+  /** Return the rows of a snapshot by class, or by the place where objects were made. */
+  async snapshotRows({ number, by, ...query }) {
     const one = await computed(number);
-    return one && select(one.byClass(), query);
+    return one && (by === "class" ? select(one.byClass(), query) : select(one.bySite(), query));
   },
 
-  async snapshotDifference({ before, after, ...query }) {
+  async snapshotDifference({ before, after, by, ...query }) {
     const [one, other] = [await computed(before), await computed(after)];
-    return one && other && select(difference(one, other), query);
+    return one && other && (by === "class" ? select(difference(one, other), query) : select(differenceBySite(one, other), query));
   },
 
-  async snapshotObjects({ number, butNotIn = null, name }) {
+  async snapshotObjects({ number, butNotIn = null, by, name, limit }) {
     const one = await computed(number);
     const other = snapshot(butNotIn);
-    return one && (other || butNotIn === null) ? one.objectsOf(name, other, OBJECTS_SHOWN) : null;
+    return one && (other || butNotIn === null) ? one.objectsOf(by, name, other, limit) : null;
   },
 
   async snapshotWays({ number, name }) {
@@ -202,7 +203,7 @@ const methods = {
 
   async snapshotObject({ number, id }) {
     const one = await computed(number);
-    return one && one.object(id, OBJECTS_SHOWN);
+    return one && one.object(id, REFERENCES_SHOWN);
   },
 
   /** Return what grew between two snapshots. */
