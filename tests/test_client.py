@@ -718,4 +718,4 @@ async def test_a_reply_of_the_profiler_is_never_taken_for_a_notice(
         )
         assert isinstance(odd, CommandError)
         assert (odd.reason, usual) == ("invalid-reply", "ok")
-        assert not client._pending
+        assert not client._inbox

@@ -7,8 +7,9 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from tornado_rbkit.bridge.bridge import Bridge
-    from tornado_rbkit.client import ConnectionLost, Gap, RbkitClient
+    from tornado_rbkit.client import ConnectionLost, RbkitClient
     from tornado_rbkit.errors import BridgeFullError, CommandError, DecodeError, EndpointError, RbkitError
+    from tornado_rbkit.inbox import Gap
     from tornado_rbkit.upstream.iothread import IOLoopThread
     from tornado_rbkit.web.access import Access
     from tornado_rbkit.web.dashboard import AssetHandler, IndexHandler
@@ -46,7 +47,7 @@ _MODULES = {
     "ConnectionLost": "tornado_rbkit.client",
     "DecodeError": "tornado_rbkit.errors",
     "EndpointError": "tornado_rbkit.errors",
-    "Gap": "tornado_rbkit.client",
+    "Gap": "tornado_rbkit.inbox",
     "IOLoopThread": "tornado_rbkit.upstream.iothread",
     "IndexHandler": "tornado_rbkit.web.dashboard",
     "RbkitClient": "tornado_rbkit.client",

@@ -8,15 +8,15 @@ import random
 from collections import deque
 from collections.abc import AsyncIterator
 from types import TracebackType
-from typing import Final, Literal, NamedTuple, overload
+from typing import Final, Literal, overload
 from urllib.parse import unquote_to_bytes, urlsplit, urlunsplit
 
 from tornado.httpclient import HTTPClientError, HTTPRequest
 from tornado.iostream import UnsatisfiableReadError
 from tornado.websocket import WebSocketClientConnection, WebSocketClosedError, WebSocketError, websocket_connect
 
+from tornado_rbkit.inbox import Gap, Inbox
 from tornado_rbkit.protocol import (
-    DROPPED,
     SUBPROTOCOL,
     Channel,
     CommandError,
@@ -27,16 +27,12 @@ from tornado_rbkit.protocol import (
     decode,
     decode_handshake,
     is_refused,
-    message_counter,
     parse_notice,
 )
 
 _FIRST_BACKOFF: Final = 0.1  # seconds, doubled with each failure
 _LAST_BACKOFF: Final = 10.0
 _PING_INTERVAL: Final = 30.0  # seconds; a server that vanished is noticed within two of them
-
-_ENTRY_COST: Final = 256
-"""Bytes of overhead counted for each queued message and notice, so that the number of small ones is bounded."""
 
 _UNAUTHORIZED: Final = (401, 403)
 
@@ -61,12 +57,6 @@ class ConnectionLost(RbkitError, ConnectionError):
     @property
     def is_final(self) -> bool:
         return self.code in _UNAUTHORIZED or is_refused(self.code, self.reason)
-
-
-class Gap(NamedTuple):
-    """Messages that did not arrive; `missing` is their number, None if unknown, for example after a reconnection."""
-
-    missing: int | None
 
 
 class RbkitClient:
@@ -111,12 +101,9 @@ class RbkitClient:
         self._headers = {"Authorization": _as_latin_1(f"Bearer {token}")} if token else {}
         self._reconnect = reconnect
         self._max_message_size = max_message_size
-        self._max_pending_bytes = max_pending_bytes
         self._asked: deque[asyncio.Future[bytes]] = deque()
-        self._pending: deque[bytes | Notice | Gap] = deque()
-        self._pending_bytes = 0
+        self._inbox = Inbox(max_pending_bytes)
         self._arrived = asyncio.Event()
-        self._counter: int | None = None
         self._connection: WebSocketClientConnection | None = None
         self._reader: asyncio.Task[None] | None = None
         self._lost: ConnectionLost | None = None
@@ -229,30 +216,15 @@ class RbkitClient:
             ConnectionLost: the connection was lost and is not reopened (`reconnect`).
         """
         while True:
-            while not self._pending:
+            while not self._inbox:
                 if self._closed:
                     return
                 if self._over:
                     raise self._lost_error()
                 self._arrived.clear()
                 await self._arrived.wait()
-            item = self._pending.popleft()
-            self._pending_bytes -= _cost(item)
-            if isinstance(item, bytes):
-                missing = self._missing(item)
-                if missing:
-                    yield Gap(missing)
-            elif item == Gap(None) or item == Notice("server", "restarted"):
-                self._counter = None
-            yield item
-
-    def _missing(self, message: bytes) -> int:
-        """Return how many messages were lost before this one."""
-        counter = message_counter(message)
-        expected, self._counter = self._counter, None if counter is None else counter + 1
-        if counter is None or expected is None:
-            return 0
-        return max(0, counter - expected)  # a lower counter is another process's
+            for item in self._inbox.take():
+                yield item
 
     def _lost_error(self) -> ConnectionLost:
         """Return the error that explains why there is no connection."""
@@ -328,38 +300,8 @@ class RbkitClient:
                 reply.set_result(payload)
 
     def _put(self, item: bytes | Gap | Notice) -> None:
-        self._pending.append(item)
-        self._pending_bytes += _cost(item)
-        if self._pending_bytes > self._max_pending_bytes:
-            self._drop_oldest()
+        self._inbox.put(item)
         self._arrived.set()
-
-    def _drop_oldest(self) -> None:
-        """Drop the oldest messages until at most `max_pending_bytes` wait behind the next message, whatever its size.
-
-        The counter of the next message shows how many are missing. The newest notice of each kind before it is kept.
-        """
-        kept: dict[object, Gap | Notice] = {}
-        while self._pending:
-            item = self._pending.popleft()
-            self._pending_bytes -= _cost(item)
-            if not isinstance(item, bytes):
-                kind = item.kind if isinstance(item, Notice) else Gap
-                older = kept.pop(kind, None)
-                if kind == DROPPED and isinstance(older, Notice) and isinstance(item, Notice):
-                    item = _sum(older, item)
-                kept[kind] = item
-            elif self._pending_bytes <= self._max_pending_bytes:
-                self._put_back(item)
-                break
-            elif self._counter is None:
-                self._counter = message_counter(item)
-        for item in reversed(kept.values()):
-            self._put_back(item)
-
-    def _put_back(self, item: bytes | Gap | Notice) -> None:
-        self._pending.appendleft(item)
-        self._pending_bytes += _cost(item)
 
     def _fail_pending(self, reason: str) -> None:
         asked, self._asked = self._asked, deque()
@@ -367,17 +309,6 @@ class RbkitClient:
             if not reply.done():
                 code = self._lost.code if self._lost else None
                 reply.set_exception(ConnectionLost(self._url, code, reason))
-
-
-def _cost(item: bytes | Gap | Notice) -> int:
-    return _ENTRY_COST + (len(item) if isinstance(item, bytes) else 0)
-
-
-def _sum(older: Notice, newer: Notice) -> Notice:
-    """Return the sum of two ``dropped`` notices, or the newer notice if one has no number."""
-    if older.value.isdecimal() and newer.value.isdecimal():
-        return Notice(DROPPED, str(int(older.value) + int(newer.value)))
-    return newer
 
 
 def _as_latin_1(text: str) -> str:

@@ -10,8 +10,9 @@ from typing import BinaryIO, Final
 
 import msgpack
 
-from tornado_rbkit.client import Gap, RbkitClient
+from tornado_rbkit.client import RbkitClient
 from tornado_rbkit.errors import CommandError, DecodeError, RbkitError
+from tornado_rbkit.inbox import Gap
 from tornado_rbkit.protocol import RESTARTED, DumpPart, Notice, decode_handshake, dump_parts
 from tornado_rbkit.recording.recording import DATA, REPLY
 
