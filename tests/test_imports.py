@@ -23,12 +23,13 @@ ALLOWED = {
     "client": {"errors", "protocol", "inbox"},
     "upstream": {*BASE, "frames"},
     "bridge": {*BASE, "frames", "upstream"},
+    "fleet": {*BASE, "frames", "upstream", "bridge", "profiler.folder"},
     "web": {*BASE, "frames", "upstream", "bridge", "profiler.discovery", "profiler.endpoints", "dashboard"},
     "dashboard": set[str](),
     "recording": {*BASE, "client", "inbox"},
     "profiler": {"errors", "protocol", "endpoints"},
-    "jupyter": {*BASE, "upstream", "bridge", "web", "client", "recording", "profiler"},
-    "cli": {*BASE, "upstream", "bridge", "web", "client", "recording", "profiler"},
+    "jupyter": {*BASE, "upstream", "bridge", "fleet", "web", "client", "recording", "profiler"},
+    "cli": {*BASE, "upstream", "bridge", "fleet", "web", "client", "recording", "profiler"},
     "__main__": {"cli"},
 }
 """What each module or package may import of the others; `profiler.discovery` is that module alone, for example."""

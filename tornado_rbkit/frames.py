@@ -23,6 +23,9 @@ FRAGMENT_SIZE: Final = 256 * 1024
 JOIN_LIMIT: Final = 64 * 1024
 """Bytes. Copying a larger payload into a joined chunk costs more than writing it separately."""
 
+LENGTH_SIZE: Final = 4
+"""Bytes of the length, big-endian, before each message that is encoded with `Encoding.framed`."""
+
 _MAX_HEADER: Final = 11  # bytes, including the channel byte
 _FIN: Final = 0x80
 _RSV1: Final = 0x40  # marks a compressed message, on its first frame only
@@ -32,10 +35,14 @@ _BINARY: Final = 0x2
 
 
 class Encoding(NamedTuple):
-    """A client's encoding: raw bytes or percent-escaped text, compressed or not."""
+    """A client's encoding: raw bytes or percent-escaped text, compressed or not.
+
+    `framed` is for other bridges, not for WebSockets: each message with its length in `LENGTH_SIZE` bytes before it.
+    """
 
     escaped: bool = False
     deflate: bool = False
+    framed: bool = False
 
 
 WriteUnit: TypeAlias = tuple[Buffer, ...]
@@ -114,7 +121,7 @@ def encode_in_slices(
                 header = _header(_FIN | _BINARY, header_length + 1) + Channel.DATA.value
             body = payload
         else:
-            if plain or len(payload) <= JOIN_LIMIT:
+            if plain or encoding.framed or len(payload) <= JOIN_LIMIT:
                 units = _encode(Channel.DATA, payload, encoding, compression_level)
             else:
                 units = yield from _encode_large(Channel.DATA, payload, encoding, compression_level)
@@ -157,6 +164,8 @@ def _encode(
     channel: Channel, payload: Buffer, encoding: Encoding, compression_level: int = 1
 ) -> list[tuple[bytes, Buffer]]:
     """Encode one message as frames: pairs of a header (the first with the channel byte) and a slice of the payload."""
+    if encoding.framed:
+        return list(_cut(payload))
     opcode = _TEXT if encoding.escaped else _BINARY
     prefix: bytes = channel.value
     body = escape(payload) if encoding.escaped else payload
@@ -199,6 +208,15 @@ def _fragments(opcode: int, prefix: bytes, body: memoryview) -> Iterator[tuple[b
         fin = _FIN if end >= len(body) else 0
         yield _header(fin | opcode, len(prefix) + len(piece)) + prefix, piece
         opcode, prefix, at = _CONTINUATION, b"", end
+
+
+def _cut(payload: Buffer) -> Iterator[tuple[bytes, Buffer]]:
+    """Cut a message into slices; the first has the length before it."""
+    prefix = len(payload).to_bytes(LENGTH_SIZE, "big")
+    view = memoryview(payload)
+    for at in range(0, len(view) or 1, FRAGMENT_SIZE):
+        yield prefix, view[at : at + FRAGMENT_SIZE]
+        prefix = b""
 
 
 def _header(first: int, length: int) -> bytes:

@@ -86,7 +86,7 @@ class Seat:
             stream,
             encoding,
             Rules(decide),
-            lambda name, answer, owner: self.submitted.append((name, answer)),
+            lambda name, answer, owner, *, expires=0.0: self.submitted.append((name, answer)),
             max_backlog_bytes=1 << 20,
             stall_timeout=60.0,
         )

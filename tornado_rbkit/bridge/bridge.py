@@ -17,7 +17,7 @@ from tornado_rbkit.bridge.commands import CommandQueue
 from tornado_rbkit.bridge.fanout import ClientCount, FanOut
 from tornado_rbkit.bridge.own_commands import OwnCommands
 from tornado_rbkit.bridge.profiler_state import ProfilerState, State
-from tornado_rbkit.bridge.session import CommandRules, Session
+from tornado_rbkit.bridge.session import CommandRules, Session, Submit
 from tornado_rbkit.bridge.settings import BridgeSettings
 from tornado_rbkit.errors import BridgeFullError, RbkitError
 from tornado_rbkit.frames import Encoding
@@ -132,7 +132,6 @@ class Bridge:
         self._own_commands = OwnCommands(self._commands, self._profiler)
         self._new_session = partial(
             Session,
-            submit=self._commands.submit,
             max_backlog_bytes=settings.max_backlog_bytes,
             stall_timeout=settings.stall_timeout,
         )
@@ -203,10 +202,13 @@ class Bridge:
                 self._sessions.log_closing(handler.request.remote_ip, reason)
             close(code, reason)
 
-        return self.add(lambda: self._new_session(handler, close_and_log, stream, encoding, access))
+        return self.add(lambda submit: self._new_session(handler, close_and_log, stream, encoding, access, submit))
 
-    def add(self, make_client: Callable[[], ClientT]) -> ClientT:
-        """Add a client of any kind, which is created once it may join. Call `leave` when it has disconnected.
+    def add(self, make_client: Callable[[Submit], ClientT]) -> ClientT:
+        """Add a client of any kind. Call `leave` when it has disconnected.
+
+        Args:
+            make_client: called once the client may join, with a function that submits its commands.
 
         Raises:
             BridgeFullError: `max_clients` is reached, the bridge is closed, or it cannot open a connection.
@@ -215,7 +217,7 @@ class Bridge:
             raise BridgeFullError("the server is shutting down")
         if len(self._sessions) >= self._settings.max_clients:
             raise BridgeFullError(f"client limit reached (max_clients={self._settings.max_clients})")
-        session = make_client()
+        session = make_client(self._commands.submit)
         try:
             self._open()
         except BridgeFullError:

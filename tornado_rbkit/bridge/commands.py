@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import time
 from collections import deque
 from collections.abc import Callable, Mapping
@@ -30,7 +31,8 @@ class Command:
     """A command, its owner, and the callback for its result.
 
     `timeout` is the configured time-out in seconds, and `limit` the time-out from the moment it is sent, which is less
-    if the command has waited behind one that timed out. `since` is when it was submitted.
+    if the command has waited behind one that timed out. `since` is when it was submitted, in monotonic seconds; after
+    `expires` it is not sent any more.
     """
 
     name: str
@@ -39,6 +41,7 @@ class Command:
     timeout: float
     limit: float
     since: float
+    expires: float
 
 
 class CommandQueue:
@@ -74,7 +77,13 @@ class CommandQueue:
         return len(self._waiting) + (self._in_flight is not None)
 
     def submit(
-        self, name: str, answer: Callable[[CommandResult], None], owner: object, *, first: bool = False
+        self,
+        name: str,
+        answer: Callable[[CommandResult], None],
+        owner: object,
+        *,
+        first: bool = False,
+        expires: float = math.inf,
     ) -> None:
         """Queue a command, or refuse it at once.
 
@@ -82,10 +91,11 @@ class CommandQueue:
             name: the command.
             answer: called with the result, possibly before this method returns.
             owner: for `forget`.
+            expires: when it must no longer be sent, in monotonic seconds.
             first: put it before all others, regardless of the bound, and keep it even after `fail_all`.
         """
         timeout = self._timeouts.get(name, DEFAULT_COMMAND_TIMEOUT)
-        command = Command(name, owner, answer, timeout, timeout, time.monotonic())
+        command = Command(name, owner, answer, timeout, timeout, time.monotonic(), expires)
         if self._unavailable is not None and not first:
             _refuse(command, "unavailable", self._unavailable)
         elif len(self._waiting) >= MAX_WAITING and not first:
@@ -131,9 +141,13 @@ class CommandQueue:
         self._send_next()
 
     def _send_next(self) -> None:
-        if not self._paused and self._in_flight is None and self._waiting:
-            self._in_flight = self._waiting.popleft()
-            self._request(self._in_flight.name, self._in_flight.limit, self._on_result)
+        while not self._paused and self._in_flight is None and self._waiting:
+            command = self._waiting.popleft()
+            if time.monotonic() > command.expires:
+                _refuse(command, "timeout", "not sent before its deadline, because other commands were waiting")
+                continue
+            self._in_flight = command
+            self._request(command.name, command.limit, self._on_result)
 
     def _expire_waiting(self) -> None:
         now = time.monotonic()

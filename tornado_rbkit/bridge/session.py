@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import logging
+import math
 from collections import deque
 from collections.abc import Awaitable, Callable
 from dataclasses import dataclass
@@ -60,7 +61,9 @@ class CommandRules(Protocol):
 class Submit(Protocol):
     """A function that submits a command for a session."""
 
-    def __call__(self, name: str, answer: Callable[[CommandResult], None], owner: object) -> None: ...
+    def __call__(
+        self, name: str, answer: Callable[[CommandResult], None], owner: object, *, expires: float = math.inf
+    ) -> None: ...
 
 
 @dataclass(slots=True, eq=False)

@@ -1,0 +1,93 @@
+"""A NATS server, agents and bridges for the tests of the fleet."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import AsyncIterator, Callable
+from contextlib import AsyncExitStack
+from pathlib import Path
+from typing import Any
+
+import pytest
+from tornado.web import Application
+
+from tests.conftest import Server, until
+from tests.fake_rbkit import FakeRbkit
+from tornado_rbkit import Bridge, rbkit_routes
+from tornado_rbkit.fleet.agent import Agent
+from tornado_rbkit.fleet.nats import NatsServers
+from tornado_rbkit.fleet.server import NatsServer, local_servers, start_local_server
+from tornado_rbkit.fleet.targets import FleetTargets
+from tornado_rbkit.web.discovered import path_name
+
+Servers = Callable[[], NatsServers | None]
+
+
+class Machine:
+    """Agents and bridges at one NATS server."""
+
+    def __init__(self, stack: AsyncExitStack, servers: Servers) -> None:
+        self.servers = servers
+        self._stack = stack
+        self._running: dict[int, tuple[asyncio.Task[None], Callable[[], list[Any]]]] = {}
+
+    async def agent(self, targets: dict[str, Bridge], host: str = "web-1", **options: Any) -> Agent:
+        """Run an agent, until the test ends or `stop` is called with it."""
+        agent = Agent(targets, self.servers, host, **options)
+        self._run(agent.run(), agent, lambda: [bridge.close() for bridge in targets.values()])
+        await asyncio.wait_for(agent.wait_until_up(), 10)
+        return agent
+
+    async def bridge(self, name: str = "b1", **options: Any) -> FleetTargets:
+        """Run the targets of a bridge, until the test ends."""
+        targets = FleetTargets(
+            lambda endpoint, thread: Bridge(endpoint=endpoint, threaded=thread, stop_when_idle=False, **options),
+            self.servers,
+            name,
+            path_name,
+        )
+        self._run(targets.follow(), targets, list)
+        return targets
+
+    async def served(self, targets: FleetTargets, name: str) -> Server:
+        """Serve one target, once it is announced."""
+        await until(lambda: name in targets, f"{name} is announced")
+        server = Server.of(targets[name], Application(rbkit_routes(targets[name])))
+        self._stack.push_async_callback(server.close)
+        return server
+
+    async def stop(self, running: object) -> None:
+        """Stop an agent, or the targets of a bridge."""
+        task, then = self._running.pop(id(running))
+        task.cancel()
+        await asyncio.wait([task])
+        for coroutine in then():
+            await coroutine
+
+    def _run(self, coroutine: Any, key: object, then: Callable[[], list[Any]]) -> None:
+        self._running[id(key)] = asyncio.create_task(coroutine), then
+
+        async def stop() -> None:
+            if id(key) in self._running:
+                await self.stop(key)
+
+        self._stack.push_async_callback(stop)
+
+
+@pytest.fixture
+async def nats(runtime_folder: Path) -> AsyncIterator[NatsServer]:
+    """Run a server of this machine, as an agent without options does."""
+    server = await start_local_server()
+    yield server
+    server.stop()
+
+
+@pytest.fixture
+async def machine(nats: NatsServer) -> AsyncIterator[Machine]:
+    async with AsyncExitStack() as stack:
+        yield Machine(stack, local_servers)
+
+
+@pytest.fixture
+async def bridge_to_rbkit(rbkit: FakeRbkit) -> Bridge:
+    return Bridge(**rbkit.endpoints, idle_grace=0.2)

@@ -1,0 +1,136 @@
+"""The connection to NATS, at a real server that stops, freezes, and is replaced."""
+
+from __future__ import annotations
+
+import asyncio
+import os
+import signal
+import subprocess
+import sys
+from collections.abc import AsyncIterator
+from contextlib import AsyncExitStack
+from pathlib import Path
+
+import pytest
+
+from tests.conftest import until
+from tornado_rbkit.fleet.link import (
+    FleetExtraMissingError,
+    Link,
+    LinkDownError,
+    LinkError,
+    Message,
+    NoRespondersError,
+    RequestTimeoutError,
+    require_nats,
+)
+from tornado_rbkit.fleet.server import NatsServer, forget_local_server, local_servers, start_local_server
+
+
+class Links:
+    def __init__(self, stack: AsyncExitStack) -> None:
+        self._stack = stack
+
+    async def up(self, **options: object) -> Link:
+        link = Link(local_servers, "test", **options)  # type: ignore[arg-type]
+        task = asyncio.create_task(link.run())
+
+        async def stop() -> None:
+            task.cancel()
+            await asyncio.wait([task])
+
+        self._stack.push_async_callback(stop)
+        await asyncio.wait_for(link.wait_until_up(), 10)
+        return link
+
+
+@pytest.fixture
+async def links(nats: NatsServer) -> AsyncIterator[Links]:
+    async with AsyncExitStack() as stack:
+        yield Links(stack)
+
+
+async def echo(link: Link, subject: str) -> list[bytes]:
+    """Answer requests on a subject with their data; return a list of it."""
+    asked: list[bytes] = []
+
+    async def answer(message: Message) -> None:
+        asked.append(message.data)
+        await link.publish(message.reply, message.data)
+
+    await link.subscribe(subject, answer)
+    return asked
+
+
+async def test_a_request_gets_its_reply_and_nobody_is_told_at_once(links: Links) -> None:
+    agent, bridge = await links.up(), await links.up(inbox="_INBOX_b1")
+    await echo(agent, "a.echo")
+    await until(lambda: agent.is_up, "it is up")
+    assert await bridge.request("a.echo", b"one", 10) == b"one"
+    assert await asyncio.gather(*(bridge.request("a.echo", b"%d" % n, 10) for n in range(20))) == [
+        b"%d" % n for n in range(20)
+    ]
+    with pytest.raises(NoRespondersError):
+        await bridge.request("a.nobody", b"", 3600)
+    await agent.subscribe("a.silent", lambda message: None)
+    with pytest.raises(RequestTimeoutError):
+        await bridge.request("a.silent", b"", 0.05)
+
+
+async def test_another_client_takes_over_when_the_server_was_replaced(links: Links, nats: NatsServer) -> None:
+    agent, bridge = await links.up(), await links.up(inbox="_INBOX_b1")
+    await echo(agent, "a.echo")
+    request = asyncio.create_task(bridge.request("a.never", b"", 3600))
+    await agent.subscribe("a.never", lambda message: None)
+    nats.stop()
+    with pytest.raises(LinkError):
+        await request
+    await until(lambda: not agent.is_up and not bridge.is_up, "the loss is noticed")
+    with pytest.raises(LinkDownError):
+        await bridge.request("a.echo", b"", 10)
+    with pytest.raises(LinkDownError):
+        await bridge.publish("a.echo", b"")
+    forget_local_server(nats)
+    other = await start_local_server()
+    try:
+        await until(lambda: agent.is_up and bridge.is_up, "both are connected to the other server")
+        assert await bridge.request("a.echo", b"again", 10) == b"again"
+    finally:
+        other.stop()
+
+
+@pytest.mark.skipif(sys.platform == "win32", reason="needs SIGSTOP")
+async def test_a_frozen_server_is_noticed_and_what_was_refused_is_never_carried_out(
+    links: Links, nats: NatsServer
+) -> None:
+    agent, bridge = await links.up(), await links.up(inbox="_INBOX_b1")
+    asked = await echo(agent, "a.echo")
+    os.kill(nats.pid, signal.SIGSTOP)
+    try:
+        await until(lambda: not bridge.is_up and not agent.is_up, "the loss is noticed", timeout=30)
+        with pytest.raises(LinkDownError):
+            await bridge.request("a.echo", b"while it is frozen", 10)
+    finally:
+        os.kill(nats.pid, signal.SIGCONT)
+    await until(lambda: agent.is_up and bridge.is_up, "both are connected again", timeout=30)
+    assert await bridge.request("a.echo", b"later", 10) == b"later"
+    assert asked == [b"later"]
+
+
+def test_without_the_extra_the_package_is_importable_and_says_what_to_install(tmp_path: Path) -> None:
+    (tmp_path / "sitecustomize.py").write_text(
+        "import importlib.util, sys\n"
+        "find = importlib.util.find_spec\n"
+        "importlib.util.find_spec = lambda name, *rest: None if name == 'nats' else find(name, *rest)\n"
+        "sys.modules['nats'] = None\n"
+    )
+    program = (
+        "import tornado_rbkit, tornado_rbkit.fleet.agent, tornado_rbkit.fleet.targets, tornado_rbkit.cli.main\n"
+        "from tornado_rbkit.fleet.link import require_nats\n"
+        "try:\n    require_nats()\nexcept Exception as error:\n    print(type(error).__name__, error)\n"
+    )
+    environment = {**os.environ, "PYTHONPATH": str(tmp_path)}
+    done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, env=environment)
+    assert done.stdout == "FleetExtraMissingError nats is not installed; pip install 'tornado_rbkit[fleet]'\n", done
+    require_nats()
+    assert FleetExtraMissingError.exit_status == 2

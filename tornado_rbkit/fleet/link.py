@@ -1,0 +1,353 @@
+"""A connection to a NATS server: the only module that uses nats-py.
+
+nats-py's client does not recover from a server that froze with unsent bytes (nats.py issue 671), and while it
+reconnects it queues what is published, so that a command could be carried out after it was reported as failed. Here a
+client that is not well is replaced, and nothing is queued for a server that is not there.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import importlib.util
+import itertools
+import logging
+import random
+import re
+import secrets
+from collections.abc import Awaitable, Callable
+from typing import Any, Final, NamedTuple
+
+from tornado_rbkit.errors import RbkitError
+from tornado_rbkit.fleet.nats import NatsServers, without_password
+from tornado_rbkit.log_throttle import LogThrottle, times
+
+_log = logging.getLogger(__name__)
+
+CHECK_INTERVAL: Final = 1.0
+"""Seconds between two round trips to the server that show that the client is well."""
+
+PATIENCE: Final = 1.5
+"""Seconds for such a round trip; then the client is replaced."""
+
+DATA_PATIENCE: Final = 4.0
+"""Seconds for such a round trip on a connection for data, on which it may wait behind a window's bytes."""
+
+_CONNECT_TIMEOUT: Final = 4.0  # seconds
+_DELAYS: Final = (0.1, 2.0)  # seconds before another attempt, doubling, with jitter: a whole fleet comes back at once
+_REFUSED_DELAY: Final = 30.0  # seconds after the server refused the credentials
+_CLOSE_TIMEOUT: Final = 2.0  # seconds
+_NO_RESPONDERS: Final = "503"
+_DENIED: Final = re.compile(r'permissions violation for (publish|subscription) to "([^"]*)"')
+
+
+class FleetExtraMissingError(RbkitError):
+    """The extra ``fleet`` is not installed."""
+
+    exit_status = 2
+
+
+class LinkError(RbkitError):
+    """A request has no reply: the link is down, or nobody listens, or it is not allowed, or there was a time-out."""
+
+
+class NoRespondersError(LinkError):
+    """Nobody is subscribed to the subject of a request."""
+
+
+class ForbiddenError(LinkError):
+    """The server does not allow the subject of a request."""
+
+
+class LinkDownError(LinkError):
+    """There is no connection to the server."""
+
+
+class RequestTimeoutError(LinkError):
+    """There was no reply in time."""
+
+
+class Message(NamedTuple):
+    """A message that arrived."""
+
+    subject: str
+    data: bytes
+    reply: str
+
+
+def require_nats() -> None:
+    """Check that nats-py and nkeys are installed.
+
+    Raises:
+        FleetExtraMissingError: one is not.
+    """
+    for module in ("nats", "nkeys"):
+        if importlib.util.find_spec(module) is None:
+            raise FleetExtraMissingError(f"{module} is not installed; pip install 'tornado_rbkit[fleet]'")
+
+
+class Link:
+    """Keeps a connection to one of the servers, and subscribes anew on each. On one event loop only.
+
+    Attributes:
+        is_up: whether there is a connection.
+        refusal: why the server has refused the credentials, "" if it has not.
+    """
+
+    def __init__(
+        self,
+        servers: Callable[[], NatsServers | None],
+        name: str,
+        *,
+        inbox: str = "",
+        pending_bytes: int = 0,
+        patience: float = PATIENCE,
+        on_change: Callable[[bool], None] = lambda up: None,
+    ) -> None:
+        """Describe a link; `run` connects it.
+
+        Args:
+            servers: returns the servers, before each attempt; None if they are not known yet.
+            name: the name of the connection, for the server's operator.
+            inbox: the prefix of the subjects for replies; "" if no requests are made.
+            pending_bytes: bytes that may wait in the client; when they are reached, `publish` waits.
+            patience: seconds for a round trip to the server, after which the client is replaced.
+            on_change: called with `is_up` after each change.
+        """
+        require_nats()
+        self.is_up = False
+        self.refusal = ""
+        self._servers = servers
+        self._name = name
+        self._inbox = f"{inbox}.{secrets.token_hex(8)}" if inbox else ""
+        self._pending_bytes = pending_bytes
+        self._patience = patience
+        self._reason = ""
+        self._on_change = on_change
+        self._client: Any = None
+        self._lost = asyncio.Event()
+        self._up = asyncio.Event()
+        self._subscriptions: dict[str, Callable[[Message], Awaitable[None] | None]] = {}
+        self._requests: dict[str, tuple[str, asyncio.Future[bytes]]] = {}
+        self._numbers = itertools.count()
+        self._closing: set[asyncio.Task[None]] = set()
+        self._throttle = LogThrottle()
+        if self._inbox:
+            self._subscriptions[f"{self._inbox}.*"] = self._on_reply
+
+    async def run(self) -> None:
+        """Connect, and connect again whenever the connection is lost, until cancelled."""
+        delay = _DELAYS[0]
+        try:
+            while True:
+                if await self._connect():
+                    delay = _DELAYS[0]
+                    await self._watch()
+                    self._set_down()
+                if self.refusal:
+                    delay = _REFUSED_DELAY
+                await asyncio.sleep(delay * random.uniform(0.5, 1.0))  # noqa: S311 - no secret
+                delay = min(2 * delay, _DELAYS[1])
+        finally:
+            self._set_down()
+            if self._closing:
+                await asyncio.wait(self._closing)
+
+    async def wait_until_up(self) -> None:
+        """Wait until there is a connection."""
+        await self._up.wait()
+
+    async def subscribe(self, subject: str, callback: Callable[[Message], Awaitable[None] | None]) -> None:
+        """Call a function with each message on a subject, on this connection and on later ones."""
+        self._subscriptions[subject] = callback
+        if self._client is not None:
+            await self._subscribe(self._client, subject, callback)
+
+    async def publish(self, subject: str, data: bytes) -> None:
+        """Publish; wait if `pending_bytes` are reached.
+
+        Raises:
+            LinkDownError: there is no connection.
+        """
+        client = self._client
+        if client is None:
+            raise LinkDownError("there is no connection to NATS")
+        try:
+            await client.publish(subject, data)
+        except _client_errors() as error:
+            self._lost.set()
+            raise LinkDownError("the connection to NATS is lost") from error
+
+    async def request(self, subject: str, data: bytes, timeout: float) -> bytes:
+        """Publish, and return the reply.
+
+        Raises:
+            LinkError: there is no reply within `timeout` seconds, or there cannot be any.
+        """
+        client = self._client
+        if client is None:
+            raise LinkDownError("there is no connection to NATS")
+        reply = f"{self._inbox}.{next(self._numbers)}"
+        future: asyncio.Future[bytes] = asyncio.get_running_loop().create_future()
+        self._requests[reply] = subject, future
+        try:
+            await client.publish(subject, data, reply=reply)
+            return await asyncio.wait_for(future, timeout)
+        except asyncio.TimeoutError:
+            raise RequestTimeoutError(f"no reply within {timeout:g} s") from None
+        except _client_errors() as error:
+            self._lost.set()
+            raise LinkDownError("the connection to NATS is lost") from error
+        finally:
+            del self._requests[reply]
+
+    async def _connect(self) -> bool:
+        """Make a client; return whether it is connected."""
+        servers = self._servers()
+        if servers is None:
+            return False
+        url = random.choice(servers.urls)  # noqa: S311 - no secret
+        client = _new_client()
+        lost = asyncio.Event()
+
+        async def on_closed() -> None:
+            lost.set()
+
+        try:
+            await asyncio.wait_for(
+                client.connect(url, closed_cb=on_closed, **self._options(servers, url)), _CONNECT_TIMEOUT
+            )
+            for subject, callback in list(self._subscriptions.items()):
+                await self._subscribe(client, subject, callback)
+            await client.flush(_CONNECT_TIMEOUT)  # what is subscribed is known to the server from here on
+        except Exception as error:  # noqa: BLE001 - whatever it is, another attempt follows
+            self._drop(client)
+            reason = self._reason or str(error) or type(error).__name__
+            self.refusal = reason if "authorization" in reason.lower() else ""
+            count = self._throttle.add("connect")
+            if count:
+                _log.warning("cannot connect to NATS at %s: %s%s", without_password(url), reason, times(count))
+            return False
+        self.refusal = ""
+        self._client, self._lost = client, lost
+        self.is_up = True
+        self._up.set()
+        _log.info("connected to NATS at %s", without_password(url))
+        self._on_change(True)
+        return True
+
+    async def _watch(self) -> None:
+        """Return once the client is not well."""
+        client = self._client
+        while not self._lost.is_set():
+            with contextlib.suppress(asyncio.TimeoutError):
+                await asyncio.wait_for(self._lost.wait(), CHECK_INTERVAL)
+            if self._lost.is_set():
+                return
+            try:
+                await client.flush(self._patience)
+            except _client_errors():
+                return
+
+    def _set_down(self) -> None:
+        client, self._client = self._client, None
+        if client is None:
+            return
+        self.is_up = False
+        self._up.clear()
+        self._drop(client)
+        for _, future in list(self._requests.values()):
+            if not future.done():
+                future.set_exception(LinkDownError("the connection to NATS is lost"))
+        self._on_change(False)
+
+    def _drop(self, client: Any) -> None:
+        """Close a client in the background: it may wait for a server that does not answer."""
+        task = asyncio.get_running_loop().create_task(_close(client))
+        self._closing.add(task)
+        task.add_done_callback(self._closing.discard)
+
+    def _options(self, servers: NatsServers, url: str) -> dict[str, Any]:
+        self._reason = ""
+        credentials = servers.credentials
+        options: dict[str, Any] = {
+            "name": self._name,
+            "allow_reconnect": False,
+            "max_reconnect_attempts": 1,
+            "reconnect_time_wait": 0,
+            "connect_timeout": _CONNECT_TIMEOUT / 2,
+            "ping_interval": 3600,  # `_watch` checks more often
+            "pending_size": self._pending_bytes,
+            "error_cb": self._on_error,
+        }
+        if url.startswith("tls:"):
+            options |= {"tls": servers.tls(), "tls_handshake_first": True}
+        if credentials.seed:
+            options["nkeys_seed_str"] = credentials.seed
+        elif credentials.file:
+            options["user_credentials"] = credentials.file
+        return options
+
+    async def _subscribe(
+        self, client: Any, subject: str, callback: Callable[[Message], Awaitable[None] | None]
+    ) -> None:
+        async def call(message: Any) -> None:
+            if client is not self._client and self._client is not None:
+                return  # from a client that was replaced
+            result = callback(Message(message.subject, message.data, _reply_of(message)))
+            if result is not None:
+                await result
+
+        with contextlib.suppress(*_client_errors()):  # the client is closed: another one subscribes
+            await client.subscribe(subject, cb=call)
+
+    def _on_reply(self, message: Message) -> None:
+        _, future = self._requests.get(message.subject, ("", None))
+        if future is None or future.done():
+            return  # a late reply
+        if message.reply == _NO_RESPONDERS and not message.data:
+            future.set_exception(NoRespondersError("nobody answers"))
+        else:
+            future.set_result(message.data)
+
+    async def _on_error(self, error: Exception) -> None:
+        """Note an error of the client; fail the requests that the server does not allow."""
+        text = str(error) or type(error).__name__
+        self._reason = text
+        denied = _DENIED.search(text.lower())
+        if denied is None:
+            return
+        for subject, future in list(self._requests.values()):
+            if subject.lower() == denied[2] and not future.done():
+                future.set_exception(ForbiddenError("the credentials do not allow it (tornado-rbkit hub)"))
+        count = self._throttle.add(("denied", denied[2]))
+        if count:
+            _log.warning("NATS does not allow the %s of %s%s", denied[1], denied[2], times(count))
+
+
+def _new_client() -> Any:
+    from nats.aio.client import Client
+
+    return Client()
+
+
+def _client_errors() -> tuple[type[Exception], ...]:
+    from nats.errors import Error
+
+    return Error, OSError, asyncio.TimeoutError
+
+
+def _reply_of(message: Any) -> str:
+    """Return the subject for the reply; for the server's own "no responders", its status."""
+    status = (message.headers or {}).get("Status")
+    return _NO_RESPONDERS if status == _NO_RESPONDERS else str(message.reply)
+
+
+async def _close(client: Any) -> None:
+    """Close a client; abort its connection if that takes too long."""
+    try:
+        await asyncio.wait_for(client.close(), _CLOSE_TIMEOUT)
+    except Exception:  # noqa: BLE001 - the client is given up in any case
+        writer = getattr(getattr(client, "_transport", None), "_io_writer", None)
+        if writer is not None:
+            writer.transport.abort()

@@ -1,0 +1,393 @@
+"""The bridge's connection to a target of an agent."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import logging
+import secrets
+import time
+from collections.abc import Callable, Coroutine
+from dataclasses import dataclass, field
+from typing import Any, Final
+
+import msgpack
+import zmq
+from tornado.ioloop import IOLoop
+
+from tornado_rbkit.errors import CommandError
+from tornado_rbkit.fleet import subjects
+from tornado_rbkit.fleet.agent import HOST_TARGET
+from tornado_rbkit.fleet.framing import WINDOW, StreamReceiver
+from tornado_rbkit.fleet.link import (
+    DATA_PATIENCE,
+    ForbiddenError,
+    Link,
+    LinkDownError,
+    LinkError,
+    Message,
+    NoRespondersError,
+    RequestTimeoutError,
+)
+from tornado_rbkit.fleet.nats import NatsServers
+from tornado_rbkit.fleet.subjects import Watcher
+from tornado_rbkit.frames import Buffer, Encoding
+from tornado_rbkit.upstream.options import UpstreamOptions
+from tornado_rbkit.upstream.subscriber import Subscriber
+from tornado_rbkit.upstream.types import CommandResult, ConnectionState, TransportListener
+
+_log = logging.getLogger(__name__)
+
+LEASE_INTERVAL: Final = 1.0
+"""Seconds between two leases of a target."""
+
+LEASE_TIMEOUT: Final = 2.0
+"""Seconds for the reply to a lease; then the agent counts as disconnected."""
+
+_REPLY_GRACE: Final = 1.0  # seconds for the reply to a command after its deadline: the agent refuses it then
+_CLOSE_TIMEOUT: Final = 1.0  # seconds
+_CREDIT_STEP: Final = WINDOW // 4
+"""Bytes of new credit that are worth a message."""
+
+
+class Fleet:
+    """A bridge process's control connection to NATS. On the thread of its bridges' connections only.
+
+    Attributes:
+        watcher: the names of this process.
+        link: the control connection: leases, commands and hellos.
+    """
+
+    def __init__(self, servers: Callable[[], NatsServers | None], bridge: str) -> None:
+        """Describe the connection; `start` opens it. May be called on any thread.
+
+        Args:
+            servers: returns the NATS servers, before each attempt to connect.
+            bridge: the name of the credentials, which is in each subject.
+        """
+        self.watcher = Watcher(subjects.check_fleet_name(bridge, "the name of the bridge"), secrets.token_hex(4))
+        self.servers = servers
+        self.link = Link(servers, f"rbkit bridge {bridge}", inbox=subjects.inbox(bridge), on_change=self._on_change)
+        self._tasks: set[asyncio.Task[Any]] = set()
+
+    async def start(self, on_hello: Callable[[Message], None]) -> None:
+        """Open the connection, and call a function with each hello of an agent."""
+        await self.link.subscribe(subjects.HELLOS, on_hello)
+        self._linking = self.spawn(self.link.run())
+
+    def spawn(self, coroutine: Coroutine[Any, Any, None]) -> asyncio.Task[None]:
+        """Run a coroutine in a task, for which `close` waits."""
+        task = asyncio.get_running_loop().create_task(coroutine)
+        self._tasks.add(task)
+        task.add_done_callback(self._tasks.discard)
+        return task
+
+    async def who(self) -> None:
+        """Ask all agents for the lists of their targets."""
+        with contextlib.suppress(LinkDownError):
+            await self.link.publish(subjects.WHO, b"")
+
+    def _on_change(self, up: bool) -> None:
+        if up:
+            self.spawn(self.who())
+
+    async def ping(self, host: str) -> None:
+        """Ask whether an agent is there.
+
+        Raises:
+            LinkError: it is not, or it cannot be found out.
+        """
+        subject = subjects.watch(host, HOST_TARGET, self.watcher)
+        await self.link.request(subject, msgpack.packb({}), LEASE_TIMEOUT)
+
+    async def close(self) -> None:
+        """Close the connection, after the tasks that end leases."""
+        ending = self._tasks - {self._linking}
+        if ending:
+            await asyncio.wait(ending, timeout=_CLOSE_TIMEOUT)
+        for task in self._tasks:
+            task.cancel()
+        await asyncio.wait(self._tasks)
+
+
+@dataclass(frozen=True)
+class FleetEndpoint:
+    """A target of an agent. Implements `tornado_rbkit.upstream.types.Endpoint`.
+
+    Attributes:
+        fleet: the control connection. A bridge to this endpoint runs on that connection's thread.
+        host: the name of the host.
+        target: the name of the target there.
+    """
+
+    fleet: Fleet = field(repr=False)
+    host: str
+    target: str
+
+    @property
+    def parts(self) -> tuple[str]:
+        """The label."""
+        return (self.label,)
+
+    @property
+    def label(self) -> str:
+        """``HOST~TARGET``."""
+        return f"{self.host}~{self.target}"
+
+    def transport(
+        self,
+        io_loop: IOLoop,
+        listener: TransportListener,
+        options: UpstreamOptions,
+        *,
+        on_thread: bool,
+        context: Callable[[], zmq.Context[zmq.Socket[bytes]]],
+    ) -> FleetTransport:
+        """Return a connection, which is not open yet."""
+        return FleetTransport(self, io_loop, listener, options, on_thread=on_thread)
+
+
+class _StreamSource:
+    """The messages of a stream. Implements `tornado_rbkit.upstream.source.Source`."""
+
+    def __init__(self, receiver: StreamReceiver, on_taken: Callable[[], None]) -> None:
+        self._receiver = receiver
+        self._on_taken = on_taken
+        self._on_ready: Callable[[], None] | None = None
+        self._loop = asyncio.get_running_loop()
+
+    def take(self, max_bytes: int, max_messages: int) -> tuple[list[Buffer], bool]:
+        """Return the messages that are ready, within the two bounds."""
+        taken = self._receiver.take(max_bytes, max_messages)
+        self._on_taken()
+        return taken
+
+    def watch(self, on_ready: Callable[[], None]) -> None:
+        """Call a function when messages are ready."""
+        self._on_ready = on_ready
+        if self._receiver.has_messages:
+            self._loop.call_soon(self.on_messages)
+
+    def unwatch(self) -> None:
+        """Stop calling the function."""
+        self._on_ready = None
+
+    def on_messages(self) -> None:
+        """Tell the subscriber that messages may be ready."""
+        if self._on_ready is not None:
+            self._on_ready()
+
+
+class FleetTransport:
+    """A lease of a target, its stream and its commands. Implements `tornado_rbkit.upstream.types.Transport`.
+
+    The lease is renewed each second. Its reply has the state of the profiler's connection, and the time by the agent's
+    clock, in which the deadlines of commands are given.
+    """
+
+    def __init__(
+        self,
+        endpoint: FleetEndpoint,
+        io_loop: IOLoop,
+        listener: TransportListener,
+        options: UpstreamOptions,
+        *,
+        on_thread: bool,
+    ) -> None:
+        """Describe a connection; see `Endpoint.transport` for the arguments."""
+        fleet, host, target = endpoint.fleet, endpoint.host, endpoint.target
+        self._fleet = fleet
+        self._endpoint = endpoint
+        self._listener = listener
+        self._lease_subject = subjects.watch(host, target, fleet.watcher)
+        self._stream_subject = subjects.stream(fleet.watcher, host, target)
+        self._receiver = StreamReceiver(max_message_bytes=options.max_message_bytes)
+        self._subscriber = Subscriber(
+            io_loop,
+            listener.on_batch,
+            on_thread=on_thread,
+            flush_interval=options.flush_interval,
+            rcvhwm=options.rcvhwm,
+            max_pending_bytes=options.max_pending_bytes,
+            compression_level=options.compression_level,
+        )
+        self._viewers = 0
+        self._granted = 0
+        self._instance = ""  # of the agent; "" without a lease
+        self._clock_offset = 0.0  # at most: the agent's clock less this process's
+        self._connected = False
+        self._state = 0  # of the receiver, as it was last reported
+        self._tasks: list[asyncio.Task[None]] = []
+        self._command: asyncio.Task[None] | None = None
+
+    def open(self) -> None:
+        """Begin to lease the target."""
+        self._source = _StreamSource(self._receiver, self._grant_if_worthwhile)
+        self._subscriber.open(self._source)
+        self._data = Link(
+            self._fleet.servers,
+            f"rbkit bridge {self._fleet.watcher.bridge} {self._endpoint.label}",
+            patience=DATA_PATIENCE,
+        )
+        self._taken = asyncio.Event()
+        self._tasks = [self._fleet.spawn(step) for step in (self._data.run(), self._keep_lease(), self._keep_credit())]
+
+    def set_encodings(self, encodings: frozenset[Encoding], clients: int, generation: int) -> None:
+        """Set the encodings of the batches."""
+        self._viewers = clients
+        self._subscriber.set_encodings(encodings, clients, generation)
+
+    def request(self, command: str, timeout: float) -> None:
+        """Send a command to the agent, with a deadline."""
+        self._command = self._fleet.spawn(self._ask(command, timeout))
+
+    def stop(self) -> None:
+        """Stop receiving, and fail the command in flight."""
+        self._subscriber.close()
+        for task in self._tasks:
+            task.cancel()
+        if self._command is not None:
+            self._command.cancel()
+        self._fleet.spawn(self._end_lease())
+
+    def close(self) -> None:
+        """Do nothing: the tasks that `stop` has cancelled close the connection for data."""
+
+    # The lease
+
+    async def _keep_lease(self) -> None:
+        await self._data.subscribe(self._stream_subject, self._on_frame)
+        await self._data.wait_until_up()  # frames sent earlier would be lost
+        while True:
+            begun = self._receiver.stream
+            try:
+                await self._renew()
+            except NoRespondersError:
+                self._lose()
+            except LinkError as error:
+                _log.debug("the lease of %s failed: %s", self._endpoint.label, error)
+                self._lose()
+            if self._receiver.stream == begun or not self._receiver.stream:
+                await asyncio.sleep(LEASE_INTERVAL)
+
+    async def _renew(self) -> None:
+        """Lease the target once.
+
+        Raises:
+            LinkError: the agent has not replied.
+        """
+        lease = {"stream": self._receiver.stream, "grant": self._receiver.grant, "viewers": self._viewers}
+        data = await self._fleet.link.request(self._lease_subject, msgpack.packb(lease), LEASE_TIMEOUT)
+        reply = _unpacked(data)
+        if "stream" not in reply:
+            self._lose()
+            return
+        self._receiver.on_lease(reply["stream"], reply["sent"], reply["state"])
+        self._instance = reply["instance"]
+        self._clock_offset = reply["now"] - time.monotonic()
+        self._granted = lease["grant"] if lease["stream"] == self._receiver.stream else 0
+        self._report_state()
+
+    async def _end_lease(self) -> None:
+        with contextlib.suppress(LinkDownError):
+            await self._fleet.link.publish(self._lease_subject, msgpack.packb({"end": True}))
+
+    def _lose(self) -> None:
+        """Report that the agent, or the connection to it, is lost."""
+        self._instance = ""
+        self._report(connected=False)
+
+    def _report_state(self) -> None:
+        """Report the profiler's connection at the agent, and that it was lost meanwhile."""
+        if not self._instance:
+            return
+        state, before = self._receiver.state, self._state
+        self._state = state
+        if state > before + 1 and self._connected:
+            self._report(connected=False)
+            self._subscriber.reset_counter()
+        connected = bool(state % 2)
+        if self._connected and not connected:
+            self._subscriber.reset_counter()
+        self._report(connected=connected)
+
+    def _report(self, *, connected: bool) -> None:
+        if connected != self._connected:
+            self._connected = connected
+            self._listener.on_connection(ConnectionState(() if connected else self._endpoint.parts))
+
+    # The stream
+
+    def _on_frame(self, message: Message) -> None:
+        state = self._receiver.state
+        self._receiver.receive(message.data)
+        if self._receiver.state != state:
+            self._report_state()
+        if self._receiver.has_messages:
+            self._source.on_messages()
+        self._grant_if_worthwhile()
+
+    def _grant_if_worthwhile(self) -> None:
+        if self._receiver.grant - self._granted >= _CREDIT_STEP:
+            self._taken.set()
+
+    async def _keep_credit(self) -> None:
+        while True:
+            await self._taken.wait()
+            self._taken.clear()
+            stream, grant = self._receiver.stream, self._receiver.grant
+            if not stream or grant <= self._granted:
+                continue
+            self._granted = grant
+            with contextlib.suppress(LinkDownError):  # the next lease grants it too
+                await self._fleet.link.publish(self._lease_subject, msgpack.packb({"stream": stream, "grant": grant}))
+
+    # Commands
+
+    async def _ask(self, command: str, timeout: float) -> None:
+        asked_at = time.monotonic()
+        reply = CommandError("unavailable", f"{command}: the bridge has closed the connection").to_reply()
+        try:
+            reply = await self._request(command, timeout)
+        except CommandError as error:
+            reply = error.to_reply()
+        finally:  # it may have been cancelled
+            seconds = time.monotonic() - asked_at
+            self._listener.on_result(CommandResult(reply, CommandError.from_reply(reply), seconds))
+
+    async def _request(self, command: str, timeout: float) -> bytes:
+        """Return the reply to a command.
+
+        Raises:
+            CommandError: there is none.
+        """
+        label = self._endpoint.label
+        if not self._instance:
+            raise CommandError("unavailable", f"{command}: not sent, because the agent of {label} is not connected")
+        deadline = time.monotonic() + self._clock_offset + timeout
+        watcher = self._fleet.watcher
+        subject = subjects.command(self._endpoint.host, self._endpoint.target, watcher, command)
+        asked = msgpack.packb({"instance": self._instance, "deadline": deadline})
+        try:
+            return await self._fleet.link.request(subject, asked, timeout + _REPLY_GRACE)
+        except ForbiddenError as error:
+            raise CommandError("forbidden", f"{command}: {error}") from None
+        except RequestTimeoutError:
+            text = f"no reply to {command} within {timeout:g} s; it may still be carried out (`command_timeouts`)"
+            raise CommandError("timeout", text) from None
+        except NoRespondersError:
+            raise CommandError("unavailable", f"{command}: not sent, because the agent of {label} is gone") from None
+        except LinkError as error:
+            raise CommandError("unavailable", f"{command}: {error}; it may have been carried out") from None
+
+
+def _unpacked(data: bytes) -> dict[str, Any]:
+    """Return the reply to a lease, {} if it is not valid."""
+    try:
+        reply = msgpack.unpackb(data)
+        kinds = {"stream": int, "sent": int, "state": int, "now": float, "instance": str}
+        if all(type(reply[name]) is kind for name, kind in kinds.items()):
+            return dict(reply)
+    except (ValueError, TypeError, KeyError, msgpack.UnpackException):
+        pass
+    return {}
