@@ -158,10 +158,16 @@ class Link:
         await self._up.wait()
 
     async def subscribe(self, subject: str, callback: Callable[[Message], Awaitable[None] | None]) -> None:
-        """Call a function with each message on a subject, on this connection and on later ones."""
+        """Call a function with each message on a subject, on this connection and on later ones.
+
+        When this returns, the server knows of the subscription, or there is no connection.
+        """
         self._subscriptions[subject] = callback
-        if self._client is not None:
-            await self._subscribe(self._client, subject, callback)
+        client = self._client
+        if client is not None:
+            await self._subscribe(client, subject, callback)
+            with contextlib.suppress(*_client_errors()):  # the client is replaced
+                await client.flush(self._patience)
 
     async def publish(self, subject: str, data: bytes) -> None:
         """Publish; wait if `pending_bytes` are reached.
