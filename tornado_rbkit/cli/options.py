@@ -30,13 +30,17 @@ _ACCESS_SETTINGS: Final = {field.name for field in dataclasses.fields(Access) if
 
 
 def add_server_options(parser: argparse.ArgumentParser) -> None:
-    """Add the options of the commands that serve; an option whose `dest` is the name of a setting becomes that
-    setting."""
+    """Add the options of the commands that serve. An option sets the setting that its `dest` names."""
     add_listen_options(parser, DEFAULT_PORT)
     parser.add_argument("--prefix", default="/rbkit", help="path of the page and the WebSocket (default: %(default)s)")
     _add_token_options(
         parser, "token that clients must send (default: none on a loopback address, else generated and printed)"
     )
+    _add_access_options(parser)
+    _add_bridge_options(parser)
+
+
+def _add_access_options(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--allow-host",
         dest="allowed_hosts",
@@ -73,6 +77,9 @@ def add_server_options(parser: argparse.ArgumentParser) -> None:
         default=COMMANDS,
         help="also accept commands that are not in protocol 2.1 (default: refuse them)",
     )
+
+
+def _add_bridge_options(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--encoding",
         dest="default_encoding",
