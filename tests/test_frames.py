@@ -17,6 +17,7 @@ from websockets.extensions.permessage_deflate import PerMessageDeflate
 from websockets.frames import Frame, Opcode
 from websockets.protocol import Protocol, Side
 
+from tests.encoded import encode_data
 from tests.fake_rbkit import recorded
 from tornado_rbkit.frames import (
     FRAGMENT_SIZE,
@@ -24,7 +25,6 @@ from tornado_rbkit.frames import (
     Buffer,
     Chunk,
     Encoding,
-    encode_data,
     encode_notice,
     encode_reply,
     escape,

@@ -77,17 +77,6 @@ def encode_message(payload: bytes, *, binary: bool) -> Chunk:
     return Chunk(((frame,),), len(frame), 1)
 
 
-def encode_data(payloads: Iterable[Buffer], encoding: Encoding, *, compression_level: int = 1) -> list[Chunk]:
-    """Encode published messages as chunks, without pauses."""
-    slices = encode_in_slices(payloads, encoding, compression_level=compression_level)
-    while True:
-        try:
-            next(slices)
-        except StopIteration as end:
-            chunks: list[Chunk] = end.value
-            return chunks
-
-
 def encode_in_slices(
     payloads: Iterable[Buffer], encoding: Encoding, *, compression_level: int = 1
 ) -> Generator[None, None, list[Chunk]]:

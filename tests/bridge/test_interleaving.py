@@ -23,10 +23,11 @@ from websockets.asyncio.client import connect as websockets_connect
 from websockets.typing import Subprotocol
 
 from tests.conftest import until
+from tests.encoded import encode_data
 from tests.fake_rbkit import FakeRbkit
 from tornado_rbkit import Bridge, rbkit_routes
 from tornado_rbkit.bridge.outbox import Outbox
-from tornado_rbkit.frames import Buffer, Chunk, Encoding, encode_data, encode_notice, encode_reply, escape
+from tornado_rbkit.frames import Buffer, Chunk, Encoding, encode_notice, encode_reply, escape
 
 KIB = 1024
 MIB = 1024 * 1024

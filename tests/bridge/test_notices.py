@@ -15,12 +15,13 @@ from tests.bridge.test_fanout import StalledClient, stall, stalled
 from tests.bridge.test_interleaving import ShortStream, join, split
 from tests.bridge.test_outbox import KIB, chunk
 from tests.conftest import Serve, receive, until
+from tests.encoded import encode_data
 from tests.fake_rbkit import FakeRbkit
 from tornado_rbkit import Bridge
 from tornado_rbkit.bridge.clients import Clients
 from tornado_rbkit.bridge.fanout import ClientCount, FanOut
 from tornado_rbkit.bridge.outbox import Outbox
-from tornado_rbkit.frames import Encoding, encode_data, encode_notice, encode_reply
+from tornado_rbkit.frames import Encoding, encode_notice, encode_reply
 from tornado_rbkit.protocol import RESTARTED, Notice, parse_notice
 from tornado_rbkit.upstream.encoder import MAX_DELIVERED
 

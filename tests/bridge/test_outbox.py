@@ -15,8 +15,9 @@ from websockets.frames import Frame, Opcode
 from websockets.protocol import Protocol, Side
 
 from tests.conftest import until
+from tests.encoded import encode_data
 from tornado_rbkit.bridge.outbox import WRITE_SIZE, Outbox
-from tornado_rbkit.frames import Chunk, Encoding, encode_data, encode_notice, encode_reply
+from tornado_rbkit.frames import Chunk, Encoding, encode_notice, encode_reply
 
 BINARY = Encoding()
 KIB = 1024

@@ -9,9 +9,10 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, precondition, rule
 
+from tests.encoded import encode_data
 from tests.fake_rbkit import collection
 from tornado_rbkit.fleet.framing import MAX_FRAME, WINDOW, StreamReceiver, StreamSender
-from tornado_rbkit.frames import FRAGMENT_SIZE, Encoding, encode_data
+from tornado_rbkit.frames import FRAGMENT_SIZE, Encoding
 from tornado_rbkit.upstream.losses import LossCounter
 
 KIB = 1024
