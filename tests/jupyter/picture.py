@@ -36,7 +36,7 @@ def main() -> None:
             browser.get(f"{server.url}doc/tree/Scores.ipynb?token={TOKEN}")
             find(browser, ".jp-Notebook .jp-CodeCell")
             browser.execute_async_script(RUN_ALL)
-            find(browser, ".jp-RenderedHTML svg")
+            find(browser, ".rbkit-flames label")
             browser.execute_script("document.querySelector('.Toastify')?.remove()")  # whether one wants news
             find(browser, ".jp-Notebook").screenshot(str(PICTURE))
 

@@ -4,8 +4,15 @@ from __future__ import annotations
 
 import re
 import xml.etree.ElementTree as ET
+from collections.abc import Iterator
+from pathlib import Path
 
-from tornado_rbkit.jupyter.flamegraph import flame_graph
+import pytest
+from selenium.webdriver import Keys
+from selenium.webdriver.chromium.webdriver import ChromiumDriver
+
+from tests.browser import open_browser
+from tornado_rbkit.jupyter.flamegraph import ZOOM_STYLE, flame_graph, zoomable
 
 SVG = "{http://www.w3.org/2000/svg}"
 
@@ -57,3 +64,77 @@ def test_what_cannot_be_seen_is_left_out() -> None:
 
 def test_nothing_seen_is_a_picture_too() -> None:
     assert bars(flame_graph({}, "0.00 s, 0 samples")).keys() == {"all: 0 samples, 0.0 %"}
+
+
+def boxes(page: str) -> dict[str, float]:
+    """Return the width of each box in percent of its caller's box, by its tip."""
+    found = re.findall(r'width:([\d.]+)%"><label title="(.*?)"', page)
+    return {tip: float(width) for width, tip in found}
+
+
+def test_a_box_is_as_wide_in_its_caller_s_as_it_was_seen_often_in_it() -> None:
+    assert boxes(zoomable({("main", "a", "c"): 3, ("main", "b"): 1}, "four")) == {
+        "all: 4 samples, 100.0 %": 100,
+        "main: 4 samples, 100.0 %": 100,
+        "a: 3 samples, 75.0 %": 75,
+        "c: 3 samples, 75.0 %": 100,
+        "b: 1 samples, 25.0 %": 25,
+    }
+
+
+@pytest.mark.parametrize("count", [3, 7, 9, 11, 13, 30])
+def test_the_boxes_of_a_row_never_need_more_than_the_row(count: int) -> None:
+    widths = list(boxes(zoomable({(str(i),): 1 for i in range(count)}, "")).values())[1:]
+    assert len(widths) == count
+    assert sum(widths) <= 100
+
+
+def test_the_boxes_have_text_and_no_script() -> None:
+    evil = "</label><script>alert(1)</script>\"'&\x00\ud800"
+    page = zoomable({(evil,): 1}, evil)
+    page.encode()
+    tags = {"div", "p", "b", "span", "label", "input", "bdi"}
+    assert {
+        element.tag for element in ET.fromstring(re.sub("(<input[^>]*|hidden)(?=[ >])", _closed, page)).iter()
+    } == tags
+    assert not re.search(r"href|\son\w+=|url\(", page + ZOOM_STYLE)
+
+
+def _closed(match: re.Match[str]) -> str:
+    """Return what is HTML only as XML."""
+    return 'hidden=""' if match[0] == "hidden" else f"{match[0]}/"
+
+
+@pytest.fixture(scope="module")
+def browser(tmp_path_factory: pytest.TempPathFactory) -> Iterator[ChromiumDriver]:
+    with open_browser(tmp_path_factory.mktemp("chromium")) as browser:
+        yield browser
+
+
+def test_a_click_or_a_key_zooms_in_and_out_without_the_other_cells_graphs(
+    browser: ChromiumDriver, tmp_path: Path
+) -> None:
+    graph = {("main", "a", "c"): 3, ("main", "b"): 1}
+    page = tmp_path / "page.html"
+    page.write_text(f"<style>{ZOOM_STYLE}</style>{zoomable(graph, 'one')}{zoomable(graph, 'two')}")
+    browser.get(page.as_uri())
+
+    def seen() -> list[list[str]]:
+        graphs = browser.find_elements("css selector", ".rbkit-flames")
+        return [
+            [box.text for box in graph.find_elements("css selector", "label") if box.is_displayed()]
+            for graph in graphs
+        ]
+
+    whole, b, c = ["all", "main", "a", "c", "b"], "//label[.='b']", "//label[.='c']"
+    assert seen() == [whole, whole]
+    browser.find_element("xpath", b).click()
+    assert seen() == [["all", "main", "b"], whole]
+    assert browser.find_element("xpath", b).size == browser.find_element("xpath", "//label[.='all']").size
+    browser.switch_to.active_element.send_keys(Keys.ARROW_UP)
+    assert seen() == [whole, whole], "main is chosen"
+    browser.switch_to.active_element.send_keys(Keys.ARROW_DOWN)
+    assert seen() == [["all", "main", "a", "c"], whole]
+    assert browser.find_element("xpath", c).size == browser.find_element("xpath", "//label[.='all']").size
+    browser.find_element("xpath", "//label[.='all']").click()
+    assert seen() == [whole, whole]

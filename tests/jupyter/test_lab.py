@@ -78,7 +78,7 @@ def test_a_notebook_is_profiled_and_its_picture_is_saved(server: Lab, browser: C
     browser.get(f"{server.url}lab/workspaces/own/tree/Analysis.ipynb?token={TOKEN}")
     find(browser, ".jp-Notebook .jp-CodeCell")
     browser.execute_async_script(RUN_ALL)
-    picture = find(browser, ".jp-RenderedHTML svg")
+    picture = find(browser, ".rbkit-flames label")
     assert picture.size["width"] > 500, "the browser can draw it, as wide as the notebook"
     find(browser, ".jp-RenderedHTML tr", "str(number)")
 
@@ -86,7 +86,17 @@ def test_a_notebook_is_profiled_and_its_picture_is_saved(server: Lab, browser: C
     outputs = [output for cell in json.loads(path.read_text())["cells"] for output in cell["outputs"]]
     assert "__main__.&lt;module&gt;" in "".join(outputs[-1]["data"]["image/svg+xml"])
     browser.get(f"{server.url}lab/workspaces/own/tree/Analysis.ipynb")
-    find(browser, ".jp-RenderedHTML svg")
+    find(browser, ".rbkit-flames label", "__main__.<module>").click()
+    assert browser.find_elements("css selector", ".rbkit-flames :checked")
+    unsigned = server.root / "Copy.ipynb"
+    unsigned.write_text(path.read_text().replace("str(number)", "str(0)"))
+    browser.get(f"{server.url}lab/workspaces/copy/tree/Copy.ipynb")
+    bar = find(browser, ".rbkit-flames label", "__main__.<module>")
+    assert not browser.find_elements("css selector", ".jp-RenderedHTML style"), "the notebook is not trusted"
+    assert bar.size["width"] > 500
+    assert bar.size["height"] == 17
+    browser.get(f"{server.url}lab/workspaces/own/tree/Analysis.ipynb")
+    find(browser, ".rbkit-flames label")
 
     link = find(browser, ".jp-OutputArea-output a", "open the dashboard")
     link.click()

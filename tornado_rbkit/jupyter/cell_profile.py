@@ -9,7 +9,7 @@ from html import escape
 from pathlib import Path
 from typing import Final
 
-from tornado_rbkit.jupyter.flamegraph import flame_graph
+from tornado_rbkit.jupyter.flamegraph import ZOOM_STYLE, flame_graph, zoomable
 from tornado_rbkit.protocol import CPUSample
 from tornado_rbkit.recording.export import folded, speedscope
 
@@ -21,7 +21,7 @@ _STYLE: Final = (
     "<style>.rbkit{color:inherit}.rbkit table{border-collapse:collapse;margin:4px 0}"
     ".rbkit td,.rbkit th{padding:0 8px;text-align:right;font:12px/1.5 ui-monospace,monospace;white-space:pre;"
     "background:none;border:0;color:inherit}.rbkit td:last-child,.rbkit th:last-child{text-align:left}"
-    ".rbkit .hot{background:rgba(255,120,40,.25)}</style>"
+    f".rbkit .hot{{background:rgba(255,120,40,.25)}}{ZOOM_STYLE}</style>"
 )
 
 
@@ -62,7 +62,8 @@ class CellProfile:
         return flame_graph(self._stacks, self._title)
 
     def _repr_html_(self) -> str:
-        return f'<div class="rbkit">{_STYLE}{self._lines()}{self._functions()}{self._repr_svg_()}</div>'
+        flames = zoomable(self._stacks, self._title)
+        return f'<div class="rbkit">{_STYLE}{self._lines()}{self._functions()}{flames}</div>'
 
     def speedscope(self, path: str | Path) -> None:
         """Write the samples as a file for https://www.speedscope.app, replacing it if it exists.
