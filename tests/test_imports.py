@@ -65,6 +65,13 @@ def test_every_part_is_known() -> None:
     assert parts - {"__init__", "__pycache__"} == set(ALLOWED)
 
 
-def test_every_package_says_what_it_is_for() -> None:
-    for path in PACKAGE.glob("*/__init__.py"):
-        assert ast.get_docstring(ast.parse(path.read_text(encoding="utf-8"))), path
+@pytest.mark.parametrize("package", sorted(path.parent.name for path in PACKAGE.glob("*/__init__.py")))
+def test_every_package_names_its_modules_and_what_it_may_import(package: str) -> None:
+    init = PACKAGE / package / "__init__.py"
+    text = ast.get_docstring(ast.parse(init.read_text(encoding="utf-8"))) or ""
+    parts = [path for path in init.parent.iterdir() if path.suffix == ".py" or (path / "__init__.py").exists()]
+    missing = [
+        part.stem for part in parts if part != init and f"`{part.stem}`" not in text and f"`{part.stem}." not in text
+    ]
+    assert missing == [], "the docstring says what is in each module"
+    assert parts == [init] or "mport" in text, "the docstring says what the package may import"

@@ -269,7 +269,7 @@ class Bridge:
                 self._own_commands.send_handshake()
         finally:
             sessions = self._sessions.joined_by(batch.generation)
-            deliver = methodcaller("deliver", batch)
+            deliver = methodcaller("deliver", batch)  # Client.deliver
             self._fan_out.begin(sessions, deliver, size=batch.encoded, done=batch.acknowledge)
 
     def on_connection(self, connection: ConnectionState) -> None:

@@ -59,7 +59,7 @@ class CommandRules(Protocol):
 
 
 class Submit(Protocol):
-    """A function that submits a command for a session."""
+    """Submits a command for a client: `CommandQueue.submit`, which `Bridge.add` passes on."""
 
     def __call__(
         self, name: str, answer: Callable[[CommandResult], None], owner: object, *, expires: float = math.inf

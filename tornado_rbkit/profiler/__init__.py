@@ -5,6 +5,21 @@
     profiler.start_server()
 
 Nothing is measured until a client or `start_profiling` asks for it.
+
+`lifecycle` starts the one `server` of the process, whose `profile` answers the commands with the instruments: `cpu`,
+`memory`, `heap` for snapshots, and `vitals`. Each packs its events with `packing` into the `batcher`.
+
+- Stacks: `frames` reads them and `frame_cache` names them; `clocks` and `run_state` find the threads that compute.
+- Objects: `tracked` lists them, `objects` inspects them and `references` names what they hold, all without running the
+  host's code (`uninterrupted`).
+- Reachability: `endpoints` binds the sockets, `folder` is where `discovery` finds servers, and `follow`, with the
+  package `startup`, starts a server in child processes. `arguments` checks arguments, and `threads` has the profiler's
+  own threads.
+- `stacks` samples a block of code without a server, `external` another process; `demo` runs the `workload`.
+
+Of this package, `web` may use `discovery` and `endpoints`, `fleet` may use `folder`, and `cli` and `jupyter`
+everything. It imports only `tornado_rbkit.protocol`, `endpoints` and `errors`, besides pyzmq and msgpack, because a
+profiled process should load nothing more.
 """
 
 from tornado_rbkit.profiler.arguments import ArgumentError
