@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import logging
+import os
 import threading
 from collections.abc import AsyncIterator, Awaitable, Callable, Iterator
 from pathlib import Path
@@ -85,9 +86,12 @@ def pytest_addoption(parser: pytest.Parser) -> None:
 
 
 def pytest_xdist_auto_num_workers(config: pytest.Config) -> int | None:
-    """Run tests named on the command line, or run with -s, in this process; run all other tests on every core."""
+    """Run tests named on the command line, or run with -s, in this process.
+
+    All others run in two processes for each processor, since most of them wait most of the time.
+    """
     by_name = not all(Path(argument).is_dir() for argument in config.args)
-    return 0 if by_name or config.option.capture == "no" else None
+    return 0 if by_name or config.option.capture == "no" else 2 * (os.cpu_count() or 1)
 
 
 @pytest.fixture(autouse=True)

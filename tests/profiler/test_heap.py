@@ -127,7 +127,8 @@ def test_a_subscriber_that_reads_slowly_gets_all_of_it(short_queue: None, server
         received, total = 0, None
         while received != total:
             for dump in client.next().events:
-                assert isinstance(dump, ObjectSpaceDump)
+                if not isinstance(dump, ObjectSpaceDump):
+                    continue  # the vitals of a second
                 received, total = received + len(dump.objects), dump.complete_message_count
             pause.wait(0.01)
         assert client.reply() == b"ok"
@@ -264,7 +265,7 @@ for message in received:
 
 def test_a_dump_has_the_shape_of_rbkits(client: Client) -> None:
     snapshot(client)
-    (ours, *_) = raw_events(client.messages[0], EventType.OBJECT_SPACE_DUMP)
+    ours = next(event for message in client.messages for event in raw_events(message, EventType.OBJECT_SPACE_DUMP))
     ruby = next(payload for _, channel, _, payload in recorded("snapshot") if channel == 1)
     (rubys, *_) = raw_events(ruby, EventType.OBJECT_SPACE_DUMP)
     resident = ours.pop(int(Field.RESIDENT))
