@@ -532,7 +532,12 @@ def test_event_types_and_fields_have_rbkits_numbers() -> None:
         Field.ATTRIBUTES,
         Field.KEYS,
         Field.RESIDENT,
+        Field.THREAD_NAME,
+        Field.TASK_NAME,
+        Field.THREAD_STATE,
+        Field.DEFINITION_LINE,
     ]  # the last are our own
+    assert [int(field) for field in Field] == [*range(23)]
 
 
 # Closing

@@ -90,7 +90,7 @@ def test_time_is_charged_when_the_thread_is_seen_computing(monkeypatch: pytest.M
     seen, unseen = of_threads.burned([this], 0.001, 1, 20)
     assert seen[this] >= 20, "the earlier time is not lost"
     assert unseen == {}
-    assert of_threads.computing == 1
+    assert of_threads.computing == {this}
 
 
 def test_time_of_a_thread_that_is_never_seen_computing_is_reported_without_a_stack(

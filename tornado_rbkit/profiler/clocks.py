@@ -1,4 +1,4 @@
-"""Reads the CPU clocks of the process's threads."""
+"""Reads the CPU clocks and the states of the process's threads."""
 
 from __future__ import annotations
 
@@ -6,10 +6,11 @@ import contextlib
 import sys
 import threading
 import time
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping, Sequence
 from typing import Final, NamedTuple
 
-from tornado_rbkit.profiler.run_state import RunStates
+from tornado_rbkit.profiler.frames import Place
+from tornado_rbkit.profiler.run_state import LOCK, RUNNING, WAITING, WAITING_FILES, RunStates
 
 HAS_CPU_CLOCK: Final = sys.platform.startswith("linux")
 
@@ -18,6 +19,7 @@ UNSEEN_SECONDS: Final = 0.05
 """CPU time that a thread may use without being seen computing; then it is reported without a stack."""
 
 _MAX_COUNT: Final = 1000  # samples of one thread at one tick
+_MOST: Final = 0.9  # of the time between two looks: a thread that used as much runs
 
 
 class Burned(NamedTuple):
@@ -39,8 +41,10 @@ class ThreadClocks:
     """
 
     def __init__(self) -> None:
-        self.computing = 0
-        """The number of threads that were seen computing in the last call of `burned`."""
+        self.computing: set[int] = set()
+        """The threads that were seen computing in the last call of `burned`."""
+        self._looked = 0
+        self._known: dict[int, tuple[int, int, str]] = {}
         self._native_ids: dict[int, int] = {}
         self._seen: dict[int, int] = {}
         self._owed: dict[int, int] = {}
@@ -55,7 +59,7 @@ class ThreadClocks:
         """
         threads = list(threads)
         self._forget_ended(threads)
-        self.computing = 0
+        self.computing.clear()
         enough = int(interval * 1e9)
         burned = Burned({}, {})
         for thread_id in threads:
@@ -71,13 +75,47 @@ class ThreadClocks:
                 owed %= enough
             elif count and self._states is not None:
                 is_computing = self._states.is_runnable(self._native_ids[thread_id])
-                self.computing += is_computing
+                if is_computing:
+                    self.computing.add(thread_id)
                 if is_computing or owed > UNSEEN_SECONDS * 1e9:
                     count = min(count, _MAX_COUNT)
                     (burned.seen if is_computing else burned.unseen)[thread_id] = count
                     owed -= count * enough
             self._owed[thread_id] = owed
         return burned
+
+    def states(self, stacks: Mapping[int, Sequence[Place]]) -> dict[int, str]:
+        """Return the states of threads, by their stacks (innermost first); an unknown state is left out.
+
+        Reading a state takes many times as long as reading a clock, so it is read only where the clock does not tell:
+        a thread that used no CPU time and is at the same place waits on.
+        """
+        if self._states is None:
+            return {}
+        self._forget_ended(stacks)
+        states: dict[int, str] = {}
+        looked = time.monotonic_ns()
+        most = _MOST * (looked - self._looked)
+        self._looked = looked
+        for thread_id, stack in stacks.items():
+            now = self._read(thread_id)
+            if now is None:
+                continue
+            used = now - self._seen.get(thread_id, 0)
+            self._seen[thread_id] = now
+            code, at = stack[0][:2]
+            known = self._known.get(thread_id)
+            if used >= most:
+                state = RUNNING
+            elif not used and known is not None and known[:2] == (id(code), at) and known[2] != RUNNING:
+                state = known[2]
+            else:
+                state = self._states.state(self._native_ids[thread_id])
+                if state == LOCK and code.co_filename in WAITING_FILES:
+                    state = WAITING
+            self._known[thread_id] = (id(code), at, state)
+            states[thread_id] = state
+        return states
 
     def _read(self, thread_id: int) -> int | None:
         native_id = self._native_ids.get(thread_id) or self._find(thread_id)
@@ -93,16 +131,22 @@ class ThreadClocks:
             return None
 
     def _find(self, thread_id: int) -> int | None:
-        for thread in threading.enumerate():
-            if thread.ident == thread_id and thread.native_id is not None:
-                self._native_ids[thread_id] = thread.native_id
-                return thread.native_id
-        return None
+        thread = threading._active.get(thread_id)  # type: ignore[attr-defined]  # enumerate() takes the host's lock
+        native_id: int | None = getattr(thread, "_native_id", None)
+        if native_id is not None:
+            self._native_ids[thread_id] = native_id
+        return native_id
 
-    def _forget_ended(self, threads: list[int]) -> None:
+    def _forget_ended(self, threads: Iterable[int]) -> None:
         for thread_id in self._native_ids.keys() - threads:
             self._drop(thread_id)
 
     def _drop(self, thread_id: int) -> None:
-        for table in (self._native_ids, self._seen, self._owed):
+        for table in (self._native_ids, self._seen, self._owed, self._known):
             table.pop(thread_id, None)
+
+
+def thread_name(thread_id: int) -> str | None:
+    """Return the name of a thread, None of a thread that `threading` does not know. Any thread."""
+    name = getattr(threading._active.get(thread_id), "_name", None)  # type: ignore[attr-defined]
+    return name if type(name) is str else None

@@ -37,10 +37,12 @@ from typing import Any, Final
 
 from tornado_rbkit.profiler.arguments import check_interval
 from tornado_rbkit.profiler.batcher import BACKLOG_EVENTS, EventBatcher
-from tornado_rbkit.profiler.clocks import ThreadClocks
+from tornado_rbkit.profiler.clocks import HAS_CPU_CLOCK, ThreadClocks, thread_name
+from tornado_rbkit.profiler.collection_times import CollectionTimes, is_callback
 from tornado_rbkit.profiler.frame_cache import FrameCache
 from tornado_rbkit.profiler.frames import SamplingError, check_sampling, read_stacks
-from tornado_rbkit.profiler.packing import pack_frame, pack_sample, pack_stack, pack_time
+from tornado_rbkit.profiler.packing import pack_facts, pack_frame, pack_sample, pack_stack, pack_time
+from tornado_rbkit.profiler.run_state import RUNNING
 from tornado_rbkit.profiler.threads import Flag, InternalThread, internal_logger, internal_threads, original
 
 _log = internal_logger(__name__)
@@ -70,6 +72,9 @@ _SMOOTHING: Final = 0.1
 """The weight of the last tick in the average cost of a tick."""
 
 
+COLLECTING: Final = "gc"
+"""The state of a thread on which a garbage collection runs."""
+
 _BETWEEN_SAMPLES: Final = pack_frame("(between samples)", "(between samples)", "", 0, singleton=False)
 
 
@@ -94,6 +99,7 @@ class CPUSampler:
         self._thread: InternalThread | None = None
         self._frames = FrameCache()
         self._clocks: ThreadClocks | None = None
+        self._collections = CollectionTimes()
         self._switching = SwitchInterval()
         self._pace = Pace(self.interval)
         self._failure: str | None = None
@@ -148,7 +154,8 @@ class CPUSampler:
         self._thread = None
 
     def abandon(self) -> None:
-        """Restore, in a forked child, the switch interval that the parent's sampler changed."""
+        """Undo, in a forked child, what the parent's sampler changed."""
+        self._collections.stop()
         self._switching.restore()
 
     def status(self) -> dict[str, Any]:
@@ -175,9 +182,11 @@ class CPUSampler:
     def _sample_at_a_high_rate(self) -> None:
         # a whole interval would make every other tick late
         self._switching.lower(max(self.interval / 2, MIN_SWITCH_INTERVAL))
+        self._collections.start()
         try:
             self._sample_safely("it was started again") or self._sample_safely("CPU sampling is off")
         finally:
+            self._collections.stop()
             self._switching.restore()
             self._frames.clear()
             self._ended = time.monotonic()
@@ -214,27 +223,49 @@ class CPUSampler:
 
     def _tick(self, ticks: int, interval: float) -> int:
         """Publish a sample of every thread for each of the last `ticks` ticks; return the bytes of all samples."""
-        stacks = read_stacks()  # first, because other threads may run again at any moment
+        tasks: dict[int, str] = {}
+        stacks = read_stacks(tasks)  # first, because other threads may run again at any moment
         now = time.time()
         for thread_id in internal_threads() & stacks.keys():
             del stacks[thread_id]
         size = 0
         samples = dict.fromkeys(stacks, ticks)
-        if self.clock_type == "cpu":
-            self._clocks = self._clocks or ThreadClocks()
+        states: dict[int, str] = {}
+        if self._clocks is None and HAS_CPU_CLOCK:
+            self._clocks = ThreadClocks()
+        if self._clocks is not None and self.clock_type == "cpu":
             samples, unseen = self._clocks.burned(stacks, interval, ticks, int(MAKE_UP_SECONDS / interval))
-            self._switching.lower(MIN_SWITCH_INTERVAL if self._clocks.computing > 1 else ALONE_SWITCH_INTERVAL)
+            states = dict.fromkeys(self._clocks.computing, RUNNING)
+            self._switching.lower(MIN_SWITCH_INTERVAL if len(self._clocks.computing) > 1 else ALONE_SWITCH_INTERVAL)
             for thread_id, count in unseen.items():
-                size += self._publish([_BETWEEN_SAMPLES], thread_id, count, now, interval)
+                size += self._publish([_BETWEEN_SAMPLES], (thread_id, None, None), count, now, interval)
+        elif self._clocks is not None:
+            states = self._clocks.states(stacks)
         for thread_id, count in samples.items():
-            size += self._publish(self._frames.stack(stacks[thread_id]), thread_id, count, now, interval)
+            if is_callback(stacks[thread_id][0][0]):
+                del stacks[thread_id][0]
+            about = (thread_id, tasks.get(thread_id), states.get(thread_id))
+            size += self._publish(self._frames.stack(stacks[thread_id]), about, count, now, interval)
+        self._collections.forget()
         return size
 
-    def _publish(self, stack: list[bytes], thread_id: int, count: int, now: float, interval: float) -> int:
-        """Publish a stack `count` times, at the last times an interval apart; return the bytes of all samples."""
-        packed = pack_stack(stack, thread_id)
+    def _publish(
+        self, stack: list[bytes], about: tuple[int, str | None, str | None], count: int, now: float, interval: float
+    ) -> int:
+        """Publish a stack `count` times, at the last times an interval apart; return the bytes of all samples.
+
+        `about` is the thread, its task and its state.
+        """
+        thread_id, task, state = about
+        name = thread_name(thread_id)
+        packed = pack_stack(stack, thread_id, pack_facts(name, task, state))
+        collections = self._collections.of(thread_id)
         for before in range(count - 1, -1, -1):
-            self._batcher.add(pack_sample(pack_time(now - before * interval), packed))
+            moment = now - before * interval
+            event = packed
+            if collections and any(began <= moment <= ended for began, ended in collections):
+                event = pack_stack(stack, thread_id, pack_facts(name, task, COLLECTING))
+            self._batcher.add(pack_sample(pack_time(moment), event))
         self._samples += count
         return count * len(packed)
 

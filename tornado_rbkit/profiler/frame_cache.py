@@ -55,8 +55,11 @@ def packed_place(code: CodeType, lasti: int, namespace: dict[str, Any], frame: F
     module = dict.get(namespace, "__name__")  # not namespace.get(): a subclass of dict may override it
     qualname = qualified_name(code, frame)
     label = f"{module}.{qualname}" if type(module) is str else qualname
-    singleton = _first_argument(code) == "cls"
-    return pack_frame(code.co_name, label, code.co_filename, line_number(code, lasti), singleton=singleton)
+    return pack_frame(
+        *(code.co_name, label, code.co_filename, line_number(code, lasti)),
+        singleton=_first_argument(code) == "cls",
+        definition_line=code.co_firstlineno,
+    )
 
 
 def line_number(code: CodeType, lasti: int) -> int:

@@ -26,6 +26,7 @@ from types import CodeType, FrameType
 from typing import Any, Final, TypeAlias
 
 from tornado_rbkit.errors import RbkitError
+from tornado_rbkit.profiler.tasks import read_tasks, running_tasks, thread_of_loop
 from tornado_rbkit.profiler.threads import original
 from tornado_rbkit.profiler.uninterrupted import ONCE, run_uninterrupted
 
@@ -82,10 +83,13 @@ def frames_of_others() -> list[FrameType]:
     return list(frames.values())
 
 
-def read_stacks() -> dict[int, list[Place]]:
+def read_stacks(tasks: dict[int, str] | None = None) -> dict[int, list[Place]]:
     """Return the stacks of all other threads that run Python code, innermost frame first. Any thread.
 
     On Python 3.10 a stack of the caller's own would hold the frame that holds it, until a collection.
+
+    Args:
+        tasks: receives, by thread, the name of the asyncio task that runs on it.
 
     Raises:
         SamplingError: the stacks cannot be read safely.
@@ -94,14 +98,20 @@ def read_stacks() -> dict[int, list[Place]]:
     threads: list[int] = []
     frames: dict[int, FrameType] = {}
     stacks: list[list[Place]] = []
+    loops: list[Any] = []
+    names: list[str] = []
+    running = None if tasks is None else running_tasks()
     _with_frames(
         lambda current: [
+            *(read_tasks(running, loops, names) if running else ()),
             map(frames.update, current),
             map(threads.extend, map(filterfalse, [is_own], [frames])),
             map(stacks.extend, [_follow(map(frames.get, threads))]),
             starmap(frames.clear, ONCE),
         ]
     )
+    if tasks is not None:
+        tasks.update(zip(map(thread_of_loop, loops), names, strict=True))
     return dict(zip(threads, stacks, strict=True))
 
 

@@ -9,6 +9,7 @@ from __future__ import annotations
 import struct
 import time
 from collections.abc import Sequence
+from functools import lru_cache
 from typing import Any, Final
 
 import msgpack
@@ -25,6 +26,8 @@ _SAMPLE_HEAD: Final = bytes((0x83, Field.EVENT_TYPE, EventType.CPU_SAMPLE, Field
 _SAMPLE_TIMESTAMP: Final = slice(len(_SAMPLE_HEAD), len(_SAMPLE_HEAD) + 9)  # a float64
 _NO_TIMESTAMP: Final = b"\xcb" + bytes(8)
 _FRAME_HEAD: Final = bytes((0x86, Field.METHOD_NAME))
+_DEFINED_FRAME_HEAD: Final = bytes((0x87, Field.METHOD_NAME))
+_DEFINITION_KEY: Final = bytes((Field.DEFINITION_LINE,))
 _LABEL_KEY: Final = bytes((Field.LABEL,))
 _FILE_KEY: Final = bytes((Field.FILE,))
 _LINE_KEY: Final = bytes((Field.LINE,))
@@ -111,20 +114,43 @@ def pack_destroyed(timestamp: bytes, object_id: int) -> bytes:
     return _DESTROYED_HEAD + timestamp + _DESTROYED_KEYS + pack(object_id)
 
 
-def pack_frame(method_name: str, label: str, file: str, line: int, *, singleton: bool) -> bytes:
+def pack_frame(
+    method_name: str, label: str, file: str, line: int, *, singleton: bool, definition_line: int | None = None
+) -> bytes:
     """Return a stack frame without the value of its last key, thread_id, which `pack_stack` adds."""
+    head, defined = _FRAME_HEAD, b""
+    if definition_line is not None:
+        head, defined = _DEFINED_FRAME_HEAD, _DEFINITION_KEY + pack(definition_line)
     return b"".join(
         (
-            *(_FRAME_HEAD, pack_text(method_name), _LABEL_KEY, pack_text(label), _FILE_KEY, pack_text(file)),
-            *(_LINE_KEY, pack(line), _SINGLETON_KEY, pack(int(singleton)), _THREAD_KEY),
+            *(head, pack_text(method_name), _LABEL_KEY, pack_text(label), _FILE_KEY, pack_text(file)),
+            *(_LINE_KEY, pack(line), _SINGLETON_KEY, pack(int(singleton)), defined, _THREAD_KEY),
         )
     )
 
 
-def pack_stack(frames: Sequence[bytes], thread_id: int) -> bytes:
-    """Return the payload of a cpu_sample from frames of `pack_frame`, innermost first."""
+@lru_cache(maxsize=4096)
+def pack_facts(thread_name: str | None, task_name: str | None, state: str | None) -> tuple[bytes, ...]:
+    """Return what is known of a thread, for `pack_stack`; None is left out."""
+    facts = ((Field.THREAD_NAME, thread_name), (Field.TASK_NAME, task_name), (Field.THREAD_STATE, state))
+    return tuple(bytes((key,)) + pack_text(value) for key, value in facts if value is not None)
+
+
+def pack_stack(frames: Sequence[bytes], thread_id: int, facts: Sequence[bytes] = ()) -> bytes:
+    """Return the payload of a cpu_sample.
+
+    Args:
+        frames: from `pack_frame`, innermost first.
+        thread_id: the thread of all frames.
+        facts: from `pack_facts`; they are added to the innermost frame.
+    """
     packed_id = pack(thread_id)
-    return b"".join((_PAYLOAD_KEY, _array_header(len(frames)), packed_id.join(frames), packed_id))
+    if not facts:
+        return b"".join((_PAYLOAD_KEY, _array_header(len(frames)), packed_id.join(frames), packed_id))
+    innermost, *others = frames
+    first = (bytes((innermost[0] + len(facts),)), innermost[1:], packed_id, *facts)
+    rest = (packed_id.join(others), packed_id) if others else ()
+    return b"".join((_PAYLOAD_KEY, _array_header(len(frames)), *first, *rest))
 
 
 def pack_sample(timestamp: bytes, stack: bytes) -> bytes:

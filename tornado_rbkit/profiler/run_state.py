@@ -1,8 +1,9 @@
-"""Find out whether a thread computes or sleeps, by the system call that it is in. Linux.
+"""Find out whether a thread computes, waits for a lock or sleeps, by the system call that it is in. Linux.
 
 A thread that computes in Python and lost the GIL to the sampler waits in a system call too, futex(2). Its address
 tells it from a thread that waits for a lock of the program: the GIL's condition variable and mutex lie side by side in
-the interpreter's runtime state, at addresses that one measurement finds.
+the interpreter's runtime state, at addresses that one measurement finds. A thread that waits for work waits for a lock
+too; its innermost Python function tells (see `WAITING_FILES`).
 
 The files in /proc are read by C functions that keep the GIL (`ctypes.PyDLL`): `os.read` would release it, and the
 threads would run on meanwhile.
@@ -11,9 +12,22 @@ threads would run on meanwhile.
 from __future__ import annotations
 
 import os
+import threading
 from typing import Any, Final
 
 from tornado_rbkit.profiler.threads import Flag, InternalThread, original
+
+RUNNING: Final = "running"
+WAITING: Final = "waiting"
+LOCK: Final = "lock"
+
+_LIBRARY: Final = os.path.dirname(threading.Condition.wait.__code__.co_filename)
+WAITING_FILES: Final = frozenset(
+    os.path.join(_LIBRARY, *parts)
+    for parts in (("threading.py",), ("queue.py",), ("concurrent", "futures", "thread.py"))
+)
+"""Files of the standard library whose functions wait, for work, an event or the end of a thread, by waiting for a
+lock."""
 
 _RUNNING: Final = b"running"  # the content of /proc/self/task/TID/syscall, proc(5)
 _NEAR: Final = 256  # bytes, more than the GIL's fields take
@@ -38,12 +52,20 @@ class RunStates:
         self._read.restype = ctypes.c_ssize_t
         self._read.argtypes = [ctypes.c_int, ctypes.c_void_p, ctypes.c_size_t]
         self._buffer: Any = ctypes.create_string_buffer(256)
-        self._gil = self._find_gil()
+        self._futex, self._gil = self._find_gil()
 
     def is_runnable(self, native_id: int) -> bool:
         """Return True if a thread computes or waits for the GIL; also if it has ended, which it did computing."""
+        return self.state(native_id) == RUNNING
+
+    def state(self, native_id: int) -> str:
+        """Return `RUNNING` as `is_runnable`, `LOCK` or `WAITING`."""
         call = self._call(native_id)
-        return call is None or call == [_RUNNING] or (len(call) > 1 and self._is_gil(int(call[1], 16)))
+        if call is None or call == [_RUNNING]:
+            return RUNNING
+        if call[0] != self._futex:
+            return WAITING
+        return RUNNING if self._is_gil(int(call[1], 16)) else LOCK
 
     def _is_gil(self, address: int) -> bool:
         return abs(address - self._gil) < _NEAR
@@ -57,8 +79,8 @@ class RunStates:
         self._close(descriptor)
         return None if size <= 0 else self._buffer.raw[:size].split()
 
-    def _find_gil(self) -> int:
-        """Return the address where a thread waits for the GIL while this thread holds it."""
+    def _find_gil(self) -> tuple[bytes, int]:
+        """Return the system call, and the address, where a thread waits for the GIL while this thread holds it."""
         stop = Flag()
         ids: list[int] = []
 
@@ -77,7 +99,7 @@ class RunStates:
                     if call is None:
                         break
                     if len(call) > 2:
-                        return int(call[1], 16)
+                        return call[0], int(call[1], 16)
         finally:
             stop.set()
             thread.join()

@@ -127,6 +127,7 @@ def _decode_object_space_dump(event: dict[int, Any]) -> ObjectSpaceDump:
 
 
 def _decode_cpu_sample(event: dict[int, Any]) -> CPUSample:
+    stack = _maps(event[Field.PAYLOAD])
     frames = [
         StackFrame(
             frame[Field.METHOD_NAME],
@@ -135,11 +136,14 @@ def _decode_cpu_sample(event: dict[int, Any]) -> CPUSample:
             frame[Field.LINE],
             _flag(frame[Field.SINGLETON_METHOD]),
             frame[Field.THREAD_ID],
+            frame.get(Field.DEFINITION_LINE),
         )
-        for frame in _maps(event[Field.PAYLOAD])
+        for frame in stack
     ]
     _check_columns(frames, "frame", *zip(StackFrame._fields, _STACK_FRAME_TYPES, strict=True))
-    return CPUSample(_timestamp(event), frames)
+    innermost = stack[0] if stack else {}
+    facts = (_text_or_none(innermost.get(key)) for key in (Field.THREAD_NAME, Field.TASK_NAME, Field.THREAD_STATE))
+    return CPUSample(_timestamp(event), frames, *facts)
 
 
 _DECODERS: Final[dict[int, Callable[[dict[int, Any]], Event]]] = {
@@ -180,7 +184,7 @@ _NONE: Final = frozenset({type(None)})
 _INT: Final = frozenset({int})  # excludes bool
 _TEXT: Final = frozenset({str})
 _HEAP_OBJECT_TYPES: Final = (_INT, _TEXT | _NONE, frozenset({list}), _TEXT | _NONE, _INT | _NONE, _INT | _NONE)
-_STACK_FRAME_TYPES: Final = (_TEXT | _NONE, _TEXT, _TEXT, _INT, frozenset({bool}), _INT)
+_STACK_FRAME_TYPES: Final = (_TEXT | _NONE, _TEXT, _TEXT, _INT, frozenset({bool}), _INT, _INT | _NONE)
 
 
 def _check_types(name: str, values: Iterable[object], types: frozenset[type]) -> None:

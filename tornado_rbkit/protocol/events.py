@@ -54,6 +54,17 @@ class Field(enum.IntEnum):
     RESIDENT = 18
     """An extension like `ATTRIBUTES`, for an object_space_dump: the resident memory of the process in bytes, ``''`` if
     it is not known."""
+    THREAD_NAME = 19
+    """An extension like `ATTRIBUTES`, for the innermost frame of a cpu_sample: the name of the thread
+    (`threading.Thread.name`), as text. This and the next three fields are absent if the value is not known."""
+    TASK_NAME = 20
+    """Likewise: the name of the asyncio task that runs on the thread."""
+    THREAD_STATE = 21
+    """Likewise: ``running``, ``waiting`` (off the processor: asleep, idle, or in input or output), ``lock`` (waits for
+    a lock), or ``gc`` (a garbage collection runs on the thread)."""
+    DEFINITION_LINE = 22
+    """An extension like `ATTRIBUTES`, for each frame of a cpu_sample: the number of the line where the function begins
+    (co_firstlineno)."""
 
 
 class ObjCreated(NamedTuple):
@@ -117,19 +128,29 @@ class ObjectSpaceDump(NamedTuple):
 
 
 class StackFrame(NamedTuple):
+    """A frame of a stack; `definition_line` is None if the profiler does not send it, as rbkit."""
+
     method_name: str | None
     label: str
     file: str
     line: int
     singleton_method: bool
     thread_id: int
+    definition_line: int | None = None
 
 
 class CPUSample(NamedTuple):
-    """One sample of a stack; `frames` begins with the innermost frame."""
+    """One sample of a stack; `frames` begins with the innermost frame.
+
+    `thread_name`, `task_name` and `thread_state` are those of `Field`, None if the profiler does not send them, as
+    rbkit.
+    """
 
     timestamp: float
     frames: list[StackFrame]
+    thread_name: str | None = None
+    task_name: str | None = None
+    thread_state: str | None = None
 
 
 class UnknownEvent(NamedTuple):

@@ -59,7 +59,8 @@ class Austin:
 
     def start(self, interval: float, clock_type: str) -> None:
         microseconds = max(1, int(min(interval, MAX_INTERVAL) * 1e6))
-        command = [self._path, "-Pbs" if clock_type == "cpu" else "-Pb", f"-i{microseconds}", f"-p{self._process.pid}"]
+        mode = "-Pbgs" if clock_type == "cpu" else "-Pbg"
+        command = [self._path, mode, f"-i{microseconds}", f"-p{self._process.pid}"]
         try:
             with _accepting_signals():
                 self._child = subprocess.Popen(  # noqa: S603 - the command is ours

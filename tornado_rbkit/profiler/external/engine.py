@@ -44,6 +44,7 @@ class Stack(NamedTuple):
         frames: outermost first.
         seconds: the time since the engine looked at this process before.
         is_broken: whether the stack changed while it was read; its outer frames are missing.
+        is_collecting: whether a garbage collection ran in the process.
     """
 
     interpreter: int
@@ -51,6 +52,7 @@ class Stack(NamedTuple):
     frames: tuple[Frame, ...]
     seconds: float
     is_broken: bool
+    is_collecting: bool
 
 
 class Engine(Protocol):

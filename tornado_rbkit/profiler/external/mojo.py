@@ -132,6 +132,8 @@ class MojoParser:
             self._define_string(match[1], match[2])
         elif kind == _INVALID:
             self._is_broken = True
+        elif kind == _GC:
+            self._is_collecting = True
         elif kind == _METADATA and match[1] == b"austin":
             self.version = match[2][:20].decode("ascii", "replace")
 
@@ -179,10 +181,11 @@ class MojoParser:
         self._thread = thread
         self._stack_frames: tuple[Frame, ...] = ()
         self._seconds = 0.0
-        self._is_broken = False
+        self._is_broken = self._is_collecting = False
 
     def _stack(self, interpreter: int, thread_id: int) -> Stack:
-        return Stack(interpreter, thread_id, self._stack_frames, self._seconds, self._is_broken)
+        flags = (self._is_broken, self._is_collecting)
+        return Stack(interpreter, thread_id, self._stack_frames, self._seconds, *flags)
 
 
 def integer(packed: bytes) -> int:

@@ -63,6 +63,20 @@ class RunningProcess:
         self._image = image
         return True
 
+    def thread_name(self, thread_id: int) -> str | None:
+        """Return a thread's name: that of the main thread, or the name that the program has given to the system."""
+        if thread_id == self.pid:
+            return "MainThread"
+        name = _read(self.pid, f"task/{thread_id}/comm")
+        if not name or name == _read(self.pid, "comm"):
+            return None
+        return name.decode("utf-8", "replace").strip()
+
+    def cpu_seconds(self, thread_id: int) -> float | None:
+        """Return the CPU time of a thread; None if it has ended, or the system does not count it."""
+        fields = _read(self.pid, f"task/{thread_id}/schedstat").split()
+        return int(fields[0]) / 1e9 if fields else None
+
     def working_folder(self) -> str:
         """Return its current folder, an empty string if that cannot be read."""
         try:

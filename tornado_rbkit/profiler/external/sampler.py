@@ -21,11 +21,12 @@ from typing import Any, Final
 
 from tornado_rbkit.profiler.arguments import check_interval
 from tornado_rbkit.profiler.batcher import BACKLOG_EVENTS, EventBatcher
-from tornado_rbkit.profiler.cpu import DEFAULT_INTERVAL, MAKE_UP_SECONDS, Pace
+from tornado_rbkit.profiler.cpu import COLLECTING, DEFAULT_INTERVAL, MAKE_UP_SECONDS, Pace
 from tornado_rbkit.profiler.external.engine import Engine, EngineError, EngineFullError, Frame, Stack
 from tornado_rbkit.profiler.external.process import RunningProcess
 from tornado_rbkit.profiler.frames import MAX_DEPTH
-from tornado_rbkit.profiler.packing import pack_frame, pack_sample, pack_stack, pack_time
+from tornado_rbkit.profiler.packing import pack_facts, pack_frame, pack_sample, pack_stack, pack_time
+from tornado_rbkit.profiler.run_state import RUNNING, WAITING
 from tornado_rbkit.profiler.threads import Flag, InternalThread, internal_logger
 
 MAX_ERRORS: Final = 0.05
@@ -34,6 +35,10 @@ MAX_ERRORS: Final = 0.05
 _PATIENCE: Final = 1.0  # seconds for the last output of an engine
 _REST: Final = 0.05  # seconds before an engine that has ended is replaced
 _ENOUGH_STACKS: Final = 1000  # to judge the share of errors
+_NAME_SECONDS: Final = 1.0  # a name is remembered
+_STATE_SECONDS: Final = 0.05  # between two looks at the CPU times of all threads
+_RUNS: Final = 0.9  # of the time between two looks at it is CPU time
+_WAITS: Final = 0.001
 _CACHE_BYTES: Final = 16 << 20
 _log = internal_logger(__name__)
 
@@ -74,7 +79,13 @@ class ExternalSampler:
         self._forget()
 
     def _forget(self) -> None:
-        self._packed: dict[tuple[int, tuple[Frame, ...]], bytes] = {}
+        self._packed: dict[tuple[int, tuple[Frame, ...], tuple[bytes, ...]], bytes] = {}
+        self._names: dict[int, str | None] = {}
+        self._names_due = 0.0
+        self._unpublished: list[tuple[list[Stack], float]] = []
+        self._states: dict[int, str] = {}
+        self._used: dict[int, float] = {}
+        self._states_read = 0.0
         self._packed_bytes = 0
         self._tick: dict[tuple[int, int], Stack] = {}
         self._pace = Pace(self.interval)
@@ -232,6 +243,7 @@ class ExternalSampler:
                 stacks = engine.read()
                 self._engine_name = engine.name
                 if stacks is None:
+                    self._publish_ticks()
                     return EngineError(f"{engine.name} has ended")
                 self._publish(stacks, time.time())
         except EngineError as error:
@@ -253,8 +265,15 @@ class ExternalSampler:
         for tick in reversed(ticks):
             times.append(now)
             now -= next(iter(tick.values())).seconds
-        for tick, moment in zip(ticks, reversed(times), strict=True):
-            self._publish_tick(list(tick.values()), moment)
+        self._unpublished += zip((list(tick.values()) for tick in ticks), reversed(times), strict=True)
+        if time.monotonic() - self._states_read >= _STATE_SECONDS:
+            self._publish_ticks()
+
+    def _publish_ticks(self) -> None:
+        ticks, self._unpublished = self._unpublished, []
+        self._update_states({stack.thread_id for tick, _ in ticks for stack in tick})
+        for tick, moment in ticks:
+            self._publish_tick(tick, moment)
 
     def _publish_tick(self, stacks: list[Stack], moment: float) -> None:
         """Publish the samples of one look, repeated for the time that has passed since the last one."""
@@ -279,17 +298,49 @@ class ExternalSampler:
         self._samples += repeated * len(packed)
 
     def _pack(self, stack: Stack) -> bytes:
-        key = (stack.thread_id, stack.frames)
+        facts = pack_facts(self._thread_name(stack.thread_id), None, self._state(stack))
+        key = (stack.thread_id, stack.frames, facts)
         packed = self._packed.get(key)
         if packed is None:
             frames = [_packed_frame(frame) for frame in islice(reversed(stack.frames), MAX_DEPTH)]
-            packed = pack_stack(frames, stack.thread_id)
+            packed = pack_stack(frames, stack.thread_id, facts)
             self._packed_bytes += len(packed) + 8 * len(stack.frames)
             if self._packed_bytes > _CACHE_BYTES:
                 self._packed.clear()
                 self._packed_bytes = len(packed) + 8 * len(stack.frames)
             self._packed[key] = packed
         return packed
+
+    def _thread_name(self, thread_id: int) -> str | None:
+        now = time.monotonic()
+        if now >= self._names_due:
+            self._names.clear()  # threads end, and may be given another name
+            self._names_due = now + _NAME_SECONDS
+        if thread_id not in self._names:
+            self._names[thread_id] = self._process.thread_name(thread_id)
+        return self._names[thread_id]
+
+    def _state(self, stack: Stack) -> str | None:
+        state = RUNNING if self._clock_type == "cpu" else self._states.get(stack.thread_id)
+        return COLLECTING if state == RUNNING and stack.is_collecting else state
+
+    def _update_states(self, threads: set[int]) -> None:
+        """Find out which threads have used the CPU all the time since the last call, or not at all.
+
+        The state of a thread that has done both is not known, as the engine's output comes later than its looks.
+        """
+        now = time.monotonic()
+        elapsed, self._states_read = now - self._states_read, now
+        used, self._used = self._used, {}
+        self._states = {}
+        for thread in threads if self._clock_type == "wall" else ():
+            seconds = self._process.cpu_seconds(thread)
+            if seconds is None:
+                continue
+            self._used[thread] = seconds
+            share = (seconds - used.get(thread, 0.0)) / elapsed
+            if share > _RUNS or share < _WAITS:
+                self._states[thread] = RUNNING if share > _RUNS else WAITING
 
 
 def _is_error(stack: Stack) -> bool:

@@ -1,0 +1,202 @@
+"""The facts that a CPU sample has beside rbkit's: names of threads and tasks, states, definition lines."""
+
+from __future__ import annotations
+
+import asyncio
+import gc
+import socket
+import sys
+import threading
+import time
+from collections import Counter
+from collections.abc import Callable
+
+import msgpack
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from tests.profiler.conftest import Client, raw_events
+from tests.profiler.test_cpu import running
+from tornado_rbkit.profiler.batcher import EventBatcher
+from tornado_rbkit.profiler.collection_times import CollectionTimes
+from tornado_rbkit.profiler.cpu import CPUSampler
+from tornado_rbkit.profiler.packing import pack_facts, pack_frame, pack_sample, pack_stack, pack_time
+from tornado_rbkit.protocol import CPUSample, DecodeError, EventCollection, EventType, decode
+
+linux = pytest.mark.skipif(not sys.platform.startswith("linux"), reason="states are read on Linux")
+text = st.none() | st.text(st.characters(exclude_categories=["Cs"]), max_size=300)
+
+
+def decoded(*samples: bytes) -> list[CPUSample]:
+    message = decode(EventBatcher().collection(samples, 0.0))
+    assert isinstance(message, EventCollection)
+    return [event for event in message.events if isinstance(event, CPUSample)]
+
+
+@given(
+    text, text, text, st.lists(st.none() | st.integers(0, 1 << 40), min_size=1, max_size=20), st.integers(0, 1 << 63)
+)
+def test_facts_of_any_size_are_read_as_they_were_packed(
+    name: str | None, task: str | None, state: str | None, lines: list[int | None], thread: int
+) -> None:
+    frames = [pack_frame("f", "m.f", "m.py", 3, singleton=False, definition_line=line) for line in lines]
+    (sample,) = decoded(pack_sample(pack_time(1.0), pack_stack(frames, thread, pack_facts(name, task, state))))
+    assert (sample.thread_name, sample.task_name, sample.thread_state) == (name, task, state)
+    assert [(frame.definition_line, frame.thread_id) for frame in sample.frames] == [(line, thread) for line in lines]
+
+
+def test_a_fact_of_another_type_is_refused() -> None:
+    facts = (msgpack.packb(19) + msgpack.packb(1),)
+    sample = pack_sample(pack_time(1.0), pack_stack([pack_frame("f", "f", "f", 1, singleton=False)], 1, facts))
+    with pytest.raises(DecodeError, match="string is expected"):
+        decoded(sample)
+
+
+def one_tick(sampler: CPUSampler, ticks: int = 1) -> dict[str | None, CPUSample]:
+    """Return the last sample of each thread by the thread's name."""
+    sampler._batcher.take(0.0, flush=True)
+    sampler._tick(ticks, sampler.interval)
+    samples: list[CPUSample] = []
+    for message in sampler._batcher.take(0.0, flush=True):
+        collection = decode(message)
+        assert isinstance(collection, EventCollection)
+        samples += [event for event in collection.events if isinstance(event, CPUSample)]
+    return {sample.thread_name: sample for sample in samples}
+
+
+def planted(stop: threading.Event) -> None:
+    stop.wait()
+
+
+def test_a_sample_has_the_name_of_its_thread_and_the_lines_where_functions_begin() -> None:
+    with running(planted):
+        thread = threading.enumerate()[-1]
+        names = ["first name", "second name"]
+        for thread.name in names:
+            assert thread.name in one_tick(CPUSampler(EventBatcher()))
+        sample = one_tick(CPUSampler(EventBatcher()))[names[-1]]
+    lines = {frame.method_name: frame.definition_line for frame in sample.frames}
+    assert lines["planted"] == planted.__code__.co_firstlineno
+    assert sample.frames[0].definition_line == threading.Condition.wait.__code__.co_firstlineno
+
+
+def test_only_the_innermost_frame_has_the_facts_of_the_thread(client: Client) -> None:
+    with running(planted):
+        client.ask(b"start_cpu_profiling")
+        client.events(CPUSample, lambda found: found)
+    for _, _, frames in (sample.values() for sample in raw_events(client.messages[-1], EventType.CPU_SAMPLE)):
+        assert 19 in frames[0]
+        assert not any({19, 20, 21} & frame.keys() for frame in frames[1:])
+
+
+def test_the_running_task_is_named_and_no_other() -> None:
+    """Two loops on two threads, each with a task that computes and one that sleeps."""
+    go, done = threading.Barrier(3), threading.Event()
+
+    async def compute() -> None:
+        go.wait()
+        done.wait()
+
+    async def both(name: str) -> None:
+        tasks = [asyncio.create_task(asyncio.sleep(0), name="asleep"), asyncio.create_task(compute(), name=name)]
+        await asyncio.gather(*tasks)
+
+    names = ("crunch orders", "crunch prices")
+    threads = [threading.Thread(target=lambda name=name: asyncio.run(both(name)), name=f"of {name}") for name in names]
+    for thread in threads:
+        thread.start()
+    go.wait()
+    samples = one_tick(CPUSampler(EventBatcher()))
+    done.set()
+    for thread in threads:
+        thread.join()
+    assert {name: samples[f"of {name}"].task_name for name in names} == {name: name for name in names}
+
+
+def locked(lock: threading.Lock) -> None:
+    with lock:
+        pass
+
+
+def computing(stop: threading.Event) -> None:
+    while not stop.is_set():
+        pass
+
+
+@linux
+def test_states_tell_a_lock_from_a_wait_and_from_a_computation() -> None:
+    lock, stop, ours, theirs = threading.Lock(), threading.Event(), *socket.socketpair()
+    functions: dict[str, tuple[Callable[[], object], str]] = {
+        "locked": (lambda: locked(lock), "lock"),
+        "idle": (stop.wait, "waiting"),
+        "receiving": (lambda: ours.recv(1), "waiting"),
+        "computing": (lambda: computing(stop), "running"),
+    }
+    threads = [threading.Thread(target=function, name=name) for name, (function, _) in functions.items()]
+    sampler = CPUSampler(EventBatcher())
+    seen: Counter[tuple[str, str | None]] = Counter()
+    with ours, theirs, lock:
+        for thread in threads:
+            thread.start()
+        for _ in range(50):
+            time.sleep(0.001)
+            states = ((name, sample.thread_state) for name, sample in one_tick(sampler).items())
+            seen.update((name, state) for name, state in states if name in functions)
+        stop.set()
+        theirs.send(b"x")
+    for thread in threads:
+        thread.join()
+    for name, (_, state) in functions.items():
+        assert seen[name, state] > 40, seen  # a thread may have started only now
+
+
+def test_what_a_collection_delayed_is_charged_to_the_collection(monkeypatch: pytest.MonkeyPatch) -> None:
+    sampler = CPUSampler(EventBatcher())
+    with running(planted) as (thread,):
+        now = time.time()
+        monkeypatch.setattr(time, "time", lambda: now)
+        sampler._collections._ended.append((thread, now - 0.0055, now - 0.0015))
+        sampler._collections._ended.append((threading.get_ident(), now - 1, now))
+        sampler._tick(10, 0.001)
+    samples = [each for message in sampler._batcher.take(0.0, flush=True) for each in decode(message).events]  # type: ignore[union-attr]
+    states = [each.thread_state == "gc" for each in samples if each.frames[0].thread_id == thread]  # type: ignore[union-attr]
+    assert states == [False] * 4 + [True] * 4 + [False] * 2
+    assert sampler._collections.of(thread) == []
+
+
+def test_collections_are_recorded_by_thread_until_the_stop() -> None:
+    times = CollectionTimes()
+    before = list(gc.callbacks)
+    times.start()
+    began = time.time()
+    gc.collect()
+    ended = time.time()
+    times.stop()
+    times.stop()
+    gc.collect()
+    assert gc.callbacks == before
+    [(first, last)] = times.of(threading.get_ident())
+    assert began <= first <= last <= ended
+    assert times.of(1) == []
+
+
+def test_the_profilers_callback_of_the_collector_is_in_no_stack(monkeypatch: pytest.MonkeyPatch) -> None:
+    lock = threading.Lock()
+    with monkeypatch.context() as patched:
+        patched.setattr(time, "time", lock.acquire)
+        callback = CollectionTimes()._callback
+
+    def collecting() -> None:
+        callback("start", {})
+
+    sampler = CPUSampler(EventBatcher())
+    with lock:
+        thread = threading.Thread(target=collecting, name="collector")
+        thread.start()
+        frames = one_tick(sampler)["collector"].frames
+        while frames[0].method_name not in ("collecting", "on_collection"):  # it has only started
+            time.sleep(0.001)
+            frames = one_tick(sampler)["collector"].frames
+    thread.join()
+    assert frames[0].method_name == "collecting"

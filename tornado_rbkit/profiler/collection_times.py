@@ -1,0 +1,75 @@
+"""Record when garbage collections run, and on which thread."""
+
+from __future__ import annotations
+
+import gc
+import time
+from collections import deque
+from collections.abc import Callable
+from types import CodeType
+from typing import Any, Final
+
+from tornado_rbkit.profiler import memory
+from tornado_rbkit.profiler.threads import original
+
+_KEPT: Final = 100  # collections between two ticks; of more, the last are kept
+
+_FILES: Final = (__file__, memory.__file__)
+
+
+class CollectionTimes:
+    """The garbage collections since the last call of `forget`. The sampler's thread, except the collector's callback.
+
+    The sampler rarely sees a collection, which holds the GIL: it comes late, and looks here for what it has missed.
+    """
+
+    def __init__(self) -> None:
+        self._ended: deque[tuple[int, float, float]] = deque(maxlen=_KEPT)
+        self._running: dict[int, float] = {}
+        self._callback = _callback(self._ended, self._running)
+
+    def start(self) -> None:
+        """Start to record."""
+        gc.callbacks.append(self._callback)
+
+    def stop(self) -> None:
+        """Stop recording. May be called twice, and in a forked child."""
+        for index, callback in enumerate(gc.callbacks):
+            if callback is self._callback:  # list.remove() would call __eq__ of the host's callbacks
+                del gc.callbacks[index]  # no other thread runs after the comparison: there is no call and no loop
+                break
+
+    def of(self, thread_id: int) -> list[tuple[float, float]]:
+        """Return the begin and the end of each collection of a thread, in seconds since the Unix epoch."""
+        if not self._ended and not self._running:
+            return []
+        spans = [(began, ended) for thread, began, ended in list(self._ended) if thread == thread_id]
+        began = self._running.get(thread_id)
+        return spans if began is None else [*spans, (began, float("inf"))]
+
+    def forget(self) -> None:
+        """Forget the collections that have ended."""
+        self._ended.clear()
+
+
+def is_callback(code: CodeType) -> bool:
+    """Return True for the code of the profiler's callbacks of the collector, which belong into no stack."""
+    return code.co_name == "on_collection" and code.co_filename in _FILES
+
+
+def _callback(
+    ended: deque[tuple[int, float, float]], running: dict[int, float]
+) -> Callable[[str, dict[str, Any]], None]:
+    """Return the collector's callback, which only records the thread and the time, on any thread."""
+    clock, this_thread = time.time, original("get_ident")
+
+    def on_collection(phase: str, info: dict[str, Any]) -> None:
+        thread = this_thread()
+        if phase == "start":
+            running[thread] = clock()
+        else:
+            began = running.pop(thread, None)
+            if began is not None:
+                ended.append((thread, began, clock()))
+
+    return on_collection
