@@ -82,11 +82,12 @@ def test_a_sample_has_the_name_of_its_thread_and_the_lines_where_functions_begin
 
 
 def test_only_the_innermost_frame_has_the_facts_of_the_thread(client: Client) -> None:
-    with running(planted):
+    with running(planted) as (thread,):
         client.ask(b"start_cpu_profiling")
-        client.events(CPUSample, lambda found: found)
-    for _, _, frames in (sample.values() for sample in raw_events(client.messages[-1], EventType.CPU_SAMPLE)):
-        assert 19 in frames[0]
+        client.events(CPUSample, lambda found: any(sample.frames[0].thread_id == thread for sample in found))
+    stacks = [sample[2] for sample in raw_events(client.messages[-1], EventType.CPU_SAMPLE)]
+    assert all(19 in frames[0] for frames in stacks if frames[0][15] == thread)
+    for frames in stacks:
         assert not any({19, 20, 21} & frame.keys() for frame in frames[1:])
 
 
