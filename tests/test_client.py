@@ -189,7 +189,7 @@ async def test_notices_stand_among_the_events(scripted: Any) -> None:
         ]
 
 
-async def test_a_restarted_profiler_is_no_gap(scripted: Any) -> None:
+async def test_a_restarted_profiler_is_not_a_gap(scripted: Any) -> None:
     url = scripted(b"1" + collection(3), b"0server:restarted", b"1" + collection(7))
     async with RbkitClient(url) as client:
         assert await take(client.events(), 3) == [GCEndSweep(1.0), Notice("server", "restarted"), GCEndSweep(1.0)]
@@ -215,7 +215,7 @@ async def test_of_data_that_waits_too_long_the_oldest_is_let_go_and_told_as_a_ga
         assert await take(items, 11) == [Gap(40), *published[-10:]], "one, and what the bound lets wait behind it"
 
 
-async def test_data_let_go_before_the_first_was_read_is_told_as_a_gap(scripted: Any) -> None:
+async def test_data_dropped_before_the_first_was_read_is_reported_as_a_gap(scripted: Any) -> None:
     messages = [collection(counter, padding=10_000) for counter in range(50)]
     url = scripted(*(b"1" + message for message in messages), b"0ok")
     async with RbkitClient(url, max_pending_bytes=100_000) as client:
@@ -271,7 +271,7 @@ async def test_a_server_that_shuts_down_is_1001(rbkit: FakeRbkit, serve: Serve) 
     assert caught.value.code == 1001
 
 
-async def test_a_server_that_is_not_there_is_said_with_its_url() -> None:
+async def test_a_server_that_is_not_there_is_reported_with_its_url() -> None:
     url = f"ws://127.0.0.1:{free_port()}/rbkit/ws"
     with pytest.raises(ConnectionLost, match="refused") as caught:
         async with RbkitClient(url):
@@ -316,7 +316,7 @@ async def test_the_token_opens(rbkit: FakeRbkit, serve: Serve) -> None:
 
 
 @pytest.mark.parametrize("url", ["", "http://127.0.0.1/", "127.0.0.1:8765", "tcp://127.0.0.1:5555", "ws:/x"])
-def test_a_url_that_is_no_websockets_is_a_value_error_that_says_what_is_allowed(url: str) -> None:
+def test_a_url_that_is_not_a_websockets_is_a_value_error_that_says_what_is_allowed(url: str) -> None:
     with pytest.raises(ValueError, match="ws://") as caught:
         RbkitClient(url)
     assert repr(url) in str(caught.value)
@@ -404,7 +404,7 @@ async def place(rbkit: FakeRbkit) -> AsyncIterator[Comeback]:
 
 
 @pytest.mark.parametrize("waits", [True, False], ids=["while-waiting", "while-busy"])
-async def test_with_reconnect_a_server_that_comes_back_is_found_and_the_gap_is_told(
+async def test_with_reconnect_a_server_that_comes_back_is_found_and_the_gap_is_reported(
     rbkit: FakeRbkit, place: Comeback, waits: bool
 ) -> None:
     async with RbkitClient(place.url, reconnect=True) as client:
@@ -508,7 +508,7 @@ async def test_a_server_that_sends_text_is_understood(rbkit: FakeRbkit) -> None:
     await server.close_all_connections()
 
 
-async def test_a_handshake_that_is_none_is_a_decode_error(scripted: Any) -> None:
+async def test_a_handshake_that_is_invalid_is_a_decode_error(scripted: Any) -> None:
     async with RbkitClient(scripted(b"0client_count:2")) as client:
         waiting = asyncio.ensure_future(client.command("handshake"))
         await asyncio.sleep(0)

@@ -274,7 +274,7 @@ def test_one_frame_of_other_types_makes_the_message_none_of_rbkits(key: int) -> 
 
 
 @pytest.mark.parametrize("timestamp", [math.nan, math.inf, "1", None, True])
-def test_a_timestamp_that_is_no_finite_number_makes_the_message_none_of_rbkits(timestamp: object) -> None:
+def test_a_timestamp_that_is_not_a_finite_number_makes_the_message_invalid(timestamp: object) -> None:
     with pytest.raises(DecodeError, match="timestamp"):
         decode(collection(0, [{0: 2, 1: timestamp}]))
 
@@ -439,7 +439,7 @@ def test_the_longest_command_has_256_bytes() -> None:
 
 
 @pytest.mark.parametrize("message", ["HANDSHAKE", " handshake", "handshake ", "bogus", "hand shake", b"0handshake"])
-def test_a_command_that_is_not_allowed_is_unknown_and_the_text_names_what_is(message: str | bytes) -> None:
+def test_a_command_that_is_not_allowed_is_unknown_and_the_text_names_the_allowed_ones(message: str | bytes) -> None:
     error = refused(message)
     assert error.reason == "unknown-command"
     for command in COMMANDS:
@@ -456,7 +456,7 @@ def test_a_set_of_commands_replaces_the_nine() -> None:
     assert "start_memory_profile" not in error.text
 
 
-def test_an_empty_set_of_commands_allows_none() -> None:
+def test_an_empty_set_of_commands_allows_no_command() -> None:
     assert refused("handshake", []).reason == "unknown-command"
 
 
@@ -484,7 +484,7 @@ def test_a_command_error_survives_the_wire(reason: str, text: str) -> None:
 @pytest.mark.parametrize(
     "reply", [b"", b"ok", b"error", b"Error:busy x", b" error:busy x", recorded("commands")[0][3]]
 )
-def test_what_is_no_error_reply_gives_none(reply: bytes) -> None:
+def test_what_is_not_an_error_reply_gives_none(reply: bytes) -> None:
     assert CommandError.from_reply(reply) is None
 
 
@@ -510,7 +510,7 @@ def test_the_notices_are_three() -> None:
     "payload",
     [b"", b"ok", b"dropped", b"error:busy x", b"dropped 3", b"other:3", b":", recorded("commands")[0][3]],
 )
-def test_a_reply_is_no_notice(payload: bytes) -> None:
+def test_a_reply_is_not_a_notice(payload: bytes) -> None:
     assert parse_notice(payload) is None
 
 

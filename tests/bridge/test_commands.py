@@ -115,7 +115,7 @@ def test_a_command_that_failed_is_answered_with_it_and_not_sent_again(desk: Desk
     assert desk.results == [("a", reason), ("b", "ok")]
 
 
-def test_first_goes_before_all_that_wait_but_not_before_what_is_in_flight(desk: Desk) -> None:
+def test_first_is_sent_before_waiting_commands_but_after_the_one_in_flight(desk: Desk) -> None:
     for name in "abc":
         desk.submit(name)
     desk.submit("urgent", first=True)
@@ -220,7 +220,7 @@ def test_commands_wait_until_the_profiler_is_there() -> None:
     assert desk.sent_names == ["before hold", "after hold"]
 
 
-def test_a_profiler_that_went_refuses_what_waits_and_what_comes_with_the_text(desk: Desk) -> None:
+def test_a_lost_profiler_fails_waiting_and_new_commands_with_the_text(desk: Desk) -> None:
     for name in ("in flight", "waits"):
         desk.submit(name)
     desk.queue.fail_all("the rbkit server is not connected")
@@ -250,7 +250,7 @@ def test_first_is_kept_while_the_profiler_is_away(desk: Desk) -> None:
     assert desk.sent_names == ["urgent"]
 
 
-def test_hold_after_close_keeps_what_comes_again(desk: Desk) -> None:
+def test_pause_after_fail_all_keeps_new_commands(desk: Desk) -> None:
     desk.queue.fail_all("away")
     desk.queue.pause()
     desk.submit("a")
@@ -259,7 +259,7 @@ def test_hold_after_close_keeps_what_comes_again(desk: Desk) -> None:
     assert desk.sent_names == ["a"]
 
 
-def test_hold_keeps_back_what_follows_the_one_in_flight(desk: Desk) -> None:
+def test_pause_keeps_commands_behind_the_one_in_flight(desk: Desk) -> None:
     desk.submit("a")
     desk.submit("b")
     desk.queue.pause()
@@ -279,7 +279,7 @@ def test_open_twice_sends_nothing_twice(desk: Desk) -> None:
 # Patience
 
 
-def test_at_a_timeout_the_clocks_of_those_behind_count_from_when_they_were_asked(desk: Desk, clock: Clock) -> None:
+def test_after_a_timeout_waiting_commands_expire_by_the_time_they_were_submitted(desk: Desk, clock: Clock) -> None:
     for name in ("in flight", "patient", "objectspace_snapshot"):
         desk.submit(name)
     clock.now += 3.0
@@ -349,7 +349,7 @@ def test_settled_is_told_only_of_commands_that_were_sent(desk: Desk, clock: Cloc
 
 
 @pytest.mark.parametrize("seed", range(5))
-def test_whatever_happens_each_command_is_answered_once_and_sent_once_at_the_most(
+def test_in_any_order_of_events_each_command_is_answered_once_and_sent_at_most_once(
     seed: int, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     source = random.Random(seed)

@@ -135,7 +135,7 @@ async def test_viewers_that_take_turns_get_every_message_in_order(
         assert [await receive_data(client) for _ in messages] == messages
 
 
-async def test_a_client_that_vanishes_in_the_middle_disturbs_nobody(
+async def test_a_client_that_vanishes_midway_disturbs_nobody(
     serve: Serve, rbkit: FakeRbkit, threaded: bool, stall: list[StalledClient]
 ) -> None:
     server = await serve(Bridge(**rbkit.endpoints, threaded=threaded))

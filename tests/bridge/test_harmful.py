@@ -49,7 +49,7 @@ async def test_harmful_messages_are_answered_and_never_sent_on(
     assert set(rbkit.received) == {b"handshake", b"trigger_gc"}
 
 
-async def test_any_lets_through_what_is_one_line_of_ascii(serve: Serve, rbkit: FakeRbkit) -> None:
+async def test_any_accepts_every_line_of_printable_ascii(serve: Serve, rbkit: FakeRbkit) -> None:
     server = await serve(Bridge(**rbkit.endpoints), commands="any")
     connection = await server.connected()
     for command in ("x", "Handshake", " handshake ", "a" * 256, "start_memory_profile --all"):
@@ -66,7 +66,7 @@ async def test_a_list_of_commands_replaces_the_nine(serve: Serve, rbkit: FakeRbk
     assert b"`commands`" in reply
 
 
-async def test_a_message_that_is_no_command_by_its_size_closes_with_1009(serve: Serve, rbkit: FakeRbkit) -> None:
+async def test_a_message_too_long_for_a_command_closes_with_1009(serve: Serve, rbkit: FakeRbkit) -> None:
     server = await serve(Bridge(**rbkit.endpoints))
     bystander = await server.connected()
     offender = await server.connected()

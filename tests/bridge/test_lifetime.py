@@ -47,7 +47,9 @@ class TestIdle:
         again = await server.connected()
         assert await ask(again, "trigger_gc") == b"0ok"
 
-    async def test_a_viewer_who_comes_back_in_time_finds_it_open(self, serve: Serve, rbkit: FakeRbkit) -> None:
+    async def test_a_client_that_returns_in_time_finds_the_connection_open(
+        self, serve: Serve, rbkit: FakeRbkit
+    ) -> None:
         server = await serve(Bridge(**rbkit.endpoints, idle_grace=0.3))
         for _ in range(3):
             (await server.connected()).close()
@@ -105,7 +107,7 @@ class TestIdle:
 
 
 class TestClose:
-    async def test_gives_clients_1001_and_stops_what_was_started_here(
+    async def test_closes_clients_with_1001_and_stops_the_profiling_started_here(
         self, serve: Serve, rbkit: FakeRbkit, threaded: bool
     ) -> None:
         server = await serve(Bridge(**rbkit.endpoints, threaded=threaded))
@@ -220,7 +222,7 @@ async def test_commands_are_answered_after_any_number_of_joins_and_leaves_in_a_h
         assert await asyncio.wait_for(client.command("use_cpu_time"), 10) == "ok"
 
 
-async def test_a_client_that_leaves_while_authorize_thinks_is_no_client(serve: Serve, rbkit: FakeRbkit) -> None:
+async def test_a_client_that_leaves_during_authorize_does_not_join(serve: Serve, rbkit: FakeRbkit) -> None:
     asked, think = asyncio.Event(), asyncio.Event()
 
     async def authorize(handler: RequestHandler, command: str) -> bool:
@@ -240,7 +242,7 @@ async def test_a_client_that_leaves_while_authorize_thinks_is_no_client(serve: S
     assert len(server.bridge.stats()["clients"]) == 1
 
 
-async def test_profiling_is_stopped_though_the_reply_to_its_start_was_lost(serve: Serve, rbkit: FakeRbkit) -> None:
+async def test_profiling_is_stopped_although_the_reply_to_its_start_was_lost(serve: Serve, rbkit: FakeRbkit) -> None:
     cut = False
     writers: list[asyncio.StreamWriter] = []
 

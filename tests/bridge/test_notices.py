@@ -231,7 +231,7 @@ async def test_a_thousand_joins_cost_each_client_a_few_notices_and_all_know_the_
 
 
 @pytest.mark.usefixtures("short_interval")
-async def test_a_count_is_not_told_twice_and_a_later_join_is_told_at_once() -> None:
+async def test_a_count_is_not_reported_twice_and_a_later_join_is_told_at_once() -> None:
     audience, fan_out = Clients(), FanOut()
     count = ClientCount(audience, fan_out)
     sessions = [Told() for _ in range(3)]
@@ -334,7 +334,7 @@ async def test_a_client_that_asks_and_does_not_read_is_not_read_further(
     assert 0 < server.bridge.stats()["clients"][0]["bytes_waiting"] - before < 100_000
 
 
-async def test_a_server_that_comes_back_says_so_after_its_disconnection(serve: Serve, rbkit: FakeRbkit) -> None:
+async def test_a_server_that_returns_is_reported_after_its_disconnection(serve: Serve, rbkit: FakeRbkit) -> None:
     server = await serve(Bridge(**rbkit.endpoints))
     connection = await server.connected()
     with FakeRbkit() as other:

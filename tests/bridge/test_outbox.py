@@ -235,7 +235,7 @@ async def test_a_message_larger_than_the_bound_passes_when_nothing_else_waits(li
     assert len(line.client.messages[0]) == 1 + 2 * MIB
 
 
-async def test_a_message_larger_than_the_bound_passes_behind_a_reply_and_before_what_comes_later(line: Line) -> None:
+async def test_a_message_over_the_bound_is_sent_after_a_reply_and_before_later_messages(line: Line) -> None:
     near = line.outbox(max_backlog_bytes=8 * MIB)
     sent = 0
     while not near.outbox.blocked:
@@ -249,7 +249,7 @@ async def test_a_message_larger_than_the_bound_passes_behind_a_reply_and_before_
     assert 900 in line.client.numbers
 
 
-async def test_a_message_that_has_begun_is_finished_whatever_comes(line: Line) -> None:
+async def test_a_message_that_was_begun_is_always_finished(line: Line) -> None:
     near = line.outbox(max_backlog_bytes=100 * KIB)
     near.outbox.send_data([chunk(0, 2 * MIB)])
     for number in range(1, 50):
@@ -313,7 +313,7 @@ async def test_every_message_is_sent_or_dropped_or_waits_and_the_bytes_agree(lin
 # Stalled
 
 
-async def test_a_client_that_does_not_read_is_told_of_once_the_stall_timeout_has_passed(line: Line) -> None:
+async def test_a_client_that_does_not_read_is_reported_once_the_stall_timeout_has_passed(line: Line) -> None:
     near = line.outbox(stall_timeout=0.05)
     assert not near.outbox.blocked
     near.outbox.send_data([chunk(0, 4 * MIB)])
@@ -322,7 +322,7 @@ async def test_a_client_that_does_not_read_is_told_of_once_the_stall_timeout_has
     assert near.stalled == 1
 
 
-async def test_a_client_that_reads_what_it_is_sent_is_never_told_of(line: Line) -> None:
+async def test_a_client_that_reads_what_it_is_sent_is_never_reported(line: Line) -> None:
     near = line.outbox(stall_timeout=0.5)
     loop = asyncio.get_running_loop()
     end = loop.time() + 1.2  # of a client that is always behind
@@ -359,7 +359,7 @@ async def test_an_idle_client_is_not_stalled(line: Line) -> None:
 
 
 @pytest.mark.parametrize("size", [10 * KIB, 5 * MIB])
-async def test_a_client_that_goes_in_the_middle_ends_the_outbox_quietly(line: Line, size: int) -> None:
+async def test_a_client_that_disconnects_midway_ends_the_outbox_quietly(line: Line, size: int) -> None:
     near = line.outbox(stall_timeout=5.0)
     count = 10 * MIB // size
     near.outbox.send_data([chunk(number, size) for number in range(count)])
@@ -385,7 +385,7 @@ async def test_sending_to_a_stream_that_is_closed_raises_nothing(line: Line) -> 
     assert near.outbox.messages_dropped == 1, "the client did not get it"
 
 
-async def test_close_lets_go_of_all_that_waits_and_writes_nothing_more(line: Line) -> None:
+async def test_close_discards_everything_that_waits_and_writes_nothing_more(line: Line) -> None:
     near = line.outbox()
     near.outbox.send_data([chunk(number, 600 * KIB) for number in range(20)])
     near.outbox.close()

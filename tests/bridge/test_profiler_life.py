@@ -97,7 +97,7 @@ async def test_killed_with_a_command_in_flight_answers_unavailable_and_never_rep
             assert successor.received == [b"handshake", b"use_wall_time"]
 
 
-async def test_restarted_on_the_same_ports_is_told_and_goes_on_without_reconnecting(
+async def test_restarted_on_the_same_ports_is_reported_and_continues_without_reconnecting(
     serve: Serve, threaded: bool
 ) -> None:
     with rbkit_process() as process:
@@ -136,7 +136,7 @@ async def test_a_counter_that_begins_again_tells_a_restart_under_the_same_pid(se
         assert message_counter(await receive_data(connection)) == 0
 
 
-async def test_a_lost_connection_to_the_same_process_is_no_restart(serve: Serve, rbkit: FakeRbkit) -> None:
+async def test_a_lost_connection_to_the_same_process_is_not_a_restart(serve: Serve, rbkit: FakeRbkit) -> None:
     server = await serve(Bridge(**rbkit.endpoints))
     connection = await server.connected()
     await until(lambda: server.bridge.stats()["handshake"], "the handshake is known")
@@ -194,7 +194,7 @@ class TestStopped:
             assert await ask(newcomer, "trigger_gc") == b"0ok"
 
 
-async def test_a_command_channel_killed_by_somebody_else_times_out_and_data_goes_on(
+async def test_a_command_channel_killed_by_another_program_times_out_and_data_continues(
     serve: Serve, rbkit: FakeRbkit, threaded: bool
 ) -> None:
     timeouts = {"trigger_gc": 0.3}
@@ -229,7 +229,7 @@ def kill_command_channel(rbkit: FakeRbkit) -> None:
     assert rbkit.dead
 
 
-async def test_a_bridge_goes_on_with_a_profiler_at_other_endpoints(
+async def test_a_bridge_continues_with_a_profiler_at_other_endpoints(
     serve: Serve, rbkit: FakeRbkit, threaded: bool
 ) -> None:
     server = await serve(Bridge(**rbkit.endpoints, threaded=threaded))
@@ -250,7 +250,7 @@ async def test_a_bridge_goes_on_with_a_profiler_at_other_endpoints(
         assert b"stop_memory_profile" not in other.received, "it was not started there"
 
 
-async def test_endpoints_that_are_none_change_nothing(serve: Serve, rbkit: FakeRbkit) -> None:
+async def test_endpoints_that_are_invalid_change_nothing(serve: Serve, rbkit: FakeRbkit) -> None:
     server = await serve(Bridge(**rbkit.endpoints))
     connection = await server.connected()
     with pytest.raises(EndpointError):
@@ -258,7 +258,7 @@ async def test_endpoints_that_are_none_change_nothing(serve: Serve, rbkit: FakeR
     assert (await ask(connection, "trigger_gc")) == b"0ok"
 
 
-async def test_a_command_under_way_is_ended_when_the_bridge_goes_elsewhere(serve: Serve, rbkit: FakeRbkit) -> None:
+async def test_a_command_in_flight_is_ended_when_the_bridge_is_retargeted(serve: Serve, rbkit: FakeRbkit) -> None:
     server = await serve(Bridge(**rbkit.endpoints))
     connection = await server.connected()
     kill_command_channel(rbkit)

@@ -264,7 +264,7 @@ class TestAuthorization:
         assert one.closed == [(1008, "not authorized any more (authorize)")]
 
     @pytest.mark.logs_errors
-    async def test_that_fails_refuses_what_waits_and_goes_on(self, seat: MakeSeat) -> None:
+    async def test_that_fails_refuses_what_waits_and_continues(self, seat: MakeSeat) -> None:
         results: list[BaseException | None] = [RuntimeError("broken"), None]
 
         async def decide(command: str) -> CommandError | None:

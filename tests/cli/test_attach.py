@@ -112,7 +112,7 @@ def test_it_ends_with_the_program(
 
 
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
-def test_a_signal_ends_it_and_the_program_goes_on(
+def test_a_signal_ends_it_and_the_program_continues(
     program: subprocess.Popen[str], command: subprocess.Popen[str], number: signal.Signals
 ) -> None:
     address(command)
@@ -144,7 +144,7 @@ def test_austin_ends_with_a_command_that_is_killed(
 
 
 @pytest.mark.parametrize("text", ["0", "-5", "app", "2147483648", ""])
-def test_what_is_no_pid_is_refused(text: str) -> None:
+def test_what_is_not_a_pid_is_refused(text: str) -> None:
     status, errors = refused("--", text)
     assert status == 2
     assert "is not a pid; allowed: 1 to 2147483647" in errors

@@ -295,7 +295,7 @@ def test_send_of_a_command_that_is_refused_gives_one_line_and_status_1(
     assert completed.stdout == ""
 
 
-def test_any_command_passes_on_what_the_protocol_does_not_have(serving: Any, rbkit: FakeRbkit) -> None:
+def test_any_command_forwards_commands_outside_the_protocol(serving: Any, rbkit: FakeRbkit) -> None:
     assert run("send", "bogus", "--url", serving("--any-command").ws).stdout == "ok\n"
     assert b"bogus" in rbkit.received
 

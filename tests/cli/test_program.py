@@ -180,7 +180,7 @@ class TestRun:
         assert finished.stdout == "Queue\n", finished.stderr
 
     @pytest.mark.skipif(not hasattr(os, "fork"), reason="there is no fork")
-    def test_ends_though_a_forked_child_stays(self, tmp_path: Path) -> None:
+    def test_ends_although_a_forked_child_stays(self, tmp_path: Path) -> None:
         text = "import os, time\nif os.fork() == 0:\n    os.closerange(0, 3)\n    os.setsid()\n    time.sleep(60)"
         began = time.monotonic()
         assert run(program(tmp_path, text)).returncode == 0
@@ -604,7 +604,7 @@ class TestDiscovery:
         assert listed.stderr.startswith(f"tornado-rbkit: there is no process with a profiler in {runtime_folder} (")
         assert listed.stderr.count("\n") == 1
 
-    async def test_names_are_made_fit_for_a_path_and_told_apart(
+    async def test_names_are_made_fit_for_a_path_and_distinguished(
         self, rbkit: FakeRbkit, monkeypatch: pytest.MonkeyPatch
     ) -> None:
         names = ["/srv/my app.py", "/other/my app.py", "status", "ünter", "///", "python"]
@@ -635,7 +635,7 @@ class TestDiscovery:
         targets.look()
         assert list(targets) == ["good"], "that one look failed does not mean that they are gone"
 
-    async def test_viewers_go_on_with_a_process_that_is_started_again(
+    async def test_viewers_continue_with_a_process_that_is_started_again(
         self, serve: Serve, rbkit: FakeRbkit, monkeypatch: pytest.MonkeyPatch
     ) -> None:
         with FakeRbkit() as again:
@@ -673,7 +673,7 @@ class TestDiscovery:
         targets.look()
         assert list(targets) == [""]
 
-    async def test_a_folder_that_cannot_be_trusted_is_said_once(
+    async def test_a_folder_that_cannot_be_trusted_is_reported_once(
         self, runtime_folder: Path, caplog: pytest.LogCaptureFixture
     ) -> None:
         runtime_folder.mkdir()

@@ -144,7 +144,7 @@ def test_a_server_that_goes_away_is_tried_again(page: Page, site: Serve, rbkit: 
     page.until_live()
 
 
-def test_another_major_version_of_the_protocol_is_said(page: Page, site: Serve, rbkit: FakeRbkit) -> None:
+def test_another_major_version_of_the_protocol_is_reported(page: Page, site: Serve, rbkit: FakeRbkit) -> None:
     message = msgpack.unpackb(rbkit.handshake(), strict_map_key=False)
     message[2]["rbkit_protocol_version"] = "3.0"
     reply = msgpack.packb(message)
@@ -223,7 +223,7 @@ def test_a_reply_that_is_nonsense_holds_no_button(page: Page, site: Serve, rbkit
     page.until(lambda: page.obstacle("Snapshot") is None, "others can be given again")
 
 
-def test_a_handshake_that_is_nonsense_is_told(page: Page, site: Serve, rbkit: FakeRbkit) -> None:
+def test_a_handshake_that_is_nonsense_is_reported(page: Page, site: Serve, rbkit: FakeRbkit) -> None:
     nonsense = msgpack.packb({0: 8, 1: 1.0, 2: None})
     rbkit.handshake = lambda: nonsense  # type: ignore[method-assign]
     page.open_with(site(rbkit).url, "", OFTEN)
@@ -243,7 +243,7 @@ def test_lengths_that_are_claimed_break_nothing(page: Page, site: Serve, script:
     assert page.row("Live objects", "5")[0] == "1"
 
 
-def test_counters_that_fall_again_and_again_are_not_told_for_each(page: Page, site: Serve, script: Script) -> None:
+def test_counters_that_fall_again_and_again_are_not_reported_for_each(page: Page, site: Serve, script: Script) -> None:
     page.open(site(script.rbkit).url)
     page.until_live()
     for number in range(300):
@@ -312,7 +312,9 @@ def test_a_connection_that_is_dead_without_a_close_is_lost_and_another_is_opened
 
 
 @pytest.mark.parametrize("status", [400, 403])
-async def test_an_upgrade_that_something_in_between_refuses_is_told(page: Page, rbkit: FakeRbkit, status: int) -> None:
+async def test_an_upgrade_that_something_in_between_refuses_is_reported(
+    page: Page, rbkit: FakeRbkit, status: int
+) -> None:
     class Refusing(RequestHandler):
         def get(self) -> None:
             self.set_status(status)
@@ -374,7 +376,7 @@ def test_a_new_viewer_is_counted(page: Page, site: Serve, rbkit: FakeRbkit) -> N
     page.until(lambda: page.facts.get("viewers") == "2", "the other is counted")
 
 
-def test_what_cannot_be_read_is_counted_and_the_rest_goes_on(page: Page, site: Serve, script: Script) -> None:
+def test_what_cannot_be_read_is_counted_and_the_rest_continues(page: Page, site: Serve, script: Script) -> None:
     page.open(site(script.rbkit).url)
     page.until_live()
     script.rbkit.publish(b"\xc1 is not MessagePack")

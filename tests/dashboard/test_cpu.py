@@ -225,7 +225,7 @@ def test_the_flame_graph_has_the_height_of_the_window(page: Page, site: Serve, s
     assert 0 <= page.script("return innerHeight") - box["y"] - box["height"] < 20
 
 
-def test_escape_and_the_browser_s_back_show_what_was_before(page: Page, site: Serve, script: Script) -> None:
+def test_escape_and_the_browser_s_back_button_undo_the_zoom(page: Page, site: Serve, script: Script) -> None:
     page.open(site(script.rbkit).url, "cpu")
     page.until_live()
     publish(script, stack("main", "a", "b"), stack("main", "c"))
@@ -322,7 +322,7 @@ def test_the_table_and_the_graph_choose_for_each_other(page: Page, site: Serve, 
     page.until(lambda: page.script(chosen) == "a", "its row is marked")
 
 
-def test_lambdas_of_one_file_are_told_apart(page: Page, site: Serve, script: Script) -> None:
+def test_lambdas_of_one_file_are_distinguished(page: Page, site: Serve, script: Script) -> None:
     page.open(site(script.rbkit).url, "cpu")
     page.until_live()
     one, other = stack("main", "shop.<lambda>"), at_line(stack("main", "shop.<lambda>"), 9)
@@ -394,7 +394,7 @@ def test_callers_callees_and_lines_of_a_function(page: Page, site: Serve, script
     assert page.texts("#view-cpu .detail button") == ["main", "other", "leaf"]  # what can be followed
 
 
-def test_details_go_on_under_the_focus(page: Page, site: Serve, script: Script) -> None:
+def test_details_continue_under_the_focus(page: Page, site: Serve, script: Script) -> None:
     page.open(site(script.rbkit).url, "cpu")
     page.until_live()
     publish(script, stack("one", "hub", "leaf"), stack("one", "hub"), stack("two", "hub"))
@@ -516,7 +516,7 @@ def test_the_exports_are_those_of_the_command_line(page: Page, site: Serve, rbki
     assert page.downloaded("cpu-1.speedscope.json").read_text().splitlines() == list(speedscope(samples, "cpu-1"))
 
 
-def test_clear_begins_anew(page: Page, site: Serve, script: Script) -> None:
+def test_clear_starts_over(page: Page, site: Serve, script: Script) -> None:
     page.open(site(script.rbkit).url, "cpu")
     page.until_live()
     publish(script, stack("main", "old"))
@@ -540,7 +540,7 @@ def test_clear_can_be_undone(page: Page, site: Serve, script: Script) -> None:
     page.until(lambda: shown(page)["old"] == (3, 3), "it goes on")
 
 
-def test_missing_messages_are_said(page: Page, site: Serve, script: Script) -> None:
+def test_missing_messages_are_reported(page: Page, site: Serve, script: Script) -> None:
     page.open(site(script.rbkit).url, "cpu")
     page.until_live()
     publish(script, stack("main"))

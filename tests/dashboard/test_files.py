@@ -92,7 +92,7 @@ def test_a_recording_of_the_command_line_is_opened(page: Page, site: Serve, rbki
     page.until(lambda: page.rows("Classes, compared"), "the second is compared with the first")
 
 
-def test_a_file_that_is_none_is_told_and_changes_nothing(
+def test_a_file_that_is_invalid_is_reported_and_changes_nothing(
     page: Page, site: Serve, rbkit: FakeRbkit, tmp_path: Path
 ) -> None:
     page.open(site(rbkit).url)
@@ -109,7 +109,7 @@ def test_a_file_that_is_none_is_told_and_changes_nothing(
         assert page.state == "live"
 
 
-def test_of_a_file_that_was_cut_off_the_rest_is_shown_and_what_it_lacks_is_said(
+def test_of_a_file_that_was_cut_off_the_rest_is_shown_and_what_it_lacks_is_reported(
     page: Page, site: Serve, rbkit: FakeRbkit, tmp_path: Path
 ) -> None:
     page.open(site(rbkit).url, "cpu")

@@ -159,7 +159,7 @@ def test_a_value_that_ruby_has_not_is_a_dash(memory: Page, script: Script) -> No
     assert memory.row("All figures of the collector", "count") == ["0"]
 
 
-def test_missing_messages_are_said_and_shaded(memory: Page, script: Script) -> None:
+def test_missing_messages_are_reported_and_shaded(memory: Page, script: Script) -> None:
     script.publish(stats(0, 1 << 20), *born(0.5, 1))
     memory.until(lambda: tiles(memory)["heap size"] == "1.0 MiB", "the first is shown")
     assert [drawn(memory, chart, "--gap") for chart in range(4)] == [0, 0, 0, 0]
@@ -171,7 +171,7 @@ def test_missing_messages_are_said_and_shaded(memory: Page, script: Script) -> N
     assert all(drawn(memory, chart, "--gap") > 10_000 for chart in range(4))
 
 
-def test_what_the_server_dropped_is_said(memory: Page, script: Script, tmp_path: Path) -> None:
+def test_what_the_server_dropped_is_reported(memory: Page, script: Script, tmp_path: Path) -> None:
     session = tmp_path / "slow.rbkit"
     records = [[0.0, 1, None, collection(0)], [1.0, 0, None, b"dropped:17"], [2.0, 1, None, collection(18)]]
     session.write_bytes(b"".join(msgpack.packb(record) for record in records))

@@ -81,7 +81,7 @@ def test_an_id_that_is_used_again_is_another_object(objects: Page, script: Scrip
     assert [figure(objects, name, LIVE) for name in ("Old", "New")] == ["0", "0"]
 
 
-def test_deaths_of_what_is_older_than_the_profile_are_told_apart(objects: Page, script: Script) -> None:
+def test_deaths_of_what_is_older_than_the_profile_are_distinguished(objects: Page, script: Script) -> None:
     script.publish(*born(0, "Thing", 1, 2), *dead(0, 2, 77, 78, 79))
     until_live(objects, "Thing", "1")
     assert figure(objects, "Thing", DESTROYED) == "1"
@@ -212,7 +212,7 @@ def test_recorded_ruby_traffic_gives_the_counts_of_python(objects: Page, script:
     assert f"{strangers} older than the profile were destroyed" in objects.text
 
 
-def test_many_objects_that_come_and_go_are_told_apart(objects: Page, script: Script) -> None:
+def test_many_objects_that_come_and_go_are_distinguished(objects: Page, script: Script) -> None:
     chance = random.Random(1)
     ids = [chance.choice([8, 16 * 4099, 1 << 33]) * chance.randrange(1, 1 << 20) for _ in range(8_000)]
     live: dict[int, str] = {}

@@ -53,7 +53,7 @@ def test_a_reload_keeps_counts_baseline_and_snapshots_and_counts_what_it_missed(
     page.until(lambda: "7 missing" in page.one("footer").text, "what the reload missed is counted")
 
 
-def test_another_tab_and_another_visit_begin_anew(page: Page, site: Serve, script: Script) -> None:
+def test_another_tab_and_another_visit_start_over(page: Page, site: Serve, script: Script) -> None:
     url = site(script.rbkit).url
     begin(page, script, url)
     until_written(page)

@@ -249,7 +249,7 @@ def test_one_whose_rest_will_not_come_is_shown_as_such(
     assert page.all("progress") == []
 
 
-def test_one_that_does_not_go_on_is_given_up_in_the_end(page: Page, site: Serve, script: Script) -> None:
+def test_one_that_does_not_continue_is_given_up_in_the_end(page: Page, site: Serve, script: Script) -> None:
     faster = "const now = performance.now.bind(performance); performance.now = () => 10 * now();"
     page.open_with(site(script.rbkit).url, "snapshots", faster)
     page.until_live()
@@ -393,7 +393,7 @@ def test_one_is_saved_and_loaded_again(snapshots: Page, script: Script) -> None:
     ],
     ids=["text", "empty", "without", "cut"],
 )
-def test_a_file_that_cannot_be_loaded_is_told(snapshots: Page, tmp_path: Path, content: bytes, told: str) -> None:
+def test_a_file_that_cannot_be_loaded_is_reported(snapshots: Page, tmp_path: Path, content: bytes, told: str) -> None:
     file = tmp_path / "wrong.rbkit"
     file.write_bytes(content)
     snapshots.upload("Load snapshot…", file)
@@ -656,7 +656,9 @@ def test_the_procedure_can_be_stopped(snapshots: Page, script: Script) -> None:
     assert "Stop" not in snapshots.texts("button")
 
 
-def test_a_collection_that_is_refused_is_told_and_what_grows_is_found_without(snapshots: Page, script: Script) -> None:
+def test_a_collection_that_is_refused_is_reported_and_what_grows_is_found_without(
+    snapshots: Page, script: Script
+) -> None:
     script.rbkit.reply = {b"trigger_gc": b"error:forbidden no"}
     script.rbkit.snapshot = collection(0, [dump(HEAP)])
     snapshots.type("Seconds between the snapshots", "1")

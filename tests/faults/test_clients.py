@@ -135,7 +135,7 @@ def connect_in_a_row(port: int, count: int) -> None:
                 client.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, struct.pack("ii", 1, 0))
 
 
-async def test_half_of_them_stalled_or_trickling_delay_nobody(launch: Launch, profiler: SteadyProcess) -> None:
+async def test_stalled_or_trickling_clients_delay_nobody(launch: Launch, profiler: SteadyProcess) -> None:
     server = launch(**profiler.endpoints, max_backlog_bytes=1 << 20, stall_timeout=3)
     async with undisturbed(server, 5), contextlib.AsyncExitStack() as stack:
         stalled = [await stack.enter_async_context(Raw(server.port)) for _ in range(3)]
@@ -156,7 +156,7 @@ async def test_half_of_them_stalled_or_trickling_delay_nobody(launch: Launch, pr
         assert server.log.count("closed the client at 127.0.0.1: too slow for 3 s (stall_timeout)") == 1
 
 
-async def test_closing_in_the_middle_of_a_snapshot_is_nobody_else_s_concern(
+async def test_closing_in_the_middle_of_a_snapshot_affects_no_other_client(
     launch: Launch, profiler: SteadyProcess
 ) -> None:
     server = launch(**profiler.endpoints)

@@ -19,7 +19,7 @@ from tests.raw import Raw
 COMMAND = [sys.executable, "-X", "dev", "-W", "error", "-m", "tornado_rbkit"]
 
 
-async def test_who_is_there_goes_on_and_who_comes_waits(profiler: SteadyProcess, tmp_path: Path) -> None:
+async def test_connected_clients_continue_and_new_ones_wait(profiler: SteadyProcess, tmp_path: Path) -> None:
     options = ["serve", "--port", "0", "--pub", profiler.pub, "--req", profiler.req]
     with serving(tmp_path / "log", [*COMMAND, *options]) as server:
         async with Witness(server.ws) as viewer:

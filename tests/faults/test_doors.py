@@ -73,7 +73,7 @@ async def test_hosts_in_every_disguise(server: Serving) -> None:
 @pytest.mark.parametrize(
     "origin", ["http://[", "http://[::1", "http://a:b", "%", "http://127.0.0.1.evil.example", "\xff"]
 )
-async def test_an_origin_that_is_no_origin_is_refused_and_no_error(server: Serving, origin: str) -> None:
+async def test_an_origin_that_is_not_an_origin_is_refused_and_no_error(server: Serving, origin: str) -> None:
     request = upgrade_request(Origin=origin, Authorization="Bearer s3cret")
     assert b" 403 " in (await answer(server, request.decode()))[:20]
 

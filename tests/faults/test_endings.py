@@ -106,7 +106,7 @@ async def test_send_that_is_interrupted_says_nothing(launch: Launch, profiler: S
     assert (output[0], without_slowness(output[1].decode()), process.returncode) == (b"", [], 130)
 
 
-async def test_send_of_what_is_no_text_is_one_line(launch: Launch, profiler: SteadyProcess) -> None:
+async def test_send_of_what_is_not_a_text_is_one_line(launch: Launch, profiler: SteadyProcess) -> None:
     server = launch(**profiler.endpoints)
     command = [*COMMAND, "send", os.fsdecode(b"\xff\xfe"), "--url", server.ws]
     finished = await asyncio.to_thread(subprocess.run, command, capture_output=True, text=True, timeout=60)

@@ -31,7 +31,7 @@ PROGRAM = """
 """
 
 
-def test_the_servers_go_on_and_can_be_stopped() -> None:
+def test_the_servers_continue_and_can_be_stopped() -> None:
     command = [sys.executable, "-X", "dev", "-W", "error", "-c", textwrap.dedent(PROGRAM)]
     finished = subprocess.run(command, capture_output=True, text=True, timeout=20)
     assert finished.stdout == "both have ended\n", finished.stderr

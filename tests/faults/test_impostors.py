@@ -97,7 +97,7 @@ def shake_hands(connection: socket.socket) -> None:
     [garbage, garbage_after_the_greeting, garbage_after_the_handshake, an_endless_frame, http, closes_at_once],
     ids=lambda talk: talk.__name__,
 )
-async def test_what_is_not_zmq_is_told_and_the_profiler_is_found_again_afterwards(
+async def test_what_is_not_zmq_is_reported_and_the_profiler_is_found_again_afterwards(
     launch: Launch, profiler: SteadyProcess, talk: Callable[[socket.socket], None]
 ) -> None:
     server = launch(**profiler.endpoints, max_message_bytes=1 << 20)
@@ -166,7 +166,7 @@ async def test_a_message_past_the_bound_costs_its_connection_and_no_memory(launc
     assert "max_message_bytes" in server.log
 
 
-async def test_a_reply_past_its_bound_is_none_and_costs_no_memory(launch: Launch) -> None:
+async def test_a_reply_over_its_bound_is_invalid_and_takes_no_memory(launch: Launch) -> None:
     endpoints = {"pub": f"tcp://127.0.0.1:{free_port()}", "req": f"tcp://127.0.0.1:{free_port()}"}
     server = launch(**endpoints)
     with bound(zmq.PUB, endpoints["pub"]), FakeRep(endpoints["req"], bytes(100 << 20)):

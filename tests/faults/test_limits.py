@@ -68,7 +68,7 @@ async def test_bodies_are_refused_before_they_are_read(
 
 
 @pytest.mark.parametrize("size", [0, 1, MAX_BODY_SIZE])
-async def test_a_small_body_is_told_that_its_method_is_not_there(server: Serving, size: int) -> None:
+async def test_a_small_body_is_answered_with_405(server: Serving, size: int) -> None:
     head = b"POST /rbkit/status HTTP/1.1\r\nHost: 127.0.0.1\r\nConnection: close\r\nContent-Length: %d\r\n\r\n" % size
     assert b" 405 " in (await send_all(server, head, b"x" * size, 1))[:20]
 

@@ -129,7 +129,7 @@ def test_a_wrong_port_in_the_environment_is_named(variable: str, tmp_path: Path)
         ("open", "may be written by others (mode 777); chmod it 700"),
     ],
 )
-def test_a_runtime_folder_that_cannot_be_used_is_refused_by_all_who_would(
+def test_a_runtime_folder_that_cannot_be_used_is_refused_by_every_command(
     command: list[str], folder: str, text: str, places: dict[str, str], tmp_path: Path
 ) -> None:
     (tmp_path / "file").touch()
@@ -142,7 +142,7 @@ def test_a_runtime_folder_that_cannot_be_used_is_refused_by_all_who_would(
     assert finished.stdout == ""
 
 
-def test_a_program_that_starts_the_profiler_itself_is_told_of_the_folder_and_goes_on(tmp_path: Path) -> None:
+def test_a_program_that_starts_the_profiler_itself_is_told_of_the_folder_and_continues(tmp_path: Path) -> None:
     (tmp_path / "file").touch()
     code = "from tornado_rbkit import profiler; print(profiler.start_server('ipc://*', 'ipc://*').running)"
     environment = os.environ | {"RBKIT_RUNTIME_DIR": str(tmp_path / "file")}

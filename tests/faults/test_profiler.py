@@ -44,7 +44,7 @@ async def test_killed_and_restarted_fifty_times_under_load_loses_no_viewer_and_n
     assert server.threads == threads
 
 
-async def test_stopped_and_continued_is_told_and_goes_on(launch: Launch, profiler: SteadyProcess) -> None:
+async def test_stopped_and_continued_is_reported_and_continues(launch: Launch, profiler: SteadyProcess) -> None:
     server = launch(**profiler.endpoints, **SHORT)
     async with witnesses(server.ws, 5) as viewers:
         assert await viewers[0].ask("trigger_gc") == b"ok"
@@ -84,7 +84,7 @@ async def test_slow_to_answer_keeps_the_replies_and_the_stream(
             assert viewer.missing <= viewer.told
 
 
-async def test_wedged_by_somebody_else_s_empty_request_is_said_once_in_plain_words_and_mended_by_a_restart(
+async def test_wedged_by_somebody_else_s_empty_request_is_reported_once_in_plain_words_and_mended_by_a_restart(
     launch: Launch, profiler: SteadyProcess
 ) -> None:
     server = launch(**profiler.endpoints, **SHORT)

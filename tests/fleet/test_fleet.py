@@ -38,7 +38,7 @@ async def test_an_unwatched_target_has_no_connection_to_its_profiler(
     assert rbkit.received[-1] == b"stop_memory_profile", "what was started through the agent is stopped"
 
 
-async def test_a_restarted_agent_is_found_again_and_what_was_lost_is_told(
+async def test_a_restarted_agent_is_found_again_and_what_was_lost_is_reported(
     machine: Machine, rbkit: FakeRbkit, bridge_to_rbkit: Bridge
 ) -> None:
     agent = await machine.agent({"puma": bridge_to_rbkit})

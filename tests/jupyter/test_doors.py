@@ -66,7 +66,7 @@ async def test_a_foreign_origin_with_a_cookie_is_refused(
 
 
 @pytest.mark.parametrize("path", SOCKETS)
-async def test_an_origin_that_jupyter_allows_is_let_in(
+async def test_an_origin_that_jupyter_allows_is_admitted(
     jupyter: StartJupyter, settings: dict[str, Any], path: str
 ) -> None:
     server = await jupyter({"allow_origin": "https://tools.example"}, **settings)

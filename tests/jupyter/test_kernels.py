@@ -93,7 +93,7 @@ async def test_it_is_found_by_its_notebook_s_name_and_watched(jupyter: StartJupy
         assert "no profiler runs" in await kernel.text("%rbkit status")
 
 
-async def test_a_port_that_is_taken_is_told_in_a_line(
+async def test_a_port_that_is_taken_is_reported_in_a_line(
     jupyter: StartJupyter, rbkit: FakeRbkit, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setenv("RBKIT_REQ_PORT", rbkit.req.rpartition(":")[2])
@@ -220,7 +220,7 @@ async def test_options_choose_the_interval_the_clock_and_where_the_profile_goes(
         assert re.search(r"<td>[\d.]+ %</td><td>[\d.]+ %</td><td>3</td><td>    str\(number\)</td>", page)
 
 
-async def test_what_is_asked_wrongly_is_told_in_a_line(jupyter: StartJupyter) -> None:
+async def test_what_is_asked_wrongly_is_reported_in_a_line(jupyter: StartJupyter) -> None:
     server = await jupyter()
     async with server.kernel() as kernel:
         await kernel.run("%load_ext tornado_rbkit")

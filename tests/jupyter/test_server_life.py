@@ -50,7 +50,7 @@ async def test_two_servers_show_the_same_profiler(tmp_path: Path, rbkit: FakeRbk
         connections[1].close()
 
 
-def test_settings_are_read_from_a_file_and_a_wrong_one_is_told_in_a_line(tmp_path: Path) -> None:
+def test_settings_are_read_from_a_file_and_a_wrong_one_is_reported_in_a_line(tmp_path: Path) -> None:
     folder = tmp_path / "one"
     (folder / "config").mkdir(parents=True)
     (folder / "config" / "jupyter_server_config.py").write_text("c.RbkitExtension.stall_timeout = -1\n")

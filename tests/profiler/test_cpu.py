@@ -149,7 +149,7 @@ def test_threads_that_come_and_go_are_no_danger_to_the_cpu_clock(client: Client,
 
 
 @pytest.mark.parametrize("clock", ["wall", pytest.param("cpu", marks=linux)])
-def test_a_late_sample_is_told_for_each_tick_it_missed(clock: str) -> None:
+def test_a_late_sample_is_reported_for_each_tick_it_missed(clock: str) -> None:
     batcher = EventBatcher()
     sampler = CPUSampler(batcher)
     sampler.clock_type, sampler.interval = clock, 0.001

@@ -209,7 +209,7 @@ def test_a_stopped_process_is_still_listed(runtime: Path) -> None:
         "\udcff",
     ],
 )
-def test_a_file_that_is_no_servers_is_ignored(server: profiler.Server, runtime: Path, content: str) -> None:
+def test_a_file_that_is_not_a_servers_is_ignored(server: profiler.Server, runtime: Path, content: str) -> None:
     (runtime / "x.json").write_bytes(content.encode("utf-8", "surrogateescape"))
     (runtime / "folder.json").mkdir()
     (runtime / "link.json").symlink_to("/etc/passwd")
@@ -217,7 +217,7 @@ def test_a_file_that_is_no_servers_is_ignored(server: profiler.Server, runtime: 
     assert (runtime / "x.json").exists()
 
 
-def test_a_name_is_told_in_one_short_line(server: profiler.Server, runtime: Path) -> None:
+def test_a_name_is_reported_in_one_short_line(server: profiler.Server, runtime: Path) -> None:
     facts = {"name": "a\x1b[31m\n\tb\udcff" + "c" * 9999, "pid": os.getpid(), "pub": "", "req": "", "started": 1}
     (runtime / "x.json").write_text(json.dumps(facts))
     assert profiler.list_servers()[0].name == "a?[31m??b?" + "c" * 190

@@ -63,7 +63,7 @@ def test_a_class_that_grew_by_a_thousand_is_found_by_comparing_two_snapshots(cli
     assert {item.object_id for item in after if item.class_name == f"{__name__}.Order"} == set(map(id, orders))
 
 
-def test_a_snapshot_has_none_of_the_sets_it_is_made_with(client: Client) -> None:
+def test_a_snapshot_does_not_contain_the_sets_of_its_walk(client: Client) -> None:
     _, objects = snapshot(client)
     assert sum(item.class_name == "set" for item in objects) < 50
 

@@ -128,7 +128,7 @@ def test_changes_are_spread_evenly_over_the_time_since_the_comparison_before(
         assert abs(half - len(made) / 2) <= len(made) / min(seconds, 100) / 5 + 1
 
 
-def test_a_steady_rate_is_told_as_such_though_comparisons_are_far_apart(frozen: None) -> None:
+def test_a_steady_rate_is_reported_as_such_although_comparisons_are_far_apart(frozen: None) -> None:
     comparison = Comparison()
     comparison.profile._listed = time.time() - 40.0
     made = [Leaked() for _ in range(4000)]
@@ -168,7 +168,7 @@ def ids(items: Iterable[object]) -> set[int]:
     return set(map(id, items))
 
 
-def test_a_tuple_of_plain_values_is_not_told_because_the_collector_loses_sight_of_it(frozen: None) -> None:
+def test_a_tuple_of_plain_values_is_not_reported_because_the_collector_loses_sight_of_it(frozen: None) -> None:
     comparison = Comparison()
     gc.disable()
     try:
@@ -187,7 +187,7 @@ def test_a_tuple_of_plain_values_is_not_told_because_the_collector_loses_sight_o
     assert len(comparison.tick()[1] & gone) > 900
 
 
-def test_a_tuple_of_tuples_without_end_is_not_told(frozen: None) -> None:
+def test_a_tuple_of_tuples_without_end_is_not_reported(frozen: None) -> None:
     comparison = Comparison()
     chain: tuple[object, ...] = ()
     gc.disable()
@@ -200,7 +200,7 @@ def test_a_tuple_of_tuples_without_end_is_not_told(frozen: None) -> None:
 
 
 @pytest.mark.skipif(not DICTS_ARE_UNTRACKED, reason="dicts stay tracked")
-def test_a_dict_is_not_told_as_gone_because_the_collector_loses_sight_of_it(frozen: None) -> None:
+def test_a_dict_is_not_reported_as_gone_because_the_collector_loses_sight_of_it(frozen: None) -> None:
     comparison = Comparison()
     gc.disable()
     try:
@@ -232,7 +232,7 @@ def test_a_dict_is_not_told_as_gone_because_the_collector_loses_sight_of_it(froz
     assert gone & destroyed  # but those at the address of another dict by now
 
 
-def test_what_is_frozen_is_not_told_as_gone(frozen: None) -> None:
+def test_what_is_frozen_is_not_reported_as_gone(frozen: None) -> None:
     comparison = Comparison()
     leak = [Leaked() for _ in range(1000)]
     created = comparison.tick()[0] & ids(leak)
@@ -247,7 +247,7 @@ def test_what_is_frozen_is_not_told_as_gone(frozen: None) -> None:
     assert created <= comparison.tick()[1]
 
 
-def test_frames_are_not_told(frozen: None) -> None:
+def test_frames_are_not_reported(frozen: None) -> None:
     comparison = Comparison()
     frame = sys._getframe()
     assert id(frame) not in comparison.tick()[0]
@@ -309,7 +309,7 @@ def test_the_profilers_own_objects_are_left_out(client: Client) -> None:
     del leak
 
 
-def test_a_collection_is_told_with_its_true_time(client: Client) -> None:
+def test_a_collection_is_reported_with_its_true_time(client: Client) -> None:
     client.ask(b"start_memory_profile")
     before = time.time() * 1000.0
     client.ask(b"trigger_gc")

@@ -42,7 +42,7 @@ def test_every_command_is_answered_ok(client: Client, command: str) -> None:
         [b"", b"", b""],
     ],
 )
-def test_everything_else_is_answered_ok_and_the_server_goes_on(client: Client, request_parts: list[bytes]) -> None:
+def test_everything_else_is_answered_ok_and_the_server_continues(client: Client, request_parts: list[bytes]) -> None:
     assert client.ask(*request_parts) == b"ok"
     assert isinstance(decode(client.ask(b"handshake")), Handshake)
 
@@ -176,14 +176,14 @@ def test_the_ports_come_from_the_environment(monkeypatch: pytest.MonkeyPatch) ->
 
 
 @pytest.mark.parametrize("port", ["x", "0", "65536", "-1", "1.5"])
-def test_a_port_in_the_environment_that_is_none_is_named(monkeypatch: pytest.MonkeyPatch, port: str) -> None:
+def test_a_port_in_the_environment_that_is_invalid_is_named(monkeypatch: pytest.MonkeyPatch, port: str) -> None:
     monkeypatch.setenv("RBKIT_REQ_PORT", port)
     with pytest.raises(profiler.BindError, match="RBKIT_REQ_PORT"):
         profiler.start_server("tcp://127.0.0.1:*")
 
 
 @pytest.mark.parametrize("endpoint", ["nonsense", "tcp://nonsense", "tcp://127.0.0.1:99999", "ipc://@abstract"])
-def test_an_endpoint_that_is_none_is_named(endpoint: str) -> None:
+def test_an_endpoint_that_is_invalid_is_named(endpoint: str) -> None:
     with pytest.raises(profiler.BindError, match=endpoint):
         profiler.start_server(endpoint, "tcp://127.0.0.1:*")
 
@@ -377,7 +377,7 @@ assert not gc.callbacks
     )
 
 
-def test_batches_have_400_events_or_what_a_second_brought() -> None:
+def test_batches_have_400_events_or_those_of_a_second() -> None:
     batcher = EventBatcher()
     event = pack({0: 4, 1: 1.0})
     assert batcher.take(1000.0) == []

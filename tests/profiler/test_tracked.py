@@ -69,7 +69,7 @@ def test_a_tuple_can_be_filled_from_a_generator(
 
 
 @pytest.mark.skipif(not TUPLES_ARE_RESIZED, reason="all tuples are among the objects")
-def test_a_tuple_with_a_single_reference_is_no_object_but_an_id_and_its_content(frozen: None) -> None:
+def test_a_tuple_with_a_single_reference_is_not_an_object_but_an_id_and_its_content(frozen: None) -> None:
     known: list[Any] = [([], number) for number in range(50)]
     new: list[Any] = [([], number) for number in range(50)]
     twice: list[Any] = [([], 1)] * 2

@@ -114,7 +114,7 @@ def test_nothing_is_read_or_sent_without_a_subscriber(
         assert (len(times), server.status()["messages"]) == (count, messages)
 
 
-def test_vitals_go_on_until_the_last_of_several_subscribers_has_left(server: profiler.Server) -> None:
+def test_vitals_continue_until_the_last_of_several_subscribers_has_left(server: profiler.Server) -> None:
     with Client(server.pub, server.req) as client:
         client.events(GCStats, lambda found: found)
         with Client(server.pub, server.req) as other:

@@ -74,7 +74,7 @@ class TestReading:
         with pytest.raises(RecordingError):
             list(read(io.BytesIO(content)))
 
-    def test_a_file_that_was_cut_off_gives_what_is_whole_and_then_says_so(self) -> None:
+    def test_a_file_that_was_cut_off_yields_the_complete_records_and_then_an_error(self) -> None:
         records = read(io.BytesIO(SAMPLES[:-5]))
         assert next(records).seconds == 0.0
         with pytest.raises(RecordingError, match="in the middle of a record"):
@@ -114,7 +114,7 @@ class TestExport:
             "thread 2;idle 1",
         ]
 
-    def test_blocks_of_one_file_are_told_apart(self) -> None:
+    def test_blocks_of_one_file_are_distinguished(self) -> None:
         def of(label: str, file: str, line: int) -> CPUSample:
             return CPUSample(1.0, [StackFrame(None, label, file, line, False, 1)])
 
@@ -230,7 +230,7 @@ class TestReplay:
                 await messages.__anext__()
                 assert 0.3 < time.monotonic() - first < 2
 
-    async def test_begins_anew_for_who_comes_after_the_last_has_left(self, serve: Serve) -> None:
+    async def test_starts_over_for_a_client_that_comes_after_the_last_has_left(self, serve: Serve) -> None:
         records = [Record(0.0, DATA, None, collection(0)), Record(60.0, DATA, None, collection(1))]
         with ReplayServer(lambda: records) as replay:
             server = await serve(Bridge(replay.pub, replay.req, idle_grace=0))
@@ -240,7 +240,7 @@ class TestReplay:
                 await until(lambda: server.bridge.state is State.IDLE, "the bridge has left")
 
     @pytest.mark.logs_errors
-    async def test_a_recording_that_is_cut_off_is_said_and_served_up_to_there(self, serve: Serve) -> None:
+    async def test_a_recording_that_is_cut_off_is_reported_and_served_up_to_there(self, serve: Serve) -> None:
         replay = ReplayServer(lambda: read(io.BytesIO(SAMPLES[:-5])))
         with pytest.raises(RecordingError), replay:  # noqa: PT012 - it is raised on leaving
             server = await serve(Bridge(replay.pub, replay.req))
@@ -557,7 +557,7 @@ class TestCommandLine:
         assert finished.stderr.count("\n") == 1
 
 
-async def test_a_snapshot_s_progress_is_told_by_the_total_it_announces(serve: Serve, rbkit: FakeRbkit) -> None:
+async def test_a_snapshot_s_progress_is_reported_by_the_total_it_announces(serve: Serve, rbkit: FakeRbkit) -> None:
     def dump(count: int) -> dict[int, object]:
         return {0: 5, 1: 1.0, 10: 1, 11: 5, 2: [{3: 1, 4: "A", 5: [], 6: None, 7: None, 8: 40}] * count}
 

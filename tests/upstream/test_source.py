@@ -35,7 +35,7 @@ class TestSocketSource:
         payloads, emptied = source.take(*bounds)
         return [bytes(payload) for payload in payloads], emptied
 
-    async def test_lets_go_of_a_message_whose_parts_are_too_long_together(
+    async def test_discards_a_message_whose_parts_are_too_long_together(
         self, sockets: tuple[zmq.Socket[bytes], zmq.Socket[bytes]], caplog: pytest.LogCaptureFixture
     ) -> None:
         pub, sub = sockets

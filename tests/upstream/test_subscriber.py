@@ -28,7 +28,9 @@ from tornado_rbkit.upstream.subscriber import Phase
 @pytest.mark.parametrize("on_thread", [True, False], ids=["threaded", "unthreaded"])
 @pytest.mark.usefixtures("small")
 class TestInEachPhase:
-    def test_all_that_is_left_comes_though_the_profiler_is_silent(self, phase: Phase, on_thread: bool) -> None:
+    def test_remaining_messages_are_delivered_although_the_profiler_is_silent(
+        self, phase: Phase, on_thread: bool
+    ) -> None:
         pacing = PHASES[phase](on_thread)
         pacing.expect(phase)
         before = len(pacing.received())
@@ -64,7 +66,7 @@ class TestInEachPhase:
         assert len(pacing.received()) == before
         assert [batch.pending for batch in pacing.batches[-1:]] in ([], [0]), "the last report was never corrected"
 
-    def test_a_loss_is_reported_though_the_last_client_leaves(self, phase: Phase, on_thread: bool) -> None:
+    def test_a_loss_is_reported_although_the_last_client_leaves(self, phase: Phase, on_thread: bool) -> None:
         pacing = PHASES[phase](on_thread)
         pacing.settle()
         pacing.loop.step = 0.0
@@ -140,7 +142,7 @@ class TestPhases:
         pacing.arrive()
         pacing.expect(Phase.LISTENING)
 
-    def test_a_message_after_silence_is_handed_over_at_once_and_listening_goes_on(self) -> None:
+    def test_a_message_after_silence_is_handed_over_at_once_and_listening_continues(self) -> None:
         pacing = listening()
         pacing.arrive(message(0))
         pacing.expect(Phase.LISTENING)
@@ -285,7 +287,7 @@ class TestPhases:
         for encoding in encodings:
             assert pacing.received(encoding) == pacing.sent
 
-    def test_a_restart_is_reported_though_no_client_is_there(self) -> None:
+    def test_a_restart_is_reported_although_no_client_is_there(self) -> None:
         pacing = Pacing()
         pacing.arrive(message(5), message(0))
         pacing.settle()

@@ -367,7 +367,7 @@ def fail(handler: RequestHandler, command: str) -> bool:
 
 
 @pytest.mark.parametrize("authorize", [lambda handler, command: True, allow_later], ids=["sync", "async"])
-async def test_authorize_lets_in(knock: Knock, authorize: access_module.Authorize) -> None:
+async def test_authorize_admits(knock: Knock, authorize: access_module.Authorize) -> None:
     assert await knock(Access(authorize=authorize)) == (200, "in")
 
 

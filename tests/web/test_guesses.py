@@ -46,7 +46,7 @@ class TestDelays:
         assert delays == sorted(delays)
         assert delays[-1] == MAX_DELAY
 
-    def test_begin_anew_after_a_minute(self, clock: Clock) -> None:
+    def test_start_over_after_a_minute(self, clock: Clock) -> None:
         table = Guesses()
         for _ in range(FREE + 5):
             table.add("192.0.2.1")
@@ -131,7 +131,7 @@ async def test_the_right_token_is_not_slowed_down_by_others_of_its_address(port:
 
 
 @pytest.mark.usefixtures("forever")
-async def test_a_missing_token_is_no_guess(port: int) -> None:
+async def test_a_missing_token_is_not_a_guess(port: int) -> None:
     assert (await status(port, ""))[0] == 401
 
 

@@ -64,18 +64,18 @@ class TestOrigin:
         assert "`allowed_origins`" in text
         assert origin in text
 
-    async def test_the_server_s_own_and_none_are_let_in(self, serve: Serve, rbkit: FakeRbkit) -> None:
+    async def test_the_server_s_own_and_none_are_admitted(self, serve: Serve, rbkit: FakeRbkit) -> None:
         server = await serve(Bridge(**rbkit.endpoints))
         assert await is_open(server, "/rbkit/ws", Origin=server.url)
         assert await is_open(server, "/rbkit/ws")
 
-    async def test_those_of_the_setting_are_let_in(self, serve: Serve, rbkit: FakeRbkit) -> None:
+    async def test_those_of_the_setting_are_admitted(self, serve: Serve, rbkit: FakeRbkit) -> None:
         server = await serve(Bridge(**rbkit.endpoints), allowed_origins=["https://Tools.example"])
         assert await is_open(server, "/rbkit/ws", Origin="https://tools.example")
         for origin in ("http://tools.example", "https://tools.example.evil", "https://tools.example:444"):
             assert not await is_open(server, "/rbkit/ws", Origin=origin)
 
-    async def test_a_star_lets_all_in(self, serve: Serve, rbkit: FakeRbkit) -> None:
+    async def test_a_star_admits_everybody(self, serve: Serve, rbkit: FakeRbkit) -> None:
         server = await serve(Bridge(**rbkit.endpoints), allowed_origins=["*"])
         assert await is_open(server, "/rbkit/ws", Origin="http://any.example")
 
@@ -485,6 +485,6 @@ class TestHeaders:
         await server.close()
 
     @pytest.mark.parametrize("value", ["", "'self'; script-src *", "a\nb", "a, b", "ä"])
-    def test_sources_that_are_none_are_refused_at_once(self, value: str) -> None:
+    def test_sources_that_are_invalid_are_refused_at_once(self, value: str) -> None:
         with pytest.raises(ValueError, match=r"frame_ancestors=.*; allowed: "):
             Access(frame_ancestors=value)

@@ -396,7 +396,7 @@ except ProcessError as error:
     assert "--cap-add=SYS_PTRACE" in said
 
 
-def test_austin_that_is_not_installed_is_said(start: Start, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_austin_that_is_not_installed_is_reported(start: Start, monkeypatch: pytest.MonkeyPatch) -> None:
     process = start(SLEEPER)
     monkeypatch.setattr("tornado_rbkit.profiler.external.austin.shutil.which", lambda name, path=None: None)
     assert refusal(process.pid) == "the sampler austin is not installed; pip install 'tornado_rbkit[attach]'"
@@ -413,7 +413,7 @@ def test_austin_that_is_not_installed_is_said(start: Start, monkeypatch: pytest.
         ("exec sleep 60", "within 0.5 s"),
     ],
 )
-def test_austin_that_does_not_work_is_said(
+def test_austin_that_does_not_work_is_reported(
     start: Start, monkeypatch: pytest.MonkeyPatch, tmp_path: object, script: str, reason: str
 ) -> None:
     process = start(SLEEPER)
