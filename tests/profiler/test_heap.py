@@ -235,8 +235,8 @@ def compare(server, ticks):
 
 start()
 command(b"objectspace_snapshot")
-listen()
 profiler.stop_server()
+listen()
 sub.disconnect(pub)
 ask.disconnect(req)
 gc.collect()
@@ -246,8 +246,8 @@ ids = set(map(id, before))
 start()
 command(b"objectspace_snapshot")
 after = gc.get_objects()
+profiler.stop_server()  # otherwise samples arrive all the time
 listen()
-profiler.stop_server()
 context.destroy()
 after = {id(item): item for item in after if id(item) not in ids and item is not before and item is not ids}
 for message in received:

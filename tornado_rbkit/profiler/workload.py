@@ -66,14 +66,21 @@ class PriceList:
 
     def __init__(self, products: list[Product]) -> None:
         self._products = products
+        self._rounds = 1
 
     def update(self, seconds: float) -> None:
-        """Compute for `seconds` of CPU time."""
-        end = time.thread_time() + seconds
-        while time.thread_time() < end:
+        """Compute for `seconds` of CPU time, by the cost of the last update.
+
+        The clock is read at the beginning and the end only: a busy system interrupts a thread most often in a system
+        call, and this function would be seen there instead of the hot one.
+        """
+        began = time.thread_time()
+        for _ in range(self._rounds):
             for product in self._products:
                 self.discounted(product)
                 self.taxed(product)
+        spent = time.thread_time() - began
+        self._rounds = max(1, int(self._rounds * min(2.0, seconds / max(spent, 1e-6))))
 
     def discounted(self, product: Product) -> int:
         """Add up a discount cent by cent; this is the hot function."""

@@ -16,7 +16,11 @@ import pytest
 from tests.profiler.conftest import PATIENCE, Client
 from tests.profiler.external.conftest import Start, children
 from tornado_rbkit.profiler import list_servers
+from tornado_rbkit.profiler.batcher import EventBatcher
 from tornado_rbkit.profiler.external import Attachment, EngineError, ProcessError, attach
+from tornado_rbkit.profiler.external.engine import Frame, Stack
+from tornado_rbkit.profiler.external.process import RunningProcess
+from tornado_rbkit.profiler.external.sampler import ExternalSampler
 from tornado_rbkit.protocol import CPUSample, GCStats, Handshake, decode
 
 if not sys.platform.startswith("linux"):
@@ -225,9 +229,7 @@ def test_many_threads_are_sampled_alike(start: Start, attached: Attached) -> Non
     assert max(counts.values()) - min(counts.values()) <= 25
 
 
-def test_a_process_whose_threads_come_and_go_is_sampled_on(
-    start: Start, attached: Attached, caplog: pytest.LogCaptureFixture
-) -> None:
+def test_a_process_whose_threads_come_and_go_is_sampled_on(start: Start, attached: Attached) -> None:
     process = start(
         """
         import sys, threading
@@ -240,12 +242,37 @@ def test_a_process_whose_threads_come_and_go_is_sampled_on(
         """
     )
     attachment, client = attached(process.pid)
-    losses = "austin takes the process for one that has ended, sooner or later"
-    until(lambda: attachment.server.status()["cpu"]["losses"] > 1, losses)
-    list(client.waiting())
     client.events(CPUSample, lambda found: sum("churn" in functions(each) for each in found) > 200)
     assert attachment.failure is None
-    assert caplog.text.count("is started again") == 1, "it is logged once"
+
+
+class _LosesSight:
+    """An engine that looks twice and takes the process for one that has ended, as austin does sooner or later."""
+
+    name = "engine"
+    has_ended_well = True
+
+    def start(self, interval: float, clock_type: str) -> None:
+        frame = Frame("file", "function", 1)
+        self._output: list[list[Stack]] = [[Stack(0, 1, (frame,), interval, False)] * 2]
+
+    def read(self) -> list[Stack] | None:
+        return self._output.pop() if self._output else None
+
+    def stop(self) -> None:
+        self._output.clear()
+
+    close = stop
+
+
+def test_an_engine_that_loses_sight_of_the_process_is_replaced_each_time(caplog: pytest.LogCaptureFixture) -> None:
+    with subprocess.Popen([sys.executable, "-c", "open(0).read()"], stdin=subprocess.PIPE) as process:
+        sampler = ExternalSampler(EventBatcher(), RunningProcess(process.pid), _LosesSight, lambda: None)
+        sampler.start()
+        until(lambda: sampler.status()["losses"] > 3, "it is replaced")
+        assert sampler.enabled
+        assert caplog.text.count("is started again") == 1, "it is logged once"
+        sampler.stop()
 
 
 def test_sampling_ends_with_the_process(start: Start, attached: Attached) -> None:
