@@ -254,7 +254,7 @@ class _LosesSight:
 
     def start(self, interval: float, clock_type: str) -> None:
         frame = Frame("file", "function", 1)
-        self._output: list[list[Stack]] = [[Stack(0, 1, (frame,), interval, False)] * 2]
+        self._output: list[list[Stack]] = [[Stack(0, 1, (frame,), interval, False, False)] * 2]
 
     def read(self) -> list[Stack] | None:
         return self._output.pop() if self._output else None
