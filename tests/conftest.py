@@ -96,7 +96,7 @@ def pytest_xdist_auto_num_workers(config: pytest.Config) -> int | None:
 
 @pytest.fixture(autouse=True)
 def nothing_goes_wrong_unseen(request: pytest.FixtureRequest, caplog: pytest.LogCaptureFixture) -> Iterator[None]:
-    """Fail a test in which an error was logged: an exception in a callback shows up nowhere else."""
+    """Fail a test in which an error was logged: an exception in a callback is visible nowhere else."""
     yield
     if "logs_errors" not in request.keywords:
         records = [record for when in ("setup", "call", "teardown") for record in caplog.get_records(when)]

@@ -1,4 +1,4 @@
-"""The benchmarks run; what they measure is not looked at."""
+"""The benchmarks run; their figures are not checked."""
 
 from __future__ import annotations
 

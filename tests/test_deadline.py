@@ -1,4 +1,4 @@
-"""Deadlines for clients: a pause of the server closes nobody, and the system clock has no say."""
+"""Deadlines for clients: they expire neither by a pause of the server nor by steps of the system clock."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Messages as finished WebSocket bytes, read back by parsers that are not ours."""
+"""Messages encoded as WebSocket frames, read by parsers of other libraries."""
 
 from __future__ import annotations
 

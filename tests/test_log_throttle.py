@@ -1,4 +1,4 @@
-"""What is repeated is logged at the 1st, 10th, 100th time, and anew after a minute of quiet."""
+"""Repeated events are logged the 1st, 10th and 100th time, and again after a minute without one."""
 
 from __future__ import annotations
 

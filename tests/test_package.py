@@ -1,4 +1,4 @@
-"""The package as its users meet it: the exported names, and a README that tells the truth."""
+"""The public side of the package: the exported names, and a README that is true."""
 
 from __future__ import annotations
 

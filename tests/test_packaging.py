@@ -1,4 +1,4 @@
-"""What is packed: built from a copy of the checkout as `pip install .` and `python -m build` do."""
+"""The contents of wheel and sdist, built from a copy of the checkout as `pip install .` and `python -m build` do."""
 
 from __future__ import annotations
 

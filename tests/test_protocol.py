@@ -1,4 +1,4 @@
-"""The protocol module: what may be sent to rbkit, and what its messages mean."""
+"""The protocol without I/O: checks of commands, and decoding of rbkit's messages."""
 
 from __future__ import annotations
 

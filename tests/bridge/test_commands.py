@@ -22,7 +22,7 @@ def failed(reason: str) -> CommandResult:
 
 
 class Desk:
-    """A queue with everything that it says written down."""
+    """A queue whose requests and results are recorded."""
 
     def __init__(self, timeouts: dict[str, float] | None = None) -> None:
         self.sent: list[tuple[str, float]] = []
@@ -46,7 +46,7 @@ class Desk:
 
     @property
     def results(self) -> list[tuple[str, str]]:
-        """What was answered: the command and the reason, or ok."""
+        """The results: each command with its reason, or ok."""
         return [(name, result.error.reason if result.error else "ok") for name, result in self.answers]
 
 
@@ -58,7 +58,7 @@ def desk() -> Desk:
 
 
 class Clock:
-    """The time, which passes when a test says so."""
+    """A clock that a test advances."""
 
     def __init__(self) -> None:
         self.now = 1000.0

@@ -1,4 +1,4 @@
-"""A connection that cannot be opened: each client is told why, and the next one tries again."""
+"""A connection that cannot be opened: each client gets the reason, and the next client tries again."""
 
 from __future__ import annotations
 

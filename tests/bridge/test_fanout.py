@@ -28,7 +28,7 @@ MIB = 1024 * 1024
 
 
 class StalledClient:
-    """A viewer whose connection is open and who reads when told to, on a plain socket."""
+    """A client on a plain socket that reads only when a test says so."""
 
     def __init__(self, port: int, query: str = "") -> None:
         self.socket = socket.socket()

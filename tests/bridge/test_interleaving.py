@@ -1,4 +1,4 @@
-"""Control frames, replies and notices between data frames: whatever the kernel takes, no frame is ever cut."""
+"""Control frames, replies and notices between data frames: no frame is ever cut, however much the kernel accepts."""
 
 from __future__ import annotations
 
@@ -160,7 +160,7 @@ def join(frames: list[tuple[int, bytes]]) -> list[bytes]:
 
 
 class Run:
-    """An outbox on a short stream, and what it has been given."""
+    """An outbox on a short stream, and everything that was sent through it."""
 
     def __init__(
         self, encoding: Encoding, make_stream: Callable[[], ShortStream] = ShortStream, **options: Any
@@ -200,7 +200,7 @@ class Run:
                 break
 
     async def finish(self) -> None:
-        """Let everything out and compare it."""
+        """Let the outbox write everything, and compare it."""
         while self.outbox.data_bytes or self.outbox.reply_bytes or self.stream.writing():
             self.stream.make_room(MIB)
             await asyncio.sleep(0)
@@ -208,7 +208,7 @@ class Run:
         assert sorted(self.replies + self.data) == sorted(join(split(bytes(self.stream.kernel.wire))))
 
     def compare(self) -> None:
-        """Check that what the kernel has is the beginning of what was given, in order."""
+        """Check that the bytes in the kernel are a prefix of everything sent, in order."""
         wire = bytes(self.stream.kernel.wire)
         assert bytes(self.stream.committed[: len(wire)]) == wire, "the order of two writers"
         sent = join(split(bytes(self.stream.committed)))

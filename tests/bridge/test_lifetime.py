@@ -1,4 +1,4 @@
-"""The connection lasts while somebody watches, and what a bridge opened it closes."""
+"""The connection lasts while there are clients, and a bridge closes everything that it opened."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Notices are state: what waits for a client is bounded, and what it is told in the end is true."""
+"""Notices are state: the number that waits for a client is bounded, and the last ones are correct."""
 
 from __future__ import annotations
 
@@ -32,7 +32,7 @@ CONNECTED, DISCONNECTED = Notice("server", "connected"), Notice("server", "disco
 
 
 class Near:
-    """An outbox on a `ShortStream`, and what its client was told."""
+    """An outbox on a `ShortStream`, and the notices that its client got."""
 
     def __init__(self, max_backlog_bytes: int = 1 << 20) -> None:
         self.stream = ShortStream()
@@ -52,13 +52,13 @@ class Near:
         self.outbox.send_reply(encode_reply(payload, BINARY))
 
     def block(self) -> None:
-        """Let something be stuck, so that everything after it waits."""
+        """Block the stream, so that everything after this waits."""
         self.stream.make_room(0)
         self.reply(b"stuck")
         assert self.outbox.blocked
 
     async def received(self) -> list[bytes]:
-        """Let everything out; return the payloads of the reply channel."""
+        """Let the outbox write everything; return the payloads of the reply channel."""
         while self.outbox.bytes_waiting or self.stream.writing():
             self.stream.make_room(1 << 20)
             await asyncio.sleep(0)

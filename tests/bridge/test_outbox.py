@@ -1,4 +1,4 @@
-"""One client's queue onto a real socket, with a reader that reads when the test says so."""
+"""One client's send queue on a real socket, with a reader that reads when the test says so."""
 
 from __future__ import annotations
 
@@ -26,13 +26,13 @@ FOREVER = 3600.0
 
 
 def chunk(number: int, size: int) -> Chunk:
-    """Return a published message that can be told from the others."""
+    """Return a published message with a number."""
     (result,) = encode_data([b"%08d" % number + bytes(size - 8)], BINARY)
     return result
 
 
 class Client:
-    """The far end of a connection, and what it has received so far."""
+    """The other end of a connection, and the bytes that it has received."""
 
     def __init__(self, stream: IOStream) -> None:
         self.stream = stream
@@ -65,12 +65,12 @@ class Client:
 
     @property
     def numbers(self) -> list[int]:
-        """Of the published messages that arrived, in order."""
+        """The numbers of the published messages that arrived, in order."""
         return [int(message[1:9]) for message in self.messages if message[:1] == b"1"]
 
 
 class Near:
-    """An outbox, and what it told."""
+    """An outbox, and the calls of its callbacks."""
 
     def __init__(self, stream: IOStream, **options: Any) -> None:
         self.stream = stream
@@ -84,7 +84,7 @@ class Near:
 
 
 class Line:
-    """The two ends of a connection that holds little on its way."""
+    """The two ends of a connection with small buffers."""
 
     def __init__(self) -> None:
         ends = socket.socketpair()
@@ -109,7 +109,7 @@ class Line:
 
 @pytest.fixture
 async def line() -> AsyncIterator[Line]:
-    """Two connected streams; that nothing was left behind is part of every test."""
+    """Two connected streams; fails the test if anything is left open."""
     complaints: list[dict[str, Any]] = []
     asyncio.get_running_loop().set_exception_handler(lambda loop, context: complaints.append(context))
     line = Line()

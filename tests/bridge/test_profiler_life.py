@@ -1,4 +1,4 @@
-"""The profiler comes, goes, hangs and comes back: what its viewers are told, and that no command is repeated."""
+"""The profiler starts, ends, hangs and returns: its clients are notified, and no command is repeated."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ from tornado_rbkit.upstream.types import ConnectionState
 
 
 async def next_notice(connection: WebSocketClientConnection, prefix: bytes) -> bytes:
-    """Return the next message that begins so, past all others."""
+    """Return the next message with this prefix, skipping all others."""
     while True:
         message = await receive(connection)
         assert isinstance(message, bytes)
@@ -220,7 +220,7 @@ async def test_what_was_lost_on_the_way_is_counted_and_told(serve: Serve, rbkit:
 
 
 def kill_command_channel(rbkit: FakeRbkit) -> None:
-    """Do what anybody can do to rbkit: send an empty request, which is never answered."""
+    """Send an empty request, as any program on the machine can; rbkit never answers it."""
     with zmq.Context() as context, context.socket(zmq.REQ) as req:
         req.linger = 0
         req.connect(rbkit.req)

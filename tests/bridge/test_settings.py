@@ -46,7 +46,7 @@ def profiler() -> Iterator[FakeRbkit]:
 
 
 class Listener:
-    """What comes of a connection: its failure, or the result of the first command."""
+    """Records how a connection ends: its failure, or the result of the first command."""
 
     def __init__(self) -> None:
         self.result: asyncio.Future[str | CommandResult] = asyncio.get_running_loop().create_future()
@@ -85,7 +85,7 @@ async def first_result(chosen: BridgeSettings) -> str | CommandResult:
 
 
 async def opens(chosen: BridgeSettings) -> None:
-    """Fail if the sockets cannot be made; that nobody is at an endpoint is no failure."""
+    """Fail if the sockets cannot be created; an endpoint without a server is not a failure."""
     listener = Listener()
     await opened(chosen, listener).close()
     assert not listener.result.done(), listener.result

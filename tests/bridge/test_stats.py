@@ -1,4 +1,4 @@
-"""What an operator is shown: figures of the bridge as JSON and for Prometheus."""
+"""The figures of a bridge for an operator, as JSON and for Prometheus."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""What a WebSocket client sees: prefixes, payloads, replies in order, errors in their place, notices."""
+"""The wire to a WebSocket client: prefixes, payloads, replies in order, errors in their place, notices."""
 
 from __future__ import annotations
 

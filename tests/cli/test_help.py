@@ -1,4 +1,4 @@
-"""What the help texts say: every option with its unit and its default, and every command with an example."""
+"""The help texts: every option has its unit and its default, and every command an example."""
 
 from __future__ import annotations
 

@@ -65,7 +65,7 @@ class Serving:
 
 @pytest.fixture
 def serving(rbkit: FakeRbkit) -> Iterator[Any]:
-    """Return what starts `serve` before the fake rbkit, on a free port."""
+    """Return a function that starts `serve` for the fake rbkit on a free port."""
     with contextlib.ExitStack() as stack:
 
         def start(*options: str) -> Serving:
@@ -114,7 +114,7 @@ def test_serve_has_the_prefix_it_is_given(serving: Any) -> None:
 
 
 def seconds_to_end(server: Any, number: int) -> float:
-    """End a server by a signal, and return how long that took."""
+    """End a server by a signal, and return the seconds that it took."""
     began = time.monotonic()
     server.process.send_signal(number)
     assert server.end() == (0, "")

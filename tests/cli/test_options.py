@@ -1,6 +1,6 @@
 """The options of `serve` with each other: every pair of values, at real servers, against a model of the README.
 
-The model here is written down once more, from what the README says, and shares nothing with the code.
+The model is written from the README, and shares nothing with the code.
 """
 
 from __future__ import annotations
@@ -42,7 +42,7 @@ COMMANDS = ["handshake", "trigger_gc", "objectspace_snapshot", "bogus", ""]
 
 
 def covering(values: dict[str, list[Any]]) -> list[dict[str, Any]]:
-    """Return some combinations of values in which every pair of two options' values is."""
+    """Return combinations of values that contain every pair of values of two options."""
     numbers = random.Random(1)
     pairs = {
         (a, i, b, j)
@@ -95,7 +95,7 @@ def some_requests(seed: int, count: int) -> list[Request]:
 
 
 def expected(options: dict[str, Any], request: Request) -> tuple[int, str, type | None]:
-    """Return what should come of it: the status, how the reply begins, and its type."""
+    """Return the expected status, the beginning of the reply, and its type."""
     if options["token"] or options["host"] == "0.0.0.0":  # on which one is made up
         if request.token is None or "wrong" in request.token:
             return 401, "", None
@@ -153,7 +153,7 @@ class Serving:
         return AsyncHTTPClient(force_instance=True, max_clients=100)
 
     async def verdict(self, request: Request) -> tuple[int, str, type | None]:
-        """Return what comes of a request: the status, the reply, and its type."""
+        """Return the status of a request, the reply, and its type."""
         host = request.host.replace("PORT", str(self.port))
         headers = {"Host": host}
         if request.origin is not None:
@@ -225,7 +225,7 @@ def test_the_combinations_have_every_pair() -> None:
 
 
 def test_the_requests_have_every_verdict() -> None:
-    """Else the model would agree with anything."""
+    """Otherwise the model would agree with anything."""
     found = {expected(COMBINATIONS[at], one)[:2] for at in range(len(COMBINATIONS)) for one in some_requests(at, 80)}
     replies = {"0", "0ok", "0error:forbidden", "0error:unknown-command", "0error:invalid-command"}
     assert found == {(200, ""), (401, ""), (403, ""), *((101, reply) for reply in replies)}

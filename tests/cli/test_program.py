@@ -59,7 +59,7 @@ def url_in(line: str) -> str:
 
 
 def beside(url: str, path: str) -> str:
-    """Return the address of what is beside the page; of a WebSocket where the path ends with ws."""
+    """Return the address of a path next to the page; a WebSocket's if the path ends with ws."""
     page, _, query = url.partition("?")
     return (page.replace("http", "ws") if path.endswith("ws") else page) + path + ("?" + query if query else "")
 

@@ -1,4 +1,4 @@
-"""Where the commands have their token from: an option, a file, the environment."""
+"""The sources of a token: an option, a file, the environment."""
 
 from __future__ import annotations
 

@@ -78,7 +78,7 @@ class Page:
 
     @property
     def facts(self) -> dict[str, str]:
-        """What the header says of the process."""
+        """The facts about the process in the header."""
         items = "[...document.querySelectorAll('.facts div')]"
         return dict(self.script(f"return {items}.map(item => [...item.children].map(part => part.textContent))"))
 
@@ -90,14 +90,14 @@ class Page:
         return self.driver.find_element(By.CSS_SELECTOR, selector)
 
     def all(self, selector: str) -> list[WebElement]:
-        """What is seen of a selector."""
+        """The visible elements of a selector."""
         return self.script(f"return {VISIBLE}", selector)  # type: ignore[no-any-return]
 
     def texts(self, selector: str) -> list[str]:
         return self.script(f"return {VISIBLE}.map(element => element.innerText)", selector)  # type: ignore[no-any-return]
 
     def button(self, label: str) -> WebElement:
-        """Return a button that is seen, or is once its menu is opened."""
+        """Return a visible button, or one that is visible once its menu is open."""
         named = "[element.textContent, element.getAttribute('aria-label')].includes(arguments[1])"
         self.script(
             f"""
@@ -155,7 +155,7 @@ class Page:
         return next(row[1:] for row in self.rows(caption) if row[0] == name)
 
     def type(self, label: str, text: str) -> None:
-        """Put a text into the field of a label, in place of what is there."""
+        """Replace the text in the field of a label."""
 
         def fields() -> list[WebElement]:
             return [field for field in self.all("input") if field.get_attribute("aria-label") == label]
@@ -176,7 +176,7 @@ class Page:
         self.one(f"input[type=file][aria-label='{label}']").send_keys(str(file))
 
     def downloaded(self, name: str) -> Path:
-        """Return a file that the page gave to save, once it is whole."""
+        """Return a file that the page saved, once it is complete."""
         path = self.downloads / name
         self.until(lambda: path.exists() and not list(self.downloads.glob("*.crdownload")), f"{name} is saved")
         return path
@@ -185,7 +185,7 @@ class Page:
         return self.driver.execute_script(code, *arguments)
 
     def until(self, condition: Callable[[], object], what: str, timeout: float = PATIENCE) -> None:
-        """Wait for something to become true; fail with what it should have been, and what there was instead."""
+        """Wait until a condition is true; fail with the expected state and the page's text."""
         deadline = time.monotonic() + timeout
         while True:
             try:
@@ -210,7 +210,7 @@ def chromium(tmp_path_factory: pytest.TempPathFactory) -> Iterator[ChromiumDrive
 
 @pytest.fixture
 def page(chromium: ChromiumDriver, site: Serve, tmp_path: Path) -> Iterator[Page]:
-    """A page of one's own; at the end the browser's console must be empty, but for what the test says.
+    """A new page; at the end the browser's console must be empty, except for the errors that the test expects.
 
     What it looks at, as `site`, is made before it and so ends after it: a page whose server ends has much to say.
     """
@@ -275,7 +275,8 @@ Serve = Callable[..., Site]
 
 @pytest.fixture
 def site() -> Iterator[Serve]:
-    """Return what starts a server: `site(rbkit)`, or `site(one=rbkit, two=other)`; rules as keywords of `access`."""
+    """Return a function that starts a server: `site(rbkit)`, or `site(one=rbkit, two=other)`; rules as keywords of
+    `access`."""
     started: list[Site] = []
 
     def start(
@@ -296,7 +297,7 @@ def site() -> Iterator[Serve]:
 
 
 class Script:
-    """Publishes events of one's own through a fake rbkit, as the clock of a process that began at `start`."""
+    """Publishes given events through a fake rbkit, with the clock of a process that began at `start`."""
 
     def __init__(self, rbkit: FakeRbkit, start: float | None = None) -> None:
         self.rbkit = rbkit
@@ -317,7 +318,7 @@ class Script:
         self.rbkit.publish(msgpack.packb(message))
 
     def lose(self, messages: int) -> None:
-        """Have messages missing before the next."""
+        """Skip counters, as if messages were lost before the next."""
         self.rbkit.counter += messages
 
 
@@ -346,7 +347,7 @@ class Program:
         return self._process.stdout.readline()
 
     def end(self) -> None:
-        """Have it see the end of its input, and wait for its end."""
+        """Close its standard input, and wait for its end."""
         self._process.communicate()
 
 

@@ -1,4 +1,4 @@
-"""What axe-core finds in each view, in light and dark: nothing serious."""
+"""axe-core finds nothing serious in any view, in light and dark."""
 
 from __future__ import annotations
 

@@ -18,7 +18,7 @@ TEXT_CONTRAST = 4.5
 
 
 def fill(page: Page, rbkit: FakeRbkit) -> None:
-    """Have something in each view: real traffic."""
+    """Publish real traffic, so that each view has data."""
     page.until_live()
     for name in ("memory", "cpu", "snapshot"):
         for _, channel, _, message in recorded(name):

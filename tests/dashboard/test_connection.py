@@ -1,4 +1,4 @@
-"""Which profiler the page follows, how it is with it, and what may be asked of it."""
+"""The choice of the profiler, the state of the connection, and the commands that may be sent."""
 
 from __future__ import annotations
 
@@ -255,7 +255,7 @@ def test_counters_that_fall_again_and_again_are_not_reported_for_each(page: Page
 
 
 class Middlebox(threading.Thread):
-    """Passes connections on; those that are open when it forgets them get nothing any more, and are never closed."""
+    """Forwards connections; after `forget`, the open ones get no more data and are never closed."""
 
     def __init__(self, port: int) -> None:
         super().__init__(daemon=True)

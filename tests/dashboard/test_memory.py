@@ -1,4 +1,4 @@
-"""What the Memory view shows of known events: figures, charts, gaps, and the range of time that is in view."""
+"""The Memory view with known events: figures, charts, gaps, and the time range in view."""
 
 from __future__ import annotations
 
@@ -54,7 +54,7 @@ def tiles(page: Page) -> dict[str, str]:
 
 
 def charts(page: Page) -> dict[str, str]:
-    """Return what the charts say to those who cannot see them."""
+    """Return the texts of the charts for screen readers."""
     words = "[figure.querySelector('figcaption').innerText, figure.querySelector('.unseen').innerText]"
     return dict(page.script(f"return [...document.querySelectorAll('#view-memory .chart')].map(figure => {words})"))
 

@@ -1,4 +1,4 @@
-"""What the Objects view shows of known births and deaths."""
+"""The Objects view with known allocations and frees."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""What the Snapshots view shows of known heaps, from the classes down to who holds one object."""
+"""The Snapshots view with known heaps, from the classes down to the holders of one object."""
 
 from __future__ import annotations
 

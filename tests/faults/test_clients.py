@@ -26,7 +26,7 @@ from tests.raw import HANDSHAKE, Raw, frame
 
 @contextlib.asynccontextmanager
 async def undisturbed(server: Serving, count: int = 3) -> AsyncIterator[list[Witness]]:
-    """Have bystanders, of whom none may lose anything, and who are answered before and after."""
+    """Run bystanders, which must lose nothing and must be answered before and after."""
     async with contextlib.AsyncExitStack() as stack:
         viewers = [await stack.enter_async_context(Witness(server.ws)) for _ in range(count)]
         await viewers[0].goes_on()

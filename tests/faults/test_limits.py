@@ -142,6 +142,6 @@ async def test_idle_connections_give_their_descriptors_to_a_new_one(profiler: St
 
 
 async def answers(server: Serving) -> bool:
-    """Return whether somebody who is not in their way gets a response."""
+    """Return whether another client gets a response."""
     request = ASSET.replace(b"app.js", b"nothing").replace(b"\r\n\r\n", b"\r\nConnection: close\r\n\r\n")
     return b" 404 " in (await send_all(server, request, b"", 0))[:20]

@@ -1,4 +1,4 @@
-"""Our own frames, on a real line, read by parsers that are strict about RFC 6455, with pings between the fragments."""
+"""Our frames over a real connection, read by parsers that are strict about RFC 6455, with pings between fragments."""
 
 from __future__ import annotations
 

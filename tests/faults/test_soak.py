@@ -67,7 +67,7 @@ def all_is_accounted_for(viewers: list[Witness], status: dict[str, Any]) -> bool
 
 
 async def visit(server: Serving, chance: random.Random, ends: float) -> None:
-    """Come, ask, read or not, and go in one of the ways there are."""
+    """Connect, send a command, read or not, and disconnect in a random way."""
     while time.monotonic() < ends:
         async with Raw(server.port) as client:
             await client.upgrade()

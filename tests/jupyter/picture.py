@@ -1,4 +1,4 @@
-"""Make the README's picture anew, of a real notebook: python -m tests.jupyter.picture"""
+"""Take the README's picture of a real notebook again: python -m tests.jupyter.picture"""
 
 from __future__ import annotations
 

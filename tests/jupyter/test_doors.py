@@ -1,4 +1,4 @@
-"""Every door of the extension, and who gets through: Jupyter's identity, authorizer, origins and hosts."""
+"""Access to every path of the extension: Jupyter's identity, authorizer, origins and hosts."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""The file a server leaves, who finds it, and who does not."""
+"""The file that a server writes, and the processes that find it."""
 
 from __future__ import annotations
 

@@ -29,7 +29,7 @@ class Leaked:
 
 
 class Hostile(type):
-    """A metaclass whose every answer is an error."""
+    """A metaclass whose methods all raise."""
 
     def __getattribute__(cls, name: str) -> object:
         raise AssertionError(f"the host's code was called for {name}")
@@ -147,7 +147,7 @@ def test_a_steady_rate_is_reported_as_such_although_comparisons_are_far_apart(fr
 
 
 class Comparison:
-    """A memory profile that is asked for its ticks, without a server."""
+    """A memory profile without a server, whose ticks the test runs."""
 
     def __init__(self) -> None:
         self._batcher = EventBatcher()

@@ -1,4 +1,4 @@
-"""What strangers and the host cannot do to the server: keep it busy, keep the process from ending, hide its death."""
+"""Clients and the host cannot keep the server busy, keep the process from ending, or hide the server's end."""
 
 from __future__ import annotations
 

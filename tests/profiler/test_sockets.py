@@ -1,4 +1,4 @@
-"""A server that nobody gave endpoints: Unix sockets of the user's own, where they are, and what may happen to them."""
+"""A server without given endpoints: Unix sockets of the user, their place, and their removal by others."""
 
 from __future__ import annotations
 

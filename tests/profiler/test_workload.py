@@ -1,4 +1,4 @@
-"""The demo's workload shows what it promises to show."""
+"""The demo's workload has the hot function, the leak and the garbage that its docstring promises."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""`tornado-rbkit export`: valid output whatever was recorded, and no file lost to it."""
+"""`tornado-rbkit export`: the output is valid for any recording, and no existing file is lost."""
 
 from __future__ import annotations
 

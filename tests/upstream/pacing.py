@@ -1,4 +1,4 @@
-"""A `Subscriber` with a fake loop, a fake source and a fake clock, and the ways into each of its phases."""
+"""A `Subscriber` with a fake loop, a fake source and a fake clock, and functions that bring it into each phase."""
 
 from __future__ import annotations
 
@@ -96,7 +96,7 @@ class FakeSource:
         self.on_ready = None
 
     def signal(self) -> None:
-        """Call whoever watches, as the loop does for a socket that is readable."""
+        """Call the watcher, as the loop does for a readable socket."""
         if self.signalled and self.on_ready is not None:
             self.on_ready()
 
@@ -153,7 +153,7 @@ class Pacing:
         assert self.phase is phase
 
     def arrive(self, *payloads: bytes) -> None:
-        """Have messages arrive, and whoever watches called."""
+        """Add arrived messages, and call the watcher."""
         self.sent += payloads
         self.source.arrive(*payloads)
         self.source.signal()
@@ -173,7 +173,7 @@ class Pacing:
         return waited
 
     def trickle(self, seconds: float, count: int) -> None:
-        """Have messages arrive every so many seconds, while the web loop acknowledges each batch at once."""
+        """Add messages at an interval, while the web loop acknowledges each batch immediately."""
         first = len(self.sent)
         started = self.loop.now
         for number in range(count):
@@ -237,7 +237,7 @@ def messages(count: int, size: int = 10, start: int = 0) -> list[bytes]:
 
 
 def make_small(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Make the sizes of batches, slices and fragments a 256th of what they are, so that little data is much."""
+    """Divide the sizes of batches, slices and fragments by 256, so that little data fills them."""
     for name in ("MAX_DELIVERED", "_SLICE", "_MIN_BATCH", "_MAX_DEFLATED"):
         monkeypatch.setattr(encoder, name, getattr(encoder, name) // 256)
     for module in (encoder, subscriber):

@@ -40,7 +40,7 @@ class Client:
 class AnyOrder(RuleBasedStateMachine):
     """The web loop and the I/O loop; whatever crosses between them is under way for any time.
 
-    A run ends in silence: nothing arrives any more, and what is under way gets there.
+    A run ends in silence: no more messages arrive, and everything under way is delivered.
     """
 
     @initialize(

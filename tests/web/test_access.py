@@ -1,4 +1,4 @@
-"""Who may come in, asked of a real server by requests written byte for byte."""
+"""Access rules, tested at a real server by requests written byte for byte."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Bridges by name for the processes that are found: names, arrivals and departures, and looks that fail."""
+"""Bridges by name for discovered processes: names, starts and ends, and scans that fail."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Every door, and what knocks on it: origin, Host, token, authorize, read_only. The refusal names the setting."""
+"""Origin, Host, token, authorize and read_only at every path. The refusal names the setting."""
 
 from __future__ import annotations
 
