@@ -27,13 +27,13 @@ from tornado_rbkit.protocol import COMMANDS, VIEW_COMMAND, parse_command
 _log = logging.getLogger(__name__)
 
 VERSION: Final = 1
-"""The version of what agents and bridges say to each other."""
+"""The version of the protocol between agents and bridges."""
 
 HELLO_INTERVAL: Final = 1.0
-"""Seconds between two hellos, by which bridges know that a host is there."""
+"""Seconds between two hellos, which show bridges that the agent is running."""
 
 HOST_TARGET: Final = "_host"
-"""In place of a target: a bridge asks whether the agent is there."""
+"""Used in place of a target's name by a bridge that asks whether the agent is running."""
 
 DEFAULT_TARGET: Final = "rbkit"
 """The name of a target without a name: the profiler at rbkit's default ports."""
@@ -57,8 +57,8 @@ class _Watched:
 class Agent:
     """Announces the targets of a host, and serves them to the bridges that lease them. Web loop only.
 
-    Nobody's lease, nobody's data: a target that no bridge watches has no client, so its bridge disconnects from the
-    profiler, and stops the profiling that was started through it.
+    A target without a lease has no client, so its bridge disconnects from the profiler, and stops the profiling that
+    was started through it.
     """
 
     def __init__(
@@ -137,7 +137,7 @@ class Agent:
                     self._end(name, watcher)
 
     async def _say_hello(self, *, with_list: bool) -> None:
-        """Publish that the host is there; with the list of its targets if it has changed, or if asked for."""
+        """Announce the host, with the list of its targets if it has changed or was requested."""
         listed = [self._describe(name, bridge) for name, bridge in list(self._named())[:_MAX_TARGETS]]
         digest = hashlib.blake2b(msgpack.packb(listed), digest_size=8).hexdigest()
         hello: dict[str, Any] = {"v": VERSION, "instance": self.instance, "digest": digest}

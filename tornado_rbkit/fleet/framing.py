@@ -42,7 +42,7 @@ class Kind(enum.IntEnum):
 
 
 class StreamSender:
-    """The agent's end of the streams to one bridge: what waits, and how much of it may be sent. One thread.
+    """The agent's end of the streams to one bridge: the backlog, and its credit. For use by one thread.
 
     Attributes:
         stream: the number of the stream.
@@ -53,7 +53,7 @@ class StreamSender:
     """
 
     def __init__(self, max_backlog_bytes: int) -> None:
-        """Begin the first stream; `max_backlog_bytes` bounds what waits."""
+        """Begin the first stream; `max_backlog_bytes` bounds the backlog."""
         self.backlog = Backlog(max_backlog_bytes)
         self.messages_sent = self.bytes_sent = 0
         self._state = 0
@@ -130,7 +130,7 @@ class StreamSender:
 
 
 class StreamReceiver:
-    """The bridge's end: whole messages, and how much more it takes. One thread.
+    """The bridge's end: complete messages, and the credit that it grants. For use by one thread.
 
     Attributes:
         stream: the number of the stream, 0 before the first.

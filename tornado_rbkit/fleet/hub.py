@@ -18,7 +18,7 @@ from tornado_rbkit.fleet.server import NatsServer, find_program, write_private
 from tornado_rbkit.profiler.folder import prepare_folder
 
 LEAST_VERSION: Final = (2, 10, 3)
-"""The oldest nats-server with ``handshake_first``: nothing is said before TLS."""
+"""The oldest nats-server with ``handshake_first``: no data is sent before TLS."""
 
 _YEARS: Final = timedelta(days=3650)
 

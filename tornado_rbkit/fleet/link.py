@@ -1,8 +1,8 @@
 """A connection to a NATS server: the only module that uses nats-py.
 
 nats-py's client does not recover from a server that froze with unsent bytes (nats.py issue 671), and while it
-reconnects it queues what is published, so that a command could be carried out after it was reported as failed. Here a
-client that is not well is replaced, and nothing is queued for a server that is not there.
+reconnects it queues what is published, so that a command could be carried out after it was reported as failed. Here an
+unresponsive client is replaced, and nothing is queued for an absent server.
 """
 
 from __future__ import annotations
@@ -25,7 +25,7 @@ from tornado_rbkit.log_throttle import LogThrottle, times
 _log = logging.getLogger(__name__)
 
 CHECK_INTERVAL: Final = 1.0
-"""Seconds between two round trips to the server that show that the client is well."""
+"""Seconds between two round trips to the server, which check the client."""
 
 PATIENCE: Final = 1.5
 """Seconds for such a round trip; then the client is replaced."""
@@ -34,7 +34,7 @@ DATA_PATIENCE: Final = 4.0
 """Seconds for such a round trip on a connection for data, on which it may wait behind a window's bytes."""
 
 _CONNECT_TIMEOUT: Final = 4.0  # seconds
-_DELAYS: Final = (0.1, 2.0)  # seconds before another attempt, doubling, with jitter: a whole fleet comes back at once
+_DELAYS: Final = (0.1, 2.0)  # seconds before another attempt, doubling, with jitter: a whole fleet reconnects at once
 _REFUSED_DELAY: Final = 30.0  # seconds after the server refused the credentials
 _CLOSE_TIMEOUT: Final = 2.0  # seconds
 _NO_RESPONDERS: Final = "503"
@@ -87,7 +87,7 @@ def require_nats() -> None:
 
 
 class Link:
-    """Keeps a connection to one of the servers, and subscribes anew on each. On one event loop only.
+    """Keeps a connection to one of the servers, and subscribes again on each new one. On one event loop only.
 
     Attributes:
         is_up: whether there is a connection.
@@ -243,7 +243,7 @@ class Link:
         return True
 
     async def _watch(self) -> None:
-        """Return once the client is not well."""
+        """Return once the client does not respond."""
         client = self._client
         while not self._lost.is_set():
             with contextlib.suppress(asyncio.TimeoutError):

@@ -30,13 +30,13 @@ class CredentialsError(RbkitError, ValueError):
 
 @dataclass(frozen=True, kw_only=True)
 class Credentials:
-    """Who a process is for the NATS server.
+    """The identity of a process at the NATS server.
 
     Attributes:
         name: the name of the host or the bridge, "" if the file has none.
         seed: the seed of an nkey, "" for a JWT.
         file: the path of a file with a JWT (.creds), "" for an nkey.
-        ca: the certificate of the server's authority as PEM, "" for those that the system trusts.
+        ca: the certificate of the server's authority as PEM, "" for the authorities that the system trusts.
         read_only: whether a bridge may send no commands except handshake.
     """
 
@@ -94,7 +94,7 @@ class NatsServers:
     Attributes:
         urls: ``nats://HOST:PORT`` or ``tls://HOST:PORT``, perhaps with a user and a password.
         credentials: who this process is.
-        ca: the path of a file with the certificate of the servers' authority, in place of that in the credentials.
+        ca: the path of a file with the certificate of the servers' authority, instead of the one in the credentials.
         insecure: whether a server that is not on this machine may be used without TLS and credentials.
 
     Raises:

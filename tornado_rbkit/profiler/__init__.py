@@ -9,7 +9,8 @@ Nothing is measured until a client or `start_profiling` asks for it.
 `lifecycle` starts the one `server` of the process, whose `profile` answers the commands with the instruments: `cpu`,
 `memory`, `heap` for snapshots, and `vitals`. Each packs its events with `packing` into the `batcher`.
 
-- Stacks: `frames` reads them and `frame_cache` names them; `clocks` and `run_state` find the threads that compute.
+- Stacks: `frames` reads them and `frame_cache` names them; `clocks` and `run_state` find the threads that compute,
+  `tasks` the asyncio tasks that run, and `collection_times` the collections of the garbage collector.
 - Objects: `tracked` lists them, `objects` inspects them and `references` names what they hold, all without running the
   host's code (`uninterrupted`).
 - Reachability: `endpoints` binds the sockets, `folder` is where `discovery` finds servers, and `follow`, with the

@@ -1,4 +1,4 @@
-"""Record when garbage collections run, and on which thread."""
+"""Records when garbage collections run, and on which thread."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Find the asyncio tasks that run, without running any of the host's code.
+"""Finds the running asyncio tasks, without running any of the host's code.
 
 asyncio keeps the running task of each event loop in a dict, up to Python 3.13. A loop of asyncio knows its thread; the
 thread of another loop, such as uvloop's, is not known, nor is the name of a task whose class is not derived from
