@@ -24,7 +24,7 @@ from tests.conftest import Serve, Server, until
 from tests.fake_rbkit import FakeRbkit, collection, free_port
 from tornado_rbkit import Bridge, ConnectionLost, DecodeError, Gap, RbkitClient, RbkitError, rbkit_routes
 from tornado_rbkit.client import _with_binary_encoding
-from tornado_rbkit.protocol import COMMANDS, CommandError, GCEndSweep, Handshake, Notice
+from tornado_rbkit.protocol import COMMANDS, TRACING_COMMANDS, CommandError, GCEndSweep, Handshake, Notice
 
 
 @pytest.fixture
@@ -79,7 +79,7 @@ async def scripted() -> AsyncIterator[Any]:
 # Commands
 
 
-@pytest.mark.parametrize("command", sorted(COMMANDS - {"handshake"}))
+@pytest.mark.parametrize("command", sorted(COMMANDS - TRACING_COMMANDS - {"handshake"}))
 async def test_the_reply_to_a_command_is_its_text(server: Server, rbkit: FakeRbkit, command: str) -> None:
     async with server.client() as client:
         assert await soon(client.command(command)) == "ok"

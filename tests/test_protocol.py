@@ -19,6 +19,7 @@ from tornado_rbkit.protocol import (
     COMMANDS,
     MAX_COMMAND_LENGTH,
     NOTICES,
+    TRACING_COMMANDS,
     CommandError,
     CPUSample,
     DecodeError,
@@ -366,8 +367,8 @@ def test_message_counter_of_what_is_not_rbkits_is_none(payload: bytes) -> None:
 # Commands
 
 
-def test_there_are_the_nine_commands_of_protocol_2_1() -> None:
-    assert sorted(COMMANDS) == [
+def test_there_are_the_nine_commands_of_protocol_2_1_and_two_of_our_own() -> None:
+    assert sorted(COMMANDS - TRACING_COMMANDS) == [
         "handshake",
         "objectspace_snapshot",
         "start_cpu_profiling",
@@ -378,6 +379,8 @@ def test_there_are_the_nine_commands_of_protocol_2_1() -> None:
         "use_cpu_time",
         "use_wall_time",
     ]
+    assert sorted(TRACING_COMMANDS & COMMANDS) == ["start_allocation_tracing", "stop_allocation_tracing"]
+    assert max(map(len, COMMANDS)) == 24
 
 
 @pytest.mark.parametrize("command", sorted(COMMANDS))
@@ -418,7 +421,7 @@ INVALID: dict[str, str | bytes] = {
 }
 
 
-@pytest.mark.parametrize("allowed", [COMMANDS, "any"], ids=["nine", "any"])
+@pytest.mark.parametrize("allowed", [COMMANDS, "any"], ids=["default", "any"])
 @pytest.mark.parametrize("message", INVALID.values(), ids=INVALID.keys())
 def test_what_no_rbkit_can_take_is_invalid_whatever_is_allowed(
     message: str | bytes, allowed: Collection[str] | Literal["any"]
@@ -536,8 +539,9 @@ def test_event_types_and_fields_have_rbkits_numbers() -> None:
         Field.TASK_NAME,
         Field.THREAD_STATE,
         Field.DEFINITION_LINE,
+        Field.TRACED,
     ]  # the last are our own
-    assert [int(field) for field in Field] == [*range(23)]
+    assert [int(field) for field in Field] == [*range(24)]
 
 
 # Closing

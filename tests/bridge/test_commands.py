@@ -74,6 +74,24 @@ def clock(monkeypatch: pytest.MonkeyPatch) -> Clock:
     return clock
 
 
+def test_a_command_that_the_profiler_does_not_know_is_refused_in_its_turn() -> None:
+    desk = Desk()
+    known = {"known"}
+    desk.queue = CommandQueue(
+        desk.request, {}, lambda name, result: known.add("new"), lambda name: None if name in known else "who?"
+    )
+    desk.queue.resume()
+    for name in ("known", *["unknown"] * 200, "new", "unknown"):
+        desk.submit(name)
+    assert desk.results == []
+    desk.finish(OK)
+    assert desk.sent_names == ["known", "new"]
+    assert desk.results == [("known", "ok"), *[("unknown", "unknown-command")] * 200]
+    desk.finish(OK)
+    assert desk.results[-2:] == [("new", "ok"), ("unknown", "unknown-command")]
+    assert desk.answers[-1][1].reply == b"error:unknown-command unknown: who?"
+
+
 def test_one_command_is_in_flight_and_the_rest_follow_in_order(desk: Desk) -> None:
     for name in "abc":
         desk.submit(name)

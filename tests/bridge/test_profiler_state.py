@@ -14,7 +14,14 @@ from tests.conftest import Serve, ask, until
 from tests.fake_rbkit import FACTS, FakeRbkit
 from tornado_rbkit import Bridge
 from tornado_rbkit.bridge.profiler_state import Fault, ProfilerState, State
-from tornado_rbkit.protocol import MAX_HANDSHAKE_BYTES, CommandError, DecodeError, Notice, decode_handshake
+from tornado_rbkit.protocol import (
+    MAX_HANDSHAKE_BYTES,
+    TRACING_COMMANDS,
+    CommandError,
+    DecodeError,
+    Notice,
+    decode_handshake,
+)
 from tornado_rbkit.upstream.sockets import ZmqEndpoint
 from tornado_rbkit.upstream.types import Batch, CommandResult, ConnectionState
 
@@ -299,3 +306,39 @@ class TestFault:
             rbkit.handshake = right  # type: ignore[method-assign]
             await ask(connection, "handshake")
         assert caplog.text.count("is not rbkit") == caplog.text.count("answers again") == 2, "the first and the tenth"
+
+
+class TestAllocationTracing:
+    """Only the profiler for Python knows its commands, as its handshake says."""
+
+    def test_is_unknown_without_the_fact_in_the_handshake(self) -> None:
+        profiler = connected()
+        assert profiler.unknown_command("trigger_gc") is None
+        for facts in ({}, {"allocation_tracing_enabled": 0}, {"allocation_tracing_enabled": 1}, {}):
+            profiler.on_result("handshake", answered(handshake(**facts)))
+            for command in TRACING_COMMANDS:
+                assert (profiler.unknown_command(command) is None) is bool(facts)
+
+    def test_that_was_started_here_is_stopped(self) -> None:
+        profiler = connected()
+        profiler.on_result("handshake", answered(handshake(allocation_tracing_enabled=0)))
+        profiler.on_result("start_allocation_tracing", answered(b"ok"))
+        assert profiler.to_stop() == ["stop_allocation_tracing"]
+        profiler.on_result("handshake", answered(handshake(allocation_tracing_enabled=0)))
+        assert profiler.to_stop() == []
+
+    def test_that_the_program_started_is_left_on(self) -> None:
+        profiler = connected()
+        profiler.on_result("handshake", answered(handshake(allocation_tracing_enabled=1)))
+        profiler.on_result("start_allocation_tracing", answered(b"ok"))
+        assert profiler.to_stop() == []
+
+    async def test_commands_never_reach_rbkit(self, serve: Serve, rbkit: FakeRbkit) -> None:
+        server = await serve(Bridge(**rbkit.endpoints))
+        connection = await server.connected()
+        for command in sorted(TRACING_COMMANDS):
+            reply = await ask(connection, command)
+            assert reply.startswith(b"0error:unknown-command " + command.encode())
+            assert b"allocation_tracing_enabled" in reply
+        assert await ask(connection, "trigger_gc") == b"0ok"
+        assert not {command.decode() for command in rbkit.received} & TRACING_COMMANDS

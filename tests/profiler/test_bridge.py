@@ -12,8 +12,11 @@ from tornado_rbkit.protocol import CPUSample, EventCollection, Handshake, Object
 async def test_a_websocket_client_profiles_a_python_process(server: profiler.Server, serve: Serve) -> None:
     mounted = await serve(Bridge(pub=server.pub, req=server.req))
     connection = await mounted.connected()
+    assert await ask(connection, "start_allocation_tracing") == b"0ok"
     handshake = decode((await ask(connection, "handshake"))[1:])
     assert isinstance(handshake, Handshake)
+    assert handshake.allocation_tracing_enabled
+    assert await ask(connection, "stop_allocation_tracing") == b"0ok"
     assert handshake.pid == os.getpid()
     await ask(connection, "start_cpu_profiling")
     seen: set[type] = set()

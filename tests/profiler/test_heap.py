@@ -122,6 +122,7 @@ def test_a_subscriber_that_reads_slowly_gets_all_of_it(short_queue: None, server
     """With queues of one message on both sides, most of a snapshot finds them full."""
     heap = [[number] for number in range(1000, 81_000)]
     pause = threading.Event()
+    server.call(lambda profile: setattr(profile, "gc_stats", False))  # which are not repeated for a full queue
     with Client(server.pub, server.req, hwm=1) as client:
         client.req.send(b"objectspace_snapshot")
         received, total = 0, None
@@ -361,3 +362,37 @@ print("ended")
 """
     )
     assert output == "ended\n"
+
+
+# Allocation tracing
+
+
+def test_a_client_can_switch_tracing_and_then_sees_where_objects_were_created(client: Client) -> None:
+    assert client.ask(b"start_allocation_tracing") == client.ask(b"start_allocation_tracing") == b"ok"
+    orders = [Order(number) for number in range(100)]
+    snapshot(client)
+    (traced,) = {dump[int(Field.TRACED)] for dump in raw_events(client.messages[-1], EventType.OBJECT_SPACE_DUMP)}
+    assert 100 * sys.getsizeof(orders[0]) < traced <= tracemalloc.get_traced_memory()[1]
+    rows = {row[3]: row for message in client.messages for dump in raw_events(message, 5) for row in dump[2]}
+    assert {(rows[id(order.number)][6], rows[id(order.number)][7]) for order in orders} == {
+        (__file__, Order.__init__.__code__.co_firstlineno + 1)
+    }
+    assert client.ask(b"stop_allocation_tracing") == client.ask(b"stop_allocation_tracing") == b"ok"
+    assert not tracemalloc.is_tracing()
+
+
+def test_tracing_that_the_program_switched_on_stays_on(client: Client) -> None:
+    tracemalloc.start()
+    try:
+        assert client.ask(b"start_allocation_tracing") == b"ok"
+        assert b"stays on" in client.ask(b"stop_allocation_tracing")
+        profiler.stop_server()
+        assert tracemalloc.is_tracing()
+    finally:
+        tracemalloc.stop()
+
+
+def test_tracing_ends_with_the_server(client: Client) -> None:
+    client.ask(b"start_allocation_tracing")
+    profiler.stop_server()
+    assert not tracemalloc.is_tracing()

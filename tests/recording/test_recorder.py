@@ -156,7 +156,7 @@ async def test_a_client_gets_none_for_what_the_tagged_rbkit_does_not_send(serve:
     server = await serve(Bridge(**tagged.endpoints))
     async with server.client() as client:
         handshake = await client.command("handshake")
-        assert handshake[1:] == (None, None, "fake", "/srv", os.getpid(), False, None, None, None)
+        assert handshake[1:] == (None, None, "fake", "/srv", os.getpid(), False, *[None] * 4)
         assert await client.command("start_memory_profile") == "ok"
         assert (await client.command("handshake")).object_trace_enabled
         assert await client.command("objectspace_snapshot") == "ok"

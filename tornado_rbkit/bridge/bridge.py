@@ -128,7 +128,9 @@ class Bridge:
         assert settings.endpoint is not None
         self._profiler = ProfilerState(settings.endpoint)
         self._upstream = Upstream(settings, self, self.close)
-        self._commands = CommandQueue(self._upstream.request, settings.command_timeouts, self._record)
+        self._commands = CommandQueue(
+            self._upstream.request, settings.command_timeouts, self._record, self._profiler.unknown_command
+        )
         self._own_commands = OwnCommands(self._commands, self._profiler)
         self._new_session = partial(
             Session,

@@ -57,6 +57,7 @@ class CommandQueue:
         request: Callable[[str, float, Callable[[CommandResult], None]], None],
         timeouts: Mapping[str, float],
         record: Callable[[str, CommandResult], None],
+        unknown: Callable[[str], str | None] = lambda name: None,
     ) -> None:
         """Create an empty queue.
 
@@ -64,9 +65,11 @@ class CommandQueue:
             request: `Upstream.request`.
             timeouts: seconds by command, overriding `COMMAND_TIMEOUTS`.
             record: called with each command that was sent and its result, before the command's own callback.
+            unknown: returns why the profiler does not know a command that is about to be sent, None if it may.
         """
         self._request = request
         self._record = record
+        self._unknown = unknown
         self._timeouts = {**COMMAND_TIMEOUTS, **timeouts}
         self._waiting: deque[Command] = deque()
         self._in_flight: Command | None = None
@@ -145,6 +148,10 @@ class CommandQueue:
             command = self._waiting.popleft()
             if time.monotonic() > command.expires:
                 _refuse(command, "timeout", "not sent before its deadline, because other commands were waiting")
+                continue
+            reason = self._unknown(command.name)
+            if reason is not None:
+                _refuse(command, "unknown-command", reason)
                 continue
             self._in_flight = command
             self._request(command.name, command.limit, self._on_result)

@@ -8,12 +8,16 @@ from collections import Counter, deque
 from typing import Any, Final
 
 from tornado_rbkit.log_throttle import LogThrottle, times
-from tornado_rbkit.protocol import RESTARTED, DecodeError, Handshake, Notice, decode_handshake
+from tornado_rbkit.protocol import RESTARTED, TRACING_COMMANDS, DecodeError, Handshake, Notice, decode_handshake
 from tornado_rbkit.upstream.types import Batch, CommandResult, ConnectionState, Endpoint
 
 _log = logging.getLogger(__name__)
 
-_STOPS: Final = {"start_memory_profile": "stop_memory_profile", "start_cpu_profiling": "stop_cpu_profiling"}
+_STOPS: Final = {
+    "start_memory_profile": "stop_memory_profile",
+    "start_cpu_profiling": "stop_cpu_profiling",
+    "start_allocation_tracing": "stop_allocation_tracing",
+}
 _REMEMBERED: Final = 32
 _PROBE_DELAYS: Final = (1.0, 60.0)  # seconds, doubling: each request to a dead command channel stays in its queue
 
@@ -191,6 +195,17 @@ class ProfilerState:
             self._log_fault()
         return notices
 
+    def unknown_command(self, command: str) -> str | None:
+        """Return why the profiler does not know a command, None if it may know it.
+
+        Call it when the command is sent: a new connection begins with a handshake.
+        """
+        if command not in TRACING_COMMANDS:
+            return None
+        if self.handshake is not None and self.handshake.allocation_tracing_enabled is not None:
+            return None
+        return "this profiler does not know it; allowed: one whose handshake has allocation_tracing_enabled (Python)"
+
     def to_stop(self) -> list[str]:
         """Return the commands that stop the profiling started through this bridge."""
         return sorted(self._started_here)
@@ -210,6 +225,7 @@ class ProfilerState:
         enabled = {
             "stop_memory_profile": message.object_trace_enabled,
             "stop_cpu_profiling": message.cpu_profiling_enabled,
+            "stop_allocation_tracing": message.allocation_tracing_enabled,
         }
         self._recording = {stop for stop in enabled if enabled[stop]}
         self._started_here &= self._recording

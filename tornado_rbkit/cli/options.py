@@ -67,7 +67,7 @@ def _add_access_options(parser: argparse.ArgumentParser) -> None:
         "(default: %(default)s)",
     )
     parser.add_argument(
-        "--read-only", action="store_true", help="refuse all commands except handshake (default: accept all nine)"
+        "--read-only", action="store_true", help="refuse all commands except handshake (default: accept all)"
     )
     parser.add_argument(
         "--any-command",
@@ -75,7 +75,7 @@ def _add_access_options(parser: argparse.ArgumentParser) -> None:
         action="store_const",
         const="any",
         default=COMMANDS,
-        help="also accept commands that are not in protocol 2.1 (default: refuse them)",
+        help="also accept commands that are neither rbkit's nor the Python profiler's (default: refuse them)",
     )
 
 

@@ -90,6 +90,7 @@ class Snapshot:
         self._readers: dict[int, tuple[Callable[[Any], References] | None, Callable[[Any], str | None] | None]] = {}
         self._packer = DumpPacker()
         self._tracing = tracemalloc.is_tracing()
+        self._traced = tracemalloc.get_traced_memory()[0] if self._tracing else None
         self._roots = internal
         self._internal: set[int] = set()
 
@@ -120,7 +121,7 @@ class Snapshot:
 
     def messages(self, batcher: EventBatcher) -> Iterator[bytes]:
         """Yield the event_collections after the walk, and drop each from memory."""
-        head = pack_dump_head(self._timestamp, self.correlation_id, self.total, self._resident)
+        head = pack_dump_head(self._timestamp, self.correlation_id, self.total, self._resident, self._traced)
         self._bodies.reverse()
         while self._bodies:
             part = self._bodies[-COLLECTION_DUMPS:]

@@ -38,10 +38,11 @@ _CREATED_KEYS: Final = bytes((Field.PAYLOAD, 0x82, Field.OBJECT_ID))
 _CLASS_KEY: Final = bytes((Field.CLASS_NAME,))
 _DESTROYED_HEAD: Final = bytes((0x83, Field.EVENT_TYPE, EventType.OBJ_DESTROYED, Field.TIMESTAMP))
 _DESTROYED_KEYS: Final = bytes((Field.PAYLOAD, 0x81, Field.OBJECT_ID))
-_DUMP_HEAD: Final = bytes((0x86, Field.EVENT_TYPE, EventType.OBJECT_SPACE_DUMP, Field.TIMESTAMP))
+_DUMP_HEAD: Final = bytes((Field.EVENT_TYPE, EventType.OBJECT_SPACE_DUMP, Field.TIMESTAMP))
 _CORRELATION_KEY: Final = bytes((Field.CORRELATION_ID,))
 _COMPLETE_KEY: Final = bytes((Field.COMPLETE_MESSAGE_COUNT,))
 _RESIDENT_KEY: Final = bytes((Field.RESIDENT,))
+_TRACED_KEY: Final = bytes((Field.TRACED,))
 # plain integers, which msgpack packs faster
 _OBJECT_ID: Final = int(Field.OBJECT_ID)
 _CLASS_NAME: Final = int(Field.CLASS_NAME)
@@ -231,7 +232,9 @@ class DumpPacker:
         return payload
 
 
-def pack_dump_head(timestamp: bytes, correlation_id: int, total: int, resident: int | str) -> bytes:
+def pack_dump_head(
+    timestamp: bytes, correlation_id: int, total: int, resident: int | str, traced: int | None
+) -> bytes:
     """Return an object_space_dump without its payload, which comes from `DumpPacker`.
 
     Args:
@@ -239,9 +242,11 @@ def pack_dump_head(timestamp: bytes, correlation_id: int, total: int, resident: 
         correlation_id: identifies the dumps of one snapshot.
         total: the number of objects in the snapshot.
         resident: the resident memory of the process in bytes, ``''`` if it is not known.
+        traced: the bytes that tracemalloc has traced, None if it is off.
     """
-    rest = (_RESIDENT_KEY, pack(resident), _PAYLOAD_KEY)
-    return b"".join((_DUMP_HEAD, timestamp, _CORRELATION_KEY, pack(correlation_id), _COMPLETE_KEY, pack(total), *rest))
+    head = (b"\x86" if traced is None else b"\x87", _DUMP_HEAD, timestamp, _CORRELATION_KEY, pack(correlation_id))
+    memory = (_RESIDENT_KEY, pack(resident), *(() if traced is None else (_TRACED_KEY, pack(traced))))
+    return b"".join((*head, _COMPLETE_KEY, pack(total), *memory, _PAYLOAD_KEY))
 
 
 def _array_header(length: int) -> bytes:

@@ -1,4 +1,4 @@
-"""The instruments of one process, and the nine commands that control them."""
+"""The instruments of one process, and the commands that control them."""
 
 from __future__ import annotations
 
@@ -7,6 +7,7 @@ import os
 import re
 import sys
 import time
+import tracemalloc
 from collections.abc import Callable, Iterator
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import PurePath
@@ -104,6 +105,7 @@ class Profile:
         self._vitals = Vitals()
         self._vitals_due = 0.0
         self._memory_failure: str | None = None
+        self._has_started_tracing = False
         self._snapshots = 0
         self._walk: Iterator[None] | None = None
         self._outlet = outlet
@@ -117,6 +119,8 @@ class Profile:
             b"use_wall_time": self.use_wall_time,
             b"start_cpu_profiling": self.start_cpu_profiling,
             b"stop_cpu_profiling": self.stop_cpu_profiling,
+            b"start_allocation_tracing": self.start_allocation_tracing,
+            b"stop_allocation_tracing": self.stop_allocation_tracing,
         }
 
     def answer(self, request: list[bytes]) -> bytes:
@@ -196,9 +200,14 @@ class Profile:
             "cpu_profiling_enabled": int(self.cpu.enabled),
             "clock_type": self.cpu.clock_type,
             "cpu_profiling_mode": "sampling",
+            **self.tracing_facts(),
         }
         trouble = "; ".join(filter(None, (self._memory_failure, self.cpu.trouble)))
         return pack_event(EventType.HANDSHAKE, {**facts, "trouble": trouble} if trouble else facts)
+
+    def tracing_facts(self) -> dict[str, int]:
+        """Return the fact of the handshake that says that allocation tracing can be switched, and whether it is on."""
+        return {"allocation_tracing_enabled": int(tracemalloc.is_tracing())}
 
     def working_folder(self) -> str:
         """Return the current folder of the process, an empty string if it was removed."""
@@ -270,10 +279,33 @@ class Profile:
         self.cpu.stop()
         return _OK
 
+    def start_allocation_tracing(self) -> bytes:
+        """Switch tracemalloc on, with one frame for each allocation; does nothing if it is on.
+
+        From then on allocating takes about twice as long, and each block that is allocated takes about 50 bytes more.
+        """
+        if not tracemalloc.is_tracing():
+            tracemalloc.start(1)
+            self._has_started_tracing = True
+        return _OK
+
+    def stop_allocation_tracing(self) -> bytes:
+        """Switch tracemalloc off, which forgets the places; if the program switched it on, the reply says so.
+
+        Forgetting holds the GIL for about 0.1 s per million blocks.
+        """
+        if tracemalloc.is_tracing() and not self._has_started_tracing:
+            return b"the program has switched allocation tracing on by itself; it stays on"
+        if self._has_started_tracing:
+            self._has_started_tracing = False
+            tracemalloc.stop()
+        return _OK
+
     def close(self) -> None:
         """Stop measuring. May be called twice."""
         self.memory.stop()
         self.stop_cpu_profiling()
+        self.stop_allocation_tracing()
 
 
 def default_name() -> str:

@@ -6,7 +6,7 @@
 """
 
 from tornado_rbkit.errors import CommandError, DecodeError, RbkitError
-from tornado_rbkit.protocol.commands import COMMANDS, MAX_COMMAND_LENGTH, VIEW_COMMAND, parse_command
+from tornado_rbkit.protocol.commands import COMMANDS, MAX_COMMAND_LENGTH, TRACING_COMMANDS, VIEW_COMMAND, parse_command
 from tornado_rbkit.protocol.decoding import (
     MAX_HANDSHAKE_BYTES,
     DumpPart,
@@ -73,6 +73,7 @@ __all__ = [
     "RESTARTED",
     "SUBPROTOCOL",
     "TOO_SLOW",
+    "TRACING_COMMANDS",
     "VIEW_COMMAND",
     "CPUSample",
     "Channel",

@@ -7,7 +7,13 @@ from typing import Final, Literal
 
 from tornado_rbkit.errors import CommandError
 
-COMMANDS: Final = frozenset(
+TRACING_COMMANDS: Final = frozenset({"start_allocation_tracing", "stop_allocation_tracing"})
+"""The Python profiler's own commands: switch tracemalloc, by which a snapshot says where objects were created.
+
+A bridge sends them only to a profiler whose handshake has `allocation_tracing_enabled`: rbkit would reply ``ok``.
+"""
+
+COMMANDS: Final = TRACING_COMMANDS | frozenset(
     {
         "start_memory_profile",
         "stop_memory_profile",
@@ -20,13 +26,13 @@ COMMANDS: Final = frozenset(
         "stop_cpu_profiling",
     }
 )
-"""The nine commands of protocol 2.1."""
+"""The nine commands of protocol 2.1, and `TRACING_COMMANDS`."""
 
 VIEW_COMMAND: Final = "handshake"
 """The command that stands for viewing: `authorize` is called for it at open, and `read_only` allows no other."""
 
 MAX_COMMAND_LENGTH: Final = 256
-"""Bytes; the longest command of protocol 2.1 has 20 bytes."""
+"""Bytes; the longest of `COMMANDS` has 24."""
 
 
 def parse_command(message: str | bytes, allowed: Collection[str] | Literal["any"] = COMMANDS) -> str:

@@ -161,6 +161,7 @@ _DECODERS: Final[dict[int, Callable[[dict[int, Any]], Event]]] = {
 def _decode_handshake(message: dict[int, Any]) -> Handshake:
     facts = _map(message[Field.PAYLOAD])
     cpu_profiling_enabled = facts.get("cpu_profiling_enabled")
+    allocation_tracing_enabled = facts.get("allocation_tracing_enabled")
     handshake = Handshake(
         _timestamp(message),
         _text_or_none(facts.get("rbkit_server_version")),
@@ -172,6 +173,7 @@ def _decode_handshake(message: dict[int, Any]) -> Handshake:
         None if cpu_profiling_enabled is None else _flag(cpu_profiling_enabled),
         _text_or_none(facts.get("clock_type")),
         _text_or_none(facts.get("cpu_profiling_mode")),
+        None if allocation_tracing_enabled is None else _flag(allocation_tracing_enabled),
     )
     _check_types("process_name or pwd", (handshake.process_name, handshake.pwd), _TEXT)
     return handshake

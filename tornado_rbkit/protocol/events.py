@@ -65,6 +65,9 @@ class Field(enum.IntEnum):
     DEFINITION_LINE = 22
     """An extension like `ATTRIBUTES`, for each frame of a cpu_sample: the number of the line where the function begins
     (co_firstlineno)."""
+    TRACED = 23
+    """An extension like `ATTRIBUTES`, for an object_space_dump: the bytes that tracemalloc has traced, which are those
+    allocated by Python's allocators since it was switched on, and in use. Absent while it is off."""
 
 
 class ObjCreated(NamedTuple):
@@ -176,7 +179,10 @@ class EventCollection(NamedTuple):
 
 
 class Handshake(NamedTuple):
-    """The reply to ``handshake``. Facts that the profiler does not send are None (rbkit before protocol 2.1)."""
+    """The reply to ``handshake``. Facts that the profiler does not send are None (rbkit before protocol 2.1).
+
+    `allocation_tracing_enabled` is sent by profilers that know `TRACING_COMMANDS` only, as that for Python.
+    """
 
     timestamp: float
     rbkit_server_version: str | None
@@ -188,3 +194,4 @@ class Handshake(NamedTuple):
     cpu_profiling_enabled: bool | None
     clock_type: str | None
     cpu_profiling_mode: str | None
+    allocation_tracing_enabled: bool | None = None

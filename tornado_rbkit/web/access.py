@@ -151,7 +151,7 @@ class Access:
 
     @property
     def page_commands(self) -> Collection[str]:
-        """The protocol 2.1 commands that `parse` accepts, for a page to offer."""
+        """The commands of `COMMANDS` that `parse` accepts, for a page to offer."""
         if self.read_only:
             return {VIEW_COMMAND}
         return COMMANDS if self.commands == "any" else COMMANDS & set(self.commands)

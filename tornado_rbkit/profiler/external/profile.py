@@ -54,6 +54,15 @@ class ExternalProfile(Profile):
     def objectspace_snapshot(self) -> bytes:
         return self._refuse("a snapshot")
 
+    def tracing_facts(self) -> dict[str, int]:
+        return {}
+
+    def start_allocation_tracing(self) -> bytes:
+        return self._refuse("allocation tracing")
+
+    def stop_allocation_tracing(self) -> bytes:
+        return _OK
+
     def use_cpu_time(self) -> bytes:
         self.cpu.clock_type = "cpu"
         return _OK
