@@ -1,4 +1,4 @@
-// The connection over its life: replies in their order, what ends it, and when another is opened.
+// The WebSocket connection: replies in order, its end, and reconnecting.
 
 import assert from "node:assert/strict";
 import { afterEach, beforeEach, mock, test } from "node:test";
@@ -113,7 +113,7 @@ async function tick(connection, times) {
 
 // Replies
 
-test("replies go to the commands in their order, and each promise is settled whatever the reply", async () => {
+test("replies are matched to commands in order, and each promise is settled for any reply", async () => {
   const [connection, on, socket] = live();
   const first = connection.request("trigger_gc");
   const second = connection.request("use_cpu_time");
@@ -128,7 +128,7 @@ test("replies go to the commands in their order, and each promise is settled wha
   assert.deepEqual(on.of("reply").map(([, command]) => command), ["trigger_gc", "use_cpu_time", "use_wall_time"]);
 });
 
-test("a reply that begins as a notice does is a reply, unless it is one to the letter", async () => {
+test("a reply that only begins like a notice is a reply", async () => {
   const [connection, on, socket] = live();
   for (const text of ["server:puma 6.4", "server:", "dropped:many", "dropped:-1", "client_count:", "client_count:1 ", "xserver:connected", "dropped:1\n"]) {
     const reply = connection.request("which_server");
@@ -146,7 +146,7 @@ test("a reply that begins as a notice does is a reply, unless it is one to the l
   assert.deepEqual(on.of("notice"), [["notice", "dropped", "12"], ["notice", "client_count", "3"], ["notice", "server", "disconnected"]]);
 });
 
-test("what is on no channel, is text, or answers nothing is told apart, and changes nothing", async () => {
+test("messages on no channel, text messages and unexpected replies are reported, and change nothing", async () => {
   const [connection, on, socket] = live();
   socket.receive("0", "ok");
   socket.receive("2", "what");
@@ -161,7 +161,7 @@ test("what is on no channel, is text, or answers nothing is told apart, and chan
 
 // Ends
 
-test("a connection that is closed for good stays closed, whatever was under way", async () => {
+test("a connection that was closed permanently stays closed", async () => {
   let answer;
   status = new Promise((resolve) => (answer = resolve));
   const connection = new Connection(URL_OF, new Listener());
@@ -186,7 +186,7 @@ test("a connection that is closed while it waits to try again stays closed", asy
   assert.deepEqual([connection.state, connection.retryAt, sockets.length], ["closed", null, 1]);
 });
 
-test("what an earlier socket brings late is not taken for the present one's", async () => {
+test("late events of an earlier socket are ignored", async () => {
   const [connection, on, first] = live();
   connection.open();
   const [, second] = sockets;
@@ -201,7 +201,7 @@ test("what an earlier socket brings late is not taken for the present one's", as
   assert.equal(sockets.length, 2);
 });
 
-test("an answer about an earlier socket is not taken for the present one's", async () => {
+test("a late status response about an earlier socket is ignored", async () => {
   let answer;
   status = new Promise((resolve) => (answer = resolve));
   const connection = new Connection(URL_OF, new Listener());
@@ -248,7 +248,7 @@ for (const [code, reason, state] of [
   });
 }
 
-test("the waits between attempts grow to 15 s, and begin anew after a success", async () => {
+test("the delays between attempts grow to 15 s, and start over after a success", async () => {
   const [connection, , socket] = live();
   socket.end(1006);
   const waits = [];
@@ -291,7 +291,7 @@ for (const [answer, state, reason] of [
   });
 }
 
-test("a named profiler that the server does not know is gone until it is asked to be opened again", async () => {
+test("a named profiler that the server does not know is gone until `open` is called", async () => {
   status = unknown;
   const connection = new Connection(URL_OF, new Listener(), true);
   sockets.at(-1).end(1006);
@@ -306,7 +306,7 @@ test("a named profiler that the server does not know is gone until it is asked t
   assert.equal(connection.state, "live");
 });
 
-test("a server that lets a connection hang is lost after a while", async () => {
+test("a connection that does not open within the time limit is lost", async () => {
   const connection = new Connection(URL_OF, new Listener());
   await tick(connection, 19);
   assert.equal(connection.state, "connecting");
@@ -318,7 +318,7 @@ test("a server that lets a connection hang is lost after a while", async () => {
 
 // Dead without a close
 
-test("a quiet connection is asked each five seconds, and lives while it answers", async () => {
+test("a quiet connection gets a handshake every five seconds, and stays open while it answers", async () => {
   const [connection, , socket] = live();
   for (let i = 0; i < 100; i++) {
     await tick(connection, 5);
@@ -361,7 +361,7 @@ for (const [name, answer] of Object.entries({ "the command channel is busy": bus
   });
 }
 
-test("where the server does not say how it is, a snapshot has its time", async () => {
+test("without a status from the server, a snapshot gets its full time", async () => {
   status = unknown;
   const [connection] = live();
   connection.request("objectspace_snapshot").catch(() => {});
@@ -371,7 +371,7 @@ test("where the server does not say how it is, a snapshot has its time", async (
   assert.equal(connection.state, "lost");
 });
 
-test("whatever comes counts as life, also while the server is asked", async () => {
+test("any message counts as a sign of life, also during a status request", async () => {
   status = idle;
   const [connection, , socket] = live();
   connection.request("objectspace_snapshot").catch(() => {});

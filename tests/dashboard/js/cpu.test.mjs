@@ -1,4 +1,4 @@
-// The CPU profile: what the flame graph and the tables have of samples.
+// The CPU profile: flame graph and tables from samples.
 
 import assert from "node:assert/strict";
 import test from "node:test";
@@ -32,7 +32,7 @@ function assertWhole({ frames }) {
   frames.forEach(({ name, value, self, cut }, i) => assert.equal(cut ? self : inside[i] + self, value, name));
 }
 
-test("no sample is missing from a flame graph: what is cut is a frame of its own", () => {
+test("no sample is missing from a flame graph: cut frames are shown as one frame", () => {
   const random = chance(9);
   for (const [samples, names, depth] of [[50, 3, 6], [3000, 9, 12], [9000, 40, 5], [1, 1, 9000]]) {
     const cpu = new CpuProfile();
@@ -56,7 +56,7 @@ test("no sample is missing from a flame graph: what is cut is a frame of its own
   }
 });
 
-test("a graph of more frames than are drawn has a frame for those that are not", () => {
+test("a graph with too many frames has a frame for the ones that are not drawn", () => {
   const cpu = profile(...Array.from({ length: 3000 }, (_, n) => ["main", `f${n}`]), ...Array(1500).fill(["main", "hot"]));
   const { frames } = cpu.flame({});
   const cut = frames.find((frame) => frame.cut);
@@ -130,7 +130,7 @@ test("blocks of one file are different functions, in exports too", () => {
   assert.match(cpu.collapsed(), /^thread 1;block in <main> \(\/srv\/app.rb:9\) 2$/m);
 });
 
-test("the matched share counts each sample once, whatever recurses", () => {
+test("the matched share counts each sample once, also with recursion", () => {
   const cpu = profile(["main", "find", "find", "x"], ["main", "x"], ["main", "find"], ["find", "x"]);
   assert.equal(cpu.flame({ search: "FIND" }).matched, 3);
   assert.equal(cpu.flame({ search: "shop.py" }).matched, 4);

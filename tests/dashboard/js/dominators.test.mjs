@@ -1,4 +1,4 @@
-// Dominators and retained sizes, against the definition: what is not reached any more without an object.
+// Dominators and retained sizes, against the definition: the objects that are unreachable without an object.
 
 import assert from "node:assert/strict";
 import { test } from "node:test";
@@ -56,7 +56,7 @@ for (let seed = 1; seed <= 300; seed++) {
   });
 }
 
-test("one root is taken of each cycle that nothing outside refers to", () => {
+test("one node of each unreferenced cycle becomes a root", () => {
   //   0 → 1    2 ⇄ 3 → 4 ⇄ 5    6 → 6
   const lists = [[1], [], [3], [2, 4], [5], [4], [6]];
   const found = cycleRoots(graphOf(lists), [0]);

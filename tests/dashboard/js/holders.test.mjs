@@ -1,4 +1,4 @@
-// Who holds an object, and what grows, in heaps whose truth is known.
+// The holders of objects, and growth, in known heaps.
 
 import assert from "node:assert/strict";
 import { test } from "node:test";
@@ -124,7 +124,7 @@ test("equal names of namespaces within each other are kept apart", () => {
   assert.deepEqual(rows.map(({ text }) => text), ["__main__.Outer.Inner.items"]);
 });
 
-test("what a class retains counts nothing twice", () => {
+test("the retained size of a class counts no object twice", () => {
   const heap = new Heap();
   let node = heap.add("Node");
   for (let i = 1; i < 100; i++) node = heap.add("Node", { attributes: { next: node } });
@@ -133,7 +133,7 @@ test("what a class retains counts nothing twice", () => {
   assert.deepEqual([row.count, row.bytes, row.retained], [100, 1000, 1000]);
 });
 
-test("only what a cycle alone refers to is unreachable", () => {
+test("only objects that nothing but a cycle refers to are unreachable", () => {
   const heap = new Heap();
   heap.add("Ring", { unnamed: [2], id: 1 });
   heap.add("Ring", { unnamed: [1, 3], id: 2 });
@@ -190,7 +190,7 @@ test("nothing is suspected where nothing grows", () => {
   assert.deepEqual(findSuspects(early.holders, late.holders).suspects, []);
 });
 
-test("names of odd types are unknown, and cost nothing else", () => {
+test("names of unexpected types are unknown, and affect nothing else", () => {
   for (const odd of [5, "text", null, { 1: 2 }, [[1], 2.5, true, {}]]) {
     for (const field of [16, 17, 13]) {
       const heap = new Heap();
@@ -203,7 +203,7 @@ test("names of odd types are unknown, and cost nothing else", () => {
   }
 });
 
-test("who holds a million objects is known within seconds, in slices", async () => {
+test("the holders of a million objects are computed within seconds, in slices", async () => {
   const count = 1_000_000;
   const objects = [{ id: count, name: "module", references: [0], names: [".__dict__"], file: "", line: 0, size: 8, label: "__main__" }];
   objects.push({ id: 0, name: "dict", references: Array.from({ length: count - 1 }, (_, i) => i + 1), names: Array.from({ length: count - 1 }, (_, i) => `['key ${i}']`), file: "", line: 0, size: 8 });

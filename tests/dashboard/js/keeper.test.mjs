@@ -1,4 +1,4 @@
-// What a tab keeps over a reload: in order, by target, within its limit, and told if it cannot be kept.
+// The messages that a tab keeps over a reload: in order, by target, and within its limit.
 
 import assert from "node:assert/strict";
 import { test } from "node:test";
@@ -30,7 +30,7 @@ class MemoryStore {
 
 const text = (parts) => parts.map(({ bytes, action }) => (action ? `<${action[0]}>` : String.fromCharCode(...bytes))).join("");
 
-test("after any adds, flushes and reloads a target has the end of what was added for it, in order", async () => {
+test("after any adds, flushes and reloads a target has its newest messages, in order", async () => {
   for (let seed = 1; seed <= 60; seed++) {
     const random = chance(seed);
     const store = new MemoryStore();
@@ -69,7 +69,7 @@ test("actions keep their place among the messages, and another tab's are its own
   assert.ok(Math.abs(store.removed.at(-1) - (Date.now() - 3_600_000)) < 60_000);
 });
 
-test("a database that is refused, full or broken is told, and raises nothing", async () => {
+test("a refused, full or broken database is reported, and raises nothing", async () => {
   const refused = new Keeper(Promise.reject(new Error("not in private windows")), "tab");
   assert.deepEqual(await refused.read("x"), []);
   assert.equal(refused.trouble, "not in private windows");
@@ -83,7 +83,7 @@ test("a database that is refused, full or broken is told, and raises nothing", a
   assert.equal(full.trouble, "no space");
 });
 
-test("a kept session is the same once it is restored, and what was missed is counted", async () => {
+test("a restored session is equal to the kept one, and missed messages are counted", async () => {
   const before = new Session();
   const parts = [];
   before.recording.onrecord = (bytes) => parts.push({ target: "x", bytes });
@@ -109,7 +109,7 @@ test("a kept session is the same once it is restored, and what was missed is cou
   assert.ok(after.recording.seconds >= before.recording.seconds - 1);
 });
 
-test("a snapshot that was removed last comes back to its place", () => {
+test("the snapshot that was removed last can be restored to its place", () => {
   const session = new Session();
   for (const number of [1, 2, 3]) session.publish(collection(number, [dump(number, 1, [heapObject(number, "A")])]));
   session.remove(2);

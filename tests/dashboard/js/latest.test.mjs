@@ -1,4 +1,4 @@
-// Answers to questions that are not the newest are never drawn.
+// Only the response to the newest request is drawn.
 
 import assert from "node:assert/strict";
 import { test } from "node:test";
@@ -48,7 +48,7 @@ test("a token that a cookie replaces is not stored; one that nothing replaces st
   }
 });
 
-test("in whatever order answers come, the last one drawn is that to the last question", async () => {
+test("in any order of the responses, the last one drawn is the response to the newest request", async () => {
   const random = chance(5);
   for (let round = 0; round < 200; round++) {
     worker.calls = [];
@@ -63,7 +63,7 @@ test("in whatever order answers come, the last one drawn is that to the last que
   }
 });
 
-test("what was cancelled is not drawn, nor what is not there any more", async () => {
+test("cancelled requests and objects that no longer exist are not drawn", async () => {
   worker.calls = [];
   const latest = new Latest();
   const drawn = [];
@@ -77,7 +77,7 @@ test("what was cancelled is not drawn, nor what is not there any more", async ()
   assert.deepEqual(drawn, []);
 });
 
-test("the later steps of a drawing are left out once another is asked for", async () => {
+test("the remaining steps of a drawing are skipped after a newer request", async () => {
   worker.calls = [];
   const latest = new Latest();
   const drawn = [];

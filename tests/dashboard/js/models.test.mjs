@@ -1,4 +1,4 @@
-// What the models make of clocks, depths and numbers that the other end chooses.
+// The models with arbitrary clocks, depths and numbers in the received data.
 
 import assert from "node:assert/strict";
 import { test } from "node:test";
@@ -69,7 +69,7 @@ test("vitals do not count as a memory profile", () => {
   assert.equal(range.stats.heap.length, 31);
 });
 
-test("changes that are told 38 s late are shown at their times", () => {
+test("changes that are reported 38 s late are shown at their times", () => {
   const timeline = new Timeline();
   for (let second = 0; second < 60; second += 5) timeline.add(stats(START + second));
   for (let i = 0; i < 3800; i++) timeline.add({ type: EventType.OBJ_CREATED, time: (START + 20 + i / 100) * 1000, id: i, name: "Thing" });
@@ -78,7 +78,7 @@ test("changes that are told 38 s late are shown at their times", () => {
   for (let second = 21; second < 55; second++) assert.equal(made[x.indexOf(START + second)], 100, `second ${second}`);
 });
 
-test("a clock that is set back is told, and what was right before it stays", () => {
+test("a clock that was set back is reported, and earlier data stays", () => {
   const session = new Session();
   let counter = 0;
   const publish = (second) => session.publish(collection(counter++, [created(counter, "Thing", (START + second) * 1000)], (START + second) * 1000));
@@ -89,7 +89,7 @@ test("a clock that is set back is told, and what was right before it stays", () 
   assert.deepEqual(session.timeline.range(START, START + 60).rates.created.slice(0, 50), new Array(50).fill(1));
 });
 
-test("events that are a little late are counted where their time is", () => {
+test("events that are slightly late are counted at their time", () => {
   const timeline = new Timeline();
   live(timeline, START, 20);
   timeline.add({ type: EventType.OBJ_CREATED, time: (START + 12.5) * 1000, id: 1, name: "Thing" });
@@ -99,7 +99,7 @@ test("events that are a little late are counted where their time is", () => {
   assert.deepEqual(timeline.statTimes, [0, 5, 10, 13, 15].map((second) => START + second));
 });
 
-test("times that are no times are counted as unreadable, and freeze nothing", () => {
+test("invalid times are counted as unreadable, and block nothing", () => {
   for (const time of [NaN, Infinity, -1, 1e300, null, "now", []]) {
     const session = new Session();
     session.publish(collection(0, [created(1, "Thing", time)], time));
@@ -128,7 +128,7 @@ test("the trend of a class covers all of the profile in few points", () => {
   assert.equal(objects.rows({}).rows.find(({ name }) => name === "Late").rate, 1);
 });
 
-test("the objects' history, rate and ages go on after the clock was set back", () => {
+test("the objects' history, rate and ages continue after the clock was set back", () => {
   const objects = new LiveObjects();
   const run = (from) => {
     for (let second = 0; second < 20; second++) {
@@ -151,7 +151,7 @@ test("the time that samples took does not grow when the clock is set back", () =
   assert.equal(cpu.last - cpu.first, 10_000);
 });
 
-test("figures, gaps and restarts are kept to a number, however many there are", () => {
+test("the numbers of figures, gaps and restarts are bounded", () => {
   const timeline = new Timeline();
   for (let i = 0; i < 30_000; i++) {
     timeline.add(stats(START + i / 1000));
@@ -182,7 +182,7 @@ test("stacks as deep as Ruby's, and far deeper, are walked", () => {
   assert.equal(cpu.collapsed().split(";").length, depth + 1);
 });
 
-test("a function that recurses deep is counted once a sample", () => {
+test("a deeply recursive function is counted once per sample", () => {
   const cpu = new CpuProfile();
   const recursion = Array.from({ length: 20_000 }, (_, i) => ({ label: i % 2 ? "odd" : "even", file: "a.rb", line: 1 }));
   taken(cpu, [{ label: "leaf", file: "a.rb", line: 9 }, ...recursion]);
@@ -201,13 +201,13 @@ test("hundreds of thousands of functions beside each other are exported, as many
   assert.deepEqual(cpu.table({ filter: "f7" }).rows.find(({ label }) => label === "f7").total, 2);
 });
 
-test("lines without end are kept to a number", () => {
+test("the number of lines is bounded", () => {
   const cpu = new CpuProfile();
   for (let line = 0; line < 1_100_000; line++) taken(cpu, [{ label: "f", file: "a.rb", line }]);
   assert.deepEqual([cpu.samples, cpu.omitted, cpu.frames.length], [1_000_000, 100_000, 1_000_000]);
 });
 
-test("a thread for each request: the busiest are listed, the others are one, and no sample is lost", () => {
+test("with a thread per request, the busiest are listed, the others merged, and no sample is lost", () => {
   const cpu = new CpuProfile();
   const random = chance(30);
   const expected = new Map();
@@ -237,7 +237,7 @@ test("a thread for each request: the busiest are listed, the others are one, and
   assert.ok(weights.length <= 201);
 });
 
-test("a thread that begins late and stays comes into the list, however many come and go", () => {
+test("a busy thread that starts late gets into the list, among any number of short threads", () => {
   const cpu = new CpuProfile();
   const at = (thread, label = "f") => taken(cpu, [{ label, file: "a.rb", line: 1 }], thread);
   for (let i = 0; i < 300; i++) for (let n = 0; n < 10; n++) at(`early-${i}`);
@@ -251,7 +251,7 @@ test("a thread that begins late and stays comes into the list, however many come
 
 // Objects and snapshots
 
-test("classes without end are kept to a number, the others counted together", () => {
+test("the number of classes is bounded, and the others are counted together", () => {
   const objects = new LiveObjects();
   for (let id = 0; id < 25_000; id++) objects.add({ type: EventType.OBJ_CREATED, time: 1.8e12, id, name: `Class${id}` });
   for (let id = 20_000; id < 21_000; id++) objects.add({ type: EventType.OBJ_DESTROYED, time: 1.8e12, id });
@@ -268,7 +268,7 @@ test("a table of ids has more entries than a Map can", () => {
   assert.equal(ids.get(8), -1);
 });
 
-test("a table of ids is a map, whatever is put in and taken out", () => {
+test("a table of ids behaves like a Map for any insertions and removals", () => {
   const random = chance(7);
   const [ids, expected] = [new IdTable(0), new Map()];
   for (let i = 0; i < 50_000; i++) {
@@ -280,7 +280,7 @@ test("a table of ids is a map, whatever is put in and taken out", () => {
   for (const [id, number] of expected) assert.equal(ids.get(id), number);
 });
 
-test("what does not fit into a snapshot is said, and its columns stay of one length", () => {
+test("objects that do not fit into a snapshot are reported, and its columns stay equally long", () => {
   const objects = Array.from({ length: 100 }, (_, id) => ({ id, name: "A", references: [(id + 1) % 100], file: "", line: 0, size: 8 }));
   const incoming = new IncomingSnapshot("1", 1.8e12, { objects: 250, references: 230 });
   for (let part = 0; part < 4; part++) incoming.add({ expected: 400, objects, unreadable: 0 }, new Uint8Array());
@@ -308,7 +308,7 @@ test("a part for which the browser has no memory is left out whole", () => {
   assert.deepEqual([[...snapshot.ids], snapshot.omitted], [[1, 3], 1]);
 });
 
-test("the largest of a class are those that sorting all would give", () => {
+test("the largest objects of a class are the ones that a full sort would give", () => {
   const random = chance(3);
   const objects = Array.from({ length: 35_000 }, (_, id) => ({ id, name: random.of(["A", "B"]), references: [], file: "", line: 0, size: Math.floor(random() * 500) }));
   const incoming = new IncomingSnapshot("1", 1.8e12);
@@ -319,7 +319,7 @@ test("the largest of a class are those that sorting all would give", () => {
   assert.deepEqual(rows.map(({ id }) => id), expected.slice(0, 100).map(({ id }) => id));
 });
 
-test("a path as long as a linked list of a million is told by its ends", () => {
+test("a path through a linked list of a million is shown by its ends", () => {
   const count = 1_000_000;
   const objects = Array.from({ length: count }, (_, id) => ({ id, name: "Node", references: id + 1 < count ? [id + 1] : [], file: "", line: 0, size: 8 }));
   const incoming = new IncomingSnapshot("1", 1.8e12);
@@ -329,7 +329,7 @@ test("a path as long as a linked list of a million is told by its ends", () => {
   assert.equal(path.omitted, count - 40);
 });
 
-test("snapshots that are begun without end are kept to a number", () => {
+test("the number of incomplete snapshots is bounded", () => {
   const session = new Session();
   for (let i = 0; i < 1000; i++) session.publish(collection(i, [dump(i, 2, [heapObject(1, "A")])]));
   assert.ok(session.incoming.size <= 8);
@@ -339,7 +339,7 @@ test("snapshots that are begun without end are kept to a number", () => {
 
 // Counters and the log
 
-test("of two publishers at one endpoint, one restart and one note are told", () => {
+test("two publishers at one endpoint cause one restart and one log line", () => {
   const session = new Session();
   for (let i = 0; i < 1000; i++) {
     session.publish(collection(1000 + i, [created(i, "Here")]));
@@ -353,7 +353,7 @@ test("of two publishers at one endpoint, one restart and one note are told", () 
   assert.deepEqual(names, [["There", 1000], ["Here", 999]]);
 });
 
-test("a publisher whose counter is always the same is told once", () => {
+test("a publisher whose counter never changes is reported once", () => {
   const session = new Session();
   for (let i = 0; i < 1000; i++) session.publish(collection(0, [created(i, "Thing")]));
   assert.equal(session.processes.length, 2);
@@ -361,7 +361,7 @@ test("a publisher whose counter is always the same is told once", () => {
   assert.equal(session.log.lines.length, 2);
 });
 
-test("restarts in a file are told by its own times, not by how fast it is read", async () => {
+test("restarts in a file are detected by its own times, not by the speed of reading", async () => {
   const records = [];
   for (const [process, at] of [[1, 0], [2, 100], [3, 200]]) {
     for (let i = 0; i < 10; i++) records.push(encode([at + i, 1, null, collection(i, [created(i, `Process${process}`)])]));
@@ -371,7 +371,7 @@ test("restarts in a file are told by its own times, not by how fast it is read",
   assert.deepEqual(session.processes.map(({ objects }) => objects.rows({}).rows.map(({ name }) => name)), [["Process1"], ["Process2"], ["Process3"]]);
 });
 
-test("losses are seen again after the bridge told of a restart", () => {
+test("losses are detected again after the bridge reported a restart", () => {
   const session = new Session();
   for (const counter of [5, 0, 5, 0]) session.publish(collection(counter, [created(counter, "Thing")]));
   session.notice("server", "restarted", new Uint8Array());
@@ -380,7 +380,7 @@ test("losses are seen again after the bridge told of a restart", () => {
   assert.equal(session.timeline.missing - missing, 2);
 });
 
-test("the log keeps the newest, and a pace", () => {
+test("the log keeps the newest lines, and its rate is limited", () => {
   const log = new Log();
   for (let i = 0; i < 1000; i++) log.add(`fast ${i}`, 100);
   assert.deepEqual([log.lines.length, log.leftOut], [10, 990]);

@@ -1,4 +1,4 @@
-// The decoder reads what msgpack writes, and what it costs is bounded by the bytes that there are.
+// The decoder reads all of MessagePack, and its memory is bounded by the number of received bytes.
 
 import assert from "node:assert/strict";
 import { test } from "node:test";
@@ -21,7 +21,7 @@ const FORMATS = {
   "a2 c3 28": "\ufffd(",
 };
 
-test("every format is read, and told to be cut off at each of its bytes", () => {
+test("every format is read, and reported as incomplete when cut at any byte", () => {
   for (const [hex, value] of Object.entries(FORMATS)) {
     const whole = bytes(hex);
     assert.deepEqual(decode(whole), value, hex);
@@ -31,13 +31,13 @@ test("every format is read, and told to be cut off at each of its bytes", () => 
   assert.throws(() => decode(bytes("c1")), Unreadable);
 });
 
-test("texts are read right, those that come again and those that are long", () => {
+test("repeated and long texts are decoded correctly", () => {
   const texts = ["String", "Strinh", "é".repeat(64), "x".repeat(128), "x".repeat(129), "\ufeffBOM", "日本"];
   for (let i = 0; i < 6000; i++) texts.push(`Class${i}`);
   for (const round of [1, 2]) for (const text of texts) assert.equal(decode(encode(text)), text, `${round} ${text}`);
 });
 
-test("lengths that are claimed take no memory", () => {
+test("claimed lengths take no memory", () => {
   const claims = {
     arrays: Array.from({ length: 60 }, () => bytes("dd 01 c9 c3 80")),
     maps: Array.from({ length: 60 }, () => bytes("df 01 c9 c3 80 01")),
@@ -55,7 +55,7 @@ test("lengths that are claimed take no memory", () => {
   }
 });
 
-test("a message or a file of such claims is told, and the session goes on", async () => {
+test("a message or a file with false lengths is reported, and the session continues", async () => {
   const claim = Buffer.concat(Array.from({ length: 60 }, () => bytes("dd 01 c9 c3 80")));
   const session = new Session();
   session.publish(claim);
@@ -67,6 +67,6 @@ test("a message or a file of such claims is told, and the session goes on", asyn
   await assert.rejects(new Session().load(file("record.rbkit", bytes("94 01 01 c0 c6 ff ff ff ff")), () => {}), /ends in the middle/);
 });
 
-test("a message with more values than a page can hold is told", () => {
+test("a message with more values than the page can hold is reported", () => {
   assert.throws(() => decode(Buffer.concat([bytes("dd 01 40 00 00"), new Uint8Array(0x1400000).fill(0xc0)])), /more than 16777216 values/);
 });

@@ -1,4 +1,4 @@
-// What comes from the other end may be anything: nothing of it raises, each odd thing is counted, and the rest counts as before.
+// Arbitrary received data: nothing raises, invalid parts are counted, and the rest is processed as usual.
 
 import assert from "node:assert/strict";
 import { test } from "node:test";
@@ -111,7 +111,7 @@ test("thousands of odd messages and replies raise nothing, and good ones are cou
   assert.equal({}.polluted, undefined);
 });
 
-test("an odd event costs the others of its message nothing", () => {
+test("an invalid event does not affect the other events of its message", () => {
   for (const odd of ODD) {
     const session = new Session();
     session.publish(collection(0, [created(1, "Thing"), odd, numbered({ 0: odd, 1: 1.8e12 }), created(2, "Thing")]));
@@ -120,7 +120,7 @@ test("an odd event costs the others of its message nothing", () => {
   }
 });
 
-test("an odd object costs the others of its snapshot nothing, and the snapshot is whole without it", () => {
+test("an invalid object does not affect the other objects of its snapshot", () => {
   for (const odd of [null, 5, "x", heapObject(NaN, "A"), heapObject("x", "A"), heapObject(2, []), heapObject(2, "A", [null]), heapObject(2, "A", 5)]) {
     const session = new Session();
     session.publish(collection(0, [dump(1, 3, [heapObject(1, "A", [3]), odd, heapObject(3, "B", [1])])]));
@@ -142,7 +142,7 @@ test("names that are numbers, or those of properties that objects have, are name
   assert.equal(session.unreadable, 0);
 });
 
-test("a handshake with a key of __proto__ is one, and one that cannot be read is told", () => {
+test("a handshake with a key __proto__ is valid, and one that cannot be read is reported", () => {
   const session = new Session();
   const told = new Map([["__proto__", { polluted: 1 }], ["pid", 5], ["process_name", "shop"]]);
   assert.equal(session.reply("handshake", encode(numbered({ 0: 8, 1: 1.8e12, 2: told }))), null);
@@ -154,7 +154,7 @@ test("a handshake with a key of __proto__ is one, and one that cannot be read is
   assert.equal(session.process.facts.pid, "5");
 });
 
-test("files that are odd are told, or read as far as they can be", async () => {
+test("invalid files are reported, or read as far as possible", async () => {
   const random = chance(33);
   const good = [
     encode([0, 0, "handshake", handshake()]),
@@ -178,7 +178,7 @@ test("files that are odd are told, or read as far as they can be", async () => {
   assert.deepEqual([session.process.objects.rows({}).live, session.dropped, session.unreadable], [20, 3, 1]);
 });
 
-test("records that are larger than what is read at a time are read whole, and a cut one is told", async () => {
+test("records larger than one read are read completely, and a cut record is reported", async () => {
   const large = Array.from({ length: 3 }, (_, n) => encode([n, 1, null, collection(n, [created(n, "Thing"), numbered({ 0: 6, 1: 1.8e12, 2: { padding: "x".repeat(1_500_000) } })])]));
   const session = new Session();
   assert.equal(await session.load(file("large.rbkit", ...large), () => {}), null);

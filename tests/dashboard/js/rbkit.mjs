@@ -1,4 +1,4 @@
-// Messages as rbkit sends them, and odd ones.
+// Messages as rbkit sends them, and invalid ones.
 
 /** A map whose keys are numbers. */
 export const numbered = (fields) => new Map(Object.entries(fields).map(([key, value]) => [Number(key), value]));

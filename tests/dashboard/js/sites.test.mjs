@@ -1,4 +1,4 @@
-// Objects by the place where they were made, what grew there, and the account of the process's memory.
+// Objects by their place of creation, the growth there, and the parts of the process's memory.
 
 import assert from "node:assert/strict";
 import { test } from "node:test";
@@ -57,7 +57,7 @@ test("the parts of the resident memory are never negative, and are all of it", (
   }
 });
 
-test("a snapshot has the process's memory, as its parts say it", () => {
+test("a snapshot has the memory of the process that its parts report", () => {
   const { resident, traced } = snapshot([object(1, "A", 1, "", 0)], { resident: 10, traced: 4 }).summary();
   assert.deepEqual([resident, traced], [10, 4]);
   assert.equal(snapshot([object(1, "A", 1, "", 0)]).summary().traced, null);

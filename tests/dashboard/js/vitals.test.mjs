@@ -30,7 +30,7 @@ test("CPU and collector are shares of the time between two events", () => {
   assert.deepEqual(vitals.latest, { rss: 1002, cpu: 40, threads: 3, gc: 2 });
 });
 
-test("each figure is optional, and an event without any is no figure of a process", () => {
+test("each figure is optional, and an event without any is not about a process", () => {
   const vitals = new Vitals();
   vitals.add(START, sent({ count: 7, total_heap_size: 5, gc_pause_ms: 4 }));
   assert.equal(vitals.latest, null);
@@ -55,7 +55,7 @@ test("another process, and numbers that decrease, give no negative share", () =>
   assert.deepEqual(vitals.range(START, START + 10).cpu, [null, 40, 40, 40, 40, null, 40, null]);
 });
 
-test("what is later than a clock that was set back is dropped, so the times ascend", () => {
+test("data later than a clock that was set back is dropped, so the times ascend", () => {
   const vitals = new Vitals();
   run(vitals, START + 3600, 5);
   run(vitals, START, 5);
