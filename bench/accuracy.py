@@ -1,4 +1,4 @@
-"""How true the shares are that the CPU sampler reports, on programs that know the truth.
+"""Measures how accurate the CPU sampler's shares are, on programs that measure the true shares.
 
     python bench/accuracy.py [--seconds S] [--interval SECONDS]
 
@@ -32,7 +32,7 @@ _NOTE: Final = threading.Lock()
 
 
 def noted(name: str, act: Callable[[], object]) -> None:
-    """Call `act`, and add the time that it took to the time of `name`."""
+    """Call `act`, and add its duration to the time of `name`."""
     wall, cpu = time.perf_counter(), time.thread_time()
     act()
     cpu, wall = time.thread_time() - cpu, time.perf_counter() - wall
@@ -81,7 +81,7 @@ def gil_held(end: float) -> None:
 
 
 def waits(end: float) -> None:
-    """A thread that parses what another sends every three milliseconds."""
+    """A thread that parses the data that another thread sends every three milliseconds."""
     ours, theirs = socket.socketpair()
 
     def send() -> None:
@@ -160,7 +160,7 @@ PROGRAMS: Final[dict[str, Callable[[float], None]]] = {
 
 
 def measure(program: str, clock: str, seconds: float, interval: float) -> dict[str, Any]:
-    """Run a program under the sampler in this process; return its true and its reported shares."""
+    """Run a program under the sampler in this process; return its true and reported shares."""
     batcher = EventBatcher()
     sampler = CPUSampler(batcher)
     sampler.clock_type = clock

@@ -1,4 +1,4 @@
-"""What a process pays for being sampled from outside, and what the sampling costs elsewhere.
+"""Measures what sampling from outside costs the sampled process, and what it costs elsewhere.
 
     pip install -e '.[attach,bench]'
     python bench/attach.py [--rounds N] [--quick] [--json FILE]

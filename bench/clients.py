@@ -1,7 +1,7 @@
-"""The viewers' side of the load: one process with many raw WebSockets, which checks every byte.
+"""The clients of the load: one process with many raw WebSockets, which checks every byte.
 
-A server's frames are the same for all who frame as RFC 6455 says (no fragments, no compression), so what each client
-has to receive from the first message to the last is known before, and compared as it comes: order, loss and content.
+Without fragments and compression, all servers send the same frames (RFC 6455). So the bytes that each client must
+receive are known in advance, and compared as they arrive: order, loss and content.
 """
 
 from __future__ import annotations
@@ -25,7 +25,7 @@ _PATIENCE_SECONDS = 120.0
 
 
 def frame(payload: bytes) -> bytes:
-    """Return the binary message that has the channel of published data and the payload."""
+    """Return a published message as a binary frame: the channel and the payload."""
     size = len(payload) + 1
     if size < 126:
         return bytes((0x82, size)) + b"1" + payload
@@ -40,7 +40,7 @@ def masked(payload: bytes, opcode: int) -> bytes:
 
 
 class Client:
-    """One WebSocket. It takes frames apart until ``GO``, and from there on compares."""
+    """One WebSocket. It parses frames until ``GO``, and compares bytes from then on."""
 
     def __init__(self, port: int, deflate: bool = False, path: str = "/ws") -> None:
         self.socket = socket.create_connection(("127.0.0.1", port))
@@ -78,7 +78,7 @@ class Client:
         return data
 
     def messages(self, data: bytes) -> Iterator[bytes]:
-        """Yield the whole messages that have come, channel and payload; answer pings."""
+        """Yield the complete messages that have arrived, as channel and payload; answer pings."""
         self._pieces.append(data)
         self._have += len(data)
         if self._have < self._need:
@@ -111,7 +111,7 @@ class Client:
         self._keep(data, at, 2)
 
     def _keep(self, data: bytes, at: int, need: int) -> None:
-        """Keep what follows, which begins with a frame of so many bytes at least."""
+        """Keep the following data, which begins with a frame of at least this many bytes."""
         self._pieces = [data[at:]]
         self._have, self._need = len(data) - at, need
 
@@ -122,14 +122,14 @@ class Client:
         return self._inflater.decompress(message + b"\x00\x00\xff\xff")
 
     def drain(self, seconds: float) -> None:
-        """Read what comes, so long."""
+        """Read and discard data for a number of seconds."""
         deadline = time.perf_counter() + seconds
         while (remaining := deadline - time.perf_counter()) > 0:
             if select.select([self.socket], [], [], remaining)[0]:
                 self.messages_seen += sum(1 for _ in self.messages(self.read()))
 
     def until_reply(self, command: bytes) -> None:
-        """Send a command and read up to its reply."""
+        """Send a command and read until its reply."""
         self.socket.sendall(command)
         while True:
             replied = False
@@ -140,7 +140,7 @@ class Client:
                 return
 
     def sync(self) -> None:
-        """Read on until ``SYNC`` or ``GO`` has come."""
+        """Read until ``SYNC`` or ``GO`` has arrived."""
         for message in self.messages(self.read()):
             self.synced |= message == b"1" + SYNC
             self.going |= message == b"1" + GO
@@ -148,20 +148,20 @@ class Client:
                 return  # what is behind it is left to be compared
 
     def compare(self, expected: bytes) -> None:
-        """Read on and compare."""
+        """Read and compare."""
         self._compare(expected, self.read())
 
     def note(self, data: bytes) -> None:
-        """Take in what came behind ``GO``, for the sum of it only."""
+        """Add data that arrived after ``GO`` to the checksum."""
         self.at += len(data)
         self.checksum = zlib.crc32(data, self.checksum)
 
     def rest(self) -> bytes:
-        """Return what came behind the last message."""
+        """Return the data after the last message."""
         return b"".join(self._pieces)
 
     def begin(self, expected: bytes) -> None:
-        """Compare what came behind ``GO`` with it."""
+        """Compare the data that arrived after ``GO``."""
         self._compare(expected, self.rest())
 
     def _compare(self, expected: bytes, data: bytes) -> None:
@@ -175,7 +175,7 @@ class Client:
 
 
 class Clients:
-    """All of them, on one epoll; it rests a moment after each turn, so that reading costs little."""
+    """All clients, on one epoll, with a short sleep after each turn, so that reading costs little."""
 
     def __init__(self) -> None:
         self.all: list[Client] = []
@@ -185,7 +185,7 @@ class Clients:
         self.waiting: set[Client] = set()
 
     def connect(self, port: int, count: int, deflate: bool, path: str) -> None:
-        """Open so many more."""
+        """Open more connections."""
         for _ in range(count):
             client = Client(port, deflate, path)
             self.all.append(client)
@@ -193,7 +193,7 @@ class Clients:
             self._poll.register(client.socket, select.EPOLLIN)
 
     def drain(self) -> None:
-        """Read, and look at nothing, until the next order."""
+        """Read and discard data until the next order."""
         while not order_waits():
             for client in self.ready(time.monotonic() + _PATIENCE_SECONDS):
                 client.read()
@@ -206,16 +206,16 @@ class Clients:
         return [self._by_number[number] for number, _ in events]
 
     def wait_for_sync(self) -> None:
-        """Read until all have seen ``SYNC``."""
+        """Read until all clients have received ``SYNC``."""
         deadline = time.monotonic() + _PATIENCE_SECONDS
         while not all(client.synced for client in self.all):
             for client in self.ready(deadline):
                 client.sync()
 
     def going(self, stalled: int, patience: float) -> Iterator[Client]:
-        """Yield each client that has something to read and has seen ``GO``, until it is said to be `done`.
+        """Yield each readable client that has received ``GO``, until `done` is called with it.
 
-        The first time, that is with what came behind ``GO``.
+        The first time, it is yielded for the data that arrived after ``GO``.
         """
         for client in self.all[:stalled]:
             self._poll.unregister(client.socket)
@@ -236,12 +236,12 @@ class Clients:
             time.sleep(_REST_SECONDS)
 
     def done(self, client: Client) -> None:
-        """This one has got everything."""
+        """Record that a client has received everything."""
         self.waiting.discard(client)
         self._poll.unregister(client.socket)
 
     def receive(self, expected: bytes, stalled: int, patience: float) -> dict[str, Any]:
-        """Receive exactly these bytes, from ``GO`` to the last; return the seconds from the first ``GO``."""
+        """Receive exactly these bytes after ``GO``; return the seconds since the first ``GO``."""
         for client in self.going(stalled, patience):
             if client.fresh:
                 client.begin(expected)
@@ -252,7 +252,7 @@ class Clients:
         return {"seconds": time.perf_counter() - self._began}
 
     def receive_whole(self, load: list[bytes], stalled: int, patience: float) -> dict[str, Any]:
-        """Receive these messages, however they are framed."""
+        """Receive these messages in any framing."""
         wanted = [*load, END]
         for client in self.going(stalled, patience):
             for message in client.messages(b"" if client.fresh else client.read()):
@@ -264,9 +264,9 @@ class Clients:
         return {"seconds": time.perf_counter() - self._began}
 
     def receive_deflated(self, load: list[bytes], stalled: int, patience: float) -> dict[str, Any]:
-        """Receive these messages compressed; the others have to get the bytes of the first client.
+        """Receive these messages compressed; all clients must get the same bytes as the first.
 
-        What those are is looked into behind the last of them: inflating would take a core from the server.
+        The bytes are inflated and checked only at the end, because inflating would take a core from the server.
         """
         wanted = [*load, END]
         leader = self.all[0]

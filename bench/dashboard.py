@@ -1,11 +1,11 @@
-"""Does the dashboard stay responsive? The longest tasks of its main thread, in a real Chromium, while data comes in.
+"""Measures whether the dashboard stays responsive: the longest tasks of its main thread in a real Chromium.
 
     pip install '.[bench]'        # and Debian's chromium and chromium-driver
     python bench/dashboard.py [--seconds 15] [--rate 20] [--objects 1000000] [--json FILE]
 
-A publisher of its own process sends events as rbkit does, at a rate in MB/s, while the page shows each of its views,
-the opening of the view included; then two heap snapshots, which are looked into. Tasks of more than 50 ms are what
-browsers report (PerformanceObserver "longtask").
+A publisher in a separate process sends events as rbkit does, at a rate in MB/s, while the page opens and shows each of
+its views; then it sends two heap snapshots, which are opened. Tasks of more than 50 ms are what browsers report
+(PerformanceObserver "longtask").
 """
 
 from __future__ import annotations
@@ -47,7 +47,7 @@ new PerformanceObserver(list => window.longTasks.push(...list.getEntries().map(e
 
 
 class Publisher:
-    """An rbkit in this process that sends what it is told to."""
+    """An rbkit server in this process that sends data on request."""
 
     def __init__(self) -> None:
         context: zmq.Context[Any] = zmq.Context.instance()
@@ -62,7 +62,7 @@ class Publisher:
         self._died = [msgpack.packb({3: each}) for each in ids]
 
     def answer(self, seconds: float) -> None:
-        """Answer a command if one comes within that time."""
+        """Answer a command if one arrives within this time."""
         if self.rep.poll(int(seconds * 1000)):
             self.rep.send(self.handshake() if self.rep.recv() == b"handshake" else b"ok")
 
@@ -90,7 +90,7 @@ class Publisher:
         self.pub.send(head + events)
 
     def flood(self, seconds: float, rate: float) -> None:
-        """Send events at `rate` MB/s: objects made and gone, collections, and some CPU samples."""
+        """Send events at `rate` MB/s: objects created and destroyed, collections, and some CPU samples."""
         started, sent = time.monotonic(), self.bytes
         while (elapsed := time.monotonic() - started) < seconds:
             while self.bytes - sent < rate * 1e6 * elapsed:
@@ -98,7 +98,8 @@ class Publisher:
             self.answer(0.002)
 
     def snapshot(self, objects: int, number: int) -> None:
-        """Send a snapshot in messages of twenty dumps, as the embedded profiler does; of the next a tenth is new."""
+        """Send a snapshot in messages of twenty dumps, as the embedded profiler does; a tenth of the next one is
+        new."""
         for begin in range(0, objects, 20 * DUMP):
             now = time.time() * 1000
             firsts = range(begin, min(begin + 20 * DUMP, objects), DUMP)
@@ -106,7 +107,7 @@ class Publisher:
             self.answer(0)
 
     def _events(self) -> bytes:
-        """Return a batch of events, most of them packed beforehand: packing them anew would be what is measured."""
+        """Return a batch of events, most of them packed in advance, so that packing is not part of the measurement."""
         now = msgpack.packb(time.time() * 1000)
         born, died = (b"\x83\x00" + kind + b"\x01" + now + b"\x02" for kind in (b"\x00", b"\x01"))
         first = self.counter * EVENTS // 2 % len(self._born)
@@ -123,7 +124,7 @@ class Publisher:
         return b"\xdc" + len(parts).to_bytes(2, "big") + b"".join(parts)
 
     def _stack(self) -> list[Any]:
-        """Return a stack of a program that has a few busy corners."""
+        """Return a stack of a program with a few hot functions."""
         depth = random.randrange(5, 40)
         names = [
             f"Shop#method_{level}_{int(random.paretovariate(1.5)) % (1 + level)}" for level in range(depth, 0, -1)
@@ -147,7 +148,7 @@ class Publisher:
 
 
 def publish(pipe: Connection) -> None:
-    """Be told what to send, and say when it is done."""
+    """Read orders, send data, and report when that is done."""
     publisher = Publisher()
     pipe.send([each.getsockopt_string(zmq.LAST_ENDPOINT) for each in (publisher.pub, publisher.rep)])
     while True:
@@ -171,7 +172,7 @@ def browser() -> webdriver.Chrome:
 
 
 def until(driver: webdriver.Chrome, selector: str, text: str, seconds: float = 120.0) -> float:
-    """Wait until an element says something; return how long it took."""
+    """Wait until an element has a text; return the seconds that it took."""
     started = time.monotonic()
     while text not in driver.find_element(By.CSS_SELECTOR, selector).get_attribute("textContent"):
         if time.monotonic() - started > seconds:
@@ -181,7 +182,7 @@ def until(driver: webdriver.Chrome, selector: str, text: str, seconds: float = 1
 
 
 def click(driver: webdriver.Chrome, selector: str) -> None:
-    """Click the first element of these that is seen."""
+    """Click the first visible element of these."""
     next(each for each in driver.find_elements(By.CSS_SELECTOR, selector) if each.is_displayed()).click()
 
 

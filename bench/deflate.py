@@ -1,10 +1,10 @@
-"""What compression costs: once for all clients on the I/O thread, on the web loop, and per client as Tornado has it.
+"""Measures the cost of compression: once for all clients on the I/O thread or the web loop, and per client in Tornado.
 
     pip install -e '.[bench]'
     python bench/deflate.py [--rounds N] [--quick] [--json FILE]
 
-Level 1 throughout, messages as recorded from a real rbkit. The first client inflates and compares everything; the
-others' bytes have to be the same as its own.
+Level 1 throughout, messages as recorded from a real rbkit. The first client inflates and compares everything; all
+others must receive the same bytes.
 """
 
 from __future__ import annotations

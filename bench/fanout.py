@@ -1,12 +1,12 @@
-"""What delivering costs: CPU per message and client, deliveries a second, peak memory; beside the peers.
+"""Measures the cost of delivery, beside peers: CPU per message and client, deliveries per second, peak memory.
 
     pip install -e '.[bench]'
     python bench/fanout.py [--rounds N] [--quick] [--cells NAME ...] [--json FILE]
 
-The profiler publishes so many messages as fast as it can, or so many a second; the clients compare every byte that
-comes. One server at a time is measured, all of them once in each round; ``naive`` is the handler that everybody
-writes, and what is printed beside it is the median of the ratios to it within the rounds. ``raw`` is the limit: pyzmq
-and sockets in a plain loop that serves nobody else; ``raw recv`` only receives, ``raw send`` only sends.
+The profiler publishes a number of messages as fast as it can, or at a rate; the clients compare every byte. One server
+at a time is measured, all of them once in each round; ``naive`` is the obvious handler; the other figures are medians
+of the ratios to it within the rounds. ``raw`` is the limit: pyzmq and sockets in a plain loop without other work;
+``raw recv`` only receives, ``raw send`` only sends.
 """
 
 from __future__ import annotations

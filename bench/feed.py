@@ -25,7 +25,7 @@ _EVENT: Final = {0: 0, 1: 1795388437841.0, 2: {3: 70229034520360, 4: "ActiveSupp
 
 
 def messages(kind: str, count: int, first: int = 0) -> Iterator[bytes]:
-    """Yield event collections with their counters: so many bytes each, or ``recorded`` ones in turn."""
+    """Yield event collections with their counters: of a number of bytes each, or ``recorded`` ones in turn."""
     bodies = recorded() if kind == "recorded" else [body(int(kind))]
     for counter in range(first, first + count):
         start, rest = bodies[counter % len(bodies)]
@@ -33,7 +33,7 @@ def messages(kind: str, count: int, first: int = 0) -> Iterator[bytes]:
 
 
 def body(size: int) -> tuple[bytes, bytes]:
-    """Return what is before and behind the counter in a message of `size` bytes (from 100 on), most of it events."""
+    """Return the bytes before and after the counter in a message of `size` bytes (at least 100), most of it events."""
     packer = msgpack.Packer(autoreset=False)
     event = msgpack.packb(_EVENT)
     events = max(0, size - 200) // len(event)
@@ -53,7 +53,7 @@ def body(size: int) -> tuple[bytes, bytes]:
 
 
 def recorded() -> list[tuple[bytes, bytes]]:
-    """Return the messages that a real rbkit published, as recorded for the tests, around their counters."""
+    """Return the messages recorded from a real rbkit, as the bytes before and after their counters."""
     bodies = []
     for file in sorted(_RECORDED.glob("*.msgpack")):
         for record in msgpack.Unpacker(file.open("rb"), max_buffer_size=0):
@@ -66,7 +66,7 @@ def recorded() -> list[tuple[bytes, bytes]]:
 
 
 def publish(endpoint: str) -> None:
-    """Publish by order. Nothing is dropped at this end, however far behind the other is."""
+    """Publish on request. Nothing is dropped at this end, however slow the receiver is."""
     with zmq.Context() as context, context.socket(zmq.PUB) as pub:
         pub.linger = 0
         pub.sndhwm = 0
@@ -95,7 +95,7 @@ def publish(endpoint: str) -> None:
 
 
 def send(pub: zmq.Socket[bytes], load: list[bytes], rate: float | None) -> float:
-    """Send everything, as fast as it goes or so many a second; return how long it took."""
+    """Send everything, as fast as possible or at a rate; return the seconds that it took."""
     began = time.perf_counter()
     for number, message in enumerate(load):
         if rate and (ahead := number / rate - (time.perf_counter() - began)) > 0:
@@ -105,7 +105,7 @@ def send(pub: zmq.Socket[bytes], load: list[bytes], rate: float | None) -> float
 
 
 def flood(pub: zmq.Socket[bytes], kind: str, rate: float, counter: int) -> int:
-    """Send so many a second until the next order; return how many."""
+    """Send at a rate until the next order; return the number of messages."""
     began = time.perf_counter()
     for sent, message in enumerate(messages(kind, 1 << 31, counter)):
         ahead = sent / rate - (time.perf_counter() - began)

@@ -1,4 +1,4 @@
-"""How the cost grows: with clients, with the size of messages, and with the number of targets on one I/O thread.
+"""Measures how the cost grows with clients, with the size of messages, and with targets on one I/O thread.
 
     pip install -e '.[bench]'
     python bench/growth.py [--rounds N] [--quick] [--json FILE] [--plot FILE.png]
@@ -34,7 +34,7 @@ _RATE: Final = 500
 
 
 def measure_targets(count: int, seconds: float, name: str) -> dict[str, Any]:
-    """Run so many targets; return the CPU per second."""
+    """Run a number of targets; return the CPU seconds per second."""
     with contextlib.ExitStack() as stack:
         feeds = [stack.enter_context(child("feed.py", "publish")) for _ in range(count)]
         replies = [stack.enter_context(child("feed.py", "reply")) for _ in range(count)]

@@ -1,4 +1,4 @@
-"""Measuring: processes that are told and asked, CPU time by the scheduler, rounds, ratios, tables, the machine.
+"""Tools for the benchmarks: controlled processes, CPU time, rounds, ratios, tables, and facts about the machine.
 
 CPU time is the kernel's count of what every thread of a process has run (``/proc/PID/task/*/schedstat``), which does
 not depend on who else uses the machine as much as the clock on the wall does. What is compared runs in turn within a
@@ -29,27 +29,27 @@ _PACKAGES: Final = ("tornado_rbkit", "tornado", "pyzmq", "picows", "websockets",
 
 
 class UnavailableError(Exception):
-    """Something cannot be measured here; the text is why."""
+    """Something cannot be measured here; the text says why."""
 
 
 # In a child
 
 
 def say(**facts: Any) -> None:
-    """Answer the parent."""
+    """Send an answer to the parent."""
     sys.stdout.write(json.dumps(facts) + "\n")
     sys.stdout.flush()
 
 
 def orders() -> Iterator[dict[str, Any]]:
-    """Yield what the parent says, until it is done."""
+    """Yield the orders of the parent."""
     with open(0, "rb", buffering=0, closefd=False) as unbuffered:  # `order_waits` has to see what was not read yet
         for line in unbuffered:
             yield json.loads(line)
 
 
 def order_waits(seconds: float = 0.0) -> bool:
-    """Return whether the parent has said something, waiting so long for it."""
+    """Return whether an order of the parent arrives within a number of seconds."""
     return bool(select.select([0], [], [], seconds)[0])
 
 
@@ -75,7 +75,7 @@ class Child:
         self.pid = self._process.pid
 
     def tell(self, **order: Any) -> None:
-        """Give an order."""
+        """Send an order."""
         assert self._process.stdin
         with contextlib.suppress(BrokenPipeError):  # `hear` tells why
             self._process.stdin.write(json.dumps(order) + "\n")
@@ -94,23 +94,23 @@ class Child:
         return facts
 
     def ask(self, **order: Any) -> dict[str, Any]:
-        """Give an order and return the answer."""
+        """Send an order and return the answer."""
         self.tell(**order)
         return self.hear()
 
     def errors(self) -> str:
-        """Return what it wrote to standard error."""
+        """Return its standard error output."""
         self._stderr.seek(0)
         return self._stderr.read()
 
     def finish(self) -> None:
-        """Wait for its own end, which must be a good one."""
+        """Wait until it ends; it must exit with status 0."""
         code = self._process.wait()
         if code or self.errors():
             raise RuntimeError(f"{self._process.args!r} ended with {code}:\n{self.errors()}")
 
     def end(self) -> None:
-        """End it, whatever it does."""
+        """Kill it."""
         self._timer.cancel()
         self._process.kill()
         self._process.wait()
@@ -131,7 +131,7 @@ def child(script: str, *arguments: str) -> Iterator[Child]:
 
 
 def cpu_seconds(pid: int) -> float:
-    """Return what the threads of a process have run; one that has ended is not in it."""
+    """Return the CPU time of a process's threads, without threads that have ended."""
     total = 0
     for file in Path(f"/proc/{pid}/task").glob("*/schedstat"):
         with contextlib.suppress(OSError):  # ended just now
@@ -148,7 +148,7 @@ def memory_bytes(pid: int, key: str = "VmRSS") -> int:
 
 
 def reset_peak(pid: int) -> None:
-    """Begin anew with ``VmHWM``."""
+    """Reset ``VmHWM``."""
     Path(f"/proc/{pid}/clear_refs").write_text("5")
 
 
@@ -156,7 +156,7 @@ Runs = dict[str, list[dict[str, Any]]]
 
 
 def rounds(what: str, names: Sequence[str], count: int, run: Callable[[str], dict[str, Any]]) -> tuple[Runs, Runs]:
-    """Run all names once in each round; return what they gave, and (as runs too) why some could not."""
+    """Run every name once in each round; return the results, and the reasons why some could not run."""
     results: Runs = {name: [] for name in names}
     missing: Runs = {}
     for number in range(count):
@@ -180,7 +180,7 @@ def note(text: str) -> None:
 
 
 def median(runs: Sequence[Mapping[str, Any]], key: str) -> float:
-    """Return the median of what the runs say."""
+    """Return the median of a figure over the runs."""
     return statistics.median(run[key] for run in runs)
 
 
@@ -190,13 +190,13 @@ def ratio(runs: Sequence[Mapping[str, Any]], others: Sequence[Mapping[str, Any]]
 
 
 def percentile(values: Sequence[float], percent: float) -> float:
-    """Return the value that so many percent are not above."""
+    """Return a percentile of the values."""
     ordered = sorted(values)
     return ordered[min(len(ordered) - 1, int(len(ordered) * percent / 100))]
 
 
 def table(heads: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
-    """Return a Markdown table that is also readable as it stands."""
+    """Return a Markdown table whose source is readable too."""
     widths = [max(len(row[column]) for row in (heads, *rows)) for column in range(len(heads))]
 
     def line(cells: Sequence[str]) -> str:
@@ -211,7 +211,7 @@ def short(value: float) -> str:
 
 
 def machine(packages: Sequence[str]) -> dict[str, Any]:
-    """Describe what the figures are from."""
+    """Describe the machine and the versions."""
     models = [
         line.partition(":")[2].strip()
         for line in Path("/proc/cpuinfo").read_text().splitlines()
@@ -233,7 +233,7 @@ def machine(packages: Sequence[str]) -> dict[str, Any]:
 
 
 def options(description: str, default_rounds: int = 5) -> argparse.ArgumentParser:
-    """Return a parser with what all benchmarks take."""
+    """Return a parser with the options of all benchmarks."""
     parser = argparse.ArgumentParser(description=description)
     parser.add_argument("--rounds", type=int, default=default_rounds, help=f"(default: {default_rounds})")
     parser.add_argument("--quick", action="store_true", help="little work, to see that it runs; the figures are noise")
@@ -242,7 +242,7 @@ def options(description: str, default_rounds: int = 5) -> argparse.ArgumentParse
 
 
 class Report:
-    """What one benchmark prints and writes."""
+    """The output of one benchmark."""
 
     def __init__(self, arguments: argparse.Namespace, packages: Sequence[str] = _PACKAGES) -> None:
         if not sys.platform.startswith("linux"):
@@ -253,11 +253,11 @@ class Report:
         self._began = time.time()
 
     def add(self, name: str, part: Any) -> None:
-        """Keep something for the JSON file."""
+        """Add results to the JSON file."""
         self._parts[name] = part
 
     def head(self) -> None:
-        """Print what the figures are from."""
+        """Print the machine and the versions."""
         host = self._machine
         versions = ", ".join(f"{name} {number}" for name, number in host["versions"].items())
         print(
@@ -266,12 +266,12 @@ class Report:
         )
 
     def missing(self, missing: Runs) -> None:
-        """Print what could not be measured."""
+        """Print the names that could not be measured, with the reasons."""
         for name, [facts] in missing.items():
             print(f"{name} is left out: {facts['reason']}")
 
     def write(self) -> None:
-        """Write the JSON file, if one is wanted."""
+        """Write the JSON file, if one was requested."""
         if self._arguments.json:
             facts = {
                 "command": " ".join(sys.argv),

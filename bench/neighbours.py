@@ -1,13 +1,13 @@
-"""What an unrelated HTTP handler of the same application feels: its latency at rest, under a paced load, in a burst.
+"""Measures the latency of an unrelated HTTP handler in the same application: at rest, under a paced load, in a burst.
 
     pip install -e '.[bench]'
     python bench/neighbours.py [--rounds N] [--quick] [--json FILE]
 
-A prober in another process asks for a page of two bytes every 5 ms over a connection that stays open. It waits for
-the answer before it asks again; what it could not ask meanwhile is counted as if it had waited too. Only servers that
-are HTTP servers too can be compared. In a burst the profiler publishes as fast as it can, and probes count from the
-first message to the last byte at the clients; who is soon done is started again, until there are enough probes for a
-99th percentile.
+A prober in another process requests a page of two bytes every 5 ms over a persistent connection. It waits for each
+response; requests that it could not send meanwhile are counted as if they had waited too. Only servers that are HTTP
+servers too can be compared. In a burst the profiler publishes as fast as it can, and probes count from the first
+message to the last byte at the clients; who is soon done is started again, until there are enough probes for a 99th
+percentile.
 """
 
 from __future__ import annotations
@@ -27,7 +27,7 @@ _PROBES: Final = 150  # for each second that is looked at when at rest
 
 
 class Load(NamedTuple):
-    """What goes on beside."""
+    """The load during the measurement."""
 
     name: str
     kind: str
@@ -46,7 +46,7 @@ LOADS: Final = (
 
 
 class Prober(threading.Thread):
-    """Asks, and writes down how long the answers took."""
+    """Sends requests and records their latencies."""
 
     def __init__(self, port: int) -> None:
         super().__init__(daemon=True)
@@ -57,12 +57,12 @@ class Prober(threading.Thread):
         self._stopping = threading.Event()
 
     def run(self) -> None:
-        """Ask until `stop`."""
+        """Send requests until `stop`."""
         while not self._stopping.wait(_INTERVAL_SECONDS):
             self.ask()
 
     def ask(self) -> None:
-        """Ask once; a server may send the body apart from the head."""
+        """Send one request; a server may send the body separately from the head."""
         began = time.perf_counter()
         self._socket.sendall(self._request)
         answer = b""
@@ -77,13 +77,13 @@ class Prober(threading.Thread):
             took -= _INTERVAL_SECONDS
 
     def stop(self) -> None:
-        """Let the question that is under way be answered."""
+        """Finish the request in progress."""
         self._stopping.set()
         self.join()
 
 
 def measure(load: Load, rest_seconds: float, name: str) -> dict[str, Any]:
-    """Run one server under one load, anew until there are enough probes."""
+    """Run one server under one load, repeatedly until there are enough probes."""
     seconds: list[float] = []
     while len(seconds) < _PROBES * rest_seconds:
         with rig(name, load.clients) as running:

@@ -1,4 +1,4 @@
-"""What the embedded profiler costs, beside its peers.
+"""Measures the cost of the embedded profiler, beside its peers.
 
     pip install -e '.[bench]'
     python bench/profiler.py [--rounds N] [--quick] [--json FILE]
@@ -114,7 +114,7 @@ def measure_heap(objects: int, count: int) -> Runs:
 
 
 def calibrate(work: str, seconds: float, units: int) -> int:
-    """Return how much work takes `seconds` in a plain process."""
+    """Return the amount of work that takes `seconds` in a plain process."""
     took = min(run_plainly(work, units, {"kind": "plain"})["wall"] for _ in range(2))
     return max(10, round(units * seconds / float(took)))
 
@@ -142,7 +142,7 @@ def text(value: float | None, pattern: str = "{:.2f}") -> str:
 
 
 def summary(results: Runs, settings: Sequence[Setting]) -> dict[str, dict[str, Any]]:
-    """Return the medians of each setting, and what it costs."""
+    """Return the medians of each setting, and its cost."""
     plain = {setting.name: results[setting.plain] for setting in settings}
     keys = ("wall", "cpu", "cpu_outside", "rate", "samples", "split", "true_split", "messages", "megabytes")
     return {

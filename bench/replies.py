@@ -1,10 +1,10 @@
-"""How long a command takes: from a client's request to its reply, alone and while data is published.
+"""Measures the round trip of a command, alone and while data is published.
 
     pip install -e '.[bench]'
     python bench/replies.py [--rounds N] [--quick] [--json FILE]
 
-One more client asks for the handshake again and again, a few milliseconds after each reply; it reads all that is
-published as well, as a viewer does. The direct way, REQ to REP without a bridge, is the limit.
+One more client requests a handshake a few milliseconds after each reply; it also reads the published data, as every
+client does. The direct way, REQ to REP without a bridge, is the limit.
 """
 
 from __future__ import annotations
@@ -31,7 +31,7 @@ FLOODS: Final = (
 
 
 def measure(flood: tuple[str, str, float], count: int, name: str) -> dict[str, Any]:
-    """Ask so often under one load."""
+    """Send a number of commands under one load."""
     _, kind, rate = flood
     with rig(name, 1) as running:
         running.clients.tell(do="drain")

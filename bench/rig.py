@@ -29,7 +29,7 @@ LIMITS: Final = ("raw", "raw recv", "raw send")
 
 
 class Rig(NamedTuple):
-    """What runs: the measured process, and those around it."""
+    """The measured process, and the processes around it."""
 
     server: Child
     port: int
@@ -77,7 +77,7 @@ def server(name: str, options: dict[str, Any]) -> Iterator[Child]:
 
 @contextlib.contextmanager
 def rig(name: str, clients: int, *, deflate: bool = False, **options: Any) -> Iterator[Rig]:
-    """Set everything up, with so many clients that are served; tear it down at the end."""
+    """Set up everything, with a number of connected clients; tear it down at the end."""
     with (
         child("feed.py", "publish") as feed,
         child("feed.py", "reply") as replies,
@@ -105,18 +105,18 @@ def deliver(
     patience: float = 120.0,
     on_start: Callable[[], object] | None = None,
 ) -> dict[str, Any]:
-    """Publish, receive and compare everything; return what it took of the server.
+    """Publish, receive and compare everything; return the server's cost.
 
     Args:
         running: where.
         kind: bytes of a message, or ``recorded``.
         count: messages.
-        rate: a second; None for as fast as the feed can.
-        expected: messages that clients get, if not all.
+        rate: messages per second; None for as fast as possible.
+        expected: messages that clients must get, by default all.
         whole: messages may come in fragments.
         deflated: messages are compressed.
         stalled: clients that stop reading.
-        patience: seconds in which every other client has to receive something.
+        patience: seconds within which every other client must receive something.
         on_start: called when everything is prepared.
     """
     published = running.feed.ask(do="load", kind=kind, count=count)["bytes"]

@@ -1,4 +1,4 @@
-"""One measured process at a time: run it plainly, under the profiler's server, under a peer."""
+"""Runs the measured process: plainly, under the profiler's server, or under a peer."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ from measure import PATIENCE_SECONDS, Child, UnavailableError
 
 @contextmanager
 def process(work: str, amount: int, tool: dict[str, Any], launcher: Sequence[str] = ()) -> Iterator[Child]:
-    """Start bench/work.py, which works when it is told to."""
+    """Start bench/work.py, which works on request."""
     order = json.dumps({"work": work, "amount": amount, "tool": tool})
     started = Child([sys.executable, *launcher, str(Path(__file__).with_name("work.py")), order])
     try:
@@ -61,7 +61,7 @@ class Subscriber:
         self._socket.close(0)
 
     def close(self, expected: int) -> None:
-        """Wait for the last of `expected` messages, and check that there is each of them, in order."""
+        """Wait for the last of `expected` messages, and check that all have arrived, in order."""
         import msgpack
 
         deadline = time.monotonic() + 10
@@ -90,7 +90,7 @@ class Subscriber:
 
 
 def run_plainly(work: str, amount: int, tool: dict[str, Any]) -> dict[str, Any]:
-    """Run with no server and no peer but those that run in the process itself."""
+    """Run without a server or a separate peer; the process may run a tool in itself."""
     if tool["kind"] == "pyinstrument" and importlib.util.find_spec("pyinstrument") is None:
         raise UnavailableError("not installed")
     with process(work, amount, tool) as run:
@@ -144,7 +144,7 @@ def run_served(work: str, amount: int, tool: dict[str, Any]) -> dict[str, Any]:
 
 
 def run_py_spy(work: str, amount: int, tool: dict[str, Any]) -> dict[str, Any]:
-    """Attach py-spy before the work begins, and count what it wrote."""
+    """Attach py-spy before the work begins, and count its samples."""
     spy = shutil.which("py-spy", path=os.pathsep.join((str(Path(sys.executable).parent), os.environ.get("PATH", ""))))
     if spy is None:
         raise UnavailableError("not installed")
@@ -212,7 +212,7 @@ def run_memray(work: str, amount: int, tool: dict[str, Any]) -> dict[str, Any]:
 
 
 def run_heap(objects: int, tool: dict[str, Any]) -> dict[str, Any]:
-    """Take one snapshot of the heap, ours or tracemalloc's."""
+    """Take one heap snapshot, with this profiler or with tracemalloc."""
     with process("heap", objects, tool) as run:
         ready = run.hear()
         if tool["kind"] != "snapshot":

@@ -1,7 +1,7 @@
-"""The measured processes: tornado_rbkit, the handler everybody writes, and its peers, with the same routes.
+"""The measured processes: tornado_rbkit, the obvious handler, and the peers, with the same routes.
 
 Each has a WebSocket at ``/ws`` and, where it is an HTTP server too, an unrelated handler at ``/neighbour``. Pings and
-compression are off in all of them, unless compression is what is measured.
+compression are off in all of them, except in the benchmark of compression.
 """
 
 from __future__ import annotations
@@ -115,7 +115,7 @@ def listen(application: Any) -> int:
 
 
 def received(options: Options, deliver: Callable[[bytes], Awaitable[None] | None]) -> None:
-    """Give each message to the peer as it comes."""
+    """Pass each message to the peer when it arrives."""
     sub = zmq.asyncio.Context.instance().socket(zmq.SUB)
     sub.subscribe(b"")
     sub.connect(options["feeds"][0][0])
@@ -277,7 +277,7 @@ def raw(options: Options) -> None:
 
 
 def raw_recv(options: Options) -> None:
-    """Receive everything and deliver only what is no event collection."""
+    """Receive everything, and deliver only messages that are not event collections."""
     import clients as frames
 
     sub = subscribed(options)
@@ -290,7 +290,7 @@ def raw_recv(options: Options) -> None:
 
 
 def raw_send(options: Options) -> None:
-    """Send everything, made before, in pieces of 256 KB when ``GO`` comes; what comes after it is not received."""
+    """Send prepared data in pieces of 256 KB when ``GO`` arrives, and receive nothing after that."""
     import clients as frames
     import feed
 
@@ -312,7 +312,7 @@ def raw_send(options: Options) -> None:
 
 
 def subscribed(options: Options) -> zmq.Socket[bytes]:
-    """Return a socket that receives what the feed publishes."""
+    """Return a socket that is subscribed to the feed."""
     sub: zmq.Socket[bytes] = zmq.Context.instance().socket(zmq.SUB)
     sub.subscribe(b"")
     sub.connect(options["feeds"][0][0])
@@ -320,7 +320,7 @@ def subscribed(options: Options) -> zmq.Socket[bytes]:
 
 
 def accept_all(count: int) -> list[Any]:
-    """Say where it listens, and upgrade as many clients."""
+    """Report the port, and upgrade a number of clients."""
     import base64
     import hashlib
     import re
@@ -370,7 +370,7 @@ web.listen(0, '127.0.0.1', 2048, async () => {
 
 
 async def control() -> None:
-    """Take orders beside the server's own work: watch how long the loop is away."""
+    """Take orders beside the server's own work: measure the pauses of the loop."""
     loop = asyncio.get_running_loop()
     watching: asyncio.TimerHandle | None = None
     longest = last = 0.0

@@ -1,4 +1,4 @@
-"""What one client that has stopped reading costs: memory of the server, and what becomes of the other client.
+"""Measures what a client that stops reading costs: the server's memory, and the data of the other client.
 
     pip install -e '.[bench]'
     python bench/slow.py [--rounds N] [--quick] [--json FILE]
@@ -22,7 +22,7 @@ _RATE: Final = 1_000
 
 
 def measure(seconds: float, name: str) -> dict[str, Any]:
-    """Run one server; the one that reads has to get everything."""
+    """Run one server; the client that reads must get everything."""
     with rig(name, 2, bridge={"max_backlog_bytes": _BOUND}) as running:
         before = memory_bytes(running.server.pid)
         count = int(_RATE * seconds)

@@ -1,4 +1,4 @@
-"""What one message of 50 MB costs, a heap snapshot: time, memory, and how long the web loop is away.
+"""Measures the cost of a heap snapshot, one message of 50 MB: time, memory, and pauses of the web loop.
 
     pip install -e '.[bench]'
     python bench/snapshot.py [--rounds N] [--quick] [--json FILE]

@@ -23,7 +23,7 @@ _TICK_SECONDS: Final = 0.001
 
 
 def leaf(number: int) -> int:
-    """Take about a microsecond, so that the work has calls in it as programs have."""
+    """Compute for about a microsecond, so that the work contains calls as programs do."""
     total = 0
     for step in range(20):
         total += number * step % 7
@@ -41,7 +41,8 @@ def light(calls: int) -> None:
 
 
 def compute(units: int) -> dict[str, Any]:
-    """Do `units` of work, two thirds of it in `heavy`; in pieces of random length, so that no sampler keeps step."""
+    """Do `units` of work, two thirds of it in `heavy`; in pieces of random length, so that no sampler runs in step
+    with them."""
     pieces = random.Random(2026)
     heavy_seconds = light_seconds = 0.0
     clock = time.perf_counter
@@ -57,7 +58,7 @@ def compute(units: int) -> dict[str, Any]:
 
 
 class Node:
-    """One of the objects that are made and dropped: an instance with a list and a dict."""
+    """One of the objects that are created and dropped: an instance with a list and a dict."""
 
     def __init__(self, number: int) -> None:
         self.name = f"node {number}"
@@ -66,7 +67,7 @@ class Node:
 
 
 def allocate(units: int) -> dict[str, Any]:
-    """Make `units` thousands of nodes; each drops the one that is `LIVING` nodes older."""
+    """Create `units` thousands of nodes; each drops the node that is `LIVING` nodes older."""
     living: deque[Node] = deque(maxlen=LIVING)
     for number in range(1000 * units):
         living.append(Node(number))
@@ -81,7 +82,7 @@ class Item:
 
 
 def build(objects: int) -> list[Any]:
-    """Return as many objects, a quarter each of strings, lists, dicts and instances."""
+    """Return a number of objects: a quarter each of strings, lists, dicts and instances."""
     gc.disable()
     heap: list[Any] = []
     for number in range(objects // 4):
@@ -96,7 +97,7 @@ _WORK: Final[dict[str, Callable[[int], dict[str, Any]]]] = {"compute": compute, 
 
 
 def child(work: str, amount: int, tool: dict[str, Any]) -> None:
-    """Say where the server is, if any; wait for an order, work, say what it took."""
+    """Report the server's endpoints, if any; wait for an order, work, and report the cost."""
     facts: dict[str, Any] = {"pid": os.getpid()}
     server: Any = None
     if tool["kind"] in ("server", "cpu", "memory", "snapshot"):
@@ -122,7 +123,7 @@ def child(work: str, amount: int, tool: dict[str, Any]) -> None:
 
 
 def timed(work: Callable[[int], dict[str, Any]], amount: int, tool: dict[str, Any], server: Any) -> dict[str, Any]:
-    """Do the work under a tool that runs in this process; return the seconds, and what the tool says of itself."""
+    """Do the work under a tool that runs in this process; return the seconds, and the tool's own figures."""
     pyinstrument: Any = None
     if tool["kind"] in ("cpu", "memory"):
         from tornado_rbkit import profiler
@@ -159,7 +160,8 @@ def timed(work: Callable[[int], dict[str, Any]], amount: int, tool: dict[str, An
 
 
 def heap_child(objects: int, facts: dict[str, Any]) -> None:
-    """Hold a heap, tick each millisecond on this thread, and take orders on another: mark, read, snapshot, stop."""
+    """Hold a heap, measure pauses each millisecond on this thread, and take orders on another: mark, read, snapshot,
+    stop."""
     began = time.perf_counter()
     heap = build(objects)
     built = time.perf_counter() - began
