@@ -231,8 +231,13 @@ def _end(process: subprocess.Popen[str], pid: int) -> None:
     assert process.stdout is not None
     process.stdin.close()
     output = process.stdout
-    reader = threading.Thread(target=lambda: last.append(output.read()), daemon=True)
     last: list[str] = []
+
+    def read() -> None:
+        with output:
+            last.append(output.read())
+
+    reader = threading.Thread(target=read, daemon=True)
     reader.start()
     reader.join(_PATIENCE)
     status = last[0].strip().removeprefix("status ") if last else "running"

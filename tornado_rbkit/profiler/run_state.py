@@ -13,6 +13,7 @@ from __future__ import annotations
 
 import os
 import threading
+from functools import lru_cache
 from typing import Any, Final
 
 from tornado_rbkit.profiler.threads import Flag, InternalThread, original
@@ -35,6 +36,17 @@ _ATTEMPTS: Final = 50
 _HOLD_MICROSECONDS: Final = 200
 
 
+@lru_cache(maxsize=1)  # what ctypes creates would be new objects of the program, each time that sampling starts
+def _load_libc() -> tuple[Any, Any]:
+    """Return the C library, whose functions keep the GIL, and a buffer of 256 bytes."""
+    import ctypes  # only here, because many profiled processes never need it
+
+    libc = ctypes.PyDLL(None)
+    libc.read.restype = ctypes.c_ssize_t
+    libc.read.argtypes = [ctypes.c_int, ctypes.c_void_p, ctypes.c_size_t]
+    return libc, ctypes.create_string_buffer(256)
+
+
 class RunStates:
     """Reads the states of threads. For use by one thread.
 
@@ -45,13 +57,8 @@ class RunStates:
     """
 
     def __init__(self) -> None:
-        import ctypes  # only here, because many profiled processes never need it
-
-        libc = ctypes.PyDLL(None, use_errno=True)
+        libc, self._buffer = _load_libc()
         self._open, self._read, self._close, self._usleep = libc.open, libc.read, libc.close, libc.usleep
-        self._read.restype = ctypes.c_ssize_t
-        self._read.argtypes = [ctypes.c_int, ctypes.c_void_p, ctypes.c_size_t]
-        self._buffer: Any = ctypes.create_string_buffer(256)
         self._futex, self._gil = self._find_gil()
 
     def is_runnable(self, native_id: int) -> bool:
