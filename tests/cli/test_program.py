@@ -613,7 +613,7 @@ class TestDiscovery:
         ]
         monkeypatch.setattr("tornado_rbkit.web.discovered.list_servers", lambda: servers)
         targets = DiscoveredTargets(lambda pub, req, thread: Bridge(pub, req, threaded=thread))
-        targets.look()
+        targets.scan()
         assert list(targets) == ["my-app.py", "my-app.py-101", "status-102", "nter", "python", "python-105"]
 
     async def test_one_that_cannot_be_served_disturbs_nobody(
@@ -623,8 +623,8 @@ class TestDiscovery:
         good = discovery.RunningServer("good", 2, rbkit.pub, rbkit.req, 0.0)
         monkeypatch.setattr("tornado_rbkit.web.discovered.list_servers", lambda: [bad, good])
         targets = DiscoveredTargets(lambda pub, req, thread: Bridge(pub, req, threaded=thread))
-        targets.look()
-        targets.look()
+        targets.scan()
+        targets.scan()
         assert list(targets) == ["good"]
         assert caplog.text.count("bad cannot be served") == 1
 
@@ -632,7 +632,7 @@ class TestDiscovery:
             raise OSError("too many open files")
 
         monkeypatch.setattr("tornado_rbkit.web.discovered.list_servers", fail)
-        targets.look()
+        targets.scan()
         assert list(targets) == ["good"], "that one look failed does not mean that they are gone"
 
     async def test_viewers_continue_with_a_process_that_is_started_again(
@@ -642,15 +642,15 @@ class TestDiscovery:
             servers = [discovery.RunningServer("app", 1, rbkit.pub, rbkit.req, 0.0)]
             monkeypatch.setattr("tornado_rbkit.web.discovered.list_servers", lambda: list(servers))
             targets = DiscoveredTargets(lambda pub, req, thread: Bridge(pub, req))
-            targets.look()
+            targets.scan()
             bridge = targets["app"]
             server = await serve(bridge)
             connection = await server.connected()
             servers.clear()
-            targets.look()
+            targets.scan()
             assert targets["app"] is bridge
             servers.append(discovery.RunningServer("app", 2, again.pub, again.req, 1.0))
-            targets.look()
+            targets.scan()
             assert list(targets) == ["app"]
             told = [await receive(connection) for _ in range(3)]
             assert told == [b"0server:disconnected", b"0server:connected", b"0server:restarted"]
@@ -658,7 +658,7 @@ class TestDiscovery:
             assert b"trigger_gc" in again.received
             servers.clear()
             monkeypatch.setattr("tornado_rbkit.web.discovered.KEEP_SECONDS", 0.0)
-            targets.look()
+            targets.scan()
             assert list(targets) == [""]
             assert (await closing(connection))[0] == 1001
 
@@ -668,9 +668,9 @@ class TestDiscovery:
         servers = [discovery.RunningServer("app", 1, rbkit.pub, rbkit.req, 0.0)]
         monkeypatch.setattr("tornado_rbkit.web.discovered.list_servers", lambda: list(servers))
         targets = DiscoveredTargets(lambda pub, req, thread: Bridge(pub, req, threaded=thread))
-        targets.look()
+        targets.scan()
         servers.clear()
-        targets.look()
+        targets.scan()
         assert list(targets) == [""]
 
     async def test_a_folder_that_cannot_be_trusted_is_reported_once(
@@ -679,8 +679,8 @@ class TestDiscovery:
         runtime_folder.mkdir()
         os.chmod(runtime_folder, 0o777)
         targets = DiscoveredTargets(lambda pub, req, thread: Bridge(pub, req, threaded=thread))
-        targets.look()
-        targets.look()
+        targets.scan()
+        targets.scan()
         assert caplog.text.count("processes cannot be discovered") == 1
         assert list(targets) == [""]
 

@@ -51,7 +51,7 @@ async def test_what_is_at_rbkit_s_default_ports_is_not_shown_by_itself(
 async def test_the_end_of_discovery_is_logged_with_its_reason(
     jupyter: StartJupyter, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("tornado_rbkit.web.discovered.LOOK_INTERVAL", 0.01)
+    monkeypatch.setattr("tornado_rbkit.web.discovered.SCAN_INTERVAL", 0.01)
     server = await jupyter()
     thread = server.extension.bridges._thread
     await until(thread.is_alive, "the thread runs")

@@ -239,7 +239,7 @@ async def test_what_is_asked_wrongly_is_reported_in_a_line(jupyter: StartJupyter
 async def test_the_dashboard_of_a_kernel_opens_before_the_next_look_for_kernels(
     jupyter: StartJupyter, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("tornado_rbkit.web.discovered.LOOK_INTERVAL", 1000.0)
+    monkeypatch.setattr("tornado_rbkit.web.discovered.SCAN_INTERVAL", 1000.0)
     server = await jupyter()
     async with server.kernel() as kernel:
         await until(lambda: server.extension.bridges._thread.is_alive(), "the first look is over")

@@ -111,14 +111,14 @@ async def _follow_history(monkeypatch: pytest.MonkeyPatch, history: list[tuple[A
             bridge.clients = action == "watch"
         elif action == "hide":
             everybody, machine.processes = machine.processes, []
-            machine.targets.look()
+            machine.targets.scan()
             machine.processes = everybody
         elif action == "wait":
             machine.now += KEEP_SECONDS / 2
         elif action == "mend":
             machine.broken.clear()
         kept = {s: n for s, n in names.items() if action != "hide" or _is_watched(machine, n)}
-        machine.targets.look()
+        machine.targets.scan()
         shown = machine.shown()
         assert shown.pop("fixed") == "tcp://127.0.0.1:1"
         reachable = [s for s in machine.processes if int(s.pub.rpartition(":")[2]) not in machine.broken]
@@ -136,9 +136,9 @@ async def _follow_history(monkeypatch: pytest.MonkeyPatch, history: list[tuple[A
             assert _is_watched(machine, name), "only an entry with clients outlives its process"
     machine.processes.clear()
     machine.now += KEEP_SECONDS
-    machine.targets.look()
+    machine.targets.scan()
     machine.now += KEEP_SECONDS
-    machine.targets.look()
+    machine.targets.scan()
     assert list(machine.targets) == ["fixed"]
 
 
@@ -150,27 +150,27 @@ def _is_watched(machine: Machine, name: str) -> bool:
 async def test_a_name_made_of_name_and_pid_that_is_taken_is_counted_on(monkeypatch: pytest.MonkeyPatch) -> None:
     machine = Machine(monkeypatch)
     squatter, first, second = machine.start("web-7", 1), machine.start("web", 6), machine.start("web", 7)
-    machine.targets.look()
+    machine.targets.scan()
     assert machine.shown() == {"web-7": squatter.pub, "web": first.pub, "web-7-2": second.pub}
     machine.processes.remove(squatter)
-    machine.targets.look()
+    machine.targets.scan()
     assert machine.shown() == {"web": first.pub, "web-7-2": second.pub}
 
 
 async def test_a_file_that_was_missing_for_a_moment_disturbs_no_client(monkeypatch: pytest.MonkeyPatch) -> None:
     machine = Machine(monkeypatch)
     first, second = machine.start("web", 1), machine.start("web", 2)
-    machine.targets.look()
+    machine.targets.scan()
     bridges = dict(machine.targets)
     for bridge in bridges.values():
         assert isinstance(bridge, WatchedBridge)
         bridge.clients = True
     machine.processes.clear()
-    machine.targets.look()
+    machine.targets.scan()
     machine.processes[:] = [second, first]
-    machine.targets.look()
+    machine.targets.scan()
     machine.now += KEEP_SECONDS
-    machine.targets.look()
+    machine.targets.scan()
     assert dict(machine.targets) == bridges
     assert machine.shown() == {"web": first.pub, "web-2": second.pub}
 
@@ -187,7 +187,7 @@ async def test_a_look_that_fails_is_logged_a_few_times_and_repeated(
         looks += 1
         raise ZeroDivisionError("unexpected")
 
-    monkeypatch.setattr("tornado_rbkit.web.discovered.LOOK_INTERVAL", 0.0)
+    monkeypatch.setattr("tornado_rbkit.web.discovered.SCAN_INTERVAL", 0.0)
     monkeypatch.setattr("tornado_rbkit.web.discovered.list_servers", fail)
     following = asyncio.create_task(machine.targets.follow())
     try:
@@ -206,10 +206,10 @@ async def test_a_process_that_makes_a_look_fail_hides_no_other(monkeypatch: pyte
     machine = Machine(monkeypatch)
     bad, good = machine.start("bad", 1), machine.start("good", 2)
     machine.broken.add(int(bad.pub.rpartition(":")[2]))
-    machine.targets.look()
+    machine.targets.scan()
     assert machine.shown() == {"good": good.pub}
     machine.broken.clear()
-    machine.targets.look()
+    machine.targets.scan()
     assert machine.shown() == {"good": good.pub, "bad": bad.pub}
 
 
@@ -232,7 +232,7 @@ async def test_following_ends_with_a_reason_without_its_thread(
     monkeypatch: pytest.MonkeyPatch, when: str, fault: Callable[[DiscoveredTargets], None], reason: str
 ) -> None:
     machine = Machine(monkeypatch)
-    monkeypatch.setattr("tornado_rbkit.web.discovered.LOOK_INTERVAL", 0.01)
+    monkeypatch.setattr("tornado_rbkit.web.discovered.SCAN_INTERVAL", 0.01)
     if when == "before":
         fault(machine.targets)
     following = asyncio.create_task(machine.targets.follow())
@@ -251,17 +251,17 @@ async def test_the_profiler_at_the_default_ports_is_shown_beside_those_that_are_
 ) -> None:
     machine = Machine(monkeypatch)
     machine.has_default = True
-    machine.targets.look()
+    machine.targets.scan()
     assert list(machine.targets) == [""]
     default = machine.targets[""]
     machine.start("web", 1)
-    machine.targets.look()
+    machine.targets.scan()
     assert list(machine.targets) == ["web", DEFAULT_NAME]
     assert machine.targets[DEFAULT_NAME] is default
 
     machine.has_default = False
     machine.now += 5.0
-    machine.targets.look()
+    machine.targets.scan()
     assert list(machine.targets) == ["web"]
 
 
@@ -271,7 +271,7 @@ async def test_the_default_ports_stay_while_they_have_clients(monkeypatch: pytes
     assert isinstance(default, WatchedBridge)
     default.clients = True
     machine.start("web", 1)
-    machine.targets.look()
+    machine.targets.scan()
     assert list(machine.targets) == ["web", DEFAULT_NAME]
 
 
@@ -281,7 +281,7 @@ async def test_a_process_at_the_default_ports_is_shown_once(monkeypatch: pytest.
     default = machine.targets[""]
     machine.processes.append(RunningServer("web", 1, default.pub, default.req, 1))
     machine.start("rbkit", 2)
-    machine.targets.look()
+    machine.targets.scan()
     assert list(machine.targets) == ["web", "rbkit-2"]
 
 
@@ -295,7 +295,7 @@ async def test_default_ports_that_nobody_listens_at_are_not_shown_beside_others(
 
     def names() -> list[str]:
         targets = DiscoveredTargets(lambda pub, req, thread: Bridge(pub, req, threaded=thread))
-        targets.look()
+        targets.scan()
         return list(targets)
 
     assert names() == ["web"]

@@ -110,7 +110,7 @@ class FleetTargets(Mapping[str, Bridge]):
         try:
             self._start_thread()
             while self._thread.is_alive():
-                self.look()
+                self.scan()
                 await asyncio.sleep(_CHECK_INTERVAL)
             raise DiscoveryError("the I/O thread of the bridges' connections has ended")
         finally:
@@ -120,7 +120,7 @@ class FleetTargets(Mapping[str, Bridge]):
                 await asyncio.wait_for(self._on_thread(self._fleet.close()), _JOIN_TIMEOUT)
             self._thread.stop()
 
-    def look(self) -> None:
+    def scan(self) -> None:
         """Ask for hosts that are late, and close the bridges of targets that are gone."""
         now = time.monotonic()
         for name, host in list(self._hosts.items()):

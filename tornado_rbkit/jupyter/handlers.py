@@ -120,7 +120,7 @@ class JupyterIndexHandler(JupyterPageHandler, IndexHandler):
         """Scan for the requested target if it is unknown: its kernel may have announced itself just now."""
         await super().check_request()
         if self.get_query_argument("target", "") not in ("", *self.bridges):
-            self.bridges.look()
+            self.bridges.scan()
 
     def script_query(self) -> str:
         """Add the XSRF token, which JupyterHub requires for module scripts, workers and fetch()."""

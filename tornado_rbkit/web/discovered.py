@@ -23,7 +23,7 @@ from tornado_rbkit.web.routes import RESERVED_NAMES, check_name
 
 _log = logging.getLogger(__name__)
 
-LOOK_INTERVAL: Final = 1.0
+SCAN_INTERVAL: Final = 1.0
 """Seconds between two scans of the runtime folder."""
 
 KEEP_SECONDS: Final = 10.0
@@ -118,15 +118,15 @@ class DiscoveredTargets(Mapping[str, Bridge]):
         try:
             self._start_thread()
             while self._thread.is_alive():
-                self._try(self.look)
-                await asyncio.sleep(LOOK_INTERVAL)
+                self._try(self.scan)
+                await asyncio.sleep(SCAN_INTERVAL)
             raise DiscoveryError("the I/O thread of the profilers' connections has ended")
         finally:
             bridges = [self._default, *self._fixed.values(), *(entry.bridge for entry in self._found.values())]
             await asyncio.gather(*self._leaving, *(self._close(bridge) for bridge in bridges))
             self._thread.stop()
 
-    def look(self) -> None:
+    def scan(self) -> None:
         """Add bridges for new processes, and close the bridges of processes that have ended.
 
         The entry of a process with clients is kept for `KEEP_SECONDS`; a new process of the same name takes it over.
