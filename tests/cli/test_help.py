@@ -116,3 +116,9 @@ def test_a_shell_is_answered_with_the_commands_and_options(tmp_path: Path, line:
     }
     subprocess.run([sys.executable, "-m", "tornado_rbkit"], env=environment, check=True, timeout=60)
     assert set(re.split(r"[\x0b\s]+", answer.read_text().strip())) == completions
+
+
+@pytest.mark.parametrize("option", [["--cpu-engine", "auto"], ["--cpu-engine=auto"]])
+def test_the_options_of_run_end_at_the_program(option: list[str]) -> None:
+    options = command_parser().parse_args(normalized(["run", "--cpu", *option, "-mshop", "--cpu-engine", "its own"]))
+    assert (options.cpu_engine, options.module) == ("auto", ["shop", "--cpu-engine", "its own"])

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import numbers
+import os
+import sys
 from typing import Final
 
 from tornado_rbkit.errors import RbkitError
@@ -11,6 +13,9 @@ MAX_INTERVAL: Final = 3600.0
 """The longest cpu_sampling_interval, in seconds."""
 
 CLOCKS: Final = ("wall", "cpu")
+
+ENGINES: Final = ("in-process", "external", "auto")
+ENGINE_VARIABLE: Final = "RBKIT_CPU_ENGINE"
 
 
 class ArgumentError(RbkitError, ValueError):
@@ -58,6 +63,22 @@ def check_clock(clock_type: object) -> None:
     """
     if not isinstance(clock_type, str) or clock_type not in CLOCKS:
         raise ArgumentError(f"clock_type={clock_type!r} is unknown; allowed: {', '.join(CLOCKS)}")
+
+
+def chosen_engine(cpu_engine: object) -> str:
+    """Return the engine that was given, else the one in RBKIT_CPU_ENGINE, else ``"in-process"``.
+
+    Raises:
+        ArgumentError: it is not one of `ENGINES`, or does not work on this system.
+    """
+    setting, engine = "cpu_engine", cpu_engine
+    if engine is None:
+        setting, engine = ENGINE_VARIABLE, os.environ.get(ENGINE_VARIABLE) or ENGINES[0]
+    if not isinstance(engine, str) or engine not in ENGINES:
+        raise ArgumentError(f"{setting}={engine!r} is unknown; allowed: {', '.join(ENGINES)}")
+    if engine == "external" and not sys.platform.startswith("linux"):
+        raise ArgumentError(f"{setting}='external' works on Linux only; allowed here: in-process, auto")
+    return engine
 
 
 def _is_text(value: object) -> bool:

@@ -153,6 +153,9 @@ class CPUSampler:
             self._thread.join()
         self._thread = None
 
+    def watch(self) -> None:
+        """Do nothing: the sampler's thread looks after itself."""
+
     def abandon(self) -> None:
         """Undo, in a forked child, what the parent's sampler changed."""
         self._collections.stop()

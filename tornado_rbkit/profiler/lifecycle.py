@@ -8,10 +8,11 @@ import os
 import sys
 import threading
 import time
+from functools import partial
 from typing import Final
 
 from tornado_rbkit.errors import RbkitError
-from tornado_rbkit.profiler.arguments import check_clock, check_interval, check_server
+from tornado_rbkit.profiler.arguments import check_clock, check_interval, check_server, chosen_engine
 from tornado_rbkit.profiler.cpu import DEFAULT_INTERVAL
 from tornado_rbkit.profiler.profile import Profile, default_name
 from tornado_rbkit.profiler.server import Server
@@ -38,7 +39,9 @@ class AlreadyRunningError(RbkitError, RuntimeError):
         self.server = server
 
 
-def start_server(pub: str | None = None, req: str | None = None, name: str | None = None) -> Server:
+def start_server(
+    pub: str | None = None, req: str | None = None, name: str | None = None, *, cpu_engine: str | None = None
+) -> Server:
     """Start the profiler's server in this process, without starting to measure. Any thread.
 
     Under ``tornado-rbkit run``, and after an earlier call, the process has a server already: it is returned.
@@ -54,6 +57,10 @@ def start_server(pub: str | None = None, req: str | None = None, name: str | Non
             ``tcp://127.0.0.1:*`` takes a free port. Only the owner can connect to the file of an ``ipc://`` socket.
         req: the same for the REP socket; its variable is RBKIT_REQ_PORT.
         name: the process name that clients see; if None, the name of the notebook, the script or the interpreter.
+        cpu_engine: what samples the stacks. ``"in-process"``: a thread of this process. ``"external"``: the program
+            austin (extra ``attach``, Linux), which reads this process's memory from another process, slows it down
+            less and is more accurate, but knows no names of tasks. ``"auto"``: the latter where it works, else the
+            former; the log and the status say why. If None, RBKIT_CPU_ENGINE, else ``"in-process"``.
 
     Returns:
         The server. `Server.pub` and `Server.req` are its actual endpoints.
@@ -65,9 +72,10 @@ def start_server(pub: str | None = None, req: str | None = None, name: str | Non
         OSError: there are too few file descriptors.
     """
     check_server(pub, req, name)
+    engine = chosen_engine(cpu_engine)
     _notice_fork()
     with _lock:
-        return _running_at(pub, req) or _start(pub, req, name)
+        return _running_at(pub, req) or _start(pub, req, name, cpu_engine=engine)
 
 
 def start_family_server(name: str, family: str) -> Server:
@@ -79,7 +87,7 @@ def start_family_server(name: str, family: str) -> Server:
     """
     _notice_fork()
     with _lock:
-        return _running_at(None, None) or _start(None, None, name, family)
+        return _running_at(None, None) or _start(None, None, name, family, cpu_engine=chosen_engine(None))
 
 
 def start_profiling(
@@ -92,13 +100,14 @@ def start_profiling(
     enable_cpu_profiling: bool = False,
     clock_type: str = "wall",
     cpu_sampling_interval: float = DEFAULT_INTERVAL,
+    cpu_engine: str | None = None,
 ) -> Server:
     """Start measuring, as clients' commands do; start the server first if there is none. Any thread.
 
     Instruments that are not enabled here are switched off.
 
     Args:
-        pub, req, name: as in `start_server`, if there is no server yet.
+        pub, req, name, cpu_engine: as in `start_server`, if there is no server yet.
         enable_object_trace: publish the objects that are created and destroyed, and the collector's pauses.
         enable_gc_stats: publish the collector's figures and the process's (RSS, CPU time, threads) each second while
             anybody subscribes, also without this call.
@@ -109,7 +118,7 @@ def start_profiling(
     Raises:
         ArgumentError: an argument cannot be used; the error names it and says what is allowed.
         AlreadyRunningError: the running server has other endpoints than the given ones.
-        SamplingError: sampling the stacks could crash this process.
+        SamplingError: sampling the stacks could crash this process, or the engine does not work.
         RuntimeError: the server was stopped meanwhile.
         BindError: an endpoint is in use, or cannot be bound; the error names it.
         OSError: there are too few file descriptors.
@@ -117,9 +126,10 @@ def start_profiling(
     check_server(pub, req, name)
     check_clock(clock_type)
     check_interval(cpu_sampling_interval)
+    engine = chosen_engine(cpu_engine)
     _notice_fork()
     with _lock:
-        server = _running_at(pub, req) or _start(pub, req, name)
+        server = _running_at(pub, req) or _start(pub, req, name, cpu_engine=engine)
 
     def configure(profile: Profile) -> None:
         profile.use_cpu_time() if clock_type == "cpu" else profile.use_wall_time()
@@ -198,10 +208,10 @@ def _notice_fork() -> None:
         _after_fork_in_child()
 
 
-def _start(pub: str | None, req: str | None, name: str | None, family: str = "") -> Server:
+def _start(pub: str | None, req: str | None, name: str | None, family: str = "", *, cpu_engine: str) -> Server:
     global _server
     _hook()
-    _server = Server(pub, req, name or default_name(), family)
+    _server = Server(pub, req, name or default_name(), family, partial(Profile, cpu_engine=cpu_engine))
     _stop_with_multiprocessing()
     return _server
 

@@ -75,6 +75,9 @@ class Sampler(Protocol):
     def stop(self) -> None:
         """Stop sampling."""
 
+    def watch(self) -> None:
+        """Check, from time to time, whether sampling works. The server's thread."""
+
     def abandon(self) -> None:
         """Release, in a forked child, the resources of the parent's sampler."""
 
@@ -89,15 +92,16 @@ class Profile:
         name: the process_name of the handshake.
         batcher: receives the events.
         outlet: sends a snapshot's messages.
+        cpu_engine: as in `start_server`.
     """
 
-    def __init__(self, name: str, batcher: EventBatcher, outlet: Outlet) -> None:
+    def __init__(self, name: str, batcher: EventBatcher, outlet: Outlet, cpu_engine: str = "in-process") -> None:
         self.name = name
         self.pid = os.getpid()
         self.batcher = batcher
         self.memory = MemoryProfile(batcher, lambda: self.internal)
         self.internal: list[object] = [self]
-        self.cpu: Sampler = CPUSampler(batcher)
+        self.cpu: Sampler = _sampler(batcher, cpu_engine)
         self.snapshot_objects = 0
         """The number of objects in the last snapshot, or found so far by the running snapshot."""
         self.gc_stats = True
@@ -139,6 +143,7 @@ class Profile:
     def work(self) -> float | None:
         """Do the work that is due; return the seconds until the next call, None to wait for the next command."""
         vitals_due = self.publish_vitals()
+        self.cpu.watch()
         try:
             due = self.memory.work()
         except Exception as error:  # noqa: BLE001 - must not affect the host or the CPU sampler
@@ -306,6 +311,14 @@ class Profile:
         self.memory.stop()
         self.stop_cpu_profiling()
         self.stop_allocation_tracing()
+
+
+def _sampler(batcher: EventBatcher, cpu_engine: str) -> Sampler:
+    if cpu_engine == "in-process" or not sys.platform.startswith("linux"):
+        return CPUSampler(batcher)
+    from tornado_rbkit.profiler.external.own_process import OwnSampler  # it needs more modules
+
+    return OwnSampler(batcher, cpu_engine)
 
 
 def default_name() -> str:

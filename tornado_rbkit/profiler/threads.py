@@ -39,6 +39,11 @@ def internal_thread_names() -> set[str]:
     return {thread.name for thread in list(_running.values())}
 
 
+def internal_native_ids() -> set[int]:
+    """Return the system's identifiers of the profiler's running threads. Any thread."""
+    return {thread.native_id for thread in list(_running.values())}
+
+
 def forget_threads() -> None:
     """Forget the parent's threads in a forked child, where other threads may get their identifiers."""
     _running.clear()
@@ -88,6 +93,7 @@ class InternalThread:
 
     def __init__(self, run: Callable[[], None], name: str) -> None:
         self.name = name
+        self.native_id = 0
         self._target = run
         self._ended = Flag()
         original("start_new_thread")(self._run, ())
@@ -106,6 +112,7 @@ class InternalThread:
     def _run(self) -> None:
         leave_signals_to_the_host()
         ident = original("get_ident")()
+        self.native_id = original("get_native_id")()
         _running[ident] = self
         try:
             self._target()

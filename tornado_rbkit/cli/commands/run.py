@@ -3,16 +3,18 @@
 from __future__ import annotations
 
 import argparse
+import os
 from collections.abc import Callable, Sequence
 from typing import Final
 
 from tornado_rbkit.cli.command import Command
 from tornado_rbkit.cli.options import add_listen_options
 from tornado_rbkit.cli.program import prepare
+from tornado_rbkit.profiler.arguments import ENGINE_VARIABLE, ENGINES
 from tornado_rbkit.profiler.folder import check_chosen_folder
 
 _FLAGS: Final = ("--open", "--cpu", "--memory")
-_WITH_VALUE: Final = ("--host", "--port")
+_WITH_VALUE: Final = ("--host", "--port", "--cpu-engine")
 _BEFORE_THE_COMMAND: Final = ("-v", "--verbose", "-q", "--quiet")
 
 
@@ -23,6 +25,12 @@ def _add_options(parser: argparse.ArgumentParser) -> None:
     )
     parser.add_argument(
         "--memory", action="store_true", help="profile memory from the start (default: when a client asks for it)"
+    )
+    parser.add_argument(
+        "--cpu-engine",
+        choices=ENGINES,
+        help="what samples stacks: a thread of the program, austin from outside (extra `attach`, Linux), or austin "
+        "where it works (default: RBKIT_CPU_ENGINE, else in-process)",
     )
     add_listen_options(parser, 0)
     parser.add_argument(
@@ -58,6 +66,8 @@ def normalized(arguments: Sequence[str]) -> list[str]:
 
 def _run(options: argparse.Namespace) -> Callable[[], object]:
     check_chosen_folder()
+    if options.cpu_engine is not None:
+        os.environ[ENGINE_VARIABLE] = options.cpu_engine  # for the child processes too
     return prepare(
         options.module,
         options.script,
@@ -75,6 +85,7 @@ COMMAND = Command(
     example="tornado-rbkit run --open script.py --its-own-option\ntornado-rbkit run -m package.module",
     add_options=_add_options,
     run=_run,
-    usage="%(prog)s [-h] [--open] [--cpu] [--memory] [--host HOST] [--port PORT] (SCRIPT | -m MODULE) [ARGUMENT ...]",
+    usage="%(prog)s [-h] [--open] [--cpu] [--memory] [--cpu-engine ENGINE] [--host HOST] [--port PORT] "
+    "(SCRIPT | -m MODULE) [ARGUMENT ...]",
     is_program=True,
 )

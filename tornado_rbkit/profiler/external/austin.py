@@ -63,17 +63,24 @@ class Austin:
         command = [self._path, mode, f"-i{microseconds}", f"-p{self._process.pid}"]
         try:
             with _accepting_signals():
-                self._child = subprocess.Popen(  # noqa: S603 - the command is ours
-                    command,
-                    stdin=subprocess.DEVNULL,
-                    stdout=subprocess.PIPE,
-                    stderr=subprocess.DEVNULL,
-                    bufsize=0,
-                    start_new_session=True,  # Ctrl-C must reach only this process
-                    env=_environment(),
-                )
+                self._child = self._start(command, _environment())
         except OSError as error:
             raise EngineError(f"austin cannot be run: {self._path}: {error.strerror}") from error
+
+    def _start(self, command: list[str], environment: dict[str, str]) -> subprocess.Popen[bytes]:
+        return subprocess.Popen(  # noqa: S603 - the command is ours
+            command,
+            stdin=subprocess.DEVNULL,
+            stdout=subprocess.PIPE,
+            stderr=subprocess.DEVNULL,
+            bufsize=0,
+            start_new_session=True,  # Ctrl-C must reach only this process
+            env=environment,
+        )
+
+    def _kill(self, number: int) -> None:
+        if self._child is not None:
+            self._child.send_signal(number)
 
     def read(self) -> list[Stack] | None:
         assert self._child is not None
@@ -86,13 +93,12 @@ class Austin:
         return None
 
     def stop(self) -> None:
-        if self._child is not None:
-            self._child.kill() if self._is_stopping else self._child.terminate()
-            self._is_stopping = True
+        self._kill(signal.SIGKILL if self._is_stopping else signal.SIGTERM)
+        self._is_stopping = True
 
     def close(self) -> None:
         if self._child is not None:
-            self._child.kill()
+            self._kill(signal.SIGKILL)
             self._child.wait()
             assert self._child.stdout is not None
             self._child.stdout.close()

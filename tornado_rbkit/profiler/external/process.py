@@ -10,6 +10,7 @@ from __future__ import annotations
 import os
 import pwd
 import sys
+from functools import lru_cache
 from pathlib import Path
 from typing import Final
 
@@ -39,7 +40,7 @@ class RunningProcess:
         Raises:
             ProcessError: there is no such process, or it may not be read.
         """
-        _check_system()
+        check_system()
         self.pid = pid
         fields = _check_kind(pid)
         self._started = fields[19]
@@ -63,19 +64,26 @@ class RunningProcess:
         self._image = image
         return True
 
-    def thread_name(self, thread_id: int) -> str | None:
-        """Return a thread's name: that of the main thread, or the name that the program has given to the system."""
-        if thread_id == self.pid:
-            return "MainThread"
-        name = _read(self.pid, f"task/{thread_id}/comm")
+    def thread(self, native_id: int) -> tuple[int, str | None] | None:
+        """Return the identifier and the name of a thread for its samples; None if it is not to be sampled.
+
+        The name is that of the main thread, or the one that the program has given to the system.
+        """
+        if native_id == self.pid:
+            return native_id, "MainThread"
+        name = _read(self.pid, f"task/{native_id}/comm")
         if not name or name == _read(self.pid, "comm"):
-            return None
-        return name.decode("utf-8", "replace").strip()
+            return native_id, None
+        return native_id, name.decode("utf-8", "replace").strip()
 
     def cpu_seconds(self, thread_id: int) -> float | None:
         """Return the CPU time of a thread; None if it has ended, or the system does not count it."""
         fields = _read(self.pid, f"task/{thread_id}/schedstat").split()
         return int(fields[0]) / 1e9 if fields else None
+
+    def module_name(self, file: str) -> str:
+        """Return the name of the module in a file, an empty string if there is none."""
+        return module_name(file)
 
     def working_folder(self) -> str:
         """Return its current folder, an empty string if that cannot be read."""
@@ -83,6 +91,25 @@ class RunningProcess:
             return os.readlink(f"/proc/{self.pid}/cwd")
         except OSError:
             return ""
+
+
+@lru_cache(maxsize=4096)
+def module_name(file: str) -> str:
+    """Return the likely name of the module in a file: its stem, after the packages that its folders are.
+
+    The name that the program uses is not known outside; a script is named by its file, not ``__main__``.
+    """
+    if file.startswith("<frozen "):
+        return file[len("<frozen ") :].rstrip(">")
+    path = Path(file)
+    if file.startswith("<") or not path.stem:
+        return ""
+    parts = [] if path.stem == "__init__" else [path.stem]
+    for folder in path.parents:
+        if not (folder.is_absolute() and (folder / "__init__.py").is_file()):
+            break
+        parts.insert(0, folder.name)
+    return ".".join(parts)
 
 
 def program_name(cmdline: bytes) -> str:
@@ -103,7 +130,8 @@ def program_name(cmdline: bytes) -> str:
     return words[0]
 
 
-def _check_system() -> None:
+def check_system() -> None:
+    """Raise ProcessError if the processes of this system cannot be read at all."""
     if not sys.platform.startswith("linux"):
         raise ProcessError(
             f"attach works on Linux only, not on {sys.platform}; start the program with `tornado-rbkit run` instead"

@@ -16,7 +16,6 @@ import time
 from collections.abc import Callable, Sequence
 from functools import lru_cache
 from itertools import islice
-from pathlib import Path
 from typing import Any, Final
 
 from tornado_rbkit.profiler.arguments import check_interval
@@ -80,7 +79,7 @@ class ExternalSampler:
 
     def _forget(self) -> None:
         self._packed: dict[tuple[int, tuple[Frame, ...], tuple[bytes, ...]], bytes] = {}
-        self._names: dict[int, str | None] = {}
+        self._names: dict[int, tuple[int, str | None] | None] = {}
         self._names_due = 0.0
         self._unpublished: list[tuple[list[Stack], float]] = []
         self._states: dict[int, str] = {}
@@ -144,6 +143,9 @@ class ExternalSampler:
             self._engine.stop()
         thread.join()
 
+    def watch(self) -> None:
+        """Do nothing: `failure` says when sampling has ended."""
+
     def abandon(self) -> None:
         """Do nothing: a forked child has neither the thread nor the engine."""
 
@@ -152,16 +154,19 @@ class ExternalSampler:
         """Why sampling has ended by itself, or why the samples may mislead. Any thread."""
         if self.failure is not None:
             return str(self.failure)
-        errors = self._errors / max(self._stacks, _ENOUGH_STACKS)
-        if errors > MAX_ERRORS:
-            return f"{errors:.0%} of the stacks changed while they were read, and are left out"
+        if self._error_share() > MAX_ERRORS:
+            return f"{self._error_share():.0%} of the stacks changed while they were read, and are left out"
         return None
+
+    def _error_share(self) -> float:
+        return self._errors / max(self._stacks, _ENOUGH_STACKS)
 
     def status(self) -> dict[str, Any]:
         """Return the requested interval (seconds), the requested and achieved rates (ticks per second), and `trouble`.
 
-        ``errors`` is the number of stacks that changed while they were read, ``losses`` the number of engines that
-        lost sight of the process and were replaced.
+        ``looks`` is the number of stacks that the engine has read, ``errors`` how many of them changed meanwhile,
+        ``error_share`` their share (of at least a thousand), and ``losses`` the number of engines that lost sight of
+        the process and were replaced.
         """
         seconds = (time.monotonic() if self.enabled else self._ended) - self._began
         return {
@@ -173,7 +178,9 @@ class ExternalSampler:
             "achieved_rate": self._ticks / seconds if seconds > 0 else 0.0,
             "samples": self._samples,
             "skipped_ticks": self._late,
+            "looks": self._stacks,
             "errors": self._errors,
+            "error_share": self._error_share(),
             "losses": self._losses,
             "trouble": self.trouble,
         }
@@ -289,7 +296,8 @@ class ExternalSampler:
         if self._batcher.backlog > BACKLOG_EVENTS:
             self._late += 1
             return
-        packed = [self._pack(stack) for stack in stacks if stack.frames and not _is_error(stack)]
+        usable = (self._pack(stack) for stack in stacks if stack.frames and not _is_error(stack))
+        packed = list(filter(None, usable))
         self._pace.adapt(0.0, sum(map(len, packed)))
         for before in range(repeated - 1, -1, -1):
             timestamp = pack_time(moment - before * pace)
@@ -297,13 +305,19 @@ class ExternalSampler:
                 self._batcher.add(pack_sample(timestamp, each))
         self._samples += repeated * len(packed)
 
-    def _pack(self, stack: Stack) -> bytes:
-        facts = pack_facts(self._thread_name(stack.thread_id), None, self._state(stack))
-        key = (stack.thread_id, stack.frames, facts)
+    def _pack(self, stack: Stack) -> bytes | None:
+        """Return the payload of a sample; None for a thread that is not to be sampled."""
+        thread = self._thread_facts(stack.thread_id)
+        if thread is None:
+            return None
+        thread_id, name = thread
+        facts = pack_facts(name, None, self._state(stack))
+        key = (thread_id, stack.frames, facts)
         packed = self._packed.get(key)
         if packed is None:
-            frames = [_packed_frame(frame) for frame in islice(reversed(stack.frames), MAX_DEPTH)]
-            packed = pack_stack(frames, stack.thread_id, facts)
+            innermost_first = islice(reversed(stack.frames), MAX_DEPTH)
+            frames = [_packed_frame(frame, self._process.module_name(frame.file)) for frame in innermost_first]
+            packed = pack_stack(frames, thread_id, facts)
             self._packed_bytes += len(packed) + 8 * len(stack.frames)
             if self._packed_bytes > _CACHE_BYTES:
                 self._packed.clear()
@@ -311,14 +325,14 @@ class ExternalSampler:
             self._packed[key] = packed
         return packed
 
-    def _thread_name(self, thread_id: int) -> str | None:
+    def _thread_facts(self, native_id: int) -> tuple[int, str | None] | None:
         now = time.monotonic()
         if now >= self._names_due:
             self._names.clear()  # threads end, and may be given another name
             self._names_due = now + _NAME_SECONDS
-        if thread_id not in self._names:
-            self._names[thread_id] = self._process.thread_name(thread_id)
-        return self._names[thread_id]
+        if native_id not in self._names:
+            self._names[native_id] = self._process.thread(native_id)
+        return self._names[native_id]
 
     def _state(self, stack: Stack) -> str | None:
         state = RUNNING if self._clock_type == "cpu" else self._states.get(stack.thread_id)
@@ -338,7 +352,9 @@ class ExternalSampler:
             if seconds is None:
                 continue
             self._used[thread] = seconds
-            share = (seconds - used.get(thread, 0.0)) / elapsed
+            if thread not in used:
+                continue
+            share = (seconds - used[thread]) / elapsed
             if share > _RUNS or share < _WAITS:
                 self._states[thread] = RUNNING if share > _RUNS else WAITING
 
@@ -349,27 +365,7 @@ def _is_error(stack: Stack) -> bool:
 
 
 @lru_cache(maxsize=65_536)
-def _packed_frame(frame: Frame) -> bytes:
-    module = module_name(frame.file)
+def _packed_frame(frame: Frame, module: str) -> bytes:
     name = frame.scope.rpartition(".")[2]
     label = f"{module}.{frame.scope}" if module else frame.scope
     return pack_frame(name, label, frame.file, frame.line, singleton=False)
-
-
-@lru_cache(maxsize=4096)
-def module_name(file: str) -> str:
-    """Return the likely name of the module in a file: its stem, after the packages that its folders are.
-
-    The name that the program uses is not known outside; a script is named by its file, not ``__main__``.
-    """
-    if file.startswith("<frozen "):
-        return file[len("<frozen ") :].rstrip(">")
-    path = Path(file)
-    if file.startswith("<") or not path.stem:
-        return ""
-    parts = [] if path.stem == "__init__" else [path.stem]
-    for folder in path.parents:
-        if not (folder.is_absolute() and (folder / "__init__.py").is_file()):
-            break
-        parts.insert(0, folder.name)
-    return ".".join(parts)

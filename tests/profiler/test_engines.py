@@ -1,0 +1,239 @@
+"""The CPU engines, alike: a thread of this process, and austin beside it; and the choice between them."""
+
+from __future__ import annotations
+
+import os
+import sys
+import threading
+import time
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+import pytest
+
+from tests.profiler.conftest import PATIENCE, Client
+from tests.profiler.python import python
+from tests.profiler.test_cpu import burner, running, sleeper
+from tornado_rbkit import profiler
+from tornado_rbkit.profiler.arguments import ENGINE_VARIABLE
+from tornado_rbkit.profiler.external import own_process
+from tornado_rbkit.profiler.external.engine import EngineError
+from tornado_rbkit.profiler.threads import internal_native_ids, internal_thread_names, internal_threads
+from tornado_rbkit.protocol import CPUSample, Handshake, decode
+
+if not sys.platform.startswith("linux"):
+    pytest.skip("the external engine works on Linux only", allow_module_level=True)
+
+Start = Callable[[str], tuple[profiler.Server, Client]]
+
+
+@pytest.fixture
+def start() -> Iterator[Start]:
+    """Return a function that starts a server with an engine, and a client; nothing of either may be left."""
+    clients: list[Client] = []
+
+    def run(engine: str) -> tuple[profiler.Server, Client]:
+        server = profiler.start_server("tcp://127.0.0.1:*", "tcp://127.0.0.1:*", "test", cpu_engine=engine)
+        clients.append(Client(server.pub, server.req))
+        return server, clients[-1]
+
+    yield run
+    for client in clients:
+        client.__exit__(None, None, None)
+    profiler.stop_server()
+    assert internal_thread_names() == set()
+    until(lambda: not helpers(), "austin ends")
+
+
+def helpers() -> list[int]:
+    """Return the processes that sample this one."""
+    found = []
+    for entry in Path("/proc").glob("[0-9]*"):
+        try:
+            words = (entry / "cmdline").read_bytes().split(b"\0")
+        except OSError:  # it has ended
+            continue
+        if f"-p{os.getpid()}".encode() in words and b"austin" in words[0]:
+            found.append(int(entry.name))
+    return found
+
+
+def until(condition: Callable[[], object], what: str) -> None:
+    deadline = time.monotonic() + PATIENCE
+    while not condition():
+        assert time.monotonic() < deadline, f"not within {PATIENCE:g} s: {what}"
+        time.sleep(0.01)
+
+
+engines = pytest.mark.parametrize("engine", ["in-process", "external", "auto"])
+
+
+@engines
+@pytest.mark.parametrize("clock", [b"use_wall_time", b"use_cpu_time"])
+def test_the_functions_of_a_thread_that_computes_are_seen(start: Start, engine: str, clock: bytes) -> None:
+    server, client = start(engine)
+    with running(burner) as (thread,):
+        assert client.ask(clock) == b"ok"
+        assert client.ask(b"start_cpu_profiling") == b"ok"
+
+        def stacks(samples: list[CPUSample]) -> set[tuple[str | None, ...]]:
+            of_thread = (sample.frames for sample in samples if _of(sample, thread))
+            return {tuple(frame.method_name for frame in frames[-6:]) for frames in of_thread}
+
+        outer = ("burner", "run", "_bootstrap_inner", "_bootstrap")
+        expected = {("_burn", name, *outer) for name in ("two_thirds", "one_third")}
+        client.events(CPUSample, lambda found: expected <= stacks(found))
+    assert server.status()["cpu"].get("engine") == (None if engine == "in-process" else "austin 3.7.0")
+
+
+@engines
+def test_threads_and_functions_have_the_same_names(start: Start, engine: str) -> None:
+    _, client = start(engine)
+    with running(sleeper) as (thread,):
+        name = threading.enumerate()[-1].name
+        client.ask(b"start_cpu_profiling")
+        samples = client.events(CPUSample, lambda found: sum(_of(each, thread) for each in found) > 200)
+    last = [sample for sample in samples if _of(sample, thread)][-1]
+    assert (last.thread_name, last.thread_state) == (name, "waiting")
+    labels = [frame.label.rpartition(".")[0] for frame in last.frames if frame.method_name == "sleeper"]
+    assert labels == ["tests.profiler.test_cpu"]
+    assert not {sample.frames[0].thread_id for sample in samples} & (internal_threads() | internal_native_ids())
+
+
+def _of(sample: CPUSample, thread: int) -> bool:
+    return sample.frames[0].thread_id == thread
+
+
+def fake(monkeypatch: pytest.MonkeyPatch, folder: Path, script: str) -> None:
+    """Put a program in the place of austin."""
+    path = folder / "austin"
+    path.write_text(f"#!/bin/sh\n{script}\n")
+    path.chmod(0o755)
+    monkeypatch.setattr(own_process, "find_austin", lambda: str(path))
+
+
+@pytest.mark.logs_errors
+@pytest.mark.parametrize(
+    ("script", "reason"),
+    [
+        ("exit 1", "austin has ended"),
+        ("exec sleep 60", "austin has read no stack within a second"),
+        ("exec yes", "austin's output is not MOJO"),
+    ],
+)
+@pytest.mark.parametrize("engine", ["external", "auto"])
+def test_an_engine_that_does_not_work_is_replaced_or_said(
+    start: Start, monkeypatch: pytest.MonkeyPatch, tmp_path: Path, engine: str, script: str, reason: str
+) -> None:
+    fake(monkeypatch, tmp_path, script)
+    server, client = start(engine)
+    client.ask(b"start_cpu_profiling")
+    until(lambda: reason in str(server.status()["cpu"]["trouble"]), reason)
+    status = server.status()["cpu"]
+    if engine == "auto":
+        client.events(CPUSample, lambda found: found)
+        assert server.status()["cpu"]["engine"] == "in-process"
+    else:
+        assert not status["enabled"]
+    handshake = decode(client.ask(b"handshake"))
+    assert isinstance(handshake, Handshake)
+    assert handshake.cpu_profiling_enabled == (engine == "auto")
+
+
+def test_an_engine_that_is_not_there_is_replaced_or_refused(start: Start, monkeypatch: pytest.MonkeyPatch) -> None:
+    def missing() -> str:
+        raise EngineError("the sampler austin is not installed")
+
+    monkeypatch.setattr(own_process, "find_austin", missing)
+    server, client = start("auto")
+    assert client.ask(b"start_cpu_profiling") == b"ok"
+    client.events(CPUSample, lambda found: found)
+    expected = "CPU samples are taken inside the process: the sampler austin is not installed"
+    assert server.status()["cpu"]["trouble"] == expected
+    assert client.ask(b"stop_cpu_profiling") == b"ok"
+    sampler = server.call(lambda profile: profile.cpu)
+    monkeypatch.setattr(sampler, "_engine", "external")
+    assert client.ask(b"start_cpu_profiling").startswith(b"CPU sampling is off: the sampler austin is not installed")
+
+
+def test_stacks_that_change_while_they_are_read_end_the_external_engine(
+    start: Start, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("tornado_rbkit.profiler.external.sampler._is_error", lambda stack: True)
+    server, client = start("auto")
+    client.ask(b"start_cpu_profiling")
+    until(lambda: server.status()["cpu"]["engine"] == "in-process", "it falls back")
+    assert "of the stacks changed while they were read" in server.status()["cpu"]["trouble"]
+    client.events(CPUSample, lambda found: found)
+
+
+def test_the_clock_may_change_and_the_engine_may_stop_and_start(start: Start) -> None:
+    server, client = start("external")
+
+    def states(samples: list[CPUSample]) -> set[str | None]:
+        return {sample.thread_state for sample in samples[-20:]}
+
+    with running(sleeper):
+        for _ in range(3):
+            client.ask(b"use_cpu_time", b"start_cpu_profiling")
+            client.events(CPUSample, lambda found: found and "waiting" not in states(found))
+            client.ask(b"use_wall_time")
+            client.events(CPUSample, lambda found: "waiting" in states(found))
+            client.ask(b"stop_cpu_profiling")
+            assert not server.status()["cpu"]["enabled"]
+            assert len(helpers()) <= 1  # a process that was ended is there for a moment
+
+
+def test_the_helper_is_no_child_of_the_program() -> None:
+    output = python(
+        """
+import os, time
+from tornado_rbkit import profiler
+server = profiler.start_profiling("tcp://127.0.0.1:*", "tcp://127.0.0.1:*", enable_object_trace=False,
+                                  enable_gc_stats=False, enable_cpu_profiling=True, cpu_engine="external")
+while not server.status()["cpu"]["samples"]:
+    time.sleep(0.01)
+try:
+    os.wait()
+except ChildProcessError:
+    print("no child")
+"""
+    )
+    assert output == "no child\n"
+
+
+def test_the_helper_is_allowed_to_read_the_process_where_yama_restricts_that(
+    start: Start, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    allowed: list[int] = []
+    monkeypatch.setattr(own_process, "yama_rule", lambda: "kernel.yama.ptrace_scope is 1")
+    monkeypatch.setattr(own_process, "allow_tracer", allowed.append)
+    _, client = start("external")
+    client.ask(b"start_cpu_profiling")
+    client.events(CPUSample, lambda found: found)
+    assert allowed == [-1, *helpers()]
+
+
+@pytest.mark.skipif(os.path.exists("/proc/sys/kernel/yama"), reason="the system has Yama, and does not refuse")
+def test_a_system_that_refuses_the_helper_is_said() -> None:
+    with pytest.raises(EngineError, match=r"prctl\(PR_SET_PTRACER\) failed: Invalid argument"):
+        own_process.allow_tracer(-1)
+
+
+def test_the_environment_chooses_the_engine(monkeypatch: pytest.MonkeyPatch, start: Start) -> None:
+    monkeypatch.setenv(ENGINE_VARIABLE, "fast")
+    with pytest.raises(profiler.ArgumentError, match="RBKIT_CPU_ENGINE='fast' is unknown; allowed: in-process, ext"):
+        profiler.start_server()
+    with pytest.raises(profiler.ArgumentError, match="cpu_engine=1 is unknown"):
+        profiler.start_server(cpu_engine=1)  # type: ignore[arg-type]
+    monkeypatch.setenv(ENGINE_VARIABLE, "external")
+    server = profiler.start_server("tcp://127.0.0.1:*", "tcp://127.0.0.1:*")
+    assert isinstance(server.call(lambda profile: profile.cpu), own_process.OwnSampler)
+
+
+def test_patched_programs_are_sampled_inside(start: Start, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(own_process.OwnSampler, "_patched", lambda _: "gevent")
+    server, client = start("auto")
+    client.ask(b"start_cpu_profiling")
+    client.events(CPUSample, lambda found: found)
+    assert "gevent has replaced the functions that start a process" in server.status()["cpu"]["trouble"]

@@ -1,0 +1,266 @@
+"""Sample this process from a helper process (the external engine), or inside where that does not work.
+
+The helper, austin, reads the memory of this process without the GIL, so the program is hardly slowed down and is seen
+also while C code keeps the GIL. It is not a child of this process, which may wait for its children or end them.
+"""
+
+from __future__ import annotations
+
+import ctypes
+import os
+import signal
+import subprocess
+import sys
+import threading
+import time
+from types import ModuleType
+from typing import Any, Final
+
+from tornado_rbkit.profiler.batcher import EventBatcher
+from tornado_rbkit.profiler.clocks import thread_name
+from tornado_rbkit.profiler.cpu import CPUSampler
+from tornado_rbkit.profiler.external.austin import Austin, find_austin
+from tornado_rbkit.profiler.external.engine import EngineError
+from tornado_rbkit.profiler.external.process import ProcessError, RunningProcess, check_system, yama_rule
+from tornado_rbkit.profiler.external.sampler import MAX_ERRORS, ExternalSampler
+from tornado_rbkit.profiler.frames import SamplingError
+from tornado_rbkit.profiler.threads import internal_logger, internal_native_ids
+
+_log = internal_logger(__name__)
+
+_PATIENCE: Final = 1.0  # seconds without a sample, beside _LOOKS
+_LOOKS: Final = 400  # austin's first output has at most so many looks at one thread
+_NAME_SECONDS: Final = 1.0  # between two looks at the imported modules
+_PR_SET_PTRACER: Final = 0x59616D61  # prctl(2)
+_ANY: Final = -1
+
+_DETACHED: Final = """sh -c 'echo $$; exec "$0" "$@"' "$0" "$@" &"""
+"""Runs a program in a child of a shell that ends at once. The first line of the output is the program's pid."""
+
+
+class OwnProcess(RunningProcess):
+    """This process, as the sampler of another process sees it. Any thread."""
+
+    def __init__(self) -> None:
+        check_system()
+        self.pid = os.getpid()
+        self.name = "this process"
+        self._modules: dict[str, str] = {}
+        self._modules_due = 0.0
+
+    def is_alive(self) -> bool:
+        return True
+
+    def has_new_program(self) -> bool:
+        return False
+
+    def thread(self, native_id: int) -> tuple[int, str | None] | None:
+        if native_id in internal_native_ids():
+            return None
+        for thread in list(threading._active.values()):  # type: ignore[attr-defined]
+            if getattr(thread, "_native_id", None) == native_id:
+                return thread.ident, thread_name(thread.ident)
+        return native_id, None
+
+    def module_name(self, file: str) -> str:
+        """Return the name under which the program has imported a file."""
+        if file not in self._modules and time.monotonic() > self._modules_due:
+            self._modules_due = time.monotonic() + _NAME_SECONDS
+            self._modules = _names_of_modules()
+        return self._modules.get(file) or super().module_name(file)
+
+
+def _names_of_modules() -> dict[str, str]:
+    """Return the modules' names by file, without running code of a module that is loaded when it is used."""
+    modules = [module for module in list(sys.modules.items()) if isinstance(module[1], ModuleType)]
+    files = ((ModuleType.__getattribute__(module, "__dict__").get("__file__"), name) for name, module in modules)
+    return {file: name for file, name in reversed(list(files)) if isinstance(file, str)}
+
+
+class DetachedAustin(Austin):
+    """Austin, sampling this process, as a child of no process that this program knows."""
+
+    _pidfd: int | None = None
+
+    def _start(self, command: list[str], environment: dict[str, str]) -> subprocess.Popen[bytes]:
+        is_restricted = bool(yama_rule())
+        if is_restricted:
+            allow_tracer(_ANY)  # until the pid is known
+        child = subprocess.Popen(  # noqa: S603 - the command is ours
+            ["/bin/sh", "-c", _DETACHED, *command],
+            stdin=subprocess.DEVNULL,
+            stdout=subprocess.PIPE,
+            stderr=subprocess.DEVNULL,
+            bufsize=0,
+            start_new_session=True,
+            env=environment,
+        )
+        child.wait()
+        assert child.stdout is not None
+        line = child.stdout.readline()
+        try:
+            pid = int(line)
+            if is_restricted:
+                allow_tracer(pid)
+            self._pidfd = os.pidfd_open(pid)  # type: ignore[attr-defined,unused-ignore]  # not on macOS
+        except (ValueError, OSError) as error:
+            child.stdout.close()
+            raise EngineError(f"austin did not start as a process of its own: {error}") from error
+        return child
+
+    def _kill(self, number: int) -> None:
+        if self._pidfd is None:
+            return
+        try:
+            signal.pidfd_send_signal(self._pidfd, number)  # type: ignore[attr-defined,unused-ignore]
+        except ProcessLookupError:
+            return
+
+    def close(self) -> None:
+        super().close()
+        if self._pidfd is not None:
+            os.close(self._pidfd)
+            self._pidfd = None
+
+
+def allow_tracer(pid: int) -> None:
+    """Let a process read the memory of this one where the Yama module restricts that; see prctl(2).
+
+    Raises:
+        EngineError: the system refuses.
+    """
+    prctl = ctypes.CDLL(None, use_errno=True).prctl
+    if prctl(_PR_SET_PTRACER, ctypes.c_ulong(pid & (1 << 8 * ctypes.sizeof(ctypes.c_ulong)) - 1), 0, 0, 0):
+        raise EngineError(f"{yama_rule()}, and prctl(PR_SET_PTRACER) failed: {os.strerror(ctypes.get_errno())}")
+
+
+class OwnSampler:
+    """Samples this process by the external engine if that works, else by the internal one.
+
+    For use by the server's thread, except `status`, `trouble` and `enabled`, which any thread may call.
+
+    Args:
+        batcher: receives the samples.
+        engine: ``"auto"``, or ``"external"``, which does not fall back.
+    """
+
+    def __init__(self, batcher: EventBatcher, engine: str) -> None:
+        self._engine = engine
+        self._inside = CPUSampler(batcher)
+        self._batcher = batcher
+        self._outside: ExternalSampler | None = None
+        self._reason: str | None = None
+        self._deadline = 0.0
+
+    @property
+    def _active(self) -> CPUSampler | ExternalSampler:
+        return self._inside if self._outside is None else self._outside
+
+    @property
+    def clock_type(self) -> str:
+        """``wall`` or ``cpu``."""
+        return self._active.clock_type
+
+    @clock_type.setter
+    def clock_type(self, clock_type: str) -> None:
+        self._inside.clock_type = self._active.clock_type = clock_type
+        self._deadline = self._new_deadline()
+
+    @property
+    def enabled(self) -> bool:
+        """True from `start` to `stop`, or until sampling ends by itself."""
+        return self._active.enabled
+
+    @property
+    def trouble(self) -> str | None:
+        """What went wrong, or why the internal engine is used."""
+        return "; ".join(filter(None, (self._reason, self._active.trouble))) or None
+
+    def start(self, interval: float | None = None) -> None:
+        """Start sampling every `interval` seconds; None keeps the current interval.
+
+        Raises:
+            ArgumentError: the interval is out of range.
+            SamplingError: the engine ``"external"`` cannot be used, or the internal one could crash this process.
+        """
+        if self.enabled and interval in (None, self._active.interval):
+            return
+        self.stop()
+        self._reason = None
+        interval = interval or self._inside.interval
+        try:
+            sampler = self._new_sampler()
+            sampler.start(interval)
+        except (EngineError, ProcessError) as error:
+            self._fall_back(str(error), interval)
+            return
+        self._outside = sampler
+        self._inside.interval = interval
+        self._deadline = self._new_deadline()
+
+    def stop(self) -> None:
+        """Stop sampling. May be called twice."""
+        self._inside.stop()
+        if self._outside is not None:
+            self._outside.stop()
+
+    def abandon(self) -> None:
+        """Undo, in a forked child, what the parent's sampler changed."""
+        self._inside.abandon()
+
+    def watch(self) -> None:
+        """Fall back on the internal engine if the external one does not work."""
+        outside = self._outside
+        if outside is None:
+            return
+        reason = None if outside.failure is None else str(outside.failure)
+        status = outside.status()
+        if outside.enabled and status["error_share"] > MAX_ERRORS:
+            reason = f"{status['error_share']:.0%} of the stacks changed while they were read"
+        if outside.enabled and not status["looks"] and time.monotonic() > self._deadline:
+            reason = "austin has read no stack within a second"
+        if reason is not None:
+            outside.stop()
+            try:
+                self._fall_back(reason, outside.interval)
+            except SamplingError as error:
+                self._reason = f"CPU sampling is off: {error}"
+                _log.warning("%s", self._reason)
+
+    def status(self) -> dict[str, Any]:
+        """Return the state of the engine that samples, and ``engine``, its name."""
+        return {"engine": "in-process", **self._active.status(), "trouble": self.trouble}
+
+    def _new_sampler(self) -> ExternalSampler:
+        patched = self._patched()
+        if patched:
+            raise EngineError(f"{patched} has replaced the functions that start a process")
+        process, path = OwnProcess(), find_austin()
+        sampler = ExternalSampler(self._batcher, process, lambda: DetachedAustin(process, path), lambda: None)
+        sampler.clock_type = self._inside.clock_type
+        return sampler
+
+    def _patched(self) -> str:
+        patches = {"gevent.monkey": "gevent", "eventlet.patcher": "eventlet"}
+        return next((name for module, name in patches.items() if module in sys.modules), "")
+
+    def _new_deadline(self) -> float:
+        """Return when the first stack must be there; with the CPU clock there is none while nothing computes."""
+        if self.clock_type == "cpu":
+            return float("inf")
+        return time.monotonic() + _PATIENCE + _LOOKS * self._active.interval
+
+    def _fall_back(self, reason: str, interval: float) -> None:
+        """Sample inside the process.
+
+        Raises:
+            SamplingError: the engine ``"external"`` was chosen, or sampling could crash this process.
+        """
+        if self._outside is not None:
+            self._inside.clock_type = self._outside.clock_type
+        self._outside = None
+        if self._engine == "external":
+            raise SamplingError(f"{reason}; cpu_engine='auto' would sample inside the process")
+        self._reason = f"CPU samples are taken inside the process: {reason}"
+        _log.warning("%s", self._reason)
+        self._inside.start(interval)
