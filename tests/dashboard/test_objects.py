@@ -91,8 +91,10 @@ def test_deaths_of_what_is_older_than_the_profile_are_distinguished(objects: Pag
 def test_growth_can_be_counted_from_now(objects: Page, script: Script) -> None:
     script.publish(*born(0, "Thing", *range(100)))
     until_live(objects, "Thing", "100")
+    assert "growth" not in objects.texts("#view-objects th"), "until then it is what is live"
     objects.click("Count growth from now")
     objects.until(lambda: figure(objects, "Thing", GROWTH) == "±0", "growth begins anew")
+    assert "growth" in objects.texts("#view-objects th")
     script.publish(*born(1, "Thing", *range(200, 250)), *born(1, "Other", 900), *dead(1, *range(60)))
     until_live(objects, "Thing", "90")
     assert figure(objects, "Thing", GROWTH) == "−10"

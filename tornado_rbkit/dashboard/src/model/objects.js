@@ -48,6 +48,7 @@ export class LiveObjects {
   tracked = new IdTable(); // id to class and epoch
   strangers = 0; // destroyed objects that are older than the profile
   untracked = 0;
+  hasBaseline = false; // whether growth counts from a later moment than the profile
   uncertain = false; // true once messages were lost: some counts are wrong
   #byName = new Map();
   #epoch = 0;
@@ -66,6 +67,7 @@ export class LiveObjects {
 
   /** Count growth from now on. */
   setBaseline() {
+    this.hasBaseline = true;
     for (const row of this.classes) row.baseline = row.live;
   }
 
@@ -100,6 +102,7 @@ export class LiveObjects {
       untracked: this.untracked,
       most: MAX_TRACKED,
       uncertain: this.uncertain,
+      hasBaseline: this.hasBaseline,
     };
   }
 

@@ -29,7 +29,7 @@ export class ObjectsView {
       columns: [
         { key: "name", label: "class", text: (row) => row.name },
         number("live", "live", "created since the profile began, and not destroyed"),
-        number("growth", "growth", "since the profile began, or since Count from now", (row) => format.signed(row.growth)),
+        number("growth", "growth", "since Count growth from now", (row) => format.signed(row.growth)),
         number("rate", "rate", "over the last ten seconds", (row) => format.perSecond(row.rate)),
         { label: "since the start", title: "live objects, since the class was first seen", draw: (cell, row) => drawSpark(cell, row) },
         number("young", "young", "created since the last garbage collection; those within five seconds count as one"),
@@ -92,6 +92,7 @@ export class ObjectsView {
 
   #draw(data, header) {
     this.empty.update(header, !data.matching && !this.filter.value);
+    this.table.toggle("growth", data.hasBaseline); // until then it is what is live
     this.table.update(data.rows, data.matching);
     const cut = data.matching > data.rows.length ? `, ${data.rows.length} are shown` : "";
     const strangers = data.strangers ? `; ${format.count(data.strangers)} older than the profile were destroyed` : "";

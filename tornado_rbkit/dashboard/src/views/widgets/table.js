@@ -22,6 +22,11 @@ export class Table {
   descending;
   limit = PAGE; // rows to pass to `update`
   #columns;
+  #tracks; // widths of the columns
+  #table;
+  #header;
+  /** @type {Set<string>} */
+  #hidden = new Set(); // keys of columns
   #onselect;
   #body;
   #rows = new Map(); // by key: {row, cells, data}
@@ -50,7 +55,8 @@ export class Table {
       skipped ? this.#outOfView.add(target) : this.#outOfView.delete(target),
     );
     this.headers = new Map();
-    const header = h("tr", { role: "row" }, ...columns.map((column) => this.#header(column, onsort)));
+    const header = h("tr", { role: "row" }, ...columns.map((column) => this.#headerCell(column, onsort)));
+    this.#header = header;
     // Roles, because some browsers do not treat a table with a grid layout as a table.
     const table = h("table", { role: "table" }, h("caption", { class: "unseen" }, caption), h("thead", { role: "rowgroup" }, header), this.#body);
     const widths = columns.map((column, i) => (i === 0 ? NAME_WIDTH : column.bar ? SHARE_WIDTH : column.draw ? DRAWN_WIDTH : NUMBER_WIDTH));
@@ -58,7 +64,9 @@ export class Table {
     const tracks = columns.map((column, i) =>
       column.number || column.draw ? `${widths[i]}em` : i === 0 && columns.length > 1 ? `minmax(${NAME_WIDTH}em, ${WIDEST_NAME}em)` : "minmax(0, 1fr)",
     );
-    table.style.setProperty("--columns", tracks.join(" "));
+    this.#tracks = tracks;
+    this.#table = table;
+    this.#layOut();
     this.more = h("button", {
       type: "button",
       class: "more",
@@ -139,13 +147,28 @@ export class Table {
     this.#rearrange = true;
   }
 
+  /** Show or hide a column, such as one that has nothing of its own to say yet. */
+  toggle(key, isShown) {
+    if (this.#hidden.has(key) !== isShown) return;
+    if (isShown) this.#hidden.delete(key);
+    else this.#hidden.add(key);
+    this.#layOut();
+  }
+
+  /** Lay out the columns that are shown, in all rows. */
+  #layOut() {
+    const isShown = ({ key }) => !this.#hidden.has(key);
+    this.#table.style.setProperty("--columns", this.#tracks.filter((_, i) => isShown(this.#columns[i])).join(" "));
+    for (const row of [this.#header, ...this.#body.children]) this.#columns.forEach((column, i) => (row.children[i].hidden = !isShown(column)));
+  }
+
   /** Mark the row with this key, or no row. */
   select(key) {
     this.#selected = key;
     for (const [each, { row }] of this.#rows) setAttribute(row, "aria-selected", each === key ? "true" : null);
   }
 
-  #header(column, onsort) {
+  #headerCell(column, onsort) {
     const cell = h("th", { scope: "col", role: "columnheader", class: column.number ? "number" : null, title: column.title ?? null });
     if (column.key) {
       cell.append(
@@ -184,6 +207,7 @@ export class Table {
       for (const column of this.#columns) {
         const kind = column.number ? "number" : null;
         const cell = column === this.#columns[0] ? h("th", { scope: "row", role: "rowheader" }) : h("td", { role: "cell", class: kind });
+        cell.hidden = this.#hidden.has(column.key);
         shown.row.append(cell);
         shown.cells.push(column === this.#columns[0] && this.#onselect && key !== null ? this.#link(cell) : cell);
       }
