@@ -1,4 +1,5 @@
-"""Measures whether the dashboard stays responsive: the longest tasks of its main thread in a real Chromium.
+"""Measures whether the dashboard stays responsive and keeps up: the longest tasks of its main thread in a real
+Chromium, and the share of the published messages that its Web Worker did not receive.
 
     pip install '.[bench]'        # and Debian's chromium and chromium-driver
     python bench/dashboard.py [--seconds 15] [--rate 20] [--objects 1000000] [--json FILE]
@@ -158,9 +159,9 @@ def publish(pipe: Connection) -> None:
         order = pipe.recv()
         if order is None:
             return
-        before, started = publisher.bytes, time.monotonic()
+        before, first, started = publisher.bytes, publisher.counter, time.monotonic()
         getattr(publisher, order[0])(*order[1:])
-        pipe.send((publisher.bytes - before, time.monotonic() - started))
+        pipe.send((publisher.bytes - before, time.monotonic() - started, publisher.counter - first))
 
 
 def browser() -> webdriver.Chrome:
@@ -186,24 +187,39 @@ def click(driver: webdriver.Chrome, selector: str) -> None:
     next(each for each in driver.find_elements(By.CSS_SELECTOR, selector) if each.is_displayed()).click()
 
 
+def received(driver: webdriver.Chrome) -> int:
+    """Return how many messages the page has received, once it has caught up."""
+    count, unchanged = -1, 0.0
+    while unchanged < 3:
+        time.sleep(0.5)
+        text = driver.find_element(By.TAG_NAME, "footer").get_attribute("textContent")
+        now = int(text.split(" messages")[0].replace(",", ""))
+        unchanged = unchanged + 0.5 if now == count else 0.0
+        count = now
+    return count
+
+
 def measure(driver: webdriver.Chrome, pipe: Connection, arguments: argparse.Namespace) -> Iterator[dict[str, Any]]:
     """Yield a row for each view under a flood, and for each step with two snapshots."""
 
-    def row(what: str, rate: float | None = None) -> dict[str, Any]:
+    def row(what: str, rate: float | None = None, lost: float | None = None) -> dict[str, Any]:
         tasks = driver.execute_script("const tasks = window.longTasks; window.longTasks = []; return tasks")
-        return {"what": what, "MB/s": rate, "tasks": tasks}
+        return {"what": what, "MB/s": rate, "lost": lost, "tasks": tasks}
 
-    for view in ("memory", "objects", "cpu"):
+    for view in arguments.views:
         driver.execute_script(f"location.hash = '{view}'; window.longTasks.length = 0")
+        before = received(driver)
         pipe.send(("flood", arguments.seconds, arguments.rate))
-        size, seconds = pipe.recv()
-        yield row(f"{view} view", size / seconds / 1e6)
+        size, seconds, messages = pipe.recv()
+        yield row(f"{view} view", size / seconds / 1e6, 1 - (received(driver) - before) / messages)
     footer = driver.find_element(By.TAG_NAME, "footer").get_attribute("textContent")
     print(f"the page says: {footer}", file=sys.stderr)
+    if not arguments.objects:
+        return
     driver.execute_script("location.hash = 'snapshots'; window.longTasks.length = 0")
     for number in (1, 2):
         pipe.send(("snapshot", arguments.objects, number))
-        size, seconds = pipe.recv()
+        size, seconds, _ = pipe.recv()
         late = until(driver, ".snapshots", f"Snapshot {number}")
         what = (
             f"snapshot {number} of {arguments.objects:,} objects comes in, and is shown {late:.1f} s after it was sent"
@@ -223,7 +239,10 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--seconds", type=float, default=15.0, help="of each flood (%(default)s)")
     parser.add_argument("--rate", type=float, default=20.0, help="MB/s (%(default)s)")
-    parser.add_argument("--objects", type=int, default=1_000_000, help="in the snapshot (%(default)s)")
+    parser.add_argument("--objects", type=int, default=1_000_000, help="in each snapshot, 0 for none (%(default)s)")
+    parser.add_argument(
+        "--views", nargs="*", default=["memory", "objects", "cpu"], help="views to flood (%(default)s)"
+    )
     parser.add_argument("--json", metavar="FILE", help="write the figures there too")
     arguments = parser.parse_args()
     pipe, theirs = multiprocessing.Pipe()
@@ -244,11 +263,12 @@ def main() -> None:
             pipe.send(None)
             server.terminate()
     print(f"{platform.machine()}, {os.cpu_count()} cores, Python {platform.python_version()}\n")
-    print("| what | MB/s sent | tasks over 50 ms | the longest |\n| --- | --- | --- | --- |")
+    print("| what | MB/s sent | lost | tasks over 50 ms | the longest |\n| --- | --- | --- | --- | --- |")
     for row in rows:
         longest = f"{max(row['tasks']):.0f} ms" if row["tasks"] else "–"
         rate = f"{row['MB/s']:.1f}" if row["MB/s"] else ""
-        print(f"| {row['what']} | {rate} | {len(row['tasks'])} | {longest} |")
+        lost = "" if row["lost"] is None else f"{row['lost']:.0%}"
+        print(f"| {row['what']} | {rate} | {lost} | {len(row['tasks'])} | {longest} |")
     if arguments.json:
         with open(arguments.json, "w", encoding="utf-8") as file:
             json.dump(rows, file, indent=1)

@@ -39,7 +39,7 @@ class Heap {
   snapshot(seconds = 0) {
     const { events } = readMessage(collection(0, [dump(1, this.rows.length, this.rows.map(numbered), 1.8e12 + seconds * 1000)]));
     const incoming = new IncomingSnapshot("1", 1.8e12 + seconds * 1000);
-    for (const event of events) incoming.add(event, new Uint8Array());
+    for (const event of events) incoming.add(event, [new Uint8Array()]);
     return incoming.finish(1);
   }
 }
@@ -209,7 +209,7 @@ test("the holders of a million objects are computed within seconds, in slices", 
   objects.push({ id: 0, name: "dict", references: Array.from({ length: count - 1 }, (_, i) => i + 1), names: Array.from({ length: count - 1 }, (_, i) => `['key ${i}']`), file: "", line: 0, size: 8 });
   for (let id = 1; id < count; id++) objects.push({ id, name: "Item", references: id % 3 ? [id - 1] : [], names: [".before"], file: "", line: 0, size: 8 });
   const incoming = new IncomingSnapshot("1", 1.8e12);
-  incoming.add({ expected: count + 1, objects, unreadable: 0 }, new Uint8Array());
+  incoming.add({ expected: count + 1, objects, unreadable: 0 }, [new Uint8Array()]);
   const snapshot = incoming.finish(1);
   let turns = 0;
   const timer = setInterval(() => turns++);

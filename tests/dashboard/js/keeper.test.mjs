@@ -40,7 +40,8 @@ test("after any adds, flushes and reloads a target has its newest messages, in o
     for (let step = 0; step < 80; step++) {
       const target = random.of(["one", "two"]);
       const word = String.fromCharCode(97 + (step % 26)).repeat(1 + Math.floor(random() * 4));
-      keeper.add({ target, bytes: Uint8Array.from(word, (letter) => letter.charCodeAt(0)) });
+      const bytes = Uint8Array.from(word, (letter) => letter.charCodeAt(0));
+      keeper.add({ target, record: [bytes.subarray(0, 1), bytes.subarray(1)] });
       added[target] += word;
       if (random() < 0.3) keeper.flush(); // not waited for
       if (random() < 0.1) {
@@ -60,10 +61,10 @@ test("after any adds, flushes and reloads a target has its newest messages, in o
 test("actions keep their place among the messages, and another tab's are its own", async () => {
   const store = new MemoryStore();
   const keeper = new Keeper(Promise.resolve(store), "a");
-  keeper.add({ target: "x", bytes: Uint8Array.of(65) });
+  keeper.add({ target: "x", record: [Uint8Array.of(65)] });
   keeper.add({ target: "x", action: ["clearCpu", { process: 1 }] });
-  keeper.add({ target: "x", bytes: Uint8Array.of(66) });
-  keeper.add({ target: "x", bytes: Uint8Array.of(67) });
+  keeper.add({ target: "x", record: [Uint8Array.of(66)] });
+  keeper.add({ target: "x", record: [Uint8Array.of(67)] });
   assert.equal(text(await keeper.read("x")), "A<clearCpu>BC");
   assert.equal(text(await new Keeper(Promise.resolve(store), "b").read("x")), "");
   assert.ok(Math.abs(store.removed.at(-1) - (Date.now() - 3_600_000)) < 60_000);
@@ -78,7 +79,7 @@ test("a refused, full or broken database is reported, and raises nothing", async
     throw new DOMException("no space", "QuotaExceededError");
   };
   const full = new Keeper(Promise.resolve(store), "tab");
-  full.add({ target: "x", bytes: Uint8Array.of(1) });
+  full.add({ target: "x", record: [Uint8Array.of(1)] });
   await full.flush();
   assert.equal(full.trouble, "no space");
 });
@@ -86,7 +87,7 @@ test("a refused, full or broken database is reported, and raises nothing", async
 test("a restored session is equal to the kept one, and missed messages are counted", async () => {
   const before = new Session();
   const parts = [];
-  before.recording.onrecord = (bytes) => parts.push({ target: "x", bytes });
+  before.recording.onrecord = (record) => parts.push({ target: "x", bytes: Uint8Array.from(record.flatMap((piece) => [...piece])) });
   const act = (session) => ([name]) => (name === "baseline" ? session.process.objects.setBaseline() : session.process.clearCpu());
   before.reply("handshake", handshake());
   const publish = (session, counter, ...events) => session.publish(collection(counter, events));

@@ -283,7 +283,7 @@ test("a table of ids behaves like a Map for any insertions and removals", () => 
 test("objects that do not fit into a snapshot are reported, and its columns stay equally long", () => {
   const objects = Array.from({ length: 100 }, (_, id) => ({ id, name: "A", references: [(id + 1) % 100], file: "", line: 0, size: 8 }));
   const incoming = new IncomingSnapshot("1", 1.8e12, { objects: 250, references: 230 });
-  for (let part = 0; part < 4; part++) incoming.add({ expected: 400, objects, unreadable: 0 }, new Uint8Array());
+  for (let part = 0; part < 4; part++) incoming.add({ expected: 400, objects, unreadable: 0 }, [new Uint8Array()]);
   assert.ok(incoming.complete);
   const snapshot = incoming.finish(1);
   assert.deepEqual([snapshot.objects, snapshot.omitted], [230, 170]);
@@ -293,17 +293,17 @@ test("objects that do not fit into a snapshot are reported, and its columns stay
 test("a part for which the browser has no memory is left out whole", () => {
   const incoming = new IncomingSnapshot("1", 1.8e12);
   const one = { id: 1, name: "A", references: [2], file: "", line: 0, size: 8 };
-  incoming.add({ expected: 3, objects: [one], unreadable: 0 }, new Uint8Array());
+  incoming.add({ expected: 3, objects: [one], unreadable: 0 }, [new Uint8Array()]);
   const allocate = Float64Array.prototype.set;
   Float64Array.prototype.set = () => {
     throw new RangeError("Array buffer allocation failed");
   };
   try {
-    incoming.add({ expected: 3, objects: [{ ...one, id: 2 }], unreadable: 0 }, new Uint8Array());
+    incoming.add({ expected: 3, objects: [{ ...one, id: 2 }], unreadable: 0 }, [new Uint8Array()]);
   } finally {
     Float64Array.prototype.set = allocate;
   }
-  incoming.add({ expected: 3, objects: [{ ...one, id: 3 }], unreadable: 0 }, new Uint8Array());
+  incoming.add({ expected: 3, objects: [{ ...one, id: 3 }], unreadable: 0 }, [new Uint8Array()]);
   const snapshot = incoming.finish(1);
   assert.deepEqual([[...snapshot.ids], snapshot.omitted], [[1, 3], 1]);
 });
@@ -312,7 +312,7 @@ test("the largest objects of a class are the ones that a full sort would give", 
   const random = chance(3);
   const objects = Array.from({ length: 35_000 }, (_, id) => ({ id, name: random.of(["A", "B"]), references: [], file: "", line: 0, size: Math.floor(random() * 500) }));
   const incoming = new IncomingSnapshot("1", 1.8e12);
-  incoming.add({ expected: objects.length, objects, unreadable: 0 }, new Uint8Array());
+  incoming.add({ expected: objects.length, objects, unreadable: 0 }, [new Uint8Array()]);
   const { matching, rows } = incoming.finish(1).objectsOf("class", "A", null, 100);
   const expected = objects.filter(({ name }) => name === "A").sort((a, b) => b.size - a.size || a.id - b.id);
   assert.equal(matching, expected.length);
@@ -323,7 +323,7 @@ test("a path through a linked list of a million is shown by its ends", () => {
   const count = 1_000_000;
   const objects = Array.from({ length: count }, (_, id) => ({ id, name: "Node", references: id + 1 < count ? [id + 1] : [], file: "", line: 0, size: 8 }));
   const incoming = new IncomingSnapshot("1", 1.8e12);
-  incoming.add({ expected: count, objects, unreadable: 0 }, new Uint8Array());
+  incoming.add({ expected: count, objects, unreadable: 0 }, [new Uint8Array()]);
   const { path } = incoming.finish(1).object(count - 1, 100);
   assert.deepEqual(path.steps.map(({ id }) => id), [...Array.from({ length: 20 }, (_, i) => i), ...Array.from({ length: 20 }, (_, i) => count - 20 + i)]);
   assert.equal(path.omitted, count - 40);

@@ -9,7 +9,7 @@ import { chance } from "./rbkit.mjs";
 
 function snapshot(objects, memory = {}) {
   const incoming = new IncomingSnapshot("1", 1.8e12);
-  incoming.add({ expected: objects.length, objects, unreadable: 0, ...memory }, new Uint8Array());
+  incoming.add({ expected: objects.length, objects, unreadable: 0, ...memory }, [new Uint8Array()]);
   return incoming.finish(1);
 }
 

@@ -6,6 +6,7 @@ const MAX_DEPTH = 64;
 
 // An empty map takes one byte of a message and dozens in memory.
 const MAX_VALUES = 2 ** 24;
+const TOO_MANY = `it holds more than ${MAX_VALUES} values`;
 
 // Short names repeat often; they are decoded once.
 const CACHED_BYTES = 128;
@@ -28,7 +29,7 @@ export class Incomplete extends Unreadable {
 export function decode(bytes) {
   const reader = new Reader(bytes);
   const value = reader.value();
-  if (reader.at !== bytes.length) throw new Unreadable(`${bytes.length - reader.at} bytes follow its end`);
+  reader.end();
   return value;
 }
 
@@ -54,7 +55,7 @@ export class Reader {
 
   /** Return the next value; throws Unreadable. */
   value(depth = 0) {
-    if (++this.#values > MAX_VALUES) throw new Unreadable(`it holds more than ${MAX_VALUES} values`);
+    if (++this.#values > MAX_VALUES) throw new Unreadable(TOO_MANY);
     const byte = this.#bytes[this.#skip(1)];
     if (byte < 0x80) return byte;
     if (byte < 0x90) return this.#map(byte & 0x0f, depth);
@@ -116,6 +117,12 @@ export class Reader {
     }
   }
 
+  /** Throw Unreadable unless this is the end of the bytes, or if there were too many values with those read elsewhere. */
+  end(others = 0) {
+    if (this.#values + others > MAX_VALUES) throw new Unreadable(TOO_MANY);
+    if (this.at !== this.#bytes.length) throw new Unreadable(`${this.#bytes.length - this.at} bytes follow its end`);
+  }
+
   /** Return the start of the next bytes and move past them. */
   #skip(size) {
     const at = this.at;
@@ -164,22 +171,28 @@ export class Reader {
   }
 
   #text(length) {
-    const bytes = this.#binary(length);
-    if (length > CACHED_BYTES) return utf8.decode(bytes);
-    let hash = length;
-    for (let i = 0; i < length; i++) hash = (Math.imul(hash, 31) + bytes[i]) | 0;
-    const slot = hash & (CACHED_TEXTS - 1);
-    const known = cache[slot];
-    if (known !== null && areEqual(known.bytes, bytes)) return known.text;
-    const text = utf8.decode(bytes);
-    cache[slot] = { bytes: bytes.slice(), text };
-    return text;
+    const at = this.#skip(length);
+    return textAt(this.#bytes, at, length);
   }
 }
 
-function areEqual(a, b) {
-  if (a.length !== b.length) return false;
-  for (let i = 0; i < a.length; i++) if (a[i] !== b[i]) return false;
+/** Return the text of some bytes; short ones that were read before are not decoded again. */
+export function textAt(bytes, at, length) {
+  if (length > CACHED_BYTES) return utf8.decode(bytes.subarray(at, at + length));
+  let hash = length;
+  for (let i = at; i < at + length; i++) hash = (Math.imul(hash, 31) + bytes[i]) | 0;
+  const slot = hash & (CACHED_TEXTS - 1);
+  const known = cache[slot];
+  if (known !== null && isAt(bytes, at, length, known.bytes)) return known.text;
+  const own = bytes.slice(at, at + length);
+  const text = utf8.decode(own);
+  cache[slot] = { bytes: own, text };
+  return text;
+}
+
+function isAt(bytes, at, length, wanted) {
+  if (wanted.length !== length) return false;
+  for (let i = 0; i < length; i++) if (bytes[at + i] !== wanted[i]) return false;
   return true;
 }
 

@@ -1,6 +1,7 @@
 // @ts-check
 // The rbkit 2.1 wire format, with the numbers of the Python package tornado_rbkit.protocol. Reads messages into the models' types.
 
+import { readUsual } from "./events.js";
 import { Unreadable, decode, isMap } from "./msgpack.js";
 
 export const EventType = {
@@ -71,14 +72,21 @@ const LAST_LINE = 2 ** 32 - 1;
  * events, and the number of unreadable events. Throws Unreadable if the message is not an event_collection.
  */
 export function readMessage(bytes) {
+  const { time, counter, known, unreadable } = readUsual(bytes, readEvent) ?? readAny(bytes);
+  const lost = known.reduce((sum, event) => sum + (event.unreadable ?? 0), unreadable);
+  return { time: isTime(time) ? time : null, counter: isCount(counter) ? counter : null, events: known, unreadable: lost };
+}
+
+/**
+ * Read an event_collection in any form that is MessagePack.
+ *
+ * @param {Uint8Array} bytes
+ */
+export function readAny(bytes) {
   const message = decode(bytes);
   if (!isMap(message) || message[Field.EVENT_TYPE] !== EventType.EVENT_COLLECTION) throw new Unreadable("it is not an event_collection");
   if (!Array.isArray(message[Field.PAYLOAD])) throw new Unreadable("its event_collection has no list of events");
-  const time = message[Field.TIMESTAMP];
-  const counter = message[Field.MESSAGE_COUNTER];
-  const { known, unreadable } = readEach(message[Field.PAYLOAD], readEvent);
-  const lost = known.reduce((sum, event) => sum + (event.unreadable ?? 0), unreadable);
-  return { time: isTime(time) ? time : null, counter: isCount(counter) ? counter : null, events: known, unreadable: lost };
+  return { time: message[Field.TIMESTAMP], counter: message[Field.MESSAGE_COUNTER], ...readEach(message[Field.PAYLOAD], readEvent) };
 }
 
 /**
@@ -131,7 +139,7 @@ function readEach(values, read) {
   const known = [];
   let unreadable = 0;
   for (const value of values) {
-    const one = isMap(value) ? read(value) : null;
+    const one = read(value);
     if (one === null) unreadable++;
     else known.push(one);
   }
@@ -139,7 +147,8 @@ function readEach(values, read) {
 }
 
 /** Return an event in its known type, null if it has none. */
-function readEvent(event) {
+export function readEvent(event) {
+  if (!isMap(event)) return null;
   const type = event[Field.EVENT_TYPE];
   const time = event[Field.TIMESTAMP];
   const payload = event[Field.PAYLOAD];
@@ -191,6 +200,7 @@ function readSample(type, time, payload) {
 }
 
 function readFrame(frame) {
+  if (!isMap(frame)) return null;
   const label = text(frame[Field.LABEL] ?? frame[Field.METHOD_NAME], "(unknown)");
   const file = text(frame[Field.FILE], "");
   const line = readLine(frame[Field.LINE]);
@@ -209,6 +219,7 @@ function readDump(type, time, event) {
 }
 
 function readObject(object) {
+  if (!isMap(object)) return null;
   const id = object[Field.OBJECT_ID];
   const name = text(object[Field.CLASS_NAME], "(unknown)");
   const references = object[Field.REFERENCES] ?? [];

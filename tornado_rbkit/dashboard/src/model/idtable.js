@@ -1,5 +1,5 @@
 // @ts-check
-// A map from object ids to numbers in two flat arrays: a JavaScript Map allocates an object for every id above 2 ** 31
+// A map from object ids to numbers in a flat array: a JavaScript Map allocates an object for every id above 2 ** 31
 // and is several times slower. Open addressing with linear probing.
 
 const FULLEST = 0.6;
@@ -9,8 +9,7 @@ export class IdTable {
   size = 0;
   #bits;
   #mask;
-  #keys;
-  #values; // the number plus one, 0 for an empty slot
+  #entries; // of each slot its key, and its number plus one, 0 for an empty slot: side by side, for the processor's cache
 
   /** Make a table with room for `count` entries; it grows when needed. */
   constructor(count = 30_000) {
@@ -19,34 +18,35 @@ export class IdTable {
 
   /** Return the number of an id, -1 if there is none. */
   get(id) {
-    return this.#values[this.#slot(id)] - 1;
+    return this.#entries[2 * this.#slot(id) + 1] - 1;
   }
 
   /** Set the number of an id; it must not be negative. */
   set(id, number) {
     let slot = this.#slot(id);
-    if (this.#values[slot] === 0) {
-      if (++this.size > FULLEST * this.#keys.length) {
+    if (this.#entries[2 * slot + 1] === 0) {
+      if (++this.size > FULLEST * (this.#mask + 1)) {
         this.#grow();
         slot = this.#slot(id);
       }
-      this.#keys[slot] = id;
+      this.#entries[2 * slot] = id;
     }
-    this.#values[slot] = number + 1;
+    this.#entries[2 * slot + 1] = number + 1;
   }
 
   delete(id) {
+    const entries = this.#entries;
     let free = this.#slot(id);
-    if (this.#values[free] === 0) return;
+    if (entries[2 * free + 1] === 0) return;
     this.size--;
-    this.#values[free] = 0;
+    entries[2 * free + 1] = 0;
     // Move up entries that were displaced because this slot was occupied.
-    for (let at = (free + 1) & this.#mask; this.#values[at] !== 0; at = (at + 1) & this.#mask) {
-      const home = this.#home(this.#keys[at]);
+    for (let at = (free + 1) & this.#mask; entries[2 * at + 1] !== 0; at = (at + 1) & this.#mask) {
+      const home = this.#home(entries[2 * at]);
       if (((at - home) & this.#mask) < ((at - free) & this.#mask)) continue;
-      this.#keys[free] = this.#keys[at];
-      this.#values[free] = this.#values[at];
-      this.#values[at] = 0;
+      entries[2 * free] = entries[2 * at];
+      entries[2 * free + 1] = entries[2 * at + 1];
+      entries[2 * at + 1] = 0;
       free = at;
     }
   }
@@ -57,26 +57,26 @@ export class IdTable {
 
   /** Return the slot of an id, or the slot where it would be stored. */
   #slot(id) {
+    const entries = this.#entries;
     let slot = this.#home(id);
-    while (this.#values[slot] !== 0 && this.#keys[slot] !== id) slot = (slot + 1) & this.#mask;
+    while (entries[2 * slot + 1] !== 0 && entries[2 * slot] !== id) slot = (slot + 1) & this.#mask;
     return slot;
   }
 
   #allocate(bits) {
     this.#bits = bits;
     this.#mask = 2 ** bits - 1;
-    this.#keys = new Float64Array(2 ** bits);
-    this.#values = new Float64Array(2 ** bits);
+    this.#entries = new Float64Array(2 ** (bits + 1));
   }
 
   #grow() {
-    const [keys, values] = [this.#keys, this.#values];
+    const old = this.#entries;
     this.#allocate(this.#bits + 1);
-    for (let i = 0; i < keys.length; i++) {
-      if (values[i] === 0) continue;
-      const slot = this.#slot(keys[i]);
-      this.#keys[slot] = keys[i];
-      this.#values[slot] = values[i];
+    for (let i = 0; i < old.length; i += 2) {
+      if (old[i + 1] === 0) continue;
+      const slot = this.#slot(old[i]);
+      this.#entries[2 * slot] = old[i];
+      this.#entries[2 * slot + 1] = old[i + 1];
     }
   }
 }

@@ -103,8 +103,8 @@ export class IncomingSnapshot {
   objects = 0; // number of objects kept
   unreadable = 0; // number of objects that could not be read
   omitted = 0; // number of objects beyond the limits
-  /** @type {BlobPart[]} */
-  records = []; // of the recording, to save the snapshot
+  /** @type {BlobPart[][]} */
+  records = []; // of the recording, each in parts, to save the snapshot
   /** @type {number | null} */
   resident = null; // bytes, of the whole process
   /** @type {number | null} */
@@ -153,7 +153,7 @@ export class IncomingSnapshot {
    * Add one part, and the record of the message it arrived in.
    *
    * @param {Part} part
-   * @param {BlobPart} record
+   * @param {BlobPart[]} record
    */
   add({ expected, objects, unreadable, resident = null, traced = null }, record) {
     this.#addedAt = performance.now();
@@ -246,7 +246,7 @@ export class IncomingSnapshot {
       lines: this.#lines.done(),
       classNames: this.#classNames.list,
       fileNames: this.#fileNames.list,
-      file: new Blob(this.records),
+      file: new Blob(this.records.flat()),
     });
   }
 }

@@ -10,7 +10,8 @@ const MOST_WAITING = 64 << 20; // bytes, while the database is slow
 
 /**
  * @typedef {[name: string, argument: any]} Action What the user did to the data.
- * @typedef {{target: string, bytes?: Uint8Array<ArrayBuffer>, action?: Action}} Part
+ * @typedef {{target: string, bytes?: Uint8Array<ArrayBuffer>, action?: Action}} Part Whole records, or an action.
+ * @typedef {{target: string, record?: Uint8Array<ArrayBuffer>[], action?: Action}} Waiting A record in parts, or an action.
  */
 
 export class Keeper {
@@ -23,7 +24,7 @@ export class Keeper {
   #bytes = 0;
   /** @type {{number: number, size: number}[]} */
   #written = []; // oldest first
-  /** @type {Part[]} */
+  /** @type {Waiting[]} */
   #waiting = [];
   #waitingBytes = 0;
   /** @type {Promise<void> | null} */
@@ -66,13 +67,13 @@ export class Keeper {
   /**
    * Keep a message's record or an action, with the next flush.
    *
-   * @param {Part} part
+   * @param {Waiting} one
    */
-  add(part) {
+  add(one) {
     if (this.trouble !== null) return;
-    this.#waiting.push(part);
-    this.#waitingBytes += sizeOf(part);
-    while (this.#waitingBytes > MOST_WAITING) this.#waitingBytes -= sizeOf(/** @type {Part} */ (this.#waiting.shift()));
+    this.#waiting.push(one);
+    this.#waitingBytes += sizeOfWaiting(one);
+    while (this.#waitingBytes > MOST_WAITING) this.#waitingBytes -= sizeOfWaiting(/** @type {Waiting} */ (this.#waiting.shift()));
   }
 
   /** Write what was added; the records of one target together. Does nothing while the last flush is under way. */
@@ -135,32 +136,41 @@ function sizeOf({ bytes, action }) {
   return bytes?.length ?? (file instanceof Blob ? file.size : ACTION_BYTES);
 }
 
-/**
- * Return the parts with neighbouring records of one target joined.
- *
- * @param {Part[]} parts
- */
-function joined(parts) {
-  /** @type {Part[]} */
-  const result = [];
-  for (let from = 0; from < parts.length; ) {
-    const { target, bytes } = parts[from];
-    let to = from + 1;
-    while (bytes && parts[to]?.bytes && parts[to].target === target) to++;
-    result.push(bytes ? { target, bytes: concatenated(parts.slice(from, to)) } : parts[from]);
-    from = to;
-  }
-  return result;
+/** @param {Waiting} one */
+function sizeOfWaiting({ record, action }) {
+  return record ? sum(record) : sizeOf({ target: "", action });
 }
 
-/** @param {Part[]} parts */
-function concatenated(parts) {
-  const all = new Uint8Array(parts.reduce((sum, part) => sum + sizeOf(part), 0));
+/** @param {Uint8Array[]} pieces */
+function sum(pieces) {
+  return pieces.reduce((total, { length }) => total + length, 0);
+}
+
+/**
+ * Return parts, neighbouring records of one target joined.
+ *
+ * @param {Waiting[]} waiting
+ */
+function joined(waiting) {
+  /** @type {Part[]} */
+  const parts = [];
+  for (let from = 0; from < waiting.length; ) {
+    const { target, record, action } = waiting[from];
+    let to = from + 1;
+    while (record && waiting[to]?.record && waiting[to].target === target) to++;
+    parts.push(record ? { target, bytes: concatenated(waiting.slice(from, to).flatMap((one) => one.record ?? [])) } : { target, action });
+    from = to;
+  }
+  return parts;
+}
+
+/** @param {Uint8Array[]} pieces */
+function concatenated(pieces) {
+  const all = new Uint8Array(sum(pieces));
   let at = 0;
-  for (const { bytes } of parts) {
-    if (bytes === undefined) continue;
-    all.set(bytes, at);
-    at += bytes.length;
+  for (const piece of pieces) {
+    all.set(piece, at);
+    at += piece.length;
   }
   return all;
 }

@@ -15,11 +15,12 @@ export class Recording {
   dropped = 0; // number of messages that were dropped
   #blobs = []; // {blob, messages}; the browser may keep blobs on disk
   #open = [];
+  #openMessages = 0;
   #openBytes = 0;
-  /** @type {Uint8Array<ArrayBuffer> | null} */
+  /** @type {Uint8Array<ArrayBuffer>[] | null} */
   #handshake = null; // the last one; a file whose first messages were dropped needs it
   #started = performance.now();
-  /** Called with each record. @type {((record: Uint8Array<ArrayBuffer>) => void) | undefined} */
+  /** Called with each record. @type {((record: Uint8Array<ArrayBuffer>[]) => void) | undefined} */
   onrecord;
 
   /** Seconds since the first message, also of a session that is continued. */
@@ -27,15 +28,17 @@ export class Recording {
     return (performance.now() - this.#started) / 1000;
   }
 
-  /** Record one message; return its record. Later messages continue the time of a message that was recorded before. */
+  /** Record one message; return the parts of its record, which are not copied. Later messages continue the time of a message that was recorded before. */
   add(channel, command, payload, seconds = undefined) {
     if (seconds !== undefined) this.#started = performance.now() - seconds * 1000;
-    const record = encode(seconds ?? this.seconds, channel, command, payload);
+    const record = [headOf(seconds ?? this.seconds, channel, command, payload), payload];
+    const size = record[0].length + payload.length;
     this.onrecord?.(record);
     if (channel === REPLY && command === "handshake") this.#handshake = record;
-    this.#open.push(record);
-    this.#openBytes += record.length;
-    this.bytes += record.length;
+    this.#open.push(...record);
+    this.#openMessages++;
+    this.#openBytes += size;
+    this.bytes += size;
     if (this.#openBytes >= BLOB_BYTES) this.#close();
     return record;
   }
@@ -43,14 +46,15 @@ export class Recording {
   /** Return the recorded messages as a file. */
   toBlob() {
     this.#close();
-    const lost = this.dropped > 0 && this.#handshake !== null ? [this.#handshake] : [];
+    const lost = this.dropped > 0 && this.#handshake !== null ? this.#handshake : [];
     return new Blob([...lost, ...this.#blobs.map(({ blob }) => blob)]);
   }
 
   #close() {
     if (!this.#open.length) return;
-    this.#blobs.push({ blob: new Blob(this.#open), messages: this.#open.length });
+    this.#blobs.push({ blob: new Blob(this.#open), messages: this.#openMessages });
     this.#open = [];
+    this.#openMessages = 0;
     this.#openBytes = 0;
     while (this.bytes > KEPT_BYTES && this.#blobs.length > 1) {
       const { blob, messages } = this.#blobs.shift();
@@ -60,18 +64,24 @@ export class Recording {
   }
 }
 
-/** Return a record: an array of a double, a small integer, a text or nil, and bytes. */
-function encode(seconds, channel, command, payload) {
-  const name = new TextEncoder().encode(command ?? "");
-  const head = command === null ? [0xc0] : [0xda, name.length >> 8, name.length & 0xff, ...name];
-  const record = new Uint8Array(16 + head.length + payload.length);
-  const view = new DataView(record.buffer);
-  record.set([0x94, 0xcb]);
+/** Return the bytes before the payload in a record: an array of a double, a small integer, a text or nil, and bytes. */
+function headOf(seconds, channel, command, payload) {
+  const name = command === null ? null : new TextEncoder().encode(command);
+  const named = name === null ? 1 : 3 + name.length;
+  const head = new Uint8Array(16 + named);
+  const view = new DataView(head.buffer);
+  head[0] = 0x94;
+  head[1] = 0xcb;
   view.setFloat64(2, seconds);
-  record.set([channel, ...head, 0xc6], 10);
-  view.setUint32(12 + head.length, payload.length);
-  record.set(payload, 16 + head.length);
-  return record;
+  head[10] = channel;
+  head[11] = name === null ? 0xc0 : 0xda;
+  if (name !== null) {
+    view.setUint16(12, name.length);
+    head.set(name, 14);
+  }
+  head[11 + named] = 0xc6;
+  view.setUint32(12 + named, payload.length);
+  return head;
 }
 
 /** Yield the records [seconds, channel, command, bytes] of a file; throws an Error that says why it cannot be read. */

@@ -303,7 +303,7 @@ async function restore(mine, target) {
   } finally {
     if (loading === progress) loading = null;
   }
-  mine.recording.onrecord = (bytes) => kept?.add({ target, bytes });
+  mine.recording.onrecord = (record) => kept?.add({ target, record });
 }
 
 /** @param {unknown} error */
