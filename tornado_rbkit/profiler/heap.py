@@ -11,12 +11,16 @@ resize a NumPy array, which fails while something else refers to the array. (An 
 collector tracks is kept until the end.) Up to Python 3.13 a tuple may be missing if only a running function's variable
 refers to it.
 
+The collector does not list objects frozen with `gc.freeze`. If there are any, every reference is followed, from the
+modules and classes on, to find them. The walk then takes longer, keeps the objects that it has yet to look at, and
+includes objects that are created meanwhile. Frozen objects are missing if nothing refers to them except the
+interpreter, an extension module, or up to Python 3.12 a running function's variable.
+
 A snapshot leaves out the profiler's own objects, except its modules, their definitions, and a few objects that only
-the interpreter holds. Of a module only its namespace is followed (see `objects.referents`). It also leaves out objects
-frozen with `gc.freeze`, which the collector does not list. The names under which objects are held are described in
-`references`. File and line are known for functions, and for objects created while tracemalloc traced, except objects
-that the interpreter takes from a free list and, on Python 3.11, instances with a ``__dict__`` (a bug in its
-tracemalloc).
+the interpreter holds. Of a module only its namespace is followed (see `objects.referents`). The names under which
+objects are held are described in `references`. File and line are known for functions, and for objects created while
+tracemalloc traced, except objects that the interpreter takes from a free list and, on Python 3.11, instances with a
+``__dict__`` (a bug in its tracemalloc).
 
 None of the host's code is run: classes are read through `type`'s own descriptors, references through the collector's
 traversal, and sizes through ``__sizeof__`` only if that is not written in Python.
@@ -29,7 +33,7 @@ import time
 import tracemalloc
 from _tracemalloc import _get_object_traceback
 from collections.abc import Callable, Iterator
-from gc import is_tracked
+from gc import get_freeze_count, is_tracked
 from types import FrameType, FunctionType, MethodDescriptorType
 from typing import Any, Final
 
@@ -43,6 +47,7 @@ from tornado_rbkit.profiler.objects import (
     is_internal,
     type_dict,
     type_mro,
+    type_subclasses,
 )
 from tornado_rbkit.profiler.packing import DumpPacker, pack_dump_head, pack_time
 from tornado_rbkit.profiler.references import (
@@ -93,6 +98,7 @@ class Snapshot:
         self._traced = tracemalloc.get_traced_memory()[0] if self._tracing else None
         self._roots = internal
         self._internal: set[int] = set()
+        self._has_frozen = get_freeze_count() > 0
 
     def walk(self) -> Iterator[None]:
         """Visit every object, and yield after each slice, so that the caller can let the host run."""
@@ -102,6 +108,9 @@ class Snapshot:
         self._internal = internal_ids([*self._roots, self, tracked]) | internal_frames()
         objects, values = tracked.objects, self._values
         values.extend(frame for frame in running_frames() if not is_internal(_module_of(frame)))
+        if self._has_frozen:
+            values += [*sys.modules.values(), *_subclasses_of(object)]  # a module may have two names
+            values[:] = [value for value in values if self._is_new(id(value))]
         at, item = 0, None
         while at < len(objects) or values:
             with size as count:
@@ -112,7 +121,8 @@ class Snapshot:
                         item = objects[at]
                         at += 1
                         # None replaces a tuple that was taken out; a reference may have led to another tuple before
-                        if item is not None and (type(item) is not tuple or self._is_new(id(item))):
+                        is_listed_once = type(item) is not tuple and not self._has_frozen
+                        if item is not None and (is_listed_once or self._is_new(id(item))):
                             self._add(item)
             yield
         self._cut(everything=True)
@@ -139,10 +149,10 @@ class Snapshot:
             return
         read, name_of = self._readers[key]
         references = NO_REFERENCES if read is None else read(item)
-        held, seen = references.held, self._seen
+        held, seen, follows_all = references.held, self._seen, self._has_frozen
         ids = [id(other) for other in held]  # not in one call: the host can have the GIL in between
         for other, other_id in zip(held, ids, strict=True):
-            if not is_tracked(other) or type(other) is tuple:
+            if follows_all or not is_tracked(other) or type(other) is tuple:
                 shard = seen[other_id % _SHARDS]
                 if other_id not in shard:
                     shard.add(other_id)
@@ -189,6 +199,18 @@ class Snapshot:
         if rows == DUMP_OBJECTS or (everything and (rows or not self._bodies)):
             self.total += rows
             self._bodies.append(self._packer.take())
+
+
+def _subclasses_of(cls: type) -> list[type]:
+    """Return all direct and indirect subclasses; no reference leads to many of those that are written in C."""
+    found = {id(cls): cls}
+    waiting = [cls]
+    while waiting:
+        for each in type_subclasses(waiting.pop()):
+            if id(each) not in found:
+                found[id(each)] = each
+                waiting.append(each)
+    return list(found.values())
 
 
 def _module_of(frame: FrameType) -> str:

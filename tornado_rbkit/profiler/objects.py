@@ -30,6 +30,7 @@ _DEMO: Final = "tornado_rbkit.profiler.workload"
 type_dict: Final[Callable[[Any], Any]] = type.__dict__["__dict__"].__get__
 type_qualname: Final[Callable[[Any], str]] = type.__dict__["__qualname__"].__get__
 type_mro: Final[Callable[[Any], tuple[type, ...]]] = type.__dict__["__mro__"].__get__
+type_subclasses: Final[Callable[[Any], list[type]]] = type.__dict__["__subclasses__"]
 
 type_flags: Final[Callable[[Any], int]] = type.__dict__["__flags__"].__get__
 _namespace: Final[Callable[[Any], Any]] = type_dict(ModuleType)["__dict__"].__get__
