@@ -23,7 +23,14 @@ from tornado_rbkit.web.access import AccessSettings
 
 ROOT = Path(__file__).parent.parent
 README = (ROOT / "README.md").read_text(encoding="utf-8")
-DOCUMENTS = ("README.md", "CHANGELOG.md", "CONTRIBUTING.md", "bench/README.md", "tests/faults/README.md")
+DOCUMENTS = (
+    "README.md",
+    "CHANGELOG.md",
+    "CONTRIBUTING.md",
+    "bench/README.md",
+    "tests/faults/README.md",
+    "tornado_rbkit/fleet/README.md",
+)
 
 
 def test_the_exported_names_are_these() -> None:

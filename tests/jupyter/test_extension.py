@@ -10,7 +10,11 @@ import pytest
 
 from tests.conftest import ask, closing, receive_data, until
 from tests.fake_rbkit import FakeRbkit
+from tests.fleet.conftest import Machine, machine, nats
 from tests.jupyter.conftest import StartJupyter
+from tornado_rbkit import Bridge
+
+__all__ = ["machine", "nats"]
 
 
 async def test_data_and_commands_pass(jupyter: StartJupyter, rbkit: FakeRbkit) -> None:
@@ -22,6 +26,14 @@ async def test_data_and_commands_pass(jupyter: StartJupyter, rbkit: FakeRbkit) -
     status = json.loads((await server.get("rbkit/status")).body)
     assert status["targets"]["default"]["state"] == "connected"
     assert [target["name"] for target in json.loads((await server.get("rbkit/targets")).body)] == ["default"]
+
+
+async def test_the_targets_of_a_fleet_are_shown(jupyter: StartJupyter, machine: Machine, rbkit: FakeRbkit) -> None:
+    await machine.agent({"puma": Bridge(**rbkit.endpoints)})
+    server = await jupyter(nats="auto")
+    await until(lambda: "web-1~puma" in server.extension.bridges, "the target is announced")
+    connection = await server.connect("rbkit/web-1~puma/ws")
+    assert await ask(connection, "trigger_gc") == b"0ok"
 
 
 async def test_viewers_are_closed_with_1001_when_the_server_stops(jupyter: StartJupyter, rbkit: FakeRbkit) -> None:
@@ -71,6 +83,8 @@ async def test_the_end_of_discovery_is_logged_with_its_reason(
             "pub='http://127.0.0.1:5555' is not an endpoint",
         ),
         ({"pub": "tcp://127.0.0.1:5555"}, "req=None: one is not set; allowed: both, or neither"),
+        ({"nats": "auto", "pub": "tcp://127.0.0.1:1"}, "nats cannot be combined with targets, pub and req"),
+        ({"nats": "http://hub"}, "'http://hub' is not the URL of a NATS server; allowed: nats://HOST:PORT"),
         ({"req": "tcp://127.0.0.1:5556"}, "pub=None, req='tcp://127.0.0.1:5556': one is not set"),
         ({"targets": {"ws": {"pub": "tcp://127.0.0.1:1", "req": "tcp://127.0.0.1:2"}}}, "'ws' cannot name a target"),
         ({"targets": {"web-1": "tcp://127.0.0.1:1"}}, "targets['web-1'] is 'tcp://127.0.0.1:1'; allowed: a dict like"),

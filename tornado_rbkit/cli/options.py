@@ -66,17 +66,7 @@ def _add_access_options(parser: argparse.ArgumentParser) -> None:
         help="sites that may show the page in a frame, as in the Content-Security-Policy directive frame-ancestors "
         "(default: %(default)s)",
     )
-    parser.add_argument(
-        "--read-only", action="store_true", help="refuse all commands except handshake (default: accept all)"
-    )
-    parser.add_argument(
-        "--any-command",
-        dest="commands",
-        action="store_const",
-        const="any",
-        default=COMMANDS,
-        help="also accept commands that are neither rbkit's nor the Python profiler's (default: refuse them)",
-    )
+    add_command_rules(parser)
 
 
 def _add_bridge_options(parser: argparse.ArgumentParser) -> None:
@@ -100,6 +90,21 @@ def _add_bridge_options(parser: argparse.ArgumentParser) -> None:
         default=BridgeSettings.compression_level,
         metavar="N",
         help="level of permessage-deflate, 1 to 9; 0 for no compression (default: %(default)s)",
+    )
+
+
+def add_command_rules(parser: argparse.ArgumentParser) -> None:
+    """Add the options that say which commands are accepted."""
+    parser.add_argument(
+        "--read-only", action="store_true", help="refuse all commands except handshake (default: accept all)"
+    )
+    parser.add_argument(
+        "--any-command",
+        dest="commands",
+        action="store_const",
+        const="any",
+        default=COMMANDS,
+        help="also accept commands that are neither rbkit's nor the Python profiler's (default: refuse them)",
     )
 
 

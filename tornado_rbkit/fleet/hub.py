@@ -7,6 +7,7 @@ import ipaddress
 import json
 import os
 import signal
+import sys
 from collections.abc import Iterable
 from datetime import datetime, timedelta, timezone
 from pathlib import Path
@@ -120,6 +121,8 @@ class Hub:
         self._write_config()
         try:
             pid = int((self.folder / "server.pid").read_text())
+            if sys.platform == "linux" and Path(f"/proc/{pid}/comm").read_text().strip() != "nats-server":
+                return False  # an earlier server was killed, and another process has its pid
             os.kill(pid, signal.SIGHUP)
         except (OSError, ValueError, AttributeError):
             return False

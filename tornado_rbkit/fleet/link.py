@@ -37,6 +37,8 @@ _CONNECT_TIMEOUT: Final = 4.0  # seconds
 _DELAYS: Final = (0.1, 2.0)  # seconds before another attempt, doubling, with jitter: a whole fleet reconnects at once
 _REFUSED_DELAY: Final = 30.0  # seconds after the server refused the credentials
 _CLOSE_TIMEOUT: Final = 2.0  # seconds
+_NEVER: Final = 1e9  # seconds
+_FIRST: Final = asyncio.FIRST_COMPLETED
 _NO_RESPONDERS: Final = "503"
 _DENIED: Final = re.compile(r'permissions violation for (publish|subscription) to "([^"]*)"')
 
@@ -123,6 +125,7 @@ class Link:
         self._pending_bytes = pending_bytes
         self._patience = patience
         self._reason = ""
+        self._pending: asyncio.Task[None] | None = None  # of the client, which `_close` cancels
         self._on_change = on_change
         self._client: Any = None
         self._lost = asyncio.Event()
@@ -167,7 +170,7 @@ class Link:
         if client is not None:
             await self._subscribe(client, subject, callback)
             with contextlib.suppress(*_client_errors()):  # the client is replaced
-                await client.flush(self._patience)
+                await _confirm(client)
 
     async def publish(self, subject: str, data: bytes) -> None:
         """Publish; wait if `pending_bytes` are reached.
@@ -215,18 +218,14 @@ class Link:
         url = random.choice(servers.urls)  # noqa: S311 - no secret
         client = _new_client()
         lost = asyncio.Event()
-
-        async def on_closed() -> None:
-            lost.set()
-
+        self._pending = opening = asyncio.create_task(self._open(client, url, servers, lost))
         try:
-            await asyncio.wait_for(
-                client.connect(url, closed_cb=on_closed, **self._options(servers, url)), _CONNECT_TIMEOUT
-            )
-            for subject, callback in list(self._subscriptions.items()):
-                await self._subscribe(client, subject, callback)
-            await client.flush(_CONNECT_TIMEOUT)  # what is subscribed is known to the server from here on
-        except Exception as error:  # noqa: BLE001 - whatever it is, another attempt follows
+            await asyncio.wait([opening], timeout=_CONNECT_TIMEOUT)
+        except asyncio.CancelledError:
+            self._drop(client)
+            raise
+        error = opening.exception() if opening.done() else TimeoutError("no reply")
+        if error is not None:
             self._drop(client)
             reason = self._reason or str(error) or type(error).__name__
             self.refusal = reason if "authorization" in reason.lower() else ""
@@ -242,18 +241,32 @@ class Link:
         self._on_change(True)
         return True
 
+    async def _open(self, client: Any, url: str, servers: NatsServers, lost: asyncio.Event) -> None:
+        """Connect a client, and subscribe."""
+
+        async def on_closed() -> None:
+            lost.set()
+
+        await client.connect(url, closed_cb=on_closed, **self._options(servers, url))
+        _mark_as_tls(client)
+        for subject, callback in list(self._subscriptions.items()):
+            await self._subscribe(client, subject, callback)
+        await _confirm(client)
+
     async def _watch(self) -> None:
         """Return once the client does not respond."""
-        client = self._client
-        while not self._lost.is_set():
-            with contextlib.suppress(asyncio.TimeoutError):
-                await asyncio.wait_for(self._lost.wait(), CHECK_INTERVAL)
-            if self._lost.is_set():
-                return
-            try:
-                await client.flush(self._patience)
-            except _client_errors():
-                return
+        lost = asyncio.create_task(self._lost.wait())
+        try:
+            while True:
+                await asyncio.wait([lost], timeout=CHECK_INTERVAL)
+                if lost.done():
+                    return
+                self._pending = check = asyncio.create_task(self._client.flush(_NEVER))
+                await asyncio.wait([lost, check], timeout=self._patience, return_when=_FIRST)
+                if not check.done() or check.exception() is not None:
+                    return
+        finally:
+            lost.cancel()
 
     def _set_down(self) -> None:
         client, self._client = self._client, None
@@ -269,7 +282,8 @@ class Link:
 
     def _drop(self, client: Any) -> None:
         """Close a client in the background: it may wait for a server that does not answer."""
-        task = asyncio.get_running_loop().create_task(_close(client))
+        pending, self._pending = self._pending, None
+        task = asyncio.get_running_loop().create_task(_close(client, pending))
         self._closing.add(task)
         task.add_done_callback(self._closing.discard)
 
@@ -349,11 +363,30 @@ def _reply_of(message: Any) -> str:
     return _NO_RESPONDERS if status == _NO_RESPONDERS else str(message.reply)
 
 
-async def _close(client: Any) -> None:
-    """Close a client; abort its connection if that takes too long."""
+def _mark_as_tls(client: Any) -> None:
+    """Tell asyncio of TLS, as its own `StreamWriter.start_tls` does: else it warns at the end of each connection."""
+    writer = getattr(getattr(client, "_transport", None), "_io_writer", None)
+    if writer is not None and writer.get_extra_info("ssl_object") is not None:
+        writer.transport.get_protocol()._over_ssl = True
+
+
+async def _confirm(client: Any) -> None:
+    """Wait until the server knows what was subscribed: the first PING may overtake what the client still holds."""
+    await client.flush(_NEVER)
+    await client.flush(_NEVER)
+
+
+async def _close(client: Any, pending: asyncio.Task[None] | None) -> None:
+    """Close a client; abort its connection if that takes too long. Then cancel a task that waits for the client.
+
+    The task is not cancelled earlier, because the client's reader would fail at a late reply.
+    """
     try:
         await asyncio.wait_for(client.close(), _CLOSE_TIMEOUT)
     except Exception:  # noqa: BLE001 - the client is given up in any case
         writer = getattr(getattr(client, "_transport", None), "_io_writer", None)
         if writer is not None:
             writer.transport.abort()
+    if pending is not None:
+        pending.cancel()
+        await asyncio.gather(pending, return_exceptions=True)

@@ -34,6 +34,7 @@ class Credentials:
 
     Attributes:
         name: the name of the host or the bridge, "" if the file has none.
+        kind: ``host`` or ``bridge``, "" if the file does not say.
         seed: the seed of an nkey, "" for a JWT.
         file: the path of a file with a JWT (.creds), "" for an nkey.
         ca: the certificate of the server's authority as PEM, "" for the authorities that the system trusts.
@@ -41,6 +42,7 @@ class Credentials:
     """
 
     name: str = ""
+    kind: str = ""
     seed: str = field(default="", repr=False)
     file: str = ""
     ca: str = ""
@@ -74,7 +76,8 @@ class Credentials:
             raise CredentialsError(
                 f"{path} has no credentials; allowed: a file of `tornado-rbkit hub`, or a .creds file (--creds)"
             ) from None
-        return cls(name=check_fleet_name(name, "the name in the credentials"), seed=seed, ca=ca, read_only=read_only)
+        check_fleet_name(name, "the name in the credentials")
+        return cls(name=name, kind=str(facts.get("kind", "")), seed=seed, ca=ca, read_only=read_only)
 
 
 def _name_in_jwt(jwt: str) -> str:
@@ -141,14 +144,26 @@ class NatsServers:
             raise CredentialsError(f"the certificate {source} cannot be read: {error} (--ca)") from error
 
 
-def servers_from(urls: str, creds: str | None = None, ca: str | None = None, *, insecure: bool = False) -> NatsServers:
+def servers_from(
+    urls: str, kind: str, creds: str | None = None, ca: str | None = None, *, insecure: bool = False
+) -> NatsServers:
     """Return the servers in an option: URLs separated by commas, and the paths of two files.
+
+    Args:
+        urls: the URLs.
+        kind: ``host`` or ``bridge``, which the credentials must be for.
+        creds: the path of a file with credentials.
+        ca: the path of the certificate of the servers' authority.
+        insecure: see `NatsServers`.
 
     Raises:
         CredentialsError: see `NatsServers` and `Credentials.read`.
         OSError: a file cannot be read.
     """
     credentials = Credentials.read(creds) if creds is not None else Credentials()
+    if credentials.kind not in ("", kind):
+        allowed = f"credentials of a {kind} (--creds)"
+        raise CredentialsError(f"{creds} has the credentials of a {credentials.kind}; allowed: {allowed}")
     if ca is not None:
         Path(ca).read_bytes()  # for the system's own error
     given = tuple(url.strip() for url in urls.split(","))

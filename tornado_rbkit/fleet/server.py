@@ -6,6 +6,7 @@ import asyncio
 import contextlib
 import ctypes
 import json
+import logging
 import os
 import re
 import secrets
@@ -17,10 +18,16 @@ import sysconfig
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any, Final
+from urllib.parse import urlsplit
 
 from tornado_rbkit.errors import RbkitError
-from tornado_rbkit.fleet.nats import CredentialsError, NatsServers
+from tornado_rbkit.fleet.nats import Credentials, CredentialsError, NatsServers, servers_from
 from tornado_rbkit.profiler.folder import prepare_folder, remove_file, runtime_folder, verify_folder
+
+_log = logging.getLogger(__name__)
+
+AUTO: Final = "auto"
+"""In place of URLs: this user's server on this machine."""
 
 FILE: Final = "nats.json"
 """The file in the runtime folder that says where this user's server listens."""
@@ -28,6 +35,8 @@ FILE: Final = "nats.json"
 _START_TIMEOUT: Final = 10.0  # seconds
 _STOP_TIMEOUT: Final = 5.0  # seconds
 _POLL: Final = 0.02  # seconds
+_KEEP_INTERVAL: Final = 1.0  # seconds
+_CONNECT_TIMEOUT: Final = 2.0  # seconds
 _MAX_BYTES: Final = 4096
 _PR_SET_PDEATHSIG: Final = 1  # prctl(2)
 
@@ -192,6 +201,29 @@ def local_servers() -> NatsServers | None:
         return None  # not on this machine: somebody has edited the file
 
 
+def bridge_servers(
+    urls: str, creds: str | None = None, ca: str | None = None, *, insecure: bool = False
+) -> tuple[Callable[[], NatsServers | None], Credentials]:
+    """Return the function that returns the NATS servers of a bridge, and its credentials.
+
+    Args:
+        urls: `AUTO`, or URLs; see `servers_from` for the other arguments.
+        creds: the path of a file with credentials.
+        ca: the path of the certificate of the servers' authority.
+        insecure: see `NatsServers`.
+
+    Raises:
+        CredentialsError: they cannot be used.
+        OSError: a file cannot be read.
+    """
+    if urls == AUTO:
+        if local_servers() is None:
+            _log.warning("no agent runs on this machine yet; start `tornado-rbkit agent`")
+        return local_servers, Credentials()
+    servers = servers_from(urls, "bridge", creds, ca, insecure=insecure)
+    return lambda: servers, servers.credentials
+
+
 def _read(path: Path) -> dict[str, Any]:
     """Return what is in a file of this user, {} if there is none."""
     try:
@@ -212,3 +244,51 @@ def write_private(path: Path, text: str) -> None:
     with open(os.open(partial, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600), "w", encoding="utf-8") as file:
         file.write(text)
     os.replace(partial, path)
+
+
+class LocalServer:
+    """This user's NATS server on this machine: the one of another agent, or one of its own while there is none."""
+
+    def __init__(self) -> None:
+        self._own: NatsServer | None = None
+
+    async def ensure(self) -> None:
+        """Start a server unless one accepts connections.
+
+        Raises:
+            NatsServerError: there is no nats-server, or it does not start.
+            RuntimeFolderError: the runtime folder cannot be used.
+        """
+        servers = local_servers()
+        if servers is None or not await _accepts(servers.urls[0]):
+            self.stop()
+            self._own = await start_local_server()
+
+    async def keep(self, is_up: Callable[[], bool]) -> None:
+        """Start a server whenever `is_up` returns False and there is none, until cancelled.
+
+        Raises:
+            NatsServerError: it does not start.
+        """
+        while True:
+            await asyncio.sleep(_KEEP_INTERVAL)
+            if not is_up():
+                await self.ensure()
+
+    def stop(self) -> None:
+        """Stop the own server, if there is one."""
+        if self._own is not None:
+            forget_local_server(self._own)
+            self._own.stop()
+            self._own = None
+
+
+async def _accepts(url: str) -> bool:
+    """Return whether a server accepts connections."""
+    parts = urlsplit(url)
+    try:
+        _, writer = await asyncio.wait_for(asyncio.open_connection(parts.hostname, parts.port), _CONNECT_TIMEOUT)
+    except (OSError, asyncio.TimeoutError):
+        return False
+    writer.close()
+    return True

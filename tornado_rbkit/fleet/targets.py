@@ -26,6 +26,9 @@ _log = logging.getLogger(__name__)
 LATE_AFTER: Final = 1.3
 """Seconds without a hello after which a host is asked whether it is there."""
 
+FLEET_IDLE_GRACE: Final = 2.0
+"""Seconds for which a bridge keeps the lease of a target after its last client left; the agent has its own grace."""
+
 FORGET_AFTER: Final = 10.0
 """Seconds for which the targets of a host that is gone, or targets that are gone, keep their clients."""
 

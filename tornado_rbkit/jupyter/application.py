@@ -10,9 +10,13 @@ from jupyter_server.serverapp import ServerApp
 from traitlets import Bool, Dict, Float, Int, TraitError, Unicode
 
 from tornado_rbkit.bridge.bridge import Bridge
+from tornado_rbkit.errors import RbkitError
+from tornado_rbkit.fleet.link import require_nats
+from tornado_rbkit.fleet.server import bridge_servers
+from tornado_rbkit.fleet.targets import FLEET_IDLE_GRACE, FleetTargets
 from tornado_rbkit.jupyter.handlers import jupyter_access, jupyter_routes
 from tornado_rbkit.upstream.iothread import IOLoopThread
-from tornado_rbkit.web.discovered import DiscoveredTargets, Endpoints
+from tornado_rbkit.web.discovered import DiscoveredTargets, Endpoints, path_name
 
 _MIB: Final = 1024 * 1024
 _LIMITS: Final = (
@@ -53,6 +57,17 @@ class RbkitExtension(ExtensionApp):
         True,
         help="Whether to find the Python processes of this user that have a profiler, including kernels.",
     ).tag(config=True)
+    nats = Unicode(
+        allow_none=True,
+        default_value=None,
+        help="""NATS servers of a fleet, whose targets are shown and no others, as in `tornado-rbkit serve --nats`;
+        "auto" for the server that `tornado-rbkit agent` runs on this machine.""",
+    ).tag(config=True)
+    nats_creds = Unicode(
+        allow_none=True,
+        default_value=None,
+        help="File with the credentials of a bridge for `nats`, as in `tornado-rbkit serve --creds`.",
+    ).tag(config=True)
     read_only = Bool(False, help="Whether to refuse all commands except handshake.").tag(config=True)
     connect_timeout = Float(
         2.0, help="Seconds within which the profiler must be reached after a client connects."
@@ -87,7 +102,7 @@ class RbkitExtension(ExtensionApp):
     _following: asyncio.Task[None] | None = None
     _stopped = False
     _wrong = ""
-    bridges: DiscoveredTargets
+    bridges: DiscoveredTargets | FleetTargets
 
     def _link_jupyter_server_extension(self, serverapp: ServerApp) -> None:
         """Load the settings, and store an error: Jupyter would log a traceback without the allowed values."""
@@ -102,7 +117,7 @@ class RbkitExtension(ExtensionApp):
         try:
             if not self._wrong:
                 self.bridges = self._make_targets()
-        except ValueError as error:
+        except (ValueError, OSError, RbkitError) as error:
             self._wrong = str(error)
         if self._wrong:
             self.log.error("RbkitExtension is off because a setting is wrong: %s", " ".join(self._wrong.split()))
@@ -128,12 +143,36 @@ class RbkitExtension(ExtensionApp):
         if not following.cancelled() and (error := following.exception()) is not None:
             self.log.error("RbkitExtension is off until the server restarts: %s", error, exc_info=error)
 
-    def _make_targets(self) -> DiscoveredTargets:
+    def _make_fleet(self, nats: str) -> FleetTargets:
+        """Return the bridges to the targets of a fleet.
+
+        Raises:
+            ValueError: a setting is wrong.
+            OSError: a file cannot be read.
+            FleetExtraMissingError: the extra `fleet` is not installed.
+        """
+        if self.targets or self.pub or self.req:
+            raise ValueError("nats cannot be combined with targets, pub and req")
+        require_nats()
+        servers, credentials = bridge_servers(nats, self.nats_creds)
+        self.read_only |= credentials.read_only
+        limits = {name: getattr(self, name) for name in _LIMITS} | {"stop_when_idle": False}
+        limits["idle_grace"] = min(self.idle_grace, FLEET_IDLE_GRACE)
+        return FleetTargets(
+            lambda endpoint, thread: Bridge(endpoint=endpoint, threaded=thread, **limits),
+            servers,
+            credentials.name or "bridge",
+            path_name,
+        )
+
+    def _make_targets(self) -> DiscoveredTargets | FleetTargets:
         """Return the bridges by name.
 
         Raises:
             ValueError: a setting is wrong.
         """
+        if self.nats:
+            return self._make_fleet(self.nats)
         targets = {name: _endpoints(name, target) for name, target in self.targets.items()}
         if self.pub or self.req:
             if not (self.pub and self.req):

@@ -18,6 +18,7 @@ from jupyter_server.base.websocket import WebSocketMixin
 from tornado.routing import PathMatches, Rule
 from tornado.web import HTTPError, RequestHandler, authenticated
 
+from tornado_rbkit.fleet.targets import FleetTargets
 from tornado_rbkit.protocol import VIEW_COMMAND, CommandError
 from tornado_rbkit.web.access import Access, AccessDeniedError, AccessHandler
 from tornado_rbkit.web.dashboard import AssetHandler, IndexHandler
@@ -46,7 +47,7 @@ def jupyter_access(read_only: bool) -> Access:
     return JupyterAccess(authorize=_is_authorized, read_only=read_only, frame_ancestors=None)
 
 
-def jupyter_routes(bridges: DiscoveredTargets, base_url: str, access: Access) -> list[Rule]:
+def jupyter_routes(bridges: DiscoveredTargets | FleetTargets, base_url: str, access: Access) -> list[Rule]:
     """Return the routes below ``base_url``, for a mapping of bridges that may change."""
     base = re.escape(f"{base_url.rstrip('/')}/rbkit")
     pages: dict[str, type[RequestHandler]] = {
@@ -114,7 +115,7 @@ class JupyterIndexHandler(JupyterPageHandler, IndexHandler):
 
     login_kept_in = "cookie"
     how_to_start = "Start one in a notebook: %load_ext tornado_rbkit, then %rbkit start."
-    bridges: DiscoveredTargets
+    bridges: DiscoveredTargets | FleetTargets
 
     async def check_request(self) -> None:
         """Scan for the requested target if it is unknown: its kernel may have announced itself just now."""

@@ -5,10 +5,15 @@ from __future__ import annotations
 import argparse
 import asyncio
 
+from tornado_rbkit.bridge.bridge import Bridge
 from tornado_rbkit.bridge.settings import BridgeSettings
 from tornado_rbkit.cli.command import Command
-from tornado_rbkit.cli.options import add_server_options
+from tornado_rbkit.cli.fleet import add_nats_options
+from tornado_rbkit.cli.options import add_server_options, bridge_settings
 from tornado_rbkit.cli.serving import bridge_to, serve_until_stopped
+from tornado_rbkit.fleet.link import require_nats
+from tornado_rbkit.fleet.server import bridge_servers
+from tornado_rbkit.fleet.targets import FLEET_IDLE_GRACE, FleetTargets
 from tornado_rbkit.profiler.folder import check_chosen_folder
 from tornado_rbkit.web.discovered import DiscoveredTargets, Endpoints, path_name
 
@@ -29,11 +34,12 @@ def _add_options(parser: argparse.ArgumentParser) -> None:
         "--target",
         dest="targets",
         action="append",
-        type=_target,
+        type=target_option,
         default=[],
         metavar="NAME=PUB,REQ",
         help="profiler to serve by name, in addition to the processes that `list` shows (repeatable; default: none)",
     )
+    add_nats_options(parser, "bridge", "default: only the profilers of this machine")
     parser.add_argument(
         "--idle-grace",
         type=float,
@@ -52,7 +58,7 @@ def _add_options(parser: argparse.ArgumentParser) -> None:
     add_server_options(parser)
 
 
-def _target(text: str) -> tuple[str, Endpoints]:
+def target_option(text: str) -> tuple[str, Endpoints]:
     name, separator, endpoints = text.partition("=")
     pub, comma, req = endpoints.partition(",")
     if not (name and separator and pub and comma and req):
@@ -76,11 +82,31 @@ Behind nginx: set Host $http_host, Upgrade $http_upgrade and Connection upgrade,
 
 
 async def _run(options: argparse.Namespace) -> int:
+    if options.nats is not None:
+        return await _serve_fleet(options)
     if options.family or (options.pub is None and options.req is None):
         return await _serve_discovered(options)
     if options.targets:
         raise ValueError("--target cannot be combined with --pub and --req; allowed: one --target for each profiler")
     return await serve_until_stopped(options, bridge_to(options, options.pub, options.req))
+
+
+async def _serve_fleet(options: argparse.Namespace) -> int:
+    """Serve the targets of all hosts that have an agent at a NATS server."""
+    if options.targets or options.pub is not None or options.req is not None:
+        raise ValueError("--nats cannot be combined with --target, --pub and --req; allowed: these with `agent`")
+    require_nats()
+    servers, credentials = bridge_servers(options.nats, options.creds, options.ca, insecure=options.insecure)
+    options.read_only |= credentials.read_only
+    options.stop_when_idle = False  # the agent stops the profiling, once no bridge watches
+    options.idle_grace = min(options.idle_grace, FLEET_IDLE_GRACE)
+    targets = FleetTargets(
+        lambda endpoint, thread: Bridge(endpoint=endpoint, threaded=thread, **bridge_settings(options)),
+        servers,
+        credentials.name or "bridge",
+        path_name,
+    )
+    return await _serve_followed(options, targets)
 
 
 async def _serve_discovered(options: argparse.Namespace) -> int:
@@ -95,6 +121,11 @@ async def _serve_discovered(options: argparse.Namespace) -> int:
         default_ports=not fixed,  # if targets are given by name, a profiler at the default ports must be given as well
         family=family,
     )
+    return await _serve_followed(options, targets)
+
+
+async def _serve_followed(options: argparse.Namespace, targets: DiscoveredTargets | FleetTargets) -> int:
+    """Serve targets while they are followed."""
     following = asyncio.create_task(targets.follow())
     await asyncio.sleep(0)  # for the first scan
     try:
@@ -111,7 +142,8 @@ COMMAND = Command(
     name="serve",
     help="serve profilers to browsers and other WebSocket clients",
     example="tornado-rbkit serve --pub tcp://127.0.0.1:5555 --req tcp://127.0.0.1:5556 --port 8000\n"
-    "tornado-rbkit serve --target web-1=tcp://10.0.0.5:5555,tcp://10.0.0.5:5556   # repeatable",
+    "tornado-rbkit serve --target web-1=tcp://10.0.0.5:5555,tcp://10.0.0.5:5556   # repeatable\n"
+    "tornado-rbkit serve --nats auto   # what `tornado-rbkit agent` announces",
     add_options=_add_options,
     run=_run,
     notes=_NOTES,
