@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import importlib.util
 import json
 import os
 import stat
@@ -18,6 +19,8 @@ import pytest
 from tests.conftest import until
 from tests.fake_rbkit import FakeRbkit
 from tornado_rbkit import CommandError, RbkitClient
+from tornado_rbkit.cli.main import main
+from tornado_rbkit.fleet.hub import Hub
 from tornado_rbkit.fleet.server import local_servers
 
 COMMAND = [sys.executable, "-m", "tornado_rbkit"]
@@ -171,33 +174,35 @@ async def test_a_hub_with_a_key_for_each_host_and_bridge(commands: Commands, rbk
     ids=lambda value: " ".join(value) if isinstance(value, list) else "",
 )
 @pytest.mark.skipif(os.name == "nt", reason="modes of files")
-def test_wrong_options_are_refused_in_clear_words(commands: Commands, arguments: list[str], text: str) -> None:
-    folder = commands.folder / "hub"
+def test_wrong_options_are_refused_in_clear_words(
+    tmp_path: Path,
+    runtime_folder: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+    arguments: list[str],
+    text: str,
+) -> None:
+    folder = tmp_path / "hub"
     folder.mkdir(mode=0o700)
-    commands.folder = folder
+    monkeypatch.chdir(folder)
     for kind, name in (("host", "h"), ("bridge", "b")):
-        made = commands.run("hub", "--dir", ".", f"add-{kind}", name)
-        assert made.stdout == f"{name}.creds\n"
+        Hub(folder).add(kind, name, folder / f"{name}.creds")
         assert stat.S_IMODE((folder / f"{name}.creds").stat().st_mode) == 0o600
     (folder / "loose").write_text("{}")
     (folder / "loose").chmod(0o644)
     (folder / "odd").write_text("{}")
     (folder / "odd").chmod(0o600)
-    done = commands.run(*arguments)
-    assert done.returncode == 2, done
-    assert text in done.stderr
-    assert len(done.stderr.splitlines()) == 1
+    assert main(arguments) == 2
+    error = capsys.readouterr().err
+    assert text in error
+    assert len(error.splitlines()) == 1
 
 
 @pytest.mark.parametrize("arguments", [["agent"], ["serve", "--nats", "auto"]], ids=" ".join)
-def test_without_the_extra_a_line_says_what_to_install(commands: Commands, arguments: list[str]) -> None:
-    program = (
-        "import importlib.util, sys\n"
-        "find = importlib.util.find_spec\n"
-        "importlib.util.find_spec = lambda name, *rest: None if name == 'nats' else find(name, *rest)\n"
-        "from tornado_rbkit.cli.main import main\n"
-        "sys.exit(main(sys.argv[1:]))\n"
-    )
-    done = subprocess.run([sys.executable, "-c", program, *arguments], capture_output=True, text=True)
-    expected = "tornado-rbkit: nats is not installed; pip install 'tornado_rbkit[fleet]'\n"
-    assert (done.returncode, done.stderr) == (2, expected)
+def test_without_the_extra_a_line_says_what_to_install(
+    runtime_folder: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], arguments: list[str]
+) -> None:
+    find = importlib.util.find_spec
+    monkeypatch.setattr(importlib.util, "find_spec", lambda name, *rest: None if name == "nats" else find(name, *rest))
+    assert main(arguments) == 2
+    assert capsys.readouterr().err == "tornado-rbkit: nats is not installed; pip install 'tornado_rbkit[fleet]'\n"

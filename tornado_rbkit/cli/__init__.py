@@ -1,7 +1,7 @@
 """The command line: ``tornado-rbkit``, or ``python -m tornado_rbkit``.
 
 `commands` has one module for each command, `command` defines the parts of a command, `options` has the options that
-several commands share, and `main` combines them and reports errors. `serving` serves bridges until a signal, with the
+several commands share and `fleet` those for a NATS server, and `main` combines them and reports errors. `serving` serves bridges until a signal, with the
 HTTP server of `listener`; `program` runs a Python program under the profiler; `output` writes files and standard
 output, `progress` shows progress on a terminal, `stopping` handles signals, and `caveats` knows the commands that some
 versions of rbkit ignore or do not survive.
