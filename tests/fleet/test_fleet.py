@@ -2,11 +2,15 @@
 
 from __future__ import annotations
 
-from tests.conftest import ask, receive_data, until
+import asyncio
+import threading
+
+from tests.conftest import Server, ask, receive_data, until
 from tests.fake_rbkit import FakeRbkit
 from tests.fleet.conftest import Machine
 from tornado_rbkit import Bridge
 from tornado_rbkit.bridge.profiler_state import State
+from tornado_rbkit.fleet.framing import WINDOW
 
 
 async def test_a_client_of_a_bridge_sees_and_steers_a_profiler_of_another_host(
@@ -58,3 +62,61 @@ async def test_a_restarted_agent_is_found_again_and_what_was_lost_is_reported(
     assert await receive_data(client) == last
     assert server.bridge.stats()["messages_missed"] == 5
     assert server.bridge.stats()["disconnects"] == 1
+
+
+async def test_a_flood_larger_than_many_windows_arrives_complete_and_in_order(
+    machine: Machine, rbkit: FakeRbkit, bridge_to_rbkit: Bridge
+) -> None:
+    await machine.agent({"puma": bridge_to_rbkit})
+    targets = await machine.bridge()
+    server = await machine.served(targets, "web-1~puma")
+    client = await server.connected()
+    published = [rbkit.publish_collection(padding=size) for size in [200, 70_000, 300_000] * 60]
+    assert sum(map(len, published)) > 8 * WINDOW
+    for message in published:
+        assert await receive_data(client) == message
+    assert server.bridge.stats()["messages_missed"] == 0
+    (lease,) = bridge_to_rbkit.stats()["clients"]
+    assert (lease["messages_sent"], lease["messages_dropped"]) == (len(published), 0)
+
+
+async def test_a_bridge_that_takes_nothing_delays_no_other_and_its_loss_is_counted(
+    machine: Machine, rbkit: FakeRbkit
+) -> None:
+    await machine.agent({"puma": Bridge(**rbkit.endpoints)}, max_backlog_bytes=1_000_000)
+    slow, good = await machine.bridge("slow"), await machine.bridge("good")
+    slow_server = await machine.served(slow, "web-1~puma")
+    server = await machine.served(good, "web-1~puma")
+    await slow_server.connected()
+    client = await server.connected()
+    first = rbkit.publish_collection()
+    assert await receive_data(client) == first
+    await until(lambda: slow_server.bridge.stats()["messages_in"] == 1, "both get the stream")
+    stopped, go = threading.Event(), threading.Event()
+
+    def stop_the_thread() -> None:
+        stopped.set()
+        go.wait()
+
+    slow._thread.io_loop.add_callback(stop_the_thread)
+    await asyncio.to_thread(stopped.wait)
+    try:
+        for _ in range(60):
+            message = rbkit.publish_collection(padding=200_000)
+            assert await receive_data(client) == message
+    finally:
+        go.set()
+    await until(lambda: slow_server.bridge.state is State.CONNECTED, "the slow one is connected", timeout=30)
+    await until(lambda: _accounted(slow_server, rbkit), "what it has not got is counted", timeout=30)
+    assert slow_server.bridge.stats()["messages_missed"] > 0
+    assert server.bridge.stats()["messages_missed"] == 0
+
+
+def _accounted(server: Server, rbkit: FakeRbkit) -> bool:
+    """Return whether every message has arrived or is counted as missed; publish another one if not."""
+    stats = server.bridge.stats()
+    if stats["messages_in"] + stats["messages_missed"] == rbkit.counter:
+        return True
+    if rbkit.sent == rbkit.counter:
+        rbkit.publish_collection()
+    return False
