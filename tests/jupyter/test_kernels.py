@@ -220,18 +220,42 @@ async def test_options_choose_the_interval_the_clock_and_where_the_profile_goes(
         assert re.search(r"<td>[\d.]+ %</td><td>[\d.]+ %</td><td>3</td><td>    str\(number\)</td>", page)
 
 
+async def test_the_memory_of_a_cell_is_shown_and_the_cell_runs_as_any_does(jupyter: StartJupyter) -> None:
+    server = await jupyter()
+    async with server.kernel() as kernel:
+        await kernel.run("%load_ext tornado_rbkit\nimport asyncio")
+        outputs = await kernel.run("%%rbkit memory -o memory\nkept = [bytes(10**6) for _ in range(8)]\nlen(kept)")
+        result, shown = outputs
+        assert result["data"]["text/plain"] == "8"
+        assert re.search(r"<td>7\.6 MiB</td><td></td><td>7\.6 MiB</td><td>2</td>", shown["data"]["text/html"])
+        assert "7.6 MiB kept" in shown["data"]["text/plain"]
+        assert await kernel.text("print(memory.lines[2].kept > 8 * 10**6)") == "True\n"
+        half = (
+            "before = bytes(10**6)\n%rbkit memory -o memory -q\nawait asyncio.sleep(0)\nkept.append(bytes(2 * 10**6))"
+        )
+        assert await kernel.run(half) == [], "the rest of a cell, which may await"
+        assert await kernel.text("print({n: m.kept // 10**6 for n, m in memory.lines.items() if m.kept > 10**6})") == (
+            "{4: 2}\n"
+        )
+        kinds = [output["kind"] for output in await kernel.run("%%rbkit memory\n1 / 0")]
+        assert kinds == ["display_data", "error"] or kinds == ["error", "display_data"]
+        assert await kernel.text("import sys, tracemalloc\nprint(tracemalloc.is_tracing())") == "False\n"
+
+
 async def test_what_is_asked_wrongly_is_reported_in_a_line(jupyter: StartJupyter) -> None:
     server = await jupyter()
     async with server.kernel() as kernel:
         await kernel.run("%load_ext tornado_rbkit")
         for code, told in [
-            ("%rbkit", "allowed: start, stop, status, snapshot"),
+            ("%rbkit", "allowed: start, stop, status, snapshot, memory"),
             ("%rbkit begin", "%rbkit begin: unknown; allowed"),
             ("%rbkit snapshot", "%rbkit start starts it"),
             ("%%rbkit start\n1", "%%rbkit: unrecognized arguments: start; allowed: [-i INTERVAL]"),
             ("%%rbkit -i soon\n1", "allowed: [-i INTERVAL]"),
             ("%%rbkit -i -1\n1", "cpu_sampling_interval"),
             ("%%rbkit -o 1\n1", "-o 1: not the name of a variable"),
+            ("%%rbkit memory -c cpu\n1", "%rbkit memory: unrecognized arguments: -c cpu; allowed: [-o NAME] [-q]"),
+            ("import tracemalloc\ntracemalloc.start()\n%rbkit memory", "tracemalloc.stop() ends it"),
         ]:
             assert told in await kernel.text(code)
 

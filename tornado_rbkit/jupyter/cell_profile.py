@@ -5,24 +5,15 @@ from __future__ import annotations
 import linecache
 from collections import Counter
 from collections.abc import Iterable
-from html import escape
 from pathlib import Path
 from typing import Final
 
 from tornado_rbkit.jupyter.flamegraph import ZOOM_STYLE, flame_graph, zoomable
+from tornado_rbkit.jupyter.tables import STYLE, source_table, table
 from tornado_rbkit.protocol import CPUSample
 from tornado_rbkit.recording.export import folded, speedscope
 
 _FUNCTIONS: Final = 10
-_LINES: Final = 200
-_WIDTH: Final = 200
-
-_STYLE: Final = (
-    "<style>.rbkit{color:inherit}.rbkit table{border-collapse:collapse;margin:4px 0}"
-    ".rbkit td,.rbkit th{padding:0 8px;text-align:right;font:12px/1.5 ui-monospace,monospace;white-space:pre;"
-    "background:none;border:0;color:inherit}.rbkit td:last-child,.rbkit th:last-child{text-align:left}"
-    f".rbkit .hot{{background:rgba(255,120,40,.25)}}{ZOOM_STYLE}</style>"
-)
 
 
 class CellProfile:
@@ -63,7 +54,7 @@ class CellProfile:
 
     def _repr_html_(self) -> str:
         flames = zoomable(self._stacks, self._title)
-        return f'<div class="rbkit">{_STYLE}{self._lines()}{self._functions()}{flames}</div>'
+        return f'<div class="rbkit"><style>{STYLE}{ZOOM_STYLE}</style>{self._lines()}{self._functions()}{flames}</div>'
 
     def speedscope(self, path: str | Path) -> None:
         """Write the samples as a file for https://www.speedscope.app, replacing it if it exists.
@@ -93,26 +84,16 @@ class CellProfile:
         source = linecache.getlines(self._file) if self._file else []
         if not self._line_all or not source:
             return ""
-        rows = []
-        for number, text in list(enumerate(source, 1))[1:_LINES]:  # the first is the magic's
-            own, total = self._line_own[number], self._line_all[number]
-            hot = ' class="hot"' if self._share(total) >= 10 else ""
-            cells = (self._percent(total), self._percent(own), str(number), text.rstrip()[:_WIDTH])
-            rows.append(f"<tr{hot}>{''.join(f'<td>{escape(cell)}</td>' for cell in cells)}</tr>")
-        left_out = f"<p>{len(source) - _LINES} more lines</p>" if len(source) > _LINES else ""
-        return f"<table>{_head('total', 'self', 'line', 'code')}{''.join(rows)}</table>{left_out}"
+
+        def cells(number: int) -> list[str]:
+            return [self._percent(self._line_all[number]), self._percent(self._line_own[number])]
+
+        return source_table(source, ["total", "self"], cells, lambda n: self._share(self._line_all[n]) >= 10)
 
     def _functions(self) -> str:
-        rows = [
-            f"<tr><td>{self._percent(self._all[label])}</td><td>{self._percent(own)}</td>"
-            f"<td>{escape(label[:_WIDTH])}</td></tr>"
-            for label, own in self._own.most_common(_FUNCTIONS)
-        ]
-        return f"<table>{_head('total', 'self', 'function')}{''.join(rows)}</table>"
+        top = self._own.most_common(_FUNCTIONS)
+        rows = [[self._percent(self._all[label]), self._percent(own), label] for label, own in top]
+        return table(["total", "self", "function"], rows)
 
     def _percent(self, count: int) -> str:
         return f"{self._share(count):.1f} %" if count else ""
-
-
-def _head(*names: str) -> str:
-    return f"<tr>{''.join(f'<th>{name}</th>' for name in names)}</tr>"

@@ -12,13 +12,15 @@ import time
 from collections.abc import Callable
 from html import escape
 from pathlib import Path
-from typing import Final, NoReturn
+from types import FrameType
+from typing import Final, NoReturn, Protocol
 
 from IPython.core.error import UsageError
 from IPython.core.interactiveshell import InteractiveShell
 from IPython.core.magic import Magics, line_cell_magic, magics_class
 from IPython.display import display
 
+from tornado_rbkit.jupyter.cell_memory import CellMemory, MemoryTracer, TracingError
 from tornado_rbkit.jupyter.cell_profile import CellProfile
 from tornado_rbkit.profiler import ArgumentError, Server, current_server, start_server, stop_server
 from tornado_rbkit.profiler.clocks import HAS_CPU_CLOCK
@@ -48,11 +50,14 @@ class RbkitMagics(Magics):
         %rbkit stop       stop it
         %rbkit status     show its state
         %rbkit snapshot   take a heap snapshot, and send it to the connected viewers
+        %rbkit memory [-o NAME] [-q], %%rbkit memory [-o NAME] [-q]
+                          show what the rest of the cell, or the cell, allocates, frees and keeps, by line and class
         %%rbkit [-i INTERVAL] [-c wall|cpu] [-o NAME] [-q]
                           run the cell, and show the time of its lines and functions, and a flame graph
 
         -i: the time between two samples, as 1ms or 0.001 (seconds); -c: the clock, cpu for threads that compute;
-        -o: the variable for the profile, whose method speedscope(path) writes a file; -q: show nothing.
+        -o: the variable for the profile, whose method speedscope(path) writes a file (of memory: csv(path));
+        -q: show nothing.
         """
         actions: dict[str, Callable[[], None]] = {
             "start": self._start,
@@ -65,16 +70,24 @@ class RbkitMagics(Magics):
             self._profile_magic(asked, cell)
         elif asked.split()[:1] == [_THIS_CELL]:
             self._profile_this_cell(asked.removeprefix(_THIS_CELL).strip())
+        elif asked.split()[:1] == [_MEMORY]:
+            self._profile_this_cell(asked)
         elif asked in actions:
             actions[asked]()
         else:
-            raise UsageError(f"%rbkit {asked}: unknown; allowed: {', '.join(actions)}")
+            raise UsageError(f"%rbkit {asked}: unknown; allowed: {', '.join([*actions, _MEMORY])}")
 
     def _profile_this_cell(self, options: str) -> None:
-        """Sample until the end of the cell that calls this in its first line."""
-        parsed = _parse(options)
+        """Measure until the end of the cell that calls this, usually in its first line."""
+        measurement: _Measurement
+        if options.split()[:1] == [_MEMORY]:
+            parsed = _parse(options.split()[1:], f"%rbkit {_MEMORY}")
+            measurement = _Memory(self.shell)
+        else:
+            parsed = _parse(options.split(), "%%rbkit", cpu=True)
+            measurement = _Samples(self.shell, parsed.interval, parsed.clock)
         if self._profiled is None or self._profiled.is_over:
-            self._profiled = _ProfiledCell(self.shell, parsed)
+            self._profiled = _ProfiledCell(self.shell, measurement, parsed.name, parsed.quiet)
             self._profiled.start()
 
     def _profile_magic(self, options: str, cell: str) -> None:
@@ -113,30 +126,78 @@ class RbkitMagics(Magics):
         print(f"{server.status()['snapshot_objects']:,} objects, sent to the connected viewers")
 
 
+class _Measurement(Protocol):
+    """Measures the cell that runs."""
+
+    def start(self) -> None:
+        """Begin; leave nothing behind if it fails or is interrupted."""
+
+    def stop(self) -> object:
+        """End, and return the object to display; leave nothing behind however it ends."""
+
+
+class _Samples:
+    """Samples of the stacks."""
+
+    def __init__(self, shell: InteractiveShell, interval: float | None, clock: str) -> None:
+        frame = _frame_of_cell(shell)
+        self._file = None if frame is None else frame.f_code.co_filename
+        self._block = sampled_stacks(interval, clock)
+        self._began = time.perf_counter()
+
+    def start(self) -> None:
+        try:
+            self._stacks = self._block.__enter__()
+        except (SamplingError, ArgumentError) as error:
+            raise UsageError(f"%%rbkit: {error}") from error
+
+    def stop(self) -> CellProfile:
+        seconds = time.perf_counter() - self._began
+        self._block.__exit__(None, None, None)
+        own = ((_of_the_cell(sample), count) for sample, count in self._stacks.samples())
+        return CellProfile(((sample, count) for sample, count in own if sample is not None), seconds, self._file)
+
+
+class _Memory:
+    """The memory by line and class."""
+
+    def __init__(self, shell: InteractiveShell) -> None:
+        frame = _frame_of_cell(shell)
+        if frame is None:
+            raise UsageError(f"%rbkit {_MEMORY}: there is no cell that runs; allowed: in a cell")
+        self._tracer = MemoryTracer(frame)
+
+    def start(self) -> None:
+        try:
+            self._tracer.start()
+        except TracingError as error:
+            raise UsageError(f"%rbkit {_MEMORY}: {error}") from error
+
+    def stop(self) -> CellMemory:
+        return self._tracer.stop()
+
+
 class _ProfiledCell:
-    """Samples from `start` to the end of the outermost cell that runs, and shows its flame graph.
+    """Measures from `start` to the end of the outermost cell that runs, and shows the result.
 
     IPython calls `_leave` however the cell ends. If an interrupt prevents that, the end of the next cell does it.
     """
 
-    def __init__(self, shell: InteractiveShell, options: argparse.Namespace) -> None:
+    def __init__(self, shell: InteractiveShell, measurement: _Measurement, name: str | None, quiet: bool) -> None:
         self.is_over = False
         self._shell = shell
-        self._options = options
-        self._file = _file_of_cell(shell)
+        self._measurement = measurement
+        self._name = name
+        self._quiet = quiet
         self._inner = 0
-        self._block = sampled_stacks(options.interval, options.clock)
-        self._began = time.perf_counter()
 
     def start(self) -> None:
         self._shell.events.register("pre_execute", self._enter)
         self._shell.events.register("post_execute", self._leave)
         try:
-            self._stacks = self._block.__enter__()
-        except BaseException as error:
+            self._measurement.start()
+        except BaseException:
             self._end()
-            if isinstance(error, SamplingError | ArgumentError):
-                raise UsageError(f"%%rbkit: {error}") from error
             raise
 
     def _enter(self) -> None:
@@ -146,17 +207,14 @@ class _ProfiledCell:
         if self._inner:
             self._inner -= 1
             return
-        seconds = time.perf_counter() - self._began
         try:
-            self._block.__exit__(None, None, None)
+            result = self._measurement.stop()
         finally:
             self._end()
-        own = ((_of_the_cell(sample), count) for sample, count in self._stacks.samples())
-        profile = CellProfile(((sample, count) for sample, count in own if sample is not None), seconds, self._file)
-        if self._options.name:
-            self._shell.user_ns[self._options.name] = profile
-        if not self._options.quiet:
-            display(profile)  # type: ignore[no-untyped-call]
+        if self._name:
+            self._shell.user_ns[self._name] = result
+        if not self._quiet:
+            display(result)  # type: ignore[no-untyped-call]
 
     def _end(self) -> None:
         self.is_over = True
@@ -174,27 +232,34 @@ def profile_in_place(lines: list[str]) -> list[str]:
     body = [line for line in lines[1:] if line.strip()]
     if match is None or not body or body[0].startswith("%%"):
         return lines
-    options = f"{_THIS_CELL} {(match[1] or '').strip()}".strip()
+    options = (match[1] or "").strip()
+    if options.split()[:1] != [_MEMORY]:
+        options = f"{_THIS_CELL} {options}".strip()
     return [f"get_ipython().run_line_magic('rbkit', {options!r})\n", *lines[1:]]
 
 
 class _Parser(argparse.ArgumentParser):
+    """Reports wrong options in a line."""
+
     def error(self, message: str) -> NoReturn:
-        raise UsageError(f"%%rbkit: {message}; allowed: [-i INTERVAL] [-c wall|cpu] [-o NAME] [-q]")
+        usage = self.format_usage().removeprefix("usage: ").removeprefix(self.prog).strip()
+        raise UsageError(f"{self.prog}: {message}; allowed: {' '.join(usage.split())}")
 
 
-def _parse(options: str) -> argparse.Namespace:
+def _parse(options: list[str], magic: str, *, cpu: bool = False) -> argparse.Namespace:
     """Return the options of a cell.
 
     Raises:
         UsageError: an option is unknown or malformed.
     """
-    parser = _Parser(add_help=False)
-    parser.add_argument("-i", dest="interval", type=_seconds)
-    parser.add_argument("-c", dest="clock", choices=["wall", "cpu"] if HAS_CPU_CLOCK else ["wall"], default="wall")
-    parser.add_argument("-o", dest="name")
+    parser = _Parser(magic, add_help=False)
+    if cpu:
+        clocks = ["wall", "cpu"] if HAS_CPU_CLOCK else ["wall"]
+        parser.add_argument("-i", dest="interval", metavar="INTERVAL", type=_seconds)
+        parser.add_argument("-c", dest="clock", metavar="|".join(["wall", "cpu"]), choices=clocks, default="wall")
+    parser.add_argument("-o", dest="name", metavar="NAME")
     parser.add_argument("-q", dest="quiet", action="store_true")
-    parsed = parser.parse_args(options.split())
+    parsed = parser.parse_args(options)
     if parsed.name is not None and not parsed.name.isidentifier():
         parser.error(f"-o {parsed.name}: not the name of a variable")
     return parsed
@@ -204,12 +269,12 @@ def _seconds(text: str) -> float:
     return float(text.removesuffix("ms")) / 1000 if text.endswith("ms") else float(text.removesuffix("s"))
 
 
-def _file_of_cell(shell: InteractiveShell) -> str | None:
-    """Return the name under which IPython compiled the cell that runs, None if no cell is running."""
-    frame = sys._getframe()
+def _frame_of_cell(shell: InteractiveShell) -> FrameType | None:
+    """Return the frame of the cell that runs, None if no cell is running."""
+    frame: FrameType | None = sys._getframe()
     while frame is not None and frame.f_globals is not shell.user_ns:
-        frame = frame.f_back  # type: ignore[assignment]
-    return None if frame is None else frame.f_code.co_filename
+        frame = frame.f_back
+    return frame
 
 
 class Dashboard:
@@ -275,6 +340,7 @@ def _of_the_cell(sample: CPUSample) -> CPUSample | None:
 
 
 _THIS_CELL: Final = "this-cell"
+_MEMORY: Final = "memory"
 _KERNEL: Final = ("ipykernel.", "IPython.", "zmq.")
 _RUNNERS: Final = (
     "IPython.core.interactiveshell.InteractiveShell.run_code",

@@ -1,0 +1,57 @@
+"""The tables that a cell's profile and its memory have in common, as HTML for light and dark themes."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Sequence
+from html import escape
+from typing import Final
+
+LINES: Final = 200
+WIDTH: Final = 200
+"""Lines, and characters of a line or a name, that are saved in a notebook."""
+
+STYLE: Final = (
+    ".rbkit{color:inherit}.rbkit table{border-collapse:collapse;margin:4px 0}"
+    ".rbkit td,.rbkit th{padding:0 8px;text-align:right;font:12px/1.5 ui-monospace,monospace;white-space:pre;"
+    "background:none;border:0;color:inherit}.rbkit td:last-child,.rbkit th:last-child{text-align:left}"
+    ".rbkit .hot{background:rgba(255,120,40,.25)}"
+)
+
+_HOT_ROW: Final = ("<tr>", '<tr class="hot">')
+_OWN_LINE: Final = "get_ipython().run_line_magic('rbkit', "
+
+
+def table(heads: Sequence[str], rows: Iterable[Sequence[str]], hot: Callable[[int], bool] = lambda _: False) -> str:
+    """Return a table; `hot` says of the index of a row whether it is marked."""
+    head = "".join(f"<th>{escape(name)}</th>" for name in heads)
+    body = "".join(
+        _HOT_ROW[hot(index)] + "".join(f"<td>{escape(cell[:WIDTH])}</td>" for cell in row) + "</tr>"
+        for index, row in enumerate(rows)
+    )
+    return f"<table><tr>{head}</tr>{body}</table>"
+
+
+def source_table(
+    source: Sequence[str], heads: Sequence[str], cells: Callable[[int], Sequence[str]], hot: Callable[[int], bool]
+) -> str:
+    """Return the lines of a cell, each after its figures, without the line of the magic.
+
+    Args:
+        source: the lines of the cell.
+        heads: the names of the figures.
+        cells: returns the figures of a line number.
+        hot: returns whether a line number is marked.
+    """
+    shown = [(n, text.rstrip()) for n, text in enumerate(source[:LINES], 1) if not text.startswith(_OWN_LINE)]
+    rows = [[*cells(number), str(number), text] for number, text in shown]
+    left_out = f"<p>{len(source) - LINES} more lines</p>" if len(source) > LINES else ""
+    return table([*heads, "line", "code"], rows, lambda index: hot(shown[index][0])) + left_out
+
+
+def size(count: int) -> str:
+    """Return a number of bytes for people."""
+    amount, units = float(count), ["B", "KiB", "MiB", "GiB", "TiB"]
+    while abs(amount) >= 1024 and len(units) > 1:
+        amount /= 1024
+        del units[0]
+    return f"{amount:.{0 if units[0] == 'B' else 1}f} {units[0]}"
