@@ -1,7 +1,7 @@
 """Converts the CPU samples of a recording to formats of other tools, and all events to JSON. Pure functions.
 
 The output is valid for any events: Unicode without surrogates, JSON without NaN, one line for each stack, and no
-terminal control characters. The dashboard exports the same bytes (``dashboard/src/model/cpu.js``).
+terminal control characters. The dashboard exports the same bytes (``dashboard/src/model/cpu/exports.js``).
 """
 
 from __future__ import annotations

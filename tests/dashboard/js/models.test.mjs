@@ -2,7 +2,8 @@
 
 import assert from "node:assert/strict";
 import { test } from "node:test";
-import { CpuProfile } from "../../../tornado_rbkit/dashboard/src/model/cpu.js";
+import { collapsed, speedscope } from "../../../tornado_rbkit/dashboard/src/model/cpu/exports.js";
+import { CpuProfile } from "../../../tornado_rbkit/dashboard/src/model/cpu/profile.js";
 import { IdTable } from "../../../tornado_rbkit/dashboard/src/model/idtable.js";
 import { Log } from "../../../tornado_rbkit/dashboard/src/worker/log.js";
 import { LiveObjects } from "../../../tornado_rbkit/dashboard/src/model/objects.js";
@@ -148,7 +149,7 @@ test("the objects' history, rate and ages continue after the clock was set back"
 test("the time that samples took does not grow when the clock is set back", () => {
   const cpu = new CpuProfile();
   for (const second of [3600, 3605, 0, 5]) cpu.add({ time: (START + second) * 1000, thread: "1", frames: [{ label: "f", file: "", line: 1 }] });
-  assert.equal(cpu.last - cpu.first, 10_000);
+  assert.equal(cpu.elapsed, 10_000);
 });
 
 test("the numbers of figures, gaps and restarts are bounded", () => {
@@ -178,8 +179,8 @@ test("stacks as deep as Ruby's, and far deeper, are walked", () => {
   const { callees, callers, samples } = cpu.details(1); // functions are numbered from the outermost
   assert.deepEqual([callees[0].label, callers[0].label, samples], [`f${depth - 3}`, `f${depth - 1}`, 1]);
   assert.equal(cpu.flame({}).frames.length, 2001);
-  assert.equal(JSON.parse(cpu.speedscope("x")).profiles[0].samples[0].length, depth);
-  assert.equal(cpu.collapsed().split(";").length, depth + 1);
+  assert.equal(JSON.parse(speedscope(cpu, "x")).profiles[0].samples[0].length, depth);
+  assert.equal(collapsed(cpu).split(";").length, depth + 1);
 });
 
 test("a deeply recursive function is counted once per sample", () => {
@@ -196,7 +197,7 @@ test("hundreds of thousands of functions beside each other are exported, as many
   for (let i = 0; i < 130_000; i++) taken(cpu, [{ label: `f${i}`, file: "a.rb", line: 1 }]);
   taken(cpu, [{ label: "f7", file: "a.rb", line: 1 }]);
   assert.deepEqual([cpu.samples, cpu.omitted, cpu.functions.length], [100_001, 30_000, 100_000]);
-  assert.equal(cpu.collapsed().split("\n").length, 100_001);
+  assert.equal(collapsed(cpu).split("\n").length, 100_001);
   assert.equal(cpu.flame({}).total, 100_001);
   assert.deepEqual(cpu.table({ filter: "f7" }).rows.find(({ label }) => label === "f7").total, 2);
 });
@@ -204,7 +205,7 @@ test("hundreds of thousands of functions beside each other are exported, as many
 test("the number of lines is bounded", () => {
   const cpu = new CpuProfile();
   for (let line = 0; line < 1_100_000; line++) taken(cpu, [{ label: "f", file: "a.rb", line }]);
-  assert.deepEqual([cpu.samples, cpu.omitted, cpu.frames.length], [1_000_000, 100_000, 1_000_000]);
+  assert.deepEqual([cpu.samples, cpu.omitted, cpu.stacks.frames.length], [1_000_000, 100_000, 1_000_000]);
 });
 
 test("with a thread per request, the busiest are listed, the others merged, and no sample is lost", () => {
@@ -225,14 +226,14 @@ test("with a thread per request, the busiest are listed, the others merged, and 
   assert.equal(threads.length, 51);
   assert.equal(threads[0].id, "main");
   assert.equal(threads.reduce((sum, { samples }) => sum + samples, 0), cpu.samples);
-  assert.ok(cpu.threads.size <= 200);
+  assert.ok(cpu.threads.byId.size <= 200);
   const count = (thread) => new Map(cpu.table({ thread, limit: 100 }).rows.filter(({ self }) => self).map(({ label, self }) => [label, self]));
   assert.deepEqual(count(null), new Map([...expected].sort((a, b) => b[1] - a[1])));
   const summed = new Map();
   for (const { id } of threads) for (const [label, self] of count(id)) summed.set(label, (summed.get(label) ?? 0) + self);
   assert.deepEqual(new Map([...summed].sort()), new Map([...expected].sort()));
   for (const { id, samples } of threads) assert.equal(cpu.flame({ thread: id }).total, samples, id);
-  const weights = JSON.parse(cpu.speedscope("x")).profiles.map(({ weights }) => weights.reduce((sum, weight) => sum + weight, 0));
+  const weights = JSON.parse(speedscope(cpu, "x")).profiles.map(({ weights }) => weights.reduce((sum, weight) => sum + weight, 0));
   assert.equal(weights.reduce((sum, weight) => sum + weight, 0), cpu.samples);
   assert.ok(weights.length <= 201);
 });

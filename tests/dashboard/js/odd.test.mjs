@@ -2,6 +2,7 @@
 
 import assert from "node:assert/strict";
 import { test } from "node:test";
+import { collapsed, speedscope } from "../../../tornado_rbkit/dashboard/src/model/cpu/exports.js";
 import { Session } from "../../../tornado_rbkit/dashboard/src/worker/session.js";
 import { difference, select } from "../../../tornado_rbkit/dashboard/src/model/differences.js";
 import { chance, collection, created, destroyed, dump, encode, file, frame, handshake, heapObject, numbered, sample } from "./rbkit.mjs";
@@ -53,12 +54,15 @@ function askAll(session) {
     objects.setBaseline();
     cpu.table({ filter: "f" });
     for (const { id } of [...cpu.threadList(), { id: null }]) {
-      cpu.flame({ thread: id });
+      for (const order of ["calls", "callers", "time"]) cpu.flame({ thread: id, order, group: "task", compare: [0, 5] });
+      cpu.flame({ thread: id, group: "thread", search: "f" });
+      cpu.sandwich({ thread: id, index: 0 });
       cpu.table({ thread: id, sort: "label" });
-      cpu.details(0, id);
+      cpu.details(0, { thread: id });
     }
-    JSON.parse(cpu.speedscope("x"));
-    cpu.collapsed();
+    structuredClone([cpu.strip(), cpu.taskList()]);
+    JSON.parse(speedscope(cpu, "x"));
+    collapsed(cpu);
   }
   for (const snapshot of session.snapshots) {
     select(snapshot.byClass(), { filter: "a", sort: "bytes" });

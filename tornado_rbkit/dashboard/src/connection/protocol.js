@@ -36,6 +36,10 @@ const Field = {
   ATTRIBUTES: 16, // from here on sent by tornado_rbkit's profiler only
   KEYS: 17,
   RESIDENT: 18,
+  THREAD_NAME: 19,
+  TASK_NAME: 20,
+  THREAD_STATE: 21,
+  DEFINITION_LINE: 22,
   TRACED: 23,
 };
 
@@ -48,8 +52,15 @@ export const PROTOCOL_MAJOR = "2";
 export const NOT_AUTHORIZED = "not authorized";
 
 /**
- * @typedef {{label: string, file: string, line: number, thread: string}} Frame
- * @typedef {{type: number, time: number, thread: string, frames: Frame[]}} Sample Innermost frame first; time in ms.
+ * @typedef {{label: string, file: string, line: number, thread: string, definition?: number | null}} Frame
+ * @typedef {object} Sample
+ * @property {number} type
+ * @property {number} time In ms.
+ * @property {string} thread
+ * @property {string | null} [name] Of the thread; this and the next two are null if not known.
+ * @property {string | null} [task] The name of its asyncio task.
+ * @property {string | null} [state] "running", "waiting", "lock" or "gc".
+ * @property {Frame[]} frames Innermost first.
  * @typedef {{process_name: string, pid: string, pwd: string, rbkit_server_version: string,
  *   rbkit_protocol_version: string, clock_type: string, object_trace_enabled: boolean,
  *   cpu_profiling_enabled: boolean, allocation_tracing_enabled: boolean | null}} Facts Of a process, from its handshake.
@@ -193,10 +204,15 @@ function readFigure(value) {
   return text(value, null);
 }
 
-/** Return a sample with the innermost frame first. */
+const STATES = new Set(["running", "waiting", "lock", "gc"]);
+
+/** Return a sample with the innermost frame first; what is odd in what our profiler adds is left out. */
 function readSample(type, time, payload) {
   const { known: frames, unreadable } = readEach(payload, readFrame);
-  return unreadable ? null : { type, time, thread: frames.length ? frames[0].thread : "", frames };
+  if (unreadable) return null;
+  const told = (field) => (frames.length && payload[0][field] !== "" ? text(payload[0][field], null) : null);
+  const state = told(Field.THREAD_STATE);
+  return { type, time, thread: frames.length ? frames[0].thread : "", name: told(Field.THREAD_NAME), task: told(Field.TASK_NAME), state: STATES.has(state ?? "") ? state : null, frames };
 }
 
 function readFrame(frame) {
@@ -205,7 +221,8 @@ function readFrame(frame) {
   const file = text(frame[Field.FILE], "");
   const line = readLine(frame[Field.LINE]);
   const thread = text(frame[Field.THREAD_ID], "(unknown)");
-  return label === null || file === null || line === null || thread === null ? null : { label, file, line, thread };
+  const definition = readLine(frame[Field.DEFINITION_LINE]) || null;
+  return label === null || file === null || line === null || thread === null ? null : { label, file, line, thread, definition };
 }
 
 /** Return a part of a snapshot; an unreadable object does not affect the others. */

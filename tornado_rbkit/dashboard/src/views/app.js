@@ -6,7 +6,7 @@ import { fileButton, h, menu, save, setAttribute, setDisabled, setText } from ".
 import * as format from "./widgets/format.js";
 import { PROTOCOL_MAJOR } from "../connection/protocol.js";
 import { ask, onFailure } from "./rpc.js";
-import { CpuView } from "./cpu.js";
+import { CpuView } from "./cpu/view.js";
 import { MemoryView } from "./memory.js";
 import { ObjectsView } from "./objects.js";
 import { OverviewView } from "./overview.js";

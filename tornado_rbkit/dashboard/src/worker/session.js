@@ -2,7 +2,7 @@
 // The data of one profiler, live or from a file: takes messages and updates the models of the views. protocol.js reads
 // messages first; no received message makes a method here throw.
 
-import { CpuProfile } from "../model/cpu.js";
+import { CpuProfile } from "../model/cpu/profile.js";
 import { Log } from "./log.js";
 import { Unreadable } from "../connection/msgpack.js";
 import { LiveObjects } from "../model/objects.js";

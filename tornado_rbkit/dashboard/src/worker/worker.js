@@ -3,6 +3,7 @@
 
 import { Connection } from "../connection/connection.js";
 import { Keeper } from "./keeper.js";
+import { collapsed, speedscope } from "../model/cpu/exports.js";
 import { Session } from "./session.js";
 import { openStore } from "./store.js";
 import { findSuspects } from "../model/leaks.js";
@@ -218,23 +219,35 @@ const methods = {
     return snapshot(number)?.file ?? null;
   },
 
-  flame({ process, ...query }) {
+  cpuOverview({ process, idle }) {
     const { cpu, cleared } = session.processNumbered(process);
-    const { samples, omitted, first, last, missing, period } = cpu;
-    return { ...cpu.flame(query), threads: cpu.threadList(query.idle), samples, omitted, first, last, missing, period, cleared: cleared !== null };
+    const { samples, omitted, merged, elapsed, missing, period } = cpu;
+    return { samples, omitted, merged, elapsed, missing, period, cleared: cleared !== null, threads: cpu.threadList(idle), tasks: cpu.taskList(idle), strip: cpu.strip(idle) };
+  },
+
+  flame({ process, ...query }) {
+    return session.processNumbered(process).cpu.flame(query);
+  },
+
+  sandwich({ process, ...query }) {
+    return session.processNumbered(process).cpu.sandwich(query);
   },
 
   functions({ process, ...query }) {
     return session.processNumbered(process).cpu.table(query);
   },
 
-  functionDetails({ process, index, thread, idle }) {
-    return session.processNumbered(process).cpu.details(index, thread, idle);
+  functionDetails({ process, index, ...query }) {
+    return session.processNumbered(process).cpu.details(index, query);
+  },
+
+  findFunction({ process, name }) {
+    return session.processNumbered(process).cpu.find(name);
   },
 
   exportCpu({ process, format, name }) {
     const { cpu } = session.processNumbered(process);
-    return format === "speedscope" ? cpu.speedscope(name) : cpu.collapsed();
+    return format === "speedscope" ? speedscope(cpu, name) : collapsed(cpu);
   },
 
   /** Return all recorded messages as a file. */

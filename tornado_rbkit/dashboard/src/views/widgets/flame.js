@@ -3,6 +3,7 @@
 
 import { colour } from "./chart.js";
 import { h, setText } from "./dom.js";
+import * as format from "./format.js";
 
 const ROW = 18; // px
 const SMALLEST = 1; // px, the width of the smallest frame drawn
@@ -10,8 +11,9 @@ const KEPT_WIDTHS = 5000;
 const FOUND = "#e600e6";
 const INK = "#1d1208"; // readable on the colours of frames and of search results
 const DIM = "#4d4038"; // the same, for the module of a name
-const HUES = { own: 18, library: 210, standard: 140, native: 280 };
+const HUES = { own: 18, library: 210, standard: 140, native: 280, gc: 50, lock: 330 };
 const CUT = "hsl(0 0% 72%)";
+const STEPS_UP = { ArrowUp: [1, 0], ArrowDown: [-1, 0], ArrowLeft: [0, -1], ArrowRight: [0, 1] };
 const STEPS = { ArrowDown: [1, 0], ArrowUp: [-1, 0], ArrowLeft: [0, -1], ArrowRight: [0, 1] };
 
 export class FlameGraph {
@@ -31,22 +33,26 @@ export class FlameGraph {
   #canvas = h("canvas", { "aria-hidden": "true" });
   #widths = new Map(); // px, by name
   #tallest = 0; // rows
+  #isUp; // whether callers are above: the root is at the bottom
+  #label;
   /** @type {number | null} */
   #due = null; // the pending animation frame
 
   /**
    * `on.describe(node, parent)` returns the lines of a frame's tooltip, `on.choose(path)` is called with the path to a
-   * chosen frame, and `on.back()` on Escape.
+   * chosen frame, and `on.back()` on Escape. The root is at the top, or at the bottom if it `isUp`.
    */
-  constructor(on) {
+  constructor(on, { label = "Flame graph", isUp = false } = {}) {
     this.#on = on;
+    this.#isUp = isUp;
+    this.#label = label;
     this.#scroll = h(
       "div",
       {
         class: "flame",
         tabindex: "0",
         role: "application",
-        "aria-label": "Flame graph: arrow keys go from frame to frame, Enter zooms in, Escape shows the whole. The table below has the same in numbers",
+        "aria-label": `${this.#label}: arrow keys go from frame to frame, Enter chooses one, Escape shows the whole. The table below has the same in numbers`,
         onscroll: () => this.#repaint(),
         onpointermove: (event) => this.#point(this.#at(event), event),
         onpointerleave: () => this.#point(null),
@@ -71,6 +77,7 @@ export class FlameGraph {
   /**
    * Draw the worker's frames {name, value, fn, parent}. The first `zoom` levels are as wide as the whole, and frames
    * with `found(node)` are marked. The height only grows, except for `another` graph, so content below does not jump.
+   * The largest frame is on the left, unless frames are in the order of time: they have a `start`.
    */
   draw(nodes, zoom, found, another) {
     this.element.hidden = !nodes[0].value;
@@ -113,27 +120,37 @@ export class FlameGraph {
     context.translate(0, -scrollTop);
     context.font = "12px system-ui, sans-serif";
     context.textBaseline = "middle";
-    for (let depth = Math.floor(scrollTop / ROW); depth < this.#rows.length && depth * ROW < scrollTop + height; depth++) {
-      for (const frame of this.#rows[depth]) this.#paintFrame(context, frame, width);
-    }
+    this.#rows.forEach((row, depth) => {
+      const top = this.#top(depth);
+      if (top + ROW > scrollTop && top < scrollTop + height) for (const frame of row) this.#paintFrame(context, frame, width);
+    });
+  }
+
+  /** Return the position of a row, in px from the top of the graph. */
+  #top(depth) {
+    return ROW * (this.#isUp ? this.#tallest - 1 - depth : depth);
   }
 
   #paintFrame(context, { key, node, from, to, depth }, width) {
+    if (node.gap) return;
+    const top = this.#top(depth);
     const left = Math.round(from * width);
     const wide = Math.round(to * width) - left;
     if (wide < SMALLEST) return;
     context.fillStyle = this.#found(node) ? FOUND : colourOf(node);
-    context.fillRect(left, depth * ROW, Math.max(1, wide - 1), ROW - 1);
+    context.fillRect(left, top, Math.max(1, wide - 1), ROW - 1);
     if (key === this.#current || (node.fn !== undefined && node.fn === this.#selected)) {
       context.strokeStyle = key === this.#current ? colour("accent") : INK;
       context.lineWidth = 2;
-      context.strokeRect(left + 1, depth * ROW + 1, Math.max(1, wide - 3), ROW - 3);
+      context.strokeRect(left + 1, top + 1, Math.max(1, wide - 3), ROW - 3);
     }
-    this.#paintName(context, node, left + 4, depth * ROW + ROW / 2, wide - 8);
+    this.#paintName(context, node, left + 4, top + ROW / 2, wide - 8);
   }
 
   /** Write a name with its module dimmed; cut it on the left to fit into `room` px. */
-  #paintName(context, { name }, x, y, room) {
+  #paintName(context, node, x, y, room) {
+    const whole = `${node.name}${changeText(node)}`;
+    const name = this.#widthOf(context, whole) <= room ? whole : node.name;
     const text = this.#fitting(context, name, room);
     if (!text) return;
     const own = text.length - Math.min(text.length, name.length - moduleLength(name));
@@ -164,8 +181,9 @@ export class FlameGraph {
   #at(event) {
     const { left, top } = this.#canvas.getBoundingClientRect();
     const x = (event.clientX - left) / this.#scroll.clientWidth;
-    const row = this.#rows[Math.floor((event.clientY - top + this.#scroll.scrollTop) / ROW)];
-    return row?.find(({ from, to }) => from <= x && x < to) ?? null;
+    const at = Math.floor((event.clientY - top + this.#scroll.scrollTop) / ROW);
+    const row = this.#rows[this.#isUp ? this.#tallest - 1 - at : at];
+    return row?.find(({ from, to, node }) => from <= x && x < to && !node.gap) ?? null;
   }
 
   #frame(key) {
@@ -196,7 +214,7 @@ export class FlameGraph {
     lines.forEach((line, i) => setText(this.#tip.children[i + 1] ?? this.#tip.appendChild(h("div")), line));
     while (this.#tip.children.length > lines.length + 1) this.#tip.lastChild.remove();
     const { left, top, width } = this.#scroll.getBoundingClientRect();
-    const own = { x: left + frame.from * width, y: top + (frame.depth + 1) * ROW - this.#scroll.scrollTop };
+    const own = { x: left + frame.from * width, y: top + this.#top(frame.depth) + ROW - this.#scroll.scrollTop };
     const { x, y } = this.#pointer ?? own;
     const { offsetWidth, offsetHeight } = this.#tip;
     const below = y + 16 + offsetHeight <= innerHeight;
@@ -216,11 +234,11 @@ export class FlameGraph {
     const frame = this.#frame(this.#current);
     if (event.key === "Enter") this.#choose(frame);
     if (event.key === "Escape") this.#on.back();
-    const step = STEPS[event.key];
+    const { [event.key]: step } = this.#isUp ? STEPS_UP : STEPS;
     if (!step || !this.#rows.length) return;
     event.preventDefault(); // prevent scrolling
     this.#point(frame === null ? this.#rows[0][0] : (this.#beside(frame, ...step) ?? frame));
-    const top = this.#frame(this.#current).depth * ROW;
+    const top = this.#top(this.#frame(this.#current).depth);
     const { scrollTop, clientHeight } = this.#scroll;
     this.#scroll.scrollTop = Math.min(top, Math.max(scrollTop, top + ROW - clientHeight));
     this.#tell(this.#frame(this.#current));
@@ -230,16 +248,17 @@ export class FlameGraph {
     if (down < 0) return frame.parent;
     const row = this.#rows[frame.depth];
     if (right) return row[row.indexOf(frame) + right];
-    return frame.children.toSorted((a, b) => b.node.value - a.node.value)[0];
+    return frame.children.filter(({ node }) => !node.gap).toSorted((a, b) => b.node.value - a.node.value)[0];
   }
 }
 
-/** Place the children of a frame, by name from left to right; a child that is `alone` fills the width. Return them. */
+/** Place the children of a frame from left to right; a child that is `alone` fills the width. Return them. */
 function placed({ node, children, from, to }, alone) {
   const whole = alone ? children[0].node.value : node.value;
   let at = from;
-  children.sort((a, b) => Number(Boolean(a.node.cut)) - Number(Boolean(b.node.cut)) || (a.node.name < b.node.name ? -1 : 1));
+  if (node.start === undefined) children.sort((a, b) => Number(Boolean(a.node.cut)) - Number(Boolean(b.node.cut)) || b.node.value - a.node.value || (a.node.name < b.node.name ? -1 : 1));
   for (const child of children) {
+    if (child.node.start !== undefined) at = from + ((to - from) * (child.node.start - node.start)) / whole;
     child.from = at;
     at = child.to = at + ((to - from) * child.node.value) / whole;
   }
@@ -252,11 +271,22 @@ function moduleLength(name) {
 }
 
 /** Return a light colour with the hue of the kind of code; its shade depends only on the function's name. */
-function colourOf({ name, kind, cut }) {
+function colourOf({ name, kind, cut, value, before }) {
   if (cut) return CUT;
+  if (before !== undefined) return changeColour((value - 2 * before) / value);
   let hash = 0;
   if (kind) for (const character of name) hash = (hash * 31 + character.codePointAt(0)) % 4096;
   return kind ? `hsl(${HUES[kind] + (hash % 25)} ${kind === "own" ? 88 : 45}% ${68 + (hash % 13)}%)` : "hsl(40 30% 80%)";
+}
+
+/** Return the colour of a change, from -1 (there is nothing any more) to 1 (there was nothing before): blue to red. */
+export function changeColour(change) {
+  return `hsl(${change < 0 ? 212 : 8} ${Math.round(90 * Math.min(1, 3 * Math.abs(change)))}% ${Math.round(88 - 26 * Math.abs(change))}%)`;
+}
+
+/** Return the change of a frame's share as a text, for those who cannot tell the colours apart. */
+function changeText({ value, before }) {
+  return before === undefined ? "" : ` ${format.points(value - 2 * before)}`;
 }
 
 /** Return the colour of a kind of code in the legend. */

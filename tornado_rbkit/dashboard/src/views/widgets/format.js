@@ -48,6 +48,11 @@ export function percent(part, whole) {
   return whole ? `${tenths.format((100 * part) / whole)} %` : "–";
 }
 
+/** Return the difference of two shares in percentage points. */
+export function points(change) {
+  return `${change >= 0.0005 ? "+" : change <= -0.0005 ? "−" : "±"}${tenths.format(Math.abs(100 * change))} pp`;
+}
+
 /** @param {number | null | undefined} value @param {number} [digits] after the point */
 export function milliseconds(value, digits) {
   if (digits && value) return `${fixed(value, digits)} ms`;

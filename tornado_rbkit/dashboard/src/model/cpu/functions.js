@@ -1,8 +1,7 @@
-// @ts-check
 // What the name and file of a function say about it.
 
 /** The kinds of code that flame graphs tell apart by colour. */
-export const KINDS = { own: "own code", library: "libraries", standard: "standard library", native: "native" };
+export const KINDS = { own: "own code", library: "libraries", standard: "standard library", native: "native", gc: "garbage collection", lock: "lock waits" };
 
 /**
  * Return the kind of code that a file has.
@@ -25,11 +24,43 @@ export function isOneOfMany(label) {
 const FOLDED = [
   { name: "(import machinery)", has: (label, file) => file.startsWith("<frozen importlib") || /[\\/]importlib[\\/]_bootstrap/.test(file) },
   { name: "(program start)", has: (label, file) => file === "<frozen runpy>" || /[\\/]runpy\.py$/.test(file) || /[\\/]tornado_rbkit[\\/](cli[\\/]|__main__\.py)/.test(file) },
+  { name: "(rbkit)", has: (label, file) => /[\\/]tornado_rbkit[\\/]/.test(file) && !/[\\/](workload|demo)\.py$/.test(file) },
 ];
 
 /** Return the name under which a function's frames are folded, null if its frames are shown. */
 export function foldedAs(label, file) {
   return FOLDED.find(({ has }) => has(label, file))?.name ?? null;
+}
+
+/**
+ * Return the part that a function has in running the cells of a notebook: it belongs to IPython and its kernel
+ * ("package"), executes the code of a cell ("run"), or runs them ("loop"); null if it has none.
+ *
+ * @param {string} label
+ * @param {string} file
+ */
+export function runnerOf(label, file) {
+  if (/[\\/]IPython[\\/]core[\\/]interactiveshell\.py$/.test(file) && /(^|\.)run_code$/.test(label)) return "run";
+  if (/[\\/](ipykernel|IPython|traitlets)[\\/]|[\\/]ipykernel_launcher\.py$/.test(file)) return "package";
+  const runs = file === "<frozen runpy>" || /[\\/](runpy|contextlib|threading)\.py$|[\\/]asyncio[\\/]|[\\/]tornado[\\/](platform[\\/]|ioloop\.py)/.test(file);
+  return runs ? "loop" : null;
+}
+
+/**
+ * Return the number of outermost frames that only run a cell, or the loop of a kernel: those up to the execution of the
+ * cell's code, or as far as they are IPython's, the kernel's, and the loops and threads that run them.
+ *
+ * @param {number[]} stack Functions, outermost first: indices.
+ * @param {{runner: "package" | "run" | "loop" | null}[]} functions
+ */
+export function startLength(stack, functions) {
+  let hasPackage = false;
+  for (let length = 0; ; length++) {
+    const runner = length < stack.length ? functions[stack[length]].runner : null;
+    if (runner === "run") return length + 1;
+    if (runner === null) return hasPackage ? length : 0;
+    hasPackage ||= runner === "package";
+  }
 }
 
 // A thread in one of these functions waits. Frames of Python's C functions are not sampled, so these are the callers of
@@ -40,6 +71,8 @@ const WAITING = [
   [/(^|\.)(accept|readinto|recv|recvfrom)$/, /[\\/]socket\.py$/],
   [/(^|\.)(poll|select)$/, /[\\/]zmq[\\/]/],
   [/(^|\.)(wait|_wait|_try_wait|poll)$/, /[\\/](subprocess|multiprocessing[\\/](connection|popen_\w+))\.py$/],
+  [/(^|\.)run$/, /[\\/]ipykernel[\\/](heartbeat|parentpoller)\.py$/],
+  [/(^|\.)(_on_run|_read_line|_recv)$/, /[\\/]debugpy[\\/]|[\\/]_?pydevd/],
   [/^(Kernel#sleep|Thread#(join|value)|(Thread::)?(Mutex#sleep|ConditionVariable#wait|(Sized)?Queue#(pop|shift|deq))|IO\.select|IO#wait\w*|\w*Server#(sys)?accept|Process\.wait\w*)$/, /^<(cfunc|internal)/],
 ];
 
