@@ -67,7 +67,7 @@ _Trace: TypeAlias = "Callable[[FrameType, str, Any], Any] | None"
 
 
 class TracingError(RuntimeError):
-    """tracemalloc traces already, so that the memory of the cell cannot be told apart."""
+    """tracemalloc traces already, so the memory of the cell cannot be distinguished."""
 
 
 @dataclass
@@ -90,7 +90,7 @@ class ClassMemory:
 
 @dataclass
 class CellMemory:
-    """What ``%%rbkit memory`` shows, and ``-o NAME`` stores. All sizes are in bytes.
+    """The result of ``%%rbkit memory``, which is shown and stored by ``-o NAME``. All sizes are in bytes.
 
     Attributes:
         file: the name under which IPython compiled the cell.
@@ -116,12 +116,12 @@ class CellMemory:
 
     @property
     def freed(self) -> int:
-        """The bytes, of those, that were freed."""
+        """The allocated bytes that were freed."""
         return sum(line.freed for line in self.lines.values())
 
     @property
     def kept(self) -> int:
-        """The bytes, of those, that are in use at the end."""
+        """The allocated bytes that are in use at the end."""
         return sum(line.kept for line in self.lines.values())
 
     def __repr__(self) -> str:

@@ -20,7 +20,7 @@ _FILES: Final = (__file__, memory.__file__)
 class CollectionTimes:
     """The garbage collections since the last call of `forget`. The sampler's thread, except the collector's callback.
 
-    The sampler rarely sees a collection, which holds the GIL: it comes late, and looks here for what it has missed.
+    The sampler rarely sees a collection, because it waits for the GIL meanwhile; it takes the missed ones from here.
     """
 
     def __init__(self) -> None:
@@ -53,7 +53,7 @@ class CollectionTimes:
 
 
 def is_callback(code: CodeType) -> bool:
-    """Return True for the code of the profiler's callbacks of the collector, which belong into no stack."""
+    """Return True for the code of the profiler's callbacks of the collector, which are left out of stacks."""
     return code.co_name == "on_collection" and code.co_filename in _FILES
 
 

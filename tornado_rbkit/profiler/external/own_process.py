@@ -1,4 +1,4 @@
-"""Sample this process from a helper process (the external engine), or inside where that does not work.
+"""Samples this process from a helper process (the external engine), or inside where that does not work.
 
 The helper, austin, reads the memory of this process without the GIL, so the program is hardly slowed down and is seen
 also while C code keeps the GIL. It is not a child of this process, which may wait for its children or end them.
