@@ -13,7 +13,7 @@ const sent = (figures) => new Map(Object.entries(figures));
 /** Figures of a process that uses 400 ms of CPU time and 20 ms of the collector each second. */
 function run(vitals, from, seconds, rss = 1000) {
   for (let i = 0; i < seconds; i++) {
-    vitals.add(from + i, sent({ process_rss: rss + i, process_cpu_ms: 400 * i, process_threads: 3, gc_pause_ms: 20 * i }));
+    vitals.add(from + i, sent({ process_rss: rss + i, process_cpu_ms: 400 * i, process_threads: 3, gc_pause_ms: 20 * i, count: 5 * i }));
   }
 }
 
@@ -27,7 +27,7 @@ test("CPU and collector are shares of the time between two events", () => {
     threads: [3, 3, 3],
     gc: [null, 2, 2],
   });
-  assert.deepEqual(vitals.latest, { rss: 1002, cpu: 40, threads: 3, gc: 2 });
+  assert.deepEqual(vitals.latest, { rss: 1002, cpu: 40, threads: 3, gc: 2, runs: 5 });
 });
 
 test("each figure is optional, and an event without any is not about a process", () => {
@@ -35,7 +35,7 @@ test("each figure is optional, and an event without any is not about a process",
   vitals.add(START, sent({ count: 7, total_heap_size: 5, gc_pause_ms: 4 }));
   assert.equal(vitals.latest, null);
   vitals.add(START, sent({ process_threads: 2, process_rss: "", process_cpu_ms: null }));
-  assert.deepEqual(vitals.latest, { rss: null, cpu: null, threads: 2, gc: null });
+  assert.deepEqual(vitals.latest, { rss: null, cpu: null, threads: 2, gc: null, runs: null });
 });
 
 test("a silence is a break, and no share spans it", () => {

@@ -13,8 +13,10 @@ const LONGEST_SILENCE = 5;
  * @property {number | null} cpu Per cent of one core, since the figures before.
  * @property {number | null} threads
  * @property {number | null} gc Per cent of the time spent in the collector, since the figures before.
+ * @property {number | null} runs Of the collector per second, since the figures before.
  *
- * @typedef {{time: number, rss: number | null, cpuMs: number | null, threads: number | null, gcMs: number | null}} Sent
+ * @typedef {{time: number, rss: number | null, cpuMs: number | null, threads: number | null, gcMs: number | null,
+ *   runs: number | null}} Sent
  */
 
 export class Vitals {
@@ -36,12 +38,13 @@ export class Vitals {
       const value = sent.get(name);
       return typeof value === "number" && value >= 0 ? value : null;
     };
-    const now = { time, rss: figure("process_rss"), cpuMs: figure("process_cpu_ms"), threads: figure("process_threads"), gcMs: figure("gc_pause_ms") };
+    const now = { time, rss: figure("process_rss"), cpuMs: figure("process_cpu_ms"), threads: figure("process_threads"), gcMs: figure("gc_pause_ms"), runs: figure("count") };
     if (now.rss === null && now.cpuMs === null && now.threads === null) return false;
     this.#dropAfter(time);
     const before = this.#before !== null && time - this.#before.time <= LONGEST_SILENCE ? this.#before : null;
     this.times.push(time);
-    this.figures.push({ rss: now.rss, cpu: share(before, now, "cpuMs"), threads: now.threads, gc: share(before, now, "gcMs") });
+    const share = (/** @type {"cpuMs" | "gcMs"} */ key) => scaled(perSecond(before, now, key), 0.1); // of ms per second, in per cent
+    this.figures.push({ rss: now.rss, cpu: share("cpuMs"), threads: now.threads, gc: share("gcMs"), runs: perSecond(before, now, "runs") });
     this.#before = now;
     if (this.times.length > 2 * KEPT) {
       this.times.splice(0, KEPT);
@@ -99,14 +102,22 @@ export class Vitals {
 const KEYS = /** @type {const} */ (["rss", "cpu", "threads", "gc"]);
 
 /**
- * Return which per cent of the time between two events a growing number of milliseconds is.
+ * Return by how much a growing figure grew per second; null if that is not known.
  *
  * @param {Sent | null} before
  * @param {Sent} now
- * @param {"cpuMs" | "gcMs"} key
+ * @param {"cpuMs" | "gcMs" | "runs"} key
  */
-function share(before, now, key) {
+function perSecond(before, now, key) {
   const [one, other] = [before?.[key] ?? null, now[key]];
   if (before === null || one === null || other === null || other < one) return null; // unknown, or another process
-  return (other - one) / (now.time - before.time) / 10;
+  return (other - one) / (now.time - before.time);
+}
+
+/**
+ * @param {number | null} value
+ * @param {number} factor
+ */
+function scaled(value, factor) {
+  return value === null ? null : value * factor;
 }

@@ -81,7 +81,7 @@ const TRACING = {
   command: (facts) => (facts?.allocation_tracing_enabled ? "stop_allocation_tracing" : "start_allocation_tracing"),
   pressed: (facts) => Boolean(facts?.allocation_tracing_enabled),
   hidden: (facts) => typeof facts?.allocation_tracing_enabled !== "boolean",
-  title: "tracemalloc: snapshots have the file and line where each object was made",
+  title: "tracemalloc: snapshots have the file and line where each object was created; creating objects takes 3 to 5 times as long meanwhile",
 };
 /** @type {Command[]} */
 const MORE = [

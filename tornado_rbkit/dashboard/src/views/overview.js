@@ -124,7 +124,9 @@ export class OverviewView {
     this.#set("RSS", format.bytes(latest?.rss), "resident memory: physical memory that the process uses");
     this.#set("CPU", share(latest?.cpu ?? null), "of one core, over the last second");
     this.#set("threads", format.count(latest?.threads), "of the process, including threads that run no Python code");
-    this.#set("garbage collection", share(latest?.gc ?? null), "of the time, over the last second");
+    const runs = latest?.runs ?? null; // Python before 3.15 does not say how long they take
+    const collecting = (latest?.gc ?? null) === null && runs !== null ? format.plural(runs, "run") + "/s" : share(latest?.gc ?? null);
+    this.#set("garbage collection", collecting, "share of the time, or runs, over the last second");
     this.#drawFound(data.found);
     const canRecord = header.state !== "file";
     this.find.hidden = !canRecord;

@@ -356,7 +356,8 @@ const EMPTY =
   "takes another, and shows what the second has more of.";
 
 const TRACING_COST =
-  "Trace allocations starts tracemalloc in the process: objects that are made from then on have a place. It makes the " +
-  "allocation of objects slower, and takes memory for each of them, until it is stopped.";
+  "Trace allocations starts tracemalloc in the process: objects created from then on have a place. While it is on, code that " +
+  "creates objects takes 3 to 5 times its CPU time, loops over integers up to 30 times, and each byte of small objects takes " +
+  "up to 1.4 bytes more (measured with CPython 3.11 and 3.13).";
 
 const ELSEWHERE = "The address names a snapshot that this page has not received: whoever took it can save it as a file, and Load snapshot… shows it.";
