@@ -34,8 +34,8 @@ import tracemalloc
 from _tracemalloc import _get_object_traceback
 from collections.abc import Callable, Iterator
 from gc import get_freeze_count, is_tracked
-from types import FrameType, FunctionType, MethodDescriptorType
-from typing import Any, Final
+from types import BuiltinMethodType, FrameType, FunctionType, MethodDescriptorType, MethodType
+from typing import Any, Final, NamedTuple
 
 from tornado_rbkit.profiler.batcher import EventBatcher
 from tornado_rbkit.profiler.objects import (
@@ -71,6 +71,18 @@ COLLECTION_DUMPS: Final = 10
 _SHARDS: Final = 251  # a prime, because ids are multiples of 16
 
 
+class _Kind(NamedTuple):
+    """How the instances of one class are read."""
+
+    name: str
+    """The class's name as text that can be packed; an empty string for the profiler's own classes."""
+
+    read: Callable[[Any], References] | None
+    name_of: Callable[[Any], str | None] | None
+    size_of: Callable[[Any], int]
+    is_method: bool
+
+
 class Snapshot:
     """One walk over the heap. For use by the server's thread.
 
@@ -90,9 +102,7 @@ class Snapshot:
         self._seen: list[set[int]] = [set() for _ in range(_SHARDS)]
         self._values: list[Any] = []
         self._names = ClassNames()
-        self._texts: dict[int, str] = {}
-        self._sizes: dict[int, Callable[[Any], int]] = {}
-        self._readers: dict[int, tuple[Callable[[Any], References] | None, Callable[[Any], str | None] | None]] = {}
+        self._kinds: dict[int, _Kind] = {}  # by the class's id
         self._packer = DumpPacker()
         self._tracing = tracemalloc.is_tracing()
         self._traced = tracemalloc.get_traced_memory()[0] if self._tracing else None
@@ -125,7 +135,8 @@ class Snapshot:
                         if item is not None and (is_listed_once or self._is_new(id(item))):
                             self._add(item)
             yield
-        self._cut(everything=True)
+        if self._packer.rows or not self._bodies:
+            self._cut()
         del tracked, objects, item
         self._seen = []
 
@@ -139,17 +150,13 @@ class Snapshot:
             yield batcher.collection([head + body for body in reversed(part)], time.time())
 
     def _add(self, item: Any) -> None:
-        object_id = id(item)
         cls = type(item)
-        key = id(cls)
-        name = self._texts.get(key)
-        if name is None:
-            name = self._learn(cls)
-        if object_id in self._internal or not name or is_bound_to(item, self._internal):
+        kind = self._kinds.get(id(cls)) or self._learn(cls)
+        object_id = id(item)
+        if object_id in self._internal or not kind.name or (kind.is_method and is_bound_to(item, self._internal)):
             return
-        read, name_of = self._readers[key]
-        references = NO_REFERENCES if read is None else read(item)
-        held, seen, follows_all = references.held, self._seen, self._has_frozen
+        references = NO_REFERENCES if kind.read is None else kind.read(item)
+        held, seen, follows_all = references[0], self._seen, self._has_frozen
         ids = [id(other) for other in held]  # not in one call: the host can have the GIL in between
         for other, other_id in zip(held, ids, strict=True):
             if follows_all or not is_tracked(other) or type(other) is tuple:
@@ -157,10 +164,16 @@ class Snapshot:
                 if other_id not in shard:
                     shard.add(other_id)
                     self._values.append(other)
-        label = None if name_of is None else as_name(name_of(item))
+        label = None if kind.name_of is None else as_name(kind.name_of(item))
         file, line = self._place(item) if self._tracing or cls is FunctionType else (None, None)
-        self._packer.add(object_id, name, references, ids, file, line, self._size(item, key), label)
-        self._cut()
+        try:
+            size = kind.size_of(item)
+        except Exception:  # noqa: BLE001 - an extension's __sizeof__ may raise anything; rbkit sends nil for it
+            size = None
+        packer = self._packer
+        packer.add(object_id, kind.name, references, ids, file, line, size, label)
+        if packer.rows == DUMP_OBJECTS:
+            self._cut()
 
     def _is_new(self, object_id: int) -> bool:
         """Return True the first time that a reference leads to an object."""
@@ -170,20 +183,13 @@ class Snapshot:
         shard.add(object_id)
         return True
 
-    def _learn(self, cls: type) -> str:
-        """Return the class's name as text that can be packed; an empty string for the profiler's own classes."""
+    def _learn(self, cls: type) -> _Kind:
         (name,) = self._names.of([cls])
         text = "" if is_internal(name) else name.encode("utf-8", "surrogateescape").decode("utf-8", "replace")
-        self._texts[id(cls)] = text
-        self._sizes[id(cls)] = size_function(cls)
-        self._readers[id(cls)] = reader(cls), namer(cls)
-        return text
-
-    def _size(self, item: Any, key: int) -> int | None:
-        try:
-            return self._sizes[key](item)
-        except Exception:  # noqa: BLE001 - an extension's __sizeof__ may raise anything; rbkit sends nil for it
-            return None
+        kind = self._kinds[id(cls)] = _Kind(
+            text, reader(cls), namer(cls), size_function(cls), cls is MethodType or cls is BuiltinMethodType
+        )
+        return kind
 
     def _place(self, item: Any) -> tuple[str | None, int | None]:
         """Return the file and line where the object was created, if they are known."""
@@ -194,11 +200,9 @@ class Snapshot:
         file, line = place
         return file if file.isascii() else file.encode("utf-8", "surrogateescape").decode("utf-8", "replace"), line
 
-    def _cut(self, *, everything: bool = False) -> None:
-        rows = self._packer.rows
-        if rows == DUMP_OBJECTS or (everything and (rows or not self._bodies)):
-            self.total += rows
-            self._bodies.append(self._packer.take())
+    def _cut(self) -> None:
+        self.total += self._packer.rows
+        self._bodies.append(self._packer.take())
 
 
 def _subclasses_of(cls: type) -> list[type]:

@@ -38,7 +38,7 @@ from types import (
     MethodType,
     ModuleType,
 )
-from typing import Any, Final, NamedTuple, TypeAlias
+from typing import Any, Final, TypeAlias
 
 from tornado_rbkit.profiler.frames import SamplingError, frames_of_others
 from tornado_rbkit.profiler.objects import HAVE_GC, class_name, referents, type_dict, type_flags, type_mro
@@ -76,19 +76,16 @@ _FUNCTION_PARTS: Final = ("__closure__", "__globals__", "__defaults__", "__kwdef
 Name: TypeAlias = str | int | None
 
 
-class References(NamedTuple):
-    """The references of one object. `names` has a name, or None, for each of the first references.
+References: TypeAlias = tuple[list[Any], int, list[Name] | int]
+"""The references of one object, the field of their names, and a name, or None, for each of the first references.
 
-    `field` says what the names are: `Field.ATTRIBUTES` (of attributes and variables), `Field.KEYS` (of a dict), or 0
-    if no reference has a name. ``0`` in place of the names of `Field.KEYS` stands for the position of each reference.
-    """
+The field is `Field.ATTRIBUTES` (names of attributes and variables), `Field.KEYS` (of a dict), or 0 if no reference has
+a name. ``0`` in place of the names of `Field.KEYS` stands for the position of each reference. This is a plain tuple
+because making one is faster than making a named one, and the interpreter reuses its memory, so tracemalloc traces
+nothing.
+"""
 
-    held: list[Any]
-    field: int = 0
-    names: list[Name] | int = 0
-
-
-NO_REFERENCES: Final = References([])
+NO_REFERENCES: Final[References] = ([], 0, 0)
 
 
 def reader(cls: type) -> Callable[[Any], References] | None:
@@ -157,7 +154,7 @@ def as_name(value: Any) -> Name:
 
 
 def _unnamed(item: Any) -> References:
-    return References(gc.get_referents(item))
+    return gc.get_referents(item), 0, 0
 
 
 def _read_dict(item: Any) -> tuple[list[Any], list[Any]] | None:
@@ -179,31 +176,31 @@ def _dict(item: Any) -> References:
     if read is None:
         return _unnamed(item)
     keys, values = read
-    return References(values + keys, _KEYS, list(map(as_name, keys)))
+    return values + keys, _KEYS, list(map(as_name, keys))
 
 
 def _dict_subclass(item: Any) -> References:
     read = _read_dict(item)
     held = gc.get_referents(item)
     if read is None:
-        return References(held)
+        return held, 0, 0
     keys, values = read
     known = {*map(id, keys), *map(id, values)}
     others = [other for other in held if id(other) not in known]
-    return References(values + keys + others, _KEYS, list(map(as_name, keys)))
+    return values + keys + others, _KEYS, list(map(as_name, keys))
 
 
 def _sequence(item: Any) -> References:
     held = gc.get_referents(item)
     if len(held) != len(item):  # a tuple that is being filled, or a list that another thread changed meanwhile
-        return References(held)
+        return held, 0, 0
     held.reverse()
-    return References(held, _KEYS)
+    return held, _KEYS, 0
 
 
 def _module(item: Any) -> References:
     held = referents([item])
-    return References(held, _ATTRIBUTES, ["__dict__"] * len(held))
+    return held, _ATTRIBUTES, ["__dict__"] * len(held)
 
 
 def _class(item: Any) -> References:
@@ -230,14 +227,14 @@ def _method(item: Any) -> References:
 
 
 def _cell(item: Any) -> References:
-    return References(gc.get_referents(item), _ATTRIBUTES, ["cell_contents"])
+    return gc.get_referents(item), _ATTRIBUTES, ["cell_contents"]
 
 
 def _frame(item: Any) -> References:
     if not FRAMES_SHOW_LOCALS or not item.f_code.co_flags & 1:  # CO_OPTIMIZED: others have a namespace
         return _unnamed(item)
     pairs = list(item.f_locals.items())
-    return References([value for _, value in pairs], _ATTRIBUTES, [as_name(name) for name, _ in pairs])
+    return [value for _, value in pairs], _ATTRIBUTES, [as_name(name) for name, _ in pairs]
 
 
 def _array(array: type, item: Any) -> References:
@@ -246,13 +243,13 @@ def _array(array: type, item: Any) -> References:
     base = members["base"].__get__(item)
     held = gc.get_referents(item)
     if base is not None:
-        return References([base, *held], _ATTRIBUTES, ["base"])
+        return [base, *held], _ATTRIBUTES, ["base"]
     if members["dtype"].__get__(item).char == "O":
         items: Any = members["tolist"](item)
         for _ in range(members["ndim"].__get__(item) - 1):
             items = chain.from_iterable(items)
         held.extend(items if type(items) is list or type(items) is chain else [items])  # an array without dimensions
-    return References(held)
+    return held, 0, 0
 
 
 def _array_class() -> type | None:
@@ -262,7 +259,7 @@ def _array_class() -> type | None:
 
 
 def _by_identity(held: list[Any], names: dict[int, str]) -> References:
-    return References(held, _ATTRIBUTES, list(map(names.get, map(id, held)))) if names else References(held)
+    return (held, _ATTRIBUTES, list(map(names.get, map(id, held)))) if names else (held, 0, 0)
 
 
 class _Instances:
