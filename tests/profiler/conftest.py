@@ -20,7 +20,7 @@ from tornado_rbkit.protocol import Event, EventCollection, decode
 
 _E = TypeVar("_E")
 
-PATIENCE = 20.0
+PATIENCE = 60.0
 """Seconds until a test fails that waits for something."""
 
 

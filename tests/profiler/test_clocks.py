@@ -79,7 +79,7 @@ class States:
 
 def test_time_is_charged_when_the_thread_is_seen_computing(monkeypatch: pytest.MonkeyPatch) -> None:
     states = States()
-    monkeypatch.setattr(clocks, "RunStates", lambda: states)
+    monkeypatch.setattr(clocks, "run_states", lambda: states)
     of_threads = ThreadClocks()
     this = threading.get_ident()
     assert of_threads.burned([this], 0.001, 1, 20) == ({}, {})
@@ -96,7 +96,7 @@ def test_time_is_charged_when_the_thread_is_seen_computing(monkeypatch: pytest.M
 def test_time_of_a_thread_that_is_never_seen_computing_is_reported_without_a_stack(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    monkeypatch.setattr(clocks, "RunStates", States)
+    monkeypatch.setattr(clocks, "run_states", States)
     of_threads = ThreadClocks()
     this = threading.get_ident()
     of_threads.burned([this], 0.001, 1, 20)

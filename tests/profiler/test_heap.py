@@ -9,6 +9,7 @@ import threading
 import time
 import tracemalloc
 from collections import Counter
+from collections.abc import Iterator
 
 import msgpack
 import pytest
@@ -18,12 +19,12 @@ from tests.profiler.conftest import Client, raw_events, shape
 from tests.profiler.python import python
 from tests.profiler.test_memory import Touchy
 from tornado_rbkit import profiler
-from tornado_rbkit.profiler import endpoints
+from tornado_rbkit.profiler import batcher, endpoints, heap
 from tornado_rbkit.profiler.batcher import EventBatcher
 from tornado_rbkit.profiler.heap import size_function
 from tornado_rbkit.profiler.memory import MemoryProfile
 from tornado_rbkit.profiler.objects import class_name, internal_ids, is_bound_to, is_internal
-from tornado_rbkit.protocol import EventType, Field, HeapObject, ObjectSpaceDump
+from tornado_rbkit.protocol import EventType, Field, HeapObject, ObjectSpaceDump, message_counter
 
 
 class Order:
@@ -187,6 +188,26 @@ def test_nothing_of_a_comparison_that_is_under_way_is_listed(frozen: None) -> No
     new = [item for item in now if id(item) not in told and not is_bound_to(item, ours)]
     assert [item for item in new if not is_internal(class_name(type(item)))] == []
     assert not ours & {id(item) for item in made}
+
+
+def test_messages_are_sent_in_the_order_of_their_numbers(
+    server: profiler.Server, client: Client, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Otherwise a client reports lost messages and a restart of the process."""
+    monkeypatch.setattr(batcher, "BATCH_SECONDS", 0.0)
+    messages = heap.Snapshot.messages
+
+    def events_come_in_between(self: heap.Snapshot) -> Iterator[list[bytes]]:
+        for events in messages(self):
+            server._batcher.add(msgpack.packb({0: int(EventType.GC_START), 1: 0.0}))
+            yield events
+
+    monkeypatch.setattr(heap.Snapshot, "messages", events_come_in_between)
+    snapshot(client)
+    list(client.waiting())
+    counters = [message_counter(message) for message in client.messages]
+    assert len(counters) > 2
+    assert counters == list(range(len(counters)))
 
 
 def test_nothing_that_serves_the_profiler_is_told_or_listed() -> None:

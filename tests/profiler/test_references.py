@@ -341,7 +341,6 @@ def test_a_snapshot_leads_to_a_leak_by_names() -> None:
     """From the module on, step by step, to the value that a closure keeps."""
     output = python(
         """
-from tornado_rbkit.profiler.batcher import EventBatcher
 from tornado_rbkit.profiler.heap import Snapshot
 import msgpack
 
@@ -363,9 +362,9 @@ snapshot = Snapshot(1, [])
 for _ in snapshot.walk():
     pass
 rows = {}
-for message in snapshot.messages(EventBatcher()):
-    for dump in msgpack.unpackb(message, strict_map_key=False)[2]:
-        rows |= {row[3]: row for row in dump[2]}
+for events in snapshot.messages():
+    for event in events:
+        rows |= {row[3]: row for row in msgpack.unpackb(event, strict_map_key=False)[2]}
 (row,) = [row for row in rows.values() if row[4] == "module" and row.get(13) == "__main__"]
 for name in ["__dict__", "AUDIT", "request 7", "context", "cell_contents", "body"]:
     names = row.get(16) or row.get(17)
@@ -376,7 +375,7 @@ for name in ["__dict__", "AUDIT", "request 7", "context", "cell_contents", "body
     assert output.split("\n") == [
         "__dict__ dict None None",
         "AUDIT dict None None",
-        "request 7 function __main__.remember.<locals>.finish 14",
+        "request 7 function __main__.remember.<locals>.finish 13",
         "context cell None None",
         "cell_contents __main__.Context None None",
         "body bytes None None",

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import logging
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 
 import pytest
 
@@ -26,7 +26,7 @@ class Outlet:
     def __init__(self, turns: int) -> None:
         self.turns = turns
 
-    def send_all(self, message: bytes) -> None:
+    def send_all(self, events: Sequence[bytes]) -> None:
         raise AssertionError("nothing is sent")
 
     def flush(self) -> None:

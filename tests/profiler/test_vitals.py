@@ -7,7 +7,7 @@ import os
 import sys
 import time
 import tracemalloc
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from types import SimpleNamespace
 from typing import Any
@@ -64,7 +64,7 @@ class Audience:
     def __init__(self) -> None:
         self.flushes = 0
 
-    def send_all(self, message: bytes) -> None:
+    def send_all(self, events: Sequence[bytes]) -> None:
         raise AssertionError("nothing else is sent")
 
     def flush(self) -> None:

@@ -10,7 +10,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from typing import Final, NamedTuple
 
 from tornado_rbkit.profiler.frames import Place
-from tornado_rbkit.profiler.run_state import LOCK, RUNNING, WAITING, WAITING_FILES, RunStates
+from tornado_rbkit.profiler.run_state import LOCK, RUNNING, WAITING, WAITING_FILES, RunStates, run_states
 
 HAS_CPU_CLOCK: Final = sys.platform.startswith("linux")
 
@@ -50,7 +50,7 @@ class ThreadClocks:
         self._owed: dict[int, int] = {}
         self._states: RunStates | None = None
         with contextlib.suppress(OSError, ImportError, RuntimeError):  # then every thread counts as computing
-            self._states = RunStates()
+            self._states = run_states()
 
     def burned(self, threads: Iterable[int], interval: float, ticks: int, most: int) -> Burned:
         """Return the samples that are due; remainders of an interval, and of threads that sleep now, carry over.

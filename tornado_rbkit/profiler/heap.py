@@ -37,7 +37,6 @@ from gc import get_freeze_count, is_tracked
 from types import BuiltinMethodType, FrameType, FunctionType, MethodDescriptorType, MethodType
 from typing import Any, Final, NamedTuple
 
-from tornado_rbkit.profiler.batcher import EventBatcher
 from tornado_rbkit.profiler.objects import (
     ClassNames,
     SliceSize,
@@ -140,14 +139,14 @@ class Snapshot:
         del tracked, objects, item
         self._seen = []
 
-    def messages(self, batcher: EventBatcher) -> Iterator[bytes]:
-        """Yield the event_collections after the walk, and drop each from memory."""
+    def messages(self) -> Iterator[list[bytes]]:
+        """Yield the events of each message after the walk, and drop them from memory."""
         head = pack_dump_head(self._timestamp, self.correlation_id, self.total, self._resident, self._traced)
         self._bodies.reverse()
         while self._bodies:
             part = self._bodies[-COLLECTION_DUMPS:]
             del self._bodies[-COLLECTION_DUMPS:]
-            yield batcher.collection([head + body for body in reversed(part)], time.time())
+            yield [head + body for body in reversed(part)]
 
     def _add(self, item: Any) -> None:
         cls = type(item)

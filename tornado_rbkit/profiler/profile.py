@@ -8,7 +8,7 @@ import re
 import sys
 import time
 import tracemalloc
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import PurePath
 from typing import Any, Final, Protocol
@@ -46,8 +46,8 @@ class Outlet(Protocol):
     def has_subscribers(self) -> bool:
         """Whether anybody receives what is published."""
 
-    def send_all(self, message: bytes) -> None:
-        """Publish a message that no subscriber should miss."""
+    def send_all(self, events: Sequence[bytes]) -> None:
+        """Publish a message of packed events that no subscriber should miss."""
 
     def flush(self) -> None:
         """Publish all waiting events."""
@@ -255,8 +255,8 @@ class Profile:
             self.snapshot_objects = snapshot.total
             if not self._outlet.yield_to_host():
                 return _OK  # the server is being stopped
-        for message in snapshot.messages(self.batcher):
-            self._outlet.send_all(message)
+        for events in snapshot.messages():
+            self._outlet.send_all(events)
         self.snapshot_objects = snapshot.total
         return _OK
 

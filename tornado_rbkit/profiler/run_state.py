@@ -36,17 +36,6 @@ _ATTEMPTS: Final = 50
 _HOLD_MICROSECONDS: Final = 200
 
 
-@lru_cache(maxsize=1)  # what ctypes creates would be new objects of the program, each time that sampling starts
-def _load_libc() -> tuple[Any, Any]:
-    """Return the C library, whose functions keep the GIL, and a buffer of 256 bytes."""
-    import ctypes  # only here, because many profiled processes never need it
-
-    libc = ctypes.PyDLL(None)
-    libc.read.restype = ctypes.c_ssize_t
-    libc.read.argtypes = [ctypes.c_int, ctypes.c_void_p, ctypes.c_size_t]
-    return libc, ctypes.create_string_buffer(256)
-
-
 class RunStates:
     """Reads the states of threads. For use by one thread.
 
@@ -57,7 +46,12 @@ class RunStates:
     """
 
     def __init__(self) -> None:
-        libc, self._buffer = _load_libc()
+        import ctypes  # only here, because many profiled processes never need it
+
+        libc = ctypes.PyDLL(None)
+        libc.read.restype = ctypes.c_ssize_t
+        libc.read.argtypes = [ctypes.c_int, ctypes.c_void_p, ctypes.c_size_t]
+        self._buffer: Any = ctypes.create_string_buffer(256)
         self._open, self._read, self._close, self._usleep = libc.open, libc.read, libc.close, libc.usleep
         self._futex, self._gil = self._find_gil()
 
@@ -111,3 +105,9 @@ class RunStates:
             stop.set()
             thread.join()
         raise OSError("the system calls of threads cannot be read")
+
+
+@lru_cache(maxsize=1)
+def run_states() -> RunStates:
+    """Return the reader of this process, which is made once: the addresses stay, and a new one would be the host's."""
+    return RunStates()

@@ -9,7 +9,7 @@ import os
 import socket
 import time
 from collections import deque
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any, Final, TypeVar
 
@@ -172,14 +172,15 @@ class Server:
             raise errors.pop()
         return results.pop()
 
-    def send_all(self, message: bytes) -> None:
-        """Publish a message of a snapshot, waiting for subscribers with a full queue. The server's thread.
+    def send_all(self, events: Sequence[bytes]) -> None:
+        """Publish packed events in one message, waiting for subscribers with a full queue. The server's thread.
 
         ZMQ_XPUB_NODROP makes the socket refuse a message that a subscriber's high-water mark would make it drop.
         If a subscriber takes nothing for `_PATIENCE_SECONDS`, the socket drops messages for it as usual, and the
         other subscribers no longer wait for it.
         """
         self._publish()
+        message = self._batcher.collection(events, time.time())  # messages are sent in the order of their numbers
         self._pub.setsockopt(zmq.XPUB_NODROP, 1)
         deadline = time.monotonic() + _PATIENCE_SECONDS
         while True:
