@@ -1,11 +1,12 @@
-"""Measures how accurate the CPU sampler's shares are, on programs that measure the true shares.
+"""Compares the shares that the CPU samplers report with the truth, on programs that know the truth.
 
     python bench/accuracy.py [--seconds S] [--interval SECONDS]
 
-Every program runs in a fresh process for each clock. Its functions note how long they ran (wall clock) and computed
-(the thread's CPU clock); the table compares their shares of the noted time with their shares of the samples, in
-percent. ``between`` is the share of samples on the CPU clock that have no stack: the thread slept at every tick.
-Linux.
+Every program runs in a fresh process for each clock and each sampler: ours inside the process, ours outside
+(``cpu_engine="external"``), and austin alone. Its functions note how long they ran (wall clock) and computed (the
+thread's CPU clock); the table compares their shares of the noted time with their shares of the samples, in percent,
+as ``reported (true)`` of the same run. ``between`` is the share of the in-process samples on the CPU clock that have
+no stack: the thread slept at every tick. Linux.
 """
 
 from __future__ import annotations
@@ -25,6 +26,8 @@ from typing import Any, Final
 
 from tornado_rbkit.profiler.batcher import EventBatcher
 from tornado_rbkit.profiler.cpu import CPUSampler
+from tornado_rbkit.profiler.external.austin import find_austin
+from tornado_rbkit.profiler.external.own_process import OwnSampler
 from tornado_rbkit.protocol import CPUSample, EventCollection, decode
 
 SPENT: Final[dict[str, Counter[str]]] = {"wall": Counter(), "cpu": Counter()}
@@ -147,6 +150,19 @@ def in_threads(count: int, work: Callable[[], None]) -> None:
         thread.join()
 
 
+ENGINES: Final = ("in-process", "external", "austin")
+FUNCTIONS: Final = {
+    "bursts of 0.3 ms": "heavy",
+    "bursts of 3 ms": "heavy",
+    "bursts of 30 ms": "heavy",
+    "C keeps the GIL": "in_c",
+    "recv beside parse": "receive",
+    "lock contention": "locked",
+    "50 threads": "heavy",
+    "asyncio, 2 : 1": "heavy",
+}
+"""The function whose share is shown."""
+
 PROGRAMS: Final[dict[str, Callable[[float], None]]] = {
     "bursts of 0.3 ms": partial(bursts, 0.0003),
     "bursts of 3 ms": partial(bursts, 0.003),
@@ -159,12 +175,15 @@ PROGRAMS: Final[dict[str, Callable[[float], None]]] = {
 }
 
 
-def measure(program: str, clock: str, seconds: float, interval: float) -> dict[str, Any]:
-    """Run a program under the sampler in this process; return its true and reported shares."""
+def measure(program: str, clock: str, engine: str, seconds: float, interval: float) -> dict[str, Any]:
+    """Run a program under a sampler in this process; return its true and its reported shares."""
     batcher = EventBatcher()
-    sampler = CPUSampler(batcher)
+    sampler: CPUSampler | OwnSampler = CPUSampler(batcher) if engine == "in-process" else OwnSampler(batcher, engine)
     sampler.clock_type = clock
-    sampler.start(interval)
+    if engine == "austin":
+        input("ready\n")  # it is attached from outside
+    else:
+        sampler.start(interval)
     PROGRAMS[program](time.monotonic() + seconds)
     sampler.stop()
     told: Counter[str] = Counter()
@@ -177,7 +196,46 @@ def measure(program: str, clock: str, seconds: float, interval: float) -> dict[s
                 told.update([next((frame.method_name for frame in event.frames if frame.method_name in names), "")])
     between = told.pop("(between samples)", 0) / max(1, told.total())
     told.pop("", None)
-    return {"true": shares(SPENT[clock]), "told": shares(told), "between": 100 * between, "rate": sampler.status()}
+    return {"true": shares(SPENT[clock]), "told": shares(told), "between": 100 * between}
+
+
+def run(program: str, clock: str, engine: str, seconds: float, interval: float) -> dict[str, Any]:
+    """Run a program in a fresh process, under a sampler there or under austin."""
+    command = [sys.executable, __file__, f"--seconds={seconds}", f"--interval={interval}"]
+    child = subprocess.Popen(
+        [*command, "--only", program, clock, engine], stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True
+    )
+    austin = None
+    if engine == "austin":
+        assert child.stdout is not None
+        child.stdout.readline()
+        mode = "-Ps" if clock == "cpu" else "-P"
+        austin = subprocess.Popen(
+            [find_austin(), mode, f"-i{int(interval * 1e6)}", f"-p{child.pid}"],
+            stdout=subprocess.PIPE,
+            stderr=subprocess.DEVNULL,
+            text=True,
+        )
+        time.sleep(0.5)  # it attaches
+    output, _ = child.communicate("\n")
+    found: dict[str, Any] = json.loads(output)
+    if austin is not None:
+        found["told"] = told_by_austin(austin.communicate()[0], set(found["true"]))
+    return found
+
+
+def told_by_austin(output: str, names: set[str]) -> dict[str, float]:
+    """Return the shares of functions in collapsed stacks, whose frames are FILE:FUNCTION:LINE."""
+    told: Counter[str] = Counter()
+    for line in output.splitlines():
+        stack, _, micros = line.rpartition(" ")
+        if line.startswith("P") and micros.isdigit():
+            functions = (
+                frame.split(":")[-2].rpartition(".")[2] for frame in reversed(stack.split(";")) if ".py:" in frame
+            )
+            told[next((function for function in functions if function in names), "")] += int(micros)
+    told.pop("", None)
+    return shares(told)
 
 
 def shares(parts: Counter[str]) -> dict[str, float]:
@@ -189,30 +247,22 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--seconds", type=float, default=5.0, help="length of each run (default: %(default)s)")
     parser.add_argument("--interval", type=float, default=0.001, help="between two samples (default: %(default)s s)")
-    parser.add_argument("--only", nargs=2, metavar=("PROGRAM", "CLOCK"), help=argparse.SUPPRESS)
+    parser.add_argument("--only", nargs=3, metavar=("PROGRAM", "CLOCK", "ENGINE"), help=argparse.SUPPRESS)
     options = parser.parse_args()
     if options.only:
         print(json.dumps(measure(*options.only, options.seconds, options.interval)))
         return
-    print("| program | function | CPU: true | CPU: reported | wall: true | wall: reported | between |")
-    print("| --- | --- | --- | --- | --- | --- | --- |")
-    for program in PROGRAMS:
-        found = {}
+    heads = [f"{clock}: {engine}" for clock in ("CPU", "wall") for engine in ENGINES]
+    print(f"| program | function | {' | '.join(heads)} | between |")
+    print("| --- " * (len(heads) + 3) + "|")
+    for program, function in FUNCTIONS.items():
+        cells, between = [], 0.0
         for clock in ("cpu", "wall"):
-            command = [
-                sys.executable,
-                __file__,
-                "--seconds",
-                str(options.seconds),
-                "--interval",
-                str(options.interval),
-            ]
-            ended = subprocess.run([*command, "--only", program, clock], stdout=subprocess.PIPE, check=True)
-            found[clock] = json.loads(ended.stdout)
-        name = next(name for name in ("receive", "in_c", "locked", "heavy") if name in found["cpu"]["true"])
-        figures = [found[clock][kind].get(name, 0.0) for clock in ("cpu", "wall") for kind in ("true", "told")]
-        cells = [*(f"{figure:.0f}" for figure in figures), f"{found['cpu']['between']:.0f}"]
-        print(f"| {program} | {name} | {' | '.join(cells)} |", flush=True)
+            for engine in ENGINES:
+                found = run(program, clock, engine, options.seconds, options.interval)
+                cells.append(f"{found['told'].get(function, 0.0):.0f} ({found['true'][function]:.0f})")
+                between = found["between"] if (clock, engine) == ("cpu", "in-process") else between
+        print(f"| {program} | {function} | {' | '.join(cells)} | {between:.0f} |", flush=True)
 
 
 if __name__ == "__main__":

@@ -60,6 +60,7 @@ class Sampler(Protocol):
     """Samples the stacks of a process, as `CPUSampler` does; see there."""
 
     clock_type: str
+    interval: float
 
     @property
     def enabled(self) -> bool:

@@ -21,7 +21,9 @@ _BEFORE_THE_COMMAND: Final = ("-v", "--verbose", "-q", "--quiet")
 def _add_options(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--open", action="store_true", help="open the page in a browser (default: print its URL only)")
     parser.add_argument(
-        "--cpu", action="store_true", help="sample stacks from the start (default: when a client asks for it)"
+        "--cpu",
+        action="store_true",
+        help="sample stacks, every 10 ms, from the start (default: when a client asks for it)",
     )
     parser.add_argument(
         "--memory", action="store_true", help="profile memory from the start (default: when a client asks for it)"

@@ -23,8 +23,9 @@ from tornado_rbkit.profiler.external.engine import EngineError, Stack
 from tornado_rbkit.profiler.external.mojo import MojoParser
 from tornado_rbkit.profiler.external.process import RunningProcess, yama_rule
 
-MAX_INTERVAL: Final = 0.01
-"""Seconds. Austin writes its output in blocks of 4 KiB, which a longer interval would hold back for many seconds."""
+MAX_INTERVAL: Final = 0.001
+"""Seconds. Austin writes its output in blocks of 4 KiB, which a longer interval would hold back for seconds; of its
+looks those are published that are an interval apart."""
 
 _CHUNK: Final = 1 << 20
 _PATIENCE: Final = 10.0  # seconds for one look

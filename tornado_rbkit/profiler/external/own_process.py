@@ -19,7 +19,7 @@ from typing import Any, Final
 from tornado_rbkit.profiler.batcher import EventBatcher
 from tornado_rbkit.profiler.clocks import thread_name
 from tornado_rbkit.profiler.cpu import CPUSampler
-from tornado_rbkit.profiler.external.austin import Austin, find_austin
+from tornado_rbkit.profiler.external.austin import MAX_INTERVAL, Austin, find_austin
 from tornado_rbkit.profiler.external.engine import EngineError
 from tornado_rbkit.profiler.external.process import ProcessError, RunningProcess, check_system, yama_rule
 from tornado_rbkit.profiler.external.sampler import MAX_ERRORS, ExternalSampler
@@ -30,6 +30,7 @@ _log = internal_logger(__name__)
 
 _PATIENCE: Final = 1.0  # seconds without a sample, beside _LOOKS
 _LOOKS: Final = 400  # austin's first output has at most so many looks at one thread
+_NO_STACK: Final = "austin has read no stack within a second"
 _NAME_SECONDS: Final = 1.0  # between two looks at the imported modules
 _PR_SET_PTRACER: Final = 0x59616D61  # prctl(2)
 _ANY: Final = -1
@@ -167,6 +168,15 @@ class OwnSampler:
         self._deadline = self._new_deadline()
 
     @property
+    def interval(self) -> float:
+        """Seconds between two samples; setting it counts from the next `start` on."""
+        return self._active.interval
+
+    @interval.setter
+    def interval(self, interval: float) -> None:
+        self._inside.interval = interval
+
+    @property
     def enabled(self) -> bool:
         """True from `start` to `stop`, or until sampling ends by itself."""
         return self._active.enabled
@@ -209,7 +219,7 @@ class OwnSampler:
         self._inside.abandon()
 
     def watch(self) -> None:
-        """Fall back on the internal engine if the external one does not work."""
+        """Fall back on the internal engine if the external one does not work; ``"external"`` goes on if it is slow."""
         outside = self._outside
         if outside is None:
             return
@@ -218,7 +228,12 @@ class OwnSampler:
         if outside.enabled and status["error_share"] > MAX_ERRORS:
             reason = f"{status['error_share']:.0%} of the stacks changed while they were read"
         if outside.enabled and not status["looks"] and time.monotonic() > self._deadline:
-            reason = "austin has read no stack within a second"
+            if self._engine == "external":  # it may be slow on a busy machine
+                self._reason = _NO_STACK
+                return
+            reason = _NO_STACK
+        if status["looks"] and self._reason == _NO_STACK:
+            self._reason = None
         if reason is not None:
             outside.stop()
             try:
@@ -248,7 +263,7 @@ class OwnSampler:
         """Return when the first stack must be there; with the CPU clock there is none while nothing computes."""
         if self.clock_type == "cpu":
             return float("inf")
-        return time.monotonic() + _PATIENCE + _LOOKS * self._active.interval
+        return time.monotonic() + _PATIENCE + _LOOKS * min(self._active.interval, MAX_INTERVAL)
 
     def _fall_back(self, reason: str, interval: float) -> None:
         """Sample inside the process.
