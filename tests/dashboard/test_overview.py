@@ -27,6 +27,7 @@ def test_figures_of_the_process_are_shown_before_anything_is_recorded(page: Page
     page.until(lambda: tiles(page) == figures, "the last second is shown")
     described = "return document.querySelector('#view-overview .unseen').textContent"
     page.until(lambda: "RSS: 102 MiB" in page.script(described), "the chart has it, too")
+    page.until(lambda: "102 MiB" in page.texts("#view-overview .u-value"), "its legend has the last value")
     assert page.all("#view-overview .chart canvas")
     page.click("Memory")
     page.until(lambda: "The memory profile is off." in page.text, "figures of the process are no memory profile")

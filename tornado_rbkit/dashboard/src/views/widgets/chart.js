@@ -50,6 +50,7 @@ export class Chart {
       plot.setData(data, false);
       plot.setScale("x", { min: range[0], max: range[1] });
     });
+    plot.setLegend({ idx: /** @type {any} */ (plot.cursor.idx ?? null) }, false); // uPlot writes it anew only when the pointer moves
     this.#describe(data);
   }
 

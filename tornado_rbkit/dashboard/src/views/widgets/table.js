@@ -6,7 +6,7 @@ import { h, nextFrame, setAttribute, setText } from "./dom.js";
 // Minimum width of a column, in em.
 const NAME_WIDTH = 15;
 const WIDEST_NAME = 46; // numbers stay beside the names
-const NUMBER_WIDTH = 6.4;
+const NUMBER_WIDTH = 7.2;
 const SHARE_WIDTH = 10;
 const DRAWN_WIDTH = 9;
 
