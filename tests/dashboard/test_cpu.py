@@ -558,6 +558,48 @@ def test_missing_messages_are_reported(page: Page, site: Serve, script: Script) 
     page.until(lambda: "2 messages are missing: there may have been more samples" in page.text, "it is said")
 
 
+def drag(page: Page, begin: float, end: float) -> None:
+    """Drag over a part of the time in the strip, given as fractions of the whole."""
+    strip = page.one(".strip canvas")
+    names, width = 110, strip.size["width"]
+    actions = ActionChains(page.driver)
+    actions.move_to_element_with_offset(strip, round(names + (width - names) * begin - width / 2), 0).click_and_hold()
+    actions.move_by_offset(round((width - names) * (end - begin)), 0).release().perform()
+
+
+def test_a_range_is_dragged_over_and_compared_with_the_time_before(page: Page, site: Serve, script: Script) -> None:
+    page.open(site(script.rbkit).url, "cpu")
+    page.until_live()
+    for name in ("early", "late"):  # each for 10 s; the other thread sleeps
+        computing, asleep = stack("main", name), stack("worker", "sleep", thread=2)
+        computing[0] |= {19: "MainThread", 21: "running"}
+        asleep[0] |= {19: "sleeper", 21: "waiting"}
+        begin = 10.0 * (name == "late")
+        times = [begin + 0.01 * number for number in range(1000)]
+        script.publish(*((time, CPU_SAMPLE, frames) for time in times for frames in (computing, asleep)))
+    until_drawn(page, "main", "early", "late")
+    names = page.script(
+        "return [...document.querySelector('select[aria-label=Thread]').options].map(({text}) => text)"
+    )
+    assert names == ["all", "MainThread (100.0 %)"]
+    drag(page, 0.55, 0.75)
+    page.until(lambda: "range=" in page.driver.current_url, "it is in the address")
+    until_drawn(page, "main", "late")
+    page.choose("Compare with", "the time before")
+    page.until(lambda: page.rows("Changes of functions"), "the changes are in the table")
+    changes = {
+        row[0]: float(row[1].split()[0].replace("−", "-").lstrip("±")) for row in page.rows("Changes of functions")
+    }
+    assert changes["late"] == pytest.approx(75, abs=3)
+    assert changes["early"] == pytest.approx(-75, abs=3)
+    assert "compare=before" in page.driver.current_url
+    page.one(".strip").send_keys(Keys.ESCAPE)
+    until_drawn(page, "main", "early", "late")
+    page.choose("Graph", "Sandwich")
+    page.click("late")
+    page.until(lambda: len(page.all(".flame")) == 2, "there is a graph of the callers and one of what it calls")
+
+
 PROGRAM = """
 import time
 

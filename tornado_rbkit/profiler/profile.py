@@ -206,6 +206,7 @@ class Profile:
             "cpu_profiling_enabled": int(self.cpu.enabled),
             "clock_type": self.cpu.clock_type,
             "cpu_profiling_mode": "sampling",
+            "cpu_interval": self.cpu.status().get("interval"),  # seconds of CPU time of a sample, on the CPU clock
             **self.tracing_facts(),
         }
         trouble = "; ".join(filter(None, (self._memory_failure, self.cpu.trouble)))

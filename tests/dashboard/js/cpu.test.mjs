@@ -6,7 +6,8 @@ import { collapsed, speedscope } from "../../../tornado_rbkit/dashboard/src/mode
 import { CpuProfile } from "../../../tornado_rbkit/dashboard/src/model/cpu/profile.js";
 import { isWaiting, kindOf } from "../../../tornado_rbkit/dashboard/src/model/cpu/functions.js";
 import { TimeChoice } from "../../../tornado_rbkit/dashboard/src/views/cpu/range.js";
-import { chance } from "./rbkit.mjs";
+import { Session } from "../../../tornado_rbkit/dashboard/src/worker/session.js";
+import { chance, collection, frame, handshake, sample as packed } from "./rbkit.mjs";
 
 /** Return a sample; its stack is given from the outside in, as "label" or [label, file, line]. */
 function sample(time, thread, ...stack) {
@@ -408,5 +409,29 @@ test("the chosen time and its comparison are texts of the address and come back 
   for (const odd of ["5-3", "x", "1-", "__proto__", null]) {
     again.restore({ range: odd, compare: odd });
     assert.deepEqual(again.texts, { range: "", compare: "" });
+  }
+});
+
+// The wire
+
+test("what our profiler adds to the innermost frame is read, and what is odd in it costs nothing", () => {
+  const session = new Session();
+  const withFacts = (facts) => packed([new Map([...frame("f"), ...facts]), frame("main")]);
+  session.publish(collection(0, [withFacts([[19, "MainThread"], [20, "poll"], [21, "lock"], [22, 2]])]));
+  const { cpu } = session.process;
+  assert.deepEqual([cpu.threadList(), cpu.taskList()], [[{ id: "1", title: "MainThread", samples: 1 }], [{ name: "poll", samples: 1 }]]);
+  assert.ok(cpu.find("(waits for a lock)") >= 0);
+  assert.equal(cpu.functions[cpu.find("f")].line, 2);
+  const odd = [null, [], {}, -1, NaN, true, "", "x".repeat(2000), "__proto__", 2 ** 60];
+  session.publish(collection(1, odd.flatMap((value) => [19, 20, 21, 22].map((field) => withFacts([[field, value]])))));
+  assert.equal(cpu.samples, 1 + 4 * odd.length);
+  assert.equal(session.unreadable, 0);
+});
+
+test("the time of a sample on the CPU clock is a fact of the process; an odd one is not known", () => {
+  for (const [told, known] of [[0.002, 0.002], [0, null], [-1, null], [NaN, null], ["x", null], [undefined, null]]) {
+    const session = new Session();
+    session.reply("handshake", handshake({ cpu_interval: told }));
+    assert.equal(session.process.facts.cpu_interval, known);
   }
 });

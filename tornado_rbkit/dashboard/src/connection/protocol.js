@@ -62,7 +62,7 @@ export const NOT_AUTHORIZED = "not authorized";
  * @property {string | null} [state] "running", "waiting", "lock" or "gc".
  * @property {Frame[]} frames Innermost first.
  * @typedef {{process_name: string, pid: string, pwd: string, rbkit_server_version: string,
- *   rbkit_protocol_version: string, clock_type: string, object_trace_enabled: boolean,
+ *   rbkit_protocol_version: string, clock_type: string, cpu_interval: number | null, object_trace_enabled: boolean,
  *   cpu_profiling_enabled: boolean, allocation_tracing_enabled: boolean | null}} Facts Of a process, from its handshake.
  */
 
@@ -123,6 +123,7 @@ export function readReply(command, bytes) {
       rbkit_server_version: text(facts.rbkit_server_version, "(unknown)") ?? "(unknown)",
       rbkit_protocol_version: text(facts.rbkit_protocol_version, "(unknown)") ?? "(unknown)",
       clock_type: text(facts.clock_type, "(unknown)") ?? "(unknown)",
+      cpu_interval: typeof facts.cpu_interval === "number" && facts.cpu_interval > 0 && facts.cpu_interval < Infinity ? facts.cpu_interval : null, // s
       object_trace_enabled: Boolean(facts.object_trace_enabled),
       cpu_profiling_enabled: Boolean(facts.cpu_profiling_enabled),
       allocation_tracing_enabled: "allocation_tracing_enabled" in facts ? Boolean(facts.allocation_tracing_enabled) : null, // null: it cannot
