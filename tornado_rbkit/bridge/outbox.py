@@ -141,8 +141,9 @@ class Outbox:
         self._flush_unless_due()
         while backlog and backlog.is_over_the_bound and not (self._blocked or self._units):
             self._flush()  # drop nothing that the connection would accept
-        unsent = sum(len(buffer) for unit in self._units for buffer in unit) if self._begun_is_data else 0
-        backlog.trim(self._begun, unsent)
+        if backlog.is_over_the_bound:
+            unsent = sum(len(buffer) for unit in self._units for buffer in unit) if self._begun_is_data else 0
+            backlog.trim(self._begun, unsent)
 
     async def drain(self) -> None:
         """Wait until the client's connection has accepted every reply, or the outbox is closed."""
