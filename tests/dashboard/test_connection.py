@@ -351,6 +351,32 @@ async def test_an_upgrade_that_something_in_between_refuses_is_reported(
     await http.close_all_connections()
 
 
+async def test_a_page_of_html_is_not_shown_as_the_reason_of_a_refusal(page: Page, rbkit: FakeRbkit) -> None:
+    class Refusing(RequestHandler):
+        def get(self) -> None:
+            self.set_status(403)
+            self.finish("<html><body>the login page</body></html>")
+
+    page.expected_console = ["WebSocket connection to", "403 (Forbidden)"]
+    bridge = Bridge(**rbkit.endpoints)
+    index = (r"/profiler/", IndexHandler, {"bridge": bridge})
+    http = HTTPServer(
+        Application([index, (r"/profiler/(?:ws|status)", Refusing), (r"/profiler/static/(.*)", AssetHandler)])
+    )
+    sockets = bind_sockets(0, "127.0.0.1")
+    http.add_sockets(sockets)
+
+    def look() -> None:
+        page.open(f"http://127.0.0.1:{sockets[0].getsockname()[1]}/profiler/")
+        page.until(lambda: page.state == "refused" and "the server answers with 403" in page.text, "it is refused")
+        assert "login page" not in page.text
+        page.driver.get("about:blank")
+
+    await asyncio.to_thread(look)
+    http.stop()
+    await bridge.close()
+
+
 def test_a_refused_websocket_says_why(page: Page, site: Serve, rbkit: FakeRbkit) -> None:
     allowed = {"now": True}
     page.expected_console = ["WebSocket connection to", "403"]

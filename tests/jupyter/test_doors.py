@@ -8,6 +8,7 @@ from typing import Any
 import pytest
 from jupyter_server.auth.authorizer import Authorizer
 from jupyter_server.base.handlers import JupyterHandler
+from tornado.httpclient import AsyncHTTPClient, HTTPRequest
 
 from tests.conftest import ask
 from tests.fake_rbkit import FakeRbkit
@@ -155,6 +156,25 @@ async def test_a_target_that_is_not_there_is_not_found(
 ) -> None:
     server = await jupyter(**settings)
     assert await server.knock(path) == 404
+
+
+@pytest.mark.parametrize("path", ["rbkit/status", "rbkit/targets", "rbkit/web-1/status"])
+async def test_errors_of_what_scripts_ask_for_are_json(
+    jupyter: StartJupyter, settings: dict[str, Any], path: str
+) -> None:
+    server = await jupyter(**settings)
+    for headers, message in [
+        ({}, "Forbidden"),
+        (
+            {"Cookie": await server.log_in(), "Origin": "http://evil.example"},
+            "the origin 'http://evil.example' is not",
+        ),
+    ]:
+        request = HTTPRequest(server.url + path, headers=headers)
+        answer = await AsyncHTTPClient().fetch(request, raise_error=False)
+        assert answer.code == 403
+        assert answer.headers["Content-Type"] == "application/json"
+        assert json.loads(answer.body)["message"].startswith(message)
 
 
 def test_the_handlers_hide_nothing_of_jupyter_s() -> None:

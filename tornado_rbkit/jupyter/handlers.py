@@ -6,8 +6,10 @@ decorators check it in every configuration.
 
 from __future__ import annotations
 
+import json
 import re
 from collections.abc import Callable
+from http.client import responses
 from typing import Any, Final, TypeVar, cast
 from urllib.parse import parse_qsl, urlencode
 
@@ -114,7 +116,10 @@ class JupyterIndexHandler(JupyterPageHandler, IndexHandler):
     """The dashboard's page. Jupyter keeps a token of its address in a cookie."""
 
     login_kept_in = "cookie"
-    how_to_start = "Start one in a notebook: %load_ext tornado_rbkit, then %rbkit start."
+    how_to_start = (
+        "Start one in a notebook: %load_ext tornado_rbkit, then %rbkit start. "
+        "If the kernel has no module tornado_rbkit, install it in the kernel's environment, too."
+    )
     bridges: DiscoveredTargets | FleetTargets
 
     async def check_request(self) -> None:
@@ -130,6 +135,8 @@ class JupyterIndexHandler(JupyterPageHandler, IndexHandler):
 
 
 class _ScriptsHandler(JupyterPageHandler):
+    """Base class of what scripts ask for; errors are JSON, as in Jupyter's APIHandler."""
+
     def get_login_url(self) -> str:
         """Refuse, as Jupyter's APIHandler does: a script cannot use the login page.
 
@@ -137,6 +144,13 @@ class _ScriptsHandler(JupyterPageHandler):
             HTTPError: 403, always.
         """
         raise HTTPError(403)
+
+    def write_error(self, status_code: int, **kwargs: Any) -> None:
+        """Answer with the message as JSON; a page of HTML would be shown to people as the reason."""
+        error = kwargs.get("exc_info", (None, None, None))[1]
+        text = error.text if isinstance(error, AccessDeniedError) else responses.get(status_code, "Unknown")
+        self.set_header("Content-Type", "application/json")
+        self.finish(json.dumps({"message": text, "reason": None}))
 
 
 class JupyterStatusHandler(_ScriptsHandler, StatusHandler):

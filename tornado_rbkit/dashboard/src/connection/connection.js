@@ -199,8 +199,7 @@ export class Connection {
     url.pathname = url.pathname.replace(/ws$/, "status");
     try {
       const answer = await fetch(url, { signal: AbortSignal.timeout(STATUS_MS) });
-      const text = (await answer.text()).trim();
-      return { code: answer.status, text };
+      return { code: answer.status, text: await reason(answer) };
     } catch {
       return null; // unreachable, which the state shows
     }
@@ -254,4 +253,12 @@ function isBusy({ code, text }) {
   const { commands_waiting: commands, clients } = JSON.parse(text);
   if (typeof commands !== "number" || !Array.isArray(clients)) return null;
   return commands > 0 || clients.some(({ commands_waiting, bytes_waiting }) => commands_waiting > 0 || bytes_waiting > 0);
+}
+
+/** Return the text for people in an answer: a proxy's or Jupyter's page of HTML has none. */
+async function reason(answer) {
+  const type = answer.headers.get("Content-Type") ?? "";
+  if (type.startsWith("text/plain")) return (await answer.text()).trim();
+  const message = type.startsWith("application/json") ? (await answer.json())?.message : undefined;
+  return typeof message === "string" ? message : `the server answers with ${answer.status}`;
 }
