@@ -43,7 +43,7 @@ function event(random) {
   const id = () => odd(integer(random, random.of([0, 5, 127, 128, 255, 256, 70_000, 2 ** 31, 2 ** 32, 2 ** 47 + 48])));
   const time = () => odd(random() < 0.9 ? float(1.8e12 + random()) : integer(random, 1.8e12));
   const frame = () =>
-    map(random, [12, name()], [13, name()], [6, odd(text(random, "/srv/a.py"))], [7, odd(integer(random, random.of([0, 3, 2 ** 32 - 1, 2 ** 32])))], [14, odd([0])], [15, id()]);
+    map(random, [12, name()], [13, name()], [6, odd(text(random, "/srv/a.py"))], [7, odd(integer(random, random.of([0, 3, 2 ** 32 - 1, 2 ** 32])))], [14, odd([0])], [15, id()], ...(random() < 0.5 ? [] : [[19, name()], [20, odd(text(random, ""))], [21, odd(text(random, random.of(["running", "waiting", "lock", "gc", "odd"])))], [22, odd(integer(random, 12))]]));
   return odd(
     random.of([
       () => map(random, [0, odd([0])], [1, time()], [2, map(random, [3, id()], [4, name()])]),

@@ -11,6 +11,9 @@ const LAST_LINE = 2 ** 32 - 1;
 const NIL = 0xc0;
 const ODD = -1;
 
+// Of threads, in samples of the Python profiler.
+export const STATES = new Set(["running", "waiting", "lock", "gc"]);
+
 /**
  * Return the fields and events of an event_collection in the usual form, and the number of unreadable events; null if
  * the message has another form. Throws Unreadable.
@@ -46,6 +49,9 @@ export function readUsual(bytes, readEvent) {
   return { time, counter, known, unreadable };
 }
 
+/** @type {{name: string | null, task: string | null, state: string | null}} */
+const NO_FACTS = { name: null, task: null, state: null };
+
 /** Reads events in the usual form; its methods return null or ODD for any other, and then `at` has no meaning. */
 class EventReader {
   values = 0; // read so far
@@ -53,6 +59,9 @@ class EventReader {
   #view;
   #thread = ODD;
   #threadText = "";
+  /** @type {(string | null)[]} */
+  #facts = [null, null, null]; // of the thread, in the last frame read: its name, task and state
+  #first = NO_FACTS;
 
   /**
    * @param {Uint8Array} bytes
@@ -119,42 +128,48 @@ class EventReader {
     const count = this.arrayLength();
     if (count === ODD) return null;
     const frames = [];
+    this.#first = NO_FACTS;
     for (let i = 0; i < count; i++) {
       const frame = this.#frame();
       if (frame === null) return null;
+      if (i === 0) this.#first = { name: this.#facts[0], task: this.#facts[1], state: this.#facts[2] };
       frames.push(frame);
     }
     this.values += 7;
-    return { type, time, thread: frames.length ? frames[0].thread : "", frames };
+    const { name, task, state } = this.#first;
+    return { type, time, thread: frames.length ? frames[0].thread : "", name, task, state: STATES.has(state ?? "") ? state : null, frames };
   }
 
   #frame() {
     const head = this.#bytes[this.at++];
     if (!(head >= 0x80 && head <= 0x8f)) return null;
-    let [method, label, file, line, thread] = [null, null, "", 0, "(unknown)"];
+    let [method, label, file, line, thread, definition] = [null, null, "", 0, "(unknown)", 0];
+    this.#facts.fill(null);
     let seen = 0;
     for (let left = head & 0x0f; left > 0; left--) {
       const key = this.#bytes[this.at++];
-      if (key > 15 || seen & (1 << key)) return null;
+      if (key > 22 || seen & (1 << key)) return null;
       seen |= 1 << key;
       if (this.#bytes[this.at] === NIL) this.at++;
-      else if (key === 12 || key === 13 || key === 6) {
+      else if (key === 12 || key === 13 || key === 6 || (key >= 19 && key <= 21)) {
         const text = this.#text();
         if (text === null) return null;
-        if (key === 12) method = text;
+        if (key >= 19) this.#facts[key - 19] = text || null;
+        else if (key === 12) method = text;
         else if (key === 13) label = text;
         else file = text;
-      } else if (key === 7 || key === 14 || key === 15) {
+      } else if (key === 7 || key === 14 || key === 15 || key === 22) {
         const number = this.#integer();
-        if (number === ODD || (key === 7 && number > LAST_LINE)) return null;
+        if (number === ODD || ((key === 7 || key === 22) && number > LAST_LINE)) return null;
         if (key === 7) line = number;
+        else if (key === 22) definition = number;
         else if (key === 15) thread = this.#name(number);
       } else {
         return null;
       }
     }
     this.values += 13;
-    return { label: label ?? method ?? "(unknown)", file, line, thread };
+    return { label: label ?? method ?? "(unknown)", file, line, thread, definition: definition || null };
   }
 
   /**

@@ -1,7 +1,7 @@
 // @ts-check
 // The rbkit 2.1 wire format, with the numbers of the Python package tornado_rbkit.protocol. Reads messages into the models' types.
 
-import { readUsual } from "./events.js";
+import { STATES, readUsual } from "./events.js";
 import { Unreadable, decode, isMap } from "./msgpack.js";
 
 export const EventType = {
@@ -205,7 +205,6 @@ function readFigure(value) {
   return text(value, null);
 }
 
-const STATES = new Set(["running", "waiting", "lock", "gc"]);
 
 /** Return a sample with the innermost frame first; what is odd in what our profiler adds is left out. */
 function readSample(type, time, payload) {
