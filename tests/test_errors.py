@@ -39,8 +39,9 @@ def test_every_error_is_named_so_and_described(error: type[BaseException]) -> No
 
 @pytest.mark.parametrize("error", [error for error in ERRORS if issubclass(error, RbkitError)], ids=str)
 def test_wrong_arguments_end_a_command_with_2_and_failures_with_1(error: type[RbkitError]) -> None:
-    arguments = {"ArgumentError", "EndpointError", "RecordingError", "RuntimeFolderError"}
-    assert error.exit_status == (2 if error.__name__ in arguments else 1)
+    of_arguments = {"ArgumentError", "EndpointError", "RecordingError", "RuntimeFolderError"}
+    of_arguments |= {"CredentialsError", "FleetExtraMissingError", "HubError"}
+    assert error.exit_status == (2 if error.__name__ in of_arguments else 1)
 
 
 def test_the_profiler_s_own_errors_have_the_same_base() -> None:
