@@ -427,7 +427,6 @@ def test_frozen_objects_are_found_from_the_modules_on() -> None:
     output = python(
         """
 import gc, msgpack
-from tornado_rbkit.profiler.batcher import EventBatcher
 from tornado_rbkit.profiler.heap import Snapshot
 
 class Order:
@@ -440,8 +439,8 @@ def take():
     snapshot = Snapshot(1, [])
     for _ in snapshot.walk():
         pass
-    messages = [msgpack.unpackb(each, strict_map_key=False) for each in snapshot.messages(EventBatcher())]
-    return [row for message in messages for dump in message[2] for row in dump[2]]
+    dumps = [msgpack.unpackb(dump, strict_map_key=False) for events in snapshot.messages() for dump in events]
+    return [row for dump in dumps for row in dump[2]]
 
 orders = {number: Order(number) for number in range(1000)}
 for number in range(1000):
