@@ -6,6 +6,7 @@ import inspect
 import re
 import subprocess
 import sys
+from importlib import metadata
 from pathlib import Path
 
 import pytest
@@ -67,6 +68,11 @@ def test_the_help_tells_of_every_setting(tmp_path: Path) -> None:
     assert traits.keys() <= set(re.findall(r"--RbkitExtension\.(\w+)=", text))
     for name, trait in traits.items():
         assert " ".join(trait.help.split()[:5]) in " ".join(text.split()), name
+
+
+def test_the_version_is_the_package_s(capsys: pytest.CaptureFixture[str]) -> None:
+    RbkitExtension().print_version()
+    assert capsys.readouterr().out == metadata.version("tornado_rbkit") + "\n"
 
 
 def test_the_limits_are_the_bridge_s() -> None:

@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 import asyncio
+from importlib import metadata
 from typing import Any, Final
 
 from jupyter_server.extension.application import ExtensionApp
 from jupyter_server.serverapp import ServerApp
-from traitlets import Bool, Dict, Float, Int, TraitError, Unicode
+from traitlets import Bool, Dict, Float, Int, TraitError, Unicode, default
 
 from tornado_rbkit.bridge.bridge import Bridge
 from tornado_rbkit.errors import RbkitError
@@ -103,6 +104,10 @@ class RbkitExtension(ExtensionApp):
     _stopped = False
     _wrong = ""
     bridges: DiscoveredTargets | FleetTargets
+
+    @default("version")
+    def _read_version(self) -> str:
+        return metadata.version("tornado_rbkit")
 
     def _link_jupyter_server_extension(self, serverapp: ServerApp) -> None:
         """Load the settings, and store an error: Jupyter would log a traceback without the allowed values."""
