@@ -156,7 +156,6 @@ class Jupyter:
             yield kernel
         finally:
             kernel.close()
-            kernel.manager.stop_restarter()  # of a kernel that a test has killed
             await until(kernel.manager.ready.done, "the kernel is not being restarted")
             await kernels.shutdown_kernel(session["kernel"]["id"], now=True)
 

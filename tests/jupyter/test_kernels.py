@@ -122,6 +122,7 @@ async def test_it_is_forgotten_when_it_is_killed(jupyter: StartJupyter, not_kept
         connection = await server.connect(f"rbkit/{name}/ws")
         assert await ask(connection, "start_memory_profile") == b"0ok"
         await receive_data(connection)
+        kernel.manager.stop_restarter()
         os.kill(kernel.pid, signal.SIGKILL)
         assert (await closing(connection))[0] == 1001
         await until(lambda: name not in server.extension.bridges, "the kernel is forgotten")

@@ -108,6 +108,7 @@ def test_time_of_a_thread_that_is_never_seen_computing_is_reported_without_a_sta
 
 def test_where_states_cannot_be_read_every_thread_counts_as_computing(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(run_state, "_ATTEMPTS", 0)
+    monkeypatch.setattr(clocks, "run_states", run_state.RunStates)  # not the one that this process already has
     of_threads = ThreadClocks()
     this = threading.get_ident()
     of_threads.burned([this], 0.001, 1, 20)

@@ -73,7 +73,8 @@ class OwnProcess(RunningProcess):
 
 def _names_of_modules() -> dict[str, str]:
     """Return the modules' names by file, without running code of a module that is loaded when it is used."""
-    modules = [module for module in list(sys.modules.items()) if isinstance(module[1], ModuleType)]
+    # By type, because some objects, such as the libraries of cffi, only pretend to be modules.
+    modules = [(name, module) for name, module in list(sys.modules.items()) if issubclass(type(module), ModuleType)]
     files = ((ModuleType.__getattribute__(module, "__dict__").get("__file__"), name) for name, module in modules)
     return {file: name for file, name in reversed(list(files)) if isinstance(file, str)}
 
