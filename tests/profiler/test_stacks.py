@@ -81,3 +81,9 @@ def test_the_threads_of_a_pool_are_seen_while_they_work() -> None:
 @pytest.mark.skipif(sys.platform == "win32", reason="there is no setitimer")
 def test_an_interrupt_at_any_moment_stops_the_sampler() -> None:
     subprocess.run([sys.executable, "-c", INTERRUPTED], check=True, timeout=100)
+
+
+def test_a_program_that_ends_within_the_block_does_not_wait_for_the_sampler() -> None:
+    """A generator that is still alive is closed when threads are frozen already."""
+    program = "from tornado_rbkit.profiler.stacks import sampled_stacks; block = sampled_stacks(); block.__enter__()"
+    subprocess.run([sys.executable, "-c", program], check=True, timeout=60)

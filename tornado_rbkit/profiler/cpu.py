@@ -148,6 +148,8 @@ class CPUSampler:
     def stop(self) -> None:
         """Stop sampling and wait for its end. May be called twice, also where an interrupt ended `start` or `stop`."""
         self._stopped.set()
+        if sys.is_finalizing():  # threads are frozen by now, perhaps while they hold the lock
+            return
         with self._sampling:  # of a thread, too, of which an interrupted `start` has not heard
             pass
         if self._thread is not None:
