@@ -28,7 +28,8 @@ for number in range(500):
         while True:
             time.sleep(0.01)
     except KeyboardInterrupt:
-        assert sys.getswitchinterval() == before, f"left lowered by interrupt {number}"
+        pass  # its traceback may hold the block that it came too early to end
+    assert sys.getswitchinterval() == before, f"left lowered by interrupt {number}"
 while internal_thread_names():
     time.sleep(0.01)
 """

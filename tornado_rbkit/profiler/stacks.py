@@ -44,7 +44,7 @@ class StackCounter(EventBatcher):
 def sampled_stacks(interval: float | None = None, clock: str = "wall") -> Iterator[StackCounter]:
     """Sample all threads every `interval` seconds of the clock ("wall", or "cpu" on Linux) in a ``with`` block.
 
-    An interrupt at any moment stops the sampler.
+    An interrupt at any moment stops the sampler; one at the very end of the block, when its traceback is released.
 
     Raises:
         ArgumentError: the interval is out of range.
