@@ -34,8 +34,8 @@ def counts(page: Page, samples: int) -> bool:
     return bool(page.all(f"#view-cpu .controls span[title^='{samples:,} sample']"))
 
 
-def show_waiting(page: Page) -> None:
-    """Show the samples of waiting threads as well."""
+def show_idle(page: Page) -> None:
+    """Show the samples of idle threads as well."""
     page.until(lambda: page.all("#view-cpu input[type=checkbox]"), "there are samples")
     page.one("#view-cpu input[type=checkbox]").click()
 
@@ -49,8 +49,9 @@ def open_ruby(page: Page, site: Serve, rbkit: FakeRbkit) -> list[CPUSample]:
             rbkit.publish(record[3])
     samples = ruby_samples()
     page.until(lambda: counts(page, len(samples)), "all samples are counted")
-    show_waiting(page)
-    page.until(lambda: page.rows("Functions"), "functions are shown")
+    show_idle(page)
+    own, whole = counted(samples)
+    until_shown(page, {label: (own[label], whole[label]) for label in whole})
     return samples
 
 
@@ -66,6 +67,11 @@ def counted(samples: list[CPUSample]) -> tuple[Counter[str], Counter[str]]:
 def shown(page: Page) -> dict[str, tuple[int, int]]:
     """Return the self and total samples of each function in the table."""
     return {row[0]: (number(row[1]), number(row[2])) for row in page.rows("Functions", exact=True)}
+
+
+def until_shown(page: Page, functions: dict[str, tuple[int, int]]) -> None:
+    """Wait until the table, which is drawn after the graph, has these self and total samples and no others."""
+    page.until(lambda: shown(page) == functions, f"the functions are {functions}")
 
 
 def number(samples: str) -> int:
@@ -145,8 +151,7 @@ def click(page: Page, name: str) -> None:
 
 
 def test_functions_have_the_samples_that_python_counts(page: Page, site: Serve, rbkit: FakeRbkit) -> None:
-    own, whole = counted(open_ruby(page, site, rbkit))
-    assert shown(page) == {label: (own[label], whole[label]) for label in whole}
+    _, whole = counted(open_ruby(page, site, rbkit))
     # A function that recurses is counted once a sample.
     assert max(whole.values()) <= len(ruby_samples())
 
@@ -270,10 +275,10 @@ def test_waiting_threads_are_left_out_until_asked_for(page: Page, site: Serve, s
     page.until(lambda: "All threads wait" in page.text, "it says why there is nothing")
     publish(script, stack("main", "work"), wait, wait)
     until_drawn(page, "main", "work")
-    assert shown(page) == {"work": (1, 1), "main": (0, 1)}
-    show_waiting(page)
+    until_shown(page, {"work": (1, 1), "main": (0, 1)})
+    show_idle(page)
     until_drawn(page, "main", "work", "threading.Condition.wait")
-    assert shown(page) == {"threading.Condition.wait": (5, 5), "work": (1, 1), "main": (0, 6)}
+    until_shown(page, {"threading.Condition.wait": (5, 5), "work": (1, 1), "main": (0, 6)})
 
 
 def test_the_tooltip_is_at_the_pointer_and_within_the_window(page: Page, site: Serve, script: Script) -> None:
@@ -473,7 +478,7 @@ def test_lines_are_one_function_and_those_of_the_thread(page: Page, site: Serve,
     page.choose("Thread", "1 ")
     alone = [["line 1", *same("10 ms  50.0 %")], ["line 3", *same("10 ms  50.0 %")]]
     page.until(lambda: lines() == alone, "one thread is shown alone")
-    assert shown(page) == {"work": (2, 2), "main": (0, 2)}
+    until_shown(page, {"work": (2, 2), "main": (0, 2)})
 
 
 def test_rows_stay_while_one_has_the_focus(page: Page, site: Serve, script: Script) -> None:

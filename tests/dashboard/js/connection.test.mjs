@@ -7,7 +7,7 @@ import { Connection } from "../../../tornado_rbkit/dashboard/src/connection/conn
 const URL_OF = "ws://shop.example/rbkit/ws?encoding=binary";
 
 let sockets;
-let status; // what the server's status answers: {status, text}, or an Error, or a promise
+let status; // what the server's status answers: {status, type, text}, or an Error, or a promise
 let asked; // for its status
 
 class FakeSocket {
@@ -73,7 +73,8 @@ beforeEach(() => {
     asked.push(String(url));
     const answer = await status;
     if (answer instanceof Error) throw answer;
-    return { status: answer.status, text: async () => answer.text };
+    const headers = new Headers({ "Content-Type": answer.type });
+    return { status: answer.status, headers, text: async () => answer.text, json: async () => JSON.parse(answer.text) };
   };
   mock.timers.enable({ apis: ["setTimeout"] });
 });
@@ -98,11 +99,16 @@ function live() {
   return [connection, on, sockets[0]];
 }
 
-const idle = { status: 200, text: JSON.stringify({ commands_waiting: 0, clients: [{ commands_waiting: 0, bytes_waiting: 0 }] }) };
-const busy = { status: 200, text: JSON.stringify({ commands_waiting: 1, clients: [] }) };
-const sending = { status: 200, text: JSON.stringify({ commands_waiting: 0, clients: [{ commands_waiting: 0, bytes_waiting: 5_000_000 }] }) };
-const authorizing = { status: 200, text: JSON.stringify({ commands_waiting: 0, clients: [{ commands_waiting: 1, bytes_waiting: 0 }] }) };
-const unknown = { status: 404, text: "404: Not Found" };
+/** Return an answer of the server's own kinds, or a page of HTML. */
+const json = (status, value) => ({ status, type: "application/json", text: JSON.stringify(value) });
+const plain = (status, text) => ({ status, type: "text/plain; charset=UTF-8", text });
+const html = (status, text) => ({ status, type: "text/html; charset=UTF-8", text: `<html><body>${text}</body></html>` });
+
+const idle = json(200, { commands_waiting: 0, clients: [{ commands_waiting: 0, bytes_waiting: 0 }] });
+const busy = json(200, { commands_waiting: 1, clients: [] });
+const sending = json(200, { commands_waiting: 0, clients: [{ commands_waiting: 0, bytes_waiting: 5_000_000 }] });
+const authorizing = json(200, { commands_waiting: 0, clients: [{ commands_waiting: 1, bytes_waiting: 0 }] });
+const unknown = html(404, "404: Not Found");
 
 async function tick(connection, times) {
   for (let i = 0; i < times; i++) {
@@ -210,7 +216,7 @@ test("a late status response about an earlier socket is ignored", async () => {
   connection.open();
   sockets[1].open();
   sockets[1].receive("0", "facts");
-  answer({ status: 403, text: "not allowed" });
+  answer(plain(403, "not allowed"));
   await settle();
   assert.deepEqual([connection.state, connection.reason], ["live", ""]);
 });
@@ -271,14 +277,19 @@ test("the delays between attempts grow to 15 s, and start over after a success",
 // Never opened
 
 for (const [answer, state, reason] of [
-  [{ status: 401, text: "the token is missing or wrong" }, "refused", /token is missing/],
-  [{ status: 403, text: "not allowed by the setting `authorize`" }, "refused", /`authorize`/],
+  [plain(401, "the token is missing or wrong"), "refused", /token is missing/],
+  [plain(403, "not allowed by the setting `authorize`"), "refused", /`authorize`/],
+  [json(403, { message: "Forbidden", reason: null }), "refused", /^Forbidden$/],
+  [json(403, null), "refused", /^the server answers with 403$/],
+  [html(403, "the login page"), "refused", /^the server answers with 403$/],
+  [html(200, "the login page"), "unopened", /Upgrade/],
+  [{ ...idle, text: idle.text.slice(0, -1) }, "unopened", /Upgrade/],
   [idle, "unopened", /Upgrade[^]*allowed_origins[^]*Host/],
   [unknown, "unopened", /Upgrade[^]*allowed_origins[^]*Host/],
-  [{ status: 502, text: "Bad Gateway" }, "lost", /502/],
+  [html(502, "Bad Gateway"), "lost", /502/],
   [new Error("refused"), "lost", /^$/],
 ]) {
-  test(`an upgrade that fails where the status answers ${answer.status ?? answer}: ${state}`, async () => {
+  test(`an upgrade that fails where the status answers ${answer.status ?? answer} ${answer.text ?? ""}: ${state}`, async () => {
     status = answer;
     const connection = new Connection(URL_OF, new Listener());
     sockets[0].end(1006);
@@ -362,13 +373,16 @@ for (const [name, answer] of Object.entries({ "the command channel is busy": bus
 }
 
 test("without a status from the server, a snapshot gets its full time", async () => {
-  status = unknown;
-  const [connection] = live();
-  connection.request("objectspace_snapshot").catch(() => {});
-  await tick(connection, 320);
-  assert.equal(connection.state, "live");
-  await tick(connection, 20);
-  assert.equal(connection.state, "lost");
+  for (const answer of [unknown, html(200, "the login page"), { ...idle, text: idle.text.slice(0, -1) }]) {
+    sockets = [];
+    status = answer;
+    const [connection] = live();
+    connection.request("objectspace_snapshot").catch(() => {});
+    await tick(connection, 320);
+    assert.equal(connection.state, "live");
+    await tick(connection, 20);
+    assert.equal(connection.state, "lost");
+  }
 });
 
 test("any message counts as a sign of life, also during a status request", async () => {

@@ -185,21 +185,22 @@ export class Connection {
     }
     const status = opened ? null : await this.#status();
     if (socket !== this.#socket) return;
-    if (status?.code === 401 || status?.code === 403) this.#refused(status.text);
+    if (status?.code === 401 || status?.code === 403) this.#refused(reasonOf(status));
     else if (status?.code === 404 && this.named) this.#rest("gone");
     else if (status && status.code >= 500) this.#lose("lost", `the server answers with ${status.code}`);
     else if (status) this.#lose("unopened", NOT_OPENED);
     else this.#lose(code === TRY_AGAIN ? "waiting" : "lost", reason);
   }
 
-  /** Return the server's status code and text, null if it does not answer. A failed WebSocket has no status. */
+  /** Return the code and text of the server's status, null if it does not answer. A failed WebSocket has no status. */
   async #status() {
     const url = new URL(this.url);
     url.protocol = url.protocol.replace("ws", "http");
     url.pathname = url.pathname.replace(/ws$/, "status");
     try {
       const answer = await fetch(url, { signal: AbortSignal.timeout(STATUS_MS) });
-      return { code: answer.status, text: await reason(answer) };
+      const isPlain = (answer.headers.get("Content-Type") ?? "").startsWith("text/plain");
+      return { code: answer.status, isPlain, text: (await answer.text()).trim() };
     } catch {
       return null; // unreachable, which the state shows
     }
@@ -249,16 +250,23 @@ export class Connection {
 
 /** Return whether the bridge has commands to answer or bytes to send; null if its status does not say. */
 function isBusy({ code, text }) {
-  if (code !== 200 || !text.startsWith("{")) return null;
-  const { commands_waiting: commands, clients } = JSON.parse(text);
+  if (code !== 200) return null;
+  const { commands_waiting: commands, clients } = parsed(text);
   if (typeof commands !== "number" || !Array.isArray(clients)) return null;
   return commands > 0 || clients.some(({ commands_waiting, bytes_waiting }) => commands_waiting > 0 || bytes_waiting > 0);
 }
 
 /** Return the text for people in an answer: a proxy's or Jupyter's page of HTML has none. */
-async function reason(answer) {
-  const type = answer.headers.get("Content-Type") ?? "";
-  if (type.startsWith("text/plain")) return (await answer.text()).trim();
-  const message = type.startsWith("application/json") ? (await answer.json())?.message : undefined;
-  return typeof message === "string" ? message : `the server answers with ${answer.status}`;
+function reasonOf({ code, isPlain, text }) {
+  const message = isPlain ? text : parsed(text).message;
+  return typeof message === "string" ? message : `the server answers with ${code}`;
+}
+
+/** Return the value of a JSON text, an empty object if it is null or not JSON, as a proxy's page is not. */
+function parsed(text) {
+  try {
+    return JSON.parse(text) ?? {};
+  } catch {
+    return {};
+  }
 }
