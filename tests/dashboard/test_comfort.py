@@ -192,7 +192,7 @@ def test_what_is_chosen_is_in_the_address_and_a_link_shows_it(page: Page, site: 
     page.until(lambda: page.all("#view-cpu input[type=checkbox]"), "there are samples")
     page.one("#view-cpu input[type=checkbox]").click()
     page.choose("Thread", "8 ")
-    page.until(lambda: page.driver.current_url.endswith("#cpu?thread=8&idle=1"), "its choices are there")
+    page.until(lambda: page.driver.current_url.endswith("#cpu?thread=thread+8&idle=1"), "its choices are there")
     page.click("Objects")
     assert page.driver.current_url == address
     # Another opens the link.
@@ -202,7 +202,7 @@ def test_what_is_chosen_is_in_the_address_and_a_link_shows_it(page: Page, site: 
     script.publish((0.0, 0, {3: 1, 4: "Shop::Item"}), (0.0, 0, {3: 2, 4: "Time"}))
     page.until(lambda: [row[0] for row in page.rows("Live objects")] == ["Shop::Item"], "the filter is in force")
     assert page.one("#view-objects [aria-sort=descending]").text.startswith("allocated")
-    page.driver.get(f"{url}#cpu?thread=8&idle=1")
+    page.driver.get(f"{url}#cpu?thread=thread+8&idle=1")
     script.publish((0.0, 9, [work]), (0.0, 9, [work | {15: 8}]), (0.0, 9, [work | {15: 8}]))
     page.until(
         lambda: page.rows("Functions", exact=True) == [["work", "2 samples", "2 samples", "a.rb"]], "of a thread"
