@@ -375,6 +375,7 @@ async def test_a_page_of_html_is_not_shown_as_the_reason_of_a_refusal(page: Page
     await asyncio.to_thread(look)
     http.stop()
     await bridge.close()
+    await http.close_all_connections()
 
 
 def test_a_refused_websocket_says_why(page: Page, site: Serve, rbkit: FakeRbkit) -> None:
