@@ -88,10 +88,10 @@ def pytest_addoption(parser: pytest.Parser) -> None:
 def pytest_xdist_auto_num_workers(config: pytest.Config) -> int | None:
     """Run tests named on the command line, or run with -s, in this process.
 
-    All others run in two processes for each processor, since most of them wait most of the time.
+    All others run in one process more than there are processors, since most of them wait most of the time.
     """
     by_name = not all(Path(argument).is_dir() for argument in config.args)
-    return 0 if by_name or config.option.capture == "no" else 2 * (os.cpu_count() or 1)
+    return 0 if by_name or config.option.capture == "no" else 1 + (os.cpu_count() or 1)
 
 
 @pytest.fixture(autouse=True)
