@@ -98,7 +98,6 @@ class CPUSampler:
         self._sampling = original("allocate_lock")()
         self._thread: InternalThread | None = None
         self._frames = FrameCache()
-        self._last: dict[int, tuple[list[bytes], tuple[bytes, ...], bytes]] = {}
         self._clocks: ThreadClocks | None = None
         self._collections = CollectionTimes()
         self._switching = SwitchInterval()
@@ -195,7 +194,6 @@ class CPUSampler:
             self._collections.stop()
             self._switching.restore()
             self._frames.clear()
-            self._last.clear()
             self._ended = time.monotonic()
 
     def _sample_safely(self, consequence: str) -> bool:
@@ -254,8 +252,6 @@ class CPUSampler:
             about = (thread_id, tasks.get(thread_id), states.get(thread_id))
             size += self._publish(self._frames.stack(stacks[thread_id]), about, count, now, interval)
         self._collections.forget()
-        if len(self._last) > 2 * len(stacks):  # threads have ended
-            self._last.clear()
         return size
 
     def _publish(
@@ -267,7 +263,7 @@ class CPUSampler:
         """
         thread_id, task, state = about
         name = thread_name(thread_id)
-        packed = self._packed(stack, thread_id, pack_facts(name, task, state))
+        packed = pack_stack(stack, thread_id, pack_facts(name, task, state))
         collections = self._collections.of(thread_id)
         for before in range(count - 1, -1, -1):
             moment = now - before * interval
@@ -277,15 +273,6 @@ class CPUSampler:
             self._batcher.add(pack_sample(pack_time(moment), event))
         self._samples += count
         return count * len(packed)
-
-    def _packed(self, stack: list[bytes], thread_id: int, facts: tuple[bytes, ...]) -> bytes:
-        """Return the payload of a sample, which is packed anew only if the thread is at another place than before."""
-        last = self._last.get(thread_id)
-        if last is not None and last[1] is facts and last[0] == stack:  # the frames are the same objects
-            return last[2]
-        packed = pack_stack(stack, thread_id, facts)
-        self._last[thread_id] = (stack, facts, packed)
-        return packed
 
 
 class Pace:
