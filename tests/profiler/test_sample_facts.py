@@ -157,8 +157,8 @@ def test_what_a_collection_delayed_is_charged_to_the_collection(monkeypatch: pyt
     with running(planted) as (thread,):
         now = time.time()
         monkeypatch.setattr(time, "time", lambda: now)
-        sampler._collections._ended.append((thread, now - 0.0055, now - 0.0015))
-        sampler._collections._ended.append((threading.get_ident(), now - 1, now))
+        sampler._collections._ended.extend((thread, now - 0.0055, now - 0.0015))
+        sampler._collections._ended.extend((threading.get_ident(), now - 1, now))
         sampler._tick(10, 0.001)
     samples = [each for message in sampler._batcher.take(0.0, flush=True) for each in decode(message).events]  # type: ignore[union-attr]
     states = [each.thread_state == "gc" for each in samples if each.frames[0].thread_id == thread]  # type: ignore[union-attr]

@@ -44,7 +44,8 @@ class ThreadClocks:
         self.computing: set[int] = set()
         """The threads that were seen computing in the last call of `burned`."""
         self._looked = 0
-        self._known: dict[int, tuple[int, int, str]] = {}
+        self._known_places: dict[int, int] = {}
+        self._known_states: dict[int, str] = {}
         self._native_ids: dict[int, int] = {}
         self._seen: dict[int, int] = {}
         self._owed: dict[int, int] = {}
@@ -104,16 +105,18 @@ class ThreadClocks:
             used = now - self._seen.get(thread_id, 0)
             self._seen[thread_id] = now
             code, at = stack[0][:2]
-            known = self._known.get(thread_id)
+            place = id(code) << 32 | at
+            before = self._known_states.get(thread_id, RUNNING)
             if used >= most:
                 state = RUNNING
-            elif not used and known is not None and known[:2] == (id(code), at) and known[2] != RUNNING:
-                state = known[2]
+            elif not used and self._known_places.get(thread_id) == place and before != RUNNING:
+                state = before
             else:
                 state = self._states.state(self._native_ids[thread_id])
                 if state == LOCK and code.co_filename in WAITING_FILES:
                     state = WAITING
-            self._known[thread_id] = (id(code), at, state)
+            # Not a tuple, which would be reported as an object of the program.
+            self._known_places[thread_id], self._known_states[thread_id] = place, state
             states[thread_id] = state
         return states
 
@@ -142,7 +145,7 @@ class ThreadClocks:
             self._drop(thread_id)
 
     def _drop(self, thread_id: int) -> None:
-        for table in (self._native_ids, self._seen, self._owed, self._known):
+        for table in (self._native_ids, self._seen, self._owed, self._known_places, self._known_states):
             table.pop(thread_id, None)
 
 

@@ -24,7 +24,8 @@ class CollectionTimes:
     """
 
     def __init__(self) -> None:
-        self._ended: deque[tuple[int, float, float]] = deque(maxlen=_KEPT)
+        # Thread, begin, end, thread, ...: tuples would be reported as objects of the program.
+        self._ended: deque[float] = deque(maxlen=3 * _KEPT)
         self._running: dict[int, float] = {}
         self._callback = _callback(self._ended, self._running)
 
@@ -43,7 +44,8 @@ class CollectionTimes:
         """Return the begin and the end of each collection of a thread, in seconds since the Unix epoch."""
         if not self._ended and not self._running:
             return []
-        spans = [(began, ended) for thread, began, ended in list(self._ended) if thread == thread_id]
+        ended = iter(list(self._ended))
+        spans = [(began, end) for thread, began, end in zip(ended, ended, ended, strict=True) if thread == thread_id]
         began = self._running.get(thread_id)
         return spans if began is None else [*spans, (began, float("inf"))]
 
@@ -57,9 +59,7 @@ def is_callback(code: CodeType) -> bool:
     return code.co_name == "on_collection" and code.co_filename in _FILES
 
 
-def _callback(
-    ended: deque[tuple[int, float, float]], running: dict[int, float]
-) -> Callable[[str, dict[str, Any]], None]:
+def _callback(ended: deque[float], running: dict[int, float]) -> Callable[[str, dict[str, Any]], None]:
     """Return the collector's callback, which only records the thread and the time, on any thread."""
     clock, this_thread = time.time, original("get_ident")
 
@@ -70,6 +70,6 @@ def _callback(
         else:
             began = running.pop(thread, None)
             if began is not None:
-                ended.append((thread, began, clock()))
+                ended.extend((thread, began, clock()))  # at once: no other thread runs in between
 
     return on_collection
