@@ -150,7 +150,8 @@ def test_an_engine_that_is_not_there_is_replaced_or_refused(start: Start, monkey
     assert client.ask(b"start_cpu_profiling") == b"ok"
     client.events(CPUSample, lambda found: found)
     expected = "CPU samples are taken inside the process: the sampler austin is not installed"
-    assert server.status()["cpu"]["trouble"] == expected
+    trouble, *_ = server.status()["cpu"]["trouble"].split(";")  # a rate that is lower than requested may follow
+    assert trouble == expected
     assert client.ask(b"stop_cpu_profiling") == b"ok"
     sampler = server.call(lambda profile: profile.cpu)
     monkeypatch.setattr(sampler, "_engine", "external")
