@@ -123,7 +123,7 @@ FOREIGN = """
             raise
 
     def work():
-        while time.monotonic() < end:
+        while not over.is_set():
             recursion(12)
             list(generated(12))
             try:
@@ -151,14 +151,14 @@ FOREIGN = """
             other.switch()
 
     def churn():
-        while time.monotonic() < end:
+        while not over.is_set():
             threads = [threading.Thread(target=recursion, args=(5,)) for _ in range(4)]
             for thread in threads:
                 thread.start()
             for thread in threads:
                 thread.join()
 
-    end = time.monotonic() + float(sys.argv[1])
+    over = threading.Event()
     server = profiler.start_profiling(
         "tcp://127.0.0.1:*", "tcp://127.0.0.1:*", enable_cpu_profiling=True, cpu_sampling_interval=0.0005,
         clock_type=sys.argv[2],
@@ -168,9 +168,13 @@ FOREIGN = """
     threads = [threading.Thread(target=target) for target in (work, work, churn)]
     for thread in threads:
         thread.start()
+    time.sleep(float(sys.argv[1]))
+    while server.running and server.status()["cpu"]["samples"] <= 100:
+        time.sleep(0.1)
+    over.set()
     for thread in threads:
         thread.join()
-    assert server.running and server.status()["cpu"]["samples"] > 100, server.status()
+    assert server.running, server.status()
     gc.set_threshold(700)
     gc.callbacks.clear()
     profiler.stop_server()
