@@ -1,4 +1,4 @@
-"""Measures what sampling from outside costs the sampled process, and what it costs elsewhere.
+"""Measures the cost of sampling from outside, in the sampled process and in the others.
 
     pip install -e '.[attach,bench]'
     python bench/attach.py [--rounds N] [--quick] [--json FILE]

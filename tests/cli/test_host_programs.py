@@ -143,7 +143,7 @@ class Host(NamedTuple):
         return found
 
     def serving_pid(self) -> int:
-        """Return the pid of the process that answers requests; 0 if there is none yet."""
+        """Return the pid of the process that answers requests; 0 before the first answer."""
         with contextlib.suppress(urllib.error.URLError, ConnectionError):
             return int(urllib.request.urlopen(f"http://127.0.0.1:{self.port}/", timeout=_PATIENCE).read())
         return 0

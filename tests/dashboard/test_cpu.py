@@ -372,7 +372,7 @@ def test_the_flame_graph_is_walked_by_keyboard(page: Page, site: Serve, script: 
     assert told(Keys.ARROW_DOWN) == "all"
     assert told(Keys.ARROW_DOWN, Keys.ARROW_DOWN) == "hot"  # the widest
     assert told(Keys.ARROW_RIGHT) == "cold"
-    assert told(Keys.ARROW_RIGHT) == "cold"  # there is none further right
+    assert told(Keys.ARROW_RIGHT) == "cold"  # the rightmost frame
     assert told(Keys.ARROW_UP) == "main"
     assert told(Keys.ARROW_DOWN, Keys.ENTER) == "hot"
     until_drawn(page, "main", "hot")

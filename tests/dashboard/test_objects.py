@@ -91,7 +91,9 @@ def test_deaths_of_what_is_older_than_the_profile_are_distinguished(objects: Pag
 def test_growth_can_be_counted_from_now(objects: Page, script: Script) -> None:
     script.publish(*born(0, "Thing", *range(100)))
     until_live(objects, "Thing", "100")
-    assert "growth" not in objects.texts("#view-objects th"), "until then it is what is live"
+    assert "growth" not in objects.texts("#view-objects th"), (
+        "before growth is counted, the live objects would be shown twice"
+    )
     objects.click("Count growth from now")
     objects.until(lambda: figure(objects, "Thing", GROWTH) == "±0", "growth begins anew")
     assert "growth" in objects.texts("#view-objects th")

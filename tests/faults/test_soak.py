@@ -54,7 +54,7 @@ async def test_mixed_load_leaves_all_level_and_the_counters_add_up(
 
 
 def all_is_accounted_for(viewers: list[Witness], status: dict[str, Any]) -> bool:
-    """Return whether each viewer has been sent, or has lost, all messages since it came, and has what was sent."""
+    """Return whether all messages since a viewer connected were sent or dropped, and those that were sent arrived."""
     clients = status["clients"]
     longest = clients[0]
     return (

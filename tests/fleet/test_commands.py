@@ -40,7 +40,7 @@ class Commands:
         return process
 
     def ready(self, *arguments: str) -> str:
-        """Start a command, and return what it prints after ``ready``."""
+        """Start a command, and return the text that follows ``ready`` in its output."""
         return self.read_ready(self.start(*arguments))
 
     @staticmethod

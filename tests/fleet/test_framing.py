@@ -1,4 +1,4 @@
-"""Streams between an agent and a bridge over a network that loses, repeats and delays what it carries."""
+"""Streams between an agent and a bridge, over a network that loses, repeats and delays messages."""
 
 from __future__ import annotations
 
@@ -253,7 +253,7 @@ class Network(RuleBasedStateMachine):
         assert all(one < other for one, other in zip(self.delivered, self.delivered[1:], strict=False))
 
     def teardown(self) -> None:
-        """The network heals: what is published then arrives, and everything lost before was counted once."""
+        """Repair the network: later messages arrive, and each message that was lost before is counted once."""
         for turn in range(8):
             leased(self.sender, self.receiver)
             if turn == 4:  # the leases have noticed by now if the last frames were lost

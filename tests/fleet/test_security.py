@@ -42,7 +42,7 @@ class Fleet:
         return NatsServers(urls=(self.url,), credentials=Credentials.read(str(self.hub.folder / f"{name}.creds")))
 
     def start(self, servers: NatsServers, inbox: str = "") -> Link:
-        link = Link(lambda: servers, "test", inbox=inbox, patience=60)  # a busy machine is not what is tested
+        link = Link(lambda: servers, "test", inbox=inbox, patience=60)  # so that a busy machine does not fail the test
         task = asyncio.create_task(link.run())
 
         async def stop() -> None:

@@ -58,7 +58,7 @@ def environment(folder: Path) -> dict[str, str]:
 
 
 class JupyterProcess:
-    """A server as a process of its own. `url` is that of its base_url, with the slash; `log` is what it printed."""
+    """A server in a separate process. `url` is its address with the base_url and a slash; `log` is its output."""
 
     def __init__(self, command: list[str], url: str, log: Path, folder: Path, variables: dict[str, str]) -> None:
         """Start it in a folder, and wait until it answers."""

@@ -14,6 +14,7 @@ from typing import Any, Final
 from tornado_rbkit.bridge.settings import BridgeSettings
 from tornado_rbkit.protocol import COMMANDS
 from tornado_rbkit.web.access import Access, check_token
+from tornado_rbkit.web.discovered import Endpoints
 
 _log = logging.getLogger(__name__)
 
@@ -91,6 +92,58 @@ def _add_bridge_options(parser: argparse.ArgumentParser) -> None:
         metavar="N",
         help="level of permessage-deflate, 1 to 9; 0 for no compression (default: %(default)s)",
     )
+
+
+def add_profiler_options(parser: argparse.ArgumentParser, viewer: str, starter: str) -> None:
+    """Add the options for the profilers that `serve` and `agent` serve.
+
+    Args:
+        viewer: who connects, for the help: a client or a bridge.
+        starter: what starts profiling, for the help.
+    """
+    parser.add_argument(
+        "--target",
+        dest="targets",
+        action="append",
+        type=_named_target,
+        default=[],
+        metavar="NAME=PUB,REQ",
+        help="profiler to serve by name, in addition to the processes that `list` shows (repeatable; default: none)",
+    )
+    parser.add_argument(
+        "--idle-grace",
+        type=float,
+        default=BridgeSettings.idle_grace,
+        metavar="SECONDS",
+        help=f"seconds to keep a profiler connected after the last {viewer} left (default: %(default)s)",
+    )
+    parser.add_argument(
+        "--keep-profiling",
+        dest="stop_when_idle",
+        action="store_false",
+        help=f"do not stop profiling after the last {viewer} left (default: stop what {starter})",
+    )
+
+
+def _named_target(text: str) -> tuple[str, Endpoints]:
+    name, separator, endpoints = text.partition("=")
+    pub, comma, req = endpoints.partition(",")
+    if not (name and separator and pub and comma and req):
+        allowed = "NAME=PUB,REQ, such as web-1=tcp://127.0.0.1:5555,tcp://127.0.0.1:5556"
+        raise argparse.ArgumentTypeError(f"{text!r} is not a target; allowed: {allowed}")
+    return name, Endpoints(pub, req)
+
+
+def named_targets(options: argparse.Namespace) -> dict[str, Endpoints]:
+    """Return the profilers that are given by name.
+
+    Raises:
+        ValueError: two have the same name.
+    """
+    targets = dict(options.targets)
+    if len(targets) < len(options.targets):
+        raise ValueError("two targets have the same name; allowed: a different name for each (--target)")
+    return targets
 
 
 def add_command_rules(parser: argparse.ArgumentParser) -> None:

@@ -35,10 +35,7 @@ class CollectionTimes:
 
     def stop(self) -> None:
         """Stop recording. May be called twice, and in a forked child."""
-        for index, callback in enumerate(gc.callbacks):
-            if callback is self._callback:  # list.remove() would call __eq__ of the host's callbacks
-                del gc.callbacks[index]  # no other thread runs after the comparison: there is no call and no loop
-                break
+        memory.release_callback(self._callback)
 
     def of(self, thread_id: int) -> list[tuple[float, float]]:
         """Return the begin and the end of each collection of a thread, in seconds since the Unix epoch."""

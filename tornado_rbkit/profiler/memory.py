@@ -121,11 +121,15 @@ class MemoryProfile:
         if not self.enabled:
             return
         self.enabled = False
-        release_callback(self)
+        release_callback(self._callback)
         self._publish_collections()
         self._tick, self._tick_spent, self._tick_due = None, 0.0, 0.0
         self._known, self._interned, self._tracked = KindsById(), {}, 0
         self._single, self._aside, self._untracked = set(), set(), set()
+
+    def abandon(self) -> None:
+        """Undo, in a forked child, what the parent's profile changed."""
+        release_callback(self._callback)
 
     def last_comparison(self) -> Iterator[None]:
         """Compare once more, slice by slice, before `stop`, to report the changes since the last tick."""
@@ -387,10 +391,10 @@ def _full_collections() -> int:
     return collections
 
 
-def release_callback(profile: MemoryProfile) -> None:
-    """Remove a profile's callback from the collector, also in a forked child. Does nothing if it is not there."""
+def release_callback(ours: Callable[[str, dict[str, int]], None]) -> None:
+    """Remove one of the profiler's callbacks from the collector, if it is there, also in a forked child."""
     for index, callback in enumerate(gc.callbacks):
-        if callback is profile._callback:  # list.remove() would call __eq__ of the host's callbacks
+        if callback is ours:  # list.remove() would call __eq__ of the host's callbacks
             del gc.callbacks[index]  # no other thread runs after the comparison: there is no call and no loop
             return
 

@@ -25,7 +25,6 @@ from tornado_rbkit.profiler.endpoints import (
     same_endpoint,
 )
 from tornado_rbkit.profiler.folder import remove_file
-from tornado_rbkit.profiler.memory import release_callback
 from tornado_rbkit.profiler.profile import MAX_PARTS, Outlet, Profile
 from tornado_rbkit.profiler.threads import Flag, InternalThread, forget_threads, internal_logger
 
@@ -229,7 +228,7 @@ class Server:
         self._wake_in.close()
         self._wake_out.close()
         forget_threads()
-        release_callback(self._profile.memory)
+        self._profile.memory.abandon()
         self._profile.cpu.abandon()
         release_inherited([self.pub, self.req])
 

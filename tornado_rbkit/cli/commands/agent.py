@@ -6,11 +6,9 @@ import argparse
 import asyncio
 import socket
 
-from tornado_rbkit.bridge.settings import BridgeSettings
 from tornado_rbkit.cli.command import Command
-from tornado_rbkit.cli.commands.serve import target_option
 from tornado_rbkit.cli.fleet import add_nats_options, agent_servers
-from tornado_rbkit.cli.options import add_command_rules
+from tornado_rbkit.cli.options import add_command_rules, add_profiler_options, named_targets
 from tornado_rbkit.cli.serving import bridge_to
 from tornado_rbkit.cli.stopping import stop_signals
 from tornado_rbkit.fleet.agent import Agent
@@ -27,28 +25,7 @@ def _add_options(parser: argparse.ArgumentParser) -> None:
         metavar="NAME",
         help="name of this host in the fleet (default: the one in the credentials, else the system's)",
     )
-    parser.add_argument(
-        "--target",
-        dest="targets",
-        action="append",
-        type=target_option,
-        default=[],
-        metavar="NAME=PUB,REQ",
-        help="profiler to serve by name, in addition to the processes that `list` shows (repeatable; default: none)",
-    )
-    parser.add_argument(
-        "--idle-grace",
-        type=float,
-        default=BridgeSettings.idle_grace,
-        metavar="SECONDS",
-        help="seconds to keep a profiler connected after the last bridge left (default: %(default)s)",
-    )
-    parser.add_argument(
-        "--keep-profiling",
-        dest="stop_when_idle",
-        action="store_false",
-        help="do not stop profiling after the last bridge left (default: stop what was started through this agent)",
-    )
+    add_profiler_options(parser, "bridge", "was started through this agent")
     add_command_rules(parser)
 
 
@@ -60,9 +37,7 @@ async def _run(options: argparse.Namespace) -> int:
     host = options.host_name or named or socket.gethostname()
     if named not in ("", host):
         raise ValueError(f"the credentials are those of {named}, not of {host} (--host-name)")
-    fixed = dict(options.targets)
-    if len(fixed) < len(options.targets):
-        raise ValueError("two targets have the same name; allowed: a different name for each (--target)")
+    fixed = named_targets(options)
     targets = DiscoveredTargets(
         lambda pub, req, thread: bridge_to(options, pub, req, thread), fixed, default_ports=not fixed
     )

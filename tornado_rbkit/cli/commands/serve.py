@@ -6,10 +6,9 @@ import argparse
 import asyncio
 
 from tornado_rbkit.bridge.bridge import Bridge
-from tornado_rbkit.bridge.settings import BridgeSettings
 from tornado_rbkit.cli.command import Command
 from tornado_rbkit.cli.fleet import add_nats_options
-from tornado_rbkit.cli.options import add_server_options, bridge_settings
+from tornado_rbkit.cli.options import add_profiler_options, add_server_options, bridge_settings, named_targets
 from tornado_rbkit.cli.serving import bridge_to, serve_until_stopped
 from tornado_rbkit.fleet.link import require_nats
 from tornado_rbkit.fleet.server import bridge_servers
@@ -30,41 +29,11 @@ def _add_options(parser: argparse.ArgumentParser) -> None:
         metavar="URL",
         help="endpoint where rbkit takes commands (default: as for --pub, with port 5556 or RBKIT_REQ_PORT)",
     )
-    parser.add_argument(
-        "--target",
-        dest="targets",
-        action="append",
-        type=target_option,
-        default=[],
-        metavar="NAME=PUB,REQ",
-        help="profiler to serve by name, in addition to the processes that `list` shows (repeatable; default: none)",
-    )
+    add_profiler_options(parser, "client", "clients of this server started")
     add_nats_options(parser, "bridge", "default: only the profilers of this machine")
-    parser.add_argument(
-        "--idle-grace",
-        type=float,
-        default=BridgeSettings.idle_grace,
-        metavar="SECONDS",
-        help="seconds to keep the profiler connected after the last client left (default: %(default)s)",
-    )
-    parser.add_argument(
-        "--keep-profiling",
-        dest="stop_when_idle",
-        action="store_false",
-        help="do not stop profiling after the last client left (default: stop what clients of this server started)",
-    )
     parser.add_argument("--until-eof", action="store_true", help=argparse.SUPPRESS)  # for the child process of run
     parser.add_argument("--family", nargs=2, metavar=("ID", "NAME"), help=argparse.SUPPRESS)  # likewise
     add_server_options(parser)
-
-
-def target_option(text: str) -> tuple[str, Endpoints]:
-    name, separator, endpoints = text.partition("=")
-    pub, comma, req = endpoints.partition(",")
-    if not (name and separator and pub and comma and req):
-        allowed = "NAME=PUB,REQ, such as web-1=tcp://127.0.0.1:5555,tcp://127.0.0.1:5556"
-        raise argparse.ArgumentTypeError(f"{text!r} is not a target; allowed: {allowed}")
-    return name, Endpoints(pub, req)
 
 
 _NOTES = """\
@@ -112,9 +81,7 @@ async def _serve_fleet(options: argparse.Namespace) -> int:
 async def _serve_discovered(options: argparse.Namespace) -> int:
     check_chosen_folder()
     family, name = options.family or ("", "")
-    fixed = {path_name(name): Endpoints(options.pub, options.req)} if family else dict(options.targets)
-    if len(fixed) < len(options.targets):
-        raise ValueError("two targets have the same name; allowed: a different name for each (--target)")
+    fixed = {path_name(name): Endpoints(options.pub, options.req)} if family else named_targets(options)
     targets = DiscoveredTargets(
         lambda pub, req, thread: bridge_to(options, pub, req, thread),
         fixed,

@@ -88,15 +88,7 @@ class DetachedAustin(Austin):
         is_restricted = bool(yama_rule())
         if is_restricted:
             allow_tracer(_ANY)  # until the pid is known
-        child = subprocess.Popen(  # noqa: S603 - the command is ours
-            ["/bin/sh", "-c", _DETACHED, *command],
-            stdin=subprocess.DEVNULL,
-            stdout=subprocess.PIPE,
-            stderr=subprocess.DEVNULL,
-            bufsize=0,
-            start_new_session=True,
-            env=environment,
-        )
+        child = super()._start(["/bin/sh", "-c", _DETACHED, *command], environment)
         child.wait()
         assert child.stdout is not None
         line = child.stdout.readline()
