@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+import struct
+import sys
 from collections.abc import Callable
 
+import msgpack
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
@@ -11,8 +14,8 @@ from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, pr
 
 from tests.encoded import encode_data
 from tests.fake_rbkit import collection
-from tornado_rbkit.fleet.framing import MAX_FRAME, WINDOW, StreamReceiver, StreamSender
-from tornado_rbkit.frames import FRAGMENT_SIZE, Encoding
+from tornado_rbkit.fleet.framing import MAX_FRAME, WINDOW, Kind, StreamReceiver, StreamSender
+from tornado_rbkit.frames import FRAGMENT_SIZE, LENGTH_SIZE, Encoding
 from tornado_rbkit.upstream.losses import LossCounter
 
 KIB = 1024
@@ -153,6 +156,66 @@ def test_no_bytes_of_a_stranger_harm_the_receiver(data: bytes, at: int) -> None:
     for each in frames_of(sender):
         receiver.receive(each)
     assert taken(receiver)[-1] == b"third"
+
+
+HEADER = struct.Struct(">BQQI")
+
+
+@pytest.mark.parametrize("position", [1 << 63, (1 << 64) - 1, WINDOW + 1])
+def test_credit_past_the_window_is_worth_a_window(position: int) -> None:
+    sender, receiver = StreamSender(64 * MIB), StreamReceiver(max_message_bytes=MIB)
+    leased(sender, receiver)
+    add(sender, *[bytes(100 * KIB)] * 100)
+    for _ in range(3):
+        sender.grant(sender.stream, position)
+    frames_of(sender)
+    assert sender.position <= WINDOW
+
+
+@given(
+    st.lists(
+        st.tuples(
+            st.sampled_from([*Kind, 4, 255]),
+            st.sampled_from([0, 1, 300_000, WINDOW, 1 << 32, 1 << 63, (1 << 64) - 1, None]),
+            st.sampled_from([0, 1, (1 << 32) - 1]),
+            st.sampled_from([b"", bytes(4), bytes(300_000), b"\x7f\xff\xff\xff" + bytes(9), b"\0\0\0\1"]),
+        ),
+        max_size=60,
+    )
+)
+@settings(max_examples=100, deadline=None)
+def test_a_lying_agent_makes_a_bridge_hold_no_more_than_a_window_and_a_message(
+    frames: list[tuple[int, int | None, int, bytes]],
+) -> None:
+    receiver = StreamReceiver(max_message_bytes=MIB)
+    receiver.on_lease(7, 0, 0)
+    assert receiver.grant == WINDOW
+    for kind, position, state, body in frames:
+        at = receiver.received if position is None else position
+        receiver.receive(HEADER.pack(kind, 7, at, state) + body)
+        msgpack.packb({"stream": receiver.stream, "grant": receiver.grant})  # the next lease
+    assert receiver.received <= receiver.grant
+    messages = taken(receiver)
+    assert sum(map(len, messages)) + len(receiver._partial or b"") <= WINDOW + 2 * MIB
+    assert len(messages) <= WINDOW // LENGTH_SIZE
+
+
+def test_messages_without_bytes_use_up_credit_too() -> None:
+    receiver = StreamReceiver(max_message_bytes=MIB)
+    receiver.on_lease(7, 0, 0)
+    for _ in range(100):
+        assert receiver.grant
+        receiver.receive(HEADER.pack(Kind.WHOLE, 7, receiver.received, 0) + bytes(FRAGMENT_SIZE))
+    assert len(taken(receiver)) <= WINDOW // LENGTH_SIZE
+    assert receiver.grant == receiver.received + WINDOW, "and they give it back"
+
+
+def test_a_length_that_is_only_announced_takes_no_memory() -> None:
+    receiver = StreamReceiver(max_message_bytes=512 * MIB)
+    receiver.on_lease(7, 0, 0)
+    assert receiver.grant
+    receiver.receive(HEADER.pack(Kind.FIRST, 7, 0, 0) + (512 * MIB).to_bytes(4, "big") + b"begun")
+    assert sys.getsizeof(receiver._partial) < MIB
 
 
 class Network(RuleBasedStateMachine):

@@ -36,6 +36,13 @@ def test_every_name_comes_back_and_is_one_token(host: str, target: str, bridge: 
         "rbkit.x.a.b.c.d",
         "rbkit.watch.%FF.b.c.d",
         f"rbkit.watch.{'a' * 65}.b.c.d",
+        "rbkit.watch.%61.b.c.d",
+        "rbkit.cmd.a.b.c.d.trigger%5Fgc",
+        "rbkit.watch.a.b%0Ac.c.d",
+        "rbkit.watch..b.c.d",
+        "rbkit.hello.%61",
+        "rbkit.hello.a%0A",
+        "rbkit.hello.a.b",
     ],
 )
 def test_other_subjects_are_nothing(subject: str) -> None:

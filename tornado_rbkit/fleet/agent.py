@@ -6,8 +6,10 @@ import asyncio
 import contextlib
 import hashlib
 import logging
+import math
 import secrets
 import time
+from collections import Counter
 from collections.abc import Callable, Collection, Mapping
 from dataclasses import dataclass, field
 from typing import Any, Final, Literal
@@ -18,9 +20,10 @@ from tornado_rbkit.bridge.bridge import Bridge
 from tornado_rbkit.errors import BridgeFullError, CommandError
 from tornado_rbkit.fleet import subjects
 from tornado_rbkit.fleet.lease import LEASE_SECONDS, Lease
-from tornado_rbkit.fleet.link import DATA_PATIENCE, Link, LinkDownError, Message
+from tornado_rbkit.fleet.link import DATA_PATIENCE, MAX_PAYLOAD, Link, LinkError, Message
 from tornado_rbkit.fleet.nats import NatsServers
 from tornado_rbkit.fleet.subjects import Subject, Watcher
+from tornado_rbkit.fleet.tasks import Tasks
 from tornado_rbkit.log_throttle import LogThrottle, times
 from tornado_rbkit.protocol import COMMANDS, VIEW_COMMAND, parse_command
 
@@ -38,8 +41,14 @@ HOST_TARGET: Final = "_host"
 DEFAULT_TARGET: Final = "rbkit"
 """The name of a target without a name: the profiler at rbkit's default ports."""
 
-_MAX_TARGETS: Final = 1024
+MAX_TARGETS: Final = 1024
+"""Targets of one host."""
+
+_MAX_TEXT: Final = 256  # characters of a text in a hello
+_LIST_INTERVAL: Final = 0.2  # seconds between two lists of the targets, however many bridges ask
 _MAX_LEASES: Final = 4096
+_MAX_LEASES_OF_BRIDGE: Final = 1024  # of all processes with the same credentials
+_MAX_PROCESSES: Final = 64  # with the same credentials, for one target
 _PENDING_BYTES: Final = 4 * 1024 * 1024  # in the client for data; then publishing waits
 _LONG_TICK: Final = 1.5  # seconds counted at most of a tick: the process may have been stopped
 
@@ -90,7 +99,9 @@ class Agent:
         self._max_backlog_bytes = max_backlog_bytes
         self._link = Link(servers, f"rbkit agent {host}")
         self._watched: dict[str, _Watched] = {}
-        self._ending: set[asyncio.Task[None]] = set()
+        self._tasks = Tasks()
+        self._listing: asyncio.Task[None] | None = None
+        self._listed_at = -math.inf
         self._digest = ""
         self._throttle = LogThrottle()
 
@@ -104,19 +115,22 @@ class Agent:
         await self._link.wait_until_up()
 
     async def run(self) -> None:
-        """Serve until cancelled."""
+        """Serve until cancelled. An error ends it: without its connection or its hellos an agent is of no use."""
         await self._link.subscribe(subjects.all_leases(self.host), self._on_lease)
         await self._link.subscribe(subjects.all_commands(self.host), self._on_command)
-        await self._link.subscribe(subjects.WHO, lambda message: self._say_hello(with_list=True))
-        linking = asyncio.create_task(self._link.run())
+        await self._link.subscribe(subjects.WHO, lambda message: self._list_soon())
+        parts = [asyncio.create_task(self._link.run()), asyncio.create_task(self._tick())]
         try:
-            await self._tick()
+            done, _ = await asyncio.wait(parts, return_when=asyncio.FIRST_COMPLETED)
+            for part in done:
+                part.result()  # raises the error
         finally:
             for name in list(self._watched):
-                for watcher in list(self._watched[name].leases):
-                    self._end(name, watcher)
-            linking.cancel()
-            await asyncio.wait([linking, *self._ending])
+                self._end_all(name)
+            for part in parts:
+                part.cancel()
+            await asyncio.wait(parts)
+            await self._tasks.cancel()
 
     async def _tick(self) -> None:
         """Say hello each second, and end the leases that were not renewed while there was a connection."""
@@ -136,18 +150,50 @@ class Agent:
                 if lease.age > LEASE_SECONDS or self._bridge_of(name) is not watched.bridge:
                     self._end(name, watcher)
 
+    def _list_soon(self) -> None:
+        """Announce the list of the targets, once for all bridges that ask within `_LIST_INTERVAL`."""
+        if self._listing is None or self._listing.done():
+            self._listing = self._tasks.start(self._list_in_time(), "announcing the targets")
+
+    async def _list_in_time(self) -> None:
+        await asyncio.sleep(max(0.0, self._listed_at + _LIST_INTERVAL - time.monotonic()))
+        await self._say_hello(with_list=True)
+
     async def _say_hello(self, *, with_list: bool) -> None:
         """Announce the host, with the list of its targets if it has changed or was requested."""
-        listed = [self._describe(name, bridge) for name, bridge in list(self._named())[:_MAX_TARGETS]]
-        digest = hashlib.blake2b(msgpack.packb(listed), digest_size=8).hexdigest()
+        listed = self._list()
+        digest = hashlib.blake2b(b"".join(listed), digest_size=8).hexdigest()
         hello: dict[str, Any] = {"v": VERSION, "instance": self.instance, "digest": digest}
         if with_list or digest != self._digest:
-            hello["targets"] = listed
+            self._listed_at = time.monotonic()
+            hello["targets"] = [msgpack.unpackb(each) for each in listed]
         try:
             await self._link.publish(subjects.hello(self.host), msgpack.packb(hello))
-        except LinkDownError:
+        except LinkError:
             return
         self._digest = digest
+
+    def _list(self) -> list[bytes]:
+        """Return the facts about each target, within the size of a message."""
+        listed: list[bytes] = []
+        size = _MAX_TEXT
+        for name, bridge in self._named():
+            try:
+                subjects.check_fleet_name(name, "the target")
+            except ValueError as error:
+                self._warn(name, "a target is not announced: %s%s", error)
+                continue
+            listed.append(msgpack.packb(self._describe(name, bridge)))
+            size += len(listed[-1])
+            if size > MAX_PAYLOAD or len(listed) > MAX_TARGETS:
+                self._warn("many", "%d targets are announced, and no more fit into a hello%s", len(listed) - 1)
+                return listed[:-1]
+        return listed
+
+    def _warn(self, key: object, text: str, about: object) -> None:
+        count = self._throttle.add(key)
+        if count:
+            _log.warning(text, about, times(count))
 
     def _describe(self, name: str, bridge: Bridge) -> dict[str, Any]:
         stats = bridge.stats()
@@ -155,10 +201,10 @@ class Agent:
         watched = self._watched.get(name)
         return {
             "name": name,
-            "process": str(handshake.get("process_name", ""))[: subjects.MAX_NAME],
+            "process": _text(handshake.get("process_name"))[: subjects.MAX_NAME],
             "pid": handshake.get("pid"),
             "state": stats["state"],
-            "trouble": stats["trouble"],
+            "trouble": _text(stats["trouble"]) or None,
             "viewers": sum(lease.viewers for lease in watched.leases.values()) if watched else 0,
         }
 
@@ -178,12 +224,23 @@ class Agent:
         if subject is None or asked is None:
             return
         reply = self._lease(subject, asked, is_renewal=bool(message.reply))
-        if message.reply:
+        if message.reply and reply is not None:
             await self._answer(message, msgpack.packb({"instance": self.instance, "now": time.monotonic(), **reply}))
 
-    def _lease(self, subject: Subject, asked: dict[str, Any], *, is_renewal: bool) -> dict[str, Any]:
+    def _lease(self, subject: Subject, asked: dict[str, Any], *, is_renewal: bool) -> dict[str, Any] | None:
+        """Return the reply to a lease, None for the lease of another agent with the same name.
+
+        A bridge keeps the agent that answered it first. It would otherwise get both streams, each begun anew by the
+        lease for the other one.
+        """
         if subject.target == HOST_TARGET:
+            if asked.get("list"):
+                self._list_soon()
             return {}
+        if asked.get("instance", "") not in ("", self.instance):
+            self._warn("twin", "another agent has the name %s, or this one was restarted%s", self.host)
+            self._end(subject.target, subject.watcher)
+            return None
         if asked.get("end"):
             self._end(subject.target, subject.watcher)
             return {}
@@ -220,8 +277,7 @@ class Agent:
         bridge = self._bridge_of(name)
         if bridge is None:
             raise CommandError("unavailable", f"there is no target {name} on {self.host}")
-        if sum(len(watched.leases) for watched in self._watched.values()) >= _MAX_LEASES:
-            raise CommandError("busy", f"there are {_MAX_LEASES} leases; allowed: {_MAX_LEASES} of one agent")
+        self._check_leases(subject)
         watched = self._watched.get(name)
         link = self._new_link(name) if watched is None else watched.link
         lease = bridge.add(
@@ -235,12 +291,30 @@ class Agent:
             )
         )
         if watched is None:
-            watched = self._watched[name] = _Watched(bridge, link, asyncio.create_task(link.run()))
+            running = self._tasks.start(link.run(), f"the connection for {name}", lambda reason: self._end_all(name))
+            watched = self._watched[name] = _Watched(bridge, link, running)
         watched.leases[watcher] = lease
         if bridge.stats()["state"] == "connected":
             lease.on_profiler_connected()
         _log.info("the bridge %s watches %s", watcher.bridge, name)
         return lease
+
+    def _check_leases(self, subject: Subject) -> None:
+        """Check that a bridge may have another lease.
+
+        Raises:
+            CommandError: it, or all bridges together, have too many.
+        """
+        of_target = Counter(watcher.bridge for watcher in getattr(self._watched.get(subject.target), "leases", ()))
+        of_all = Counter(watcher.bridge for watched in self._watched.values() for watcher in watched.leases)
+        bridge = subject.watcher.bridge
+        for count, most, what in (
+            (of_target[bridge], _MAX_PROCESSES, f"of processes of {bridge} for one target"),
+            (of_all[bridge], _MAX_LEASES_OF_BRIDGE, f"of {bridge}"),
+            (of_all.total(), _MAX_LEASES, "of one agent"),
+        ):
+            if count >= most:
+                raise CommandError("busy", f"there are {count} leases; allowed: {most} {what}")
 
     def _new_link(self, name: str) -> Link:
         return Link(
@@ -257,28 +331,30 @@ class Agent:
         if not watched.leases:
             del self._watched[name]
             watched.running.cancel()
-            self._ending.add(watched.running)
-            watched.running.add_done_callback(self._ending.discard)
+
+    def _end_all(self, name: str) -> None:
+        watched = self._watched.get(name)
+        for watcher in list(watched.leases) if watched is not None else ():
+            self._end(name, watcher)
 
     # Commands
 
     async def _on_command(self, message: Message) -> None:
-        """Carry out a command, unless its deadline has passed."""
+        """Carry out a command, unless its deadline has passed or it is for another agent with the same name."""
         subject = subjects.parse(message.subject)
         asked = _unpacked(message.data)
         if subject is None or asked is None or not message.reply:
             return
-        loop = asyncio.get_running_loop()
+        if asked.get("instance", "") not in ("", self.instance):
+            return  # the other one answers; the bridge finds out if it is an earlier one
 
         def answer(reply: bytes) -> None:
-            task = loop.create_task(self._answer(message, reply))
-            self._ending.add(task)
-            task.add_done_callback(self._ending.discard)
+            self._tasks.start(self._answer(message, reply), "answering a command")
 
         try:
             self._submit(subject, asked, answer)
         except CommandError as error:
-            answer(error.to_reply())
+            await self._answer(message, error.to_reply())
 
     def _submit(self, subject: Subject, asked: dict[str, Any], answer: Callable[[bytes], None]) -> None:
         """Submit a command.
@@ -294,7 +370,7 @@ class Agent:
         if lease is None or asked.get("instance") != self.instance:
             raise CommandError("unavailable", f"{command}: the bridge has no lease of {subject.target}; it asks again")
         deadline = asked.get("deadline")
-        if not isinstance(deadline, float) or time.monotonic() > deadline:
+        if not (isinstance(deadline, float) and time.monotonic() <= deadline < math.inf):  # also if it is NaN
             count = self._throttle.add("overdue")
             if count:
                 _log.warning("dropped the command %s, which arrived after its deadline%s", command, times(count))
@@ -302,7 +378,7 @@ class Agent:
         lease.ask(command, deadline, answer)
 
     async def _answer(self, message: Message, reply: bytes) -> None:
-        with contextlib.suppress(LinkDownError):  # the bridge has noticed it as well
+        with contextlib.suppress(LinkError):  # the bridge has noticed it as well
             await self._link.publish(message.reply, reply)
 
 
@@ -313,6 +389,11 @@ def _unpacked(data: bytes) -> dict[str, Any] | None:
     except (ValueError, TypeError, msgpack.UnpackException):
         return None
     return unpacked if isinstance(unpacked, dict) else None
+
+
+def _text(value: object) -> str:
+    """Return a short text that can be encoded; the names of processes may have bytes that are not UTF-8."""
+    return str(value or "")[:_MAX_TEXT].encode("utf-8", "replace").decode()
 
 
 def _whole(value: object) -> int:

@@ -6,6 +6,10 @@ recognizes lost, repeated and late frames. The sender may send up to the positio
 absolute number, so that a lost or repeated grant does no harm. The number of the stream is the sender's and random:
 frames of an earlier stream, or of an agent that was restarted, are ignored. How many messages were lost is counted
 from their own counters, by `tornado_rbkit.upstream.losses`.
+
+Neither end relies on the other: the sender sends at most a window past the position it had when the grant arrived,
+and the receiver ignores frames past its grant, so no peer can make the other end hold more than a window and the
+message under way.
 """
 
 from __future__ import annotations
@@ -22,14 +26,16 @@ from tornado_rbkit.frames import FRAGMENT_SIZE, LENGTH_SIZE, Buffer, Chunk, Writ
 
 WINDOW: Final = 2 * 1024 * 1024
 """Bytes that may be under way to one bridge from one target. More only fills buffers; less costs throughput only with
-long round trips: 2 MiB at 50 ms are 40 MB/s."""
+long round trips: 2 MiB at 50 ms are 40 MB/s. There is no bound on the sum of a bridge's windows: each target has its
+own connection, and a NATS server disconnects a connection (not a bridge) for which more than 64 MiB wait."""
 
 MAX_FRAME: Final = FRAGMENT_SIZE + 64 * 1024
 """Bytes of a frame; NATS servers take 1 MiB by default (max_payload)."""
 
 _HEADER: Final = struct.Struct(">BQQI")  # kind, stream, position, state
-_MAX_STATE: Final = 0xFFFFFFFF
+_MAX_STATE: Final = 0xFFFFFFFE  # even, so that the state's last bit stays right
 _SILENT_LEASES: Final = 2
+_MESSAGE_COST: Final = 64  # bytes counted for a message that waits, besides its own: an empty one takes memory too
 
 
 class Kind(enum.IntEnum):
@@ -74,9 +80,12 @@ class StreamSender:
         self._state_is_sent = True  # the reply to the lease has it
 
     def grant(self, stream: int, position: int) -> None:
-        """Allow sending up to a position of a stream; ignore the grant if it is for another stream."""
+        """Allow sending up to a position of a stream; ignore the grant if it is for another stream.
+
+        A receiver never grants more than a window past what it has. If one does, it gets the window.
+        """
         if stream == self.stream:
-            self._granted = max(self._granted, position)
+            self._granted = max(self._granted, min(position, self.position + WINDOW))
 
     def lease(self, stream: int, position: int) -> None:
         """Grant, or begin another stream if the receiver does not know this one."""
@@ -136,7 +145,7 @@ class StreamReceiver:
         stream: the number of the stream, 0 before the first.
         received: the position up to which it has frames.
         state: see `StreamSender.state`.
-        broken: frames that were not valid, or pieces of messages whose other pieces were lost.
+        broken: frames that were not valid or not granted, or pieces of messages whose other pieces were lost.
     """
 
     def __init__(self, *, max_message_bytes: int, window: int = WINDOW) -> None:
@@ -151,9 +160,9 @@ class StreamReceiver:
         self._window = window
         self._granted = self._silent = self._received_before = 0
         self._messages: deque[Buffer] = deque()
-        self._held = 0  # bytes of `_messages`
-        self._partial: bytearray | None = None
-        self._filled = 0
+        self._held = 0  # bytes of `_messages`, with `_MESSAGE_COST` for each
+        self._partial: bytearray | None = None  # grows as the pieces arrive: the length is only the sender's claim
+        self._length = 0  # of the message in `_partial`, when it is complete
 
     @property
     def grant(self) -> int:
@@ -193,6 +202,9 @@ class StreamReceiver:
         if stream != self.stream or position < self.received or kind > Kind.LAST:
             return
         body = memoryview(data)[_HEADER.size :]
+        if position + len(body) > self._granted:
+            self.broken += 1
+            return
         if position > self.received:
             self._drop_partial()
         self.received = position + len(body)
@@ -209,7 +221,7 @@ class StreamReceiver:
         while self._messages and max_bytes > 0 and len(taken) < max_messages:
             taken.append(self._messages.popleft())
             max_bytes -= len(taken[-1])
-            self._held -= len(taken[-1])
+            self._held -= len(taken[-1]) + _MESSAGE_COST
         return taken, not self._messages
 
     def _take_whole(self, body: memoryview) -> None:
@@ -232,17 +244,16 @@ class StreamReceiver:
             if len(body) < LENGTH_SIZE or length > self._max_message_bytes:
                 self.broken += 1
                 return
-            self._partial, self._filled = bytearray(length), 0
+            self._partial, self._length = bytearray(), length
             body = body[LENGTH_SIZE:]
-        if self._partial is None or self._filled + len(body) > len(self._partial):
+        if self._partial is None or len(self._partial) + len(body) > self._length:
             self._partial = None
             self.broken += 1
             return
-        self._partial[self._filled : self._filled + len(body)] = body
-        self._filled += len(body)
+        self._partial += body
         if kind == Kind.LAST:
             message, self._partial = self._partial, None
-            if self._filled == len(message):
+            if len(message) == self._length:
                 self._add(memoryview(message))
             else:
                 self.broken += 1
@@ -250,7 +261,7 @@ class StreamReceiver:
     def _add(self, message: Buffer) -> None:
         if len(message) <= self._max_message_bytes:
             self._messages.append(message)
-            self._held += len(message)
+            self._held += len(message) + _MESSAGE_COST
         else:
             self.broken += 1
 

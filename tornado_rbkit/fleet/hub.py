@@ -8,20 +8,24 @@ import json
 import os
 import signal
 import sys
-from collections.abc import Iterable
+import time
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager
 from datetime import datetime, timedelta, timezone
 from pathlib import Path
 from typing import Any, Final
 
 from tornado_rbkit.errors import RbkitError
 from tornado_rbkit.fleet import subjects
-from tornado_rbkit.fleet.server import NatsServer, find_program, write_private
+from tornado_rbkit.fleet.server import NatsServer, find_program, locked, write_private
 from tornado_rbkit.profiler.folder import prepare_folder
 
 LEAST_VERSION: Final = (2, 10, 3)
 """The oldest nats-server with ``handshake_first``: no data is sent before TLS."""
 
 _YEARS: Final = timedelta(days=3650)
+_LOCK_TIMEOUT: Final = 10.0  # seconds
+_POLL: Final = 0.02  # seconds
 
 
 class HubError(RbkitError, ValueError):
@@ -68,9 +72,13 @@ class Hub:
             HubError: the name is taken or not valid.
             OSError: the file exists, or cannot be written.
         """
+        subjects.check_fleet_name(name, f"the name of the {kind}")
+        with self._alone():
+            self._add(kind, name, path, read_only=read_only)
+
+    def _add(self, kind: str, name: str, path: Path, *, read_only: bool) -> None:
         import nkeys
 
-        subjects.check_fleet_name(name, f"the name of the {kind}")
         users = self._users()
         if name in users:
             raise HubError(f"the name {name!r} is taken; allowed: another name, or `hub remove {name}` first")
@@ -89,11 +97,12 @@ class Hub:
         Raises:
             HubError: there is none.
         """
-        users = self._users()
-        if users.pop(name, None) is None:
-            known = ", ".join(sorted(users)) or "none"
-            raise HubError(f"there is no host or bridge {name!r}; known: {known}")
-        self._write_users(users)
+        with self._alone():
+            users = self._users()
+            if users.pop(name, None) is None:
+                known = ", ".join(sorted(users)) or "none"
+                raise HubError(f"there is no host or bridge {name!r}; known: {known}")
+            self._write_users(users)
 
     def configure(self, listen: str, names: Iterable[str]) -> None:
         """Write the server's certificate and its configuration.
@@ -102,9 +111,10 @@ class Hub:
             listen: ``HOST:PORT``.
             names: the names and addresses by which the server is reached.
         """
-        self._write_certificate([*names, "localhost", "127.0.0.1"])
-        write_private(self.folder / "server.json", json.dumps({"listen": listen}))
-        self._write_config()
+        with self._alone():
+            self._write_certificate([*names, "localhost", "127.0.0.1"])
+            write_private(self.folder / "server.json", json.dumps({"listen": listen}))
+            self._write_config()
 
     async def start(self) -> NatsServer:
         """Start the server.
@@ -118,7 +128,8 @@ class Hub:
 
     def reload(self) -> bool:
         """Make the running server read its configuration; return whether there is one."""
-        self._write_config()
+        with self._alone():
+            self._write_config()
         try:
             pid = int((self.folder / "server.pid").read_text())
             if sys.platform == "linux" and Path(f"/proc/{pid}/comm").read_text().strip() != "nats-server":
@@ -127,6 +138,23 @@ class Hub:
         except (OSError, ValueError, AttributeError):
             return False
         return True
+
+    @contextmanager
+    def _alone(self) -> Iterator[None]:
+        """Keep other processes from changing the folder: each change reads the users and writes them again.
+
+        Raises:
+            HubError: another process does so for too long.
+        """
+        deadline = time.monotonic() + _LOCK_TIMEOUT
+        while True:
+            with locked(self.folder, "lock") as is_alone:
+                if is_alone:
+                    yield
+                    return
+            if time.monotonic() > deadline:
+                raise HubError(f"{self.folder} is in use by another process for more than {_LOCK_TIMEOUT:g} s")
+            time.sleep(_POLL)
 
     def _users(self) -> dict[str, dict[str, Any]]:
         path = self.folder / "users.json"

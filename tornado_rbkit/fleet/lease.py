@@ -9,16 +9,14 @@ from typing import Any, Final
 from tornado_rbkit.bridge.session import MAX_WAITING, Submit
 from tornado_rbkit.errors import CommandError
 from tornado_rbkit.fleet.framing import StreamSender
-from tornado_rbkit.fleet.link import Link, LinkDownError
+from tornado_rbkit.fleet.link import MAX_PAYLOAD, Link, LinkDownError
+from tornado_rbkit.fleet.tasks import Tasks
 from tornado_rbkit.frames import Encoding
 from tornado_rbkit.protocol import Notice
 from tornado_rbkit.upstream.types import Batch, CommandResult
 
 LEASE_SECONDS: Final = 6.0
 """Seconds without a renewal after which a lease ends; bridges renew it each second."""
-
-MAX_REPLY: Final = 512 * 1024
-"""Bytes of a reply to a command; NATS servers take messages of 1 MiB by default (max_payload)."""
 
 
 class Lease:
@@ -65,7 +63,7 @@ class Lease:
         self._on_closed = on_closed
         self._wake = asyncio.Event()
         self._left = False
-        self._task = asyncio.get_running_loop().create_task(self._send())
+        self._task = Tasks().start(self._send(), f"sending to {name}", lambda reason: on_closed(self))
 
     @property
     def outbox(self) -> Lease:
@@ -106,8 +104,8 @@ class Lease:
         def on_result(result: CommandResult) -> None:
             self.waiting -= 1
             reply = result.reply
-            if len(reply) > MAX_REPLY:
-                text = f"{command}: the reply has {len(reply)} bytes; allowed: at most {MAX_REPLY} in a fleet"
+            if len(reply) > MAX_PAYLOAD:
+                text = f"{command}: the reply has {len(reply)} bytes; allowed: at most {MAX_PAYLOAD} in a fleet"
                 reply = CommandError("invalid-reply", text).to_reply()
             answer(reply)
 
@@ -170,7 +168,7 @@ class Lease:
             self._wake.set()
 
     async def _send(self) -> None:
-        while True:
+        while not self._left:  # nats-py may swallow the cancellation while its buffer is full
             await self._wake.wait()
             self._wake.clear()
             while (frame := self.sender.next_frame()) is not None:
@@ -178,7 +176,7 @@ class Lease:
 
     async def _publish(self, frame: bytes) -> None:
         """Publish a frame once there is a connection. If it arrives twice, the receiver ignores it."""
-        while True:
+        while not self._left:
             await self._link.wait_until_up()
             try:
                 await self._link.publish(self._subject, frame)

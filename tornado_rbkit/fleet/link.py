@@ -33,6 +33,10 @@ PATIENCE: Final = 1.5
 DATA_PATIENCE: Final = 4.0
 """Seconds for such a round trip on a connection for data, on which it may wait behind a window's bytes."""
 
+MAX_PAYLOAD: Final = 512 * 1024
+"""Bytes of a message; NATS servers take 1 MiB by default (max_payload)."""
+
+_MAX_QUEUED: Final = 8 * 1024 * 1024  # bytes of messages of one subscription that wait for its callback
 _CONNECT_TIMEOUT: Final = 4.0  # seconds
 _DELAYS: Final = (0.1, 2.0)  # seconds before another attempt, doubling, with jitter: a whole fleet reconnects at once
 _REFUSED_DELAY: Final = 30.0  # seconds after the server refused the credentials
@@ -63,6 +67,10 @@ class ForbiddenError(LinkError):
 
 class LinkDownError(LinkError):
     """There is no connection to the server."""
+
+
+class TooLongError(LinkError):
+    """The server does not take messages of that size."""
 
 
 class RequestTimeoutError(LinkError):
@@ -134,6 +142,7 @@ class Link:
         self._requests: dict[str, tuple[str, asyncio.Future[bytes]]] = {}
         self._numbers = itertools.count()
         self._closing: set[asyncio.Task[None]] = set()
+        self._untried: list[str] = []  # of the servers, in random order: a fleet spreads over them
         self._throttle = LogThrottle()
         if self._inbox:
             self._subscriptions[f"{self._inbox}.*"] = self._on_reply
@@ -177,15 +186,9 @@ class Link:
 
         Raises:
             LinkDownError: there is no connection.
+            TooLongError: the message has more bytes than the server takes.
         """
-        client = self._client
-        if client is None:
-            raise LinkDownError("there is no connection to NATS")
-        try:
-            await client.publish(subject, data)
-        except _client_errors() as error:
-            self._lost.set()
-            raise LinkDownError("the connection to NATS is lost") from error
+        await self._publish(subject, data)
 
     async def request(self, subject: str, data: bytes, timeout: float) -> bytes:
         """Publish, and return the reply.
@@ -193,29 +196,37 @@ class Link:
         Raises:
             LinkError: there is no reply within `timeout` seconds, or there cannot be any.
         """
-        client = self._client
-        if client is None:
-            raise LinkDownError("there is no connection to NATS")
         reply = f"{self._inbox}.{next(self._numbers)}"
         future: asyncio.Future[bytes] = asyncio.get_running_loop().create_future()
         self._requests[reply] = subject, future
         try:
-            await client.publish(subject, data, reply=reply)
+            await self._publish(subject, data, reply)
             return await asyncio.wait_for(future, timeout)
         except asyncio.TimeoutError:
             raise RequestTimeoutError(f"no reply within {timeout:g} s") from None
-        except _client_errors() as error:
-            self._lost.set()
-            raise LinkDownError("the connection to NATS is lost") from error
         finally:
             del self._requests[reply]
+            if future.done() and not future.cancelled():
+                future.exception()  # it may have failed while publishing did: asyncio would log it as never retrieved
+
+    async def _publish(self, subject: str, data: bytes, reply: str = "") -> None:
+        client, lost = self._client, self._lost  # of the same connection: another one may replace it meanwhile
+        if client is None:
+            raise LinkDownError("there is no connection to NATS")
+        if len(data) > client.max_payload:
+            raise TooLongError(f"a message of {len(data)} bytes; allowed: {client.max_payload} (max_payload)")
+        try:
+            await client.publish(subject, data, reply=reply)
+        except _client_errors() as error:
+            lost.set()
+            raise LinkDownError("the connection to NATS is lost") from error
 
     async def _connect(self) -> bool:
         """Make a client; return whether it is connected."""
         servers = self._servers()
         if servers is None:
             return False
-        url = random.choice(servers.urls)  # noqa: S311 - no secret
+        url = self._next_url(servers)
         client = _new_client()
         lost = asyncio.Event()
         self._pending = opening = asyncio.create_task(self._open(client, url, servers, lost))
@@ -241,6 +252,13 @@ class Link:
         self._on_change(True)
         return True
 
+    def _next_url(self, servers: NatsServers) -> str:
+        """Return the next server, so that one that is frozen is tried again only after all the others."""
+        self._untried = [url for url in self._untried if url in servers.urls]
+        if not self._untried:
+            self._untried = random.sample(servers.urls, len(servers.urls))
+        return self._untried.pop()
+
     async def _open(self, client: Any, url: str, servers: NatsServers, lost: asyncio.Event) -> None:
         """Connect a client, and subscribe."""
 
@@ -249,6 +267,8 @@ class Link:
 
         await client.connect(url, closed_cb=on_closed, **self._options(servers, url))
         _mark_as_tls(client)
+        if client.max_payload < MAX_PAYLOAD:
+            raise LinkError(f"its max_payload is {client.max_payload} bytes; needed: {MAX_PAYLOAD} or more")
         for subject, callback in list(self._subscriptions.items()):
             await self._subscribe(client, subject, callback)
         await _confirm(client)
@@ -314,12 +334,17 @@ class Link:
         async def call(message: Any) -> None:
             if client is not self._client and self._client is not None:
                 return  # from a client that was replaced
-            result = callback(Message(message.subject, message.data, _reply_of(message)))
-            if result is not None:
-                await result
+            try:
+                result = callback(Message(message.subject, message.data, _reply_of(message)))
+                if result is not None:
+                    await result
+            except Exception:  # noqa: BLE001 - nats-py would report it only to `_on_error`
+                count = self._throttle.add(("callback", subject))
+                if count:
+                    _log.exception("handling a message on %s failed%s", subject, times(count))
 
         with contextlib.suppress(*_client_errors()):  # the client is closed: another one subscribes
-            await client.subscribe(subject, cb=call)
+            await client.subscribe(subject, cb=call, pending_bytes_limit=_MAX_QUEUED)
 
     def _on_reply(self, message: Message) -> None:
         _, future = self._requests.get(message.subject, ("", None))
@@ -336,6 +361,9 @@ class Link:
         self._reason = text
         denied = _DENIED.search(text.lower())
         if denied is None:
+            count = self._throttle.add("slow") if isinstance(error, _slow_consumer_error()) else 0
+            if count:
+                _log.warning("dropped a message, because more than %d bytes wait%s", _MAX_QUEUED, times(count))
             return
         for subject, future in list(self._requests.values()):
             if subject.lower() == denied[2] and not future.done():
@@ -355,6 +383,12 @@ def _client_errors() -> tuple[type[Exception], ...]:
     from nats.errors import Error
 
     return Error, OSError, asyncio.TimeoutError
+
+
+def _slow_consumer_error() -> type[Exception]:
+    from nats.errors import SlowConsumerError
+
+    return SlowConsumerError
 
 
 def _reply_of(message: Any) -> str:

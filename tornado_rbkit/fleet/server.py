@@ -15,7 +15,7 @@ import signal
 import subprocess
 import sys
 import sysconfig
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any, Final
 from urllib.parse import urlsplit
@@ -160,6 +160,26 @@ def _end_with_parent() -> Callable[[], None]:
     return end_with_parent
 
 
+@contextlib.contextmanager
+def locked(folder: Path, name: str) -> Iterator[bool]:
+    """Let one process at a time change what is in a folder; yield False while another process does.
+
+    The system releases the lock of a process that ends. On Windows there is no lock.
+    """
+    try:
+        import fcntl
+    except ImportError:
+        yield True
+        return
+    with open(os.open(folder / name, os.O_RDWR | os.O_CREAT, 0o600), "rb") as file:
+        try:
+            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except OSError:
+            yield False
+        else:
+            yield True
+
+
 async def start_local_server() -> NatsServer:
     """Start a server on a free port of this machine, and write where it listens into the runtime folder.
 
@@ -253,16 +273,27 @@ class LocalServer:
         self._own: NatsServer | None = None
 
     async def ensure(self) -> None:
-        """Start a server unless one accepts connections.
+        """Start a server unless one responds. Agents that begin at the same time share the server of one of them.
 
         Raises:
             NatsServerError: there is no nats-server, or it does not start.
             RuntimeFolderError: the runtime folder cannot be used.
         """
+        prepare_folder(runtime_folder())
+        while True:
+            with locked(runtime_folder(), "nats.lock") as is_alone:
+                if is_alone:
+                    await self._start_if_needed()
+                    return
+            await asyncio.sleep(_POLL)
+
+    async def _start_if_needed(self) -> None:
         servers = local_servers()
-        if servers is None or not await _accepts(servers.urls[0]):
+        if servers is None or not await _responds(servers.urls[0]):
             self.stop()
             self._own = await start_local_server()
+        elif self._own is not None and _read(runtime_folder() / FILE).get("pid") != self._own.pid:
+            self.stop()  # it did not respond, and another agent has started one meanwhile
 
     async def keep(self, is_up: Callable[[], bool]) -> None:
         """Start a server whenever `is_up` returns False and there is none, until cancelled.
@@ -283,12 +314,15 @@ class LocalServer:
             self._own = None
 
 
-async def _accepts(url: str) -> bool:
-    """Return whether a server accepts connections."""
+async def _responds(url: str) -> bool:
+    """Return whether a NATS server responds: another program may have got the port, or the server may be frozen."""
     parts = urlsplit(url)
+    writer = None
     try:
-        _, writer = await asyncio.wait_for(asyncio.open_connection(parts.hostname, parts.port), _CONNECT_TIMEOUT)
-    except (OSError, asyncio.TimeoutError):
+        reader, writer = await asyncio.wait_for(asyncio.open_connection(parts.hostname, parts.port), _CONNECT_TIMEOUT)
+        return (await asyncio.wait_for(reader.readline(), _CONNECT_TIMEOUT)).startswith(b"INFO ")
+    except (OSError, ValueError, asyncio.TimeoutError):
         return False
-    writer.close()
-    return True
+    finally:
+        if writer is not None:
+            writer.close()

@@ -40,8 +40,7 @@ def check_fleet_name(name: str, what: str) -> str:
     Raises:
         ValueError: it is empty, too long, or not printable.
     """
-    size = len(name.encode(errors="surrogatepass"))
-    if not 0 < size <= MAX_NAME or not name.isprintable():
+    if not _is_valid(name):
         raise ValueError(f"{what} {name!r} is not valid; allowed: 1 to {MAX_NAME} bytes, printable characters")
     return name
 
@@ -77,7 +76,10 @@ def all_commands(host: str) -> str:
 
 
 def parse(subject: str) -> Subject | None:
-    """Return the names in the subject of a lease or a command, None if it is another subject."""
+    """Return the names in the subject of a lease or a command, None if it is another subject.
+
+    A name has one spelling only, else a subject that permissions do not name could stand for one that they do.
+    """
     root, *tokens = subject.split(".")
     kind = tokens.pop(0) if tokens else ""
     if root != "rbkit" or len(tokens) != {"watch": 4, "cmd": 5}.get(kind):
@@ -86,7 +88,8 @@ def parse(subject: str) -> Subject | None:
         host, target, bridge, token, *rest = (unquote_to_bytes(each).decode() for each in tokens)
     except UnicodeDecodeError:
         return None
-    if any(len(name.encode()) > MAX_NAME for name in (host, target, bridge, token)):
+    names = host, target, bridge, token
+    if not all(map(_is_valid, names)) or _join(kind, *names, *rest) != subject:
         return None
     return Subject(host, target, Watcher(bridge, token), rest[0] if rest else "")
 
@@ -98,7 +101,7 @@ def parse_hello(subject: str) -> str | None:
         host = unquote_to_bytes(token).decode()
     except UnicodeDecodeError:
         return None
-    return host if token != subject and "." not in token and 0 < len(host.encode()) <= MAX_NAME else None
+    return host if _is_valid(host) and hello(host) == subject else None
 
 
 def permissions_of_host(name: str) -> dict[str, object]:
@@ -124,6 +127,10 @@ def permissions_of_bridge(name: str, *, read_only: bool = False) -> dict[str, ob
 def inbox(name: str) -> str:
     """Return the prefix of the subjects on which a bridge gets replies."""
     return f"_INBOX_{_token(name)}"
+
+
+def _is_valid(name: str) -> bool:
+    return 0 < len(name.encode(errors="surrogatepass")) <= MAX_NAME and name.isprintable()
 
 
 def _join(kind: str, *names: str) -> str:

@@ -3,20 +3,22 @@
 from __future__ import annotations
 
 import asyncio
+import itertools
 import logging
 import time
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field
-from typing import Any, Final
+from typing import Any, Final, NamedTuple
 
 import msgpack
 
 from tornado_rbkit.bridge.bridge import Bridge
 from tornado_rbkit.errors import DiscoveryError
 from tornado_rbkit.fleet import subjects
-from tornado_rbkit.fleet.agent import VERSION
+from tornado_rbkit.fleet.agent import MAX_TARGETS, VERSION
 from tornado_rbkit.fleet.link import LinkError, Message, NoRespondersError
 from tornado_rbkit.fleet.nats import NatsServers
+from tornado_rbkit.fleet.tasks import Tasks
 from tornado_rbkit.fleet.transport import Fleet, FleetEndpoint
 from tornado_rbkit.log_throttle import LogThrottle, times
 from tornado_rbkit.upstream.iothread import IOLoopThread
@@ -33,15 +35,74 @@ FORGET_AFTER: Final = 10.0
 """Seconds for which the targets of a host that is gone, or targets that are gone, keep their clients."""
 
 _CHECK_INTERVAL: Final = 0.25  # seconds
-_WHO_INTERVAL: Final = 1.0  # seconds
+_LIST_INTERVAL: Final = 1.0  # seconds between two requests for the list of a host
+_MAX_HELLOS: Final = 20  # of one host within a second; an agent sends one, and five lists at most
 _MAX_HOSTS: Final = 1024
 _MAX_TARGETS: Final = 16384
 _JOIN_TIMEOUT: Final = 5.0  # seconds
 
 
+_FACTS: Final = {"process": str, "pid": int, "state": str, "trouble": str, "viewers": int}
+_MAX_TEXT: Final = 256  # characters
+
+
+class Hello(NamedTuple):
+    """The announcement of an agent: only what is known, of bounded size.
+
+    Attributes:
+        version: the version of the protocol that it speaks.
+        instance: the agent.
+        digest: of the list of its targets.
+        targets: the facts about each target by name, None without a list.
+    """
+
+    version: int
+    instance: str
+    digest: str
+    targets: dict[str, dict[str, Any]] | None = None
+
+    @classmethod
+    def parse(cls, data: bytes) -> Hello | None:
+        """Return the announcement in a message, None if it is not valid."""
+        try:
+            hello = msgpack.unpackb(data)
+            version, instance, digest = hello["v"], hello["instance"], hello["digest"]
+            targets = hello.get("targets")
+        except (ValueError, TypeError, KeyError, AttributeError, msgpack.UnpackException):
+            return None
+        texts = (instance, digest)
+        if type(version) is not int or not all(type(each) is str and len(each) <= _MAX_TEXT for each in texts):
+            return None
+        if version != VERSION:
+            return cls(version, instance, digest, {})
+        return cls(version, instance, digest, _facts(targets) if isinstance(targets, list) else None)
+
+
+def _facts(targets: list[Any]) -> dict[str, dict[str, Any]]:
+    """Return the facts in the list of a hello, by target."""
+    facts: dict[str, dict[str, Any]] = {}
+    for each in targets[:MAX_TARGETS]:
+        if not isinstance(each, dict) or type(each.get("name")) is not str:
+            continue
+        try:
+            name = subjects.check_fleet_name(each["name"], "the target")
+        except ValueError:
+            continue
+        known = ((key, each.get(key), kind) for key, kind in _FACTS.items())
+        facts[name] = {
+            key: value[:_MAX_TEXT] if isinstance(value, str) else value
+            for key, value, kind in known
+            if type(value) is kind
+        }
+    return facts
+
+
 @dataclass
 class _Host:
-    """A host: `state` is here, late, frozen or gone; `heard` and `gone_at` are in monotonic seconds."""
+    """A host: `state` is here, late, frozen or gone; times are in monotonic seconds.
+
+    `shown` has the names under which its targets are entries, by target.
+    """
 
     instance: str
     heard: float
@@ -49,7 +110,9 @@ class _Host:
     digest: str = ""
     gone_at: float | None = None
     asking: bool = False
+    next_list: float = 0.0
     facts: dict[str, dict[str, Any]] = field(default_factory=dict)
+    shown: dict[str, str] = field(default_factory=dict)
 
 
 @dataclass
@@ -57,6 +120,7 @@ class _Entry:
     """A target and its bridge; `gives_up_at` (monotonic seconds) is None while the target is announced."""
 
     host: str
+    target: str
     bridge: Bridge
     gives_up_at: float | None = None
 
@@ -85,9 +149,10 @@ class FleetTargets(Mapping[str, Bridge]):
         self._fleet = Fleet(servers, bridge)
         self._hosts: dict[str, _Host] = {}
         self._entries: dict[str, _Entry] = {}
-        self._leaving: set[asyncio.Task[None]] = set()
+        self._leaving = Tasks()
+        self._asking = Tasks()
         self._throttle = LogThrottle()
-        self._next_who = 0.0
+        self._hellos: dict[str, tuple[float, int]] = {}  # on the thread: see `_is_flood`
 
     def __getitem__(self, name: str) -> Bridge:
         return self._entries[name].bridge
@@ -112,13 +177,14 @@ class FleetTargets(Mapping[str, Bridge]):
         self._loop = asyncio.get_running_loop()
         try:
             self._start_thread()
-            while self._thread.is_alive():
+            while self._thread.is_alive() and not self._fleet.failure:
                 self.scan()
                 await asyncio.sleep(_CHECK_INTERVAL)
-            raise DiscoveryError("the I/O thread of the bridges' connections has ended")
+            raise DiscoveryError(self._fleet.failure or "the I/O thread of the bridges' connections has ended")
         finally:
+            await self._asking.cancel()  # if the thread has ended, nobody answers them
             bridges = [entry.bridge for entry in self._entries.values()]
-            await asyncio.gather(*self._leaving, *(self._close(bridge) for bridge in bridges))
+            await asyncio.gather(self._leaving.wait(), *(self._close(bridge) for bridge in bridges))
             if self._thread.is_alive():
                 await asyncio.wait_for(self._on_thread(self._fleet.close()), _JOIN_TIMEOUT)
             self._thread.stop()
@@ -131,59 +197,70 @@ class FleetTargets(Mapping[str, Bridge]):
                 del self._hosts[name]
             elif host.state != "gone" and now - host.heard > LATE_AFTER and not host.asking:
                 host.asking = True
-                task = asyncio.create_task(self._ask(name, host))
-                self._leaving.add(task)
-                task.add_done_callback(self._leaving.discard)
+                self._asking.start(self._ask(name, host), f"asking the host {name}")
         for name, entry in list(self._entries.items()):
             if entry.gives_up_at is not None and (now >= entry.gives_up_at or not entry.bridge.watched):
-                task = asyncio.create_task(self._close(self._entries.pop(name).bridge))
-                self._leaving.add(task)
-                task.add_done_callback(self._leaving.discard)
+                self._leaving.start(self._close(self._entries.pop(name).bridge), f"closing {name}")
 
-    def on_hello(self, host_name: str, hello: dict[str, Any]) -> None:
-        """Record the hello of an agent."""
-        if host_name not in self._hosts and len(self._hosts) >= _MAX_HOSTS:
-            self._warn("hosts", "there are more than %d hosts; the others are not shown", _MAX_HOSTS)
-            return
-        instance, digest = str(hello.get("instance", "")), str(hello.get("digest", ""))
+    def on_hello(self, host_name: str, hello: Hello) -> None:
+        """Record the hello of an agent. Of two agents with one name, the first is kept while its hellos arrive."""
+        if hello.version != VERSION:
+            self._warn(("version", host_name), "the agent of %s speaks another version of the protocol", host_name)
+        now = time.monotonic()
         host = self._hosts.get(host_name)
         if host is None:
-            host = self._hosts[host_name] = _Host(instance, time.monotonic())
+            if len(self._hosts) >= _MAX_HOSTS:
+                self._warn("hosts", "there are more than %d hosts; the others are not shown", _MAX_HOSTS)
+                return
+            host = self._hosts[host_name] = _Host(hello.instance, now)
             _log.info("the host %s is here", host_name)
-        elif host.instance != instance and time.monotonic() - host.heard < LATE_AFTER and host.state == "here":
+        elif host.instance != hello.instance and now - host.heard < LATE_AFTER and host.state == "here":
             self._warn(("twice", host_name), "two agents, or one that was restarted, have the name %s", host_name)
+            return
         if host.state != "here":
             _log.info("the host %s is here again", host_name)
-        host.instance, host.heard, host.state, host.gone_at = instance, time.monotonic(), "here", None
-        targets = hello.get("targets")
-        if isinstance(targets, list):
-            host.digest = digest
-            named = (facts for facts in targets if isinstance(facts, dict) and isinstance(facts.get("name"), str))
-            host.facts = {facts["name"]: facts for facts in named}
-        elif digest != host.digest and time.monotonic() > self._next_who:
-            self._next_who = time.monotonic() + _WHO_INTERVAL  # all hosts answer
-            self._thread.io_loop.add_callback(self._fleet.who)
-        self._update(host_name, set(host.facts))
+        host.instance, host.heard, host.state, host.gone_at = hello.instance, now, "here", None
+        if hello.targets is not None:
+            host.digest, host.facts = hello.digest, hello.targets
+            self._show(host_name, host)
+            return
+        if len(host.shown) < len(host.facts):  # there may be room by now
+            self._show(host_name, host)
+        if hello.digest != host.digest and now >= host.next_list:
+            host.next_list = now + _LIST_INTERVAL
+            self._thread.io_loop.add_callback(self._fleet.ask_for_list, host_name)
 
-    def _update(self, host: str, targets: set[str]) -> None:
+    def _show(self, host_name: str, host: _Host) -> None:
         """Make a bridge for each target of a host that is announced, and let the others go."""
-        shown = {self._name(host, target): target for target in targets}
-        for name, target in shown.items():
-            if name in self._entries:
-                self._entries[name].gives_up_at = None
+        before, host.shown = host.shown, {}
+        for target in host.facts:
+            name = before.pop(target, None) or self._name(host_name, target)
+            entry = self._entries.get(name)
+            if entry is not None:
+                entry.gives_up_at = None
             elif len(self._entries) >= _MAX_TARGETS:
                 self._warn("targets", "there are more than %d targets; the others are not shown", _MAX_TARGETS)
+                continue
             else:
-                bridge = self._make_bridge(FleetEndpoint(self._fleet, host, target), self._thread)
-                self._entries[name] = _Entry(host, bridge)
+                bridge = self._make_bridge(FleetEndpoint(self._fleet, host_name, target), self._thread)
+                self._entries[name] = _Entry(host_name, target, bridge)
                 _log.info("found %s", name)
-        for name, entry in self._entries.items():
-            if entry.host == host and name not in shown and entry.gives_up_at is None:
+            host.shown[target] = name
+        for name in before.values():
+            entry = self._entries.get(name)
+            if entry is not None and entry.gives_up_at is None:
                 _log.info("%s has ended", name)
                 entry.gives_up_at = time.monotonic() + FORGET_AFTER
 
     def _name(self, host: str, target: str) -> str:
-        return f"{self._path_name(host)}~{self._path_name(target)}"
+        """Return the name of a target's entry, or a free name: different names may be the same in a path."""
+        plain = f"{self._path_name(host)}~{self._path_name(target)}"
+        counted = (f"{plain}-{count}" for count in itertools.count(2))
+        return next(name for name in itertools.chain([plain], counted) if self._is_free(name, host, target))
+
+    def _is_free(self, name: str, host: str, target: str) -> bool:
+        entry = self._entries.get(name)
+        return entry is None or (entry.host, entry.target) == (host, target)
 
     async def _ask(self, name: str, host: _Host) -> None:
         """Find out why a host is late."""
@@ -197,7 +274,7 @@ class FleetTargets(Mapping[str, Bridge]):
             state = "frozen" if self._fleet.link.is_up else host.state
         finally:
             host.asking = False
-        if host.heard != heard or state == host.state:
+        if host.heard != heard or state == host.state or self._hosts.get(name) is not host:
             return
         host.state = state
         _log.info("the host %s is %s", name, state)
@@ -205,7 +282,7 @@ class FleetTargets(Mapping[str, Bridge]):
             host.gone_at = time.monotonic()
             host.facts.clear()
             host.digest = ""
-            self._update(name, set())
+            self._show(name, host)
 
     def _start_thread(self) -> None:
         try:
@@ -222,16 +299,21 @@ class FleetTargets(Mapping[str, Bridge]):
     def _on_message(self, message: Message) -> None:
         """Decode a hello, on the thread, and hand it to the web loop."""
         host = subjects.parse_hello(message.subject)
-        try:
-            hello = msgpack.unpackb(message.data)
-        except (ValueError, TypeError, msgpack.UnpackException):
-            hello = None
-        if host is None or not isinstance(hello, dict):
+        if host is None or self._is_flood(host):
             return
-        if hello.get("v") != VERSION:
-            hello = {**hello, "targets": []}
-            self._warn(("version", host), "the agent of %s speaks another version of the protocol", host)
-        self._loop.call_soon_threadsafe(self.on_hello, host, hello)
+        hello = Hello.parse(message.data)
+        if hello is not None:
+            self._loop.call_soon_threadsafe(self.on_hello, host, hello)
+
+    def _is_flood(self, host: str) -> bool:
+        """Return whether a host has sent too many hellos within a second."""
+        now = time.monotonic()
+        since, count = self._hellos.get(host, (-1.0, 0))
+        since, count = (now, 1) if now - since > 1 else (since, count + 1)
+        if len(self._hellos) >= 2 * _MAX_HOSTS and host not in self._hellos:
+            self._hellos.clear()
+        self._hellos[host] = since, count
+        return count > _MAX_HELLOS
 
     async def _close(self, bridge: Bridge) -> None:
         try:

@@ -5,10 +5,12 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import logging
+import math
 import secrets
 import time
-from collections.abc import Callable, Coroutine
+from collections.abc import Callable
 from dataclasses import dataclass, field
+from functools import partial
 from typing import Any, Final
 
 import msgpack
@@ -23,7 +25,6 @@ from tornado_rbkit.fleet.link import (
     DATA_PATIENCE,
     ForbiddenError,
     Link,
-    LinkDownError,
     LinkError,
     Message,
     NoRespondersError,
@@ -31,7 +32,9 @@ from tornado_rbkit.fleet.link import (
 )
 from tornado_rbkit.fleet.nats import NatsServers
 from tornado_rbkit.fleet.subjects import Watcher
+from tornado_rbkit.fleet.tasks import Tasks
 from tornado_rbkit.frames import Buffer, Encoding
+from tornado_rbkit.protocol import check_reply
 from tornado_rbkit.upstream.options import UpstreamOptions
 from tornado_rbkit.upstream.subscriber import Subscriber
 from tornado_rbkit.upstream.types import CommandResult, ConnectionState, TransportListener
@@ -56,6 +59,8 @@ class Fleet:
     Attributes:
         watcher: the names of this process.
         link: the control connection: leases, commands and hellos.
+        failure: why the control connection has ended, "" while it has not.
+        tasks: the tasks of this process's connections.
     """
 
     def __init__(self, servers: Callable[[], NatsServers | None], bridge: str) -> None:
@@ -68,28 +73,31 @@ class Fleet:
         self.watcher = Watcher(subjects.check_fleet_name(bridge, "the name of the bridge"), secrets.token_hex(4))
         self.servers = servers
         self.link = Link(servers, f"rbkit bridge {bridge}", inbox=subjects.inbox(bridge), on_change=self._on_change)
-        self._tasks: set[asyncio.Task[Any]] = set()
+        self.failure = ""
+        self.tasks = Tasks()
+        self._linking = Tasks()
 
     async def start(self, on_hello: Callable[[Message], None]) -> None:
         """Open the connection, and call a function with each hello of an agent."""
         await self.link.subscribe(subjects.HELLOS, on_hello)
-        self._linking = self.spawn(self.link.run())
+        self._linking.start(self.link.run(), "the connection to NATS", self._on_failure)
 
-    def spawn(self, coroutine: Coroutine[Any, Any, None]) -> asyncio.Task[None]:
-        """Run a coroutine in a task, for which `close` waits."""
-        task = asyncio.get_running_loop().create_task(coroutine)
-        self._tasks.add(task)
-        task.add_done_callback(self._tasks.discard)
-        return task
+    def _on_failure(self, reason: str) -> None:
+        self.failure = reason
 
     async def who(self) -> None:
         """Ask all agents for the lists of their targets."""
-        with contextlib.suppress(LinkDownError):
+        with contextlib.suppress(LinkError):
             await self.link.publish(subjects.WHO, b"")
+
+    async def ask_for_list(self, host: str) -> None:
+        """Ask one agent for the list of its targets."""
+        with contextlib.suppress(LinkError):
+            await self.link.publish(subjects.watch(host, HOST_TARGET, self.watcher), msgpack.packb({"list": True}))
 
     def _on_change(self, up: bool) -> None:
         if up:
-            self.spawn(self.who())
+            self.tasks.start(self.who(), "asking for targets")
 
     async def ping(self, host: str) -> None:
         """Ask whether an agent is there.
@@ -102,12 +110,9 @@ class Fleet:
 
     async def close(self) -> None:
         """Close the connection, after the tasks that end leases."""
-        ending = self._tasks - {self._linking}
-        if ending:
-            await asyncio.wait(ending, timeout=_CLOSE_TIMEOUT)
-        for task in self._tasks:
-            task.cancel()
-        await asyncio.wait(self._tasks)
+        await self.tasks.wait(_CLOSE_TIMEOUT)
+        await self.tasks.cancel()
+        await self._linking.cancel()
 
 
 @dataclass(frozen=True)
@@ -214,11 +219,13 @@ class FleetTransport:
         self._viewers = 0
         self._granted = 0
         self._instance = ""  # of the agent; "" without a lease
+        self._asked = ""  # the instance that the command in flight was sent to
+        self._failed = ""  # why the command in flight is cancelled
         self._clock_offset = 0.0  # at most: the agent's clock less this process's
         self._connected = False
         self._state = 0  # of the receiver, as it was last reported
         self._tasks: list[asyncio.Task[None]] = []
-        self._command: asyncio.Task[None] | None = None
+        self._command: asyncio.Task[bytes] | None = None
 
     def open(self) -> None:
         """Begin to lease the target."""
@@ -230,7 +237,11 @@ class FleetTransport:
             patience=DATA_PATIENCE,
         )
         self._taken = asyncio.Event()
-        self._tasks = [self._fleet.spawn(step) for step in (self._data.run(), self._keep_lease(), self._keep_credit())]
+        label, start = self._endpoint.label, self._fleet.tasks.start
+        self._tasks = [
+            start(step, f"the connection to {label}", self._listener.on_failure)
+            for step in (self._data.run(), self._keep_lease(), self._keep_credit())
+        ]
 
     def set_encodings(self, encodings: frozenset[Encoding], clients: int, generation: int) -> None:
         """Set the encodings of the batches."""
@@ -239,16 +250,17 @@ class FleetTransport:
 
     def request(self, command: str, timeout: float) -> None:
         """Send a command to the agent, with a deadline."""
-        self._command = self._fleet.spawn(self._ask(command, timeout))
+        self._failed = ""
+        self._command = asyncio.get_running_loop().create_task(self._request(command, timeout))
+        self._command.add_done_callback(partial(self._on_asked, command, time.monotonic()))
 
     def stop(self) -> None:
         """Stop receiving, and fail the command in flight."""
         self._subscriber.close()
         for task in self._tasks:
             task.cancel()
-        if self._command is not None:
-            self._command.cancel()
-        self._fleet.spawn(self._end_lease())
+        self._fail_command("the bridge has closed the connection")
+        self._fleet.tasks.start(self._end_lease(), "ending a lease")
 
     def close(self) -> None:
         """Do nothing: the tasks that `stop` has cancelled close the connection for data."""
@@ -258,16 +270,20 @@ class FleetTransport:
     async def _keep_lease(self) -> None:
         await self._data.subscribe(self._stream_subject, self._on_frame)
         await self._data.wait_until_up()  # frames sent earlier would be lost
+        repeated = False
         while True:
             begun = self._receiver.stream
             try:
                 await self._renew()
             except NoRespondersError:
                 self._lose()
+                self._fail_command("the agent has ended; it may have been carried out")
             except LinkError as error:
                 _log.debug("the lease of %s failed: %s", self._endpoint.label, error)
                 self._lose()
-            if self._receiver.stream == begun or not self._receiver.stream:
+            # A new stream needs credit at once, but not one after the other, whatever the agent answers.
+            repeated = not repeated and self._receiver.stream not in (0, begun)
+            if not repeated:
                 await asyncio.sleep(LEASE_INTERVAL)
 
     async def _renew(self) -> None:
@@ -276,7 +292,8 @@ class FleetTransport:
         Raises:
             LinkError: the agent has not replied.
         """
-        lease = {"stream": self._receiver.stream, "grant": self._receiver.grant, "viewers": self._viewers}
+        stream, grant = self._receiver.stream, self._receiver.grant
+        lease = {"instance": self._instance, "stream": stream, "grant": grant, "viewers": self._viewers}
         data = await self._fleet.link.request(self._lease_subject, msgpack.packb(lease), LEASE_TIMEOUT)
         reply = _unpacked(data)
         if "stream" not in reply:
@@ -284,12 +301,14 @@ class FleetTransport:
             return
         self._receiver.on_lease(reply["stream"], reply["sent"], reply["state"])
         self._instance = reply["instance"]
+        if self._instance != self._asked:
+            self._fail_command("the agent was restarted; it may have been carried out")
         self._clock_offset = reply["now"] - time.monotonic()
-        self._granted = lease["grant"] if lease["stream"] == self._receiver.stream else 0
+        self._granted = grant if stream == self._receiver.stream else 0
         self._report_state()
 
     async def _end_lease(self) -> None:
-        with contextlib.suppress(LinkDownError):
+        with contextlib.suppress(LinkError):
             await self._fleet.link.publish(self._lease_subject, msgpack.packb({"end": True}))
 
     def _lose(self) -> None:
@@ -339,21 +358,27 @@ class FleetTransport:
             if not stream or grant <= self._granted:
                 continue
             self._granted = grant
-            with contextlib.suppress(LinkDownError):  # the next lease grants it too
+            with contextlib.suppress(LinkError):  # the next lease grants it too
                 await self._fleet.link.publish(self._lease_subject, msgpack.packb({"stream": stream, "grant": grant}))
 
     # Commands
 
-    async def _ask(self, command: str, timeout: float) -> None:
-        asked_at = time.monotonic()
-        reply = CommandError("unavailable", f"{command}: the bridge has closed the connection").to_reply()
-        try:
-            reply = await self._request(command, timeout)
-        except CommandError as error:
-            reply = error.to_reply()
-        finally:  # it may have been cancelled
-            seconds = time.monotonic() - asked_at
-            self._listener.on_result(CommandResult(reply, CommandError.from_reply(reply), seconds))
+    def _fail_command(self, reason: str) -> None:
+        """Fail the command in flight, if there is one."""
+        if self._command is not None and not self._command.done():
+            self._failed = reason
+            self._command.cancel()
+
+    def _on_asked(self, command: str, asked_at: float, asking: asyncio.Task[bytes]) -> None:
+        """Report the result of a command; its task may have been cancelled, even before it began."""
+        failed = CommandError("unavailable", f"{command}: {self._failed}")
+        error = failed if asking.cancelled() else asking.exception()
+        if error is not None and not isinstance(error, CommandError):
+            _log.error("asking for %s failed", command, exc_info=error)
+            error = CommandError("unavailable", f"{command}: the bridge's log has the reason")
+        reply = asking.result() if error is None else error.to_reply()
+        seconds = time.monotonic() - asked_at
+        self._listener.on_result(CommandResult(reply, error or CommandError.from_reply(reply), seconds))
 
     async def _request(self, command: str, timeout: float) -> bytes:
         """Return the reply to a command.
@@ -364,12 +389,13 @@ class FleetTransport:
         label = self._endpoint.label
         if not self._instance:
             raise CommandError("unavailable", f"{command}: not sent, because the agent of {label} is not connected")
+        self._asked = self._instance
         deadline = time.monotonic() + self._clock_offset + timeout
         watcher = self._fleet.watcher
         subject = subjects.command(self._endpoint.host, self._endpoint.target, watcher, command)
         asked = msgpack.packb({"instance": self._instance, "deadline": deadline})
         try:
-            return await self._fleet.link.request(subject, asked, timeout + _REPLY_GRACE)
+            reply = await self._fleet.link.request(subject, asked, timeout + _REPLY_GRACE)
         except ForbiddenError as error:
             raise CommandError("forbidden", f"{command}: {error}") from None
         except RequestTimeoutError:
@@ -379,15 +405,24 @@ class FleetTransport:
             raise CommandError("unavailable", f"{command}: not sent, because the agent of {label} is gone") from None
         except LinkError as error:
             raise CommandError("unavailable", f"{command}: {error}; it may have been carried out") from None
+        if CommandError.from_reply(reply) is None:
+            check_reply(command, reply)  # the agent has done so, if it is one
+        return reply
 
 
 def _unpacked(data: bytes) -> dict[str, Any]:
     """Return the reply to a lease, {} if it is not valid."""
     try:
         reply = msgpack.unpackb(data)
-        kinds = {"stream": int, "sent": int, "state": int, "now": float, "instance": str}
-        if all(type(reply[name]) is kind for name, kind in kinds.items()):
-            return dict(reply)
+        numbers = [reply[name] for name in ("stream", "sent", "state")]
+        instance, now = reply["instance"], reply["now"]
     except (ValueError, TypeError, KeyError, msgpack.UnpackException):
-        pass
-    return {}
+        return {}
+    is_valid = (
+        all(type(number) is int and number >= 0 for number in numbers)
+        and type(instance) is str
+        and 0 < len(instance) <= subjects.MAX_NAME
+        and type(now) is float
+        and math.isfinite(now)
+    )
+    return dict(reply) if is_valid else {}
