@@ -103,10 +103,10 @@ class Frame(NamedTuple):
 
 
 def flame(page: Page) -> dict[str, Frame]:
-    """Return the frames that are drawn, by name: what is told of each patch of one colour when it is pointed at."""
-    frames = page.script(
-        """
+    """Return the frames by name once they are drawn: what is told of each patch of one colour when it is pointed at."""
+    code = """
         const [graph, tip] = ['.flame', '.tip'].map(selector => document.querySelector(selector));
+        if (graph.ariaBusy) return null; // what is told would be of frames that are not drawn yet
         const canvas = graph.querySelector('canvas');
         if (!canvas.checkVisibility() || !canvas.height) return [];
         const copy = new OffscreenCanvas(canvas.width, canvas.height).getContext('2d', {willReadFrequently: true});
@@ -131,14 +131,28 @@ def flame(page: Page) -> dict[str, Frame]:
         point('pointerleave', 0, 0);
         return rows;
         """
-    )
+    frames: list[list[Any]] = []
+
+    def look() -> bool:
+        found = page.script(code)
+        frames.extend(found or [])
+        return found is not None
+
+    page.until(look, "the graph is drawn")
     return {frame[0]: Frame(*frame) for frame in frames}
 
 
 def until_drawn(page: Page, *names: str) -> dict[str, Frame]:
-    """Wait until these frames are drawn and no others."""
-    page.until(lambda: set(flame(page)) == {"all", *names}, f"the frames are {names}")
-    return flame(page)
+    """Wait until these frames are drawn and no others; return them as they were then."""
+    drawn: dict[str, Frame] = {}
+
+    def look() -> bool:
+        drawn.clear()
+        drawn.update(flame(page))
+        return set(drawn) == {"all", *names}
+
+    page.until(look, f"the frames are {names}")
+    return drawn
 
 
 def click(page: Page, name: str) -> None:

@@ -103,13 +103,15 @@ export class FlameGraph {
     this.#tell(this.#frame(this.#current));
   }
 
-  /** Paint in the next animation frame. */
+  /** Paint in the next animation frame; the graph is busy until then. */
   #repaint() {
+    this.#scroll.ariaBusy = "true";
     this.#due ??= requestAnimationFrame(() => this.#paint());
   }
 
   #paint() {
     this.#due = null;
+    this.#scroll.ariaBusy = null;
     const { clientWidth: width, clientHeight: height, scrollTop } = this.#scroll;
     if (!width) return;
     const context = this.#canvas.getContext("2d");
