@@ -103,7 +103,7 @@ class Frame(NamedTuple):
 
 
 def flame(page: Page) -> dict[str, Frame]:
-    """Return the frames by name once they are drawn: what is told of each patch of one colour when it is pointed at."""
+    """Return the frames by name once they are drawn: what the tooltip says at each patch of one colour."""
     code = """
         const [graph, tip] = ['.flame', '.tip'].map(selector => document.querySelector(selector));
         if (graph.ariaBusy) return null; // what is told would be of frames that are not drawn yet
