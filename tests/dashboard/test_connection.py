@@ -157,19 +157,6 @@ def test_another_major_version_of_the_protocol_is_reported(page: Page, site: Ser
     assert page.facts["rbkit"] == "0.1.10, protocol 3.0, of which this page supports 2"
 
 
-def test_several_profilers_can_be_chosen_from(page: Page, site: Serve, rbkit: FakeRbkit) -> None:
-    with FakeRbkit() as other:
-        other.enabled.add("memory_profile")
-        page.open(site(one=rbkit, two=other).url)
-        page.until_live()
-        assert page.facts["recording"] == "nothing"
-        page.choose("Profiler", "two")
-        page.until(lambda: page.facts.get("recording") == "memory", "it follows the other")
-        assert page.driver.current_url.endswith("?target=two#overview")
-        page.driver.refresh()
-        page.until(lambda: page.facts.get("recording") == "memory", "the address has the choice")
-
-
 @pytest.mark.parametrize("prefix", ["", "/user/jo/proxy/8765/rbkit"])
 def test_it_works_beneath_any_prefix_and_with_a_token(page: Page, site: Serve, rbkit: FakeRbkit, prefix: str) -> None:
     server = site(rbkit, prefix=prefix, access={"token": "secret"})

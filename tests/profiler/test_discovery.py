@@ -28,7 +28,7 @@ unix = pytest.mark.skipif(os.name == "nt", reason="owners and modes are Unix's")
 
 def test_a_running_server_is_listed(server: profiler.Server) -> None:
     assert profiler.list_servers() == [
-        profiler.RunningServer("test", os.getpid(), server.pub, server.req, server.started)
+        profiler.RunningServer("test", os.getpid(), server.pub, server.req, server.started, here=True)
     ]
 
 

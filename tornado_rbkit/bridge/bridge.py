@@ -21,7 +21,7 @@ from tornado_rbkit.bridge.session import CommandRules, Session, Submit
 from tornado_rbkit.bridge.settings import BridgeSettings
 from tornado_rbkit.errors import BridgeFullError, RbkitError
 from tornado_rbkit.frames import Encoding
-from tornado_rbkit.protocol import CLOSE_GOING_AWAY, CLOSE_POLICY, CLOSE_TOO_BIG, CLOSE_TRY_AGAIN, Notice
+from tornado_rbkit.protocol import CLOSE_GOING_AWAY, CLOSE_POLICY, CLOSE_TOO_BIG, CLOSE_TRY_AGAIN, Handshake, Notice
 from tornado_rbkit.upstream.iothread import IOLoopThread
 from tornado_rbkit.upstream.sockets import ZmqEndpoint
 from tornado_rbkit.upstream.types import Batch, CommandResult, ConnectionState, Endpoint
@@ -159,6 +159,11 @@ class Bridge:
         return self._profiler.state
 
     @property
+    def handshake(self) -> Handshake | None:
+        """The profiler's last reply to ``handshake``, None before the first."""
+        return self._profiler.handshake
+
+    @property
     def watched(self) -> bool:
         """Whether there are clients."""
         return bool(self._sessions)
@@ -260,6 +265,11 @@ class Bridge:
             **self._sessions.totals(),
             "clients": [session.stats() for session in self._sessions],
         }
+
+    def summary(self) -> dict[str, Any]:
+        """Return the few figures of `stats` that a list of many bridges shows, and what is recorded."""
+        totals = self._sessions.totals()
+        return {**self._profiler.summary(), "viewers": len(self._sessions), "bytes_sent": totals["bytes_sent"]}
 
     # Called by the upstream, on the web loop.
 

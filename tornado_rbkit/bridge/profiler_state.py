@@ -18,6 +18,11 @@ _STOPS: Final = {
     "start_cpu_profiling": "stop_cpu_profiling",
     "start_allocation_tracing": "stop_allocation_tracing",
 }
+_RECORDED: Final = {
+    "stop_memory_profile": "memory",
+    "stop_cpu_profiling": "cpu",
+    "stop_allocation_tracing": "allocations",
+}
 _REMEMBERED: Final = 32
 _PROBE_DELAYS: Final = (1.0, 60.0)  # seconds, doubling: each request to a dead command channel stays in its queue
 
@@ -274,6 +279,17 @@ class ProfilerState:
         self._fault_logged |= count > 0
         if count:
             _log.warning("the rbkit server at %s %s%s", self.endpoint.label, self._describe_fault(), times(count))
+
+    def summary(self) -> dict[str, Any]:
+        """Return the facts for `Bridge.summary`; ``recording`` is known while the profiler is connected."""
+        recording = self._recording if self.state is State.CONNECTED else ()
+        return {
+            "state": self.state.value,
+            "trouble": self.trouble,
+            "process": self.handshake.process_name if self.handshake else None,
+            "pid": self.handshake.pid if self.handshake else None,
+            "recording": sorted(_RECORDED[stop] for stop in recording),
+        }
 
     def stats(self) -> dict[str, Any]:
         """Return the facts, ready for JSON; sizes are in bytes, latencies in seconds."""

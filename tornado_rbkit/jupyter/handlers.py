@@ -160,11 +160,6 @@ class JupyterStatusHandler(_ScriptsHandler, StatusHandler):
 class JupyterTargetsHandler(_ScriptsHandler, TargetsHandler):
     """The named bridges as JSON."""
 
-    def _log(self) -> None:
-        """Log only failures: an open page asks every few seconds, and JupyterHub logs each success."""
-        if self.get_status() >= 400:
-            super()._log()
-
 
 class JupyterAssetHandler(_ScriptsHandler, AssetHandler):
     """The page's scripts and styles."""

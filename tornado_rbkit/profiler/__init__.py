@@ -18,7 +18,7 @@ Nothing is measured until a client or `start_profiling` asks for it.
   own threads.
 - `stacks` samples a block of code without a server, `external` another process; `demo` runs the `workload`.
 
-Of this package, `web` may use `discovery` and `endpoints`, `fleet` may use `folder`, and `cli` and `jupyter`
+Of this package, `web` may use `discovery`, `endpoints` and `vitals`, `fleet` may use `folder`, and `cli` and `jupyter`
 everything. It imports only `tornado_rbkit.protocol`, `endpoints` and `errors`, besides pyzmq and msgpack, because a
 profiled process should load nothing more.
 """

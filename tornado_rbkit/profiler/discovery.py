@@ -33,7 +33,8 @@ class RunningServer(NamedTuple):
     """A server of this user, in any process.
 
     `started` is in seconds since the Unix epoch; `family` is the same for all processes of a followed program (see
-    `follow`), else empty.
+    `follow`), else empty. `here` is whether the pid is certainly valid in the PID namespace of the process that listed
+    the server.
     """
 
     name: str
@@ -42,6 +43,7 @@ class RunningServer(NamedTuple):
     req: str
     started: float
     family: str = ""
+    here: bool = False
 
 
 def list_servers() -> list[RunningServer]:
@@ -69,10 +71,11 @@ def list_servers() -> list[RunningServer]:
         server = None if facts is None else _parse(facts)
         if facts is None or server is None:
             continue
-        if _is_here(facts, here) and _is_dead(server.pid, facts.get("process_started")):
+        is_here = _is_here(facts, here)
+        if is_here and _is_dead(server.pid, facts.get("process_started")):
             _remove(path, server)
         elif accepts(server.req):
-            found.append(server)
+            found.append(server._replace(here=is_here))
     found.sort(key=lambda server: server.started)
     newest = {server.req: server for server in found}  # the file of an earlier process may still name the endpoint
     return [server for server in found if newest[server.req] is server]
@@ -113,6 +116,7 @@ class Announcement:
     def _write(self) -> None:
         server = self._server
         facts = {**server._asdict(), "process_started": _process_started(server.pid), **_namespace()}
+        del facts["here"]  # for whoever lists it to find out
         try:
             folder = runtime_folder()
             prepare_folder(folder)

@@ -11,14 +11,16 @@ import time
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import PurePath
-from typing import Final, NamedTuple
+from typing import Any, Final, NamedTuple
 
 from tornado_rbkit.bridge.bridge import Bridge
 from tornado_rbkit.errors import DiscoveryError, EndpointError
 from tornado_rbkit.log_throttle import LogThrottle, times
 from tornado_rbkit.profiler.discovery import RunningServer, list_servers
 from tornado_rbkit.profiler.endpoints import accepts
+from tornado_rbkit.profiler.vitals import process_figures
 from tornado_rbkit.upstream.iothread import IOLoopThread
+from tornado_rbkit.web.overview import own_figures
 from tornado_rbkit.web.routes import RESERVED_NAMES, check_name
 
 _log = logging.getLogger(__name__)
@@ -55,7 +57,8 @@ class _Entry:
 class DiscoveredTargets(Mapping[str, Bridge]):
     """Bridges by name, for `rbkit_routes`, kept up to date with `list_servers`. Web loop only.
 
-    A process has one entry from the first scan that finds it, and keeps its name while it runs.
+    A process has one entry from the first scan that finds it, and keeps its name while it runs. Implements
+    `tornado_rbkit.bridge.summary.KnowsTargets`.
     """
 
     def __init__(
@@ -125,6 +128,18 @@ class DiscoveredTargets(Mapping[str, Bridge]):
             bridges = [self._default, *self._fixed.values(), *(entry.bridge for entry in self._found.values())]
             await asyncio.gather(*self._leaving, *(self._close(bridge) for bridge in bridges))
             self._thread.stop()
+
+    def facts(self, name: str) -> dict[str, Any]:
+        """Return the program and the pid of a discovered process, nothing of other targets."""
+        entry = self._found.get(name)
+        return {} if entry is None else {"process": entry.server.name, "pid": entry.server.pid}
+
+    def figures(self, name: str) -> dict[str, float]:
+        """Return the figures of a target's process, if it is a process of this machine; see `KnowsTargets`."""
+        entry = self._found.get(name)
+        if entry is not None and entry.server.here:
+            return dict(process_figures(entry.server.pid))
+        return own_figures(self._fixed.get(name, self._default) if entry is None else entry.bridge)
 
     def scan(self) -> None:
         """Add bridges for new processes, and close the bridges of processes that have ended.

@@ -8,6 +8,7 @@ from typing import Any, cast
 
 from tornado_rbkit.bridge.bridge import Bridge
 from tornado_rbkit.web.access import Access, AccessHandler
+from tornado_rbkit.web.overview import overview
 
 
 class PageHandler(AccessHandler):
@@ -54,11 +55,18 @@ class StatusHandler(PageHandler):
 
 
 class TargetsHandler(PageHandler):
-    """The named bridges as JSON: the paths of their WebSocket and status, and the state of the connection."""
+    """The named bridges as JSON: the paths of their WebSocket and status, and the state of the connection.
+
+    With ``?fleet``, `tornado_rbkit.web.overview.overview` of them.
+    """
 
     async def get(self) -> None:
-        """Answer with a list, whose paths are relative to this page's."""
+        """Answer with a list, whose paths are relative to this page's, or with the overview."""
         await self.check_request()
+        if self.get_query_argument("fleet", None) is not None:
+            self.begin("application/json")
+            self.finish(json.dumps(overview(self.bridges), separators=(",", ":")))
+            return
         await self.finish_json(
             [
                 {"name": name, "ws": f"{name}/ws", "status": f"{name}/status", "state": bridge.state.value}
@@ -66,3 +74,8 @@ class TargetsHandler(PageHandler):
                 if name
             ]
         )
+
+    def _log(self) -> None:
+        """Log only failures: an open page asks every second."""
+        if self.get_status() >= 400:
+            super()._log()

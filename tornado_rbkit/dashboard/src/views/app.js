@@ -7,6 +7,7 @@ import * as format from "./widgets/format.js";
 import { PROTOCOL_MAJOR } from "../connection/protocol.js";
 import { ask, onFailure } from "./rpc.js";
 import { CpuView } from "./cpu/view.js";
+import { addressOf, FLEET, FleetView } from "./fleet.js";
 import { MemoryView } from "./memory.js";
 import { ObjectsView } from "./objects.js";
 import { OverviewView } from "./overview.js";
@@ -39,7 +40,6 @@ const HEADER_SECONDS = 0.25;
 const TARGETS_SECONDS = 5;
 const FAILURE_SECONDS = 15;
 const SHOWN_FAILURES = 10;
-const SHOWN_TARGETS = 200;
 
 const STATES = {
   connecting: "connecting…",
@@ -95,6 +95,7 @@ class Page {
   #views;
   #tab = tabName();
   #snapshots;
+  #fleet = new FleetView((name) => this.#visit(name));
   #overview;
   /** @type {View | null} */
   #view = null;
@@ -106,7 +107,6 @@ class Page {
   #process = null; // number, null for the newest
   /** @type {{name: string}[]} */
   #targets = [];
-  #drawnTargets = "";
   #drawnProcesses = "";
   #target = new URLSearchParams(location.search).get("target");
   #told = [0, 0]; // the session, and the last log line shown
@@ -140,7 +140,8 @@ class Page {
     this.state = h("span", { class: "state", role: "status" });
     this.reason = h("span", { class: "hint" });
     this.retry = h("button", { type: "button", hidden: true, onclick: () => ask("reconnect") }, "Try now");
-    this.target = h("select", { "aria-label": "Profiler", hidden: true, onchange: () => this.#follow(this.target.value) });
+    this.all = h("a", { class: "link", hidden: true, href: "", onclick: (/** @type {MouseEvent} */ event) => this.#leave(event) });
+    this.target = h("span", { class: "target", hidden: true });
     this.name = h("span", { class: "process" });
     this.facts = h("dl", { class: "facts", "aria-label": "The profiled process" });
     this.processes = h("select", { "aria-label": "Process", hidden: true, onchange: () => this.#chooseProcess() });
@@ -163,10 +164,12 @@ class Page {
     }
     this.banner = h("div", { class: "banner", hidden: true }, this.reason, this.retry, this.live);
     root.replaceChildren(
+      this.#fleet.element,
       h(
         "header",
         {},
         h("h1", {}, "rbkit"),
+        this.all,
         this.target,
         this.name,
         this.processes,
@@ -190,12 +193,14 @@ class Page {
     addEventListener("hashchange", () => this.#go());
     addEventListener("popstate", ({ state }) => {
       this.#go(); // before the view puts its choices into the address
+      const target = new URLSearchParams(location.search).get("target");
+      if (target !== null && target !== this.#target) this.#follow(target);
       this.#view?.back?.(state);
     });
     addEventListener("visibilitychange", () => this.#tick());
     addEventListener("visibilitychange", () => document.hidden || this.#findTargets());
     addEventListener("beforeunload", (event) => {
-      if (this.#header?.losesOnReload) event.preventDefault(); // the browser asks, if the user did anything on the page
+      if (this.#header?.losesOnReload && !this.#fleet.isShown) event.preventDefault(); // the browser asks, if the user did anything on the page
     });
     this.#go();
   }
@@ -203,15 +208,16 @@ class Page {
   /** Find the profiler, follow it and start the timers. */
   async start() {
     await this.#findTargets();
-    if (this.#target === null && (await this.#nothingToFollow())) this.#target = "";
-    else await this.#follow(this.#target ?? this.#targets[0]?.name ?? "");
+    if (this.#target === null && this.#targets.length > 1) this.#showFleet();
+    else if (this.#target === null && (await this.#nothingToFollow())) this.#target = "";
+    else if (!this.#fleet.isShown) await this.#follow(this.#target ?? this.#targets[0]?.name ?? "");
     setInterval(() => this.#tick(), HEADER_SECONDS * 1000);
     setInterval(() => document.hidden || this.#findTargets(), TARGETS_SECONDS * 1000);
   }
 
   /** Draw, unless the page is hidden; the worker continues to count. */
   async #tick() {
-    if (document.hidden || this.#busy) return;
+    if (document.hidden || this.#busy || this.#fleet.isShown) return;
     this.#busy = true;
     try {
       const before = this.#header?.session;
@@ -249,6 +255,10 @@ class Page {
   /** Show what the address names: `#view?choices`. */
   #go() {
     const [id, choices] = location.hash.slice(1).split("?");
+    if (id === FLEET && "listed" in document.documentElement.dataset) {
+      this.#showFleet(new URLSearchParams(choices));
+      return;
+    }
     const [, , view] = this.#views.find(([each]) => each === id) ?? [];
     if (choices !== undefined) view?.restore?.(new URLSearchParams(choices));
     this.#open(id);
@@ -277,7 +287,7 @@ class Page {
 
   /** Update the list of named profilers; follow the first if there was none before. */
   async #findTargets() {
-    if (!("listed" in document.documentElement.dataset)) return;
+    if (!("listed" in document.documentElement.dataset) || this.#fleet.isShown) return;
     try {
       const answer = await fetch(`targets${query}`);
       if (!answer.ok) return; // the WebSocket is refused as well and reports why
@@ -288,23 +298,55 @@ class Page {
     const names = this.#targets.map(({ name }) => name);
     if (this.#target === "" && names.length && this.#header?.state !== "live") await this.#follow(names[0]);
     if (this.#header?.state === "gone" && names.includes(this.#target ?? "")) await ask("reconnect");
-    this.#drawTargets(names);
+    this.#drawTarget(names.length);
   }
 
-  /** @param {string[]} names */
-  #drawTargets(names) {
-    const gone = this.#target && !names.includes(this.#target) ? [[this.#target, `${this.#target} (gone)`]] : [];
-    const shown = names.filter((name, i) => i < SHOWN_TARGETS || name === this.#target);
-    const options = [...shown.map((name) => [name, name]), ...gone];
-    this.target.hidden = !options.length;
-    const drawn = JSON.stringify([options, names.length]);
-    if (drawn !== this.#drawnTargets) {
-      this.#drawnTargets = drawn;
-      const rest = names.length - shown.length;
-      const more = rest ? [h("option", { disabled: true }, `${rest} more: ?target=NAME in the address`)] : [];
-      this.target.replaceChildren(...options.map(([value, text]) => h("option", { value }, text)), ...more);
-    }
-    this.target.value = this.#target ?? "";
+  /**
+   * Show the target's name and the way to all others, if there are any.
+   *
+   * @param {number} count
+   */
+  #drawTarget(count) {
+    this.all.hidden = count < 2;
+    this.target.hidden = count < 2 || !this.#target;
+    setText(this.all, `‹ All ${format.count(count)} profilers`);
+    this.all.href = this.#fleet.address;
+    setText(this.target, this.#target ?? "");
+  }
+
+  // All profilers
+
+  /** Show all profilers, and follow none. */
+  #showFleet(choices = new URLSearchParams()) {
+    document.documentElement.classList.add(FLEET);
+    this.#fleet.show(choices);
+    this.#target = null;
+    ask("leave");
+  }
+
+  /**
+   * Go from a profiler to all of them, so that the browser's Back returns to it.
+   *
+   * @param {MouseEvent} event
+   */
+  #leave(event) {
+    if (event.button || event.ctrlKey || event.metaKey || event.shiftKey || event.altKey) return; // the browser opens it elsewhere
+    event.preventDefault();
+    history.pushState(null, "", this.all.href);
+    this.#go();
+  }
+
+  /**
+   * Go from all profilers to one of them, so that the browser's Back returns to them.
+   *
+   * @param {string} name
+   */
+  async #visit(name) {
+    history.pushState(null, "", addressOf(name));
+    await this.#follow(name);
+    this.#go();
+    this.#remember();
+    await this.#findTargets();
   }
 
   /** Return whether the server has no profiler, not even an unnamed one (Jupyter before a kernel has a profiler). */
@@ -321,8 +363,11 @@ class Page {
 
   /** @param {string | null} name */
   async #follow(name) {
+    document.documentElement.classList.remove(FLEET);
+    this.#fleet.hide();
     this.#target = name;
     this.#process = null;
+    this.#drawTarget(this.#targets.length);
     const url = new URL(location.href);
     if (name) url.searchParams.set("target", name);
     if (url.href !== location.href) history.replaceState(null, "", url);
@@ -330,7 +375,6 @@ class Page {
     ws.protocol = ws.protocol.replace("http", "ws");
     ws.searchParams.set("encoding", "binary"); // whatever the server's default is
     await ask("connect", { tab: this.#tab, target: `${location.pathname} ${name}`, url: ws.href, named: Boolean(name) });
-    this.target.value = name;
     await this.#tick();
   }
 
@@ -459,7 +503,7 @@ class Page {
       setText(item.lastChild, String(value));
     });
     while (this.facts.children.length > shown.length) this.facts.lastChild.remove();
-    setText(this.name, facts ? `${shortName(facts.process_name)}, pid ${facts.pid}` : "");
+    setText(this.name, facts ? `${format.shortName(facts.process_name)}, pid ${facts.pid}` : "");
     setText(document.querySelector("title"), facts ? `${facts.process_name}: rbkit` : "rbkit");
   }
 
@@ -513,15 +557,6 @@ class Page {
 /** @param {ProcessSummary[]} processes */
 function newest(processes) {
   return processes[processes.length - 1];
-}
-
-/**
- * Return a process's name without the folders of its program.
- *
- * @param {string} name
- */
-function shortName(name) {
-  return name.replace(/^\S*\/(?=[^/\s])/, "");
 }
 
 /** @param {Facts} facts */

@@ -92,6 +92,14 @@ const methods = {
     });
   },
 
+  /** Follow nothing. */
+  leave() {
+    choices++;
+    connection?.close();
+    connection = restoring = loading = source = found = null;
+    session = new Session();
+  },
+
   /** Reconnect now. */
   reconnect() {
     connection?.open();

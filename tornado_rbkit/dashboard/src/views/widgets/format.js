@@ -82,6 +82,11 @@ export function objectId(id) {
   return `0x${id.toString(16)}`;
 }
 
+/** Return a process's name without the folders of its program. */
+export function shortName(name) {
+  return name.replace(/^\S*\/(?=[^/\s])/, "");
+}
+
 /** Return the end of a path and the line number. */
 export function place(file, line) {
   if (!file) return "";

@@ -35,21 +35,24 @@ export class Table {
   #held = false;
   #selected = null;
   #rearrange = true;
+  #atOnce;
   #firstOrder; // the order before the user chose one
 
   /**
-   * `columns`: {key, label, title, text(row), bar(row) in 0..1, draw(cell, row), number}; `key(row)` identifies a row,
-   * null if it cannot be chosen; `onsort()` is called when the user sorts, `onselect(row)` when a row is chosen.
+   * `columns`: {key, label, title, text(row), bar(row) in 0..1, draw(cell, row), number, width in em, grow as its share
+   * of the space that is left}; `key(row)` identifies a row, null if it cannot be chosen; `onsort()` is called when the user sorts, `onselect(row)` when a row is chosen. If
+   * `atOnce`, an update is written in one task, which suits rows that all change each second.
    *
-   * @param {{caption: string, columns: any[], key: (row: any) => any, sort?: string, descending?: boolean,
+   * @param {{caption: string, columns: any[], key: (row: any) => any, sort?: string, descending?: boolean, atOnce?: boolean,
    *   onsort?: () => void, onselect?: ((row: any) => void) | null}} options
    */
-  constructor({ caption, columns, key, sort, descending = true, onsort = () => {}, onselect = null }) {
+  constructor({ caption, columns, key, sort, descending = true, atOnce = false, onsort = () => {}, onselect = null }) {
     this.sort = sort;
     this.descending = descending;
     this.#columns = columns;
     this.key = key;
     this.#onselect = onselect;
+    this.#atOnce = atOnce;
     this.#body = h("tbody", { role: "rowgroup" });
     this.#body.addEventListener("contentvisibilityautostatechange", ({ target, skipped }) =>
       skipped ? this.#outOfView.add(target) : this.#outOfView.delete(target),
@@ -59,10 +62,16 @@ export class Table {
     this.#header = header;
     // Roles, because some browsers do not treat a table with a grid layout as a table.
     const table = h("table", { role: "table" }, h("caption", { class: "unseen" }, caption), h("thead", { role: "rowgroup" }, header), this.#body);
-    const widths = columns.map((column, i) => (i === 0 ? NAME_WIDTH : column.bar ? SHARE_WIDTH : column.draw ? DRAWN_WIDTH : NUMBER_WIDTH));
+    const widths = columns.map((column, i) => column.width ?? (i === 0 ? NAME_WIDTH : column.bar ? SHARE_WIDTH : column.draw ? DRAWN_WIDTH : NUMBER_WIDTH));
     table.style.minWidth = `${widths.reduce((sum, width) => sum + width, 0)}em`; // scrolls if the page is narrower
     const tracks = columns.map((column, i) =>
-      column.number || column.draw ? `${widths[i]}em` : i === 0 && columns.length > 1 ? `minmax(${NAME_WIDTH}em, ${WIDEST_NAME}em)` : "minmax(0, 1fr)",
+      column.width
+        ? `minmax(${column.width}em, ${column.grow ? `${column.grow}fr` : `${column.width}em`})`
+        : column.number || column.draw
+          ? `${widths[i]}em`
+          : i === 0 && columns.length > 1
+            ? `minmax(${NAME_WIDTH}em, ${WIDEST_NAME}em)`
+            : "minmax(0, 1fr)",
     );
     this.#tracks = tracks;
     this.#table = table;
@@ -129,7 +138,7 @@ export class Table {
     this.#order = order;
     let written = 0;
     for (let i = 0; i < order.length; i++) {
-      if (written >= FRAME_CELLS) {
+      if (written >= FRAME_CELLS && !this.#atOnce) {
         setAttribute(this.#body, "aria-busy", "true");
         await nextFrame();
         if (this.#order !== order) return;
