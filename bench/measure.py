@@ -81,14 +81,18 @@ class Child:
             self._process.stdin.write(json.dumps(order) + "\n")
             self._process.stdin.flush()
 
-    def hear(self) -> dict[str, Any]:
-        """Return the next answer."""
+    def line(self) -> str:
+        """Return the next line of its output."""
         assert self._process.stdout
         line = self._process.stdout.readline()
         if not line:
             self._process.wait()
             raise RuntimeError(f"{self._process.args!r} ended early:\n{self.errors()}")
-        facts: dict[str, Any] = json.loads(line)
+        return line
+
+    def hear(self) -> dict[str, Any]:
+        """Return the next answer."""
+        facts: dict[str, Any] = json.loads(self.line())
         if "failed" in facts:
             raise RuntimeError(facts["failed"])
         return facts
@@ -150,6 +154,29 @@ def memory_bytes(pid: int, key: str = "VmRSS") -> int:
 def reset_peak(pid: int) -> None:
     """Reset ``VmHWM``."""
     Path(f"/proc/{pid}/clear_refs").write_text("5")
+
+
+class Meter:
+    """What processes use from now on: CPU time in seconds, and the peak of their memory in bytes.
+
+    Attributes:
+        memory: their memory at the beginning, in bytes.
+    """
+
+    def __init__(self, pids: Mapping[str, int]) -> None:
+        self._pids = pids
+        for pid in pids.values():
+            reset_peak(pid)
+        self.memory = {name: memory_bytes(pid) for name, pid in pids.items()}
+        self._before = {name: cpu_seconds(pid) for name, pid in pids.items()}
+
+    def cpu(self) -> dict[str, float]:
+        """Return the CPU time that each process has used."""
+        return {name: cpu_seconds(pid) - self._before[name] for name, pid in self._pids.items()}
+
+    def peak(self) -> dict[str, int]:
+        """Return the peak of each process."""
+        return {name: memory_bytes(pid, "VmHWM") for name, pid in self._pids.items()}
 
 
 Runs = dict[str, list[dict[str, Any]]]

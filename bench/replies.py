@@ -32,22 +32,27 @@ FLOODS: Final = (
 
 def measure(flood: tuple[str, str, float], count: int, name: str) -> dict[str, Any]:
     """Send a number of commands under one load."""
-    _, kind, rate = flood
     with rig(name, 1) as running:
-        running.clients.tell(do="drain")
-        asking = Client(running.port)
+        return round_trips(running, flood, count)
+
+
+def round_trips(running: Rig, flood: tuple[str, str, float], count: int, path: str = "/ws") -> dict[str, Any]:
+    """Send a number of commands on one more connection."""
+    _, kind, rate = flood
+    running.clients.tell(do="drain")
+    asking = Client(running.port, path=path)
+    asking.until_reply(masked(b"handshake", 1))
+    if rate:
+        running.feed.tell(do="flood", kind=kind, rate=rate)
+        time.sleep(0.3)
+    seconds = []
+    for _ in range(count):
+        asking.drain(_INTERVAL_SECONDS)
+        began = time.perf_counter()
         asking.until_reply(masked(b"handshake", 1))
-        if rate:
-            running.feed.tell(do="flood", kind=kind, rate=rate)
-            time.sleep(0.3)
-        seconds = []
-        for _ in range(count):
-            asking.drain(_INTERVAL_SECONDS)
-            began = time.perf_counter()
-            asking.until_reply(masked(b"handshake", 1))
-            seconds.append(time.perf_counter() - began)
-        direct = ask_directly(running, count)
-        sent = running.feed.ask(do="stop")["sent"] if rate else 0
+        seconds.append(time.perf_counter() - began)
+    direct = ask_directly(running, count)
+    sent = running.feed.ask(do="stop")["sent"] if rate else 0
     assert asking.messages_seen or not rate, "nothing was published"
     return {
         "p50": 1000 * percentile(seconds, 50),

