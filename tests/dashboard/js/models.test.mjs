@@ -54,20 +54,13 @@ for (const [name, before] of Object.entries({
   });
 }
 
-test("vitals do not count as a memory profile", () => {
-  const vitals = (time, objects) => ({
-    type: EventType.GC_STATS,
-    time: time * 1000,
-    figures: new Map(Object.entries({ total_heap_size: 1, process_cpu_ms: 1, old_objects: objects })),
-  });
-  const timeline = new Timeline();
-  for (let second = 0; second < 10; second++) timeline.add(vitals(START + second, ""));
-  for (let second = 10; second < 20; second++) timeline.add(vitals(START + second, 1000));
-  for (let second = 20; second < 31; second++) timeline.add(vitals(START + second, ""));
-  const range = timeline.range(START, START + 30);
-  assert.deepEqual(range.rates.x, Array.from({ length: 30 }, (_, i) => START + i));
-  assert.deepEqual(range.rates.created, Array.from({ length: 30 }, (_, i) => (i >= 10 && i < 20 ? 0 : null)));
-  assert.equal(range.stats.heap.length, 31);
+test("a gap is as long as the silence around it, also where memory is not profiled", () => {
+  const session = new Session();
+  const publish = (counter, second, events) => session.publish(collection(counter, events, (START + second) * 1000));
+  publish(0, 0, [created(1, "Thing", START * 1000)]);
+  for (let second = 1; second < 100; second++) publish(second, second, []);
+  publish(103, 101, []);
+  assert.deepEqual(session.timeline.gaps, [[START + 99, START + 101, 3]]);
 });
 
 test("changes that are reported 38 s late are shown at their times", () => {
@@ -156,7 +149,7 @@ test("the numbers of figures, gaps and restarts are bounded", () => {
   const timeline = new Timeline();
   for (let i = 0; i < 30_000; i++) {
     timeline.add(stats(START + i / 1000));
-    timeline.gap(START + i / 1000, 1);
+    timeline.gap(START + (i - 1) / 1000, START + i / 1000, 1);
     timeline.restart(START + i / 1000);
   }
   assert.ok(timeline.stats.length <= 10_000 && timeline.gaps.length <= 1000 && timeline.restarts.length <= 1000);

@@ -5,45 +5,8 @@ import { test } from "node:test";
 import { collapsed, speedscope } from "../../../tornado_rbkit/dashboard/src/model/cpu/exports.js";
 import { Session } from "../../../tornado_rbkit/dashboard/src/worker/session.js";
 import { difference, select } from "../../../tornado_rbkit/dashboard/src/model/differences.js";
+import { ODD, anEvent, damage, mutate } from "./odd.mjs";
 import { chance, collection, created, destroyed, dump, encode, file, frame, handshake, heapObject, numbered, sample } from "./rbkit.mjs";
-
-const ODD = [
-  null, NaN, Infinity, -Infinity, -1, 0, 2 ** 53, -(2 ** 53), 1e308, 3.5, 8.64e15, "", "x", "__proto__", "constructor", "\ud800", "x".repeat(2000),
-  [], {}, [1], [[]], { a: 1 }, new Map([["__proto__", { polluted: 1 }]]), new Map([[[1], 2]]), true, false, new Uint8Array(3),
-];
-
-/** Change a message here and there. */
-function mutate(value, random) {
-  if (random() < 0.03) return random.of(ODD);
-  if (Array.isArray(value)) return value.map((each) => mutate(each, random));
-  if (!(value instanceof Map)) return value;
-  const changed = new Map([...value].map(([key, each]) => [key, mutate(each, random)]));
-  if (changed.size && random() < 0.03) changed.delete(random.of([...changed.keys()]));
-  if (random() < 0.01) changed.set("__proto__", { polluted: 1 });
-  return changed;
-}
-
-function anEvent(random, number) {
-  const time = 1.8e12 + number;
-  return random.of([
-    () => created(number, "Foo", time),
-    () => destroyed(number, time),
-    () => numbered({ 0: 2, 1: time }),
-    () => numbered({ 0: 3, 1: time }),
-    () => numbered({ 0: 4, 1: time }),
-    () => numbered({ 0: 6, 1: time, 2: new Map([["count", 1], ["heap_live_slots", 5]]) }),
-    () => dump(random.of([1, 2]), 3, [heapObject(1, "A", [2, 3]), heapObject(number, "B")], time),
-    () => sample([frame("f"), frame("g")], time),
-    () => numbered({ 0: 99, 1: time }),
-  ])();
-}
-
-/** Cut bytes off, or change one. */
-function damage(bytes, random) {
-  const copy = bytes.slice();
-  if (random() < 0.1) copy[Math.floor(random() * copy.length)] = Math.floor(random() * 256);
-  return random() < 0.1 ? copy.subarray(0, Math.floor(random() * copy.length)) : copy;
-}
 
 /** Ask for everything that the views ask for. */
 function askAll(session) {

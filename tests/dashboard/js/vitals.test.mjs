@@ -64,10 +64,12 @@ test("data later than a clock that was set back is dropped, so the times ascend"
   assert.equal(vitals.times.length, 7);
 });
 
-test("figures of a process are part of a memory profile only while there is one; those without a process always", () => {
+test("figures of a process are part of a memory profile while they have a number of old objects; those without a process always", () => {
   for (const [facts, figures, isProfiled] of [
-    [{ object_trace_enabled: 0 }, { process_rss: 9 }, false],
-    [{ object_trace_enabled: 1 }, { process_rss: 9 }, true],
+    [{ object_trace_enabled: 1 }, { process_rss: 9, old_objects: "" }, false], // the first comparison is not over
+    [{ object_trace_enabled: 1 }, { process_rss: 9, old_objects: 7 }, true],
+    [{ object_trace_enabled: 0 }, { process_rss: 9, old_objects: 7 }, true], // the handshake is older
+    [null, { process_rss: 9, old_objects: 7 }, true],
     [{ object_trace_enabled: 0 }, { count: 9 }, true],
     [null, { count: 9 }, true],
   ]) {
@@ -77,4 +79,18 @@ test("figures of a process are part of a memory profile only while there is one;
     assert.equal(session.vitals.latest?.rss ?? null, figures.process_rss ?? null);
     assert.equal(session.timeline.range(START - 1, START + 1).first !== null, isProfiled);
   }
+});
+
+test("nothing is shown as allocated or freed while memory is not profiled", () => {
+  const session = new Session();
+  for (let second = 0; second < 31; second++) {
+    const objects = second >= 10 && second < 20 ? 1000 : "";
+    const event = numbered({ 0: 6, 1: (START + second) * 1000, 2: { total_heap_size: 1, process_cpu_ms: second, old_objects: objects } });
+    session.publish(collection(second, [event], (START + second) * 1000));
+  }
+  const { rates, stats } = session.timeline.range(START, START + 30);
+  assert.deepEqual(rates.x, Array.from({ length: 9 }, (_, i) => START + 10 + i)); // the last second is not over
+  assert.deepEqual(rates.created, Array(9).fill(0));
+  assert.deepEqual(stats.x, Array.from({ length: 10 }, (_, i) => START + 10 + i));
+  assert.equal(session.vitals.range(START, START + 30).x.length, 31);
 });

@@ -10,8 +10,7 @@ const SHOWN_RUNS = 2000;
 const KEPT_STATS = 5000;
 const KEPT_MARKS = 500; // gaps and restarts
 
-// rbkit's gc_stats arrive every five seconds while memory is profiled; a longer silence means that it was not. Those of
-// Python processes arrive each second whatever is profiled, and have a number of old objects only if memory is.
+// rbkit's gc_stats arrive every five seconds while memory is profiled; a longer silence means that it was not.
 const LONGEST_SILENCE = 7;
 
 // Events may be out of order: a comparison of the embedded profiler reports changes of up to 100 seconds. An event
@@ -37,18 +36,14 @@ export class Timeline {
   #first = null;
   /** @type {number | null} */
   #last = null; // time of the last event
-  /** @type {number | null} */
-  #lastProfiled = null; // time of the last event that shows that memory is profiled
-  /** @type {number | null} */
-  #gapSince = null;
+  #isAfterGap = false; // whether messages were lost since the last event
   /** @type {number | null} */
   #started = null;
 
   /** Add one event of the memory profile. */
   add(event) {
     const time = event.time / 1000;
-    const isProfiled = event.type !== EventType.GC_STATS || !event.figures.has("process_cpu_ms") || typeof event.figures.get("old_objects") === "number";
-    const bin = this.#bin(time, isProfiled);
+    const bin = this.#bin(time);
     switch (event.type) {
       case EventType.OBJ_CREATED:
         this.created[bin]++;
@@ -69,14 +64,13 @@ export class Timeline {
     }
   }
 
-  /** Record that messages were lost before the message with this time. */
-  gap(time, messages) {
-    const from = this.#last ?? time;
+  /** Record that messages were lost between two times, those of the messages before and after them. */
+  gap(from, to, messages) {
     this.missing += messages;
-    this.gaps.push([from, Math.max(from, time), messages]);
+    this.gaps.push([Math.min(from, to), to, messages]);
     if (this.gaps.length > 2 * KEPT_MARKS) this.gaps.splice(0, KEPT_MARKS);
     this.#started = null;
-    this.#gapSince = from;
+    this.#isAfterGap = true;
   }
 
   /** Record that later events belong to another process. */
@@ -84,7 +78,7 @@ export class Timeline {
     this.restarts.push(time);
     if (this.restarts.length > 2 * KEPT_MARKS) this.restarts.splice(0, KEPT_MARKS);
     this.#started = null;
-    this.#last = this.#lastProfiled = null;
+    this.#last = null;
   }
 
   /** Return the data between `from` and `to` for the charts. */
@@ -177,19 +171,18 @@ export class Timeline {
     if (this.stats.length > 2 * KEPT_STATS) this.#dropStats(KEPT_STATS);
   }
 
-  /** Return the index of the bin of a time; create that bin and missing bins before it, unknown unless memory is profiled. */
-  #bin(time, isProfiled) {
+  /** Return the index of the bin of a time; create that bin and missing bins before it. */
+  #bin(time) {
     const second = Math.floor(time);
     if (this.seconds.length && second < this.seconds.at(-1) - LATE_SECONDS) this.#setBack(time);
     this.#first ??= time;
     const last = this.seconds.at(-1);
-    if (last === undefined || second > last) this.#advance(second, isProfiled);
+    if (last === undefined || second > last) this.#advance(second);
     this.#last = Math.max(this.#last ?? time, time);
-    if (isProfiled) this.#lastProfiled = Math.max(this.#lastProfiled ?? time, time);
     // A late event belongs to the bin of its time, or to the nearest earlier bin.
     let index = this.seconds.length - 1;
     while (index > 0 && this.seconds[index] > second) index--;
-    return isProfiled ? this.#known(index) : index;
+    return this.#known(index);
   }
 
   /** Handle a clock that was set back: remove data with times later than it shows now. */
@@ -206,7 +199,8 @@ export class Timeline {
     this.gaps = this.gaps.filter(([begin]) => begin <= time).map(([begin, end, messages]) => [begin, Math.min(end, time), messages]);
     this.restarts = this.restarts.filter((one) => one <= time);
     if (!bins) this.#first = null;
-    this.#last = this.#lastProfiled = this.#started = this.#gapSince = null;
+    this.#last = this.#started = null;
+    this.#isAfterGap = false;
   }
 
   get #bins() {
@@ -218,16 +212,16 @@ export class Timeline {
     this.stats.splice(0, count);
   }
 
-  #advance(second, isProfiled) {
-    const known = isProfiled && this.#lastProfiled !== null && second - this.#lastProfiled < LONGEST_SILENCE && this.#gapSince === null;
+  #advance(second) {
+    const known = this.#last !== null && second - this.#last < LONGEST_SILENCE && !this.#isAfterGap;
     const from = this.seconds.length ? this.seconds.at(-1) + 1 : second;
     if (second - from < KEPT_SECONDS) {
       for (let t = from; t < second; t++) this.#push(t, known ? 0 : null);
     } else if (this.seconds.length) {
       this.#push(from, null); // one break instead of hours of empty bins
     }
-    this.#push(second, isProfiled ? 0 : null);
-    this.#gapSince = null;
+    this.#push(second, 0);
+    this.#isAfterGap = false;
     if (this.seconds.length > 2 * KEPT_SECONDS) {
       for (const list of this.#bins) list.splice(0, KEPT_SECONDS);
       const old = this.statTimes.findIndex((time) => time >= this.seconds[0]);

@@ -97,8 +97,9 @@ export class Session {
     const message = this.#read("A message", () => readMessage(bytes));
     if (message === null) return;
     if (message.unreadable) this.#count(message.unreadable, "A part of a message could not be read: rbkit does not write such messages");
-    this.lastTime = message.time ?? this.lastTime;
-    this.#follow(message.counter, seconds ?? this.recording.seconds);
+    const previousTime = this.lastTime;
+    this.lastTime = message.time ?? previousTime;
+    this.#follow(message.counter, seconds ?? this.recording.seconds, previousTime);
     const before = this.timeline.setBack;
     for (const event of message.events) this.#take(event, record);
     if (this.timeline.setBack > before) this.#say("The profiled process's clock was set back: chart data with later times was removed.");
@@ -256,9 +257,12 @@ export class Session {
       case EventType.OBJECT_SPACE_DUMP:
         this.#dump(event, record);
         break;
-      case EventType.GC_STATS: // Python sends them at all times, Ruby only with a memory profile
-        if (!this.vitals.add(event.time / 1000, event.figures) || this.process.facts?.object_trace_enabled) this.#takeMemory(event);
+      case EventType.GC_STATS: {
+        // Ruby sends them only while memory is profiled, Python at all times, with a number of old objects while it is.
+        const isOfProcess = this.vitals.add(event.time / 1000, event.figures);
+        if (!isOfProcess || typeof event.figures.get("old_objects") === "number") this.#takeMemory(event);
         break;
+      }
       default:
         this.#takeMemory(event);
     }
@@ -302,8 +306,8 @@ export class Session {
     }
   }
 
-  /** Detect lost messages and restarts by a message's counter. */
-  #follow(counter, now) {
+  /** Detect lost messages and restarts by a message's counter; `previousTime` is the time of the message before, in ms. */
+  #follow(counter, now, previousTime) {
     if (counter === null || !this.#isCounted) return;
     const expected = this.#counter;
     this.#counter = counter + 1;
@@ -313,7 +317,8 @@ export class Session {
       return;
     }
     const missing = counter - expected;
-    this.timeline.gap((this.lastTime ?? Date.now()) / 1000, missing);
+    const time = this.lastTime ?? Date.now();
+    this.timeline.gap((previousTime ?? time) / 1000, time / 1000, missing);
     this.process.objects.uncertain = true;
     this.process.cpu.missing += missing;
     this.#abandon("messages are missing");

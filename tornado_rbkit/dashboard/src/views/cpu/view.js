@@ -2,17 +2,16 @@
 
 import { h, menu, save, setText } from "../widgets/dom.js";
 import { Empty } from "../widgets/empty.js";
-import { FlameGraph, changeColour, legendColour } from "../widgets/flame.js";
 import * as format from "../widgets/format.js";
 import { Strip } from "../widgets/strip.js";
 import { Latest } from "../latest.js";
-import { KINDS } from "../../model/cpu/functions.js";
 import { ask } from "../rpc.js";
 import { FunctionDetails } from "./details.js";
 import { functionTables } from "./functions.js";
+import { Graphs, ORDERS } from "./graphs.js";
 import { TimeChoice } from "./range.js";
+import { ThreadChoice } from "./threadchoice.js";
 
-const ORDERS = { calls: "Left heavy", time: "Time order", callers: "Callers first", sandwich: "Sandwich" };
 const GROUPS = { "": "together", thread: "by thread", task: "by task" };
 const COMPARISONS = { "": "nothing", before: "the time before", range: "another range" };
 
@@ -24,23 +23,21 @@ export class CpuView {
   #path = []; // functions on the path to the zoomed frame
   #era = 0; // counts the profiles shown; functions have other numbers in each
   #period = null; // ms of a sample; null if a sample stands for no time that is known
-  #wanted = ""; // a thread or task, by the address, until there is one
   #time = new TimeChoice();
   #samples = -1;
   #drawnFor = "";
   #function = null;
   #wantedFunction = ""; // by the address, until there is one
   #total = 0; // samples looked at
-  #strip = /** @type {any} */ (null); // what the worker returned of it
+  #matching = 0; // functions that the search matches
   #overview = new Latest();
-  #flame = new Latest();
   #functions = new Latest();
   #details = new Latest();
 
   /** `record` is a button that starts CPU profiling; `clocks` are the buttons that choose its clock. */
   constructor({ record, clocks }) {
     const redraw = () => this.#redraw();
-    this.thread = h("select", { "aria-label": "Thread", onchange: () => this.#chooseThread() });
+    this.thread = new ThreadChoice({ onchange: redraw });
     this.group = choice("Group", GROUPS, () => this.#leave());
     this.order = choice("Graph", ORDERS, () => this.#leave());
     this.search = h("input", { type: "search", placeholder: "function or file", "aria-label": "Search functions", oninput: redraw });
@@ -48,9 +45,6 @@ export class CpuView {
     this.undo = h("button", { type: "button", hidden: true, title: "show the samples before Clear again, without those since", onclick: () => this.#undoClear() }, "Undo Clear");
     this.matched = h("span", { class: "hint", role: "status" });
     this.idle = h("input", { type: "checkbox", onchange: redraw });
-    const on = { describe: (node, parent) => this.#describe(node, parent), choose: (path) => this.#zoom(path), back: () => this.#unzoom() };
-    this.callers = new FlameGraph(on, { label: "Flame graph of the callers", isUp: true });
-    this.graph = new FlameGraph(on);
     this.strip = new Strip((range) => this.#chooseTime(range));
     this.range = h("span", { role: "status" });
     this.whole = h("button", { type: "button", hidden: true, onclick: () => this.#chooseTime(null) }, "Whole time");
@@ -59,15 +53,14 @@ export class CpuView {
     this.note = h("p", { class: "note", role: "status" });
     const time = (samples) => this.#timeOf(samples);
     const cell = (samples) => this.#cell(samples);
+    this.graphs = new Graphs({ time, choose: (path) => this.#zoom(path), back: () => this.#unzoom() });
     this.tables = functionTables({ cell, whole: () => this.#total, onsort: redraw, onselect: (row) => this.#choose(row.index) });
     this.detail = new FunctionDetails({ time, cell, choose: (index) => this.#choose(index) });
-    this.kinds = h("p", { class: "hint legend" }, ...Object.entries(KINDS).map(([kind, name]) => legend(name, legendColour(kind))), HINT);
-    this.changes = h("p", { class: "hint legend", hidden: true }, ...CHANGES.map(([change, name]) => legend(name, changeColour(change))), "pp: percentage points of the time looked at");
     const exporting = (kind, label, title) => h("button", { type: "button", title, onclick: () => this.#export(kind) }, label);
     const controls = h(
       "div",
       { class: "controls" },
-      h("label", {}, "thread ", this.thread),
+      h("label", {}, "thread ", this.thread.element),
       h("label", { title: "also the samples of threads that wait" }, this.idle, " include idle"),
       h("label", {}, "graph ", this.order),
       this.group,
@@ -83,16 +76,15 @@ export class CpuView {
       this.matched,
       this.summary,
     );
-    const content = (this.content = h(
+    const content = h(
       "div",
       {},
       this.note,
       h("div", { class: "times" }, this.strip.element, h("div", { class: "bar" }, this.range, this.whole, h("label", {}, "compare with ", this.compare))),
-      h("div", { class: "graphs" }, this.graph.element, this.callers.element), // the callers are drawn above
-      this.kinds,
-      this.changes,
+      this.graphs.element,
+      ...this.graphs.legends,
       h("div", { class: "columns" }, h("div", {}, this.tables.plain.element, this.tables.compared.element), this.detail.element),
-    ));
+    );
     const about = "It shows where the threads spend their time, as a flame graph and by function.";
     this.empty = new Empty({ what: "CPU profile", recorded: "cpu_profiling_enabled", about, button: record }, controls, content);
     const clock = h("div", { class: "choice", role: "group", "aria-label": "Clock" }, ...clocks);
@@ -103,7 +95,7 @@ export class CpuView {
   get choices() {
     const { value: order } = this.order;
     return {
-      ...{ thread: this.#chosen, search: this.search.value, idle: this.idle.checked ? "1" : "" },
+      ...{ thread: this.thread.value, search: this.search.value, idle: this.idle.checked ? "1" : "" },
       ...{ graph: order === "calls" ? "" : order, group: this.group.value, function: this.#wantedFunction },
       ...{ ...this.#time.texts, sort: this.#table.order },
     };
@@ -111,7 +103,7 @@ export class CpuView {
 
   restore(choices) {
     const of = (name) => choices.get(name) ?? "";
-    this.#wanted = of("thread");
+    this.thread.value = of("thread");
     this.search.value = of("search");
     this.idle.checked = choices.has("idle");
     this.order.value = of("graph") in ORDERS ? of("graph") : "calls";
@@ -123,7 +115,7 @@ export class CpuView {
 
   /** Reset the view for another session or process. */
   forget() {
-    for (const one of [this.#overview, this.#flame, this.#functions, this.#details]) one.cancel();
+    for (const one of [this.#overview, this.graphs, this.#functions, this.#details]) one.cancel();
     this.#era++;
     this.#path = [];
     this.#function = null;
@@ -139,7 +131,8 @@ export class CpuView {
       this.undo.hidden = !data.cleared;
       const interval = header.facts?.cpu_interval;
       this.#period = header.facts?.clock_type === "wall" ? data.period : interval ? 1000 * interval : null;
-      this.#drawThreads(data);
+      this.thread.draw(data);
+      this.group.options[2].disabled = !this.thread.hasTasks;
       this.#drawTime(data.strip);
       this.#summarize(data);
       const drawnFor = JSON.stringify([process, this.#query, this.#path, this.order.value, this.group.value, this.#function]);
@@ -156,11 +149,7 @@ export class CpuView {
 
   /** What is looked at, for the worker. */
   get #query() {
-    const [kind, name] = split(this.#chosen);
-    return {
-      ...{ thread: kind === "thread" ? name : null, task: kind === "task" ? name : null, idle: this.idle.checked },
-      ...{ range: this.#time.range, compare: this.#time.comparedRange },
-    };
+    return { ...this.thread.query, idle: this.idle.checked, range: this.#time.range, compare: this.#time.comparedRange };
   }
 
   get #table() {
@@ -181,25 +170,12 @@ export class CpuView {
     else if (samples && !this.#total) notes.push("No thread runs in this range.");
     else if (samples && !this.#matching) notes.push(`No function has “${this.search.value}” in its name or file.`);
     if (this.order.value === "sandwich" && this.#function === null) notes.push("Choose a function in the table: its callers are drawn above it, and what it calls below.");
-    if (this.order.value === "time" && this.#inTime) notes.push(`The graph is of one thread: ${this.#inTime}.`);
+    if (this.order.value === "time" && this.graphs.shown.thread) notes.push(`The graph is of one thread: ${this.graphs.shown.thread}.`);
     if (this.#time.compare === "before" && !this.#time.comparedRange) notes.push("Choose a range that begins later, to compare it with the time before.");
     if (merged) notes.push(`Samples of the first ${format.span(strip.from)} are merged: they count in the whole time, but in no range.`);
     if (missing) notes.push(`${format.count(missing)} messages are missing: there may have been more samples.`);
     if (omitted) notes.push(`${format.count(omitted)} samples are left out: they have more functions and stacks than this page keeps.`);
     setText(this.note, notes.join(" "));
-  }
-
-  #matching = 0;
-  #inTime = ""; // the thread of a graph in the order of time
-
-  /** The chosen thread or task, as its option has it; "" for all. */
-  get #chosen() {
-    return this.thread.value || this.#wanted;
-  }
-
-  #chooseThread() {
-    this.#wanted = "";
-    this.#redraw();
   }
 
   /** Draw another graph: what was zoomed is not in it. */
@@ -208,29 +184,7 @@ export class CpuView {
     this.#redraw();
   }
 
-  #drawThreads({ threads, tasks }) {
-    const all = threads.reduce((sum, { samples }) => sum + samples, 0);
-    const text = (name, samples) => `${name} (${format.percent(samples, all)})`;
-    const options = [
-      ["", "all"],
-      ...threads.map(({ id, title, samples }) => [`thread ${id}`, text(title, samples)]),
-      ...tasks.map(({ name, samples }) => [`task ${name}`, text(`task ${name}`, samples)]),
-    ];
-    const chosen = this.#chosen;
-    options.forEach(([value, label], i) => {
-      const option = this.thread.options[i] ?? this.thread.appendChild(h("option"));
-      option.value = value;
-      setText(option, label);
-    });
-    while (this.thread.options.length > options.length) this.thread.lastChild.remove();
-    const isThere = options.some(([value]) => value === chosen);
-    this.thread.value = isThere ? chosen : "";
-    if (isThere) this.#wanted = "";
-    this.group.options[2].disabled = !tasks.length;
-  }
-
   #drawTime(strip) {
-    this.#strip = strip;
     const { range, isAwaited } = this.#time;
     this.strip.draw(strip, range, this.#time.comparedRange);
     this.compare.value = this.#time.comparing;
@@ -251,46 +205,19 @@ export class CpuView {
   }
 
   async #drawGraph(another) {
-    const query = { process: this.process, ...this.#query, search: this.search.value };
-    const { value: order } = this.order;
-    const isSandwich = order === "sandwich";
-    if (!isSandwich || this.#function === null) this.callers.draw(NOTHING, 0, () => false, true);
     if (this.#wantedFunction && this.#function === null) this.#function = await this.#find(this.#wantedFunction);
-    if (isSandwich && this.#function !== null) {
-      await this.#flame.ask("sandwich", { ...query, index: this.#function }, (data) => {
-        this.#draw(data.callees, another);
-        this.callers.draw(data.callers.frames, 0, this.#found, another);
-      });
-    } else {
-      const shown = { ...query, order: isSandwich ? "calls" : order, group: this.group.value || null, path: this.#path };
-      await this.#flame.ask("flame", shown, (data) => this.#draw(data, another));
-    }
+    const chosen = { order: this.order.value, group: this.group.value, path: this.#path, index: this.#function };
+    await this.graphs.draw({ process: this.process, ...this.#query, search: this.search.value, ...chosen }, another);
+    const { matched, zoom } = this.graphs.shown;
+    setText(this.matched, matched && `matches ${matched}`);
+    this.reset.hidden = !zoom;
     this.#mark();
-    this.content.classList.toggle("sandwich", isSandwich);
-    this.graph.element.style.setProperty("--above", `${this.graph.element.offsetTop}px`); // it has the rest of the window's height
   }
 
   /** Return the number of the function with a name, null if there is none yet. */
   async #find(name) {
     const index = await ask("findFunction", { process: this.process, name });
     return index < 0 ? null : index;
-  }
-
-  #draw({ frames, zoom, total, matched, thread = "" }, another) {
-    this.#inTime = thread;
-    this.#whole = total;
-    setText(this.matched, this.search.value && !thread ? `matches ${format.percent(matched, frames[zoom].value)}` : "");
-    this.reset.hidden = !zoom;
-    this.kinds.hidden = frames[0].before !== undefined;
-    this.changes.hidden = !this.kinds.hidden;
-    this.graph.draw(frames, zoom, this.#found, another);
-  }
-
-  #whole = 0; // of the graph: samples, ms in the order of time, or parts of a difference
-
-  get #found() {
-    const wanted = this.search.value.toLowerCase();
-    return ({ fn, name, file }) => wanted !== "" && fn !== undefined && `${name} ${file}`.toLowerCase().includes(wanted);
   }
 
   async #drawTable() {
@@ -304,20 +231,6 @@ export class CpuView {
       await table.update(data.rows, data.matching);
       if (this.#function !== null) await this.#drawDetails();
     });
-  }
-
-  /** Return the lines of a frame's tooltip. */
-  #describe(node, parent) {
-    const { file, line, self, value, cut, before, start } = node;
-    const place = format.place(file, line);
-    if (start !== undefined) return [place, `${format.span(value)} from ${format.span(start)}`].filter(Boolean);
-    if (before !== undefined) {
-      const now = value - before;
-      return [place, `${format.percent(now, 1)} of the time, before ${format.percent(before, 1)}: ${format.points(now - before)}`].filter(Boolean);
-    }
-    const share = (samples) => `${this.#timeOf(samples)}, ${format.percent(samples, this.#whole)}`;
-    const ofParent = parent === null ? "" : `; ${format.percent(value, parent.value)} of ${this.order.value === "callers" ? "the frame above" : "its caller"}`;
-    return [place, cut ? "" : `self ${share(self)}`, `total ${share(value)} of all${ofParent}`].filter(Boolean);
   }
 
   /** Return how long samples took; only their number, if the time between them is not known. */
@@ -363,7 +276,7 @@ export class CpuView {
 
   /** Mark the row and the frames of the chosen function. */
   #mark() {
-    for (const one of [...Object.values(this.tables), this.graph, this.callers]) one.select(this.#function);
+    for (const one of [...Object.values(this.tables), this.graphs]) one.select(this.#function);
   }
 
   async #choose(index) {
@@ -419,21 +332,3 @@ export class CpuView {
 function choice(label, texts, onchange) {
   return h("select", { "aria-label": label, onchange }, ...Object.entries(texts).map(([value, text]) => h("option", { value }, text)));
 }
-
-/** Return the kind and the name of a chosen thread or task. */
-function split(chosen) {
-  const [, kind, name] = /^(thread|task) (.*)$/s.exec(chosen) ?? [];
-  return [kind, name];
-}
-
-function legend(name, colour) {
-  const item = h("span", {}, name);
-  item.style.setProperty("--kind", colour); // not an attribute, which the Content-Security-Policy refuses
-  return item;
-}
-
-const NOTHING = [{ name: "all", value: 0, self: 0, parent: null }];
-
-const CHANGES = /** @type {[number, string][]} */ ([[1, "+: more of the time than before"], [0, "as before"], [-1, "−: less than before"]]);
-
-const HINT = "Click zooms in, Escape or Back out.";
