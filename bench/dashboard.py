@@ -28,6 +28,7 @@ from typing import Any
 
 import msgpack
 import zmq
+from feed import handshake
 from selenium import webdriver
 from selenium.webdriver.chrome.service import Service
 from selenium.webdriver.common.by import By
@@ -65,21 +66,8 @@ class Publisher:
     def answer(self, seconds: float) -> None:
         """Answer a command if one arrives within this time."""
         if self.rep.poll(int(seconds * 1000)):
-            self.rep.send(self.handshake() if self.rep.recv() == b"handshake" else b"ok")
-
-    def handshake(self) -> bytes:
-        facts = {
-            "rbkit_server_version": "0.1.10",
-            "rbkit_protocol_version": "2.1",
-            "process_name": "bench",
-            "pwd": "/",
-            "pid": os.getpid(),
-            "object_trace_enabled": 1,
-            "cpu_profiling_enabled": 1,
-            "clock_type": "wall",
-            "cpu_profiling_mode": "sampling",
-        }
-        return bytes(msgpack.packb({0: 8, 1: time.time() * 1000, 2: facts}))
+            facts = {"pid": os.getpid(), "object_trace_enabled": 1, "cpu_profiling_enabled": 1}
+            self.rep.send(handshake(**facts) if self.rep.recv() == b"handshake" else b"ok")
 
     def send(self, events: bytes) -> None:
         """Send an event_collection of events that are packed already."""

@@ -6,7 +6,7 @@ import sys
 import time
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Final
+from typing import Any, Final
 
 import msgpack
 import zmq
@@ -52,15 +52,27 @@ def body(size: int) -> tuple[bytes, bytes]:
     raise AssertionError(f"{size} bytes cannot be made")
 
 
+def handshake(**facts: object) -> bytes:
+    """Return a real rbkit's reply to ``handshake``, now, and with some of its facts replaced."""
+    reply = next(record[-1] for record in _records() if record[2] == "handshake")
+    message = msgpack.unpackb(reply, strict_map_key=False)
+    return bytes(msgpack.packb({**message, 1: time.time() * 1000, 2: {**message[2], **facts}}))
+
+
+def _records() -> Iterator[list[Any]]:
+    """Yield what was recorded of a real rbkit: seconds, channel, command and bytes."""
+    for file in sorted(_RECORDED.glob("*.msgpack")):
+        yield from msgpack.Unpacker(file.open("rb"), max_buffer_size=0)
+
+
 def recorded() -> list[tuple[bytes, bytes]]:
     """Return the messages recorded from a real rbkit, as the bytes before and after their counters."""
     bodies = []
-    for file in sorted(_RECORDED.glob("*.msgpack")):
-        for record in msgpack.Unpacker(file.open("rb"), max_buffer_size=0):
-            message = record[-1]
-            if isinstance(message, bytes) and message_counter(message) is not None:
-                size = {0xCC: 2, 0xCD: 3, 0xCE: 5}.get(message[_COUNTER_AT], 1)
-                bodies.append((message[:_COUNTER_AT], message[_COUNTER_AT + size :]))
+    for record in _records():
+        message = record[-1]
+        if isinstance(message, bytes) and message_counter(message) is not None:
+            size = {0xCC: 2, 0xCD: 3, 0xCE: 5}.get(message[_COUNTER_AT], 1)
+            bodies.append((message[:_COUNTER_AT], message[_COUNTER_AT + size :]))
     assert bodies, f"nothing recorded in {_RECORDED}"
     return bodies
 
@@ -117,24 +129,13 @@ def flood(pub: zmq.Socket[bytes], kind: str, rate: float, counter: int) -> int:
 
 def reply(endpoint: str) -> None:
     """Answer every command with a handshake, as rbkit's is."""
-    facts = {
-        "rbkit_server_version": "0.1.10",
-        "rbkit_protocol_version": "2.1",
-        "process_name": "bench",
-        "pwd": "/srv",
-        "pid": 1,
-        "object_trace_enabled": 0,
-        "cpu_profiling_enabled": 0,
-        "clock_type": "wall",
-        "cpu_profiling_mode": "sampling",
-    }
-    handshake = msgpack.packb({0: 8, 1: 1795388434784.0, 2: facts})
+    answer = handshake()
     with zmq.Context() as context, context.socket(zmq.REP) as rep:
         rep.bind(endpoint)
         say(endpoint=rep.getsockopt_string(zmq.LAST_ENDPOINT))
         while True:
             rep.recv()
-            rep.send(handshake)
+            rep.send(answer)
 
 
 if __name__ == "__main__":

@@ -53,7 +53,7 @@ def imports(path: Path) -> Iterator[str]:
             assert not node.level, f"{path} has a relative import"
             names = [str(node.module)]
             if node.module == "tornado_rbkit":
-                names = [f"tornado_rbkit.{alias.name}" for alias in node.names]
+                names = [f"tornado_rbkit.{alias.name}" for alias in node.names if alias.name != "__version__"]
         else:
             continue
         yield from (name.partition(".")[2] for name in names if name.partition(".")[0] == "tornado_rbkit")

@@ -16,6 +16,7 @@ from pathlib import Path
 import pytest
 
 import tornado_rbkit
+from tests.cli.here import run_here
 from tornado_rbkit import Access, Bridge, RbkitClient, profiler, rbkit_routes
 from tornado_rbkit.jupyter.application import RbkitExtension
 from tornado_rbkit.protocol import COMMANDS
@@ -87,9 +88,7 @@ def test_every_setting_of_the_jupyter_extension_has_a_help_text() -> None:
 def options_of_the_command_line() -> set[str]:
     found: set[str] = set()
     for command in ([], ["serve"], ["run"], ["record"], ["replay"], ["export"]):
-        arguments = [sys.executable, "-m", "tornado_rbkit", *command, "--help"]
-        text = subprocess.run(arguments, capture_output=True, text=True, check=True).stdout
-        found |= set(re.findall(r"--[a-z-]+", text))
+        found |= set(re.findall(r"--[a-z-]+", run_here(*command, "--help").stdout))
     return found
 
 
@@ -153,7 +152,7 @@ def test_public_names_are_found_without_being_loaded() -> None:
 def test_what_jupyter_is_given_has_the_package_s_version() -> None:
     [path] = (ROOT / "tornado_rbkit" / "jupyter" / "data").glob("share/jupyter/labextensions/*/package.json")
     package = json.loads(path.read_text())
-    assert package["version"] == version("tornado_rbkit")
+    assert package["version"] == tornado_rbkit.__version__ == version("tornado_rbkit")
     assert (path.parent / package["jupyterlab"]["_build"]["load"]).is_file()
 
 

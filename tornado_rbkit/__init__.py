@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import importlib
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Final
 
 if TYPE_CHECKING:
     from tornado_rbkit.bridge.bridge import Bridge
@@ -16,6 +16,8 @@ if TYPE_CHECKING:
     from tornado_rbkit.web.pages import StatusHandler, TargetsHandler
     from tornado_rbkit.web.routes import rbkit_routes
     from tornado_rbkit.web.websocket import RbkitWebSocketHandler, SubprotocolMatches
+
+__version__: Final = "0.1.0"
 
 __all__ = [
     "Access",

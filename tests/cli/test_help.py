@@ -14,9 +14,8 @@ from pathlib import Path
 
 import pytest
 
-from tornado_rbkit.cli.commands import COMMANDS
-from tornado_rbkit.cli.commands.run import normalized
-from tornado_rbkit.cli.main import command_parser, main
+from tornado_rbkit.cli.commands import NAMES, load
+from tornado_rbkit.cli.main import command_parser, main, parse
 
 
 def parsers() -> Iterator[tuple[str, argparse.ArgumentParser]]:
@@ -65,11 +64,10 @@ def test_every_option_that_is_converted_has_a_unit() -> None:
     assert found == UNITS.keys()
 
 
-@pytest.mark.parametrize("command", COMMANDS, ids=lambda command: command.name)
+@pytest.mark.parametrize("name", NAMES)
 def test_the_help_of_every_command_ends_with_an_example_that_parses(
-    command: object, capsys: pytest.CaptureFixture[str]
+    name: str, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    name = getattr(command, "name", "")
     with pytest.raises(SystemExit, match="0"):
         main([name, "--help"])
     title, _, example = capsys.readouterr().out.rpartition("\nexample:\n")
@@ -79,15 +77,14 @@ def test_the_help_of_every_command_ends_with_an_example_that_parses(
     for line in lines:
         words = shlex.split(line.partition("|")[0], comments=True)
         assert words[:2] == ["tornado-rbkit", name]
-        options = command_parser().parse_args(normalized(words[1:]))
-        assert options.subcommand is command
+        assert parse(words[1:]).subcommand is load(name)
 
 
 def test_every_module_of_a_command_is_on_the_command_line() -> None:
     import tornado_rbkit.cli.commands as package
 
     modules = {path.stem for path in Path(package.__path__[0]).glob("*.py")} - {"__init__"}
-    assert {command.run.__module__.rpartition(".")[2] for command in COMMANDS} == modules
+    assert set(NAMES) == {load(name).name for name in NAMES} == modules
 
 
 def test_version_prints_the_version_of_the_package(capsys: pytest.CaptureFixture[str]) -> None:
@@ -120,5 +117,5 @@ def test_a_shell_is_answered_with_the_commands_and_options(tmp_path: Path, line:
 
 @pytest.mark.parametrize("option", [["--cpu-engine", "auto"], ["--cpu-engine=auto"]])
 def test_the_options_of_run_end_at_the_program(option: list[str]) -> None:
-    options = command_parser().parse_args(normalized(["run", "--cpu", *option, "-mshop", "--cpu-engine", "its own"]))
+    options = parse(["run", "--cpu", *option, "-mshop", "--cpu-engine", "its own"])
     assert (options.cpu_engine, options.module) == ("auto", ["shop", "--cpu-engine", "its own"])

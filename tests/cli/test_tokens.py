@@ -10,7 +10,8 @@ from pathlib import Path
 
 import pytest
 
-from tornado_rbkit.cli.main import command_parser
+from tests.cli.here import run_here
+from tornado_rbkit.cli.main import parse
 from tornado_rbkit.cli.options import token_of
 
 CLIENT = ["send", "handshake"]
@@ -18,7 +19,7 @@ COMMANDS = [["serve"], ["demo"], ["replay", "a.rbkit"], CLIENT, ["record", "-o",
 
 
 def token(*arguments: str) -> str | None:
-    return token_of(command_parser().parse_args(arguments))
+    return token_of(parse(arguments))
 
 
 @pytest.fixture
@@ -104,14 +105,11 @@ def test_a_file_that_everybody_can_read_is_warned_about(
 @pytest.mark.parametrize("arguments", [["serve", "--port", "0"], CLIENT], ids=["serve", "send"])
 @pytest.mark.parametrize("missing", ["MISSING", "."])
 def test_a_file_that_cannot_be_read_is_one_line_and_status_2(
-    tmp_path: Path, arguments: list[str], missing: str
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, arguments: list[str], missing: str
 ) -> None:
-    ended = subprocess.run(
-        [sys.executable, "-m", "tornado_rbkit", *arguments, "--token-file", missing],
-        capture_output=True,
-        text=True,
-        cwd=tmp_path,
-    )
+    monkeypatch.setenv("RBKIT_RUNTIME_DIR", str(tmp_path / "runtime"))
+    monkeypatch.chdir(tmp_path)
+    ended = run_here(*arguments, "--token-file", missing)
     assert ended.returncode == 2
     assert len(ended.stderr.splitlines()) == 1, ended.stderr
     assert missing in ended.stderr

@@ -19,7 +19,6 @@ import pytest
 from tests.conftest import until
 from tests.fake_rbkit import FakeRbkit
 from tornado_rbkit import CommandError, RbkitClient
-from tornado_rbkit.cli import main as cli_main
 from tornado_rbkit.cli.main import main
 from tornado_rbkit.fleet.hub import Hub
 from tornado_rbkit.fleet.server import local_servers
@@ -193,7 +192,6 @@ def test_wrong_options_are_refused_in_clear_words(
     (folder / "loose").chmod(0o644)
     (folder / "odd").write_text("{}")
     (folder / "odd").chmod(0o600)
-    monkeypatch.setattr(cli_main, "_log_to_stderr", lambda options: None)  # it would stay so in later tests
     assert main(arguments) == 2
     error = capsys.readouterr().err
     assert text in error
@@ -206,6 +204,5 @@ def test_without_the_extra_a_line_says_what_to_install(
 ) -> None:
     find = importlib.util.find_spec
     monkeypatch.setattr(importlib.util, "find_spec", lambda name, *rest: None if name == "nats" else find(name, *rest))
-    monkeypatch.setattr(cli_main, "_log_to_stderr", lambda options: None)  # it would stay so in later tests
     assert main(arguments) == 2
     assert capsys.readouterr().err == "tornado-rbkit: nats is not installed; pip install 'tornado_rbkit[fleet]'\n"

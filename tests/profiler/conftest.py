@@ -14,8 +14,7 @@ import pytest
 import zmq
 
 from tornado_rbkit import profiler
-from tornado_rbkit.profiler import batcher, heap, memory
-from tornado_rbkit.profiler.threads import internal_thread_names
+from tornado_rbkit.profiler import batcher, heap, memory, threads
 from tornado_rbkit.protocol import Event, EventCollection, decode
 
 _E = TypeVar("_E")
@@ -84,6 +83,11 @@ class Client:
             assert time.monotonic() < deadline, f"not within {PATIENCE:g} s: {len(found)} of {kind.__name__}"
             found.extend(event for event in self.next().events if isinstance(event, kind))
         return found
+
+
+def internal_thread_names() -> set[str]:
+    """Return the names of the profiler's running threads."""
+    return {thread.name for thread in list(threads._running.values())}
 
 
 def raw_events(message: bytes, kind: int) -> list[dict[int, Any]]:

@@ -16,13 +16,13 @@ import msgpack
 import pytest
 
 from tests.fake_rbkit import recorded
-from tests.profiler.conftest import PATIENCE, Client, raw_events, shape
+from tests.profiler.conftest import PATIENCE, Client, internal_thread_names, raw_events, shape
 from tornado_rbkit import profiler
 from tornado_rbkit.profiler.batcher import EventBatcher
 from tornado_rbkit.profiler.cpu import CPUSampler
 from tornado_rbkit.profiler.frame_cache import FrameCache, packed_place
 from tornado_rbkit.profiler.frames import read_place
-from tornado_rbkit.profiler.threads import internal_thread_names, internal_threads
+from tornado_rbkit.profiler.threads import internal_threads
 from tornado_rbkit.protocol import CPUSample, EventType, Field
 
 linux = pytest.mark.skipif(not sys.platform.startswith("linux"), reason="threads have CPU clocks on Linux")

@@ -11,7 +11,7 @@ from pathlib import Path
 
 import pytest
 
-from tests.profiler.conftest import PATIENCE, Client
+from tests.profiler.conftest import PATIENCE, Client, internal_thread_names
 from tests.profiler.python import python
 from tests.profiler.test_cpu import burner, running, sleeper
 from tornado_rbkit import profiler
@@ -19,7 +19,7 @@ from tornado_rbkit.profiler import follow
 from tornado_rbkit.profiler.arguments import ENGINE_VARIABLE
 from tornado_rbkit.profiler.external import own_process
 from tornado_rbkit.profiler.external.engine import EngineError
-from tornado_rbkit.profiler.threads import internal_native_ids, internal_thread_names, internal_threads
+from tornado_rbkit.profiler.threads import internal_native_ids, internal_threads
 from tornado_rbkit.protocol import CPUSample, Handshake, decode
 
 if not sys.platform.startswith("linux"):

@@ -11,12 +11,12 @@ from concurrent.futures import ThreadPoolExecutor
 import pytest
 
 from tornado_rbkit.profiler.stacks import sampled_stacks
-from tornado_rbkit.profiler.threads import internal_thread_names
+from tornado_rbkit.profiler.threads import internal_threads
 
 INTERRUPTED = """
 import random, signal, sys, time
 from tornado_rbkit.profiler.stacks import sampled_stacks
-from tornado_rbkit.profiler.threads import internal_thread_names
+from tornado_rbkit.profiler.threads import internal_threads
 signal.signal(signal.SIGALRM, lambda *_: signal.default_int_handler(signal.SIGINT, None))
 before = sys.getswitchinterval()
 random.seed(1)
@@ -30,7 +30,7 @@ for number in range(500):
     except KeyboardInterrupt:
         pass  # its traceback may hold the block that it came too early to end
     assert sys.getswitchinterval() == before, f"left lowered by interrupt {number}"
-while internal_thread_names():
+while internal_threads():
     time.sleep(0.01)
 """
 """Interrupts a block while it starts, runs or ends; a sampler that is left behind makes it run for ever."""
@@ -59,7 +59,7 @@ def test_the_work_and_the_threads_it_starts_are_seen_and_no_others() -> None:
             seen[sample.frames[0].thread_id] = seen.get(sample.frames[0].thread_id, 0) + count
         assert sample.frames[0].thread_id != before.ident
     assert seen.keys() == {threading.get_ident(), beside.ident}
-    assert internal_thread_names() == set()
+    assert internal_threads() == set()
 
 
 def test_stacks_that_are_alike_are_counted_once() -> None:

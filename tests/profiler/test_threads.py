@@ -7,10 +7,10 @@ import threading
 
 import pytest
 
-from tests.profiler.conftest import Client
+from tests.profiler.conftest import Client, internal_thread_names
 from tests.profiler.python import python
 from tornado_rbkit import profiler
-from tornado_rbkit.profiler.threads import Flag, InternalThread, internal_logger, internal_thread_names
+from tornado_rbkit.profiler.threads import Flag, InternalThread, internal_logger
 from tornado_rbkit.protocol import CPUSample
 
 

@@ -22,6 +22,7 @@ class Command:
         example: one or more command lines, shown at the end of the command's help.
         add_options: adds the options to the command's parser, each with a help text that has its unit and default.
         run: carries the command out. Raises RbkitError, ValueError or OSError, whose text is shown to the user.
+        normalize: returns the arguments after the name of the command in the form that argparse requires.
         usage: the usage line, if argparse cannot write it.
         notes: further paragraphs of the command's help, shown before the example.
         is_program: whether `run` returns a function, so that standard output belongs to another program.
@@ -32,6 +33,7 @@ class Command:
     example: str
     add_options: Callable[[argparse.ArgumentParser], None]
     run: Callable[[argparse.Namespace], Result]
+    normalize: Callable[[list[str]], list[str]] = list
     usage: str | None = None
     notes: str = ""
     is_program: bool = False

@@ -3,35 +3,33 @@
 from __future__ import annotations
 
 import argparse
-import asyncio
-import inspect
 import io
 import logging
 import os
 import sys
-from collections.abc import Sequence
-from importlib import metadata
-from typing import Any, Final
+from collections.abc import Coroutine, Iterable, Sequence
+from typing import Final
 
-from tornado_rbkit.cli.commands import COMMANDS
-from tornado_rbkit.cli.commands.run import normalized
+from tornado_rbkit import __version__
+from tornado_rbkit.cli.commands import NAMES, load
 from tornado_rbkit.cli.output import FULL, discard_stdout, one_line
 from tornado_rbkit.errors import RbkitError
 from tornado_rbkit.log_throttle import LogThrottleFilter
 
 _LOG_FORMAT: Final = "%(levelname)s %(message)s"
+_BEFORE_THE_COMMAND: Final = ("-v", "--verbose", "-q", "--quiet")
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
     """Run a command line and return its exit status: 0 for success, 1 for a failure, 2 for wrong arguments."""
-    parser = command_parser()
-    _complete(parser)
-    options = parser.parse_args(normalized(sys.argv[1:] if arguments is None else arguments))
+    options = parse(sys.argv[1:] if arguments is None else arguments)
     if not options.subcommand.is_program and isinstance(sys.stdout, io.TextIOWrapper):
         sys.stdout.reconfigure(errors="backslashreplace")  # names may contain any characters
     try:
         result = options.subcommand.run(options)
-        if inspect.iscoroutine(result):
+        if isinstance(result, Coroutine):
+            import asyncio  # here, so that a program of `run` does not have it
+
             _log_to_stderr(options)
             result = asyncio.run(result)
         if sys.stdout is not None:
@@ -48,34 +46,35 @@ def main(arguments: Sequence[str] | None = None) -> int:
     return result or 0
 
 
-def command_parser() -> argparse.ArgumentParser:
-    """Return the parser of the whole command line; `subcommand` of its result is the `Command`."""
+def parse(arguments: Sequence[str]) -> argparse.Namespace:
+    """Parse a command line; `subcommand` of the result is the `Command`. Wrong arguments exit as argparse does."""
+    at = next((at for at, argument in enumerate(arguments) if argument not in _BEFORE_THE_COMMAND), len(arguments))
+    name = next(iter(arguments[at:]), "")
+    if name not in NAMES:  # the help, an error, or a shell that asks for completions
+        parser = command_parser()
+        _complete(parser)
+        return parser.parse_args(arguments)
+    rest = load(name).normalize(list(arguments[at + 1 :]))
+    return command_parser([name]).parse_args([*arguments[: at + 1], *rest])
+
+
+def command_parser(names: Iterable[str] = NAMES) -> argparse.ArgumentParser:
+    """Return the parser of the command line, with the commands of these names."""
     parser = argparse.ArgumentParser(
         prog="tornado-rbkit",
         description="A live rbkit profiler on a WebSocket.",
         epilog="Completion in bash and zsh, with the extra `completion` installed: "
         'eval "$(register-python-argcomplete tornado-rbkit)"',
     )
-    parser.add_argument("--version", action=_VersionAction, nargs=0, help="print the version and exit")
+    version = f"%(prog)s {__version__}"
+    parser.add_argument("--version", action="version", version=version, help="print the version and exit")
     level = parser.add_mutually_exclusive_group()
     level.add_argument("-v", "--verbose", action="store_true", help="also log connections (default: warnings, errors)")
     level.add_argument("-q", "--quiet", action="store_true", help="log errors only (default: warnings, errors)")
     commands = parser.add_subparsers(required=True, metavar="COMMAND")
-    for command in COMMANDS:
-        command.add_to(commands)
+    for name in names:
+        load(name).add_to(commands)
     return parser
-
-
-class _VersionAction(argparse.Action):
-    """Prints the version; argparse's own action would read the package's metadata at each start."""
-
-    def __call__(self, parser: argparse.ArgumentParser, *_: Any) -> None:
-        try:
-            version = metadata.version("tornado_rbkit")
-        except metadata.PackageNotFoundError:  # copied, not installed
-            version = "of unknown version"
-        print(f"tornado-rbkit {version}")
-        parser.exit()
 
 
 def _complete(parser: argparse.ArgumentParser) -> None:
@@ -91,9 +90,9 @@ def _complete(parser: argparse.ArgumentParser) -> None:
 
 def _log_to_stderr(options: argparse.Namespace) -> None:
     level = logging.INFO if options.verbose else logging.ERROR if options.quiet else logging.WARNING
-    logging.basicConfig(level=level, format=_LOG_FORMAT)
-    for handler in logging.getLogger().handlers:
-        handler.addFilter(LogThrottleFilter())
+    handler = logging.StreamHandler()
+    handler.addFilter(LogThrottleFilter())
+    logging.basicConfig(level=level, format=_LOG_FORMAT, handlers=[handler])
 
 
 def _report(error: Exception) -> int:

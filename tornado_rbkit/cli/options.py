@@ -12,14 +12,13 @@ import stat
 from typing import Any, Final
 
 from tornado_rbkit.bridge.settings import BridgeSettings
+from tornado_rbkit.cli.address import DEFAULT_HOST, DEFAULT_PORT, add_listen_options
 from tornado_rbkit.protocol import COMMANDS
 from tornado_rbkit.web.access import Access, check_token
 from tornado_rbkit.web.discovered import Endpoints
 
 _log = logging.getLogger(__name__)
 
-DEFAULT_PORT: Final = 8765
-DEFAULT_HOST: Final = "127.0.0.1"
 _MAX_TOKEN_FILE: Final = 4096  # bytes
 _BRIDGE_SETTINGS: Final = {field.name for field in dataclasses.fields(BridgeSettings)} - {
     "pub",
@@ -161,14 +160,6 @@ def add_command_rules(parser: argparse.ArgumentParser) -> None:
     )
 
 
-def add_listen_options(parser: argparse.ArgumentParser, default_port: int) -> None:
-    """Add the address and the port of a web server."""
-    parser.add_argument("--host", default=DEFAULT_HOST, help="address to listen on (default: %(default)s)")
-    parser.add_argument(
-        "--port", type=_port, default=default_port, help="port to listen on; 0 picks a free one (default: %(default)s)"
-    )
-
-
 def add_client_options(parser: argparse.ArgumentParser) -> None:
     """Add the options of the commands that connect to a server."""
     parser.add_argument(
@@ -227,13 +218,6 @@ def _read_token(path: str) -> str:
     if len(content) > _MAX_TOKEN_FILE:
         raise ValueError(f"--token-file {path} has more than {_MAX_TOKEN_FILE} bytes; allowed: one line, the token")
     return content.decode("utf-8-sig", "replace").strip()
-
-
-def _port(text: str) -> int:
-    port = int(text) if re.fullmatch(r"[0-9]{1,5}", text) else -1
-    if not 0 <= port < 65536:
-        raise argparse.ArgumentTypeError(f"{text} is out of range; allowed: 0 to 65535")
-    return port
 
 
 def seconds(text: str) -> float:

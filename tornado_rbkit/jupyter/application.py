@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 import asyncio
-from importlib import metadata
 from typing import Any, Final
 
 from jupyter_server.extension.application import ExtensionApp
 from jupyter_server.serverapp import ServerApp
-from traitlets import Bool, Dict, Float, Int, TraitError, Unicode, default
+from traitlets import Bool, Dict, Float, Int, TraitError, Unicode
 
+from tornado_rbkit import __version__
 from tornado_rbkit.bridge.bridge import Bridge
 from tornado_rbkit.errors import RbkitError
 from tornado_rbkit.fleet.link import require_nats
@@ -39,6 +39,7 @@ class RbkitExtension(ExtensionApp):
 
     name = "rbkit"
     description = __doc__
+    version = __version__
     extension_url = "/rbkit/"
 
     pub = Unicode(
@@ -104,10 +105,6 @@ class RbkitExtension(ExtensionApp):
     _stopped = False
     _wrong = ""
     bridges: DiscoveredTargets | FleetTargets
-
-    @default("version")
-    def _read_version(self) -> str:
-        return metadata.version("tornado_rbkit")
 
     def _link_jupyter_server_extension(self, serverapp: ServerApp) -> None:
         """Load the settings, and store an error: Jupyter would log a traceback without the allowed values."""

@@ -9,10 +9,10 @@ import sys
 import time
 import tracemalloc
 from collections.abc import Callable, Iterator, Sequence
-from importlib.metadata import PackageNotFoundError, version
 from pathlib import PurePath
 from typing import Any, Final, Protocol
 
+from tornado_rbkit import __version__
 from tornado_rbkit.profiler.batcher import EventBatcher
 from tornado_rbkit.profiler.clocks import HAS_CPU_CLOCK
 from tornado_rbkit.profiler.cpu import CPUSampler
@@ -197,7 +197,7 @@ class Profile:
     def handshake(self) -> bytes:
         """Return the facts of this process; ``trouble`` is among them only if an instrument has failed."""
         facts = {
-            "rbkit_server_version": _package_version(),
+            "rbkit_server_version": __version__,
             "rbkit_protocol_version": PROTOCOL_VERSION,
             "process_name": self.name,
             "pwd": self.working_folder(),
@@ -336,10 +336,3 @@ def _kernel_name(arguments: list[str]) -> str:
     notebook = PurePath(os.environ.get("JPY_SESSION_NAME", "")).stem or "kernel"
     identifier = re.search(r"kernel-(\w+)\S*\.json", " ".join(arguments))  # the connection file's name
     return f"{notebook}-{identifier[1]}" if identifier else notebook
-
-
-def _package_version() -> str:
-    try:
-        return version("tornado_rbkit")
-    except PackageNotFoundError:  # run from a folder that was never installed
-        return "unknown"

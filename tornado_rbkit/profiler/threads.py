@@ -34,11 +34,6 @@ def internal_threads() -> set[int]:
     return set(_running)
 
 
-def internal_thread_names() -> set[str]:
-    """Return the names of the profiler's running threads. Any thread."""
-    return {thread.name for thread in list(_running.values())}
-
-
 def internal_native_ids() -> set[int]:
     """Return the system's identifiers of the profiler's running threads. Any thread."""
     return {thread.native_id for thread in list(_running.values())}

@@ -9,8 +9,8 @@ import re
 import sys
 from typing import Final
 
+from tornado_rbkit.cli.address import add_listen_options
 from tornado_rbkit.cli.command import Command
-from tornado_rbkit.cli.options import add_listen_options
 from tornado_rbkit.cli.output import one_line
 from tornado_rbkit.cli.program import show_page
 from tornado_rbkit.cli.stopping import stop_signals

@@ -4,18 +4,17 @@ from __future__ import annotations
 
 import argparse
 import os
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from typing import Final
 
+from tornado_rbkit.cli.address import add_listen_options
 from tornado_rbkit.cli.command import Command
-from tornado_rbkit.cli.options import add_listen_options
 from tornado_rbkit.cli.program import prepare
 from tornado_rbkit.profiler.arguments import ENGINE_VARIABLE, ENGINES
 from tornado_rbkit.profiler.folder import check_chosen_folder
 
 _FLAGS: Final = ("--open", "--cpu", "--memory")
 _WITH_VALUE: Final = ("--host", "--port", "--cpu-engine")
-_BEFORE_THE_COMMAND: Final = ("-v", "--verbose", "-q", "--quiet")
 
 
 def _add_options(parser: argparse.ArgumentParser) -> None:
@@ -46,17 +45,13 @@ def _add_options(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("script", nargs=argparse.REMAINDER, metavar="SCRIPT", help="script to run, with its arguments")
 
 
-def normalized(arguments: Sequence[str]) -> list[str]:
-    """Return the command line with the arguments of ``run`` in the form that argparse requires.
+def _normalize(arguments: list[str]) -> list[str]:
+    """Remove ``--`` before the program, and make two arguments of ``-mMODULE``.
 
-    ``--`` before the program is removed and ``-mMODULE`` becomes two arguments. The arguments of the program are
-    unchanged.
+    The arguments of the program are unchanged.
     """
     plain = list(arguments)
-    at = next((at for at, argument in enumerate(plain) if argument not in _BEFORE_THE_COMMAND), 0)
-    if plain[at : at + 1] != ["run"]:
-        return plain
-    at += 1
+    at = 0
     while plain[at : at + 1] and plain[at].partition("=")[0] in (*_FLAGS, *_WITH_VALUE):
         at += 2 if plain[at] in _WITH_VALUE else 1
     if plain[at : at + 1] == ["--"]:
@@ -87,6 +82,7 @@ COMMAND = Command(
     example="tornado-rbkit run --open script.py --its-own-option\ntornado-rbkit run -m package.module",
     add_options=_add_options,
     run=_run,
+    normalize=_normalize,
     usage="%(prog)s [-h] [--open] [--cpu] [--memory] [--cpu-engine ENGINE] [--host HOST] [--port PORT] "
     "(SCRIPT | -m MODULE) [ARGUMENT ...]",
     is_program=True,

@@ -4,17 +4,18 @@ from __future__ import annotations
 
 import argparse
 import asyncio
+from typing import TYPE_CHECKING
 
 from tornado_rbkit.bridge.bridge import Bridge
 from tornado_rbkit.cli.command import Command
 from tornado_rbkit.cli.fleet import add_nats_options
 from tornado_rbkit.cli.options import add_profiler_options, add_server_options, bridge_settings, named_targets
 from tornado_rbkit.cli.serving import bridge_to, serve_until_stopped
-from tornado_rbkit.fleet.link import require_nats
-from tornado_rbkit.fleet.server import bridge_servers
-from tornado_rbkit.fleet.targets import FLEET_IDLE_GRACE, FleetTargets
 from tornado_rbkit.profiler.folder import check_chosen_folder
 from tornado_rbkit.web.discovered import DiscoveredTargets, Endpoints, path_name
+
+if TYPE_CHECKING:
+    from tornado_rbkit.fleet.targets import FleetTargets
 
 
 def _add_options(parser: argparse.ArgumentParser) -> None:
@@ -62,6 +63,10 @@ async def _run(options: argparse.Namespace) -> int:
 
 async def _serve_fleet(options: argparse.Namespace) -> int:
     """Serve the targets of all hosts that have an agent at a NATS server."""
+    from tornado_rbkit.fleet.link import require_nats  # here, because few servers need a fleet
+    from tornado_rbkit.fleet.server import bridge_servers
+    from tornado_rbkit.fleet.targets import FLEET_IDLE_GRACE, FleetTargets
+
     if options.targets or options.pub is not None or options.req is not None:
         raise ValueError("--nats cannot be combined with --target, --pub and --req; allowed: these with `agent`")
     require_nats()
