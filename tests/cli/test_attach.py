@@ -13,6 +13,7 @@ from pathlib import Path
 
 import pytest
 
+from tests.cli.here import run_here
 from tests.cli.test_program import beside, url_in
 from tornado_rbkit import RbkitClient
 from tornado_rbkit.profiler import list_servers
@@ -62,14 +63,6 @@ def address(command: subprocess.Popen[str]) -> str:
     url = url_in(command.stderr.readline())
     assert re.search(r"\?token=\S{20,}$", url), "the page demands a token"
     return url
-
-
-def refused(*arguments: str) -> tuple[int, str]:
-    ended = subprocess.run(
-        [sys.executable, "-m", "tornado_rbkit", "attach", *arguments], capture_output=True, text=True, timeout=60
-    )
-    assert ended.stdout == ""
-    return ended.returncode, ended.stderr
 
 
 async def test_the_page_has_the_live_stacks_of_the_program(
@@ -145,17 +138,18 @@ def test_austin_ends_with_a_command_that_is_killed(
 
 @pytest.mark.parametrize("text", ["0", "-5", "app", "2147483648", ""])
 def test_what_is_not_a_pid_is_refused(text: str) -> None:
-    status, errors = refused("--", text)
-    assert status == 2
-    assert "is not a pid; allowed: 1 to 2147483647" in errors
+    ended = run_here("attach", "--", text)
+    assert ended.returncode == 2
+    assert "is not a pid; allowed: 1 to 2147483647" in ended.stderr
 
 
 def test_a_process_that_cannot_be_sampled_is_refused_in_one_line(program: subprocess.Popen[str]) -> None:
     program.kill()
     program.wait()
-    status, errors = refused(str(program.pid))
-    assert (status, errors.count("\n")) == (1, 1)
-    assert errors.startswith(f"tornado-rbkit: there is no process {program.pid} ")
+    command = [sys.executable, "-m", "tornado_rbkit", "attach", str(program.pid)]
+    ended = subprocess.run(command, capture_output=True, text=True, timeout=60)
+    assert (ended.returncode, ended.stdout, ended.stderr.count("\n")) == (1, "", 1)
+    assert ended.stderr.startswith(f"tornado-rbkit: there is no process {program.pid} ")
 
 
 def test_a_program_may_be_attached_to_beside_its_own_profiler(tmp_path: Path) -> None:

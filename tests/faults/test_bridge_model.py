@@ -321,6 +321,5 @@ TestBridge = BridgeMachine.TestCase
 TestBridge.settings = settings(
     max_examples=15,
     stateful_step_count=25,
-    deadline=None,
-    suppress_health_check=[HealthCheck.too_slow, HealthCheck.data_too_large],
+    suppress_health_check=list(HealthCheck),
 )

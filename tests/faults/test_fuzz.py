@@ -98,9 +98,7 @@ async def test_requests_and_frames_made_up_from_a_seed(launch: Launch, profiler:
     cases: list[tuple[bytes, list[bytes]]] = []
 
     @seed(20)
-    @settings(
-        max_examples=300, database=None, deadline=None, phases=[Phase.generate], suppress_health_check=[*HealthCheck]
-    )
+    @settings(max_examples=300, database=None, phases=[Phase.generate], suppress_health_check=[*HealthCheck])
     @given(CASES, UPGRADED)
     def collect(anything: tuple[bytes, list[bytes]], upgraded: tuple[bytes, list[bytes]]) -> None:
         cases.extend([anything, upgraded])

@@ -27,12 +27,18 @@ CHUNKED = b"Transfer-Encoding: chunked\r\n"
 ASSET = b"GET /rbkit/static/app.js HTTP/1.1\r\nHost: 127.0.0.1\r\nAuthorization: Bearer s3cret\r\n\r\n"
 
 
-@pytest.fixture
-def server(profiler: SteadyProcess, tmp_path: Path) -> Iterator[Serving]:
+@pytest.fixture(scope="module")
+def server_of_all(steady: SteadyProcess, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Serving]:
     """`tornado-rbkit serve` with a token."""
-    options = ["-q", "serve", "--pub", profiler.pub, "--req", profiler.req, "--port", "0", "--token", "s3cret"]
-    with serving(tmp_path / "log", [*COMMAND, *options]) as running:
+    options = ["-q", "serve", "--pub", steady.pub, "--req", steady.req, "--port", "0", "--token", "s3cret"]
+    with serving(tmp_path_factory.mktemp("server") / "log", [*COMMAND, *options]) as running:
         yield running
+
+
+@pytest.fixture
+def server(server_of_all: Serving) -> Serving:
+    server_of_all.forget_peak()
+    return server_of_all
 
 
 async def send_all(server: Serving, head: bytes, piece: bytes, pieces: int) -> bytes:
@@ -88,12 +94,12 @@ async def test_headers_are_held_up_to_their_bound(server: Serving) -> None:
             assert await client.end(10) == b"", "one too many, and the connection is closed"
 
 
-async def test_who_does_not_take_the_response_is_let_go(profiler: SteadyProcess, tmp_path: Path) -> None:
+async def test_who_does_not_take_the_response_is_let_go(steady: SteadyProcess, tmp_path: Path) -> None:
     program = (
         "import sys; from tornado_rbkit.cli import listener, main; "
         "listener.REQUEST_TIMEOUT = 2.0; sys.exit(main.main())"
     )
-    options = ["-q", "serve", "--pub", profiler.pub, "--req", profiler.req, "--port", "0", "--token", "s3cret"]
+    options = ["-q", "serve", "--pub", steady.pub, "--req", steady.req, "--port", "0", "--token", "s3cret"]
     with serving(tmp_path / "log", [sys.executable, "-c", program, *options]) as server:
         async with Witness(f"{server.ws}?token=s3cret") as viewer, contextlib.AsyncExitStack() as stack:
             assert await viewer.ask("trigger_gc") == b"ok"
@@ -113,8 +119,8 @@ async def test_many_requests_at_once_on_one_connection_keep_nobody_waiting(serve
         assert await answers(server)
 
 
-async def test_idle_connections_do_not_keep_a_new_one_out(profiler: SteadyProcess, tmp_path: Path) -> None:
-    options = ["serve", "--pub", profiler.pub, "--req", profiler.req, "--port", "0", "--max-clients", "2"]
+async def test_idle_connections_do_not_keep_a_new_one_out(steady: SteadyProcess, tmp_path: Path) -> None:
+    options = ["serve", "--pub", steady.pub, "--req", steady.req, "--port", "0", "--max-clients", "2"]
     with serving(tmp_path / "log", [*COMMAND, *options]) as server:
         async with Witness(server.ws) as viewer, contextlib.AsyncExitStack() as stack:
             clients = [await stack.enter_async_context(Raw(server.port)) for _ in range(200)]
@@ -127,8 +133,8 @@ async def test_idle_connections_do_not_keep_a_new_one_out(profiler: SteadyProces
         assert "more than 130 connections without a WebSocket" in server.log
 
 
-async def test_idle_connections_give_their_descriptors_to_a_new_one(profiler: SteadyProcess, tmp_path: Path) -> None:
-    options = ["serve", "--pub", profiler.pub, "--req", profiler.req, "--port", "0"]
+async def test_idle_connections_give_their_descriptors_to_a_new_one(steady: SteadyProcess, tmp_path: Path) -> None:
+    options = ["serve", "--pub", steady.pub, "--req", steady.req, "--port", "0"]
     with serving(tmp_path / "log", [*COMMAND, *options]) as server:
         async with Witness(server.ws) as viewer, contextlib.AsyncExitStack() as stack:
             assert await viewer.ask("trigger_gc") == b"ok"

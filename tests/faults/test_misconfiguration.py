@@ -11,14 +11,14 @@ from pathlib import Path
 
 import pytest
 
+from tests.cli.here import run_here
+
 COMMAND = [sys.executable, "-m", "tornado_rbkit"]
 
 SERVER_OPTIONS = [  # of serve, demo and replay, which share what reads them
     (["--port", "70000"], "0 to 65535"),
-    (["--port", "USED"], "--port"),
     (["--port", "nan"], "--port"),
     (["--host", "no.such.host.invalid"], "--host"),
-    (["--host", "203.0.113.1"], "--host"),
     (["--host", ""], "--host"),
     (["--host", "x" * 300], "--host"),
     (["--max-clients", "0"], "max_clients"),
@@ -41,8 +41,16 @@ CLIENT_OPTIONS = [
     (["--url", "ws://127.0.0.1:x/"], "url="),
     (["--url", "ws://[::1/"], "url="),
 ]
-WRONG = [
+IN_A_PROCESS = [  # what only a process of its own shows; the others are run by the same function in this one
     ([], "COMMAND"),
+    # Tornado leaves a socket open that cannot be bound
+    (["serve", "--port", "USED"], "--port"),
+    (["replay", "RECORDING", "--port", "USED"], "--port"),
+    (["serve", "--host", "203.0.113.1"], "--host"),
+    (["demo", "--host", "203.0.113.1"], "--host"),
+    (["run", "--port", "USED", "SCRIPT"], "--port"),
+]
+WRONG = [
     (["-v", "-q", "list"], "not allowed with"),
     (["bogus"], "bogus"),
     *((["serve", *options], text) for options, text in SERVER_OPTIONS),
@@ -58,7 +66,6 @@ WRONG = [
     (["run", "MISSING"], "no script"),
     (["run", "FOLDER"], "no script"),
     (["run", "--port", "70000", "SCRIPT"], "0 to 65535"),
-    (["run", "--port", "USED", "SCRIPT"], "--port"),
     *((["send", "handshake", *options], text) for options, text in CLIENT_OPTIONS),
     (["send"], "COMMAND"),
     *((["record", "-o", "NEW", *options], text) for options, text in CLIENT_OPTIONS),
@@ -101,9 +108,32 @@ def places(tmp_path_factory: pytest.TempPathFactory) -> Iterator[dict[str, str]]
         }
 
 
-@pytest.mark.parametrize(("arguments", "text"), WRONG, ids=[" ".join(arguments)[:60] for arguments, _ in WRONG])
-def test_one_line_says_what_to_do(arguments: list[str], text: str, places: dict[str, str], tmp_path: Path) -> None:
-    finished = run([part.replace(*capital(part, places)) for part in arguments], tmp_path)
+def names(wrong: list[tuple[list[str], str]]) -> list[str]:
+    return [" ".join(arguments)[:60] for arguments, _ in wrong]
+
+
+@pytest.fixture
+def here(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Give this process the environment of `run`."""
+    for name in [name for name in os.environ if name.startswith("RBKIT_")]:
+        monkeypatch.delenv(name)
+    monkeypatch.setenv("RBKIT_RUNTIME_DIR", str(tmp_path / "runtime"))
+
+
+@pytest.mark.usefixtures("here")
+@pytest.mark.parametrize(("arguments", "text"), WRONG, ids=names(WRONG))
+def test_one_line_says_what_to_do(arguments: list[str], text: str, places: dict[str, str]) -> None:
+    assert_one_line(run_here(*(part.replace(*capital(part, places)) for part in arguments)), text, places)
+
+
+@pytest.mark.parametrize(("arguments", "text"), IN_A_PROCESS, ids=names(IN_A_PROCESS))
+def test_a_process_ends_with_the_line_and_status_2(
+    arguments: list[str], text: str, places: dict[str, str], tmp_path: Path
+) -> None:
+    assert_one_line(run([part.replace(*capital(part, places)) for part in arguments], tmp_path), text, places)
+
+
+def assert_one_line(finished: subprocess.CompletedProcess[str], text: str, places: dict[str, str]) -> None:
     lines = [line for line in finished.stderr.splitlines() if not line.startswith(("usage:", " "))]
     assert "Traceback" not in finished.stderr
     assert finished.returncode == 2, finished.stderr
@@ -112,14 +142,17 @@ def test_one_line_says_what_to_do(arguments: list[str], text: str, places: dict[
     assert finished.stdout == ""
 
 
+@pytest.mark.usefixtures("here")
 @pytest.mark.parametrize("variable", ["RBKIT_PUB_PORT", "RBKIT_REQ_PORT"])
-def test_a_wrong_port_in_the_environment_is_named(variable: str, tmp_path: Path) -> None:
-    finished = run(["serve", "--port", "0"], tmp_path, **{variable: "7e3"})
+def test_a_wrong_port_in_the_environment_is_named(variable: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv(variable, "7e3")
+    finished = run_here("serve", "--port", "0")
     assert finished.returncode == 2
     assert len(finished.stderr.splitlines()) == 1, finished.stderr
     assert variable in finished.stderr
 
 
+@pytest.mark.usefixtures("here")
 @pytest.mark.parametrize("command", [["list"], ["serve", "--port", "0"], ["demo", "--port", "0"], ["run", "SCRIPT"]])
 @pytest.mark.parametrize(
     ("folder", "text"),
@@ -130,13 +163,19 @@ def test_a_wrong_port_in_the_environment_is_named(variable: str, tmp_path: Path)
     ],
 )
 def test_a_runtime_folder_that_cannot_be_used_is_refused_by_every_command(
-    command: list[str], folder: str, text: str, places: dict[str, str], tmp_path: Path
+    command: list[str],
+    folder: str,
+    text: str,
+    places: dict[str, str],
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     (tmp_path / "file").touch()
     (tmp_path / "open").mkdir()
     (tmp_path / "open").chmod(0o777)
     chosen = str(tmp_path / folder)
-    finished = run([part.replace(*capital(part, places)) for part in command], tmp_path, RBKIT_RUNTIME_DIR=chosen)
+    monkeypatch.setenv("RBKIT_RUNTIME_DIR", chosen)
+    finished = run_here(*(part.replace(*capital(part, places)) for part in command))
     assert finished.returncode == 2, finished.stderr
     assert finished.stderr == f"tornado-rbkit: {chosen} {text}\n"
     assert finished.stdout == ""
@@ -167,9 +206,7 @@ def capital(text: str, places: dict[str, str]) -> tuple[str, str]:
     return next(((name, place) for name, place in places.items() if name in text), ("\0", ""))
 
 
-def run(arguments: list[str], folder: Path, **environment: str) -> subprocess.CompletedProcess[str]:
+def run(arguments: list[str], folder: Path) -> subprocess.CompletedProcess[str]:
     plain = {name: value for name, value in os.environ.items() if not name.startswith("RBKIT_")}
-    runtime = {"RBKIT_RUNTIME_DIR": str(folder / "runtime")}
-    return subprocess.run(
-        [*COMMAND, *arguments], capture_output=True, text=True, timeout=20, env={**plain, **runtime, **environment}
-    )
+    environment = {**plain, "RBKIT_RUNTIME_DIR": str(folder / "runtime")}
+    return subprocess.run([*COMMAND, *arguments], capture_output=True, text=True, timeout=60, env=environment)

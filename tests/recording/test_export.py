@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import contextlib
-import io
 import json
 import os
 import re
@@ -16,12 +15,12 @@ from typing import Any
 
 import msgpack
 import pytest
-from hypothesis import example, given, settings
+from hypothesis import example, given
 from hypothesis import strategies as st
 
+from tests.cli.here import run_here
 from tests.fake_rbkit import collection
 from tests.odd_values import EVENTS, FRAME, messages, nested
-from tornado_rbkit.cli import main as cli
 
 COMMAND = [sys.executable, "-X", "dev", "-W", "error", "-m", "tornado_rbkit", "export"]
 GOOD = msgpack.packb([0.0, 1, None, collection(0, [EVENTS[-1]])])
@@ -42,13 +41,11 @@ def unicode_of(value: Any) -> None:
 
 def export(recording: bytes, form: str) -> tuple[int, str, str]:
     """Run the command in this process; return its exit status, output and errors."""
-    output, errors = io.StringIO(), io.StringIO()
     with tempfile.TemporaryDirectory() as folder:
         path = Path(folder, "session.rbkit")
         path.write_bytes(recording)
-        with contextlib.redirect_stdout(output), contextlib.redirect_stderr(errors):
-            status = cli.main(["export", "--format", form, str(path)])
-    return status, output.getvalue(), errors.getvalue()
+        ended = run_here("export", "--format", form, str(path))
+    return ended.returncode, ended.stdout, ended.stderr
 
 
 def packed(message: bytes) -> bytes:
@@ -59,7 +56,6 @@ def unknown(payload: object) -> bytes:
     return packed(msgpack.packb({0: 7, 1: 1.0, 9: 0, 2: [{0: 77, 1: 1.0, 2: payload}]}))
 
 
-@settings(deadline=None)
 @given(recording=st.lists(messages().map(packed), min_size=1, max_size=3).map(b"".join))
 @example(recording=unknown(float("nan")))
 @example(recording=unknown({1: "a", "1": "b"}))
@@ -87,7 +83,6 @@ def test_every_format_is_valid_for_every_recording(recording: bytes) -> None:
     assert statuses < {0, 2}
 
 
-@settings(deadline=None)
 @given(content=st.binary(max_size=200) | st.lists(st.binary(max_size=9)).map(lambda items: msgpack.packb(items)))
 def test_a_file_of_anything_else_is_one_line_and_no_output(content: bytes) -> None:
     for form in ("speedscope", "collapsed", "json"):
@@ -132,12 +127,14 @@ def test_the_recording_is_never_written_over(session: Path, how: str) -> None:
         output = link
     if how == "standard output":
         with session.open("ab") as stdout:
-            finished = run(session, stdout=stdout, stderr=subprocess.PIPE)
+            ended = run(session, stdout=stdout, stderr=subprocess.PIPE)
+        status, errors = ended.returncode, ended.stderr.decode()
     else:
-        finished = run(session, "-o", output, capture_output=True)
-    assert finished.returncode == 2
-    assert b"the recording itself" in finished.stderr
-    assert finished.stderr.count(b"\n") == 1
+        finished = run_here("export", str(session), "-o", str(output))
+        status, errors = finished.returncode, finished.stderr
+    assert status == 2
+    assert "the recording itself" in errors
+    assert errors.count("\n") == 1
     assert session.read_bytes() == GOOD
 
 
@@ -146,8 +143,8 @@ def test_a_recording_with_nothing_whole_leaves_an_earlier_file_as_it_is(session:
     session.write_bytes(content)
     output = session.with_name("good.json")
     output.write_text("earlier")
-    finished = run(session, "-o", output, capture_output=True)
-    assert (finished.returncode, finished.stderr.count(b"\n")) == (2, 1)
+    finished = run_here("export", str(session), "-o", str(output))
+    assert (finished.returncode, finished.stderr.count("\n")) == (2, 1)
     assert output.read_text() == "earlier"
     assert sorted(path.name for path in session.parent.iterdir()) == ["good.json", "session.rbkit"]
 
