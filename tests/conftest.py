@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from hypothesis import HealthCheck, settings
 from tornado.httpclient import HTTPRequest
 from tornado.httpserver import HTTPServer
 from tornado.netutil import bind_sockets
@@ -21,6 +22,10 @@ from tests.fake_rbkit import FakeRbkit
 from tornado_rbkit import Bridge, RbkitClient, rbkit_routes
 from tornado_rbkit.bridge.profiler_state import State
 from tornado_rbkit.protocol import parse_notice
+
+# Examples have no time limit: a busy machine takes long for any of them.
+settings.register_profile("any-machine", deadline=None, suppress_health_check=[HealthCheck.too_slow])
+settings.load_profile("any-machine")
 
 
 class Server:

@@ -11,7 +11,7 @@ from typing import Any, Literal, Union, get_args, get_origin, get_type_hints
 
 import msgpack
 import pytest
-from hypothesis import given, settings
+from hypothesis import given
 
 from tests.fake_rbkit import collection, recorded
 from tests.odd_values import FRAME, messages
@@ -256,7 +256,6 @@ def conforms(value: Any, hint: Any) -> bool:
     return type(value) is hint and (hint is not float or math.isfinite(value))
 
 
-@settings(deadline=None)
 @given(payload=messages())
 def test_what_decode_returns_has_the_types_that_it_promises(payload: bytes) -> None:
     try:
@@ -298,7 +297,6 @@ def test_the_dumps_of_rbkit_2015_have_no_correlation_id() -> None:
     assert (dump.correlation_id, dump.complete_message_count, len(dump.objects)) == (None, None, 1)
 
 
-@settings(deadline=None)
 @given(payload=messages())
 def test_dump_parts_are_those_of_the_decoded_message(payload: bytes) -> None:
     try:

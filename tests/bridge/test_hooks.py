@@ -128,10 +128,10 @@ async def test_a_full_bridge_refuses_a_client_of_an_overridden_open(mount: Mount
 
 
 async def test_pongs_count_although_on_pong_is_overridden(mount: Mount, rbkit: FakeRbkit) -> None:
-    server = mount(OwnOnPong, ping_interval=0.2, ping_timeout=0.2)
+    server = mount(OwnOnPong, ping_interval=0.5, ping_timeout=0.5)
     connection = await server.connected()
     loop = asyncio.get_running_loop()
-    end = loop.time() + 1.5  # of seven pings
+    end = loop.time() + 1.7  # without a pong for the first ping it would be closed after 1 s
     while loop.time() < end:
         assert await ask(connection, "trigger_gc") == b"0ok"
         await asyncio.sleep(0.05)

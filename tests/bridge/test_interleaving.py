@@ -285,7 +285,7 @@ steps = st.one_of(
 )
 
 
-@settings(max_examples=150, deadline=None, suppress_health_check=list(HealthCheck))
+@settings(max_examples=150, suppress_health_check=list(HealthCheck))
 @given(
     encoding=st.sampled_from(sorted(ENCODINGS)),
     windows=st.booleans(),

@@ -15,11 +15,15 @@ import time
 import pytest
 from tornado.web import RequestHandler
 
+from tests.bridge.test_fanout import StalledClient, stall, stalled
 from tests.conftest import Serve, Server, ask, closing, until
 from tests.fake_rbkit import FakeRbkit
 from tests.raw import upgrade_request
 from tornado_rbkit import Bridge, BridgeFullError
 from tornado_rbkit.bridge.profiler_state import State
+from tornado_rbkit.bridge.session import Session
+
+__all__ = ["stall"]  # a fixture
 
 
 def threads() -> int:
@@ -127,14 +131,33 @@ class TestClose:
         assert await closing(await server.connect()) == (1013, "the server is shutting down")
 
     async def test_does_not_wait_for_a_profiler_that_has_stopped(self, serve: Serve, rbkit: FakeRbkit) -> None:
-        server = await serve(Bridge(**rbkit.endpoints))
+        timeouts = dict.fromkeys(("stop_cpu_profiling", "stop_memory_profile"), 3600.0)
+        server = await serve(Bridge(**rbkit.endpoints, command_timeouts=timeouts))
         connection = await server.connected()
         await ask(connection, "start_cpu_profiling")
         await ask(connection, "start_memory_profile")
         rbkit.answering.clear()
-        started = time.monotonic()
         await asyncio.gather(closing(connection), server.bridge.close())
-        assert time.monotonic() - started < 2
+
+    async def test_aborts_a_client_that_does_not_answer_after_a_second(
+        self, serve: Serve, rbkit: FakeRbkit, stall: list[StalledClient], monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        """Tornado itself would wait for five."""
+        aborted: list[Session] = []
+        abort = Session.abort
+
+        def note(session: Session) -> None:
+            aborted.append(session)
+            abort(session)
+
+        monkeypatch.setattr(Session, "abort", note)
+        server = await serve(Bridge(**rbkit.endpoints))
+        await stalled(server, stall)
+        await until(lambda: server.bridge.state is State.CONNECTED, "the bridge is connected")
+        started = time.monotonic()
+        await server.bridge.close()
+        assert time.monotonic() - started > 0.9
+        assert len(aborted) == 1
 
     @pytest.mark.parametrize("kind", [True, False], ids=["threaded", "unthreaded"])
     def test_happens_by_itself_when_the_event_loop_ends(self, rbkit: FakeRbkit, kind: bool) -> None:

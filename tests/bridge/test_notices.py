@@ -8,7 +8,7 @@ from collections.abc import Callable
 from typing import Any
 
 import pytest
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 
 from tests.bridge.test_fanout import StalledClient, stall, stalled
@@ -127,7 +127,6 @@ async def test_messages_dropped_while_a_report_waits_are_in_the_next_one() -> No
     assert (sum(told), len(told)) == (3000, 2)
 
 
-@settings(deadline=None)
 @given(
     st.lists(st.sampled_from(["disconnected", "connected", "restarted", "reply", "count", "missed", "out", "block"]))
 )

@@ -92,7 +92,7 @@ async def opens(chosen: BridgeSettings) -> None:
 
 
 @pytest.mark.parametrize("option", [name for name in DEFAULTS if name not in ("pub", "req")])
-@settings(max_examples=20, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@settings(max_examples=20, suppress_health_check=[HealthCheck.function_scoped_fixture])
 @given(data=st.data())
 def test_an_odd_value_is_refused_in_clear_words_or_a_command_is_answered(
     profiler: FakeRbkit, option: str, data: st.DataObject
@@ -116,7 +116,7 @@ def made(options: dict[str, Any]) -> BridgeSettings | ValueError:
 
 
 @pytest.mark.parametrize("option", ["pub", "req"])
-@settings(max_examples=100, deadline=None)
+@settings(max_examples=100)
 @given(value=st.one_of(ODD, ENDPOINTS))
 @example(value="ipc:///a\0b")
 @example(value="tcp://127.0.0.1:٥٥٥٥")

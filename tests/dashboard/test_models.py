@@ -7,6 +7,8 @@ import subprocess
 import sys
 from pathlib import Path
 
+import pytest
+
 JS = Path(__file__).parent / "js"
 
 
@@ -20,8 +22,14 @@ def node() -> str:
     return str(Path(ROOT_DIR) / ("node.exe" if sys.platform == "win32" else "bin/node"))
 
 
-def test_the_javascript_tests_pass() -> None:
-    files = sorted(map(str, JS.glob("*.test.mjs")))
-    assert files
-    done = subprocess.run([node(), "--test", *files], capture_output=True, text=True, check=False)
+FILES = sorted(JS.glob("*.test.mjs"))
+
+
+@pytest.mark.parametrize("file", FILES, ids=lambda file: file.name.removesuffix(".test.mjs"))
+def test_the_javascript_tests_pass(file: Path) -> None:
+    done = subprocess.run([node(), file], capture_output=True, text=True, check=False)
     assert done.returncode == 0, done.stdout + done.stderr
+
+
+def test_there_are_javascript_tests() -> None:
+    assert FILES

@@ -50,7 +50,7 @@ def taken(receiver: StreamReceiver) -> list[bytes]:
 
 
 @given(st.lists(SIZES, max_size=6))
-@settings(max_examples=50, deadline=None)
+@settings(max_examples=50)
 def test_messages_arrive_whole_and_in_order(sizes: list[int]) -> None:
     sender, receiver = pair()
     messages = [bytes([number]) * size for number, size in enumerate(sizes)]
@@ -142,7 +142,7 @@ def test_a_change_of_the_state_is_sent_without_credit_and_in_order() -> None:
 
 
 @given(st.binary(max_size=200), st.integers(min_value=0, max_value=40))
-@settings(max_examples=300, deadline=None)
+@settings(max_examples=300)
 def test_no_bytes_of_a_stranger_harm_the_receiver(data: bytes, at: int) -> None:
     sender, receiver = pair(max_message_bytes=MIB)
     add(sender, b"first", b"second")
@@ -335,7 +335,7 @@ class Network(RuleBasedStateMachine):
 
 
 TestNetwork = Network.TestCase
-TestNetwork.settings = settings(max_examples=60, stateful_step_count=40, deadline=None)
+TestNetwork.settings = settings(max_examples=60, stateful_step_count=40)
 
 
 @pytest.mark.parametrize("spoil", [lambda frames: frames[:-1], lambda frames: []], ids=["the last", "all"])

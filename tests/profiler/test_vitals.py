@@ -14,7 +14,7 @@ from typing import Any
 
 import pytest
 import zmq
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 
 from tests.fake_rbkit import recorded
@@ -79,7 +79,6 @@ def test_vitals_come_without_any_profile(client: Client) -> None:
     assert not any(raw_events(message, EventType.OBJ_CREATED) for message in client.messages)
 
 
-@settings(deadline=None)
 @given(st.lists(st.integers(1, 5000).map(lambda each: each / 1024), min_size=1, max_size=50))
 def test_vitals_come_once_a_second_however_late_the_server_wakes(waits: list[float]) -> None:
     now, times = 1000.0, list[float]()

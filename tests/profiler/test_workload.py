@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import threading
-import time
 from collections import Counter
 from collections.abc import Iterator
 
@@ -31,15 +30,13 @@ def _is_of_the_shop(sample: CPUSample) -> bool:
 
 
 def test_the_hot_function_and_the_leak_are_found(client: Client, shop: None) -> None:
-    began = time.perf_counter()
     _, before = snapshot(client)
     client.ask(b"use_cpu_time", b"start_cpu_profiling")
     samples = client.events(CPUSample, lambda found: len([1 for sample in found if _is_of_the_shop(sample)]) >= 200)
     client.ask(b"stop_cpu_profiling")
     _, after = snapshot(client)
-    seconds = time.perf_counter() - began
     inner = Counter(sample.frames[0].method_name for sample in samples if _is_of_the_shop(sample))
     assert inner.most_common(1)[0][0] == "discounted", inner
     growth = Counter(item.class_name for item in after)
     growth.subtract(item.class_name for item in before)
-    assert growth["tornado_rbkit.profiler.workload.Cart"] > 5 * seconds
+    assert growth["tornado_rbkit.profiler.workload.Cart"] > 5, "a busy machine has fewer customers"

@@ -220,15 +220,15 @@ class TestReplay:
                 assert received == expected
 
     async def test_keeps_the_time_between_messages(self, serve: Serve) -> None:
-        records = [Record(5.0, DATA, None, collection(0)), Record(5.8, DATA, None, collection(1))]
-        with ReplayServer(lambda: records, speed=2) as replay:
+        records = [Record(5.0, DATA, None, collection(0)), Record(4005.0, DATA, None, collection(1))]
+        with ReplayServer(lambda: records, speed=10_000) as replay:
             server = await serve(Bridge(replay.pub, replay.req))
             async with server.client() as client:
                 messages = client.messages()
                 await messages.__anext__()
                 first = time.monotonic()
                 await messages.__anext__()
-                assert 0.3 < time.monotonic() - first < 2
+                assert time.monotonic() - first > 0.3
 
     async def test_starts_over_for_a_client_that_comes_after_the_last_has_left(self, serve: Serve) -> None:
         records = [Record(0.0, DATA, None, collection(0)), Record(60.0, DATA, None, collection(1))]

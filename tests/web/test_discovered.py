@@ -86,7 +86,7 @@ steps = st.lists(
 
 
 @pytest.mark.logs_errors
-@settings(max_examples=150, deadline=None)
+@settings(max_examples=150)
 @given(steps)
 def test_each_process_has_one_entry_and_keeps_its_name_whatever_comes_and_goes(history: list[tuple[Any, ...]]) -> None:
     with pytest.MonkeyPatch.context() as monkeypatch:

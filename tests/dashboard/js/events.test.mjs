@@ -3,6 +3,7 @@
 import assert from "node:assert/strict";
 import { readFileSync } from "node:fs";
 import { test } from "node:test";
+import { isDeepStrictEqual } from "node:util";
 import { readUsual } from "../../../tornado_rbkit/dashboard/src/connection/events.js";
 import { Reader, Unreadable } from "../../../tornado_rbkit/dashboard/src/connection/msgpack.js";
 import { readAny, readEvent, readMessage } from "../../../tornado_rbkit/dashboard/src/connection/protocol.js";
@@ -83,7 +84,8 @@ test("random messages, whole, cut off and damaged, are read as the general decod
     const longer = Uint8Array.of(...whole, 0xc0);
     const within = new Uint8Array([1, 2, 3, ...whole, 4, 5, 6]).subarray(3, 3 + whole.length); // of a larger buffer
     for (const bytes of [whole, whole.subarray(0, Math.floor(random() * whole.length)), damaged, longer, within]) {
-      assert.deepEqual(said(either, bytes), said(readAny, bytes), `seed ${seed}: ${Buffer.from(bytes).toString("hex")}`);
+      const [ours, general] = [said(either, bytes), said(readAny, bytes)];
+      if (!isDeepStrictEqual(ours, general)) assert.deepEqual(ours, general, `seed ${seed}: ${Buffer.from(bytes).toString("hex")}`);
     }
     if (said(() => readUsual(whole, () => null) ?? { known: [] }, whole).known?.length) usual++;
   }

@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+import itertools
+import operator
 import os
 import signal
+import statistics
 import subprocess
 import sys
 import threading
@@ -53,8 +56,8 @@ BURNER = """
 
     threading.Thread(target=Job().run, daemon=True).start()
     print("ready", flush=True)
-    for line in sys.stdin:  # prints the true figures for each line
-        print(spent["two_thirds"], spent["one_third"], flush=True)
+    for line in sys.stdin:  # prints the time and the true figures for each line
+        print(time.time(), spent["two_thirds"], spent["one_third"], flush=True)
 """
 
 SLEEPER = """
@@ -69,12 +72,13 @@ def functions(sample: CPUSample) -> list[str]:
     return [str(frame.method_name) for frame in sample.frames]
 
 
-def seen(samples: list[CPUSample]) -> Counter[str]:
-    return Counter(name for sample in samples for name in ("two_thirds", "one_third") if name in functions(sample))
+def turns(samples: list[CPUSample]) -> list[str]:
+    """Return which of the burner's two functions is in each sample of its thread."""
+    return [name for sample in samples for name in ("two_thirds", "one_third") if name in functions(sample)]
 
 
 def ask(process: subprocess.Popen[str]) -> list[float]:
-    """Return the seconds that the burner has spent in its two functions."""
+    """Return the burner's time, and the seconds that it has spent in its two functions."""
     assert process.stdin is not None
     assert process.stdout is not None
     process.stdin.write("\n")
@@ -89,22 +93,38 @@ def until(condition: Callable[[], object], what: str) -> None:
         time.sleep(0.01)
 
 
-@pytest.mark.parametrize("clock", [b"use_wall_time", b"use_cpu_time"])
-def test_two_functions_have_the_shares_that_they_spend(
+clocks = pytest.mark.parametrize("clock", [b"use_wall_time", b"use_cpu_time"])
+
+
+@clocks
+def test_two_functions_have_the_shares_that_they_spend(start: Start, attached: Attached, clock: bytes) -> None:
+    process = start(BURNER)
+    _, client = attached(process.pid)
+    client.ask(clock)
+    client.events(CPUSample, turns)
+    began, *before = ask(process)
+    samples: list[CPUSample] = []
+    changes = 0  # between neighbours; a late look is repeated in many samples, which prove no more than one
+    while changes < 250:
+        samples += client.events(CPUSample, turns)
+        changes = sum(one != other for one, other in itertools.pairwise(turns(samples)))
+    ended, *after = ask(process)
+    samples += client.events(CPUSample, lambda found: found and found[-1].timestamp / 1000 > ended)
+    two, one = (later - sooner for later, sooner in zip(after, before, strict=True))
+    found = Counter(turns([each for each in samples if began <= each.timestamp / 1000 <= ended]))
+    assert found["two_thirds"] / found.total() == pytest.approx(two / (two + one), abs=0.06)
+
+
+@clocks
+def test_every_interpreter_s_stacks_are_read_to_the_outer_end(
     start: Start, attached: Attached, interpreter: str, clock: bytes
 ) -> None:
     process = start(BURNER, interpreter)
     _, client = attached(process.pid)
     client.ask(clock)
-    client.events(CPUSample, lambda found: "burn" in str(found))
-    before = ask(process)
-    samples = client.events(CPUSample, lambda found: sum(seen(found).values()) > 4000)
-    two, one = (after - first for after, first in zip(ask(process), before, strict=True))
-    found = seen(samples)
-    share = found["two_thirds"] / sum(found.values())
-    assert share == pytest.approx(two / (two + one), abs=0.06)
-    [stack] = {tuple(functions(each)) for each in samples if "two_thirds" in functions(each) and len(each.frames) == 6}
-    assert stack == ("burn", "two_thirds", "run", "run", "_bootstrap_inner", "_bootstrap")
+    outer = ("run", "run", "_bootstrap_inner", "_bootstrap")
+    expected = {("burn", name, *outer) for name in ("two_thirds", "one_third")}
+    client.events(CPUSample, lambda found: expected <= {tuple(functions(each)) for each in found})
 
 
 def test_a_frame_has_the_file_line_and_names_that_it_has_inside(start: Start, attached: Attached) -> None:
@@ -144,7 +164,8 @@ def test_the_samples_come_at_the_rate_and_the_time_they_were_taken(start: Start,
     samples = client.events(CPUSample, lambda found: len(found) > 4000)
     times = [sample.timestamp / 1000 for sample in samples if sample.frames[0].thread_id == process.pid]
     assert time.time() - PATIENCE < times[0] <= times[-1] < time.time() + 1
-    assert len(times) / (times[-1] - times[0]) == pytest.approx(1000, rel=0.25)
+    # A busy machine leaves gaps that are longer than what is made up for.
+    assert statistics.median(map(operator.sub, times[1:], times)) == pytest.approx(0.001, rel=0.25)
     status = attachment.server.status()["cpu"]
     assert status["engine"] == "austin 3.7.0"
     assert (status["trouble"], status["requested_rate"]) == (None, 1000)
