@@ -36,7 +36,7 @@ class TestNeverThere:
         patience: list[float] = []
         await_profiler = Session.await_profiler
 
-        def note(session: Session, timeout: float, give_up: Callable[[], object]) -> None:
+        def note(session: Session, timeout: float, give_up: Callable[[], None]) -> None:
             patience.append(timeout)
             await_profiler(session, timeout, give_up)
 

@@ -26,9 +26,8 @@ from tests.conftest import Server, ask, closing, receive_data, until
 from tests.fake_rbkit import FakeRbkit
 from tests.fleet.conftest import Machine
 from tornado_rbkit import Bridge, rbkit_routes
-from tornado_rbkit.cli.commands.run import normalized
 from tornado_rbkit.cli.fleet import URL_VARIABLE
-from tornado_rbkit.cli.main import command_parser
+from tornado_rbkit.cli.main import parse
 from tornado_rbkit.fleet.hub import LEAST_VERSION, Hub
 from tornado_rbkit.fleet.nats import NatsServers
 from tornado_rbkit.fleet.server import NatsServer, find_program
@@ -82,7 +81,7 @@ def check(*command: str | Path, **environment: str) -> None:
 
 def parsed(arguments: list[str]) -> Any:
     """Return the options of a command line, which is parsed as the program itself does."""
-    options = command_parser().parse_args(normalized(arguments))
+    options = parse(arguments)
     url = getattr(options, "nats", None)
     if url not in (None, "auto") and not url.startswith("$("):
         NatsServers(urls=tuple(url.split(",")), insecure=True)
