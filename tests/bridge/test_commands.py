@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import random
 from collections.abc import Callable
 from functools import partial
@@ -37,8 +38,10 @@ class Desk:
         self.sent.append((name, timeout))
         self.finish = on_result
 
-    def submit(self, name: str, owner: object = None, *, first: bool = False) -> None:
-        self.queue.submit(name, lambda result: self.answers.append((name, result)), owner, first=first)
+    def submit(self, name: str, owner: object = None, *, first: bool = False, expires: float = math.inf) -> None:
+        self.queue.submit(
+            name, lambda result: self.answers.append((name, result)), owner, first=first, expires=expires
+        )
 
     @property
     def sent_names(self) -> list[str]:
@@ -104,6 +107,36 @@ def test_one_command_is_in_flight_and_the_rest_follow_in_order(desk: Desk) -> No
     assert desk.sent_names == ["a", "b", "c"]
     assert desk.results == [("a", "ok"), ("b", "ok"), ("c", "ok")]
     assert len(desk.queue) == 0
+
+
+@pytest.mark.parametrize("waits_for", ["the command before it", "the connection"])
+def test_a_command_that_expires_while_it_waits_is_refused_in_its_turn_and_never_sent(
+    clock: Clock, desk: Desk, waits_for: str
+) -> None:
+    if waits_for == "the connection":
+        desk.queue.pause()
+    desk.submit("first")
+    desk.submit("late", expires=clock.now + 3)
+    desk.submit("in time", expires=clock.now + 4)
+    desk.submit("patient")
+    clock.now += 3.5
+    assert desk.results == []
+    if waits_for == "the connection":
+        desk.queue.resume()
+    desk.finish(OK)
+    assert desk.results == [("first", "ok"), ("late", "timeout")]
+    text = b"error:timeout late: not sent before its deadline, because other commands were waiting"
+    assert desk.answers[-1][1].reply == text
+    desk.finish(OK)
+    desk.finish(OK)
+    assert desk.sent_names == ["first", "in time", "patient"]
+    assert len(desk.queue) == 0
+
+
+def test_a_command_that_has_expired_already_is_not_sent_either(clock: Clock, desk: Desk) -> None:
+    desk.submit("late", expires=clock.now - 0.001)
+    assert desk.results == [("late", "timeout")]
+    assert desk.sent_names == []
 
 
 def test_the_answer_is_the_outcome_of_that_command(desk: Desk) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import json
 import os
 import signal
 import subprocess
@@ -22,9 +23,19 @@ from tornado_rbkit.fleet.link import (
     Message,
     NoRespondersError,
     RequestTimeoutError,
+    TooLongError,
     require_nats,
 )
-from tornado_rbkit.fleet.server import NatsServer, forget_local_server, local_servers, start_local_server
+from tornado_rbkit.fleet.nats import NatsServers
+from tornado_rbkit.fleet.server import (
+    LocalServer,
+    NatsServer,
+    find_program,
+    forget_local_server,
+    local_servers,
+    start_local_server,
+    write_private,
+)
 
 
 class Links:
@@ -134,3 +145,88 @@ def test_without_the_extra_the_package_is_importable_and_says_what_to_install(tm
     assert done.stdout == "FleetExtraMissingError nats is not installed; pip install 'tornado_rbkit[fleet]'\n", done
     require_nats()
     assert FleetExtraMissingError.exit_status == 2
+
+
+async def test_agents_that_begin_at_the_same_time_share_one_server(runtime_folder: Path) -> None:
+    agents = [LocalServer() for _ in range(4)]
+    try:
+        await asyncio.gather(*(agent.ensure() for agent in agents))
+        running = [agent._own for agent in agents if agent._own is not None]
+        assert len(running) == 1
+        servers = local_servers()
+        assert servers is not None
+        assert servers.urls[0].endswith(running[0].url.rpartition(":")[2])
+    finally:
+        for agent in agents:
+            agent.stop()
+
+
+async def test_a_port_that_another_program_has_got_is_not_taken_for_a_server(runtime_folder: Path) -> None:
+    other = await asyncio.start_server(lambda reader, writer: writer.write(b"220 mail.example\r\n"), "127.0.0.1", 0)
+    port = other.sockets[0].getsockname()[1]
+    runtime_folder.mkdir(mode=0o700)
+    write_private(runtime_folder / "nats.json", json.dumps({"url": f"nats://u:p@127.0.0.1:{port}", "pid": 1}))
+    agent = LocalServer()
+    try:
+        await agent.ensure()
+        assert agent._own is not None
+    finally:
+        agent.stop()
+        other.close()
+
+
+async def test_a_server_that_takes_too_short_messages_is_refused_in_clear_words(
+    runtime_folder: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    runtime_folder.mkdir(mode=0o700)
+    config = runtime_folder / "small.conf"
+    config.write_text(
+        f'listen: "127.0.0.1:-1"\nmax_payload: 65536\nports_file_dir: {json.dumps(str(runtime_folder))}\n'
+    )
+    server = await NatsServer.start(find_program((2, 9, 0)), config, runtime_folder)
+    link = Link(lambda: NatsServers(urls=(server.url,)), "test")
+    running = asyncio.create_task(link.run())
+    try:
+        await until(lambda: "max_payload is 65536 bytes; needed: 524288 or more" in caplog.text, "it is logged")
+        assert not link.is_up
+    finally:
+        running.cancel()
+        await asyncio.wait([running])
+        server.stop()
+
+
+async def test_a_message_that_is_too_long_does_not_cost_the_connection(links: Links) -> None:
+    link = await links.up(inbox="_INBOX_b1")
+    with pytest.raises(TooLongError, match="allowed: 1048576"):
+        await link.publish("a.long", bytes(2 << 20))
+    with pytest.raises(TooLongError):
+        await link.request("a.long", bytes(2 << 20), 10)
+    assert link.is_up
+    assert not link._lost.is_set()
+
+
+@pytest.mark.logs_errors
+async def test_a_callback_that_fails_is_logged_and_the_next_message_arrives(
+    links: Links, caplog: pytest.LogCaptureFixture
+) -> None:
+    link = await links.up()
+    heard: list[bytes] = []
+
+    def listen(message: Message) -> None:
+        heard.append(message.data)
+        if message.data == b"odd":
+            raise OverflowError("a fault of ours")
+
+    await link.subscribe("a.heard", listen)
+    await link.publish("a.heard", b"odd")
+    await link.publish("a.heard", b"good")
+    await until(lambda: heard == [b"odd", b"good"], "both have arrived")
+    assert "handling a message on a.heard failed" in caplog.text
+    assert "a fault of ours" in caplog.text
+
+
+def test_every_server_is_tried_before_one_is_tried_again() -> None:
+    servers = NatsServers(urls=tuple(f"nats://127.0.0.1:{port}" for port in (1, 2, 3)))
+    link = Link(lambda: servers, "test")
+    tried = [link._next_url(servers) for _ in range(30)]
+    assert all(set(tried[at : at + 3]) == set(servers.urls) for at in range(0, 30, 3))
