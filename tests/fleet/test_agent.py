@@ -205,10 +205,9 @@ async def test_an_odd_deadline_is_none(rig: Rig, rbkit: FakeRbkit, puma: Bridge)
     await until(lambda: puma.state is State.CONNECTED, "it is connected")
     for deadline in (float("nan"), float("inf"), float("-inf"), 10**18, True, None):
         asked = msgpack.packb({"instance": rig.agent.instance, "deadline": deadline})
-        await rig.agent._on_command(
-            Message(subjects.command("web-1", "puma", watcher, "trigger_gc"), asked, f"reply.{deadline}")
-        )
-    replies = [data for subject, data in rig.link.published if subject.startswith("reply.")]
+        reply = f"{subjects.inbox('b1')}.{deadline}"
+        await rig.agent._on_command(Message(subjects.command("web-1", "puma", watcher, "trigger_gc"), asked, reply))
+    replies = [data for subject, data in rig.link.published if subject.startswith(subjects.inbox("b1"))]
     assert len(replies) == 6
     assert all(reply.startswith(b"error:timeout") for reply in replies)
     assert rbkit.received.count(b"trigger_gc") == 0

@@ -348,3 +348,18 @@ def test_lost_last_frames_are_noticed_by_leases(spoil: Callable[[list[bytes]], l
     for _ in range(4):
         leased(sender, receiver)
     assert sender.stream == receiver.stream != before, "the stream has begun anew, with all its credit"
+
+
+def test_a_position_ahead_of_the_sender_is_corrected_by_leases() -> None:
+    sender, receiver = pair()
+    receiver.receive(HEADER.pack(Kind.WHOLE, sender.stream, WINDOW - 4, 0) + bytes(4))
+    add(sender, b"late")
+    for frame in frames_of(sender):
+        receiver.receive(frame)
+    assert taken(receiver) == [b""]
+    for _ in range(4):
+        leased(sender, receiver)
+    add(sender, b"next")
+    for frame in frames_of(sender):
+        receiver.receive(frame)
+    assert taken(receiver) == [b"next"]

@@ -223,6 +223,8 @@ class Agent:
         asked = _unpacked(message.data)
         if subject is None or asked is None:
             return
+        if message.reply and not _is_own_inbox(message.reply, subject.watcher):
+            return
         reply = self._lease(subject, asked, is_renewal=bool(message.reply))
         if message.reply and reply is not None:
             await self._answer(message, msgpack.packb({"instance": self.instance, "now": time.monotonic(), **reply}))
@@ -343,7 +345,7 @@ class Agent:
         """Carry out a command, unless its deadline has passed or it is for another agent with the same name."""
         subject = subjects.parse(message.subject)
         asked = _unpacked(message.data)
-        if subject is None or asked is None or not message.reply:
+        if subject is None or asked is None or not _is_own_inbox(message.reply, subject.watcher):
             return
         if asked.get("instance", "") not in ("", self.instance):
             return  # the other one answers; the bridge finds out if it is an earlier one
@@ -389,6 +391,11 @@ def _unpacked(data: bytes) -> dict[str, Any] | None:
     except (ValueError, TypeError, msgpack.UnpackException):
         return None
     return unpacked if isinstance(unpacked, dict) else None
+
+
+def _is_own_inbox(reply: str, watcher: Watcher) -> bool:
+    """Return whether a reply goes to the bridge that asks: else the agent would send in its own name where it says."""
+    return reply.startswith(f"{subjects.inbox(watcher.bridge)}.")
 
 
 def _text(value: object) -> str:

@@ -178,8 +178,9 @@ class StreamReceiver:
     def on_lease(self, stream: int, sent: int, state: int) -> None:
         """Take the sender's reply to a lease: its stream, its position in it, and its state.
 
-        Begin that stream if it is another one; messages of the earlier one that are whole stay. If the sender is ahead
-        and nothing arrives for `_SILENT_LEASES` leases, its last frames were lost: the next lease is for no stream.
+        Begin that stream if it is another one; messages of the earlier one that are whole stay. If the positions
+        differ and nothing arrives for `_SILENT_LEASES` leases, the last frames were lost, or one was not the sender's:
+        the next lease is for no stream.
         """
         if stream != self.stream:
             self.stream, self.state = stream, state
@@ -187,7 +188,7 @@ class StreamReceiver:
             self._drop_partial()
         else:
             self.state = max(self.state, state)
-            silent = sent > self.received == self._received_before
+            silent = sent != self.received == self._received_before
             self._silent = self._silent + 1 if silent else 0
             if self._silent >= _SILENT_LEASES:
                 self.stream = 0
