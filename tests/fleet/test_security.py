@@ -124,6 +124,7 @@ async def test_a_server_of_another_authority_is_refused_by_the_client(fleet: Fle
     ("who", "subject", "listener"),
     [
         ("h2", subjects.hello("h1"), "b1"),
+        ("h2", subjects.vitals("h1"), "b1"),
         ("h2", subjects.stream(B1, "h1", "puma"), "b1"),
         ("h2", subjects.command("h1", "puma", B1, "trigger_gc"), "h1"),
         ("h2", subjects.watch("h1", "puma", B1), "h1"),
@@ -131,6 +132,7 @@ async def test_a_server_of_another_authority_is_refused_by_the_client(fleet: Fle
         ("b2", subjects.command("h1", "puma", B1, "trigger_gc"), "h1"),
         ("b2", subjects.stream(B1, "h1", "puma"), "b1"),
         ("b2", subjects.hello("h1"), "b1"),
+        ("b2", subjects.vitals("h1"), "b1"),
         ("reader", subjects.command("h1", "puma", Watcher("reader", "one"), "trigger_gc"), "h1"),
     ],
 )

@@ -18,7 +18,7 @@ def test_every_name_comes_back_and_is_one_token(host: str, target: str, bridge: 
     lease = subjects.watch(host, target, watcher)
     assert subjects.parse(lease) == Subject(host, target, watcher)
     assert subjects.parse(subjects.command(host, target, watcher, command)) == Subject(host, target, watcher, command)
-    assert subjects.parse_hello(subjects.hello(host)) == host
+    assert subjects.parse_host(subjects.hello(host), subjects.hello) == host
     for subject in (lease, subjects.stream(watcher, host, target)):
         assert subject.count(".") == 5
         assert not set(subject) & set("*> \t\r\n")
@@ -47,7 +47,7 @@ def test_every_name_comes_back_and_is_one_token(host: str, target: str, bridge: 
 )
 def test_other_subjects_are_nothing(subject: str) -> None:
     assert subjects.parse(subject) is None
-    assert subjects.parse_hello(subject) is None
+    assert subjects.parse_host(subject, subjects.hello) is None
 
 
 @pytest.mark.parametrize("name", ["", "a" * 65, "ä" * 33, "a\nb", "\ud800"])

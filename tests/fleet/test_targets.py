@@ -63,7 +63,7 @@ def test_of_a_hello_only_what_is_known_is_kept(data: dict[str, Any]) -> None:
         assert parsed.version == VERSION
         for name, known in parsed.targets.items():
             assert subjects.check_fleet_name(name, "the target") == name
-            assert known.keys() <= {"process", "pid", "state", "trouble", "viewers"}
+            assert known.keys() <= {"process", "pid", "state", "trouble", "viewers", "recording"}
 
 
 def test_what_a_hello_becomes_is_bounded_too() -> None:

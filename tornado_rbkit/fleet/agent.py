@@ -17,6 +17,7 @@ from typing import Any, Final, Literal
 import msgpack
 
 from tornado_rbkit.bridge.bridge import Bridge
+from tornado_rbkit.bridge.summary import KnowsTargets, describe
 from tornado_rbkit.errors import BridgeFullError, CommandError
 from tornado_rbkit.fleet import subjects
 from tornado_rbkit.fleet.lease import LEASE_SECONDS, Lease
@@ -24,6 +25,7 @@ from tornado_rbkit.fleet.link import DATA_PATIENCE, MAX_PAYLOAD, Link, LinkError
 from tornado_rbkit.fleet.nats import NatsServers
 from tornado_rbkit.fleet.subjects import Subject, Watcher
 from tornado_rbkit.fleet.tasks import Tasks
+from tornado_rbkit.fleet.vitals import VITALS_INTERVAL, VITALS_TARGET, Vitals
 from tornado_rbkit.log_throttle import LogThrottle, times
 from tornado_rbkit.protocol import COMMANDS, VIEW_COMMAND, parse_command
 
@@ -99,6 +101,8 @@ class Agent:
         self._max_backlog_bytes = max_backlog_bytes
         self._link = Link(servers, f"rbkit agent {host}")
         self._watched: dict[str, _Watched] = {}
+        self._lookers: dict[Watcher, float] = {}  # seconds since the last lease of the figures
+        self._vitals_at = -math.inf
         self._tasks = Tasks()
         self._listing: asyncio.Task[None] | None = None
         self._listed_at = -math.inf
@@ -141,6 +145,7 @@ class Agent:
             if self._link.is_up:
                 await self._say_hello(with_list=False)
                 self._age(min(now - before, _LONG_TICK))
+                await self._send_vitals()
             before = now
 
     def _age(self, seconds: float) -> None:
@@ -149,6 +154,27 @@ class Agent:
                 lease.age += seconds
                 if lease.age > LEASE_SECONDS or self._bridge_of(name) is not watched.bridge:
                     self._end(name, watcher)
+        aged = ((watcher, age + seconds) for watcher, age in self._lookers.items())
+        self._lookers = {watcher: age for watcher, age in aged if age <= LEASE_SECONDS}
+
+    async def _send_vitals(self) -> None:
+        """Publish the figures of the processes if a bridge has leased them and they are due."""
+        now = time.monotonic()
+        if not self._lookers or now - self._vitals_at < VITALS_INTERVAL - HELLO_INTERVAL / 2:
+            return
+        self._vitals_at = now
+        if isinstance(self._targets, KnowsTargets):
+            read = self._targets.figures
+            vitals = Vitals(now, {name: read(name) for name, _ in self._named()[:MAX_TARGETS]})
+            with contextlib.suppress(LinkError):  # the link notices it
+                await self._link.publish(subjects.vitals(self.host), vitals.pack())
+
+    def _on_looker(self, watcher: Watcher) -> None:
+        """Begin or renew a lease of the figures; the first one gets them at once."""
+        if watcher in self._lookers or len(self._lookers) < _MAX_LEASES:
+            self._lookers[watcher] = 0.0
+            if len(self._lookers) == 1:
+                self._tasks.start(self._send_vitals(), "sending the figures of processes")
 
     def _list_soon(self) -> None:
         """Announce the list of the targets, once for all bridges that ask within `_LIST_INTERVAL`."""
@@ -196,15 +222,15 @@ class Agent:
             _log.warning(text, about, times(count))
 
     def _describe(self, name: str, bridge: Bridge) -> dict[str, Any]:
-        stats = bridge.stats()
-        handshake = stats["handshake"] or {}
+        known = describe(self._targets, name, bridge)
         watched = self._watched.get(name)
         return {
             "name": name,
-            "process": _text(handshake.get("process_name"))[: subjects.MAX_NAME],
-            "pid": handshake.get("pid"),
-            "state": stats["state"],
-            "trouble": _text(stats["trouble"]) or None,
+            "process": _text(known["process"])[: subjects.MAX_NAME],
+            "pid": known["pid"],
+            "state": known["state"],
+            "trouble": _text(known["trouble"]) or None,
+            "recording": known["recording"],
             "viewers": sum(lease.viewers for lease in watched.leases.values()) if watched else 0,
         }
 
@@ -238,6 +264,9 @@ class Agent:
         if subject.target == HOST_TARGET:
             if asked.get("list"):
                 self._list_soon()
+            return {}
+        if subject.target == VITALS_TARGET:
+            self._on_looker(subject.watcher)
             return {}
         if asked.get("instance", "") not in ("", self.instance):
             self._warn("twin", "another agent has the name %s, or this one was restarted%s", self.host)

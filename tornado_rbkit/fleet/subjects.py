@@ -6,6 +6,7 @@ of its credentials, and a token of its process, so that several processes can sh
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import Final, NamedTuple
 from urllib.parse import quote, unquote_to_bytes
 
@@ -16,6 +17,8 @@ WHO: Final = "rbkit.who"
 """Bridges publish it; every agent answers with a hello that has the list of its targets."""
 
 HELLOS: Final = "rbkit.hello.*"
+
+ALL_VITALS: Final = "rbkit.vitals.*"
 
 
 class Watcher(NamedTuple):
@@ -48,6 +51,11 @@ def check_fleet_name(name: str, what: str) -> str:
 def hello(host: str) -> str:
     """Return the subject on which an agent announces its host."""
     return f"rbkit.hello.{_token(host)}"
+
+
+def vitals(host: str) -> str:
+    """Return the subject on which an agent publishes the figures of its processes."""
+    return f"rbkit.vitals.{_token(host)}"
 
 
 def watch(host: str, target: str, watcher: Watcher) -> str:
@@ -94,21 +102,21 @@ def parse(subject: str) -> Subject | None:
     return Subject(host, target, Watcher(bridge, token), rest[0] if rest else "")
 
 
-def parse_hello(subject: str) -> str | None:
-    """Return the host in the subject of a hello."""
-    token = subject.removeprefix("rbkit.hello.")
+def parse_host(subject: str, of_host: Callable[[str], str]) -> str | None:
+    """Return the host in a subject that `hello` or `vitals` has made."""
+    token = subject.removeprefix(of_host(""))
     try:
         host = unquote_to_bytes(token).decode()
     except UnicodeDecodeError:
         return None
-    return host if _is_valid(host) and hello(host) == subject else None
+    return host if _is_valid(host) and of_host(host) == subject else None
 
 
 def permissions_of_host(name: str) -> dict[str, object]:
     """Return what the credentials of a host may publish and subscribe, as in the configuration of nats-server."""
     host = _token(name)
     return {
-        "publish": [hello(name), f"rbkit.to.*.*.{host}.>"],
+        "publish": [hello(name), vitals(name), f"rbkit.to.*.*.{host}.>"],
         "subscribe": [all_commands(name), all_leases(name), WHO],
         "allow_responses": {"max": 1, "expires": "10m"},
     }
@@ -120,7 +128,7 @@ def permissions_of_bridge(name: str, *, read_only: bool = False) -> dict[str, ob
     what = "handshake" if read_only else "*"
     return {
         "publish": [f"rbkit.watch.*.*.{bridge}.*", f"rbkit.cmd.*.*.{bridge}.*.{what}", WHO],
-        "subscribe": [f"rbkit.to.{bridge}.>", HELLOS, f"{inbox(name)}.>"],
+        "subscribe": [f"rbkit.to.{bridge}.>", HELLOS, ALL_VITALS, f"{inbox(name)}.>"],
     }
 
 

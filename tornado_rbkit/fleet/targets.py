@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import itertools
 import logging
+import math
 import time
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field
@@ -13,6 +14,7 @@ from typing import Any, Final, NamedTuple
 import msgpack
 
 from tornado_rbkit.bridge.bridge import Bridge
+from tornado_rbkit.bridge.summary import printable
 from tornado_rbkit.errors import DiscoveryError
 from tornado_rbkit.fleet import subjects
 from tornado_rbkit.fleet.agent import MAX_TARGETS, VERSION
@@ -20,6 +22,7 @@ from tornado_rbkit.fleet.link import LinkError, Message, NoRespondersError
 from tornado_rbkit.fleet.nats import NatsServers
 from tornado_rbkit.fleet.tasks import Tasks
 from tornado_rbkit.fleet.transport import Fleet, FleetEndpoint
+from tornado_rbkit.fleet.vitals import VITALS_INTERVAL, Vitals
 from tornado_rbkit.log_throttle import LogThrottle, times
 from tornado_rbkit.upstream.iothread import IOLoopThread
 
@@ -34,6 +37,12 @@ FLEET_IDLE_GRACE: Final = 2.0
 FORGET_AFTER: Final = 10.0
 """Seconds for which the targets of a host that is gone, or targets that are gone, keep their clients."""
 
+SHOW_GONE: Final = 600.0
+"""Seconds for which a host that is gone is shown as such."""
+
+LOOK_SECONDS: Final = 4.0
+"""Seconds for which hosts are asked for the figures of their processes after somebody has looked at the targets."""
+
 _CHECK_INTERVAL: Final = 0.25  # seconds
 _LIST_INTERVAL: Final = 1.0  # seconds between two requests for the list of a host
 _MAX_HELLOS: Final = 20  # of one host within a second; an agent sends one, and five lists at most
@@ -42,7 +51,8 @@ _MAX_TARGETS: Final = 16384
 _JOIN_TIMEOUT: Final = 5.0  # seconds
 
 
-_FACTS: Final = {"process": str, "pid": int, "state": str, "trouble": str, "viewers": int}
+_FACTS: Final = {"process": str, "pid": int, "state": str, "trouble": str, "viewers": int, "recording": list}
+_RECORDED: Final = 3  # kinds of profiling
 _MAX_TEXT: Final = 256  # characters
 
 
@@ -89,12 +99,15 @@ def _facts(targets: list[Any]) -> dict[str, dict[str, Any]]:
         except ValueError:
             continue
         known = ((key, each.get(key), kind) for key, kind in _FACTS.items())
-        facts[name] = {
-            key: value[:_MAX_TEXT] if isinstance(value, str) else value
-            for key, value, kind in known
-            if type(value) is kind
-        }
+        facts[name] = {key: _bounded(value) for key, value, kind in known if type(value) is kind}
     return facts
+
+
+def _bounded(value: Any) -> Any:
+    """Return a fact, cut to its allowed size."""
+    if isinstance(value, list):
+        return [each[:_MAX_TEXT] for each in value[:_RECORDED] if isinstance(each, str)]
+    return value[:_MAX_TEXT] if isinstance(value, str) else value
 
 
 @dataclass
@@ -112,6 +125,7 @@ class _Host:
     asking: bool = False
     next_list: float = 0.0
     facts: dict[str, dict[str, Any]] = field(default_factory=dict)
+    vitals: Vitals | None = None
     shown: dict[str, str] = field(default_factory=dict)
 
 
@@ -126,7 +140,10 @@ class _Entry:
 
 
 class FleetTargets(Mapping[str, Bridge]):
-    """Bridges by ``HOST~TARGET``, for `rbkit_routes`, kept up to date with what agents announce. Web loop only."""
+    """Bridges by ``HOST~TARGET``, for `rbkit_routes`, kept up to date with what agents announce. Web loop only.
+
+    Implements `tornado_rbkit.bridge.summary.KnowsTargets` and `tornado_rbkit.web.overview.KnowsHosts`.
+    """
 
     def __init__(
         self,
@@ -152,6 +169,7 @@ class FleetTargets(Mapping[str, Bridge]):
         self._leaving = Tasks()
         self._asking = Tasks()
         self._throttle = LogThrottle()
+        self._looked_at = self._leased_at = -math.inf
         self._hellos: dict[str, tuple[float, int]] = {}  # on the thread: see `_is_flood`
 
     def __getitem__(self, name: str) -> Bridge:
@@ -167,6 +185,38 @@ class FleetTargets(Mapping[str, Bridge]):
     def hosts(self) -> dict[str, str]:
         """The state of each host: here, late (its hellos do not arrive), frozen (it does not answer) or gone."""
         return {name: host.state for name, host in self._hosts.items()}
+
+    def facts(self, name: str) -> dict[str, Any]:
+        """Return what the agent of a target has announced about it; see `KnowsTargets`."""
+        entry = self._entries[name]
+        host = self._hosts.get(entry.host)
+        announced = host.facts.get(entry.target, {}) if host is not None else {}
+        return {"host": entry.host, **announced}
+
+    def figures(self, name: str) -> dict[str, float]:
+        """Return the figures of a target's process, if its host has sent them lately; see `KnowsTargets`."""
+        entry = self._entries[name]
+        host = self._hosts.get(entry.host)
+        if host is None or host.vitals is None:
+            return {}
+        return {"at": host.vitals.at, **host.vitals.processes.get(entry.target, {})}
+
+    def host_facts(self) -> list[dict[str, Any]]:
+        """Return each host's name and state, the seconds since it was heard if it is not here, and its targets."""
+        now = time.monotonic()
+        return [
+            {
+                "name": printable(name),
+                "state": host.state,
+                "seconds": 0.0 if host.state == "here" else now - host.heard,
+                "targets": len(host.facts),
+            }
+            for name, host in self._hosts.items()
+        ]
+
+    def look(self) -> None:
+        """Ask the hosts for the figures of their processes for the next `LOOK_SECONDS`."""
+        self._looked_at = time.monotonic()
 
     async def follow(self) -> None:
         """Follow the announcements until cancelled, then close all bridges and join their thread.
@@ -193,7 +243,7 @@ class FleetTargets(Mapping[str, Bridge]):
         """Ask for hosts that are late, and close the bridges of targets that are gone."""
         now = time.monotonic()
         for name, host in list(self._hosts.items()):
-            if host.gone_at is not None and now - host.gone_at > FORGET_AFTER:
+            if host.gone_at is not None and now - host.gone_at > SHOW_GONE:
                 del self._hosts[name]
             elif host.state != "gone" and now - host.heard > LATE_AFTER and not host.asking:
                 host.asking = True
@@ -201,6 +251,10 @@ class FleetTargets(Mapping[str, Bridge]):
         for name, entry in list(self._entries.items()):
             if entry.gives_up_at is not None and (now >= entry.gives_up_at or not entry.bridge.watched):
                 self._leaving.start(self._close(self._entries.pop(name).bridge), f"closing {name}")
+        if now - self._looked_at < LOOK_SECONDS and now - self._leased_at >= VITALS_INTERVAL:
+            self._leased_at = now
+            asked = [name for name, host in self._hosts.items() if host.state != "gone"]
+            self._thread.io_loop.add_callback(self._fleet.lease_vitals, asked)
 
     def on_hello(self, host_name: str, hello: Hello) -> None:
         """Record the hello of an agent. Of two agents with one name, the first is kept while its hellos arrive."""
@@ -209,7 +263,7 @@ class FleetTargets(Mapping[str, Bridge]):
         now = time.monotonic()
         host = self._hosts.get(host_name)
         if host is None:
-            if len(self._hosts) >= _MAX_HOSTS:
+            if len(self._hosts) >= _MAX_HOSTS and not self._forget_one():
                 self._warn("hosts", "there are more than %d hosts; the others are not shown", _MAX_HOSTS)
                 return
             host = self._hosts[host_name] = _Host(hello.instance, now)
@@ -229,6 +283,19 @@ class FleetTargets(Mapping[str, Bridge]):
         if hello.digest != host.digest and now >= host.next_list:
             host.next_list = now + _LIST_INTERVAL
             self._thread.io_loop.add_callback(self._fleet.ask_for_list, host_name)
+
+    def on_vitals(self, host_name: str, vitals: Vitals) -> None:
+        """Record the figures of a host's processes, while somebody looks at them."""
+        host = self._hosts.get(host_name)
+        if host is not None and time.monotonic() - self._looked_at < LOOK_SECONDS:
+            host.vitals = vitals
+
+    def _forget_one(self) -> bool:
+        """Forget the host that has been gone for longest; return whether there is one."""
+        gone = [(host.gone_at, name) for name, host in self._hosts.items() if host.gone_at is not None]
+        if gone:
+            del self._hosts[min(gone)[1]]
+        return bool(gone)
 
     def _show(self, host_name: str, host: _Host) -> None:
         """Make a bridge for each target of a host that is announced, and let the others go."""
@@ -281,6 +348,7 @@ class FleetTargets(Mapping[str, Bridge]):
         if state == "gone":
             host.gone_at = time.monotonic()
             host.facts.clear()
+            host.vitals = None
             host.digest = ""
             self._show(name, host)
 
@@ -289,7 +357,7 @@ class FleetTargets(Mapping[str, Bridge]):
             self._thread.start()
         except (OSError, RuntimeError) as error:  # too few descriptors, or threads
             raise DiscoveryError(f"the I/O thread of the bridges' connections did not start: {error}") from error
-        self._thread.io_loop.add_callback(self._fleet.start, self._on_message)
+        self._thread.io_loop.add_callback(self._fleet.start, self._on_message, self._on_vitals)
 
     def _on_thread(self, coroutine: Any) -> asyncio.Future[Any]:
         """Run a coroutine on the thread."""
@@ -298,15 +366,24 @@ class FleetTargets(Mapping[str, Bridge]):
 
     def _on_message(self, message: Message) -> None:
         """Decode a hello, on the thread, and hand it to the web loop."""
-        host = subjects.parse_hello(message.subject)
+        host = subjects.parse_host(message.subject, subjects.hello)
         if host is None or self._is_flood(host):
             return
         hello = Hello.parse(message.data)
         if hello is not None:
             self._loop.call_soon_threadsafe(self.on_hello, host, hello)
 
+    def _on_vitals(self, message: Message) -> None:
+        """Decode the figures of a host's processes, on the thread, and hand them to the web loop."""
+        host = subjects.parse_host(message.subject, subjects.vitals)
+        if host is None or self._is_flood(host):
+            return
+        vitals = Vitals.parse(message.data, MAX_TARGETS)
+        if vitals is not None:
+            self._loop.call_soon_threadsafe(self.on_vitals, host, vitals)
+
     def _is_flood(self, host: str) -> bool:
-        """Return whether a host has sent too many hellos within a second."""
+        """Return whether a host has sent too many messages within a second."""
         now = time.monotonic()
         since, count = self._hellos.get(host, (-1.0, 0))
         since, count = (now, 1) if now - since > 1 else (since, count + 1)

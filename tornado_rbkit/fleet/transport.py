@@ -8,7 +8,7 @@ import logging
 import math
 import secrets
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass, field
 from functools import partial
 from typing import Any, Final
@@ -33,6 +33,7 @@ from tornado_rbkit.fleet.link import (
 from tornado_rbkit.fleet.nats import NatsServers
 from tornado_rbkit.fleet.subjects import Watcher
 from tornado_rbkit.fleet.tasks import Tasks
+from tornado_rbkit.fleet.vitals import VITALS_TARGET
 from tornado_rbkit.frames import Buffer, Encoding
 from tornado_rbkit.protocol import check_reply
 from tornado_rbkit.upstream.options import UpstreamOptions
@@ -77,9 +78,10 @@ class Fleet:
         self.tasks = Tasks()
         self._linking = Tasks()
 
-    async def start(self, on_hello: Callable[[Message], None]) -> None:
-        """Open the connection, and call a function with each hello of an agent."""
+    async def start(self, on_hello: Callable[[Message], None], on_vitals: Callable[[Message], None]) -> None:
+        """Open the connection, and call functions with the hellos of agents and the figures they send."""
         await self.link.subscribe(subjects.HELLOS, on_hello)
+        await self.link.subscribe(subjects.ALL_VITALS, on_vitals)
         self._linking.start(self.link.run(), "the connection to NATS", self._on_failure)
 
     def _on_failure(self, reason: str) -> None:
@@ -94,6 +96,12 @@ class Fleet:
         """Ask one agent for the list of its targets."""
         with contextlib.suppress(LinkError):
             await self.link.publish(subjects.watch(host, HOST_TARGET, self.watcher), msgpack.packb({"list": True}))
+
+    async def lease_vitals(self, hosts: Iterable[str]) -> None:
+        """Lease the figures of the processes of some hosts."""
+        with contextlib.suppress(LinkError):
+            for host in hosts:
+                await self.link.publish(subjects.watch(host, VITALS_TARGET, self.watcher), msgpack.packb({}))
 
     def _on_change(self, up: bool) -> None:
         if up:
