@@ -40,12 +40,14 @@ from pytest_jupyter.jupyter_server import (  # noqa: F401
     jp_server_config,
 )
 from pytest_jupyter.pytest_tornasync import http_server_port  # noqa: F401
+from selenium.webdriver.chromium.webdriver import ChromiumDriver
 from tornado.httpclient import AsyncHTTPClient, HTTPClientError, HTTPRequest
 from tornado.httpserver import HTTPServer
 from tornado.log import access_log, app_log, gen_log
 from tornado.websocket import WebSocketClientConnection, websocket_connect
 from traitlets.config import Config
 
+from tests.browser import open_browser
 from tests.conftest import closing, until
 from tornado_rbkit.jupyter.application import RbkitExtension
 
@@ -180,21 +182,24 @@ async def jp_asyncio_loop() -> asyncio.AbstractEventLoop:
 
 
 @pytest.fixture
-def tornado_logging() -> Iterator[None]:
-    """Give Tornado its loggers back: a server takes them over, and has them tell of every request."""
-    own = logging.getLogger("tornado")
-    before = own.parent, own.propagate, own.level
+def own_logging(caplog: pytest.LogCaptureFixture) -> Iterator[None]:
+    """Restore the loggers of Tornado and of the package, which a server takes over; errors of the package are seen."""
+    taken = [logging.getLogger("tornado"), logging.getLogger("tornado_rbkit")]
+    before = [(logger.parent, logger.propagate, logger.level) for logger in taken]
     names = {log: log.name for log in (app_log, access_log, gen_log)}
+    taken[1].addHandler(caplog.handler)
     yield
-    own.parent, own.propagate = before[:2]
-    own.setLevel(before[2])
+    taken[1].removeHandler(caplog.handler)
+    for logger, (parent, propagate, level) in zip(taken, before, strict=True):
+        logger.parent, logger.propagate = parent, propagate
+        logger.setLevel(level)
     for log, name in names.items():
         log.name = name
 
 
 @pytest.fixture
 async def jupyter(
-    tornado_logging: None,
+    own_logging: None,
     jp_configurable_serverapp: Callable[..., ServerApp],  # noqa: F811
     http_server_port: tuple[socket.socket, int],  # noqa: F811
     tmp_path: Path,
@@ -225,6 +230,25 @@ async def jupyter(
         server.app.clear_instance()
     left = [thread.name for thread in set(threading.enumerate()) - threads if thread.name.startswith("rbkit")]
     assert not left, f"threads that the extension left behind: {left}"
+
+
+@pytest.fixture(scope="module")
+def chrome(tmp_path_factory: pytest.TempPathFactory) -> Iterator[ChromiumDriver]:
+    with open_browser(tmp_path_factory.mktemp("chromium")) as browser:
+        yield browser
+
+
+@pytest.fixture
+def browser(chrome: ChromiumDriver) -> Iterator[ChromiumDriver]:
+    """A browser with one window, in which there is nothing."""
+    first = chrome.current_window_handle
+    yield chrome
+    for window in set(chrome.window_handles) - {first}:
+        chrome.switch_to.window(window)
+        chrome.close()
+    chrome.switch_to.window(first)
+    chrome.get("about:blank")
+    chrome.get_log("browser")  # type: ignore[no-untyped-call]  # what is read is gone
 
 
 def _headers(token: str | None, headers: dict[str, str]) -> dict[str, str]:

@@ -25,7 +25,7 @@ c.Authenticator.allow_all = True
 c.JupyterHub.spawner_class = "simple"
 c.SimpleLocalProcessSpawner.home_dir_template = {homes!r} + "/{{username}}"
 c.Spawner.cmd = [{python!r}, "-m", "jupyterhub.singleuser"]
-c.Spawner.args = ["--allow-root", "--LabApp.expose_app_in_browser=True", *{options!r}]
+c.Spawner.args = ["--allow-root", "--LabApp.expose_app_in_browser=True"]
 c.Spawner.environment = {{
     **{variables!r},
     "RBKIT_RUNTIME_DIR": lambda spawner: {homes!r} + "/" + spawner.user.name + "/rbkit",
@@ -35,13 +35,26 @@ c.JupyterHub.bind_url = "http://127.0.0.1:{port}/"
 c.JupyterHub.hub_port = {hub_port}
 c.ConfigurableHTTPProxy.command = [{proxy!r}]
 c.ConfigurableHTTPProxy.api_url = "http://127.0.0.1:{api_port}"
+
+
+def allow_frames(spawner):
+    if spawner.user.name == {framed!r}:
+        spawner.args = [*spawner.args, {policy!r}]
+
+
+c.Spawner.pre_spawn_hook = allow_frames
 """
+
+FRAMED = "dan"
+"""The user whose server may show its pages in frames; JupyterHub forbids it to others."""
+
+_POLICY = '--ServerApp.tornado_settings={"headers": {"Content-Security-Policy": "frame-ancestors \'self\'"}}'
 
 
 class Hub(JupyterProcess):
     """A JupyterHub; `log` has the output of its users' servers too."""
 
-    def __init__(self, folder: Path, proxy: str, *options: str) -> None:
+    def __init__(self, folder: Path, proxy: str) -> None:
         self._homes = folder / "homes"
         own = environment(folder)
         for private in ("JUPYTER_CONFIG_DIR", "JUPYTER_DATA_DIR", "JUPYTER_RUNTIME_DIR", "XDG_RUNTIME_DIR"):
@@ -51,7 +64,8 @@ class Hub(JupyterProcess):
         text = CONFIGURATION.format(
             homes=str(self._homes),
             python=sys.executable,
-            options=options,
+            framed=FRAMED,
+            policy=_POLICY,
             variables=variables,
             patience=PATIENCE,
             port=port,
@@ -83,8 +97,8 @@ class Hub(JupyterProcess):
 
 
 @contextlib.contextmanager
-def hub(folder: Path, *options: str) -> Iterator[Hub]:
-    """A JupyterHub whose users' servers have these options; skips the test where it is not installed."""
+def hub(folder: Path) -> Iterator[Hub]:
+    """A JupyterHub; skips the test where it is not installed."""
     if importlib.util.find_spec("jupyterhub") is None:
         pytest.skip("there is no JupyterHub: pip install jupyterhub")
     beside = os.pathsep.join([str(Path(sys.executable).parent), os.environ.get("PATH", "")])
@@ -93,7 +107,7 @@ def hub(folder: Path, *options: str) -> Iterator[Hub]:
         pytest.skip(
             f"there is no configurable-http-proxy: npm install -g --prefix {sys.prefix} configurable-http-proxy@4"
         )
-    server = Hub(folder, proxy, *options)
+    server = Hub(folder, proxy)
     try:
         yield server
     finally:

@@ -5,10 +5,12 @@ from __future__ import annotations
 import contextlib
 import json
 import os
+import site
 import subprocess
 import sys
 import time
 import urllib.request
+import venv
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -156,9 +158,31 @@ def find(browser: ChromiumDriver, css: str, text: str = "") -> Any:
     return WebDriverWait(browser, PATIENCE, ignored_exceptions=[Exception]).until(seen, f"{css} with {text!r}")
 
 
-def write_notebook(path: Path, cells: list[str]) -> None:
+def errors(browser: ChromiumDriver) -> list[str]:
+    """Return what the browser complains of that is ours."""
+    entries: list[dict[str, str]] = browser.get_log("browser")  # type: ignore[no-untyped-call]
+    return [entry["message"] for entry in entries if entry["level"] == "SEVERE" and "rbkit" in entry["message"]]
+
+
+def write_foreign_kernel(folder: Path) -> None:
+    """Create the kernel `foreign`: a virtual environment that has all packages of this one but tornado_rbkit."""
+    venv.create(folder / "environment", symlinks=True)
+    scripts = folder / "environment" / ("Scripts" if os.name == "nt" else "bin")
+    python = str(scripts / f"python{'.exe' if os.name == 'nt' else ''}")
+    code = "import site; print(site.getsitepackages()[-1])"
+    packages = Path(subprocess.run([python, "-c", code], capture_output=True, text=True, check=True).stdout.strip())
+    for path in Path(site.getsitepackages()[-1]).iterdir():
+        if "tornado_rbkit" not in path.name:
+            (packages / path.name).symlink_to(path)
+    spec = {"argv": [python, "-m", "ipykernel_launcher", "-f", "{connection_file}"], "display_name": "Foreign"}
+    kernel = folder / "data" / "kernels" / "foreign" / "kernel.json"
+    kernel.parent.mkdir(parents=True)
+    kernel.write_text(json.dumps({**spec, "language": "python"}))
+
+
+def write_notebook(path: Path, cells: list[str], kernel_name: str = "python3") -> None:
     """Write a notebook that has not been run."""
-    kernel = {"name": "python3", "display_name": "Python 3 (ipykernel)", "language": "python"}
+    kernel = {"name": kernel_name, "display_name": kernel_name, "language": "python"}
     code: list[dict[str, object]] = [
         {
             "cell_type": "code",

@@ -150,12 +150,20 @@ async def test_nothing_but_reading_is_there(jupyter: StartJupyter, settings: dic
     assert await server.knock(path, method="POST") == 405
 
 
-@pytest.mark.parametrize("path", ["rbkit/other/ws", "rbkit/other/status", "rbkit/other"])
+@pytest.mark.parametrize("path", ["rbkit/other/ws", "rbkit/other/status", "rbkit/other", "rbkit/kernels/0-0"])
 async def test_a_target_that_is_not_there_is_not_found(
     jupyter: StartJupyter, settings: dict[str, Any], path: str
 ) -> None:
     server = await jupyter(**settings)
     assert await server.knock(path) == 404
+
+
+async def test_the_figures_of_kernels_are_for_those_who_may_read(
+    jupyter: StartJupyter, settings: dict[str, Any]
+) -> None:
+    server = await jupyter({"authorizer_class": Nobody}, **settings)
+    for token in (None, TOKEN):
+        assert await server.knock("rbkit/kernels/0-0", token) == 403
 
 
 @pytest.mark.parametrize("path", ["rbkit/status", "rbkit/targets", "rbkit/web-1/status"])
@@ -181,7 +189,7 @@ def test_the_handlers_hide_nothing_of_jupyter_s() -> None:
     """Names that mean one thing to Jupyter and another to us would be found by nobody else."""
     meant = {"initialize", "get", "write_error", "finish", "check_origin", "head"}
     meant |= {"set_default_headers", "on_connection_close"}  # they call Jupyter's
-    meant |= {"get_login_url", "auth_resource", "_request_summary"}
+    meant |= {"get_login_url", "auth_resource", "_request_summary", "_log"}
     meant |= {"access", "__module__", "__doc__", "__annotations__", "__firstlineno__", "__static_attributes__"}
     ours = [
         kind
@@ -190,6 +198,7 @@ def test_the_handlers_hide_nothing_of_jupyter_s() -> None:
             handlers.JupyterStatusHandler,
             handlers.JupyterIndexHandler,
             handlers.JupyterAssetHandler,
+            handlers.JupyterKernelHandler,
         )
         for kind in handler.__mro__
         if kind.__module__.startswith("tornado_rbkit")

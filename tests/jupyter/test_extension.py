@@ -75,6 +75,15 @@ async def test_the_end_of_discovery_is_logged_with_its_reason(
     assert "RbkitExtension is off until the server restarts: the I/O thread" in capsys.readouterr().err
 
 
+async def test_what_the_package_reports_is_in_the_log_of_jupyter(
+    jupyter: StartJupyter, rbkit: FakeRbkit, capsys: pytest.CaptureFixture[str]
+) -> None:
+    server = await jupyter({"log_level": "INFO"}, **rbkit.endpoints)
+    await ask(await server.connect(), "handshake")
+    [line] = [line for line in capsys.readouterr().err.splitlines() if "connected to the rbkit server" in line]
+    assert line.startswith("[I ")
+
+
 @pytest.mark.parametrize(
     ("settings", "told"),
     [

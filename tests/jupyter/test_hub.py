@@ -3,35 +3,19 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
-from pathlib import Path
 
 import pytest
 from selenium.webdriver.chromium.webdriver import ChromiumDriver
 from selenium.webdriver.support.ui import WebDriverWait
 
-from tests.browser import open_browser
-from tests.jupyter.hub import Hub, hub
-from tests.jupyter.lab import PATIENCE, RUN_ALL, find, write_notebook
-
-ALLOWED = '--ServerApp.tornado_settings={"headers": {"Content-Security-Policy": "frame-ancestors \'self\'"}}'
+from tests.jupyter.hub import FRAMED, Hub, hub
+from tests.jupyter.lab import PATIENCE, RUN_ALL, errors, find, write_notebook
 
 
 @pytest.fixture(scope="module")
 def server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Hub]:
     with hub(tmp_path_factory.mktemp("hub")) as server:
         yield server
-
-
-@pytest.fixture
-def browser(tmp_path: Path) -> Iterator[ChromiumDriver]:
-    with open_browser(tmp_path / "chromium") as browser:
-        yield browser
-
-
-def complaints(browser: ChromiumDriver) -> list[str]:
-    """Return what the browser complains of that is ours."""
-    entries: list[dict[str, str]] = browser.get_log("browser")  # type: ignore[no-untyped-call]
-    return [entry["message"] for entry in entries if entry["level"] == "SEVERE" and "rbkit" in entry["message"]]
 
 
 def switch_to_new_window(browser: ChromiumDriver) -> None:
@@ -53,13 +37,13 @@ def test_a_kernel_is_watched_and_commanded_from_its_user_s_browser_alone(server:
     find(browser, "[data-command=stop_cpu_profiling]")
     browser.refresh()
     find(browser, "[data-command=stop_cpu_profiling]")
-    assert complaints(browser) == []
+    assert errors(browser) == []
 
     target = browser.current_url
     url = server.log_in(browser, "ben")
     browser.get(f"{url}rbkit/")
     find(browser, ".state", "no profiler yet")
-    assert complaints(browser) == []
+    assert errors(browser) == []
     browser.get(target)
     find(browser, "body", "403")
 
@@ -71,16 +55,15 @@ def test_the_card_opens_a_browser_tab_where_the_hub_forbids_frames(server: Hub, 
     switch_to_new_window(browser)
     assert browser.current_url.startswith(f"{url}rbkit/")
     find(browser, ".state", "no profiler yet")
-    assert complaints(browser) == []
+    assert errors(browser) == []
 
 
 def test_the_card_opens_a_tab_of_jupyterlab_where_the_administrator_allows_frames(
-    tmp_path: Path, browser: ChromiumDriver
+    server: Hub, browser: ChromiumDriver
 ) -> None:
-    with hub(tmp_path, ALLOWED) as server:
-        url = server.log_in(browser, "cid")
-        browser.get(f"{url}lab?reset")
-        find(browser, ".jp-LauncherCard", "rbkit dashboard").click()
-        browser.switch_to.frame(find(browser, "iframe[src*='rbkit/']"))
-        find(browser, ".state", "no profiler yet")
-        assert complaints(browser) == []
+    url = server.log_in(browser, FRAMED)
+    browser.get(f"{url}lab?reset")
+    find(browser, ".jp-LauncherCard", "rbkit dashboard").click()
+    browser.switch_to.frame(find(browser, "iframe[src*='rbkit/']"))
+    find(browser, ".state", "no profiler yet")
+    assert errors(browser) == []

@@ -53,6 +53,11 @@ async def targets(server: Jupyter) -> list[str]:
     return [target["name"] for target in json.loads((await server.get("rbkit/targets")).body)]
 
 
+async def figures(server: Jupyter, kernel: Kernel) -> dict[str, Any]:
+    found: dict[str, Any] = json.loads((await server.get(f"rbkit/kernels/{kernel.id}")).body)
+    return found
+
+
 async def start(kernel: Kernel) -> dict[str, Any]:
     assert await kernel.run("%load_ext tornado_rbkit") == []
     return await start_again(kernel)
@@ -67,6 +72,9 @@ async def start_again(kernel: Kernel) -> dict[str, Any]:
 async def test_it_is_found_by_its_notebook_s_name_and_watched(jupyter: StartJupyter, not_kept: None) -> None:
     server = await jupyter()
     async with server.kernel("work/My Analysis.ipynb") as kernel:
+        before = await figures(server, kernel)
+        assert (before["target"], before["records_memory"], before["pid"]) == (None, None, kernel.pid)
+        assert before["memory_bytes"] > 10_000_000
         shown = await start(kernel)
         name = f"My-Analysis-{kernel.id[:8]}"
         link = f'href="{server.app.base_url}rbkit/?target={name}"'
@@ -81,6 +89,9 @@ async def test_it_is_found_by_its_notebook_s_name_and_watched(jupyter: StartJupy
         assert (handshake.pid, handshake.process_name) == (kernel.pid, f"My Analysis-{kernel.id[:8]}")
         assert await ask(connection, "start_cpu_profiling") == b"0ok"
         assert isinstance(decode(await receive_data(connection)), EventCollection)
+        now = await figures(server, kernel)
+        assert (now["target"], now["records_memory"], now["records_cpu"]) == (name, False, True)
+        assert now["cpu_seconds"] >= before["cpu_seconds"]
         status = await kernel.text("%rbkit status")
         assert "CPU sampling: on" in status
         if os.name != "nt":

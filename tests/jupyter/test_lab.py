@@ -1,17 +1,16 @@
-"""A real JupyterLab in a real browser: the launcher's card, the palette's entry, a notebook's run."""
+"""A real JupyterLab in a real browser: the card, the palette's entry, a notebook's run, the item in the status bar."""
 
 from __future__ import annotations
 
 import json
+import re
 from collections.abc import Iterator
 
 import pytest
 from selenium.webdriver import Keys
 from selenium.webdriver.chromium.webdriver import ChromiumDriver
-from selenium.webdriver.support.ui import WebDriverWait
 
-from tests.browser import open_browser
-from tests.jupyter.lab import PATIENCE, RUN_ALL, TOKEN, Lab, find, lab, write_notebook
+from tests.jupyter.lab import RUN_ALL, TOKEN, Lab, errors, find, lab, write_foreign_kernel, write_notebook
 
 CELLS = [
     "%load_ext tornado_rbkit\n%rbkit start",
@@ -22,32 +21,9 @@ CELLS = [
 @pytest.fixture(scope="module")
 def server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Lab]:
     folder = tmp_path_factory.mktemp("lab")
+    write_foreign_kernel(folder)
     with lab(folder, "--LabApp.expose_app_in_browser=True", base_url="/user/ann/") as server:
         yield server
-
-
-@pytest.fixture(scope="module")
-def chrome(tmp_path_factory: pytest.TempPathFactory) -> Iterator[ChromiumDriver]:
-    with open_browser(tmp_path_factory.mktemp("chromium")) as browser:
-        yield browser
-
-
-@pytest.fixture
-def browser(chrome: ChromiumDriver) -> Iterator[ChromiumDriver]:
-    """A browser with one window, in which there is nothing."""
-    first = chrome.current_window_handle
-    yield chrome
-    for window in set(chrome.window_handles) - {first}:
-        chrome.switch_to.window(window)
-        chrome.close()
-    chrome.switch_to.window(first)
-    chrome.get("about:blank")
-
-
-def errors(browser: ChromiumDriver) -> list[str]:
-    """Return what the browser complains of that is ours."""
-    entries: list[dict[str, str]] = browser.get_log("browser")  # type: ignore[no-untyped-call]
-    return [entry["message"] for entry in entries if entry["level"] == "SEVERE" and "rbkit" in entry["message"]]
 
 
 def test_the_launcher_s_card_opens_the_dashboard_in_a_tab(server: Lab, browser: ChromiumDriver) -> None:
@@ -58,6 +34,8 @@ def test_the_launcher_s_card_opens_the_dashboard_in_a_tab(server: Lab, browser: 
     assert frame.get_attribute("src") == f"{server.url}rbkit/"
     browser.switch_to.frame(frame)
     find(browser, ".state", "no profiler yet")
+    find(browser, ".banner", "%rbkit start")
+    find(browser, ".banner", "install it in the kernel's environment")
     assert errors(browser) == []
 
 
@@ -98,36 +76,58 @@ def test_a_notebook_is_profiled_and_its_picture_is_saved(server: Lab, browser: C
     browser.get(f"{server.url}lab/workspaces/own/tree/Analysis.ipynb")
     find(browser, ".rbkit-flames label")
 
-    link = find(browser, ".jp-OutputArea-output a", "open the dashboard")
-    link.click()
-    WebDriverWait(browser, PATIENCE).until(lambda browser: len(browser.window_handles) == 2)
-    browser.switch_to.window(browser.window_handles[-1])
+    find(browser, ".jp-OutputArea-output a", "open the dashboard").click()
+    dashboard = find(browser, "iframe[src*='?target=Analysis-']")
+    browser.switch_to.frame(dashboard)
     find(browser, "#page", "Analysis-")
     find(browser, ".state", "live")
+    assert len(browser.window_handles) == 1, "it is a tab of JupyterLab"
     assert errors(browser) == []
 
 
-def test_the_page_of_a_kernel_that_ended_says_so_and_is_back_when_the_kernel_is(
-    server: Lab, browser: ChromiumDriver
-) -> None:
+def test_the_status_bar_shows_the_active_kernel_and_opens_its_dashboard(server: Lab, browser: ChromiumDriver) -> None:
+    """The page of a kernel whose profiler has ended says so, and is back when the profiler is."""
     write_notebook(server.root / "Ends.ipynb", ["%load_ext tornado_rbkit\n%rbkit start"])
     browser.get(f"{server.url}lab/workspaces/ends/tree/Ends.ipynb?token={TOKEN}")
     find(browser, ".jp-Notebook .jp-CodeCell")
+    find(browser, "#rbkit-kernel", "no profiler")
     browser.execute_async_script(RUN_ALL)
-    find(browser, ".jp-OutputArea-output a", "open the dashboard").click()
-    WebDriverWait(browser, PATIENCE).until(lambda browser: len(browser.window_handles) == 2)
-    notebook, page = browser.window_handles
-    browser.switch_to.window(page)
+    item = find(browser, "#rbkit-kernel button", "not recording")
+    assert re.fullmatch(r"rbkit: \d+ MiB( · CPU \d+ %)? · not recording", item.text)
+    item.click()
+    dashboard = find(browser, "iframe[src*='?target=Ends-']")
+    browser.switch_to.frame(dashboard)
     find(browser, ".state", "live")
-    run = "jupyterapp.shell.currentWidget.sessionContext.session.kernel.requestExecute({code: arguments[0]})"
-    browser.switch_to.window(notebook)
-    browser.execute_script(run, "%rbkit stop")
-    browser.switch_to.window(page)
+    find(browser, "[data-command=start_cpu_profiling]").click()
+    browser.switch_to.default_content()
+    find(browser, "#rbkit-kernel", "recording CPU")
+    find(browser, "#rbkit-kernel", " %")
+    assert errors(browser) == []
+
+    run = """
+    const [code, done] = arguments;
+    for (const {sessionContext} of jupyterapp.shell.widgets("main"))
+      sessionContext?.session.kernel.requestExecute({code}).done.then(() => done());
+    """
+    browser.execute_async_script(run, "%rbkit stop")
+    find(browser, "#rbkit-kernel", "no profiler")
+    browser.switch_to.frame(dashboard)
     find(browser, ".state", "the profiler is gone")
     find(browser, ".banner", "%rbkit start")
+    browser.switch_to.default_content()
     requests = len(server.log.splitlines())
-    browser.switch_to.window(notebook)
-    browser.execute_script(run, "%rbkit start")
-    browser.switch_to.window(page)
+    browser.execute_async_script(run, "%rbkit start")
+    browser.switch_to.frame(dashboard)
     find(browser, ".state", "live")
     assert " 404 GET" not in "\n".join(server.log.splitlines()[requests:]), "the page waited in silence"
+
+
+def test_a_kernel_without_tornado_rbkit_is_told_where_to_install_it(server: Lab, browser: ChromiumDriver) -> None:
+    write_notebook(server.root / "Foreign.ipynb", ["%load_ext tornado_rbkit"], "foreign")
+    browser.get(f"{server.url}lab/workspaces/foreign/tree/Foreign.ipynb?token={TOKEN}")
+    find(browser, ".jp-Notebook .jp-CodeCell")
+    browser.execute_async_script(RUN_ALL)
+    find(browser, ".jp-OutputArea-output", "ModuleNotFoundError: No module named 'tornado_rbkit'")
+    find(browser, "#rbkit-kernel button", "no profiler").click()
+    find(browser, ".jp-Dialog", "must be installed in the environment of the kernel")
+    assert errors(browser) == []

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import logging
 from typing import Any, Final
 
 from jupyter_server.extension.application import ExtensionApp
@@ -124,6 +125,7 @@ class RbkitExtension(ExtensionApp):
         if self._wrong:
             self.log.error("RbkitExtension is off because a setting is wrong: %s", " ".join(self._wrong.split()))
             return
+        self._adopt_logger()
         routes = jupyter_routes(self.bridges, self.serverapp.base_url, jupyter_access(self.read_only))
         self.serverapp.web_app.add_handlers(".*$", routes)  # type: ignore[no-untyped-call]
         self.serverapp.io_loop.add_callback(self._start_following)
@@ -134,6 +136,12 @@ class RbkitExtension(ExtensionApp):
         if self._following is not None:
             self._following.cancel()
             await asyncio.wait([self._following])
+
+    def _adopt_logger(self) -> None:
+        """Log what the package's other modules report by this extension's log, as Jupyter does with Tornado's."""
+        logger = logging.getLogger("tornado_rbkit")
+        logger.parent = self.log
+        logger.setLevel(self.log.level)
 
     def _start_following(self) -> None:
         if not self._stopped:

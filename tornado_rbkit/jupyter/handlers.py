@@ -21,11 +21,12 @@ from tornado.routing import PathMatches, Rule
 from tornado.web import HTTPError, RequestHandler, authenticated
 
 from tornado_rbkit.fleet.targets import FleetTargets
+from tornado_rbkit.jupyter.kernels import find_target, kernel_figures
 from tornado_rbkit.protocol import VIEW_COMMAND, CommandError
 from tornado_rbkit.web.access import Access, AccessDeniedError, AccessHandler
 from tornado_rbkit.web.dashboard import AssetHandler, IndexHandler
 from tornado_rbkit.web.discovered import DiscoveredTargets
-from tornado_rbkit.web.pages import StatusHandler, TargetsHandler
+from tornado_rbkit.web.pages import PageHandler, StatusHandler, TargetsHandler
 from tornado_rbkit.web.routes import NAME, OneBridge
 from tornado_rbkit.web.websocket import RbkitWebSocketHandler
 
@@ -56,6 +57,7 @@ def jupyter_routes(bridges: DiscoveredTargets | FleetTargets, base_url: str, acc
         "/?": JupyterIndexHandler,
         "/status": JupyterStatusHandler,
         "/targets": JupyterTargetsHandler,
+        r"/kernels/(\w+(?:-\w+)+)": JupyterKernelHandler,
     }
     options = {"bridges": bridges, "access": access}
     return [
@@ -159,6 +161,31 @@ class JupyterStatusHandler(_ScriptsHandler, StatusHandler):
 
 class JupyterTargetsHandler(_ScriptsHandler, TargetsHandler):
     """The named bridges as JSON."""
+
+
+class JupyterKernelHandler(_ScriptsHandler, PageHandler):
+    """The figures of a kernel of this server as JSON (see `kernel_figures`), and the name of its profiler."""
+
+    @_guarded
+    async def get(self, kernel_id: str) -> None:
+        """Answer with the current figures.
+
+        Raises:
+            HTTPError: 404, there is no such kernel.
+        """
+        await self.check_request()
+        if kernel_id not in self.kernel_manager:
+            raise HTTPError(404)
+        kernel: Any = self.kernel_manager.get_kernel(kernel_id)
+        pid = getattr(kernel.provisioner, "pid", None)  # a gateway's kernel has none here
+        target = find_target(kernel_id, self.bridges)
+        figures = await kernel_figures(pid, None if target is None else self.bridges[target].req)
+        await self.finish_json({"target": target, **figures})
+
+    def _log(self) -> None:
+        """Log only failures: JupyterLab asks every two seconds."""
+        if self.get_status() >= 400:
+            super()._log()
 
 
 class JupyterAssetHandler(_ScriptsHandler, AssetHandler):
