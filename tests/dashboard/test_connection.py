@@ -57,6 +57,22 @@ def test_all_commands_can_be_given(page: Page, site: Serve, rbkit: FakeRbkit) ->
     assert page.alerts == []
 
 
+def test_rbkit_as_it_was_tagged_is_shown_and_its_cpu_buttons_say_why_not(page: Page, site: Serve) -> None:
+    with FakeRbkit(tagged=True) as tagged:
+        heap = [{3: 1, 4: "Order", 5: [2], 8: 40}, {3: 2, 4: "String", 5: [], 8: 40}]
+        snapshot = {0: 7, 1: 1795388434784.0, 9: 0, 2: [{0: 5, 1: 1795388434784.0, 2: heap}]}
+        tagged.snapshot = msgpack.packb(snapshot, use_bin_type=False)
+        page.open(site(tagged).url)
+        page.until_live()
+        page.click("Record memory")
+        page.until(lambda: page.facts["recording"] == "memory", "the rest works")
+        assert "protocol 2.1" in str(page.obstacle("Record CPU"))
+        assert "crashes" in str(page.button("Snapshot").get_attribute("title"))
+        page.click("Snapshot")
+        page.until(lambda: {row[0] for row in page.rows("Classes")} == {"Order", "String"}, "it ends with its message")
+        assert page.alerts == []
+
+
 def test_what_another_viewer_starts_is_shown(page: Page, site: Serve, rbkit: FakeRbkit) -> None:
     page.open_with(site(rbkit).url, "", OFTEN)
     page.until_live()

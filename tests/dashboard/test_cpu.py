@@ -10,6 +10,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any, NamedTuple
 
+import msgpack
 import pytest
 from selenium.webdriver.common.action_chains import ActionChains
 from selenium.webdriver.common.keys import Keys
@@ -370,6 +371,30 @@ def test_with_the_cpu_clock_samples_are_counted(page: Page, site: Serve, script:
     page.until(lambda: page.rows("Functions") == [], "samples of different clocks are not added up")
     publish(script, stack("main"), stack("main"))
     page.until(lambda: page.row("Functions", "main")[0] == "2  100.0 %", "they are no times")
+
+
+def test_a_clock_chosen_while_ruby_records_starts_the_profile_again(page: Page, site: Serve, script: Script) -> None:
+    """Ruby's rbkit sets its timer only at a start; the profiler for Python changes the clock at once."""
+    page.open(site(script.rbkit).url, "cpu")
+    page.click("Record CPU")
+    page.until(lambda: page.facts["recording"] == "CPU", "the page knows that it records")
+    page.click("CPU clock")
+    page.until(lambda: (page.facts["clock"], page.facts["recording"]) == ("cpu", "CPU"), "the clock is set")
+    started = [command for command in script.rbkit.received if command != b"handshake"]
+    assert started == [b"start_cpu_profiling", b"stop_cpu_profiling", b"use_cpu_time", b"start_cpu_profiling"]
+    assert "CPU time of the process" in str(page.button("CPU clock").get_attribute("title"))
+
+    python = msgpack.unpackb(script.rbkit.handshake(), strict_map_key=False)
+    python[2]["allocation_tracing_enabled"] = 0
+    script.rbkit.reply[b"handshake"] = msgpack.packb(python)
+    page.click("Ask again")
+    title = "sample each thread by its own CPU clock"
+    page.until(lambda: title in str(page.button("CPU clock").get_attribute("title")), "it is a Python process")
+    page.click("Wall clock")
+    page.until(lambda: script.rbkit.received.count(b"use_wall_time") == 1, "the clock is set")
+    page.click("Ask again")
+    page.until(lambda: script.rbkit.received[-1] == b"handshake", "it answers")
+    assert script.rbkit.received.count(b"stop_cpu_profiling") == 1
 
 
 def test_the_flame_graph_is_walked_by_keyboard(page: Page, site: Serve, script: Script) -> None:

@@ -63,7 +63,7 @@ export const NOT_AUTHORIZED = "not authorized";
  * @property {Frame[]} frames Innermost first.
  * @typedef {{process_name: string, pid: string, pwd: string, rbkit_server_version: string,
  *   rbkit_protocol_version: string, clock_type: string, cpu_interval: number | null, object_trace_enabled: boolean,
- *   cpu_profiling_enabled: boolean, allocation_tracing_enabled: boolean | null}} Facts Of a process, from its handshake.
+ *   cpu_profiling_enabled: boolean | null, allocation_tracing_enabled: boolean | null}} Facts Of a process, from its handshake.
  */
 
 // Received messages are validated here and nowhere else. The models get known types only, so they cannot fail in the
@@ -125,8 +125,9 @@ export function readReply(command, bytes) {
       clock_type: text(facts.clock_type, "(unknown)") ?? "(unknown)",
       cpu_interval: typeof facts.cpu_interval === "number" && facts.cpu_interval > 0 && facts.cpu_interval < Infinity ? facts.cpu_interval : null, // s
       object_trace_enabled: Boolean(facts.object_trace_enabled),
-      cpu_profiling_enabled: Boolean(facts.cpu_profiling_enabled),
-      allocation_tracing_enabled: "allocation_tracing_enabled" in facts ? Boolean(facts.allocation_tracing_enabled) : null, // null: it cannot
+      // null: the profiler cannot
+      cpu_profiling_enabled: "cpu_profiling_enabled" in facts ? Boolean(facts.cpu_profiling_enabled) : null,
+      allocation_tracing_enabled: "allocation_tracing_enabled" in facts ? Boolean(facts.allocation_tracing_enabled) : null,
     },
   };
 }
@@ -225,12 +226,13 @@ function readFrame(frame) {
   return label === null || file === null || line === null || thread === null ? null : { label, file, line, thread, definition };
 }
 
-/** Return a part of a snapshot; an unreadable object does not affect the others. */
+/** Return a part of a snapshot, or a whole one of rbkit's tag v0.1.10; an unreadable object does not affect the others. */
 function readDump(type, time, event) {
-  const correlation = text(event[Field.CORRELATION_ID], "(unknown)");
-  const expected = event[Field.COMPLETE_MESSAGE_COUNT];
-  if (correlation === null || !isCount(expected)) return null;
   const { known: objects, unreadable } = readEach(event[Field.PAYLOAD], readObject);
+  const isWhole = event[Field.CORRELATION_ID] === undefined && event[Field.COMPLETE_MESSAGE_COUNT] === undefined;
+  const correlation = text(event[Field.CORRELATION_ID], "(unknown)");
+  const expected = isWhole ? objects.length + unreadable : event[Field.COMPLETE_MESSAGE_COUNT];
+  if (correlation === null || !isCount(expected)) return null;
   const [resident, traced] = [Field.RESIDENT, Field.TRACED].map((field) => (isCount(event[field]) ? event[field] : null));
   return { type, time, correlation, expected, objects, unreadable, resident, traced };
 }

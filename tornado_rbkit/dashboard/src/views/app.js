@@ -281,10 +281,12 @@ class Page {
       this.#open("snapshots");
       this.#draw();
     }
-    const error = await ask("command", command);
-    if (error !== null) {
-      this.#alerts.show(`${command}: ${error}`);
-      if (isSnapshot) this.#snapshots.asked = false;
+    for (const each of this.#commands.steps(command, this.#header?.facts ?? null)) {
+      const error = await ask("command", each);
+      if (error !== null) {
+        this.#alerts.show(`${each}: ${error}`);
+        if (isSnapshot) this.#snapshots.asked = false;
+      }
     }
     await this.#tick();
   }

@@ -4,7 +4,7 @@
 import * as format from "./widgets/format.js";
 import { Table } from "./widgets/table.js";
 
-const UNREACHABLE = "of them, those that only a cycle refers to: the collector frees them, or the interpreter holds them";
+const UNREACHABLE = "of them, those that no known root reaches: only a cycle refers to them, and the collector frees them unless something outside the snapshot holds them";
 
 /** @typedef {"class" | "site"} By */
 

@@ -13,7 +13,7 @@ import { STATES } from "./status.js";
  * @property {(facts: Facts | null) => string} command
  * @property {(facts: Facts | null) => boolean} [pressed]
  * @property {(facts: Facts | null) => boolean} [hidden] Whether the profiler does not know the command.
- * @property {string} title
+ * @property {string | ((facts: Facts | null) => string)} title
  */
 
 export const TAKE_SNAPSHOT = "objectspace_snapshot";
@@ -35,20 +35,26 @@ export const CPU = {
 };
 
 /** @type {Command} */
-export const SNAPSHOT = { label: () => "Snapshot", command: () => TAKE_SNAPSHOT, title: "all objects in the heap, and what they refer to" };
+export const SNAPSHOT = {
+  label: () => "Snapshot",
+  command: () => TAKE_SNAPSHOT,
+  title: (facts) => `all objects in the heap, and what they refer to${mayCrash(facts) ? ". Without patches, this rbkit crashes programs on Ruby 3.1 and newer when it takes a snapshot" : ""}`,
+};
 
 /** @type {Command[]} */
 export const CLOCKS = [
-  { label: () => "Wall clock", command: () => "use_wall_time", pressed: (facts) => facts?.clock_type === "wall", title: "sample threads that wait, too" },
-  { label: () => "CPU clock", command: () => "use_cpu_time", pressed: (facts) => facts?.clock_type === "cpu", title: "sample threads that compute" },
+  { label: () => "Wall clock", command: () => "use_wall_time", pressed: (facts) => facts?.clock_type === "wall", title: (facts) => (isPython(facts) ? "sample all threads by elapsed time, those that wait, too" : "sample by elapsed time") },
+  { label: () => "CPU clock", command: () => "use_cpu_time", pressed: (facts) => facts?.clock_type === "cpu", title: (facts) => (isPython(facts) ? "sample each thread by its own CPU clock: threads that compute" : "sample by the CPU time of the process") },
 ];
+
+const CPU_COMMANDS = new Set(["start_cpu_profiling", "stop_cpu_profiling", "use_wall_time", "use_cpu_time"]);
 
 /** @type {Command} */
 export const TRACING = {
   label: (facts) => (facts?.allocation_tracing_enabled ? "Stop tracing" : "Trace allocations"),
   command: (facts) => (facts?.allocation_tracing_enabled ? "stop_allocation_tracing" : "start_allocation_tracing"),
   pressed: (facts) => Boolean(facts?.allocation_tracing_enabled),
-  hidden: (facts) => typeof facts?.allocation_tracing_enabled !== "boolean",
+  hidden: (facts) => !isPython(facts),
   title: "tracemalloc: snapshots have the file and line where each object was created; creating objects takes 3 to 5 times as long meanwhile",
 };
 
@@ -93,11 +99,24 @@ export class Commands {
       const command = spec.command(facts);
       button.dataset.command = command;
       setText(button, spec.label(facts));
-      setDisabled(button, this.#obstacle(header, command), `${spec.title} (${command})`);
+      const title = typeof spec.title === "string" ? spec.title : spec.title(facts);
+      setDisabled(button, this.#obstacle(header, command), `${title} (${command})`);
       if (spec.hidden) button.hidden = spec.hidden(facts);
       if (spec.pressed) setAttribute(button, "aria-pressed", String(spec.pressed(facts)));
     }
     for (const button of procedures) setDisabled(button, this.#obstacle(header, TAKE_SNAPSHOT));
+  }
+
+  /**
+   * Return the commands to send for one that the user gave. Ruby's rbkit applies a clock only when profiling starts.
+   *
+   * @param {string} command
+   * @param {Facts | null} facts
+   */
+  steps(command, facts) {
+    const isStarted = command.startsWith("use_") && Boolean(facts?.cpu_profiling_enabled) && !isPython(facts);
+    const all = isStarted ? ["stop_cpu_profiling", command, "start_cpu_profiling"] : [command];
+    return all.every((each) => this.#allowed.has(each)) ? all : [command];
   }
 
   /**
@@ -106,11 +125,30 @@ export class Commands {
    * @param {Header} header
    * @param {string} command
    */
-  #obstacle({ state, pending }, command) {
+  #obstacle({ state, pending, facts }, command) {
     if (!this.#allowed.has(command)) return "not allowed here: the server is read-only, or its setting `commands` leaves it out";
     if (state === "file") return "this is a file: go back to the live profiler first";
     if (state !== "live") return `not connected: ${STATES[state]}`;
+    if (facts?.cpu_profiling_enabled === null && CPU_COMMANDS.has(command)) return "this rbkit cannot profile CPU use, only rbkit with protocol 2.1 or newer";
     if (pending) return "another command is waiting for its reply";
     return null;
   }
+}
+
+/**
+ * Return whether the profiler is the one for Python processes, which alone knows allocation tracing.
+ *
+ * @param {Facts | null} facts
+ */
+function isPython(facts) {
+  return typeof facts?.allocation_tracing_enabled === "boolean";
+}
+
+/**
+ * Return whether a snapshot may crash the process: rbkit 0.1.10, or its tag, which does not send its version.
+ *
+ * @param {Facts | null} facts
+ */
+function mayCrash(facts) {
+  return facts !== null && ["0.1.10", "(unknown)"].includes(facts.rbkit_server_version);
 }

@@ -83,7 +83,7 @@ export class ObjectDetail {
         ? [h("ol", { class: "path", "aria-label": "A shortest path from a root" }, ...this.#steps(object.path, id))]
         : object.unreachable
           ? []
-          : [h("p", { class: "hint" }, "Nothing in the snapshot but the interpreter itself.")]),
+          : [h("p", { class: "hint" }, "Nothing in the snapshot refers to it: the interpreter holds it, or it is garbage.")]),
       h("h4", {}, `Referred to by ${format.count(object.referrerCount)}`),
       h("ul", { class: "referrers" }, ...object.referrers.map((one) => this.#item(one, id))),
       ...[more(object.referrers.length, object.referrerCount)].filter(Boolean),

@@ -163,5 +163,5 @@ function newest(processes) {
 
 /** @param {Facts} facts */
 function protocol({ rbkit_protocol_version: version }) {
-  return version.split(".")[0] === PROTOCOL_MAJOR ? version : `${version}, of which this page supports ${PROTOCOL_MAJOR}`;
+  return version === "(unknown)" || version.split(".")[0] === PROTOCOL_MAJOR ? version : `${version}, of which this page supports ${PROTOCOL_MAJOR}`;
 }

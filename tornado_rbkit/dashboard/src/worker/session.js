@@ -346,7 +346,7 @@ export class Session {
     }
     this.process.facts = facts;
     const version = facts.rbkit_protocol_version;
-    if (!before && version.split(".")[0] !== PROTOCOL_MAJOR) {
+    if (!before && version !== "(unknown)" && version.split(".")[0] !== PROTOCOL_MAJOR) {
       this.#say(`The profiler speaks protocol ${version}; this page supports ${PROTOCOL_MAJOR}. What it shows may be wrong.`);
     }
   }
