@@ -1,7 +1,8 @@
 """The Jupyter Server extension, and the magics for kernels.
 
-`application` and `handlers` need Jupyter Server; `magics`, which shows a `cell_profile` with its `flamegraph` or a
-`cell_memory` (both with `tables`), needs IPython and runs in kernels where Jupyter Server may not be installed.
+`application`, `handlers` and `kernels` (the figures of one kernel) need Jupyter Server; `magics`, which shows a
+`cell_profile` with its `flamegraph` or a `cell_memory` (both with `tables`), needs IPython and runs in kernels where
+Jupyter Server may not be installed.
 Therefore nothing is imported here.
 
 May import every other package except `cli`; no package imports it.
