@@ -79,7 +79,6 @@ def test_a_notebook_is_profiled_and_its_picture_is_saved(server: Lab, browser: C
     find(browser, ".jp-OutputArea-output a", "open the dashboard").click()
     dashboard = find(browser, "iframe[src*='?target=Analysis-']")
     browser.switch_to.frame(dashboard)
-    find(browser, "#page", "Analysis-")
     find(browser, ".state", "live")
     assert len(browser.window_handles) == 1, "it is a tab of JupyterLab"
     assert errors(browser) == []
