@@ -5,7 +5,7 @@
 
 Pairs, as in profiler.py: each round runs every setting once, and a cost is the median of the ratios to the plain run
 of the same round. ``attach`` is the server and its sampler in this process with a subscriber, and austin as its child;
-``austin alone`` writes to a file. Linux.
+``austin alone`` writes to a file; ``own engine`` is a server in the measured process. Linux.
 """
 
 from __future__ import annotations
@@ -89,7 +89,10 @@ ATTACHED: Final = (
     Setting("attach, wall clock, 1 ms", {"kind": "plain", "clock": "use_wall_time"}, run_attached),
     Setting("attach, cpu clock, 1 ms", {"kind": "plain", "clock": "use_cpu_time"}, run_attached),
     Setting("austin alone, 1 ms", {"kind": "plain"}, run_austin),
-    Setting("in-process, wall clock, 1 ms", {"kind": "cpu", "interval": 0.001}, run_served),
+    Setting("own engine, external, 1 ms", {"kind": "cpu", "interval": 0.001, "engine": "external"}, run_served),
+    Setting("own engine, external, 10 ms", {"kind": "cpu", "interval": 0.01, "engine": "external"}, run_served),
+    Setting("own engine, in-process, 1 ms", {"kind": "cpu", "interval": 0.001}, run_served),
+    Setting("own engine, in-process, 10 ms", {"kind": "cpu", "interval": 0.01}, run_served),
 )
 
 

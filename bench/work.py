@@ -103,7 +103,8 @@ def child(work: str, amount: int, tool: dict[str, Any]) -> None:
     if tool["kind"] in ("server", "cpu", "memory", "snapshot"):
         from tornado_rbkit import profiler
 
-        server = profiler.start_server("tcp://127.0.0.1:*", "tcp://127.0.0.1:*", "bench")
+        engine = tool.get("engine", "in-process")
+        server = profiler.start_server("tcp://127.0.0.1:*", "tcp://127.0.0.1:*", "bench", cpu_engine=engine)
         facts |= {"pub": server.pub, "req": server.req}
     if tool.get("tracing"):
         import tracemalloc

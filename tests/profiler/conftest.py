@@ -122,10 +122,13 @@ def frozen(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
 
 @pytest.fixture
 def server(frozen: None, monkeypatch: pytest.MonkeyPatch) -> Iterator[profiler.Server]:
-    """A server on free ports that compares and publishes ten times a second; nothing of it may be left afterwards."""
+    """A server on free ports that compares and publishes ten times a second; nothing of it may be left afterwards.
+
+    It samples inside the process.
+    """
     monkeypatch.setattr(memory, "TICK_SECONDS", 0.1)
     monkeypatch.setattr(batcher, "BATCH_SECONDS", 0.1)
-    running = profiler.start_server("tcp://127.0.0.1:*", "tcp://127.0.0.1:*", "test")
+    running = profiler.start_server("tcp://127.0.0.1:*", "tcp://127.0.0.1:*", "test", cpu_engine="in-process")
     yield running
     profiler.stop_server()
     assert internal_thread_names() == set(), "threads that the profiler left behind"

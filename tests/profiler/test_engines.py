@@ -3,12 +3,17 @@
 from __future__ import annotations
 
 import os
+import select
+import signal
+import subprocess
 import sys
 import threading
 import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
+from typing import Any
 
+import msgpack
 import pytest
 
 from tests.profiler.conftest import PATIENCE, Client, internal_thread_names
@@ -18,9 +23,10 @@ from tornado_rbkit import profiler
 from tornado_rbkit.profiler import follow
 from tornado_rbkit.profiler.arguments import ENGINE_VARIABLE
 from tornado_rbkit.profiler.external import own_process
+from tornado_rbkit.profiler.external.austin import find_austin
 from tornado_rbkit.profiler.external.engine import EngineError
 from tornado_rbkit.profiler.threads import internal_native_ids, internal_threads
-from tornado_rbkit.protocol import CPUSample, Handshake, decode
+from tornado_rbkit.protocol import CPUSample
 
 if not sys.platform.startswith("linux"):
     pytest.skip("the external engine works on Linux only", allow_module_level=True)
@@ -46,15 +52,15 @@ def start() -> Iterator[Start]:
     until(lambda: not helpers(), "austin ends")
 
 
-def helpers() -> list[int]:
-    """Return the processes that sample this one."""
+def helpers(pid: int | None = None) -> list[int]:
+    """Return the processes that sample a process, by default this one."""
     found = []
     for entry in Path("/proc").glob("[0-9]*"):
         try:
             words = (entry / "cmdline").read_bytes().split(b"\0")
         except OSError:  # it has ended
             continue
-        if f"-p{os.getpid()}".encode() in words and b"austin" in words[0]:
+        if f"-p{pid or os.getpid()}".encode() in words and b"austin" in words[0]:
             found.append(int(entry.name))
     return found
 
@@ -84,7 +90,9 @@ def test_the_functions_of_a_thread_that_computes_are_seen(start: Start, engine: 
         outer = ("burner", "run", "_bootstrap_inner", "_bootstrap")
         expected = {("_burn", name, *outer) for name in ("two_thirds", "one_third")}
         client.events(CPUSample, lambda found: expected <= stacks(found))
-    assert server.status()["cpu"].get("engine") == (None if engine == "in-process" else "austin 3.7.0")
+    name = "in-process" if engine == "in-process" else "austin 3.7.0"
+    assert (server.status()["cpu"]["engine"], facts(client).get("cpu_engine")) == (name, name)
+    assert "cpu_engine_reason" not in facts(client)
 
 
 @engines
@@ -99,6 +107,11 @@ def test_threads_and_functions_have_the_same_names(start: Start, engine: str) ->
     labels = [frame.label.rpartition(".")[0] for frame in last.frames if frame.method_name == "sleeper"]
     assert labels == ["tests.profiler.test_cpu"]
     assert not {sample.frames[0].thread_id for sample in samples} & (internal_threads() | internal_native_ids())
+
+
+def facts(client: Client) -> dict[str, Any]:
+    """Return the facts of the handshake."""
+    return dict(msgpack.unpackb(client.ask(b"handshake"), strict_map_key=False)[2])
 
 
 def _of(sample: CPUSample, thread: int) -> bool:
@@ -129,29 +142,32 @@ def test_an_engine_that_does_not_work_is_replaced_or_said(
     fake(monkeypatch, tmp_path, script)
     server, client = start(engine)
     client.ask(b"start_cpu_profiling")
-    until(lambda: reason in str(server.status()["cpu"]["trouble"]), reason)
+    field = "engine_reason" if engine == "auto" else "trouble"
+    until(lambda: reason in str(server.status()["cpu"][field]), reason)
     status = server.status()["cpu"]
     if engine == "auto":
         client.events(CPUSample, lambda found: found)
-        assert server.status()["cpu"]["engine"] == "in-process"
+        assert reason in facts(client)["cpu_engine_reason"]
+        assert (facts(client)["cpu_engine"], facts(client)["cpu_profiling_enabled"]) == ("in-process", 1)
     else:
         assert status["enabled"] == ("sleep" in script), "it may be slow"
-    handshake = decode(client.ask(b"handshake"))
-    assert isinstance(handshake, Handshake)
-    assert handshake.cpu_profiling_enabled == (engine == "auto" or "sleep" in script)
+        assert facts(client)["cpu_profiling_enabled"] == ("sleep" in script)
 
 
-def test_an_engine_that_is_not_there_is_replaced_or_refused(start: Start, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_an_engine_that_is_not_there_is_replaced_or_refused(
+    start: Start, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
     def missing() -> str:
         raise EngineError("the sampler austin is not installed")
 
     monkeypatch.setattr(own_process, "find_austin", missing)
     server, client = start("auto")
+    assert facts(client)["cpu_engine"] is None, "it is not chosen yet"
     assert client.ask(b"start_cpu_profiling") == b"ok"
     client.events(CPUSample, lambda found: found)
-    expected = "CPU samples are taken inside the process: the sampler austin is not installed"
-    trouble, *_ = server.status()["cpu"]["trouble"].split(";")  # a rate that is lower than requested may follow
-    assert trouble == expected
+    expected = ("in-process", "the sampler austin is not installed")
+    assert (facts(client)["cpu_engine"], facts(client)["cpu_engine_reason"]) == expected
+    assert caplog.text == "", "this is the state of many installations, and no fault"
     assert client.ask(b"stop_cpu_profiling") == b"ok"
     sampler = server.call(lambda profile: profile.cpu)
     monkeypatch.setattr(sampler, "_engine", "external")
@@ -165,7 +181,7 @@ def test_stacks_that_change_while_they_are_read_end_the_external_engine(
     server, client = start("auto")
     client.ask(b"start_cpu_profiling")
     until(lambda: server.status()["cpu"]["engine"] == "in-process", "it falls back")
-    assert "of the stacks changed while they were read" in server.status()["cpu"]["trouble"]
+    assert "of the stacks changed while they were read" in server.status()["cpu"]["engine_reason"]
     client.events(CPUSample, lambda found: found)
 
 
@@ -225,21 +241,111 @@ def test_a_system_that_refuses_the_helper_is_said() -> None:
 
 def test_the_environment_chooses_the_engine(monkeypatch: pytest.MonkeyPatch, start: Start) -> None:
     monkeypatch.setenv(ENGINE_VARIABLE, "fast")
-    with pytest.raises(profiler.ArgumentError, match="RBKIT_CPU_ENGINE='fast' is unknown; allowed: in-process, ext"):
+    with pytest.raises(profiler.ArgumentError, match="RBKIT_CPU_ENGINE='fast' is unknown; allowed: auto, ext"):
         profiler.start_server()
     with pytest.raises(profiler.ArgumentError, match="cpu_engine=1 is unknown"):
         profiler.start_server(cpu_engine=1)  # type: ignore[arg-type]
     monkeypatch.setenv(ENGINE_VARIABLE, "external")
     server = profiler.start_server("tcp://127.0.0.1:*", "tcp://127.0.0.1:*")
-    assert isinstance(server.call(lambda profile: profile.cpu), own_process.OwnSampler)
+    sampler = server.call(lambda profile: profile.cpu)
+    assert isinstance(sampler, own_process.OwnSampler)
+    assert sampler._engine == "external"
+
+
+def test_without_a_choice_the_engine_is_auto(start: Start) -> None:
+    server = profiler.start_server("tcp://127.0.0.1:*", "tcp://127.0.0.1:*")
+    sampler = server.call(lambda profile: profile.cpu)
+    assert isinstance(sampler, own_process.OwnSampler)
+    assert sampler._engine == "auto"
+
+
+HOST = """
+import os, signal, sys, time
+from tornado_rbkit import profiler
+server = profiler.start_profiling("tcp://127.0.0.1:*", "tcp://127.0.0.1:*", enable_object_trace=False,
+                                  enable_gc_stats=False, enable_cpu_profiling=True)
+while not server.status()["cpu"]["samples"]:
+    time.sleep(0.01)
+assert server.status()["cpu"]["engine"] == "austin 3.7.0", server.status()["cpu"]
+"""
+
+
+@pytest.mark.parametrize("end", ["SIGKILL", "SIGINT", "os._exit", "fork"])
+def test_the_helper_ends_with_the_program_and_not_before(end: str) -> None:
+    """Ctrl-C reaches the program's process group only; a child that was forked meanwhile does not keep the helper."""
+    script = """
+if sys.argv[1] == "fork" and not os.fork():
+    sys.stdin.read()
+    os._exit(0)
+print(os.getpid(), flush=True)
+try:
+    sys.stdin.readline()
+except KeyboardInterrupt:
+    before = server.status()["cpu"]["samples"]
+    while server.status()["cpu"]["samples"] < before + 2000:
+        time.sleep(0.01)
+    assert server.status()["cpu"]["losses"] == 0
+    print("sampled on", flush=True)
+    sys.stdin.readline()
+os._exit(0)
+"""
+    pipe = subprocess.PIPE
+    command = [sys.executable, "-c", HOST + script, end]
+    with subprocess.Popen(command, stdin=pipe, stdout=pipe, text=True, start_new_session=True) as process:
+        assert process.stdin is not None
+        assert process.stdout is not None
+        assert process.stdout.readline() == f"{process.pid}\n"
+        [helper] = helpers(process.pid)
+        watched = os.pidfd_open(helper)
+        if end == "SIGINT":
+            os.killpg(process.pid, signal.SIGINT)
+            assert process.stdout.readline() == "sampled on\n"
+        if end == "os._exit":
+            process.stdin.write("\n")
+            process.stdin.flush()
+        else:
+            process.kill()
+        assert select.select([watched], [], [], PATIENCE)[0], "the helper runs on"
+        os.close(watched)
+
+
+def test_a_program_without_a_working_folder_or_free_descriptors_is_sampled() -> None:
+    output = python(
+        """
+import os, resource, tempfile, time
+from tornado_rbkit import profiler
+server = profiler.start_server("tcp://127.0.0.1:*", "tcp://127.0.0.1:*")
+
+def engine():
+    server.call(lambda profile: profile.cpu.start())
+    while not server.status()["cpu"]["samples"]:
+        time.sleep(0.01)
+    server.call(lambda profile: profile.cpu.stop())
+    return server.status()["cpu"]["engine"], server.status()["cpu"]["engine_reason"]
+
+with tempfile.TemporaryDirectory() as folder:
+    os.chdir(folder)
+print(engine())
+used = max(map(int, os.listdir("/proc/self/fd")))
+resource.setrlimit(resource.RLIMIT_NOFILE, (used + 1, resource.getrlimit(resource.RLIMIT_NOFILE)[1]))
+held = []
+try:
+    while True:
+        held.append(os.dup(0))
+except OSError:
+    print(engine())
+"""
+    )
+    reason = f"austin cannot be run: {find_austin()}: Too many open files"
+    assert output == f"('austin 3.7.0', None)\n('in-process', {reason!r})\n"
 
 
 def test_patched_programs_are_sampled_inside(start: Start, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(own_process.OwnSampler, "_patched", lambda _: "gevent")
-    server, client = start("auto")
+    _, client = start("auto")
     client.ask(b"start_cpu_profiling")
     client.events(CPUSample, lambda found: found)
-    assert "gevent has replaced the functions that start a process" in server.status()["cpu"]["trouble"]
+    assert facts(client)["cpu_engine_reason"] == "gevent has replaced the functions that wait for a process"
 
 
 @engines

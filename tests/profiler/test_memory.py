@@ -19,6 +19,7 @@ from tests.profiler.conftest import Client, raw_events, shape
 from tornado_rbkit import profiler
 from tornado_rbkit.profiler import memory
 from tornado_rbkit.profiler.batcher import EventBatcher
+from tornado_rbkit.profiler.changes import Changes
 from tornado_rbkit.profiler.objects import DICTS_ARE_UNTRACKED
 from tornado_rbkit.profiler.tracked import KindsById, list_tracked
 from tornado_rbkit.protocol import EventType, GCEndMark, GCEndSweep, GCStart, ObjCreated, ObjDestroyed
@@ -76,7 +77,7 @@ def test_an_id_taken_by_another_class_is_one_that_went_and_one_that_came() -> No
     profile._known[id(thing) >> 16 & KindsById.LAST][id(thing)] = "another"
     tracked = list_tracked()
     tracked.objects[:] = [thing]
-    changes = memory.Changes(0.0, 0.0)
+    changes = Changes(0.0, 0.0)
     for _ in profile._compare(tracked, changes, memory._full_collections(), gc.get_freeze_count()):
         pass
     for _ in changes.events(batcher):
@@ -98,7 +99,7 @@ def test_changes_are_spread_evenly_over_the_time_since_the_comparison_before(
     seconds: float, created: list[bool], destroyed: int, published: int
 ) -> None:
     """Each change is published once, in the order of the times, wherever the comparison was ended."""
-    changes = memory.Changes(1000.0 - seconds, 1000.0)
+    changes = Changes(1000.0 - seconds, 1000.0)
     for object_id, replaced in enumerate(created):
         changes.note_created(object_id, "Thing", replaced=replaced)
     for object_id in range(destroyed):

@@ -18,7 +18,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from tests.profiler.python import python
-from tornado_rbkit.profiler import references
+from tornado_rbkit.profiler.attributes import _LOOKS, InstanceReader
 from tornado_rbkit.profiler.references import FRAMES_SHOW_LOCALS, MAX_NAME, defined_at, namer, reader, running_frames
 from tornado_rbkit.protocol import Field
 
@@ -384,10 +384,9 @@ for name in ["__dict__", "AUDIT", "request 7", "context", "cell_contents", "body
 
 
 def test_the_attribute_names_of_a_class_are_learned_from_few_instances() -> None:
-    read = reader(Plain)
-    assert isinstance(read, references._Instances)
+    read = InstanceReader(Plain)
     for _ in range(50):
         item = object.__new__(Plain)
         setattr(item, "".join(["never ", "in the code"]), ["x"])
         read(item)
-    assert read._looks == (0 if gc.get_referents(item)[0] is not vars(item) else references._LOOKS)
+    assert read._looks == (0 if gc.get_referents(item)[0] is not vars(item) else _LOOKS)

@@ -14,7 +14,7 @@ MAX_INTERVAL: Final = 3600.0
 
 CLOCKS: Final = ("wall", "cpu")
 
-ENGINES: Final = ("in-process", "external", "auto")
+ENGINES: Final = ("auto", "external", "in-process")
 ENGINE_VARIABLE: Final = "RBKIT_CPU_ENGINE"
 
 
@@ -66,7 +66,7 @@ def check_clock(clock_type: object) -> None:
 
 
 def chosen_engine(cpu_engine: object) -> str:
-    """Return the engine that was given, else the one in RBKIT_CPU_ENGINE, else ``"in-process"``.
+    """Return the engine that was given, else the one in RBKIT_CPU_ENGINE, else ``"auto"``.
 
     Raises:
         ArgumentError: it is not one of `ENGINES`, or does not work on this system.
@@ -77,7 +77,7 @@ def chosen_engine(cpu_engine: object) -> str:
     if not isinstance(engine, str) or engine not in ENGINES:
         raise ArgumentError(f"{setting}={engine!r} is unknown; allowed: {', '.join(ENGINES)}")
     if engine == "external" and not sys.platform.startswith("linux"):
-        raise ArgumentError(f"{setting}='external' works on Linux only; allowed here: in-process, auto")
+        raise ArgumentError(f"{setting}='external' works on Linux only; allowed here: auto, in-process")
     return engine
 
 

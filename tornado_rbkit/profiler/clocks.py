@@ -124,14 +124,10 @@ class ThreadClocks:
         native_id = self._native_ids.get(thread_id) or self._find(thread_id)
         if native_id is None:
             return None
-        # Not pthread_getcpuclockid(): it reads the memory of a thread that may have ended. Reading the clock made of
-        # the kernel's thread id (include/linux/posix-timers.h: ~tid << 3 | CPUCLOCK_PERTHREAD | CPUCLOCK_SCHED) only
-        # raises an error if the thread has ended.
-        try:
-            return time.clock_gettime_ns(~native_id << 3 | 6)
-        except OSError:  # the thread has ended; its identifier may already be reused
-            self._drop(thread_id)
-            return None
+        used = cpu_nanoseconds(native_id)
+        if used is None:
+            self._drop(thread_id)  # its identifier may already be reused
+        return used
 
     def _find(self, thread_id: int) -> int | None:
         thread = threading._active.get(thread_id)  # type: ignore[attr-defined]  # enumerate() takes the host's lock
@@ -147,6 +143,17 @@ class ThreadClocks:
     def _drop(self, thread_id: int) -> None:
         for table in (self._native_ids, self._seen, self._owed, self._known_places, self._known_states):
             table.pop(thread_id, None)
+
+
+def cpu_nanoseconds(native_id: int) -> int | None:
+    """Return the CPU time of a thread of this process by its kernel's id, None if it has ended. Any thread; Linux."""
+    # Not pthread_getcpuclockid(): it reads the memory of a thread that may have ended. Reading the clock made of the
+    # kernel's thread id (include/linux/posix-timers.h: ~tid << 3 | CPUCLOCK_PERTHREAD | CPUCLOCK_SCHED) only raises an
+    # error if the thread has ended.
+    try:
+        return time.clock_gettime_ns(~native_id << 3 | 6)
+    except OSError:
+        return None
 
 
 def thread_name(thread_id: int) -> str | None:

@@ -169,6 +169,7 @@ class CPUSampler:
         seconds = (time.monotonic() if enabled else self._ended) - self._began
         return {
             "enabled": enabled,
+            "engine": "in-process",
             "trouble": self.trouble,
             "clock_type": self.clock_type,
             "interval": self.interval,

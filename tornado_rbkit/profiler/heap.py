@@ -58,6 +58,7 @@ from tornado_rbkit.profiler.references import (
     reader,
     running_frames,
 )
+from tornado_rbkit.profiler.threads import hiding
 from tornado_rbkit.profiler.tracked import list_tracked
 from tornado_rbkit.profiler.vitals import resident_bytes
 
@@ -112,7 +113,8 @@ class Snapshot:
     def walk(self) -> Iterator[None]:
         """Visit every object, and yield after each slice, so that the caller can let the host run."""
         size = SliceSize(500)
-        tracked = list_tracked()
+        with hiding():
+            tracked = list_tracked()
         # only now, to include objects that another thread of the profiler has just created
         self._internal = internal_ids([*self._roots, self, tracked]) | internal_frames()
         objects, values = tracked.objects, self._values

@@ -16,7 +16,7 @@ from typing import Any, Final
 import msgpack
 import zmq
 
-from tornado_rbkit.profiler.threads import original
+from tornado_rbkit.profiler.threads import hiding, original
 from tornado_rbkit.profiler.tracked import KindsById, Tracked
 
 SLICE_SECONDS: Final = 0.003
@@ -46,11 +46,14 @@ _CONTAINER_IDS: Final = frozenset(map(id, _CONTAINERS))
 _FOLLOWED_IDS: Final = frozenset(map(id, (*_CONTAINERS, *_SERVANTS)))
 _SERVING_MODULES: Final = ("threading", "_thread", "_weakrefset")
 """Modules of the objects and functions that an object of one of the classes `_SERVANTS` holds."""
-_LARGE: Final = 10_000
+LARGE: Final = 10_000
+"""A container of as many items is not followed: the profiler's own must have fewer, if they hold containers."""
 _NESTED: Final = 100
 """The most tuples within a tuple that are examined."""
 HAVE_GC: Final = 1 << 14
 """Py_TPFLAGS_HAVE_GC."""
+HEAP_TYPE: Final = 1 << 9
+"""Py_TPFLAGS_HEAPTYPE."""
 
 
 def class_name(cls: type) -> str:
@@ -170,7 +173,7 @@ def internal_ids(roots: Iterable[object]) -> set[int]:
     """Return the ids of the profiler's own objects: the roots, and all internal objects that the roots lead to."""
     found: set[int] = set()
     found.add(id(found))
-    waiting = list(roots)
+    waiting: list[object] = [*roots, hiding()]
     while waiting:
         item = waiting.pop()
         if id(item) in found:
@@ -188,7 +191,7 @@ def internal_ids(roots: Iterable[object]) -> set[int]:
             waiting.extend(other for other in mine if type(other) is not list)
         elif type(item) is FunctionType:
             waiting.extend((item.__closure__, item.__defaults__))
-        elif id(type(item)) not in _CONTAINER_IDS or len(item) < _LARGE:  # type: ignore[arg-type]
+        elif id(type(item)) not in _CONTAINER_IDS or len(item) < LARGE:  # type: ignore[arg-type]
             waiting.extend(filter(_is_internal, gc.get_referents(item)))
             found.update(map(id, weakref.getweakrefs(item)))
     return found

@@ -96,7 +96,7 @@ class Profile:
         cpu_engine: as in `start_server`.
     """
 
-    def __init__(self, name: str, batcher: EventBatcher, outlet: Outlet, cpu_engine: str = "in-process") -> None:
+    def __init__(self, name: str, batcher: EventBatcher, outlet: Outlet, cpu_engine: str = "auto") -> None:
         self.name = name
         self.pid = os.getpid()
         self.batcher = batcher
@@ -196,6 +196,7 @@ class Profile:
 
     def handshake(self) -> bytes:
         """Return the facts of this process; ``trouble`` is among them only if an instrument has failed."""
+        cpu = self.cpu.status()
         facts = {
             "rbkit_server_version": __version__,
             "rbkit_protocol_version": PROTOCOL_VERSION,
@@ -206,9 +207,12 @@ class Profile:
             "cpu_profiling_enabled": int(self.cpu.enabled),
             "clock_type": self.cpu.clock_type,
             "cpu_profiling_mode": "sampling",
-            "cpu_interval": self.cpu.status().get("interval"),  # seconds of CPU time of a sample, on the CPU clock
+            "cpu_interval": cpu.get("interval"),  # seconds of CPU time of a sample, on the CPU clock
+            "cpu_engine": cpu.get("engine"),  # what samples, None if it is not chosen yet
             **self.tracing_facts(),
         }
+        if cpu.get("engine_reason"):
+            facts["cpu_engine_reason"] = cpu["engine_reason"]  # why that is not the external engine
         trouble = "; ".join(filter(None, (self._memory_failure, self.cpu.trouble)))
         return pack_event(EventType.HANDSHAKE, {**facts, "trouble": trouble} if trouble else facts)
 
@@ -318,8 +322,12 @@ class Profile:
 def _sampler(batcher: EventBatcher, cpu_engine: str) -> Sampler:
     if cpu_engine == "in-process" or not sys.platform.startswith("linux"):
         return CPUSampler(batcher)
-    from tornado_rbkit.profiler.external.own_process import OwnSampler  # it needs more modules
-
+    try:
+        from tornado_rbkit.profiler.external.own_process import OwnSampler  # it needs more modules
+    except ImportError:  # a Python without ctypes
+        if cpu_engine == "external":
+            raise
+        return CPUSampler(batcher)
     return OwnSampler(batcher, cpu_engine)
 
 

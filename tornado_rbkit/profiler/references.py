@@ -25,23 +25,22 @@ import gc
 import sys
 from collections.abc import Callable, Iterable, Iterator
 from functools import partial
-from itertools import chain, islice
+from itertools import chain
 from types import (
     AsyncGeneratorType,
     CellType,
-    CodeType,
     CoroutineType,
     FrameType,
     FunctionType,
     GeneratorType,
-    MemberDescriptorType,
     MethodType,
     ModuleType,
 )
 from typing import Any, Final, TypeAlias
 
+from tornado_rbkit.profiler.attributes import InstanceReader
 from tornado_rbkit.profiler.frames import SamplingError, frames_of_others
-from tornado_rbkit.profiler.objects import HAVE_GC, class_name, referents, type_dict, type_flags, type_mro
+from tornado_rbkit.profiler.objects import HAVE_GC, HEAP_TYPE, class_name, referents, type_dict, type_flags, type_mro
 from tornado_rbkit.protocol import Field
 
 MAX_NAME: Final = 80
@@ -53,22 +52,8 @@ FRAMES_SHOW_LOCALS: Final = sys.version_info >= (3, 13)
 _MAX_KEY: Final = 2**53 - 1
 """The largest integer that is a name: JavaScript has larger ones only in part."""
 
-_CANDIDATES: Final = 500
-"""Attribute names of a class that are looked up in an instance."""
-
-_LOOKS: Final = 5
-"""Instances of a class in which all candidates are looked up; others are read by the names found in these."""
-
-_PROBED: Final = 20
-"""Keys of a dict that are compared with the attributes of an instance, to find out whether it is its __dict__."""
-
-_HEAP_TYPE: Final = 1 << 9
-"""Py_TPFLAGS_HEAPTYPE."""
-
 _ATTRIBUTES: Final = int(Field.ATTRIBUTES)
 _KEYS: Final = int(Field.KEYS)
-_ABSENT: Final = object()
-_get_attribute: Final = object.__getattribute__
 _dict_iter: Final[Callable[[Any], Iterator[Any]]] = dict.__iter__
 _dict_values: Final[Callable[[Any], Iterable[Any]]] = dict.values
 _FUNCTION_PARTS: Final = ("__closure__", "__globals__", "__defaults__", "__kwdefaults__", "__code__")
@@ -103,7 +88,7 @@ def reader(cls: type) -> Callable[[Any], References] | None:
     flags = type_flags(cls)
     if not flags & HAVE_GC:
         return None
-    return _Instances(cls) if flags & _HEAP_TYPE else _unnamed
+    return partial(_instance, InstanceReader(cls)) if flags & HEAP_TYPE else _unnamed
 
 
 def namer(cls: type) -> Callable[[Any], str | None] | None:
@@ -252,6 +237,10 @@ def _array(array: type, item: Any) -> References:
     return held, 0, 0
 
 
+def _instance(read: InstanceReader, item: Any) -> References:
+    return _by_identity(*read(item))
+
+
 def _array_class() -> type | None:
     module = sys.modules.get("numpy")
     found = vars(module).get("ndarray") if type(module) is ModuleType else None
@@ -260,143 +249,6 @@ def _array_class() -> type | None:
 
 def _by_identity(held: list[Any], names: dict[int, str]) -> References:
     return (held, _ATTRIBUTES, list(map(names.get, map(id, held)))) if names else (held, 0, 0)
-
-
-class _Instances:
-    """Reads the instances of one class that is written in Python."""
-
-    def __init__(self, cls: type) -> None:
-        self._cls = cls
-        self._slots = list(_slots(cls))
-        self._known: dict[str, Any] = {}  # found attribute names, and the class's attribute of the same name
-        self._looks = _LOOKS
-
-    def __call__(self, item: Any) -> References:
-        held = gc.get_referents(item)
-        names: dict[int, str] = {}
-        for name, get in self._slots:
-            try:
-                names[id(get(item))] = name
-            except AttributeError:
-                continue
-        if len(names) + 1 < len(held):  # more than the slots and the class
-            rest = self._unnamed(held, names)
-            if len(rest) == 1 and type(rest[0]) is dict and self._is_dict_of(item, rest[0]):
-                names[id(rest[0])] = "__dict__"
-            else:
-                self._look_up(item, self._known, names)
-                if self._looks and self._unnamed(held, names):
-                    self._looks -= 1
-                    self._learn(item, held, names)
-        return _by_identity(held, names)
-
-    def _unnamed(self, held: list[Any], names: dict[int, str]) -> list[Any]:
-        return [other for other in held if other is not self._cls and id(other) not in names]
-
-    def _look_up(self, item: Any, wanted: dict[str, Any], names: dict[int, str]) -> None:
-        """Add the ids of the attributes that the instance itself has."""
-        for name, of_class in wanted.items():
-            try:
-                value = _get_attribute(item, name)
-            except AttributeError:
-                continue
-            if value is not of_class:
-                names[id(value)] = name
-
-    def _learn(self, item: Any, held: list[Any], names: dict[int, str]) -> None:
-        present = set(map(id, held))
-        for source in (_names_in_class, _names_in_module):
-            candidates = {name: of_class for name in source(self._cls) if (of_class := self._plain(name)) is not type}
-            found: dict[int, str] = {}
-            self._look_up(item, candidates, found)
-            for object_id, name in found.items():
-                if object_id in present:
-                    names.setdefault(object_id, name)
-                    self._known[name] = candidates[name]
-            if not self._unnamed(held, names):
-                return
-
-    def _plain(self, name: str) -> Any:
-        """Return the class's attribute, `_ABSENT` if there is none, and `type` if looking it up may run code."""
-        for base in type_mro(self._cls):
-            found = type_dict(base).get(name, _ABSENT)
-            if found is not _ABSENT:
-                kinds = [type_dict(each) for each in type_mro(type(found))]
-                return type if any("__get__" in each or "__set__" in each for each in kinds) else found
-        return _ABSENT
-
-    def _is_dict_of(self, item: Any, found: dict[Any, Any]) -> bool:
-        """Return whether a dict that is the only reference of an instance is its __dict__."""
-        try:
-            pairs = list(islice(dict.items(found), _PROBED))
-        except RuntimeError:
-            return False
-        for name, value in pairs:
-            if type(name) is not str or value is found or self._plain(name) is not _ABSENT:
-                continue
-            try:
-                return _get_attribute(item, name) is value
-            except AttributeError:
-                return False
-        return False
-
-
-def _slots(cls: type) -> Iterator[tuple[str, Callable[[Any], Any]]]:
-    """Yield the names and getters of the slots; only classes written in Python have ``__slots__``."""
-    for base in type_mro(cls):
-        members = type_dict(base)
-        if type_flags(base) & _HEAP_TYPE and "__slots__" in members:
-            for name, member in members.items():
-                if type(member) is MemberDescriptorType:
-                    yield name, member.__get__
-
-
-def _names_in_class(cls: type) -> list[str]:
-    found: dict[str, None] = {}
-    for base in type_mro(cls):
-        members = type_dict(base)
-        for key in ("__static_attributes__", "__annotations__", "__match_args__"):
-            listed = members.get(key)
-            if type(listed) is tuple or type(listed) is dict:
-                found.update((name, None) for name in list(listed) if type(name) is str)
-        _add_names(list(members.values()), found)
-    return list(found)[:_CANDIDATES]
-
-
-def _names_in_module(cls: type) -> list[str]:
-    found: dict[str, None] = {}
-    module = type_dict(cls).get("__module__")
-    held = sys.modules.get(module) if type(module) is str else None
-    if held is not None and issubclass(type(held), ModuleType):
-        for namespace in referents([held]):
-            _add_names(list(namespace.values()), found)
-    return list(found)[:_CANDIDATES]
-
-
-def _add_names(values: list[Any], found: dict[str, None]) -> None:
-    """Add the names of attributes and globals in the code of functions."""
-    waiting: list[Any] = []
-    for value in values:
-        if type(value) is staticmethod or type(value) is classmethod:
-            waiting.append(value.__func__)
-        elif type(value) is property:
-            waiting += (value.fget, value.fset, value.fdel)
-        else:
-            waiting.append(value)
-    for function in waiting:
-        if type(function) is FunctionType:
-            cells = [gc.get_referents(cell) for cell in function.__closure__ or ()]  # of a decorator: the function
-            inner = [each.__code__ for each in chain.from_iterable(cells) if type(each) is FunctionType]
-            for code in _codes([function.__code__, *inner]):
-                found.update(dict.fromkeys(code.co_names))
-
-
-def _codes(codes: list[CodeType]) -> Iterator[CodeType]:
-    """Yield codes and the codes of the functions within them."""
-    while codes:
-        code = codes.pop()
-        yield code
-        codes += [each for each in code.co_consts if type(each) is CodeType]
 
 
 def _function_name(function: Any) -> str:

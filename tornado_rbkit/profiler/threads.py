@@ -41,7 +41,21 @@ def internal_native_ids() -> set[int]:
 
 def forget_threads() -> None:
     """Forget the parent's threads in a forked child, where other threads may get their identifiers."""
+    global _hiding
     _running.clear()
+    _hiding = original("allocate_lock")()
+
+
+_hiding: Any = original("allocate_lock")()
+
+
+def hiding() -> Any:
+    """Return the lock that keeps the profiler's passing objects out of a list of all objects, for a ``with`` block.
+
+    The thread that lists the objects holds it, and so does any other thread while only its frames refer to objects of
+    no class of the profiler, such as a list.
+    """
+    return _hiding
 
 
 class Flag:

@@ -277,13 +277,16 @@ class _LosesSight:
         frame = Frame("file", "function", 1)
         self._output: list[list[Stack]] = [[Stack(0, 1, (frame,), interval, False, False)] * 2]
 
-    def read(self) -> list[Stack] | None:
-        return self._output.pop() if self._output else None
+    def wait(self) -> bool:
+        return bool(self._output)
+
+    def read(self) -> list[Stack]:
+        return self._output.pop()
 
     def stop(self) -> None:
         self._output.clear()
 
-    close = stop
+    close = abandon = stop
 
 
 def test_an_engine_that_loses_sight_of_the_process_is_replaced_each_time(caplog: pytest.LogCaptureFixture) -> None:

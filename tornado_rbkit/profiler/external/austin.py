@@ -27,7 +27,7 @@ MAX_INTERVAL: Final = 0.001
 """Seconds. Austin writes its output in blocks of 4 KiB, which a longer interval would hold back for seconds; of its
 looks those are published that are an interval apart."""
 
-_CHUNK: Final = 1 << 20
+_CHUNK: Final = 1 << 16  # the capacity of a pipe
 _PATIENCE: Final = 10.0  # seconds for one look
 _EXIT_SECONDS: Final = 1.0
 _NOT_PYTHON: Final = 32  # exit status
@@ -47,6 +47,8 @@ class Austin:
         self._process = process
         self._path = path
         self._child: subprocess.Popen[bytes] | None = None
+        self._output: int | None = None
+        self._data = b""
         self._is_stopping = False
         self._parser = MojoParser()
 
@@ -63,46 +65,61 @@ class Austin:
         mode = "-Pbgs" if clock_type == "cpu" else "-Pbg"
         command = [self._path, mode, f"-i{microseconds}", f"-p{self._process.pid}"]
         try:
-            with _accepting_signals():
-                self._child = self._start(command, _environment())
+            self._output = self._start(command, _environment())
         except OSError as error:
             raise EngineError(f"austin cannot be run: {self._path}: {error.strerror}") from error
 
-    def _start(self, command: list[str], environment: dict[str, str]) -> subprocess.Popen[bytes]:
-        return subprocess.Popen(  # noqa: S603 - the command is ours
-            command,
-            stdin=subprocess.DEVNULL,
-            stdout=subprocess.PIPE,
-            stderr=subprocess.DEVNULL,
-            bufsize=0,
-            start_new_session=True,  # Ctrl-C must reach only this process
-            env=environment,
-        )
+    def _start(self, command: list[str], environment: dict[str, str]) -> int:
+        """Start austin, and return the descriptor of its output."""
+        with _accepting_signals():
+            self._child = subprocess.Popen(  # noqa: S603 - the command is ours
+                command,
+                stdin=subprocess.DEVNULL,
+                stdout=subprocess.PIPE,
+                stderr=subprocess.DEVNULL,
+                bufsize=0,
+                start_new_session=True,  # Ctrl-C must reach only this process
+                env=environment,
+            )
+        assert self._child.stdout is not None
+        with self._child.stdout as output:
+            return os.dup(output.fileno())
 
     def _kill(self, number: int) -> None:
         if self._child is not None:
             self._child.send_signal(number)
 
-    def read(self) -> list[Stack] | None:
-        assert self._child is not None
-        assert self._child.stdout is not None
-        data = self._child.stdout.read(_CHUNK)
-        if data:
-            return self._parser.feed(data)
-        with contextlib.suppress(subprocess.TimeoutExpired):  # it has closed its output, and exits now
-            self._child.wait(_EXIT_SECONDS)
-        return None
+    def _wait(self, timeout: float | None = None) -> None:
+        """Wait for the end of austin, for at most `timeout` seconds."""
+        if self._child is not None:
+            with contextlib.suppress(subprocess.TimeoutExpired):
+                self._child.wait(timeout)
+
+    def wait(self) -> bool:
+        assert self._output is not None
+        self._data = os.read(self._output, _CHUNK)
+        if not self._data:
+            self._wait(_EXIT_SECONDS)  # it has closed its output, and exits now
+        return bool(self._data)
+
+    def read(self) -> list[Stack]:
+        data, self._data = self._data, b""
+        return self._parser.feed(data)
 
     def stop(self) -> None:
         self._kill(signal.SIGKILL if self._is_stopping else signal.SIGTERM)
         self._is_stopping = True
 
     def close(self) -> None:
-        if self._child is not None:
+        if self._output is not None:
             self._kill(signal.SIGKILL)
-            self._child.wait()
-            assert self._child.stdout is not None
-            self._child.stdout.close()
+            self._wait()
+            self.abandon()
+
+    def abandon(self) -> None:
+        output, self._output = self._output, None
+        if output is not None:
+            os.close(output)
 
 
 def check(process: RunningProcess, path: str) -> None:
@@ -148,7 +165,7 @@ def find_austin() -> str:
         EngineError: it is in neither.
     """
     path = shutil.which("austin", path=sysconfig.get_path("scripts")) or shutil.which("austin")
-    if path is None:
+    if path is None or not os.path.isabs(path):  # not a program that lies in the current folder
         raise EngineError(f"the sampler austin is not installed; {_INSTALL}")
     return path
 

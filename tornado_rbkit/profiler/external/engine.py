@@ -56,7 +56,7 @@ class Stack(NamedTuple):
 
 
 class Engine(Protocol):
-    """Samples one process once: `start`, then `read` until it returns None, then `close`.
+    """Samples one process once: `start`, then `read` after each `wait` until that returns False, then `close`.
 
     `stop` may be called on any thread, everything else on one thread. From Python 3.14 on the standard library can
     read another process's stacks; an engine made of that would be a second implementation.
@@ -77,8 +77,11 @@ class Engine(Protocol):
             EngineError: the engine cannot be started.
         """
 
-    def read(self) -> Sequence[Stack] | None:
-        """Wait for stacks and return them in the order they were read; None after the end, or after `stop`.
+    def wait(self) -> bool:
+        """Wait for output; return False after the end, or after `stop`."""
+
+    def read(self) -> Sequence[Stack]:
+        """Return the stacks of the output, in the order they were read.
 
         Raises:
             EngineError: the engine does not work as documented.
@@ -86,7 +89,10 @@ class Engine(Protocol):
         """
 
     def stop(self) -> None:
-        """Let `read` return None once it has returned everything; called again, let it return None at once."""
+        """Let `wait` return False once everything was read; called again, let it return False at once."""
 
     def close(self) -> None:
         """Stop, and release everything. May be called twice."""
+
+    def abandon(self) -> None:
+        """Release, in a forked child, the descriptors that it has inherited."""

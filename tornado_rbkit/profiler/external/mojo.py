@@ -15,6 +15,7 @@ import re
 from typing import Final
 
 from tornado_rbkit.profiler.external.engine import EngineError, EngineFullError, Frame, Stack
+from tornado_rbkit.profiler.objects import LARGE
 
 VERSION: Final = 3
 
@@ -172,7 +173,7 @@ class MojoParser:
 
     def _remember(self, run: bytes, frames: tuple[Frame, ...]) -> None:
         self._remembered += len(frames)
-        if self._remembered > _MAX_RUNS:
+        if self._remembered > _MAX_RUNS or len(self._runs) >= LARGE - 1:
             self._runs.clear()
             self._remembered = len(frames)
         self._runs[run] = frames

@@ -7,9 +7,9 @@ also while C code keeps the GIL. It is not a child of this process, which may wa
 from __future__ import annotations
 
 import ctypes
+import fcntl
 import os
 import signal
-import subprocess
 import sys
 import threading
 import time
@@ -17,13 +17,14 @@ from types import ModuleType
 from typing import Any, Final
 
 from tornado_rbkit.profiler.batcher import EventBatcher
-from tornado_rbkit.profiler.clocks import thread_name
+from tornado_rbkit.profiler.clocks import cpu_nanoseconds, thread_name
 from tornado_rbkit.profiler.cpu import CPUSampler
 from tornado_rbkit.profiler.external.austin import MAX_INTERVAL, Austin, find_austin
+from tornado_rbkit.profiler.external.detached import check_host, start
 from tornado_rbkit.profiler.external.engine import EngineError
 from tornado_rbkit.profiler.external.process import ProcessError, RunningProcess, check_system, yama_rule
 from tornado_rbkit.profiler.external.sampler import MAX_ERRORS, ExternalSampler
-from tornado_rbkit.profiler.frames import SamplingError
+from tornado_rbkit.profiler.frames import SamplingError, has_gil
 from tornado_rbkit.profiler.threads import internal_logger, internal_native_ids
 
 _log = internal_logger(__name__)
@@ -31,12 +32,11 @@ _log = internal_logger(__name__)
 _PATIENCE: Final = 1.0  # seconds without a sample, beside _LOOKS
 _LOOKS: Final = 400  # austin's first output has at most so many looks at one thread
 _NO_STACK: Final = "austin has read no stack within a second"
+_NOT_READ: Final = " before it has read a stack; the system may forbid that (in a container, --cap-add=SYS_PTRACE)"
 _NAME_SECONDS: Final = 1.0  # between two looks at the imported modules
 _PR_SET_PTRACER: Final = 0x59616D61  # prctl(2)
 _ANY: Final = -1
-
-_DETACHED: Final = """sh -c 'echo $$; exec "$0" "$@"' "$0" "$@" &"""
-"""Runs a program in a child of a shell that ends at once. The first line of the output is the program's pid."""
+_prctl: Final = ctypes.CDLL(None, use_errno=True).prctl  # here, because a memory profile would report its class
 
 
 class OwnProcess(RunningProcess):
@@ -63,6 +63,10 @@ class OwnProcess(RunningProcess):
                 return thread.ident, thread_name(thread.ident)
         return native_id, None
 
+    def cpu_seconds(self, thread_id: int) -> float | None:
+        used = cpu_nanoseconds(thread_id)
+        return None if used is None else used / 1e9
+
     def module_name(self, file: str) -> str:
         """Return the name under which the program has imported a file."""
         if file not in self._modules and time.monotonic() > self._modules_due:
@@ -83,24 +87,25 @@ class DetachedAustin(Austin):
     """Austin, sampling this process, as a child of no process that this program knows."""
 
     _pidfd: int | None = None
+    has_ended_well = True
+    """The exit status of a process that is not a child cannot be read."""
 
-    def _start(self, command: list[str], environment: dict[str, str]) -> subprocess.Popen[bytes]:
+    def _start(self, command: list[str], environment: dict[str, str]) -> int:
         is_restricted = bool(yama_rule())
         if is_restricted:
             allow_tracer(_ANY)  # until the pid is known
-        child = super()._start(["/bin/sh", "-c", _DETACHED, *command], environment)
-        child.wait()
-        assert child.stdout is not None
-        line = child.stdout.readline()
+        source, target = _pipe()
         try:
-            pid = int(line)
+            pid = start(command, environment, target)
             if is_restricted:
                 allow_tracer(pid)
             self._pidfd = os.pidfd_open(pid)  # type: ignore[attr-defined,unused-ignore]  # not on macOS
-        except (ValueError, OSError) as error:
-            child.stdout.close()
-            raise EngineError(f"austin did not start as a process of its own: {error}") from error
-        return child
+        except BaseException:
+            os.close(source)  # which ends a running austin
+            raise
+        finally:
+            os.close(target)
+        return source
 
     def _kill(self, number: int) -> None:
         if self._pidfd is None:
@@ -110,11 +115,21 @@ class DetachedAustin(Austin):
         except ProcessLookupError:
             return
 
-    def close(self) -> None:
-        super().close()
-        if self._pidfd is not None:
-            os.close(self._pidfd)
-            self._pidfd = None
+    def abandon(self) -> None:
+        super().abandon()
+        pidfd, self._pidfd = self._pidfd, None
+        if pidfd is not None:
+            os.close(pidfd)
+
+
+def _pipe() -> tuple[int, int]:
+    """Return the ends of a pipe, neither in the place of a standard descriptor that the program has closed."""
+    ends = os.pipe()
+    try:
+        return fcntl.fcntl(ends[0], fcntl.F_DUPFD_CLOEXEC, 3), fcntl.fcntl(ends[1], fcntl.F_DUPFD_CLOEXEC, 3)
+    finally:
+        for end in ends:
+            os.close(end)
 
 
 def allow_tracer(pid: int) -> None:
@@ -123,8 +138,7 @@ def allow_tracer(pid: int) -> None:
     Raises:
         EngineError: the system refuses.
     """
-    prctl = ctypes.CDLL(None, use_errno=True).prctl
-    if prctl(_PR_SET_PTRACER, ctypes.c_ulong(pid & (1 << 8 * ctypes.sizeof(ctypes.c_ulong)) - 1), 0, 0, 0):
+    if _prctl(_PR_SET_PTRACER, ctypes.c_ulong(pid & (1 << 8 * ctypes.sizeof(ctypes.c_ulong)) - 1), 0, 0, 0):
         raise EngineError(f"{yama_rule()}, and prctl(PR_SET_PTRACER) failed: {os.strerror(ctypes.get_errno())}")
 
 
@@ -144,6 +158,8 @@ class OwnSampler:
         self._batcher = batcher
         self._outside: ExternalSampler | None = None
         self._reason: str | None = None
+        self._slow: str | None = None
+        self._has_started = False
         self._deadline = 0.0
 
     @property
@@ -176,8 +192,8 @@ class OwnSampler:
 
     @property
     def trouble(self) -> str | None:
-        """What went wrong, or why the internal engine is used."""
-        return "; ".join(filter(None, (self._reason, self._active.trouble))) or None
+        """What went wrong; None if sampling works, whatever the engine."""
+        return "; ".join(filter(None, (self._slow, self._active.trouble))) or None
 
     def start(self, interval: float | None = None) -> None:
         """Start sampling every `interval` seconds; None keeps the current interval.
@@ -189,7 +205,8 @@ class OwnSampler:
         if self.enabled and interval in (None, self._active.interval):
             return
         self.stop()
-        self._reason = None
+        self._reason = self._slow = None
+        self._has_started = True
         interval = interval or self._inside.interval
         try:
             sampler = self._new_sampler()
@@ -210,41 +227,52 @@ class OwnSampler:
     def abandon(self) -> None:
         """Undo, in a forked child, what the parent's sampler changed."""
         self._inside.abandon()
+        if self._outside is not None:
+            self._outside.abandon()
 
     def watch(self) -> None:
         """Fall back on the internal engine if the external one does not work; ``"external"`` goes on if it is slow."""
         outside = self._outside
         if outside is None:
             return
-        reason = None if outside.failure is None else str(outside.failure)
         status = outside.status()
+        reason = None if outside.failure is None else str(outside.failure)
+        if reason is not None and reason.endswith("has ended") and not status["looks"]:
+            reason += _NOT_READ
         if outside.enabled and status["error_share"] > MAX_ERRORS:
             reason = f"{status['error_share']:.0%} of the stacks changed while they were read"
         if outside.enabled and not status["looks"] and time.monotonic() > self._deadline:
             if self._engine == "external":  # it may be slow on a busy machine
-                self._reason = _NO_STACK
+                self._slow = _NO_STACK
                 return
             reason = _NO_STACK
-        if status["looks"] and self._reason == _NO_STACK:
-            self._reason = None
+        if status["looks"]:
+            self._slow = None
         if reason is not None:
             outside.stop()
             try:
                 self._fall_back(reason, outside.interval)
             except SamplingError as error:
-                self._reason = f"CPU sampling is off: {error}"
-                _log.warning("%s", self._reason)
+                self._slow = f"CPU sampling is off: {error}"
+                _log.warning("%s", self._slow)
 
     def status(self) -> dict[str, Any]:
-        """Return the state of the engine that samples, and ``engine``, its name."""
-        return {"engine": "in-process", **self._active.status(), "trouble": self.trouble}
+        """Return the state of the engine that samples.
+
+        ``engine`` is its name, None before the first `start`, and ``engine_reason`` why it is not the external one.
+        """
+        status = {**self._active.status(), "trouble": self.trouble, "engine_reason": self._reason}
+        return status if self._has_started else {**status, "engine": None}
 
     def _new_sampler(self) -> ExternalSampler:
         patched = self._patched()
         if patched:
-            raise EngineError(f"{patched} has replaced the functions that start a process")
+            raise EngineError(f"{patched} has replaced the functions that wait for a process")
+        if not has_gil():
+            raise EngineError("this interpreter runs without a GIL, which austin does not know")
         process, path = OwnProcess(), find_austin()
-        sampler = ExternalSampler(self._batcher, process, lambda: DetachedAustin(process, path), lambda: None)
+        check_host()
+        sampler = ExternalSampler(self._batcher, process, lambda: DetachedAustin(process, path), None)
         sampler.clock_type = self._inside.clock_type
         return sampler
 
@@ -269,6 +297,6 @@ class OwnSampler:
         self._outside = None
         if self._engine == "external":
             raise SamplingError(f"{reason}; cpu_engine='auto' would sample inside the process")
-        self._reason = f"CPU samples are taken inside the process: {reason}"
-        _log.warning("%s", self._reason)
+        self._reason = reason
+        _log.info("CPU samples are taken inside the process: %s", reason)
         self._inside.start(interval)

@@ -177,17 +177,21 @@ def _refusal(pid: int) -> str:
     return f"{yama_rule() or 'it has changed its user, or a security module or a container forbids it'}; {_AS_ROOT}"
 
 
-def yama_rule() -> str:
-    """Return the rule of the Yama module that restricts whose memory may be read; an empty string if there is none."""
+def yama_scope() -> str:
+    """Return kernel.yama.ptrace_scope, an empty string without the Yama module."""
     try:
-        scope = Path("/proc/sys/kernel/yama/ptrace_scope").read_text().strip()
+        return Path("/proc/sys/kernel/yama/ptrace_scope").read_text().strip()
     except OSError:
         return ""
+
+
+def yama_rule() -> str:
+    """Return the rule of the Yama module that restricts whose memory may be read; an empty string if there is none."""
     return {
         "1": "kernel.yama.ptrace_scope is 1: only ancestors may read it (sysctl kernel.yama.ptrace_scope=0)",
         "2": "kernel.yama.ptrace_scope is 2: only root may read it",
         "3": "kernel.yama.ptrace_scope is 3: nobody may read it, until the machine is restarted with another value",
-    }.get(scope, "")
+    }.get(yama_scope(), "")
 
 
 def _user_name(uid: int) -> str:

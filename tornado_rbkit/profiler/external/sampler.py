@@ -11,10 +11,8 @@ rate reached. A stack that changed while it was read is not published.
 
 from __future__ import annotations
 
-import threading
 import time
 from collections.abc import Callable, Sequence
-from functools import lru_cache
 from itertools import islice
 from typing import Any, Final
 
@@ -24,9 +22,10 @@ from tornado_rbkit.profiler.cpu import COLLECTING, DEFAULT_INTERVAL, MAKE_UP_SEC
 from tornado_rbkit.profiler.external.engine import Engine, EngineError, EngineFullError, Frame, Stack
 from tornado_rbkit.profiler.external.process import RunningProcess
 from tornado_rbkit.profiler.frames import MAX_DEPTH
+from tornado_rbkit.profiler.objects import LARGE
 from tornado_rbkit.profiler.packing import pack_facts, pack_frame, pack_sample, pack_stack, pack_time
 from tornado_rbkit.profiler.run_state import RUNNING, WAITING
-from tornado_rbkit.profiler.threads import Flag, InternalThread, internal_logger
+from tornado_rbkit.profiler.threads import Flag, InternalThread, hiding, internal_logger, original
 
 MAX_ERRORS: Final = 0.05
 """The share of unreadable stacks above which `trouble` reports them."""
@@ -39,6 +38,7 @@ _STATE_SECONDS: Final = 0.05  # between two looks at the CPU times of all thread
 _RUNS: Final = 0.9  # of the time between two looks at it is CPU time
 _WAITS: Final = 0.001
 _CACHE_BYTES: Final = 16 << 20
+_FRAMES: Final = 65_536  # packed frames that are remembered
 _log = internal_logger(__name__)
 
 
@@ -51,7 +51,8 @@ class ExternalSampler:
         batcher: receives the samples.
         process: the sampled process.
         make_engine: returns an engine for one run, on the sampler's thread.
-        check: looks at the process once, and raises EngineError if its stacks cannot be read.
+        check: looks at the process once, and raises EngineError if its stacks cannot be read; an engine that fails is
+            then replaced once. Without it sampling ends.
     """
 
     def __init__(
@@ -59,7 +60,7 @@ class ExternalSampler:
         batcher: EventBatcher,
         process: RunningProcess,
         make_engine: Callable[[], Engine],
-        check: Callable[[], None],
+        check: Callable[[], None] | None,
     ) -> None:
         self._clock_type = "wall"
         self.interval = DEFAULT_INTERVAL
@@ -69,7 +70,7 @@ class ExternalSampler:
         self._process = process
         self._make_engine = make_engine
         self._check = check
-        self._lock = threading.Lock()
+        self._lock = original("allocate_lock")()
         self._stopped = Flag()
         self._engine: Engine | None = None
         self._engine_name = ""
@@ -79,6 +80,7 @@ class ExternalSampler:
 
     def _forget(self) -> None:
         self._packed: dict[tuple[int, tuple[Frame, ...], tuple[bytes, ...]], bytes] = {}
+        self._packed_frames: dict[Frame, bytes] = {}
         self._names: dict[int, tuple[int, str | None] | None] = {}
         self._names_due = 0.0
         self._unpublished: list[tuple[list[Stack], float]] = []
@@ -147,7 +149,9 @@ class ExternalSampler:
         """Do nothing: `failure` says when sampling has ended."""
 
     def abandon(self) -> None:
-        """Do nothing: a forked child has neither the thread nor the engine."""
+        """Close, in a forked child, the descriptors of the parent's engine."""
+        if self._engine is not None:
+            self._engine.abandon()
 
     @property
     def trouble(self) -> str | None:
@@ -202,7 +206,8 @@ class ExternalSampler:
         """Sample with one engine after the other.
 
         An engine that ends well, after it has read stacks, has lost sight of a process that runs on, as austin does
-        when threads come and go all the time; it is replaced each time. An engine that fails is replaced once.
+        when threads come and go all the time; it is replaced each time. An engine that fails is replaced once, if
+        `check` finds that the process can be read.
 
         Raises:
             EngineError: sampling has ended by itself.
@@ -221,6 +226,8 @@ class ExternalSampler:
                 _log.warning("%s has executed another program", self._process)
             elif self._engine.has_ended_well and self._stacks > stacks:
                 self._note_loss(failure)
+            elif self._check is None:
+                raise failure
             else:
                 self._check()
                 if not self._process.is_alive():
@@ -240,19 +247,20 @@ class ExternalSampler:
             if self._stopped.is_set():
                 return False
             self._engine = self._make_engine()
+            self._engine_name = self._engine.name
             self._engine.start(self.interval, self._clock_type)
             return True
 
     def _read_to_the_end(self, engine: Engine) -> EngineError:
         """Publish the stacks that the engine reads; return why it ended."""
         try:
-            while True:
-                stacks = engine.read()
+            while engine.wait():
+                with hiding():
+                    self._publish(engine.read(), time.time())
                 self._engine_name = engine.name
-                if stacks is None:
-                    self._publish_ticks()
-                    return EngineError(f"{engine.name} has ended")
-                self._publish(stacks, time.time())
+            with hiding():
+                self._publish_ticks()
+            return EngineError(f"{engine.name} has ended")
         except EngineError as error:
             return error
         finally:
@@ -316,13 +324,25 @@ class ExternalSampler:
         packed = self._packed.get(key)
         if packed is None:
             innermost_first = islice(reversed(stack.frames), MAX_DEPTH)
-            frames = [_packed_frame(frame, self._process.module_name(frame.file)) for frame in innermost_first]
+            frames = [self._pack_frame(frame) for frame in innermost_first]
             packed = pack_stack(frames, thread_id, facts)
             self._packed_bytes += len(packed) + 8 * len(stack.frames)
-            if self._packed_bytes > _CACHE_BYTES:
+            if self._packed_bytes > _CACHE_BYTES or len(self._packed) >= LARGE - 1:
                 self._packed.clear()
                 self._packed_bytes = len(packed) + 8 * len(stack.frames)
             self._packed[key] = packed
+        return packed
+
+    def _pack_frame(self, frame: Frame) -> bytes:
+        packed = self._packed_frames.get(frame)
+        if packed is None:
+            module = self._process.module_name(frame.file)
+            label = f"{module}.{frame.scope}" if module else frame.scope
+            name = frame.scope.rpartition(".")[2]
+            packed = pack_frame(name, label, frame.file, frame.line, singleton=False)
+            if len(self._packed_frames) >= _FRAMES:
+                self._packed_frames.clear()
+            self._packed_frames[frame] = packed
         return packed
 
     def _thread_facts(self, native_id: int) -> tuple[int, str | None] | None:
@@ -362,10 +382,3 @@ class ExternalSampler:
 def _is_error(stack: Stack) -> bool:
     """Return whether a stack has no use. One whose outer frames were not read is no worse than one that is cut off."""
     return stack.is_broken and len(stack.frames) < MAX_DEPTH
-
-
-@lru_cache(maxsize=65_536)
-def _packed_frame(frame: Frame, module: str) -> bytes:
-    name = frame.scope.rpartition(".")[2]
-    label = f"{module}.{frame.scope}" if module else frame.scope
-    return pack_frame(name, label, frame.file, frame.line, singleton=False)
