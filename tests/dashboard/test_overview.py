@@ -2,13 +2,16 @@
 
 from __future__ import annotations
 
+import time
 from typing import Any
 
 from tests.dashboard.conftest import Page, Script, Serve
 from tornado_rbkit.protocol import EventType
 
+Event = tuple[float, int, Any]
 
-def vitals(at: float, rss: int, cpu_ms: float) -> tuple[float, int, Any]:
+
+def vitals(at: float, rss: int, cpu_ms: float) -> Event:
     figures = {"process_rss": rss, "process_cpu_ms": cpu_ms, "process_threads": 3, "gc_pause_ms": cpu_ms / 10}
     return (at, EventType.GC_STATS, figures)
 
@@ -40,12 +43,42 @@ def test_a_profiler_without_figures_of_its_process_says_so_and_has_the_buttons(
     page.until_live()
     page.until(lambda: "for Python only" in page.text, "it says why there are none")
     assert not page.all("#view-overview .tile")
-    page.click("Record CPU now")
+    assert page.button("Find what is slow")
+
+
+def sampled(ms: float, thread: int, *frames: tuple[str, int], state: str | None = None) -> Event:
+    """Return a sample of frames (function and line), innermost first."""
+    packed = [{12: name, 13: name, 6: "/srv/worker.py", 7: line, 15: thread} for name, line in frames]
+    if state:
+        packed[0][21] = state
+    return (ms / 1000, EventType.CPU_SAMPLE, packed)
+
+
+def test_what_is_slow_is_named_by_the_cpu_clock_and_a_lock_by_the_wall_clock(
+    page: Page, site: Serve, script: Script
+) -> None:
+    page.open(site(script.rbkit).url)
+    page.until_live()
+    page.click("Find what is slow")
+    page.until(lambda: "at where threads wait" in page.text, "the wall clock is first")
     page.until(lambda: "Waiting for the first samples." in page.text, "it is on")
-    main = {12: "main", 13: "main", 6: "/srv/a.py", 7: 1, 15: 1}
-    leaf = {12: "busy", 13: "busy", 6: "/srv/a.py", 7: 5, 15: 1}
-    script.publish(*[(0.0, EventType.CPU_SAMPLE, [leaf, main])] * 3, (0.0, EventType.CPU_SAMPLE, [main]))
-    page.until(lambda: "75.0 % busy a.py:5" in page.text, "the busiest function is first")
+    for ms in range(100):
+        script.publish(
+            sampled(ms, 1, ("index", 33), ("work", 37)),  # it sleeps, and its state is not known
+            *(sampled(ms, thread, ("index", 31), ("work", 37), state="lock") for thread in (2, 3, 4)),
+        )
+    wait = "3.0 threads wait for a lock in index worker.py:31; it is held over line 33"
+    page.until(lambda: wait in page.text, "the wall clock's samples are there")
+    assert "By the wall clock, which may count threads that wait." in page.text
+    page.until(lambda: page.facts["clock"] == "cpu" and "Looking" not in page.text, "then the CPU clock is chosen")
+    at = 1000 * (time.time() - script.start)
+    for ms in range(100):
+        script.publish(sampled(at + ms, 1 + ms % 4, ("normalise" if ms % 3 else "score", 8), ("work", 37)))
+    busiest = ["66.0 % normalise worker.py:8", "34.0 % score worker.py:8", wait]
+    page.until(lambda: page.texts("#view-overview .card:nth-child(2) p:not(:empty)") == busiest, "both are said")
+    page.click("Flame graph")
+    page.until(lambda: page.row("Functions", "normalise"), "the profile by the CPU clock is shown")
+    assert [row[0] for row in page.rows("Functions")] == ["normalise", "score", "work"]
 
 
 def test_a_shared_range_of_time_is_shown(page: Page, site: Serve, script: Script) -> None:

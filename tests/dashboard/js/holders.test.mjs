@@ -218,3 +218,17 @@ test("the holders of a million objects are computed within seconds, in slices", 
   assert.ok(turns > 3, `${turns} turns`);
   assert.equal(snapshot.holders.retained[0], 8 * (count + 1));
 });
+
+test("of a container that is new, with all its items, the items are the suspects", () => {
+  const blobs = (count) => {
+    const heap = new Heap();
+    const globals = { SMALL: heap.add("list", { items: [heap.add("str", { id: 50 })], id: 51 }) };
+    const items = Array.from({ length: count }, (_, i) => heap.add("bytes", { size: 1000, id: 1000 + i }));
+    if (count) globals.BLOBS = heap.add("list", { items, size: 80, id: 60 });
+    heap.instance("module", globals, { label: "__main__", id: 61 });
+    return heap;
+  };
+  const [before, after] = [blobs(0).snapshot(0), blobs(150).snapshot(10)];
+  const { suspects } = findSuspects(before.hold(), after.hold());
+  assert.deepEqual(suspects.map(({ count, what, holder }) => [count, what, holder]), [[150, "bytes", "__main__.BLOBS"]]);
+});

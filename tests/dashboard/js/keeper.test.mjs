@@ -88,7 +88,7 @@ test("a restored session is equal to the kept one, and missed messages are count
   const before = new Session();
   const parts = [];
   before.recording.onrecord = (record) => parts.push({ target: "x", bytes: Uint8Array.from(record.flatMap((piece) => [...piece])) });
-  const act = (session) => ([name]) => (name === "baseline" ? session.process.objects.setBaseline() : session.process.clearCpu());
+  const act = (session) => ([name]) => (name === "baseline" ? session.process.objects.setBaseline() : session.process.cpuProfiles.clear());
   before.reply("handshake", handshake());
   const publish = (session, counter, ...events) => session.publish(collection(counter, events));
   publish(before, 0, created(1, "A"), created(2, "B"), sample([frame("f")]));

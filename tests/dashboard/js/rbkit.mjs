@@ -12,8 +12,8 @@ export function encode(value) {
 
 export const collection = (counter, events, time = 1.8e12) => encode(numbered({ 0: 7, 1: time, 9: counter, 2: events }));
 
-export const handshake = (facts = {}) =>
-  encode(numbered({ 0: 8, 1: 1.8e12, 2: { process_name: "shop", pid: 1, pwd: "/srv", rbkit_server_version: "0.1", rbkit_protocol_version: "2.1", clock_type: "wall", object_trace_enabled: 1, cpu_profiling_enabled: 0, ...facts } }));
+export const handshake = (facts = {}, time = 1.8e12) =>
+  encode(numbered({ 0: 8, 1: time, 2: { process_name: "shop", pid: 1, pwd: "/srv", rbkit_server_version: "0.1", rbkit_protocol_version: "2.1", clock_type: "wall", object_trace_enabled: 1, cpu_profiling_enabled: 0, ...facts } }));
 
 export const created = (id, name, time = 1.8e12) => numbered({ 0: 0, 1: time, 2: numbered({ 3: id, 4: name }) });
 

@@ -101,12 +101,12 @@ export function readAny(bytes) {
 }
 
 /**
- * Read a reply. Return {text} or, for a handshake, {facts}. Throws Unreadable if it is neither a refusal nor a valid
+ * Read a reply. Return {text} or, for a handshake, {facts, time}, the time in ms or null. Throws Unreadable if it is neither a refusal nor a valid
  * reply to the command.
  *
  * @param {string} command
  * @param {Uint8Array} bytes
- * @returns {{text?: string, facts?: Facts}}
+ * @returns {{text?: string, facts?: Facts, time?: number | null}}
  */
 export function readReply(command, bytes) {
   if (command !== "handshake" || startsWith(bytes, "error:")) return { text: cut(new TextDecoder().decode(bytes)) };
@@ -115,7 +115,9 @@ export function readReply(command, bytes) {
     throw new Unreadable("it is not a handshake");
   }
   const facts = message[Field.PAYLOAD];
+  const time = message[Field.TIMESTAMP];
   return {
+    time: isTime(time) ? time : null,
     facts: {
       process_name: text(facts.process_name, "(unknown)") ?? "(unknown)",
       pid: text(facts.pid, "(unknown)") ?? "(unknown)",

@@ -12,7 +12,7 @@ const MAX_COST = 8;
 const INTERNAL = new Set([".__globals__", ".__closure__", ".__builtins__", ".__self__", ".__wrapped__"]);
 
 // Objects whose names on a path say enough: their class is left out.
-const CONTAINERS = new Set(["dict", "list", "tuple", "set", "frozenset", "cell", "module", "type", "frame", "collections.OrderedDict", "collections.defaultdict", "collections.deque"]);
+export const CONTAINERS = new Set(["dict", "list", "tuple", "set", "frozenset", "cell", "module", "type", "frame", "collections.OrderedDict", "collections.defaultdict", "collections.deque"]);
 
 // The steps of a way that are shown.
 const SHOWN_STEPS = 30;

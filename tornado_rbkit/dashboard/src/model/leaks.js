@@ -2,12 +2,15 @@
 // What grows between two snapshots: the ways in which more objects are held, ranked by the growth of what they retain.
 
 import { NONE } from "./dominators.js";
-import { shortName } from "./holders.js";
+import { CONTAINERS, shortName } from "./holders.js";
 
 const SHOWN = 20;
 
 /** A way that holds less than this share of the growth is noise. */
 const LEAST_SHARE = 0.001;
+
+/** Of what a new container retains, the share from which on its items are the suspects. */
+const MOST_OF_IT = 0.8;
 
 /**
  * Return the suspects, the most growth first, and the growth of all objects in bytes. Of a way and of what its objects
@@ -35,7 +38,7 @@ export function findSuspects(before, after) {
   const suspects = [];
   for (const { way, count, retained } of grown) {
     if (suspects.length >= SHOWN || retained < LEAST_SHARE * grown[0].retained) break;
-    if (isBelow(after, way, chosen)) continue;
+    if (isBelow(after, way, chosen) || isWrapper(after, { way, retained }, grown)) continue;
     chosen.add(way);
     const suspect = describe(after, way, { count, retained, seconds });
     const first = byHolder.get(suspect.holder);
@@ -52,6 +55,13 @@ export function findSuspects(before, after) {
 function isBelow(holders, way, chosen) {
   for (let each = holders.wayParents[way]; each !== NONE; each = holders.wayParents[each]) if (chosen.has(each)) return true;
   return false;
+}
+
+/** Return whether a way is one container whose growth is that of its items: "151 bytes in BLOBS" says more than "1 list". */
+function isWrapper(holders, { way, retained }, grown) {
+  const { snapshot, byWay, wayExamples, wayParents } = holders;
+  if (byWay.count[way] > 1 || !CONTAINERS.has(snapshot.classNames[snapshot.classes[wayExamples[way]]])) return false;
+  return grown.some((one) => wayParents[one.way] === way && byWay.count[one.way] > 1 && one.retained >= MOST_OF_IT * retained);
 }
 
 function describe(holders, way, growth) {

@@ -19,11 +19,12 @@ export class Account {
     if (!snapshot?.resident) return;
     const { resident } = snapshot;
     const parts = partsOf(resident, snapshot);
+    const explained = parts.reduce((sum, { kind, bytes }) => sum + (kind === "rest" ? 0 : bytes), 0);
     this.#bar.replaceChildren(...parts.map((part) => painted(h("span", { class: part.kind, title: text(part, resident) }), part.bytes / resident)));
     setAttribute(this.#bar, "aria-label", `Of ${format.bytes(resident)} resident memory: ${parts.map((part) => text(part, resident)).join("; ")}`);
     const untraced = snapshot.traced === null ? " tracemalloc is off: Trace allocations shows how much of the rest Python allocated." : "";
     this.#legend.replaceChildren(
-      h("b", {}, `RSS ${format.bytes(resident)}`),
+      h("b", {}, `${format.bytes(explained)} of ${format.bytes(resident)} RSS explained`),
       ...parts.map((part) => h("span", { class: part.kind }, text(part, resident))),
       untraced,
     );

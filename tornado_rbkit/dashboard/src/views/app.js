@@ -42,7 +42,8 @@ class Page {
   /** @type {[string, string, View][]} */
   #views;
   #snapshots;
-  #overview;
+  /** @type {[HTMLButtonElement, string][]} */
+  #procedures; // buttons that send a command among other things
   /** @type {View | null} */
   #view = null;
   /** @type {Map<string, HTMLButtonElement>} */
@@ -57,11 +58,9 @@ class Page {
   constructor(root) {
     const takeSnapshot = () => this.#send(TAKE_SNAPSHOT);
     const recordMemory = () => this.#commands.button({ ...MEMORY, label: () => "Record memory now" }, "main");
-    const recordCpu = () => this.#commands.button({ ...CPU, label: () => "Record CPU now" }, "main");
     this.#snapshots = new SnapshotsView({ takeSnapshot, trace: this.#commands.button(TRACING) });
-    this.#overview = new OverviewView({
+    const overview = new OverviewView({
       recordMemory: recordMemory(),
-      recordCpu: recordCpu(),
       findGrowth: () => {
         this.#open("snapshots");
         this.#snapshots.growth.find();
@@ -69,11 +68,17 @@ class Page {
       open: (id) => this.#open(id),
     });
     this.#views = [
-      ["overview", "Overview", this.#overview],
+      ["overview", "Overview", overview],
       ["memory", "Memory", new MemoryView({ record: recordMemory() })],
       ["objects", "Objects", new ObjectsView({ record: recordMemory() })],
       ["snapshots", "Snapshots", this.#snapshots],
-      ["cpu", "CPU", new CpuView({ record: recordCpu(), clocks: CLOCKS.map((spec) => this.#commands.button(spec)) })],
+      ["cpu", "CPU", new CpuView({ record: this.#commands.button({ ...CPU, label: () => "Record CPU now" }, "main"), clocks: CLOCKS.map((spec) => this.#commands.button(spec)) })],
+    ];
+    this.#procedures = [
+      [this.#snapshots.take, TAKE_SNAPSHOT],
+      [this.#snapshots.growth.button, TAKE_SNAPSHOT],
+      [overview.find, TAKE_SNAPSHOT],
+      [overview.slow.button, CPU.command(null)],
     ];
     root.replaceChildren(
       this.#fleet.element,
@@ -175,7 +180,7 @@ class Page {
   #drawHeader(header) {
     this.#status.draw(header);
     this.#processes.draw(header.processes);
-    this.#commands.draw(header, [this.#snapshots.take, this.#snapshots.growth.button, this.#overview.find]);
+    this.#commands.draw(header, this.#procedures);
     this.#alerts.showLog(header);
   }
 

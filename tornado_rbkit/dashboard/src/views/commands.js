@@ -91,7 +91,7 @@ export class Commands {
 
   /**
    * @param {Header} header
-   * @param {HTMLButtonElement[]} procedures Buttons that take a snapshot among other things.
+   * @param {[HTMLButtonElement, string][]} procedures Buttons that send a command among other things.
    */
   draw(header, procedures) {
     const { facts } = header;
@@ -104,7 +104,7 @@ export class Commands {
       if (spec.hidden) button.hidden = spec.hidden(facts);
       if (spec.pressed) setAttribute(button, "aria-pressed", String(spec.pressed(facts)));
     }
-    for (const button of procedures) setDisabled(button, this.#obstacle(header, TAKE_SNAPSHOT));
+    for (const [button, command] of procedures) setDisabled(button, this.#obstacle(header, command));
   }
 
   /**

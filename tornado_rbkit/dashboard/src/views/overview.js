@@ -6,6 +6,7 @@ import { h, setAttribute, setText } from "./widgets/dom.js";
 import * as format from "./widgets/format.js";
 import { suspectSentence } from "./growth.js";
 import { Latest } from "./latest.js";
+import { SlowFinder, waitSentence } from "./slow.js";
 import { TimeRange } from "./widgets/range.js";
 
 /**
@@ -19,7 +20,7 @@ import { TimeRange } from "./widgets/range.js";
  * @property {{number: number, time: number}[]} snapshots
  * @property {[number, number, number][]} gaps
  * @property {number[]} restarts
- * @property {{functions: Busy[], samples: number, computing: number}} cpu
+ * @property {{functions: Busy[], samples: number, computing: number, waiting: string[], inWaits: number, isByCpu: boolean, wait: import("../model/cpu/waits.js").Wait | null}} cpu
  * @property {Growing[]} growing
  * @property {{suspects: any[], seconds: number} | null} found
  */
@@ -37,11 +38,10 @@ export class OverviewView {
   /**
    * @param {object} options
    * @param {HTMLButtonElement} options.recordMemory Starts the memory profile.
-   * @param {HTMLButtonElement} options.recordCpu Starts the CPU profile.
    * @param {() => void} options.findGrowth
    * @param {(view: string) => void} options.open Shows another view.
    */
-  constructor({ recordMemory, recordCpu, findGrowth, open }) {
+  constructor({ recordMemory, findGrowth, open }) {
     const { zoom } = this.#range;
     const percent = (/** @type {number} */ value, digits = value < 10 ? 1 : 0) => `${value.toFixed(digits)} %`;
     const steps = Array.from({ length: 50 }, (_, i) => 2 ** i);
@@ -56,9 +56,9 @@ export class OverviewView {
       ...zoom,
     });
     this.recordMemory = recordMemory;
-    this.recordCpu = recordCpu;
     this.find = h("button", { type: "button", class: "main", onclick: findGrowth }, "Find what grows");
     this.held = h("div", { role: "status" });
+    this.slow = new SlowFinder();
     this.busy = h("div", { role: "status" });
     this.growing = h("div", { role: "status" });
     const more = (/** @type {string} */ view, /** @type {string} */ text) => h("button", { type: "button", class: "link", onclick: () => open(view) }, text);
@@ -66,7 +66,7 @@ export class OverviewView {
       "div",
       { class: "cards" },
       card("Who holds the memory?", this.held, this.find, more("snapshots", "All snapshots")),
-      card("What uses the CPU?", this.busy, recordCpu, more("cpu", "Flame graph")),
+      card("What uses the CPU?", h("div", {}, this.busy, this.slow.status), this.slow.button, more("cpu", "Flame graph")),
       card("What is allocated?", this.growing, recordMemory, more("objects", "All classes")),
     );
     this.tiles = h("div", { class: "tiles" }, ...["RSS", "CPU", "threads", "garbage collection"].map((name) => this.#tile(name)));
@@ -89,6 +89,7 @@ export class OverviewView {
   forget() {
     this.#data.cancel();
     this.#range.forget();
+    this.slow.forget();
   }
 
   /**
@@ -130,16 +131,26 @@ export class OverviewView {
     this.#drawFound(data.found);
     const canRecord = header.state !== "file";
     this.find.hidden = !canRecord;
-    const { functions, samples, computing } = data.cpu;
-    this.#answer(this.busy, functions, ({ label, file, line, self }) => [h("b", {}, format.percent(self, computing)), ` ${label} `, place(file, line)], {
-      none: samples ? "All threads wait." : header.facts?.cpu_profiling_enabled ? "Waiting for the first samples." : "A profile names the busiest functions.",
-    });
-    this.recordCpu.hidden = !canRecord || Boolean(header.facts?.cpu_profiling_enabled);
+    this.#drawBusy(data.cpu, header);
+    this.slow.button.hidden = !canRecord;
     const isOn = Boolean(header.facts?.object_trace_enabled);
     this.#answer(this.growing, data.growing, ({ name, live, rate }) => [h("b", {}, format.perSecond(rate)), ` ${name} `, h("span", { class: "hint" }, `${format.count(live)} live`)], {
       none: isOn ? "No class grows." : "A memory profile counts objects by class.",
     });
     this.recordMemory.hidden = !canRecord || isOn;
+  }
+
+  /**
+   * @param {Data["cpu"]} cpu
+   * @param {Header} header
+   */
+  #drawBusy({ functions, samples, computing, waiting, inWaits, isByCpu, wait }, header) {
+    const lines = functions.map(({ label, file, line, self }) => [h("b", {}, format.percent(self, computing)), ` ${label} `, place(file, line)]);
+    if (functions.length && !isByCpu) lines.push([h("span", { class: "hint" }, "By the wall clock, which may count threads that wait.")]);
+    if (waiting.length) lines.push([h("span", { class: "hint" }, `Without ${format.percent(inWaits, inWaits + computing)} of the CPU time, which goes into waiting in ${waiting.join(", ")}.`)]);
+    if (wait) lines.push(waitSentence(wait));
+    const none = samples ? "All threads wait." : header.facts?.cpu_profiling_enabled ? "Waiting for the first samples." : "A profile names the busiest functions.";
+    this.#answer(this.busy, lines, (line) => line, { none });
   }
 
   /** @param {Data["found"]} found */
@@ -213,5 +224,5 @@ function card(question, answer, ...buttons) {
  * @param {number} line
  */
 function place(file, line) {
-  return h("span", { class: "hint", title: file }, `${file.split("/").at(-1)}:${line}`);
+  return h("span", { class: "hint", title: file }, file ? `${file.split("/").at(-1)}:${line}` : "");
 }

@@ -2,7 +2,7 @@
 // The data of one profiler, live or from a file: takes messages and updates the models of the views. protocol.js reads
 // messages first; no received message makes a method here throw.
 
-import { CpuProfile } from "../model/cpu/profile.js";
+import { CpuProfiles } from "../model/cpu/profiles.js";
 import { Log } from "./log.js";
 import { Unreadable } from "../connection/msgpack.js";
 import { LiveObjects } from "../model/objects.js";
@@ -30,9 +30,7 @@ let sessions = 0;
 /** The models of one process; a restart creates a new one. */
 class Process {
   objects = new LiveObjects();
-  cpu = new CpuProfile();
-  /** @type {CpuProfile | null} */
-  cleared = null;
+  cpuProfiles = new CpuProfiles();
   /** @type {import("../connection/protocol.js").Facts | null} */
   facts = null; // from its handshake
 
@@ -41,16 +39,9 @@ class Process {
     this.since = since; // ms
   }
 
-  /** Start a new CPU profile; the one before can be brought back. */
-  clearCpu() {
-    this.cleared = this.cpu;
-    this.cpu = new CpuProfile();
-  }
-
-  /** Continue the CPU profile before the last `clearCpu`. */
-  undoClearCpu() {
-    if (this.cleared) this.cpu = this.cleared;
-    this.cleared = null;
+  /** The CPU profile of the process's clock. */
+  get cpu() {
+    return this.cpuProfiles.current;
   }
 
   summary() {
@@ -110,7 +101,7 @@ export class Session {
     this.recording.add(REPLY, command, bytes, seconds);
     const reply = this.#read(`The reply to ${command}`, () => readReply(command, bytes));
     if (reply === null) return `error:invalid-reply the reply to ${command} could not be read`;
-    if (reply.facts) this.#meet(reply.facts);
+    if (reply.facts) this.#meet(reply.facts, reply.time ?? null);
     return reply.text ?? null;
   }
 
@@ -252,7 +243,7 @@ export class Session {
     switch (event.type) {
       case EventType.CPU_SAMPLE:
         this.process.since ??= event.time;
-        this.process.cpu.add(event);
+        this.process.cpuProfiles.add(event);
         break;
       case EventType.OBJECT_SPACE_DUMP:
         this.#dump(event, record);
@@ -337,13 +328,16 @@ export class Session {
     this.#say("message_counter keeps decreasing, as with several publishers behind one endpoint: lost messages and restarts cannot be detected.");
   }
 
-  #meet(facts) {
+  /**
+   * @param {import("../connection/protocol.js").Facts} facts
+   * @param {number | null} time Of the handshake, in ms.
+   */
+  #meet(facts, time) {
     const before = this.process.facts;
     if (before && before.pid !== facts.pid) this.restart();
-    if (before && before.clock_type !== facts.clock_type && this.process.cpu.samples) {
-      this.process.cpu = new CpuProfile();
-      this.#say(`The clock of the CPU profile is ${facts.clock_type} now: counting starts over.`);
-    }
+    const { cpuProfiles } = this.process;
+    const hadSamples = this.process.cpu.samples > 0;
+    if (cpuProfiles.use(facts.clock_type, time) && hadSamples) this.#say(`The CPU profile is by the ${facts.clock_type} clock now. The one before goes on when its clock is chosen again.`);
     this.process.facts = facts;
     const version = facts.rbkit_protocol_version;
     if (!before && version !== "(unknown)" && version.split(".")[0] !== PROTOCOL_MAJOR) {

@@ -5,6 +5,7 @@ import { Connection } from "../connection/connection.js";
 import { Keeper } from "./keeper.js";
 import { collapsed, speedscope } from "../model/cpu/exports.js";
 import { Session } from "./session.js";
+import { findBusy, findWait } from "../model/cpu/waits.js";
 import { openStore } from "./store.js";
 import { findSuspects } from "../model/leaks.js";
 import { difference, differenceBySite, select } from "../model/differences.js";
@@ -39,11 +40,11 @@ const actions = {
   },
 
   clearCpu({ process }, { processes }) {
-    processes.find(({ number }) => number === process)?.clearCpu();
+    processes.find(({ number }) => number === process)?.cpuProfiles.clear();
   },
 
   undoClearCpu({ process }, { processes }) {
-    processes.find(({ number }) => number === process)?.undoClearCpu();
+    processes.find(({ number }) => number === process)?.cpuProfiles.undoClear();
   },
 
   removeSnapshot({ number }, session) {
@@ -150,7 +151,7 @@ const methods = {
 
   /** Return the figures of the process, and the first answers to who holds memory, computes and is allocated. */
   overview({ from, to, process }) {
-    const { cpu, objects } = session.processNumbered(process);
+    const { cpuProfiles, objects, facts } = session.processNumbered(process);
     const { gaps, restarts } = session.timeline.range(from, to);
     const growing = objects.rows({ sort: "rate", limit: ANSWERS }).rows.filter(({ rate }) => rate > 0);
     return {
@@ -160,11 +161,7 @@ const methods = {
       snapshots: snapshotsBetween(from, to),
       gaps,
       restarts,
-      cpu: {
-        functions: cpu.table({ limit: ANSWERS, idle: false }).rows.filter(({ self }) => self > 0),
-        samples: cpu.samples,
-        computing: cpu.threadList(false).reduce((sum, { samples }) => sum + samples, 0),
-      },
+      cpu: answerOfCpu(cpuProfiles, facts),
       growing: growing.map(({ name, live, growth, rate }) => ({ name, live, growth, rate })),
       found,
     };
@@ -228,9 +225,9 @@ const methods = {
   },
 
   cpuOverview({ process, idle }) {
-    const { cpu, cleared } = session.processNumbered(process);
-    const { samples, omitted, merged, elapsed, missing, period } = cpu;
-    return { samples, omitted, merged, elapsed, missing, period, cleared: cleared !== null, threads: cpu.threadList(idle), tasks: cpu.taskList(idle), strip: cpu.strip(idle) };
+    const { cpu, cpuProfiles } = session.processNumbered(process);
+    const { number, samples, omitted, merged, elapsed, missing, period } = cpu;
+    return { profile: number, samples, omitted, merged, elapsed, missing, period, canUndoClear: cpuProfiles.canUndoClear, threads: cpu.threadList(idle), tasks: cpu.taskList(idle), strip: cpu.strip(idle) };
   },
 
   flame({ process, ...query }) {
@@ -325,6 +322,26 @@ async function restore(mine, target) {
     if (loading === progress) loading = null;
   }
   mine.recording.onrecord = (record) => kept?.add({ target, record });
+}
+
+/**
+ * Return what uses the CPU, by the CPU clock if there are samples of it, and where threads wait for one another.
+ *
+ * @param {import("../model/cpu/profiles.js").CpuProfiles} profiles
+ * @param {import("../connection/protocol.js").Facts | null} facts
+ */
+function answerOfCpu(profiles, facts) {
+  const [wall, computing] = [profiles.of("wall"), profiles.of("cpu")];
+  const isByCpu = Boolean(computing?.samples);
+  const shown = isByCpu && computing ? computing : profiles.current;
+  const interval = facts?.cpu_interval ? 1000 * facts.cpu_interval : null;
+  const { functions, waiting } = findBusy(shown, isByCpu ? wall : null, interval);
+  const sum = (/** @type {{self: number}[]} */ rows) => rows.reduce((all, { self }) => all + self, 0);
+  return {
+    ...{ functions: functions.slice(0, ANSWERS), computing: sum(functions), samples: shown.samples, isByCpu },
+    ...{ waiting: waiting.slice(0, ANSWERS).map(({ label }) => label), inWaits: sum(waiting) },
+    wait: wall && findWait(wall, computing, interval),
+  };
 }
 
 /** @param {unknown} error */

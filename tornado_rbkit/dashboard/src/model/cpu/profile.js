@@ -10,8 +10,9 @@ import { functionDetails, functionTable, has } from "./table.js";
 import { STACKS, Threads } from "./threads.js";
 import { columnsOf, timeOrder } from "./timeorder.js";
 
-// A step of the clock forward by more is a clock that was set.
+// A step of the clock forward by more is a clock that was set, as is one back by more: samples of one look may be late.
 const LONGEST_PAUSE = 24 * 3600 * 1000; // ms
+const LATEST = 1000; // ms
 
 const MAX_TASKS = KINDS / 2 - 2;
 const NO_TASK = "(no task)";
@@ -33,7 +34,10 @@ const KEPT_SELECTIONS = 3;
  * @property {[number, number] | null} [compare] An earlier range to compare with; null for none.
  */
 
+let profiles = 0;
+
 export class CpuProfile {
+  number = ++profiles; // functions have other indices in each profile
   stacks = new Stacks();
   samples = 0;
   omitted = 0; // samples beyond the limits
@@ -176,6 +180,17 @@ export class CpuProfile {
     return this.#select(query).samples;
   }
 
+  /** Return the samples of the last `ms` by stack, and `looks`, their number in the thread that has most. */
+  recent(ms) {
+    const counts = new Map();
+    const threads = new Map();
+    this.#log.each(Math.max(0, this.elapsed - ms), Infinity, (serial, kind, stack) => {
+      counts.set(stack, (counts.get(stack) ?? 0) + 1);
+      threads.set(serial, (threads.get(serial) ?? 0) + 1);
+    });
+    return { counts, looks: Math.max(0, ...threads.values()) };
+  }
+
   /** Return the index of the function with a name, -1 if there is none. @param {string} name */
   find(name) {
     return this.functions.findIndex((fn) => fn.name === name);
@@ -192,13 +207,16 @@ export class CpuProfile {
     return orders;
   }
 
-  /** Record the time of a sample. If the clock was set, move `first` too, so that the time goes on from there. */
+  /**
+   * Record the time of a sample; one that is late counts as if it were not. If the clock was set, move `first` too, so
+   * that the time goes on from there.
+   */
   #pass(time) {
     const first = this.first ?? time;
     const step = time - first - this.elapsed;
-    const isSet = step < 0 || step > LONGEST_PAUSE;
+    const isSet = step < -LATEST || step > LONGEST_PAUSE;
     this.first = isSet ? first + step : first;
-    if (!isSet) this.elapsed += step;
+    if (!isSet && step > 0) this.elapsed += step;
     this.#scale.reach(this.elapsed);
   }
 

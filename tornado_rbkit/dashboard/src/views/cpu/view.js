@@ -21,7 +21,7 @@ export class CpuView {
   /** @type {(() => void) | undefined} Called when what the view shows was chosen anew. */
   onchange;
   #path = []; // functions on the path to the zoomed frame
-  #era = 0; // counts the profiles shown; functions have other numbers in each
+  #profile = 0; // the number of the profile shown
   #period = null; // ms of a sample; null if a sample stands for no time that is known
   #time = new TimeChoice();
   #samples = -1;
@@ -116,7 +116,6 @@ export class CpuView {
   /** Reset the view for another session or process. */
   forget() {
     for (const one of [this.#overview, this.graphs, this.#functions, this.#details]) one.cancel();
-    this.#era++;
     this.#path = [];
     this.#function = null;
     this.#mark();
@@ -127,8 +126,10 @@ export class CpuView {
     if (process !== this.process) this.forget();
     this.process = process;
     await this.#overview.ask("cpuOverview", { process, idle: this.idle.checked }, async (data) => {
+      if (data.profile !== this.#profile) this.forget();
+      this.#profile = data.profile;
       this.empty.update(header, !data.samples);
-      this.undo.hidden = !data.cleared;
+      this.undo.hidden = !data.canUndoClear;
       const interval = header.facts?.cpu_interval;
       this.#period = header.facts?.clock_type === "wall" ? data.period : interval ? 1000 * interval : null;
       this.thread.draw(data);
@@ -250,7 +251,7 @@ export class CpuView {
       if (typeof last === "number") this.#choose(last);
       return;
     }
-    history.pushState({ era: this.#era, path }, "");
+    history.pushState({ profile: this.#profile, path }, "");
     this.#path = path;
     if (typeof last === "number") this.#choose(last);
     this.#redraw();
@@ -263,7 +264,7 @@ export class CpuView {
 
   /** Show what a step of the browser's history showed. */
   back(state) {
-    this.#path = state?.era === this.#era ? state.path : [];
+    this.#path = state?.profile === this.#profile ? state.path : [];
     this.#redraw();
   }
 
