@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import json
 import os
 import re
 import shlex
@@ -31,6 +32,7 @@ from tornado_rbkit.cli.main import parse
 from tornado_rbkit.fleet.hub import LEAST_VERSION, Hub
 from tornado_rbkit.fleet.nats import NatsServers
 from tornado_rbkit.fleet.server import NatsServer, find_program
+from tornado_rbkit.fleet.subjects import permissions_of_bridge, permissions_of_host
 from tornado_rbkit.profiler.folder import DIRECTORY_VARIABLE, prepare_folder
 
 ROOT: Final = Path(__file__).parents[2]
@@ -198,6 +200,18 @@ def test_nats_server_accepts_its_files_beside_those_of_the_hub(
     path.write_text(FILES[name].replace(HUB, str(hub.folder)))
     passwords = dict.fromkeys(re.findall(r"\$(RBKIT_\w+)", FILES[name]), "secret")
     check(find_program(LEAST_VERSION), "-t", "-c", path, **passwords)
+
+
+def test_the_users_of_a_server_of_ones_own_have_the_permissions_of_the_hub() -> None:
+    text = FILES["rbkit-users.conf"]
+    of_pods, of_bridge = permissions_of_host("ANY"), permissions_of_bridge("bridge")
+    given = [json.loads(each) for each in re.findall(r"(?:publish|subscribe): (\[.*\])", text)]
+    assert given == [
+        json.loads(json.dumps(of_pods["publish"]).replace("ANY", "*")),
+        json.loads(json.dumps(of_pods["subscribe"]).replace("ANY", "*")),
+        of_bridge["publish"],
+        of_bridge["subscribe"],
+    ]
 
 
 async def test_the_users_of_a_server_of_ones_own_may_do_what_agents_and_bridges_do(
