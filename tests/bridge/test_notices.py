@@ -245,6 +245,21 @@ async def test_a_count_is_not_reported_twice_and_a_later_join_is_told_at_once() 
     assert [session.notices[-1:] for session in sessions] == [["client_count:3"], ["client_count:3"], []]
 
 
+@pytest.mark.usefixtures("short_interval")
+async def test_clients_at_other_bridges_count_too_and_a_larger_number_is_reported_to_all() -> None:
+    audience, fan_out = Clients(), FanOut()
+    count = ClientCount(audience, fan_out)
+    count.set_elsewhere(4)  # before the first client has joined
+    sessions = [Told() for _ in range(2)]
+    for session in sessions:
+        audience.add(session)  # type: ignore[arg-type]
+        count.update()
+    await until(lambda: sessions[0].notices[-1:] == ["client_count:6"], "the first client knows")
+    for elsewhere in (4, 3, 5):
+        count.set_elsewhere(elsewhere)
+    await until(lambda: [session.notices[-1:] for session in sessions] == [["client_count:7"]] * 2, "both know")
+
+
 def deliveries(log: list[tuple[str, int]], name: str) -> Callable[[Any], None]:
     return lambda session: log.append((name, session))
 

@@ -35,7 +35,7 @@ class Machine:
         """Run an agent, until the test ends or `stop` is called with it."""
         agent = Agent(targets, self.servers, host, **options)
         self._run(agent.run(), agent, lambda: [bridge.close() for bridge in targets.values()])
-        await asyncio.wait_for(agent.wait_until_up(), 10)
+        await asyncio.wait_for(agent.wait_until_up(), 60)
         return agent
 
     async def bridge(self, name: str = "b1", **options: Any) -> FleetTargets:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 import threading
 
-from tests.conftest import Server, ask, receive_data, until
+from tests.conftest import Server, ask, receive, receive_data, until
 from tests.fake_rbkit import FakeRbkit
 from tests.fleet.conftest import Machine
 from tornado_rbkit import Bridge
@@ -120,3 +120,22 @@ def _accounted(server: Server, rbkit: FakeRbkit) -> bool:
     if rbkit.sent == rbkit.counter:
         rbkit.publish_collection()
     return False
+
+
+async def test_the_clients_of_all_bridges_are_counted_together(
+    machine: Machine, rbkit: FakeRbkit, bridge_to_rbkit: Bridge
+) -> None:
+    await machine.agent({"puma": bridge_to_rbkit})
+    one = await machine.served(await machine.bridge("one"), "web-1~puma")
+    two = await machine.served(await machine.bridge("two"), "web-1~puma")
+    first = await one.connected()
+    await two.connected()
+    assert await receive(first, 60) == b"0client_count:2"
+    await two.connected()
+    assert await receive(first, 60) == b"0client_count:3"
+    late = await one.connected()
+    assert await receive(first, 60) == b"0client_count:4"
+    first.close()
+    await until(lambda: len(one.bridge.stats()["clients"]) == 1, "it has left")
+    await two.connected()
+    assert await receive(late, 60) == b"0client_count:4"

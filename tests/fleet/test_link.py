@@ -162,7 +162,11 @@ async def test_agents_that_begin_at_the_same_time_share_one_server(runtime_folde
 
 
 async def test_a_port_that_another_program_has_got_is_not_taken_for_a_server(runtime_folder: Path) -> None:
-    other = await asyncio.start_server(lambda reader, writer: writer.write(b"220 mail.example\r\n"), "127.0.0.1", 0)
+    def greet(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        writer.write(b"220 mail.example\r\n")
+        writer.close()
+
+    other = await asyncio.start_server(greet, "127.0.0.1", 0)
     port = other.sockets[0].getsockname()[1]
     runtime_folder.mkdir(mode=0o700)
     write_private(runtime_folder / "nats.json", json.dumps({"url": f"nats://u:p@127.0.0.1:{port}", "pid": 1}))
@@ -230,3 +234,18 @@ def test_every_server_is_tried_before_one_is_tried_again() -> None:
     link = Link(lambda: servers, "test")
     tried = [link._next_url(servers) for _ in range(30)]
     assert all(set(tried[at : at + 3]) == set(servers.urls) for at in range(0, 30, 3))
+
+
+async def test_a_link_that_is_cancelled_twice_closes_its_connection(nats: NatsServer) -> None:
+    link = Link(local_servers, "test")
+    running = asyncio.create_task(link.run())
+    await asyncio.wait_for(link.wait_until_up(), 10)
+    client = link._client
+    running.cancel()
+    while not link._closing:
+        await asyncio.sleep(0)
+    running.cancel()
+    await asyncio.wait([running])
+    assert running.cancelled()
+    assert not link._closing
+    assert client.is_closed

@@ -286,6 +286,7 @@ class Bridge:
 
     def on_connection(self, connection: ConnectionState) -> None:
         """Record the connection; if it was made or lost, notify the clients, and start or stop sending commands."""
+        self._client_count.set_elsewhere(connection.elsewhere)
         before = self.state
         notices = self._profiler.on_connection(connection)
         if self.state is before:

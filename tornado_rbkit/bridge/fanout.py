@@ -107,7 +107,7 @@ class FanOut:
 
 
 class ClientCount:
-    """Reports the number of clients to the earlier clients whenever one joins. Web loop only.
+    """Reports the number of clients to the earlier clients whenever one joins, here or elsewhere. Web loop only.
 
     The first report is immediate. Later reports are at least `CLIENT_COUNT_INTERVAL` apart, with the newest number, so
     that 1,000 clients connecting at once do not cause half a million notices.
@@ -117,18 +117,27 @@ class ClientCount:
         self._clients = clients
         self._fan_out = fan_out
         self._reported = 0  # the generation last reported
+        self._elsewhere = 0
+        self._has_grown = False  # `_elsewhere`, since the last report
         self._rests = False
+
+    def set_elsewhere(self, clients: int) -> None:
+        """Set the number of clients at other bridges, which counts too; report it if it has grown."""
+        self._has_grown |= clients > self._elsewhere
+        self._elsewhere = clients
+        self.update()
 
     def update(self) -> None:
         """Report a new client, now or at the end of the interval."""
-        if self._rests or self._reported == self._clients.generation:
+        generation = self._clients.generation
+        if self._rests or (self._reported == generation and not self._has_grown):
             return
-        earlier = list(self._clients.joined_by(self._clients.generation - 1))
+        earlier = list(self._clients.joined_by(generation if self._has_grown else generation - 1))
         if not earlier:
             return
         self._rests = True
-        self._reported = self._clients.generation
-        notice = Notice(CLIENT_COUNT, str(len(self._clients)))
+        self._reported, self._has_grown = generation, False
+        notice = Notice(CLIENT_COUNT, str(len(self._clients) + self._elsewhere))
         self._fan_out.begin(earlier, lambda session: session.notify(notice), done=self._rest)
 
     def _rest(self, seconds: float) -> None:

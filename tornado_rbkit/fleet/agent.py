@@ -223,7 +223,6 @@ class Agent:
 
     def _describe(self, name: str, bridge: Bridge) -> dict[str, Any]:
         known = describe(self._targets, name, bridge)
-        watched = self._watched.get(name)
         return {
             "name": name,
             "process": _text(known["process"])[: subjects.MAX_NAME],
@@ -231,7 +230,7 @@ class Agent:
             "state": known["state"],
             "trouble": _text(known["trouble"]) or None,
             "recording": known["recording"],
-            "viewers": sum(lease.viewers for lease in watched.leases.values()) if watched else 0,
+            "viewers": self._viewers_of(name),
         }
 
     def _named(self) -> list[tuple[str, Bridge]]:
@@ -291,7 +290,14 @@ class Agent:
         lease.viewers = min(_whole(asked.get("viewers")), 1 << 20)
         lease.sender.lease(stream, grant)
         lease.wake()
-        return {"stream": lease.sender.stream, "sent": lease.sender.position, "state": lease.sender.state}
+        sender = lease.sender
+        viewers = self._viewers_of(subject.target)
+        return {"stream": sender.stream, "sent": sender.position, "state": sender.state, "viewers": viewers}
+
+    def _viewers_of(self, name: str) -> int:
+        """Return the number of clients of a target, at all bridges together."""
+        watched = self._watched.get(name)
+        return sum(lease.viewers for lease in watched.leases.values()) if watched is not None else 0
 
     def _find(self, subject: Subject) -> Lease | None:
         watched = self._watched.get(subject.target)

@@ -162,8 +162,9 @@ class Link:
                 delay = min(2 * delay, _DELAYS[1])
         finally:
             self._set_down()
-            if self._closing:
-                await asyncio.wait(self._closing)
+            while self._closing:  # also if it is cancelled again: a connection would outlive the event loop
+                with contextlib.suppress(asyncio.CancelledError):
+                    await asyncio.wait(self._closing)
 
     async def wait_until_up(self) -> None:
         """Wait until there is a connection."""

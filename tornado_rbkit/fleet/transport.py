@@ -231,6 +231,7 @@ class FleetTransport:
         self._failed = ""  # why the command in flight is cancelled
         self._clock_offset = 0.0  # at most: the agent's clock less this process's
         self._connected = False
+        self._elsewhere = 0  # clients of the target at other bridges
         self._state = 0  # of the receiver, as it was last reported
         self._tasks: list[asyncio.Task[None]] = []
         self._command: asyncio.Task[bytes] | None = None
@@ -301,7 +302,8 @@ class FleetTransport:
             LinkError: the agent has not replied.
         """
         stream, grant = self._receiver.stream, self._receiver.grant
-        lease = {"instance": self._instance, "stream": stream, "grant": grant, "viewers": self._viewers}
+        viewers = self._viewers
+        lease = {"instance": self._instance, "stream": stream, "grant": grant, "viewers": viewers}
         data = await self._fleet.link.request(self._lease_subject, msgpack.packb(lease), LEASE_TIMEOUT)
         reply = _unpacked(data)
         if "stream" not in reply:
@@ -313,7 +315,7 @@ class FleetTransport:
             self._fail_command("the agent was restarted; it may have been carried out")
         self._clock_offset = reply["now"] - time.monotonic()
         self._granted = grant if stream == self._receiver.stream else 0
-        self._report_state()
+        self._report_state(elsewhere=max(0, reply["viewers"] - viewers))
 
     async def _end_lease(self) -> None:
         with contextlib.suppress(LinkError):
@@ -324,7 +326,7 @@ class FleetTransport:
         self._instance = ""
         self._report(connected=False)
 
-    def _report_state(self) -> None:
+    def _report_state(self, elsewhere: int | None = None) -> None:
         """Report the profiler's connection at the agent, and that it was lost meanwhile."""
         if not self._instance:
             return
@@ -336,12 +338,15 @@ class FleetTransport:
         connected = bool(state % 2)
         if self._connected and not connected:
             self._subscriber.reset_counter()
-        self._report(connected=connected)
+        self._report(connected=connected, elsewhere=elsewhere)
 
-    def _report(self, *, connected: bool) -> None:
-        if connected != self._connected:
-            self._connected = connected
-            self._listener.on_connection(ConnectionState(() if connected else self._endpoint.parts))
+    def _report(self, *, connected: bool, elsewhere: int | None = None) -> None:
+        """Report a change of the connection, or of the clients elsewhere if their number is known by now."""
+        elsewhere = self._elsewhere if elsewhere is None else elsewhere
+        if (connected, elsewhere) != (self._connected, self._elsewhere):
+            self._connected, self._elsewhere = connected, elsewhere
+            missing = () if connected else self._endpoint.parts
+            self._listener.on_connection(ConnectionState(missing, elsewhere=elsewhere))
 
     # The stream
 
@@ -422,7 +427,7 @@ def _unpacked(data: bytes) -> dict[str, Any]:
     """Return the reply to a lease, {} if it is not valid."""
     try:
         reply = msgpack.unpackb(data)
-        numbers = [reply[name] for name in ("stream", "sent", "state")]
+        numbers = [reply[name] for name in ("stream", "sent", "state", "viewers")]
         instance, now = reply["instance"], reply["now"]
     except (ValueError, TypeError, KeyError, msgpack.UnpackException):
         return {}

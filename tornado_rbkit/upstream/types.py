@@ -65,10 +65,17 @@ class CommandResult(NamedTuple):
 
 
 class ConnectionState(NamedTuple):
-    """The endpoints that are not connected, and the number of consecutive refused connections by endpoint."""
+    """The state of a connection to a profiler.
+
+    Attributes:
+        missing: the endpoints that are not connected.
+        refusals: the number of consecutive refused connections by endpoint.
+        elsewhere: number of the profiler's clients at other bridges of a fleet.
+    """
 
     missing: tuple[str, ...] = ()
     refusals: Mapping[str, int] = {}
+    elsewhere: int = 0
 
 
 class UpstreamListener(Protocol):
