@@ -18,21 +18,23 @@ function integer(random, value) {
   return head === null ? [value] : [head, ...big(value, size)];
 }
 
+// What follows returns lists of bytes and of such lists, which `message` flattens: copying them at each level takes long.
+
 function text(random, value) {
   const bytes = [...new TextEncoder().encode(value)];
   const shortest = bytes.length < 32 ? [0xa0 | bytes.length] : bytes.length < 256 ? [0xd9, bytes.length] : [0xda, ...big(bytes.length, 2)];
-  return [...(random() < 0.97 ? shortest : [0xdb, ...big(bytes.length, 4)]), ...bytes];
+  return [random() < 0.97 ? shortest : [0xdb, ...big(bytes.length, 4)], bytes];
 }
 
 const float = (value) => [0xcb, ...new Uint8Array(new Float64Array([value]).buffer).reverse()];
-const array = (random, parts) => [...(parts.length < 16 && random() < 0.9 ? [0x90 | parts.length] : random() < 0.8 ? [0xdc, ...big(parts.length, 2)] : [0xdd, ...big(parts.length, 4)]), ...parts.flat()];
+const array = (random, parts) => [parts.length < 16 && random() < 0.9 ? [0x90 | parts.length] : random() < 0.8 ? [0xdc, ...big(parts.length, 2)] : [0xdd, ...big(parts.length, 4)], parts];
 
 /** A map, now and then with its pairs in another order, one left out or one twice. */
 function map(random, ...pairs) {
   if (random() < 0.04) pairs.sort(() => random() - 0.5);
   if (random() < 0.02) pairs.splice(Math.floor(random() * pairs.length), 1);
   if (pairs.length && random() < 0.02) pairs.push(random.of(pairs));
-  return [...(random() < 0.97 ? [0x80 | pairs.length] : [0xde, ...big(pairs.length, 2)]), ...pairs.flatMap(([key, value]) => [key, ...value])];
+  return [random() < 0.97 ? [0x80 | pairs.length] : [0xde, ...big(pairs.length, 2)], pairs];
 }
 
 const ODD = [[0xc0], [0xc3], [0xe0], [0xd1, 0xff, 0x00], [0x80], [0x90], [0xc4, 1, 2], [0xd6, 1, 2, 3, 4, 5], float(NaN), float(-1), float(2.5), float(1e300), [0xcf, ...big(2 ** 52, 8)], [0xcf, 255, 255, 255, 255, 255, 255, 255, 255]];
@@ -58,7 +60,7 @@ function event(random) {
 function message(random) {
   const odd = (value) => (random() < 0.02 ? random.of(ODD) : value);
   const events = Array.from({ length: Math.floor(random() * 20) }, () => event(random));
-  return Uint8Array.from(map(random, [0, odd([7])], [1, odd(float(1.8e12))], [9, odd(integer(random, 77))], [2, odd(array(random, events))]));
+  return Uint8Array.from(map(random, [0, odd([7])], [1, odd(float(1.8e12))], [9, odd(integer(random, 77))], [2, odd(array(random, events))]).flat(Infinity));
 }
 
 /** Return what a reader says of bytes: its result, or that they cannot be read. */
