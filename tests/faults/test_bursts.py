@@ -18,7 +18,7 @@ from tests.faults.conftest import Launch
 from tests.faults.serving import Serving
 from tests.faults.strict import StrictClient
 
-SECONDS = 5.0
+SECONDS = 2.0
 SIZES = (0, 60, 1_000, 8_200, 60_000, 65_530, 100_000, 255_000, 262_150, 700_000)
 SMALL = 4096
 """Bytes of SO_SNDBUF and SO_RCVBUF, so small that the kernel accepts no batch completely."""

@@ -16,7 +16,7 @@ from tests.faults.witness import witnesses
 SHORT = {"command_timeouts": {"handshake": 0.5, "trigger_gc": 0.5}}
 
 
-async def test_killed_and_restarted_fifty_times_under_load_loses_no_viewer_and_no_byte(
+async def test_killed_and_restarted_many_times_under_load_loses_no_viewer_and_no_byte(
     launch: Launch, profiler: SteadyProcess, soak: float
 ) -> None:
     server = launch(**profiler.endpoints)
@@ -24,7 +24,7 @@ async def test_killed_and_restarted_fifty_times_under_load_loses_no_viewer_and_n
     rounds = 0
     async with witnesses(server.ws, 20) as viewers:
         await viewers[0].goes_on()
-        while rounds < 50 or time.monotonic() < ends:
+        while rounds < 25 or time.monotonic() < ends:
             rounds += 1
             profiler.kill()
             for viewer in viewers:

@@ -17,7 +17,7 @@ from tests.faults.test_clients import until_alone
 from tests.faults.witness import Witness, witnesses
 from tests.raw import Raw, frame
 
-SECONDS = 15.0
+SECONDS = 8.0
 COMMANDS = [b"trigger_gc", b"handshake", b"nonsense", b"", b"objectspace_snapshot", b"use_cpu_time"]
 
 

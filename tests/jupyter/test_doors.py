@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import json
 from typing import Any
 
@@ -39,54 +40,50 @@ def settings(rbkit: FakeRbkit) -> dict[str, Any]:
     return {"targets": {"web-1": rbkit.endpoints}, "discovery": False}
 
 
-@pytest.mark.parametrize("path", DOORS)
 @pytest.mark.parametrize("strict", [False, True])
 async def test_nobody_gets_in_without_credentials(
-    jupyter: StartJupyter, settings: dict[str, Any], path: str, strict: bool
+    jupyter: StartJupyter, settings: dict[str, Any], strict: bool
 ) -> None:
     server = await jupyter({"allow_unauthenticated_access": not strict}, **settings)
-    refused = 302 if path == "rbkit/" else 403  # a person is shown the login page
-    for token in (None, "", "wrong", "s3cre"):
-        assert await server.knock(path, token) == refused
-    assert await server.knock(path, None, query="?token=wrong") == refused
-    assert await server.knock(path, None, query=f"?token={TOKEN}") in (101, 200)
-    assert await server.knock(path, None, Cookie="username-127-0-0-1=forged") == refused
-    assert await server.knock(path) in (101, 200)
+    for path in DOORS:
+        refused = 302 if path == "rbkit/" else 403  # a person is shown the login page
+        for token in (None, "", "wrong", "s3cre"):
+            assert await server.knock(path, token) == refused, (path, token)
+        assert await server.knock(path, None, query="?token=wrong") == refused, path
+        assert await server.knock(path, None, query=f"?token={TOKEN}") in (101, 200), path
+        assert await server.knock(path, None, Cookie="username-127-0-0-1=forged") == refused, path
+        assert await server.knock(path) in (101, 200), path
 
 
-@pytest.mark.parametrize("path", DOORS)
-async def test_a_foreign_origin_with_a_cookie_is_refused(
-    jupyter: StartJupyter, settings: dict[str, Any], path: str
-) -> None:
+async def test_a_foreign_origin_with_a_cookie_is_refused(jupyter: StartJupyter, settings: dict[str, Any]) -> None:
     server = await jupyter(**settings)
     cookie = await server.log_in()
-    for origin in ("http://evil.example", "null", "http://127.0.0.1:1"):
-        assert await server.knock(path, None, Cookie=cookie, Origin=origin) == 403, origin
-    assert await server.knock(path, None, Cookie=cookie, Origin=server.origin) in (101, 200)
-    assert await server.knock(path, None, Cookie=cookie) in (101, 200)
+    for path in DOORS:
+        for origin in ("http://evil.example", "null", "http://127.0.0.1:1"):
+            assert await server.knock(path, None, Cookie=cookie, Origin=origin) == 403, (path, origin)
+        assert await server.knock(path, None, Cookie=cookie, Origin=server.origin) in (101, 200), path
+        assert await server.knock(path, None, Cookie=cookie) in (101, 200), path
 
 
-@pytest.mark.parametrize("path", SOCKETS)
-async def test_an_origin_that_jupyter_allows_is_admitted(
-    jupyter: StartJupyter, settings: dict[str, Any], path: str
-) -> None:
+async def test_an_origin_that_jupyter_allows_is_admitted(jupyter: StartJupyter, settings: dict[str, Any]) -> None:
     server = await jupyter({"allow_origin": "https://tools.example"}, **settings)
     cookie = await server.log_in()
-    assert await server.knock(path, None, Cookie=cookie, Origin="https://tools.example") == 101
-    assert await server.knock(path, None, Cookie=cookie, Origin="https://other.example") == 403
+    for path in SOCKETS:
+        assert await server.knock(path, None, Cookie=cookie, Origin="https://tools.example") == 101, path
+        assert await server.knock(path, None, Cookie=cookie, Origin="https://other.example") == 403, path
 
 
-@pytest.mark.parametrize("path", DOORS)
-async def test_a_host_that_is_not_local_is_refused(jupyter: StartJupyter, settings: dict[str, Any], path: str) -> None:
+async def test_a_host_that_is_not_local_is_refused(jupyter: StartJupyter, settings: dict[str, Any]) -> None:
     server = await jupyter({"allow_remote_access": False}, **settings)
-    assert await server.knock(path, Host="rebound.example") == 403
-    assert await server.knock(path) in (101, 200)
+    for path in DOORS:
+        assert await server.knock(path, Host="rebound.example") == 403, path
+        assert await server.knock(path) in (101, 200), path
 
 
-@pytest.mark.parametrize("path", DOORS)
-async def test_an_authorizer_that_denies_is_obeyed(jupyter: StartJupyter, settings: dict[str, Any], path: str) -> None:
+async def test_an_authorizer_that_denies_is_obeyed(jupyter: StartJupyter, settings: dict[str, Any]) -> None:
     server = await jupyter({"authorizer_class": Nobody}, **settings)
-    assert await server.knock(path) == 403
+    for path in DOORS:
+        assert await server.knock(path) == 403, path
 
 
 async def test_reading_is_watching_and_commands_are_executing(
@@ -109,27 +106,27 @@ async def test_read_only_refuses_commands(jupyter: StartJupyter, settings: dict[
 
 
 @pytest.mark.parametrize("policy", [None, "frame-ancestors 'self' https://portal.example", "img-src *"])
-@pytest.mark.parametrize("path", PAGES)
 async def test_which_sites_may_frame_it_is_in_jupyter_s_policy_alone(
-    jupyter: StartJupyter, settings: dict[str, Any], path: str, policy: str | None
+    jupyter: StartJupyter, settings: dict[str, Any], policy: str | None
 ) -> None:
     headers = {"headers": {"Content-Security-Policy": policy}} if policy else {}
     server = await jupyter({"tornado_settings": headers}, **settings)
-    response = await server.get(path)
-    policies = response.headers.get_list("Content-Security-Policy")
-    expected = policy or "frame-ancestors 'self'; report-uri"
-    assert [each for each in policies if expected in each], "Jupyter's"
-    assert len([each for each in policies if "frame-ancestors" in each]) == ("frame-ancestors" in expected)
-    assert len([each for each in policies if "default-src 'none'" in each]) == (path == "rbkit/")
-    assert response.headers["X-Content-Type-Options"] == "nosniff"
-    assert response.headers["Referrer-Policy"] == "no-referrer"
+    for path in PAGES:
+        response = await server.get(path)
+        policies = response.headers.get_list("Content-Security-Policy")
+        expected = policy or "frame-ancestors 'self'; report-uri"
+        assert [each for each in policies if expected in each], f"Jupyter's, of {path}"
+        assert len([each for each in policies if "frame-ancestors" in each]) == ("frame-ancestors" in expected), path
+        assert len([each for each in policies if "default-src 'none'" in each]) == (path == "rbkit/"), path
+        assert response.headers["X-Content-Type-Options"] == "nosniff", path
+        assert response.headers["Referrer-Policy"] == "no-referrer", path
 
 
-@pytest.mark.parametrize("path", PAGES)
-async def test_head_is_answered_as_get_is(jupyter: StartJupyter, settings: dict[str, Any], path: str) -> None:
+async def test_head_is_answered_as_get_is(jupyter: StartJupyter, settings: dict[str, Any]) -> None:
     server = await jupyter(**settings)
-    assert await server.knock(path, method="HEAD") == 200
-    assert await server.knock(path, None, method="HEAD") in (302, 403)
+    for path in PAGES:
+        assert await server.knock(path, method="HEAD") == 200, path
+        assert await server.knock(path, None, method="HEAD") in (302, 403), path
 
 
 @pytest.mark.parametrize(("configuration", "shown"), [({}, True), ({"authorizer_class": Watchers}, False)])
@@ -142,20 +139,18 @@ async def test_addresses_of_clients_are_for_those_who_may_execute(
     assert ["remote" in client for client in status["clients"]] == [shown]
 
 
-@pytest.mark.parametrize("path", PAGES)
-async def test_nothing_but_reading_is_there(jupyter: StartJupyter, settings: dict[str, Any], path: str) -> None:
+async def test_nothing_but_reading_is_there(jupyter: StartJupyter, settings: dict[str, Any]) -> None:
     server = await jupyter(**settings)
     cookie = await server.log_in()
-    assert await server.knock(path, None, method="POST", Cookie=cookie) == 403, "without the XSRF token"
-    assert await server.knock(path, method="POST") == 405
+    for path in PAGES:
+        assert await server.knock(path, None, method="POST", Cookie=cookie) == 403, f"{path} without the XSRF token"
+        assert await server.knock(path, method="POST") == 405, path
 
 
-@pytest.mark.parametrize("path", ["rbkit/other/ws", "rbkit/other/status", "rbkit/other", "rbkit/kernels/0-0"])
-async def test_a_target_that_is_not_there_is_not_found(
-    jupyter: StartJupyter, settings: dict[str, Any], path: str
-) -> None:
+async def test_a_target_that_is_not_there_is_not_found(jupyter: StartJupyter, settings: dict[str, Any]) -> None:
     server = await jupyter(**settings)
-    assert await server.knock(path) == 404
+    for path in ("rbkit/other/ws", "rbkit/other/status", "rbkit/other", "rbkit/kernels/0-0"):
+        assert await server.knock(path) == 404, path
 
 
 async def test_the_figures_of_kernels_are_for_those_who_may_read(
@@ -166,18 +161,14 @@ async def test_the_figures_of_kernels_are_for_those_who_may_read(
         assert await server.knock("rbkit/kernels/0-0", token) == 403
 
 
-@pytest.mark.parametrize("path", ["rbkit/status", "rbkit/targets", "rbkit/web-1/status"])
-async def test_errors_of_what_scripts_ask_for_are_json(
-    jupyter: StartJupyter, settings: dict[str, Any], path: str
-) -> None:
+async def test_errors_of_what_scripts_ask_for_are_json(jupyter: StartJupyter, settings: dict[str, Any]) -> None:
     server = await jupyter(**settings)
-    for headers, message in [
-        ({}, "Forbidden"),
-        (
-            {"Cookie": await server.log_in(), "Origin": "http://evil.example"},
-            "the origin 'http://evil.example' is not",
-        ),
-    ]:
+    nobody: dict[str, str] = {}
+    foreign = {"Cookie": await server.log_in(), "Origin": "http://evil.example"}
+    for path, (headers, message) in itertools.product(
+        ("rbkit/status", "rbkit/targets", "rbkit/web-1/status"),
+        [(nobody, "Forbidden"), (foreign, "the origin 'http://evil.example' is not")],
+    ):
         request = HTTPRequest(server.url + path, headers=headers)
         answer = await AsyncHTTPClient().fetch(request, raise_error=False)
         assert answer.code == 403

@@ -198,7 +198,7 @@ def test_a_collection_never_lets_the_host_return_from_a_function_that_is_being_r
 def test_callbacks_finalizers_generators_and_short_lived_threads_are_no_danger(
     request: pytest.FixtureRequest, clock: str
 ) -> None:
-    seconds = 2.0 + float(request.config.option.soak)
+    seconds = 1.0 + float(request.config.option.soak)
     survive(FOREIGN, str(seconds), clock, seconds=seconds)
 
 
