@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import logging
 import os
+import sys
 import threading
 from collections.abc import AsyncIterator, Awaitable, Callable, Iterator
 from pathlib import Path
@@ -22,6 +23,11 @@ from tests.fake_rbkit import FakeRbkit
 from tornado_rbkit import Bridge, RbkitClient, rbkit_routes
 from tornado_rbkit.bridge.profiler_state import State
 from tornado_rbkit.protocol import parse_notice
+
+# The tests start hundreds of interpreters, and each of them would compile the whole package. The test processes are
+# children of the process that imports this first.
+sys.dont_write_bytecode = False
+os.environ.pop("PYTHONDONTWRITEBYTECODE", None)
 
 # Examples have no time limit: a busy machine takes long for any of them.
 settings.register_profile("any-machine", deadline=None, suppress_health_check=[HealthCheck.too_slow])
