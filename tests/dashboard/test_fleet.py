@@ -4,12 +4,16 @@ from __future__ import annotations
 
 import os
 from collections import Counter
+from collections.abc import Mapping
+from typing import Any
 
 import pytest
 
 from tests.dashboard.conftest import Page, Serve
+from tests.dashboard.test_accessibility import AXE
 from tests.fake_rbkit import FakeRbkit
 from tornado_rbkit import Bridge
+from tornado_rbkit.web.overview import overview
 
 
 @pytest.fixture(autouse=True)
@@ -134,6 +138,34 @@ def test_two_hundred_targets_are_drawn_once_a_second(page: Page, site: Serve, rb
     assert len(updates) <= (updates[-1][0] - began) / 1000 + 2
     assert all(changes >= 200 for _, changes in updates), "each is an update of all rows"
     assert len(set(column(page, "RSS"))) == 1, "all rows are of one document"
+
+
+@pytest.mark.parametrize("scheme", ["light", "dark"])
+def test_axe_finds_nothing_serious(
+    page: Page, site: Serve, rbkit: FakeRbkit, scheme: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def with_hosts(bridges: Mapping[str, Bridge]) -> dict[str, Any]:
+        states = ["here", "late", "frozen", "gone"]
+        document = overview(bridges)
+        document["hosts"] = [{"name": state, "state": state, "seconds": 3, "targets": 1} for state in states]
+        for row, host, trouble in zip(document["targets"], states, ["no rbkit server", None, None, None], strict=True):
+            row |= {"host": host, "trouble": trouble, "state": "connected"}
+        return document
+
+    monkeypatch.setattr("tornado_rbkit.web.pages.overview", with_hosts)
+    features = [{"name": "prefers-color-scheme", "value": scheme}]
+    page.driver.execute_cdp_cmd("Emulation.setEmulatedMedia", {"features": features})
+    page.open(site(a=rbkit, b=rbkit, c=rbkit, d=rbkit).url)
+    page.until(lambda: column(page, "state") == ["⚠ no rbkit server", "late", "frozen", "gone"], "states are shown")
+    page.until(lambda: len(page.texts(".hosts li")) == 4, "hosts are shown")
+    assert page.texts(".hosts li")[0] == "gone gone for 3 s"
+    page.driver.execute_cdp_cmd("Runtime.evaluate", {"expression": AXE.read_text()})
+    violations = page.script("return axe.run().then(({violations}) => violations)")
+    page.driver.execute_cdp_cmd("Emulation.setEmulatedMedia", {"features": []})
+    serious = [one for one in violations if one["impact"] in ("serious", "critical")]
+    assert [(one["id"], [node["html"] for node in one["nodes"]]) for one in serious] == []
+    page.all(".hosts button")[1].click()
+    page.until(lambda: page.one(".fleet input").get_attribute("value") == "frozen~", "a host's targets are asked for")
 
 
 def test_a_single_target_is_followed_at_once(page: Page, site: Serve, rbkit: FakeRbkit) -> None:

@@ -218,6 +218,7 @@ class Page {
 
   /** Put the view and what is chosen in it into the address, for a reload and to share. */
   #remember() {
+    if (this.#fleet.isShown) return; // the user went back to it meanwhile
     const [name] = this.#views.find(([, , view]) => view === this.#view) ?? [];
     const choices = Object.entries(this.#view?.choices ?? {}).filter(([, value]) => value !== "");
     const hash = `#${name}${choices.length ? `?${new URLSearchParams(choices)}` : ""}`;
