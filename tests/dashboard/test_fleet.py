@@ -80,8 +80,8 @@ def test_all_targets_are_shown_and_one_leads_to_its_page_and_back(page: Page, si
         page.driver.back()
         page.until(lambda: column(page, "target") == ["web-10", "web-2"], "the filter and the order are as before")
         assert page.driver.current_url == chosen
+        page.until(lambda: column(page, "process") == [f"fake, pid {os.getpid()}", ""], "a newer document is shown")
         page.until(lambda: column(page, "viewers") == ["0", "0"], "nothing is followed any more")
-        page.until(lambda: column(page, "process") == [f"fake, pid {os.getpid()}", ""], "what was learnt is kept")
         page.driver.forward()
         page.until_live()
         assert page.facts["recording"] == "memory"

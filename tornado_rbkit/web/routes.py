@@ -35,9 +35,10 @@ def rbkit_routes(
     """Return the routes to put before an application's own.
 
     They mount the WebSocket at any path (if there are several bridges: to the first one) and at ``PREFIX/ws``, a
-    dashboard at ``PREFIX/`` and JSON at ``PREFIX/status``; for named bridges also ``PREFIX/NAME/ws``,
-    ``PREFIX/NAME/status`` and a list at ``PREFIX/targets``; with prometheus_client installed, ``PREFIX/metrics``.
-    Upgrades that do not offer the subprotocol rbkit, and all other paths, are left to the application's routes.
+    dashboard at ``PREFIX/`` (of several bridges, a table that leads to each one's) and JSON at ``PREFIX/status``; for
+    named bridges also ``PREFIX/NAME/ws``, ``PREFIX/NAME/status`` and a list at ``PREFIX/targets``; with
+    prometheus_client installed, ``PREFIX/metrics``. Upgrades that do not offer the subprotocol rbkit, and all other
+    paths, are left to the application's routes.
 
     Each handler can also be mounted by itself, such as ``(r"/profiler", RbkitWebSocketHandler, {"bridge": bridge})``:
     `RbkitWebSocketHandler`, `StatusHandler`, `TargetsHandler`, `IndexHandler` with `AssetHandler`, and
