@@ -127,7 +127,7 @@ class StreamSender:
         return None if self._state_is_sent else self._frame(Kind.WHOLE, ())
 
     def close(self) -> None:
-        """Drop what waits."""
+        """Discard the waiting messages."""
         self.backlog.close(self._begun.messages if self._begun is not None else 0)
         self._begun = None
         self._units.clear()
@@ -176,9 +176,9 @@ class StreamReceiver:
         return bool(self._messages)
 
     def on_lease(self, stream: int, sent: int, state: int) -> None:
-        """Take the sender's reply to a lease: its stream, its position in it, and its state.
+        """Handle the sender's reply to a lease: its stream, its position in the stream, and its state.
 
-        Begin that stream if it is another one; messages of the earlier one that are whole stay. If the positions
+        Begin that stream if it is another one; complete messages of the earlier stream are kept. If the positions
         differ and nothing arrives for `_SILENT_LEASES` leases, the last frames were lost, or one was not the sender's:
         the next lease is for no stream.
         """
@@ -195,7 +195,7 @@ class StreamReceiver:
         self._received_before = self.received
 
     def receive(self, data: bytes) -> None:
-        """Take a frame; ignore it if it is not valid, of another stream, repeated or late."""
+        """Handle a frame; ignore it if it is not valid, of another stream, repeated or late."""
         if len(data) < _HEADER.size:
             self.broken += 1
             return

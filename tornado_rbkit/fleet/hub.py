@@ -29,7 +29,7 @@ _POLL: Final = 0.02  # seconds
 
 
 class HubError(RbkitError, ValueError):
-    """The hub cannot do what was asked; the message says why."""
+    """The hub cannot do what was requested; the message says why."""
 
     exit_status = 2
 
@@ -196,7 +196,7 @@ class Hub:
         write_private(self.config, text)
 
     def _authority(self) -> tuple[bytes, Any]:
-        """Return the certificate, as PEM, and the key of the authority; make them if there are none."""
+        """Return the certificate, as PEM, and the key of the authority; create them if there are none."""
         from cryptography import x509
         from cryptography.hazmat.primitives import hashes, serialization
         from cryptography.hazmat.primitives.asymmetric import ec

@@ -86,7 +86,7 @@ class Lease:
         return self.sender.bytes_sent
 
     def wake(self) -> None:
-        """Send what may be sent."""
+        """Send as much as the credit allows."""
         self._wake.set()
 
     def ask(self, command: str, expires: float, answer: Callable[[bytes], None]) -> None:

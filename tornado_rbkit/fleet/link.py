@@ -54,7 +54,7 @@ class FleetExtraMissingError(RbkitError):
 
 
 class LinkError(RbkitError):
-    """A request has no reply: the link is down, or nobody listens, or it is not allowed, or there was a time-out."""
+    """A request has no reply: the link is down, nobody listens, it is not allowed, or it has timed out."""
 
 
 class NoRespondersError(LinkError):
@@ -223,7 +223,7 @@ class Link:
             raise LinkDownError("the connection to NATS is lost") from error
 
     async def _connect(self) -> bool:
-        """Make a client; return whether it is connected."""
+        """Create a client; return whether it is connected."""
         servers = self._servers()
         if servers is None:
             return False

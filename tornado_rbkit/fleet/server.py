@@ -245,7 +245,7 @@ def bridge_servers(
 
 
 def _read(path: Path) -> dict[str, Any]:
-    """Return what is in a file of this user, {} if there is none."""
+    """Return the JSON object in a file of this user, {} if there is none."""
     try:
         verify_folder(path.parent)
         descriptor = os.open(path, os.O_RDONLY | getattr(os, "O_NOFOLLOW", 0))

@@ -1,7 +1,7 @@
 """The subjects of a fleet. No I/O.
 
-Names stand in subjects because only there the NATS server enforces who may use them. A bridge has two names: the name
-of its credentials, and a token of its process, so that several processes can share the credentials.
+Names are part of the subjects because a NATS server enforces permissions for subjects only. A bridge has two names:
+the name of its credentials, and a token of its process, so that several processes can share the credentials.
 """
 
 from __future__ import annotations

@@ -298,7 +298,7 @@ class FleetTargets(Mapping[str, Bridge]):
         return bool(gone)
 
     def _show(self, host_name: str, host: _Host) -> None:
-        """Make a bridge for each target of a host that is announced, and let the others go."""
+        """Create a bridge for each announced target of a host, and schedule the removal of its other bridges."""
         before, host.shown = host.shown, {}
         for target in host.facts:
             name = before.pop(target, None) or self._name(host_name, target)

@@ -111,7 +111,7 @@ class Fleet:
         """Ask whether an agent is there.
 
         Raises:
-            LinkError: it is not, or it cannot be found out.
+            LinkError: there is none, or this cannot be determined.
         """
         subject = subjects.watch(host, HOST_TARGET, self.watcher)
         await self.link.request(subject, msgpack.packb({}), LEASE_TIMEOUT)
@@ -327,7 +327,7 @@ class FleetTransport:
         self._report(connected=False)
 
     def _report_state(self, elsewhere: int | None = None) -> None:
-        """Report the profiler's connection at the agent, and that it was lost meanwhile."""
+        """Report the state of the profiler's connection to the agent, and a loss in between."""
         if not self._instance:
             return
         state, before = self._receiver.state, self._state

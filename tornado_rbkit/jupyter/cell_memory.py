@@ -97,10 +97,9 @@ class CellMemory:
         peak: the highest traced memory within the cell.
         resident: the change of the process's resident memory; None where it cannot be read (it can on Linux).
         lines: by line number of the cell.
-        classes: by class, of the objects that the collector tracks, and the values that new objects and the
-            notebook's variables refer to. Freed objects
-            are those that the collector tracked; classes whose objects it does not track have none, and
-            of built-in classes fewer than 100 are not counted, because IPython frees some while a cell runs.
+        classes: by class name. Kept objects are those that the collector tracks, and the values that new objects and
+            the notebook's variables refer to. Freed objects are those that the collector tracked. Fewer than 100
+            freed objects of a built-in class are not counted, because IPython frees some while a cell runs.
     """
 
     file: str
@@ -205,7 +204,7 @@ class MemoryTracer:
     def __init__(self, frame: FrameType) -> None:
         self._frame = frame
         self._file = frame.f_code.co_filename
-        # made now, because what is made later is traced
+        # created now, because later allocations are traced
         self._lines = {line: LineMemory() for line in _lines_of(frame.f_code)}
         self._line = self._start = frame.f_lineno
         self._bytes = self._peak = 0

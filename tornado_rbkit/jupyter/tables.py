@@ -22,7 +22,7 @@ _OWN_LINE: Final = "get_ipython().run_line_magic('rbkit', "
 
 
 def table(heads: Sequence[str], rows: Iterable[Sequence[str]], hot: Callable[[int], bool] = lambda _: False) -> str:
-    """Return a table; `hot` says of the index of a row whether it is marked."""
+    """Return a table; `hot` returns whether the row with an index is marked."""
     head = "".join(f"<th>{escape(name)}</th>" for name in heads)
     body = "".join(
         _HOT_ROW[hot(index)] + "".join(f"<td>{escape(cell[:WIDTH])}</td>" for cell in row) + "</tr>"

@@ -29,8 +29,8 @@ from tornado_rbkit.profiler.threads import internal_logger, internal_native_ids
 
 _log = internal_logger(__name__)
 
-_PATIENCE: Final = 1.0  # seconds without a sample, beside _LOOKS
-_LOOKS: Final = 400  # austin's first output has at most so many looks at one thread
+_PATIENCE: Final = 1.0  # seconds without a stack, after the time of _LOOKS looks
+_LOOKS: Final = 400  # austin's first output has at most this many looks at one thread
 _NO_STACK: Final = "austin has read no stack within a second"
 _NOT_READ: Final = " before it has read a stack; the system may forbid that (in a container, --cap-add=SYS_PTRACE)"
 _NAME_SECONDS: Final = 1.0  # between two looks at the imported modules
@@ -76,7 +76,7 @@ class OwnProcess(RunningProcess):
 
 
 def _names_of_modules() -> dict[str, str]:
-    """Return the modules' names by file, without running code of a module that is loaded when it is used."""
+    """Return the modules' names by file, without running the code of lazily loaded modules."""
     # By type, because some objects, such as the libraries of cffi, only pretend to be modules.
     modules = [(name, module) for name, module in list(sys.modules.items()) if issubclass(type(module), ModuleType)]
     files = ((ModuleType.__getattribute__(module, "__dict__").get("__file__"), name) for name, module in modules)
@@ -123,7 +123,7 @@ class DetachedAustin(Austin):
 
 
 def _pipe() -> tuple[int, int]:
-    """Return the ends of a pipe, neither in the place of a standard descriptor that the program has closed."""
+    """Return the ends of a pipe; neither takes the number of a standard descriptor that the program has closed."""
     ends = os.pipe()
     try:
         return fcntl.fcntl(ends[0], fcntl.F_DUPFD_CLOEXEC, 3), fcntl.fcntl(ends[1], fcntl.F_DUPFD_CLOEXEC, 3)
@@ -231,7 +231,7 @@ class OwnSampler:
             self._outside.abandon()
 
     def watch(self) -> None:
-        """Fall back on the internal engine if the external one does not work; ``"external"`` goes on if it is slow."""
+        """Fall back on the internal engine if the external one fails; ``"external"`` continues if it is slow."""
         outside = self._outside
         if outside is None:
             return
@@ -281,7 +281,7 @@ class OwnSampler:
         return next((name for module, name in patches.items() if module in sys.modules), "")
 
     def _new_deadline(self) -> float:
-        """Return when the first stack must be there; with the CPU clock there is none while nothing computes."""
+        """Return the time by which a stack must have been read; with the CPU clock, a process that waits has none."""
         if self.clock_type == "cpu":
             return float("inf")
         return time.monotonic() + _PATIENCE + _LOOKS * min(self._active.interval, MAX_INTERVAL)
