@@ -39,7 +39,8 @@ class Machine:
         return agent
 
     async def bridge(self, name: str = "b1", **options: Any) -> FleetTargets:
-        """Run the targets of a bridge, until the test ends."""
+        """Run the targets of a bridge, until the test ends; a busy machine may take long to connect."""
+        options = {"connect_timeout": 60.0, **options}
         targets = FleetTargets(
             lambda endpoint, thread: Bridge(endpoint=endpoint, threaded=thread, stop_when_idle=False, **options),
             self.servers,
@@ -51,7 +52,7 @@ class Machine:
 
     async def served(self, targets: FleetTargets, name: str) -> Server:
         """Serve one target, once it is announced."""
-        await until(lambda: name in targets, f"{name} is announced")
+        await until(lambda: name in targets, f"{name} is announced", timeout=60)
         server = Server.of(targets[name], Application(rbkit_routes(targets[name])))
         self._stack.push_async_callback(server.close)
         return server

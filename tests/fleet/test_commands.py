@@ -164,6 +164,16 @@ async def test_a_hub_with_a_key_for_each_host_and_bridge(commands: Commands, rbk
         (["serve", "--nats", "tls://hub.example", "--creds", "h.creds"], "the credentials of a host; allowed: cred"),
         (["agent", "--nats", "tls://h", "--creds", "h.creds", "--host-name", "x"], "are those of h, not of x"),
         (["serve", "--nats", "auto", "--pub", "tcp://127.0.0.1:1"], "--nats cannot be combined with"),
+        (
+            ["serve", "--nats", "auto", "--creds", "b.creds"],
+            "b.creds is not used without the URL of a server; allowed",
+        ),
+        (
+            ["serve", "--creds", "b.creds"],
+            "--creds and --ca are not used without the URL of a server; allowed: --nats",
+        ),
+        (["agent", "--creds", "h.creds"], "h.creds is not used without the URL of a server; allowed: --nats URL"),
+        (["agent", "--ca", "ca.pem"], "ca.pem is not used without the URL of a server; allowed: --nats URL (--ca)"),
         (["hub", "--dir", ".", "--listen", "4222"], "'4222' is not HOST:PORT (--listen)"),
         (["hub", "--dir", ".", "add-host", "h"], "the name 'h' is taken"),
         (["hub", "--dir", ".", "add-host"], "add-host needs the name"),

@@ -6,8 +6,10 @@ import asyncio
 import json
 import os
 import signal
+import socket
 import subprocess
 import sys
+import time
 from collections.abc import AsyncIterator
 from contextlib import AsyncExitStack
 from pathlib import Path
@@ -24,6 +26,7 @@ from tornado_rbkit.fleet.link import (
     NoRespondersError,
     RequestTimeoutError,
     TooLongError,
+    _wait_for_any,
     require_nats,
 )
 from tornado_rbkit.fleet.nats import NatsServers
@@ -249,3 +252,29 @@ async def test_a_link_that_is_cancelled_twice_closes_its_connection(nats: NatsSe
     assert running.cancelled()
     assert not link._closing
     assert client.is_closed
+
+
+async def test_what_arrived_while_the_process_was_stopped_is_read_before_a_time_out_is_judged() -> None:
+    loop = asyncio.get_running_loop()
+    ours, theirs = socket.socketpair()
+    future: asyncio.Future[bytes] = loop.create_future()
+
+    async def parse(data: bytes) -> None:
+        for _ in range(5):  # a stream's reader, its parser and the callback take a few turns of the loop
+            await asyncio.sleep(0)
+        future.set_result(data)
+
+    parsing: list[asyncio.Task[None]] = []
+
+    def read() -> None:
+        loop.remove_reader(ours)
+        parsing.append(loop.create_task(parse(ours.recv(1))))
+
+    loop.add_reader(ours, read)
+    with ours, theirs:
+        waiting = asyncio.create_task(_wait_for_any([future], 0.6))
+        await asyncio.sleep(0)
+        theirs.send(b"x")
+        time.sleep(0.65)
+        await waiting
+        assert future.done()

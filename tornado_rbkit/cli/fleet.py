@@ -7,7 +7,7 @@ import os
 from typing import Final
 
 from tornado_rbkit.fleet.nats import NatsServers, servers_from
-from tornado_rbkit.fleet.server import AUTO
+from tornado_rbkit.fleet.server import AUTO, refuse_credentials
 
 URL_VARIABLE: Final = "RBKIT_NATS_URL"
 
@@ -47,5 +47,6 @@ def agent_servers(options: argparse.Namespace) -> NatsServers | None:
     """
     url = options.nats if options.nats is not None else os.environ.get(URL_VARIABLE) or AUTO
     if url == AUTO:
+        refuse_credentials(options.creds, options.ca)
         return None
     return servers_from(url, "host", options.creds, options.ca, insecure=options.insecure)

@@ -15,7 +15,7 @@ import logging
 import random
 import re
 import secrets
-from collections.abc import Awaitable, Callable
+from collections.abc import Awaitable, Callable, Sequence
 from typing import Any, Final, NamedTuple
 
 from tornado_rbkit.errors import RbkitError
@@ -202,9 +202,10 @@ class Link:
         self._requests[reply] = subject, future
         try:
             await self._publish(subject, data, reply)
-            return await asyncio.wait_for(future, timeout)
-        except asyncio.TimeoutError:
-            raise RequestTimeoutError(f"no reply within {timeout:g} s") from None
+            await _wait_for_any([future], timeout)
+            if not future.done():
+                raise RequestTimeoutError(f"no reply within {timeout:g} s")
+            return future.result()
         finally:
             del self._requests[reply]
             if future.done() and not future.cancelled():
@@ -283,7 +284,7 @@ class Link:
                 if lost.done():
                     return
                 self._pending = check = asyncio.create_task(self._client.flush(_NEVER))
-                await asyncio.wait([lost, check], timeout=self._patience, return_when=_FIRST)
+                await _wait_for_any([lost, check], self._patience)
                 if not check.done() or check.exception() is not None:
                     return
         finally:
@@ -374,6 +375,18 @@ class Link:
             _log.warning("NATS does not allow the %s of %s%s", denied[1], denied[2], times(count))
 
 
+async def _wait_for_any(futures: Sequence[asyncio.Future[Any]], timeout: float) -> None:
+    """Wait until one of the futures is done, or a time-out.
+
+    It waits in two steps. If this process was stopped for longer than the time-out, the first step ends at once, and
+    what has arrived meanwhile is read during the second.
+    """
+    for _ in range(2):
+        done, _ = await asyncio.wait(futures, timeout=timeout / 2, return_when=_FIRST)
+        if done:
+            return
+
+
 def _new_client() -> Any:
     from nats.aio.client import Client
 
@@ -412,16 +425,17 @@ async def _confirm(client: Any) -> None:
 
 
 async def _close(client: Any, pending: asyncio.Task[None] | None) -> None:
-    """Close a client; abort its connection if that takes too long. Then cancel a task that waits for the client.
+    """Close a client, cancel a task that waits for it, and abort its connection if that has left it open.
 
-    The task is not cancelled earlier, because the client's reader would fail at a late reply.
+    The task is not cancelled earlier, because the client's reader would fail at a late reply. A connection stays open
+    if the server does not answer, if the client was still connecting, or if it had begun to close itself.
     """
-    try:
+    with contextlib.suppress(Exception):  # the client is given up in any case
         await asyncio.wait_for(client.close(), _CLOSE_TIMEOUT)
-    except Exception:  # noqa: BLE001 - the client is given up in any case
-        writer = getattr(getattr(client, "_transport", None), "_io_writer", None)
-        if writer is not None:
-            writer.transport.abort()
     if pending is not None:
         pending.cancel()
         await asyncio.gather(pending, return_exceptions=True)
+    writer = getattr(getattr(client, "_transport", None), "_io_writer", None)
+    if writer is not None:
+        writer.transport.abort()
+        await asyncio.sleep(0)  # it closes its socket in the next turn of the loop

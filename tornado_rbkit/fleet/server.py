@@ -221,6 +221,17 @@ def local_servers() -> NatsServers | None:
         return None  # not on this machine: somebody has edited the file
 
 
+def refuse_credentials(creds: str | None, ca: str | None) -> None:
+    """Refuse credentials that would not be used, because no server is given by its URL.
+
+    Raises:
+        CredentialsError: there are some.
+    """
+    for value, option in ((creds, "--creds"), (ca, "--ca")):
+        if value is not None:
+            raise CredentialsError(f"{value} is not used without the URL of a server; allowed: --nats URL ({option})")
+
+
 def bridge_servers(
     urls: str, creds: str | None = None, ca: str | None = None, *, insecure: bool = False
 ) -> tuple[Callable[[], NatsServers | None], Credentials]:
@@ -237,6 +248,7 @@ def bridge_servers(
         OSError: a file cannot be read.
     """
     if urls == AUTO:
+        refuse_credentials(creds, ca)
         if local_servers() is None:
             _log.warning("no agent runs on this machine yet; start `tornado-rbkit agent`")
         return local_servers, Credentials()

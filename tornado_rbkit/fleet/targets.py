@@ -48,7 +48,7 @@ _LIST_INTERVAL: Final = 1.0  # seconds between two requests for the list of a ho
 _MAX_HELLOS: Final = 20  # of one host within a second; an agent sends one, and five lists at most
 _MAX_HOSTS: Final = 1024
 _MAX_TARGETS: Final = 16384
-_JOIN_TIMEOUT: Final = 5.0  # seconds
+_JOIN_TIMEOUT: Final = 10.0  # seconds; each connection may take two to close
 
 
 _FACTS: Final = {"process": str, "pid": int, "state": str, "trouble": str, "viewers": int, "recording": list}
@@ -235,9 +235,11 @@ class FleetTargets(Mapping[str, Bridge]):
             await self._asking.cancel()  # if the thread has ended, nobody answers them
             bridges = [entry.bridge for entry in self._entries.values()]
             await asyncio.gather(self._leaving.wait(), *(self._close(bridge) for bridge in bridges))
-            if self._thread.is_alive():
-                await asyncio.wait_for(self._on_thread(self._fleet.close()), _JOIN_TIMEOUT)
-            self._thread.stop()
+            try:
+                if self._thread.is_alive():
+                    await asyncio.wait_for(self._on_thread(self._fleet.close()), _JOIN_TIMEOUT)
+            finally:
+                self._thread.stop()
 
     def scan(self) -> None:
         """Ask for hosts that are late, and close the bridges of targets that are gone."""
