@@ -17,9 +17,9 @@ from typing import Final
 
 from measure import say
 
-_QUEUE_SECONDS: Final = 0.05
+_QUEUE_SECONDS: Final = 0.02
 _PIECE: Final = 4096  # bytes
-_BUFFER: Final = 16 * 1024  # bytes in the sockets' own buffers, which must not hold more than the queue
+_BUFFER: Final = 256 * 1024  # bytes of each socket; TCP stalls with less than a few packets of loopback
 
 
 class Wire:
@@ -38,7 +38,7 @@ class Wire:
 
     async def start(self) -> int:
         """Listen; return the port."""
-        server = await asyncio.start_server(self._accept, "127.0.0.1", 0, limit=_BUFFER)
+        server = await asyncio.start_server(self._accept, "127.0.0.1", 0, limit=_PIECE)
         self._spawn(self._send())
         port: int = server.sockets[0].getsockname()[1]
         return port
@@ -54,7 +54,7 @@ class Wire:
             connection.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, _BUFFER)
         connection.setblocking(False)
         await asyncio.get_running_loop().sock_connect(connection, ("127.0.0.1", self._port))
-        from_server, to_server = await asyncio.open_connection(sock=connection, limit=_BUFFER)
+        from_server, to_server = await asyncio.open_connection(sock=connection, limit=_PIECE)
         self._spawn(self._down(from_server, writer))
         self._spawn(self._up(reader, to_server))
 

@@ -224,6 +224,7 @@ class FleetTransport:
             max_pending_bytes=options.max_pending_bytes,
             compression_level=options.compression_level,
         )
+        self._subscriber.max_rest = options.flush_interval  # longer rests would only delay what the agent has gathered
         self._viewers = 0
         self._granted = 0
         self._instance = ""  # of the agent; "" without a lease
