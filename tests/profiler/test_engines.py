@@ -93,6 +93,7 @@ def test_the_functions_of_a_thread_that_computes_are_seen(start: Start, engine: 
     name = "in-process" if engine == "in-process" else "austin 3.7.0"
     assert (server.status()["cpu"]["engine"], facts(client).get("cpu_engine")) == (name, name)
     assert "cpu_engine_reason" not in facts(client)
+    assert facts(client).get("cpu_shortest_burst") == (0.003 if engine == "in-process" else None)
 
 
 @engines

@@ -54,13 +54,14 @@ def test_every_part_of_a_multipart_request_is_run(client: Client) -> None:
     assert handshake.object_trace_enabled
 
 
-def test_the_handshake_has_the_nine_fields_of_rbkit_and_three_of_our_own(client: Client) -> None:
+def test_the_handshake_has_the_nine_fields_of_rbkit_and_four_of_our_own(client: Client) -> None:
     reply = client.ask(b"handshake")
     ruby = next(payload for _, _, command, payload in recorded("commands") if command == "handshake")
     ours, theirs = (msgpack.unpackb(each, strict_map_key=False) for each in (reply, ruby))
     assert ours[2].pop("allocation_tracing_enabled") == 0
     assert ours[2].pop("cpu_interval") == 0.001
     assert ours[2].pop("cpu_engine") == "in-process"
+    assert ours[2].pop("cpu_shortest_burst") == 0.003
     assert shape(ours) == shape(theirs)
     handshake = decode(reply)
     assert isinstance(handshake, Handshake)

@@ -211,6 +211,8 @@ class Profile:
             "cpu_engine": cpu.get("engine"),  # what samples, None if it is not chosen yet
             **self.tracing_facts(),
         }
+        if cpu.get("engine") and cpu.get("shortest_burst"):  # in seconds; within a shorter one shares are too coarse
+            facts["cpu_shortest_burst"] = cpu["shortest_burst"]
         if cpu.get("engine_reason"):
             facts["cpu_engine_reason"] = cpu["engine_reason"]  # why that is not the external engine
         trouble = "; ".join(filter(None, (self._memory_failure, self.cpu.trouble)))

@@ -203,6 +203,11 @@ def test_the_resident_memory_of_the_process_is_published(start: Start, attached:
     assert isinstance(stats.stats["total_heap_size"], int)
     with open(f"/proc/{process.pid}/statm") as file:
         assert stats.stats["total_heap_size"] == pytest.approx(int(file.read().split()[1]) * 4096, rel=0.2)
+    kinds = [stats.stats[f"process_{kind}"] for kind in ("pss", "private", "anonymous", "swap")]
+    assert all(type(kind) is int for kind in kinds)
+    pss, private, anonymous, swap = kinds
+    assert anonymous + swap >= 200_000_000, "the program holds as much"  # type: ignore[operator]
+    assert stats.stats["total_heap_size"] >= pss >= private  # type: ignore[operator]
 
 
 def test_a_deep_recursion_is_cut_off_at_its_outer_end(start: Start, attached: Attached, interpreter: str) -> None:
@@ -290,6 +295,7 @@ class _LosesSight:
 
 
 def test_an_engine_that_loses_sight_of_the_process_is_replaced_each_time(caplog: pytest.LogCaptureFixture) -> None:
+    caplog.set_level("INFO")
     with subprocess.Popen([sys.executable, "-c", "open(0).read()"], stdin=subprocess.PIPE) as process:
         sampler = ExternalSampler(EventBatcher(), RunningProcess(process.pid), _LosesSight, lambda: None)
         sampler.start()

@@ -12,7 +12,7 @@ from tornado_rbkit.profiler.external.process import RunningProcess
 from tornado_rbkit.profiler.external.sampler import ExternalSampler
 from tornado_rbkit.profiler.profile import FLUSH_SECONDS, Outlet, Profile
 from tornado_rbkit.profiler.server import Server
-from tornado_rbkit.profiler.vitals import Figures, process_figures, with_all_keys
+from tornado_rbkit.profiler.vitals import Figures, MappedMemory, process_figures, with_all_keys
 
 _OK: Final = b"ok"
 
@@ -31,6 +31,7 @@ class ExternalProfile(Profile):
         self.pid = process.pid
         self.cpu = ExternalSampler(batcher, process, lambda: Austin(process, path), lambda: check(process, path))
         self._process = process
+        self._mapped = MappedMemory(process.pid)
 
     def working_folder(self) -> str:
         return self._process.working_folder()
@@ -40,7 +41,9 @@ class ExternalProfile(Profile):
         return FLUSH_SECONDS if self.cpu.enabled or self.batcher.backlog else vitals_due
 
     def read_vitals(self) -> Figures:
-        return with_all_keys({}, process_figures(self.pid) if self._process.is_alive() else {})
+        if not self._process.is_alive():
+            return with_all_keys({}, {})
+        return with_all_keys({}, process_figures(self.pid) | self._mapped.read())
 
     def start_memory_profile(self) -> bytes:
         return self._refuse("memory profiling")

@@ -206,8 +206,8 @@ class ExternalSampler:
         """Sample with one engine after the other.
 
         An engine that ends well, after it has read stacks, has lost sight of a process that runs on, as austin does
-        when threads come and go all the time; it is replaced each time. An engine that fails is replaced once, if
-        `check` finds that the process can be read.
+        when many threads come and go; it is replaced each time, and no samples are taken for some tenths of a second.
+        An engine that fails is replaced once, if `check` finds that the process can be read.
 
         Raises:
             EngineError: sampling has ended by itself.
@@ -240,7 +240,7 @@ class ExternalSampler:
     def _note_loss(self, failure: EngineError) -> None:
         self._losses += 1
         if self._losses == 1:
-            _log.warning("%s although %s runs on; it is started again whenever it does", failure, self._process)
+            _log.info("%s although %s runs on; it is started again whenever it does", failure, self._process)
 
     def _begin_engine(self) -> bool:
         with self._lock:
