@@ -428,9 +428,10 @@ def _unpacked(data: bytes) -> dict[str, Any]:
     """Return the reply to a lease, {} if it is not valid."""
     try:
         reply = msgpack.unpackb(data)
+        reply.setdefault("viewers", 0)
         numbers = [reply[name] for name in ("stream", "sent", "state", "viewers")]
         instance, now = reply["instance"], reply["now"]
-    except (ValueError, TypeError, KeyError, msgpack.UnpackException):
+    except (ValueError, TypeError, KeyError, AttributeError, msgpack.UnpackException):
         return {}
     is_valid = (
         all(type(number) is int and number >= 0 for number in numbers)
