@@ -232,7 +232,7 @@ async def jupyter(
     assert not left, f"threads that the extension left behind: {left}"
 
 
-@pytest.fixture(scope="module")
+@pytest.fixture(scope="session")
 def chrome(tmp_path_factory: pytest.TempPathFactory) -> Iterator[ChromiumDriver]:
     with open_browser(tmp_path_factory.mktemp("chromium")) as browser:
         yield browser

@@ -4,14 +4,12 @@ from __future__ import annotations
 
 import re
 import xml.etree.ElementTree as ET
-from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
 from selenium.webdriver import Keys
 from selenium.webdriver.chromium.webdriver import ChromiumDriver
 
-from tests.browser import open_browser
 from tornado_rbkit.jupyter.flamegraph import ZOOM_STYLE, flame_graph, zoomable
 
 SVG = "{http://www.w3.org/2000/svg}"
@@ -103,12 +101,6 @@ def test_the_boxes_have_text_and_no_script() -> None:
 def _closed(match: re.Match[str]) -> str:
     """Return what is HTML only as XML."""
     return 'hidden=""' if match[0] == "hidden" else f"{match[0]}/"
-
-
-@pytest.fixture(scope="module")
-def browser(tmp_path_factory: pytest.TempPathFactory) -> Iterator[ChromiumDriver]:
-    with open_browser(tmp_path_factory.mktemp("chromium")) as browser:
-        yield browser
 
 
 def test_a_click_or_a_key_zooms_in_and_out_without_the_other_cells_graphs(

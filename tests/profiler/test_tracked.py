@@ -58,14 +58,13 @@ def test_a_tuple_can_be_filled_from_a_generator(
 
     steps: list[Iterator[object]] = []
     # the interpreter resizes where 10, 25, 43 and so on are filled, and at the end
-    for total in (0, 1, 9, 10, 11, 25, 26, 60):
-        for listed_at in {0, 1, 5, 9, 10, 11, 24, 25, 26, 43, total}:
-            if listed_at <= total:
-                assert use(items(total, listed_at)) == total
-                for step in steps:
-                    for _ in step:
-                        pass
-                steps.clear()
+    ends = [(total, listed_at) for total in (0, 1, 9, 10, 11, 25, 26) for listed_at in {0, total}]
+    for total, listed_at in [*ends, *((60, listed_at) for listed_at in (0, 1, 5, 9, 10, 11, 24, 25, 26, 43, 60))]:
+        assert use(items(total, listed_at)) == total
+        for step in steps:
+            for _ in step:
+                pass
+        steps.clear()
 
 
 @pytest.mark.skipif(not TUPLES_ARE_RESIZED, reason="all tuples are among the objects")
