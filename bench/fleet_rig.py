@@ -37,6 +37,10 @@ class Program(Child):
         with urllib.request.urlopen(f"http://127.0.0.1:{self.port}/rbkit/{path}", timeout=_PATIENCE) as answer:
             return json.load(answer)
 
+    def host_states(self) -> list[str]:
+        """Return the states of the hosts."""
+        return [each["state"] for each in self.page("targets?fleet")["hosts"]]
+
     def targets(self) -> set[str]:
         """Return the names of the targets."""
         return {each["name"] for each in self.page("targets")}

@@ -105,6 +105,7 @@ def deliver(
     patience: float = 120.0,
     on_start: Callable[[], object] | None = None,
     beside: Mapping[str, int] | None = None,
+    lossy: bool = False,
 ) -> dict[str, Any]:
     """Publish, receive and compare everything; return the server's cost.
 
@@ -120,6 +121,7 @@ def deliver(
         patience: seconds within which every other client must receive something.
         on_start: called when everything is prepared.
         beside: processes by name, whose costs are returned too.
+        lossy: return the number of missing messages, instead of failing (only if `whole`).
     """
     published = running.feed.ask(do="load", kind=kind, count=count)["bytes"]
     running.clients.ask(do="expect", kind=kind, count=count if expected is None else expected)
@@ -131,6 +133,7 @@ def deliver(
     running.clients.tell(do=how, stalled=stalled, patience=patience)
     running.feed.tell(do="go", rate=rate)
     received = running.clients.hear()
+    assert lossy or not received.get("missing"), f"{received['missing']} messages are missing"
     cpu = meter.cpu()
     running.feed.hear()
     peak = meter.peak()
