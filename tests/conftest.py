@@ -155,7 +155,7 @@ async def serve() -> AsyncIterator[Serve]:
     assert not left, f"threads that the bridge left behind: {left}"
 
 
-async def until(condition: Callable[[], object], what: str, timeout: float = 10.0) -> None:
+async def until(condition: Callable[[], object], what: str, timeout: float = 60.0) -> None:
     """Wait until a condition is true; fail with the expected state `what`."""
     loop = asyncio.get_running_loop()
     deadline = loop.time() + timeout
@@ -165,7 +165,7 @@ async def until(condition: Callable[[], object], what: str, timeout: float = 10.
         await asyncio.sleep(0.005)
 
 
-async def receive(connection: WebSocketClientConnection, timeout: float = 10.0) -> str | bytes:
+async def receive(connection: WebSocketClientConnection, timeout: float = 60.0) -> str | bytes:
     """Return the next message; fail if none arrives."""
     message = await asyncio.wait_for(connection.read_message(), timeout)
     assert message is not None, f"closed with {connection.close_code} {connection.close_reason!r}"
@@ -181,7 +181,7 @@ async def receive_data(connection: WebSocketClientConnection) -> bytes:
             return message[1:]
 
 
-async def closing(connection: WebSocketClientConnection, timeout: float = 10.0) -> tuple[int | None, str | None]:
+async def closing(connection: WebSocketClientConnection, timeout: float = 60.0) -> tuple[int | None, str | None]:
     """Read to the end, and return the server's close code and reason."""
     while connection.protocol is not None and await asyncio.wait_for(connection.read_message(), timeout) is not None:
         pass

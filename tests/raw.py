@@ -55,9 +55,9 @@ class Raw:
 
     async def upgrade(self) -> None:
         self.writer.write(HANDSHAKE)
-        assert b" 101 " in await asyncio.wait_for(self.reader.readuntil(b"\r\n\r\n"), 15)
+        assert b" 101 " in await asyncio.wait_for(self.reader.readuntil(b"\r\n\r\n"), 60)
 
-    async def until(self, marker: bytes, timeout: float = 15.0) -> None:
+    async def until(self, marker: bytes, timeout: float = 60.0) -> None:
         """Read until `marker` arrives."""
         received = b""
         while marker not in received:
@@ -65,7 +65,7 @@ class Raw:
             assert more, f"closed before {marker!r} came"
             received = received[-len(marker) :] + more
 
-    async def end(self, timeout: float = 15.0) -> bytes:
+    async def end(self, timeout: float = 60.0) -> bytes:
         """Read until the server closes, and return the last kilobytes received."""
         received = b""
         try:

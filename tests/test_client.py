@@ -33,7 +33,7 @@ async def server(rbkit: FakeRbkit, serve: Serve) -> Server:
 
 
 async def soon(awaitable: Any) -> Any:
-    return await asyncio.wait_for(awaitable, 10)
+    return await asyncio.wait_for(awaitable, 60)
 
 
 async def take(messages: AsyncIterator[Any], count: int) -> list[Any]:

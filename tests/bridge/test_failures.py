@@ -194,5 +194,5 @@ async def test_while_it_is_closed_does_not_keep_close_waiting(
     monkeypatch.setattr(ProfilerSockets, step, do_and_fail)
     server = await serve(Bridge(**rbkit.endpoints, threaded=threaded))
     await ask(await server.connected(), "trigger_gc")
-    await asyncio.wait_for(server.close(), 20)
+    await asyncio.wait_for(server.close(), 60)
     server.bridge = Bridge()

@@ -59,7 +59,7 @@ class StalledClient:
         """Return the next data message, joined."""
         payload = b""
         while True:
-            first, piece = await asyncio.wait_for(self.read_frame(), 10)
+            first, piece = await asyncio.wait_for(self.read_frame(), 60)
             if first & 0x0F == 8:
                 raise EOFError(piece)
             if first & 0x0F < 8:
@@ -402,7 +402,7 @@ class TestCompression:
 async def take(connection: object, count: int) -> AsyncIterator[str | bytes]:
     """Yield that many published messages."""
     while count:
-        message = await asyncio.wait_for(connection.recv(), 10)  # type: ignore[attr-defined]
+        message = await asyncio.wait_for(connection.recv(), 60)  # type: ignore[attr-defined]
         if message[0] in (ord("1"), "1"):
             count -= 1
             yield message

@@ -125,7 +125,7 @@ async def test_all_clients_together_may_have_256_commands_waiting(serve: Serve, 
 async def take_replies(client: ClientConnection, count: int) -> AsyncIterator[bytes]:
     """Yield that many replies, skipping notices."""
     while count:
-        message = await asyncio.wait_for(client.recv(), 10)
+        message = await asyncio.wait_for(client.recv(), 60)
         assert isinstance(message, bytes)
         if not message.startswith(b"0client_count"):
             count -= 1

@@ -147,7 +147,7 @@ async def test_a_message_of_the_application_never_lands_between_fragments(mount:
     written = Writes.current.write_message({"application": 1})
     assert (await client.read_message())[1:] == message
     assert await client.read_frame() == (0x81, b'{"application": 1}')
-    await asyncio.wait_for(written, 10)
+    await asyncio.wait_for(written, 60)
     client.socket.close()
 
 

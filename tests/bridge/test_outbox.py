@@ -61,7 +61,7 @@ class Client:
 
     async def read_until(self, condition: Callable[[], object]) -> None:
         while not condition():
-            await asyncio.wait_for(self.read(), 10)
+            await asyncio.wait_for(self.read(), 60)
 
     @property
     def numbers(self) -> list[int]:
@@ -433,7 +433,7 @@ async def test_a_ping_written_by_others_never_lands_inside_a_frame(line: Line, s
             near.outbox.send_reply(encode_reply(b"ok", BINARY))
         for _ in range(source.randint(0, 3)):
             await asyncio.sleep(0)
-        await asyncio.wait_for(line.client.read(source.randint(1, 200 * KIB)), 10)
+        await asyncio.wait_for(line.client.read(source.randint(1, 200 * KIB)), 60)
     assert line.client.messages[0] == b"1" + payload
     last = max(at for at, opcode in enumerate(line.client.opcodes) if opcode is Opcode.CONT)
     assert line.client.opcodes[:last].count(Opcode.PING) > 1, "pings pass between the fragments"

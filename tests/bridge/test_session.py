@@ -204,7 +204,7 @@ class TestReadingStops:
         room = one.session.ask("a")
         assert room is not None
         one.session.leave()
-        await asyncio.wait_for(asyncio.ensure_future(room), 10)
+        await asyncio.wait_for(asyncio.ensure_future(room), 60)
 
 
 class TestNotices:

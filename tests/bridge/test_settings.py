@@ -79,7 +79,7 @@ async def first_result(chosen: BridgeSettings) -> str | CommandResult:
     listener.timeouts = {name: max(5.0, seconds) for name, seconds in chosen.command_timeouts.items()}
     listener.upstream = opened(chosen, listener)
     try:
-        return await asyncio.wait_for(listener.result, 20)
+        return await asyncio.wait_for(listener.result, 60)
     finally:
         await listener.upstream.close()
 

@@ -31,7 +31,7 @@ def server(rbkit: FakeRbkit) -> Iterator[tuple[int, int]]:
     assert ready
     yield process.pid, int(ready[1])
     process.terminate()
-    assert process.wait(5) == 0
+    assert process.wait(60) == 0
     process.stdout.close()
 
 

@@ -96,7 +96,7 @@ def test_it_ends_with_the_program(
 ) -> None:
     address(command)
     program.kill()
-    _, errors = command.communicate(timeout=30)
+    _, errors = command.communicate(timeout=60)
     assert (command.returncode, errors) == (
         0,
         f"tornado-rbkit: process {program.pid} ({tmp_path / 'app.py'}) has ended\n",
@@ -110,7 +110,7 @@ def test_a_signal_ends_it_and_the_program_continues(
 ) -> None:
     address(command)
     command.send_signal(number)
-    _, errors = command.communicate(timeout=30)
+    _, errors = command.communicate(timeout=60)
     assert (command.returncode, errors) == (0, "")
     assert program.poll() is None
     assert list_servers() == []

@@ -132,7 +132,7 @@ async def test_a_signal_closes_the_clients_with_1001_and_ends_it(serving: Any, n
     server = serving()
     async with RbkitClient(server.ws) as first, RbkitClient(server.ws) as second:
         for client in (first, second):
-            assert isinstance(await asyncio.wait_for(client.command("handshake"), 10), Handshake)
+            assert isinstance(await asyncio.wait_for(client.command("handshake"), 60), Handshake)
         server.process.send_signal(number)
         for client in (first, second):
             with pytest.raises(ConnectionLost) as caught:

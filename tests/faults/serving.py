@@ -54,13 +54,13 @@ class Serving:
         return self.get("/rbkit/status")  # type: ignore[no-any-return]
 
     def get(self, path: str) -> Any:
-        with urlopen(f"http://127.0.0.1:{self.port}{path}", timeout=10) as response:
+        with urlopen(f"http://127.0.0.1:{self.port}{path}", timeout=60) as response:
             return json.load(response)
 
     def answers(self, path: str, **headers: str) -> int:
         """Return the HTTP status of a path."""
         try:
-            with urlopen(f"http://127.0.0.1:{self.port}{path}", timeout=10) as response:
+            with urlopen(f"http://127.0.0.1:{self.port}{path}", timeout=60) as response:
                 return int(response.status)
         except HTTPError as error:
             return error.code
@@ -86,7 +86,7 @@ class Serving:
     def descriptors(self) -> int:
         return len(os.listdir(f"/proc/{self.process.pid}/fd"))
 
-    def until(self, condition: Callable[[dict[str, Any]], object], what: str, timeout: float = 20.0) -> dict[str, Any]:
+    def until(self, condition: Callable[[dict[str, Any]], object], what: str, timeout: float = 60.0) -> dict[str, Any]:
         """Wait until the status fulfils a condition, and return the status."""
         deadline = time.monotonic() + timeout
         while not condition(status := self.status):
@@ -97,7 +97,7 @@ class Serving:
     def end(self) -> None:
         """End the process with SIGTERM; it must exit with status 0, and must not have logged an error."""
         self.process.send_signal(signal.SIGTERM)
-        assert self.process.wait(10) == 0, self.log
+        assert self.process.wait(60) == 0, self.log
         assert "Traceback" not in self.log, self.log
         assert "ERROR" not in self.log, self.log
 

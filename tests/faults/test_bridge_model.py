@@ -267,7 +267,7 @@ class BridgeMachine(RuleBasedStateMachine):
                 await self._settle(number, viewer)
         finally:
             await self.bridge.close()
-            await asyncio.wait([viewer.task for viewer in self.viewers], timeout=10) if self.viewers else None
+            await asyncio.wait([viewer.task for viewer in self.viewers], timeout=60) if self.viewers else None
             for viewer in self.viewers:
                 await viewer.connection.__aexit__()
             self.server.stop()

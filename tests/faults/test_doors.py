@@ -137,7 +137,7 @@ async def test_who_takes_forever_to_ask_is_let_go_and_who_watches_is_not(server:
 
         texts = [b"", HANDSHAKE[:-2], b"POST / HTTP/1.1\r\nHost: a\r\nContent-Length: 1000000\r\n\r\n"]
         talking = [asyncio.create_task(trickle(client, texts[at % 3])) for at, client in enumerate(slow)]
-        await asyncio.wait_for(asyncio.gather(*(client.end() for client in slow)), 40)
+        await asyncio.wait_for(asyncio.gather(*(client.end() for client in slow)), 60)
         for task in talking:
             task.cancel()
         assert await viewer.ask("trigger_gc") == b"ok"

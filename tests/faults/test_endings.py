@@ -58,7 +58,7 @@ async def test_record_whose_terminal_is_closed_ends_as_with_ctrl_c(
             while not await is_recording(server.ws):
                 await viewer.goes_on(5)
             process.send_signal(signal.SIGHUP)
-            _, errors = await asyncio.to_thread(process.communicate, timeout=30)
+            _, errors = await asyncio.to_thread(process.communicate, timeout=60)
         assert (process.returncode, without_slowness(errors.decode())) == (0, [])
         assert not await is_recording(server.ws)
     with output.open("rb") as file:
@@ -101,7 +101,7 @@ async def test_send_that_is_interrupted_says_nothing(launch: Launch, profiler: S
         with subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE) as process:
             await asyncio.to_thread(server.until, lambda status: status["commands_waiting"], "it waits for its reply")
             process.send_signal(signal.SIGINT)
-            output = await asyncio.to_thread(process.communicate, timeout=30)
+            output = await asyncio.to_thread(process.communicate, timeout=60)
         profiler.send_signal(signal.SIGCONT)
     assert (output[0], without_slowness(output[1].decode()), process.returncode) == (b"", [], 130)
 

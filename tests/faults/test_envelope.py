@@ -33,5 +33,5 @@ PROGRAM = """
 
 def test_the_servers_continue_and_can_be_stopped() -> None:
     command = [sys.executable, "-X", "dev", "-W", "error", "-c", textwrap.dedent(PROGRAM)]
-    finished = subprocess.run(command, capture_output=True, text=True, timeout=20)
+    finished = subprocess.run(command, capture_output=True, text=True, timeout=60)
     assert finished.stdout == "both have ended\n", finished.stderr

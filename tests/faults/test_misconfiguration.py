@@ -186,7 +186,7 @@ def test_a_program_that_starts_the_profiler_itself_is_told_of_the_folder_and_con
     code = "from tornado_rbkit import profiler; print(profiler.start_server('ipc://*', 'ipc://*').running)"
     environment = os.environ | {"RBKIT_RUNTIME_DIR": str(tmp_path / "file")}
     finished = subprocess.run(
-        [sys.executable, "-c", code], capture_output=True, text=True, timeout=20, env=environment
+        [sys.executable, "-c", code], capture_output=True, text=True, timeout=60, env=environment
     )
     assert finished.stdout == "True\n", finished.stderr
     assert len(finished.stderr.splitlines()) == 1
@@ -195,7 +195,7 @@ def test_a_program_that_starts_the_profiler_itself_is_told_of_the_folder_and_con
 
 def test_jupyter_without_its_extra_says_what_to_install() -> None:
     code = "import sys; sys.modules['jupyter_server'] = None; from tornado_rbkit.jupyter import main; main()"
-    finished = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=20)
+    finished = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=60)
     assert finished.returncode == 2, finished.stderr
     assert len(finished.stderr.splitlines()) == 1
     assert "pip install 'tornado_rbkit[jupyter]'" in finished.stderr

@@ -53,17 +53,17 @@ class Witness:
         assert self._reading is not None
         await self._reading  # raises the errors it found
 
-    async def ask(self, command: str, timeout: float = 15.0) -> bytes:
+    async def ask(self, command: str, timeout: float = 60.0) -> bytes:
         """Send a command and return its reply."""
         await self.connection.send(command)
         return await asyncio.wait_for(self.replies.get(), timeout)
 
-    async def goes_on(self, count: int = 20, timeout: float = 15.0) -> None:
+    async def goes_on(self, count: int = 20, timeout: float = 60.0) -> None:
         """Return when `count` more messages have arrived."""
         enough = self.messages + count
         await until(lambda: self._open() and self.messages >= enough, f"{count} messages more", timeout)
 
-    async def until_told(self, notice: str, count: int = 1, timeout: float = 15.0) -> None:
+    async def until_told(self, notice: str, count: int = 1, timeout: float = 60.0) -> None:
         """Return when a notice about the profiler has arrived `count` times."""
         await until(lambda: self._open() and self.notices[notice] >= count, f"{count} times {notice}", timeout)
 

@@ -106,8 +106,8 @@ async def test_a_bridge_that_takes_nothing_delays_no_other_and_its_loss_is_count
             assert await receive_data(client) == message
     finally:
         go.set()
-    await until(lambda: slow_server.bridge.state is State.CONNECTED, "the slow one is connected", timeout=30)
-    await until(lambda: _accounted(slow_server, rbkit), "what it has not got is counted", timeout=30)
+    await until(lambda: slow_server.bridge.state is State.CONNECTED, "the slow one is connected", timeout=60)
+    await until(lambda: _accounted(slow_server, rbkit), "what it has not got is counted", timeout=60)
     assert slow_server.bridge.stats()["messages_missed"] > 0
     assert server.bridge.stats()["messages_missed"] == 0
 

@@ -54,7 +54,7 @@ class Links:
             await asyncio.wait([task])
 
         self._stack.push_async_callback(stop)
-        await asyncio.wait_for(link.wait_until_up(), 10)
+        await asyncio.wait_for(link.wait_until_up(), 60)
         return link
 
 
@@ -121,12 +121,12 @@ async def test_a_frozen_server_is_noticed_and_what_was_refused_is_never_carried_
     asked = await echo(agent, "a.echo")
     os.kill(nats.pid, signal.SIGSTOP)
     try:
-        await until(lambda: not bridge.is_up and not agent.is_up, "the loss is noticed", timeout=30)
+        await until(lambda: not bridge.is_up and not agent.is_up, "the loss is noticed", timeout=60)
         with pytest.raises(LinkDownError):
             await bridge.request("a.echo", b"while it is frozen", 10)
     finally:
         os.kill(nats.pid, signal.SIGCONT)
-    await until(lambda: agent.is_up and bridge.is_up, "both are connected again", timeout=30)
+    await until(lambda: agent.is_up and bridge.is_up, "both are connected again", timeout=60)
     assert await bridge.request("a.echo", b"later", 10) == b"later"
     assert asked == [b"later"]
 
@@ -242,7 +242,7 @@ def test_every_server_is_tried_before_one_is_tried_again() -> None:
 async def test_a_link_that_is_cancelled_twice_closes_its_connection(nats: NatsServer) -> None:
     link = Link(local_servers, "test")
     running = asyncio.create_task(link.run())
-    await asyncio.wait_for(link.wait_until_up(), 10)
+    await asyncio.wait_for(link.wait_until_up(), 60)
     client = link._client
     running.cancel()
     while not link._closing:

@@ -55,7 +55,7 @@ class Fleet:
 
     async def link(self, name: str) -> Link:
         link = self.start(self.servers(name), subjects.inbox(name) if USERS[name] == "bridge" else "")
-        await asyncio.wait_for(link.wait_until_up(), 10)
+        await asyncio.wait_for(link.wait_until_up(), 60)
         return link
 
 

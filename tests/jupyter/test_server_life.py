@@ -30,7 +30,7 @@ async def test_it_is_enabled_by_its_file_and_stops_with_the_server(tmp_path: Pat
         assert await ask(connection, "start_memory_profile") == b"0ok"
         server.process.terminate()
         assert await closing(connection) == (1001, "server shutting down")
-        assert server.process.wait(30) == 0
+        assert server.process.wait(60) == 0
         assert b"stop_memory_profile" in rbkit.received
         for sign in ("Traceback", "Warning", "ERROR", "[E "):
             assert sign not in server.log, server.log

@@ -56,7 +56,7 @@ def test_logging_leaves_no_thread_in_threading(caplog: pytest.LogCaptureFixture)
         internal_logger("tests.profiler").warning("%s", "here")
         seen.append(threading.enumerate())
 
-    assert InternalThread(warn, "test").join(10)
+    assert InternalThread(warn, "test").join(60)
     assert seen == [before]
     (record,) = caplog.records
     assert record.getMessage() == "here"
@@ -72,7 +72,7 @@ class TestAFlag:
         threads = [InternalThread(lambda: woken.append(flag.wait(10)), f"waits {at}") for at in range(3)]
         flag.set()
         flag.set()
-        assert all(thread.join(10) for thread in threads)
+        assert all(thread.join(60) for thread in threads)
         assert woken == [True, True, True]
         assert flag.is_set()
         assert flag.wait()
@@ -88,11 +88,11 @@ class TestAFlag:
 
             threads = [InternalThread(strike, "strikes") for _ in range(4)]
             start.set()
-            assert all(thread.join(10) for thread in threads)
+            assert all(thread.join(60) for thread in threads)
 
 
 def test_an_ended_thread_is_not_listed() -> None:
     thread = InternalThread(lambda: None, "short")
-    assert thread.join(10)
+    assert thread.join(60)
     assert not thread.is_alive()
     assert "short" not in internal_thread_names()

@@ -215,7 +215,7 @@ def test_a_pipe_is_written_as_it_is(session: Path) -> None:
     os.mkfifo(pipe)
     with subprocess.Popen([*COMMAND, session, "-o", pipe]) as process:
         assert parsed(pipe.read_text())["profiles"]
-        assert process.wait(20) == 0
+        assert process.wait(60) == 0
     assert pipe.is_fifo()
 
 

@@ -86,7 +86,7 @@ async def test_what_rbkit_sends_after_the_stop_is_recorded(serve: Serve, on_befo
         rbkit.enabled |= {"cpu_profiling"} if on_before else set()
         server = await serve(Bridge(**rbkit.endpoints))
         async with Recording(server, CPU) as recording:
-            await until(lambda: rbkit.sent == 0, "nothing is sent")
+            assert rbkit.sent == 0
             queued = [rbkit.publish_collection() for _ in range(3)]
             assert await recording.end() == []
         assert recording.messages == queued
@@ -107,7 +107,7 @@ async def test_the_wait_for_the_last_messages_ends_with_the_connection(
         ending = asyncio.create_task(recording.end())
         await asyncio.sleep(0)
         await recording.client.close()
-        assert await asyncio.wait_for(ending, 20) == []
+        assert await asyncio.wait_for(ending, 60) == []
 
 
 # Restarts
@@ -160,7 +160,7 @@ async def test_a_client_gets_none_for_what_the_tagged_rbkit_does_not_send(serve:
         assert await client.command("start_memory_profile") == "ok"
         assert (await client.command("handshake")).object_trace_enabled
         assert await client.command("objectspace_snapshot") == "ok"
-        dump = await asyncio.wait_for(anext(client.events()), 10)
+        dump = await asyncio.wait_for(anext(client.events()), 60)
     assert isinstance(dump, ObjectSpaceDump)
     assert (dump.correlation_id, dump.complete_message_count, len(dump.objects)) == (None, None, 3)
 

@@ -42,7 +42,7 @@ async def knock() -> AsyncIterator[Knock]:
         reader, writer = await asyncio.open_connection("127.0.0.1", servers[-1].port)
         head = f"GET /{query} HTTP/1.1\r\nHost: {host}\r\n".encode() + headers + b"Connection: close\r\n\r\n"
         writer.write(head)
-        answer = await asyncio.wait_for(reader.read(), 10)
+        answer = await asyncio.wait_for(reader.read(), 60)
         writer.close()
         with contextlib.suppress(ConnectionError):
             await writer.wait_closed()
