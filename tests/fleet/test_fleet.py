@@ -5,12 +5,14 @@ from __future__ import annotations
 import asyncio
 import threading
 
-from tests.conftest import Server, ask, receive, receive_data, until
+import pytest
+
+from tests.conftest import Server, ask, closing, receive, receive_data, until
 from tests.fake_rbkit import FakeRbkit
 from tests.fleet.conftest import Machine
 from tornado_rbkit import Bridge
 from tornado_rbkit.bridge.profiler_state import State
-from tornado_rbkit.fleet.framing import WINDOW
+from tornado_rbkit.fleet.framing import WINDOW, StreamReceiver
 
 
 async def test_a_client_of_a_bridge_sees_and_steers_a_profiler_of_another_host(
@@ -139,3 +141,27 @@ async def test_the_clients_of_all_bridges_are_counted_together(
     await until(lambda: len(one.bridge.stats()["clients"]) == 1, "it has left")
     await two.connected()
     assert await receive(late, 60) == b"0client_count:4"
+
+
+@pytest.mark.logs_errors
+async def test_clients_are_closed_when_a_task_of_their_connection_fails_and_the_next_one_reopens_it(
+    machine: Machine,
+    rbkit: FakeRbkit,
+    bridge_to_rbkit: Bridge,
+    monkeypatch: pytest.MonkeyPatch,
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    await machine.agent({"puma": bridge_to_rbkit})
+    server = await machine.served(await machine.bridge(), "web-1~puma")
+
+    def fail(receiver: StreamReceiver, *reply: int) -> None:
+        raise OverflowError("a fault of ours")
+
+    with monkeypatch.context() as patch:
+        patch.setattr(StreamReceiver, "on_lease", fail)
+        code, reason = await closing(await server.connect(), 60)
+    assert code == 1013
+    assert reason is not None
+    assert "a fault of ours" in reason
+    assert "the connection to web-1~puma failed" in caplog.text
+    assert await ask(await server.connected(), "trigger_gc") == b"0ok"
