@@ -324,7 +324,7 @@ class TestRun:
                 return True
             return False
 
-        for _ in range(200):
+        for _ in range(1200):
             if await gone():
                 return
             await asyncio.sleep(0.05)

@@ -25,6 +25,7 @@ def node() -> str:
 FILES = sorted(JS.glob("*.test.mjs"))
 
 
+@pytest.mark.timeout(600)  # all of it is computation
 @pytest.mark.parametrize("file", FILES, ids=lambda file: file.name.removesuffix(".test.mjs"))
 def test_the_javascript_tests_pass(file: Path) -> None:
     done = subprocess.run([node(), file], capture_output=True, text=True, check=False)

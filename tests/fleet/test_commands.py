@@ -81,7 +81,7 @@ async def names_at(url: str) -> list[str]:
 
 async def shown(url: str, name: str) -> str:
     """Wait until a target is listed; return the URL of its WebSocket."""
-    for _ in range(600):
+    for _ in range(1200):
         if name in await names_at(url):
             return f"ws{url.removeprefix('http')}{name}/ws"
         await asyncio.sleep(0.05)
@@ -90,7 +90,7 @@ async def shown(url: str, name: str) -> str:
 
 async def answered(client: RbkitClient) -> None:
     """Send a command until it is answered; until then it must be refused as unavailable."""
-    for _ in range(600):
+    for _ in range(1200):
         try:
             assert await client.command("trigger_gc") == "ok"
         except CommandError as error:
@@ -144,7 +144,7 @@ async def test_a_hub_with_a_key_for_each_host_and_bridge(commands: Commands, rbk
     assert rbkit.received.count(b"trigger_gc") == 1
     removed = commands.run("hub", "remove", "web-1", "--dir", "hub")
     assert removed.returncode == 0, removed.stderr
-    for _ in range(600):
+    for _ in range(1200):
         if not await names_at(office):
             break
         await asyncio.sleep(0.05)

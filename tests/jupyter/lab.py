@@ -23,7 +23,7 @@ import tornado_rbkit
 from tests.fake_rbkit import free_port
 
 TOKEN = "s3cret"
-PATIENCE = 60.0
+PATIENCE = 180.0
 """Seconds until a test fails that waits for something."""
 
 RUN_ALL = """

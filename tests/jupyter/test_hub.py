@@ -11,6 +11,8 @@ from selenium.webdriver.support.ui import WebDriverWait
 from tests.jupyter.hub import FRAMED, Hub, hub
 from tests.jupyter.lab import PATIENCE, RUN_ALL, errors, find, write_notebook
 
+pytestmark = pytest.mark.timeout(600)  # servers and browsers start, which a busy machine does slowly
+
 
 @pytest.fixture(scope="module")
 def server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Hub]:

@@ -17,6 +17,8 @@ CELLS = [
     "%%rbkit\nfor number in range(2 * 10**6):\n    str(number)",
 ]
 
+pytestmark = pytest.mark.timeout(600)  # servers and browsers start, which a busy machine does slowly
+
 
 @pytest.fixture(scope="module")
 def server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Lab]:
