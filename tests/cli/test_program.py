@@ -183,6 +183,10 @@ class TestRun:
         text = "import os, time\nif os.fork() == 0:\n    os.closerange(0, 3)\n    os.setsid()\n    time.sleep(90)"
         assert run(program(tmp_path, text)).returncode == 0, "it has not waited, else `run` would fail"
 
+    def test_loads_no_web_server_into_the_program(self, tmp_path: Path) -> None:
+        text = "import sys; print(sorted({'asyncio', 'tornado', 'tornado_rbkit.bridge'} & set(sys.modules)))"
+        assert run(program(tmp_path, text)).stdout == "[]\n"
+
     def test_leaves_signals_and_logging_alone(self, tmp_path: Path) -> None:
         text = """
             import logging, signal
