@@ -21,8 +21,10 @@ from measure import Report, UnavailableError, options
 from profiler import Setting, calibrate, compute_table, measure, summary
 from runs import Subscriber, process, run_served
 
-from tornado_rbkit.profiler.external import EngineError, ProcessError, attach
 from tornado_rbkit.profiler.external.austin import find_austin
+from tornado_rbkit.profiler.external.engine import EngineError
+from tornado_rbkit.profiler.external.process import ProcessError
+from tornado_rbkit.profiler.external.profile import attach
 
 
 def cpu_seconds() -> float:

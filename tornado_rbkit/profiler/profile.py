@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import gc
 import os
 import re
@@ -23,6 +24,11 @@ from tornado_rbkit.profiler.packing import pack_event
 from tornado_rbkit.profiler.threads import internal_logger
 from tornado_rbkit.profiler.vitals import VITALS_SECONDS, Figures, Vitals
 from tornado_rbkit.protocol import EventType
+
+_own_sampler: Callable[[EventBatcher, str], Sampler] | None = None
+if sys.platform.startswith("linux"):
+    with contextlib.suppress(ImportError, OSError):  # a Python without ctypes, or without dynamic libraries
+        from tornado_rbkit.profiler.external.own_process import OwnSampler as _own_sampler
 
 _log = internal_logger(__name__)
 
@@ -322,15 +328,11 @@ class Profile:
 
 
 def _sampler(batcher: EventBatcher, cpu_engine: str) -> Sampler:
-    if cpu_engine == "in-process" or not sys.platform.startswith("linux"):
+    if cpu_engine == "external" and _own_sampler is None:
+        raise SamplingError("cpu_engine='external' needs the module ctypes")
+    if cpu_engine == "in-process" or _own_sampler is None:
         return CPUSampler(batcher)
-    try:
-        from tornado_rbkit.profiler.external.own_process import OwnSampler  # it needs more modules
-    except ImportError:  # a Python without ctypes
-        if cpu_engine == "external":
-            raise
-        return CPUSampler(batcher)
-    return OwnSampler(batcher, cpu_engine)
+    return _own_sampler(batcher, cpu_engine)
 
 
 def default_name() -> str:

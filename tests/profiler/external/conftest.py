@@ -14,7 +14,7 @@ from pathlib import Path
 import pytest
 
 from tests.profiler.conftest import Client, runtime
-from tornado_rbkit.profiler.external import Attachment, attach
+from tornado_rbkit.profiler.external.profile import Attachment, attach
 
 __all__ = ["runtime"]
 

@@ -21,9 +21,9 @@ from tests.profiler.external.conftest import Start, children
 from tornado_rbkit.profiler import list_servers
 from tornado_rbkit.profiler.batcher import EventBatcher
 from tornado_rbkit.profiler.cpu import BYTES_PER_SECOND
-from tornado_rbkit.profiler.external import Attachment, EngineError, ProcessError, attach
-from tornado_rbkit.profiler.external.engine import Frame, Stack
-from tornado_rbkit.profiler.external.process import RunningProcess
+from tornado_rbkit.profiler.external.engine import EngineError, Frame, Stack
+from tornado_rbkit.profiler.external.process import ProcessError, RunningProcess
+from tornado_rbkit.profiler.external.profile import Attachment, attach
 from tornado_rbkit.profiler.external.sampler import ExternalSampler
 from tornado_rbkit.protocol import CPUSample, GCStats, Handshake, decode
 
@@ -479,7 +479,7 @@ def test_austin_that_does_not_work_is_reported(
         file.write(f"#!/bin/sh\n{script}\n")
     os.chmod(fake, 0o755)
     monkeypatch.setattr("tornado_rbkit.profiler.external.profile.find_austin", lambda: fake)
-    monkeypatch.setattr("tornado_rbkit.profiler.external.austin._PATIENCE", 0.5)
+    monkeypatch.setattr("tornado_rbkit.profiler.external.child._PATIENCE", 0.5)
     with pytest.raises(EngineError, match=reason):
         attach(process.pid)
 

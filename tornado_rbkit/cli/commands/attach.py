@@ -14,7 +14,7 @@ from tornado_rbkit.cli.command import Command
 from tornado_rbkit.cli.output import one_line
 from tornado_rbkit.cli.program import show_page
 from tornado_rbkit.cli.stopping import stop_signals
-from tornado_rbkit.profiler.external import Attachment, attach
+from tornado_rbkit.profiler.external.profile import Attachment, attach
 from tornado_rbkit.profiler.folder import check_chosen_folder
 
 _LOOK_SECONDS: Final = 0.2

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
 from typing import NamedTuple, Protocol
 
 from tornado_rbkit.errors import RbkitError
@@ -20,7 +19,6 @@ class EngineFullError(EngineError):
     """
 
 
-@dataclass(frozen=True, eq=False, slots=True)
 class Frame:
     """A place in a program. Equal places of one engine are the same object, so that stacks are compared quickly.
 
@@ -30,9 +28,12 @@ class Frame:
         line: the line number, 0 if unknown.
     """
 
-    file: str
-    scope: str
-    line: int
+    __slots__ = ("file", "line", "scope")
+
+    def __init__(self, file: str, scope: str, line: int) -> None:
+        self.file = file
+        self.scope = scope
+        self.line = line
 
 
 class Stack(NamedTuple):

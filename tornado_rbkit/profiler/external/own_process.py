@@ -87,8 +87,6 @@ class DetachedAustin(Austin):
     """Austin, sampling this process, as a child of no process that this program knows."""
 
     _pidfd: int | None = None
-    has_ended_well = True
-    """The exit status of a process that is not a child cannot be read."""
 
     def _start(self, command: list[str], environment: dict[str, str]) -> int:
         is_restricted = bool(yama_rule())

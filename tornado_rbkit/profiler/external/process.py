@@ -8,7 +8,6 @@ kernel chose when it was executed (AT_RANDOM and others in /proc/PID/auxv, proc(
 from __future__ import annotations
 
 import os
-import pwd
 import sys
 from functools import lru_cache
 from pathlib import Path
@@ -195,6 +194,8 @@ def yama_rule() -> str:
 
 
 def _user_name(uid: int) -> str:
+    import pwd  # only here, because a profiled process does not need it
+
     try:
         return f"{pwd.getpwuid(uid).pw_name} ({uid})"
     except KeyError:

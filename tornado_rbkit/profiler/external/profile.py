@@ -6,7 +6,8 @@ from types import TracebackType
 from typing import Final
 
 from tornado_rbkit.profiler.batcher import EventBatcher
-from tornado_rbkit.profiler.external.austin import Austin, check, find_austin
+from tornado_rbkit.profiler.external.austin import find_austin
+from tornado_rbkit.profiler.external.child import ChildAustin, check
 from tornado_rbkit.profiler.external.engine import EngineError
 from tornado_rbkit.profiler.external.process import RunningProcess
 from tornado_rbkit.profiler.external.sampler import ExternalSampler
@@ -29,7 +30,7 @@ class ExternalProfile(Profile):
     def __init__(self, process: RunningProcess, path: str, name: str, batcher: EventBatcher, outlet: Outlet) -> None:
         super().__init__(name, batcher, outlet)
         self.pid = process.pid
-        self.cpu = ExternalSampler(batcher, process, lambda: Austin(process, path), lambda: check(process, path))
+        self.cpu = ExternalSampler(batcher, process, lambda: ChildAustin(process, path), lambda: check(process, path))
         self._process = process
         self._mapped = MappedMemory(process.pid)
 

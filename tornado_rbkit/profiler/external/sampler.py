@@ -141,8 +141,10 @@ class ExternalSampler:
             self._stopped.set()
             if self._engine is not None:
                 self._engine.stop()
-        if not thread.join(_PATIENCE) and self._engine is not None:
-            self._engine.stop()
+        if not thread.join(_PATIENCE):
+            with self._lock:
+                if self._engine is not None:
+                    self._engine.stop()
         thread.join()
 
     def watch(self) -> None:
@@ -265,7 +267,8 @@ class ExternalSampler:
             return error
         finally:
             self._tick = {}
-            engine.close()
+            with self._lock:
+                engine.close()
 
     def _publish(self, stacks: Sequence[Stack], now: float) -> None:
         """Publish the ticks that these stacks complete; the engine has read the last one `now` (Unix epoch)."""
