@@ -11,13 +11,14 @@ import pytest
 import tornado_rbkit
 
 PACKAGE = Path(tornado_rbkit.__file__).parent
-BASE = {"errors", "protocol", "endpoints", "deadline", "log_throttle"}
+BASE = {"errors", "protocol", "endpoints", "deadline", "log_throttle", "tasks"}
 ALLOWED = {
     "errors": set[str](),
     "protocol": {"errors"},
     "frames": {"protocol"},
     "deadline": set[str](),
     "log_throttle": set[str](),
+    "tasks": set[str](),
     "endpoints": {"errors"},
     "inbox": {"protocol"},
     "client": {"errors", "protocol", "inbox"},

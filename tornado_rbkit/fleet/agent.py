@@ -24,10 +24,10 @@ from tornado_rbkit.fleet.lease import LEASE_SECONDS, Lease
 from tornado_rbkit.fleet.link import DATA_PATIENCE, MAX_PAYLOAD, Link, LinkError, Message
 from tornado_rbkit.fleet.nats import NatsServers
 from tornado_rbkit.fleet.subjects import Subject, Watcher
-from tornado_rbkit.fleet.tasks import Tasks
 from tornado_rbkit.fleet.vitals import VITALS_INTERVAL, VITALS_TARGET, Vitals
 from tornado_rbkit.log_throttle import LogThrottle, times
 from tornado_rbkit.protocol import COMMANDS, VIEW_COMMAND, parse_command
+from tornado_rbkit.tasks import Tasks
 
 _log = logging.getLogger(__name__)
 

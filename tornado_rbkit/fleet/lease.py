@@ -10,9 +10,9 @@ from tornado_rbkit.bridge.session import MAX_WAITING, Submit
 from tornado_rbkit.errors import CommandError
 from tornado_rbkit.fleet.framing import StreamSender
 from tornado_rbkit.fleet.link import MAX_PAYLOAD, Link, LinkDownError
-from tornado_rbkit.fleet.tasks import Tasks
 from tornado_rbkit.frames import Encoding
 from tornado_rbkit.protocol import Notice
+from tornado_rbkit.tasks import Tasks
 from tornado_rbkit.upstream.types import Batch, CommandResult
 
 LEASE_SECONDS: Final = 6.0

@@ -14,16 +14,17 @@ from typing import Any, Final, NamedTuple
 import msgpack
 
 from tornado_rbkit.bridge.bridge import Bridge
+from tornado_rbkit.bridge.pool import BridgePool
 from tornado_rbkit.bridge.summary import printable
 from tornado_rbkit.errors import DiscoveryError
 from tornado_rbkit.fleet import subjects
 from tornado_rbkit.fleet.agent import MAX_TARGETS, VERSION
 from tornado_rbkit.fleet.link import LinkError, Message, NoRespondersError
 from tornado_rbkit.fleet.nats import NatsServers
-from tornado_rbkit.fleet.tasks import Tasks
 from tornado_rbkit.fleet.transport import Fleet, FleetEndpoint
 from tornado_rbkit.fleet.vitals import VITALS_INTERVAL, Vitals
 from tornado_rbkit.log_throttle import LogThrottle, times
+from tornado_rbkit.tasks import Tasks
 from tornado_rbkit.upstream.iothread import IOLoopThread
 
 _log = logging.getLogger(__name__)
@@ -162,11 +163,11 @@ class FleetTargets(Mapping[str, Bridge]):
         """
         self._make_bridge = make_bridge
         self._path_name = path_name
-        self._thread = IOLoopThread()
+        self._pool = BridgePool()
+        self._thread = self._pool.thread
         self._fleet = Fleet(servers, bridge)
         self._hosts: dict[str, _Host] = {}
         self._entries: dict[str, _Entry] = {}
-        self._leaving = Tasks()
         self._asking = Tasks()
         self._throttle = LogThrottle()
         self._looked_at = self._leased_at = -math.inf
@@ -226,7 +227,8 @@ class FleetTargets(Mapping[str, Bridge]):
         """
         self._loop = asyncio.get_running_loop()
         try:
-            self._start_thread()
+            self._pool.start()
+            self._thread.io_loop.add_callback(self._fleet.start, self._on_message, self._on_vitals)
             while self._thread.is_alive() and not self._fleet.failure:
                 self.scan()
                 await asyncio.sleep(_CHECK_INTERVAL)
@@ -234,7 +236,7 @@ class FleetTargets(Mapping[str, Bridge]):
         finally:
             await self._asking.cancel()  # if the thread has ended, nobody answers them
             bridges = [entry.bridge for entry in self._entries.values()]
-            await asyncio.gather(self._leaving.wait(), *(self._close(bridge) for bridge in bridges))
+            await self._pool.close(bridges)
             try:
                 if self._thread.is_alive():
                     await asyncio.wait_for(self._on_thread(self._fleet.close()), _JOIN_TIMEOUT)
@@ -252,7 +254,7 @@ class FleetTargets(Mapping[str, Bridge]):
                 self._asking.start(self._ask(name, host), f"asking the host {name}")
         for name, entry in list(self._entries.items()):
             if entry.gives_up_at is not None and (now >= entry.gives_up_at or not entry.bridge.watched):
-                self._leaving.start(self._close(self._entries.pop(name).bridge), f"closing {name}")
+                self._pool.let_go(self._entries.pop(name).bridge)
         if now - self._looked_at < LOOK_SECONDS and now - self._leased_at >= VITALS_INTERVAL:
             self._leased_at = now
             asked = [name for name, host in self._hosts.items() if host.state != "gone"]
@@ -354,13 +356,6 @@ class FleetTargets(Mapping[str, Bridge]):
             host.digest = ""
             self._show(name, host)
 
-    def _start_thread(self) -> None:
-        try:
-            self._thread.start()
-        except (OSError, RuntimeError) as error:  # too few descriptors, or threads
-            raise DiscoveryError(f"the I/O thread of the bridges' connections did not start: {error}") from error
-        self._thread.io_loop.add_callback(self._fleet.start, self._on_message, self._on_vitals)
-
     def _on_thread(self, coroutine: Any) -> asyncio.Future[Any]:
         """Run a coroutine on the thread."""
         loop: Any = self._thread.io_loop
@@ -393,12 +388,6 @@ class FleetTargets(Mapping[str, Bridge]):
             self._hellos.clear()
         self._hellos[host] = since, count
         return count > _MAX_HELLOS
-
-    async def _close(self, bridge: Bridge) -> None:
-        try:
-            await bridge.close()
-        except Exception:  # noqa: BLE001 - the other bridges must be closed too
-            _log.exception("closing the connection to %s failed", bridge.pub)
 
     def _warn(self, key: object, text: str, about: object) -> None:
         count = self._throttle.add(str(key))

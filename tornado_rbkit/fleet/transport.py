@@ -32,10 +32,10 @@ from tornado_rbkit.fleet.link import (
 )
 from tornado_rbkit.fleet.nats import NatsServers
 from tornado_rbkit.fleet.subjects import Watcher
-from tornado_rbkit.fleet.tasks import Tasks
 from tornado_rbkit.fleet.vitals import VITALS_TARGET
 from tornado_rbkit.frames import Buffer, Encoding
 from tornado_rbkit.protocol import check_reply
+from tornado_rbkit.tasks import Tasks
 from tornado_rbkit.upstream.options import UpstreamOptions
 from tornado_rbkit.upstream.subscriber import Subscriber
 from tornado_rbkit.upstream.types import CommandResult, ConnectionState, TransportListener

@@ -14,6 +14,7 @@ from pathlib import PurePath
 from typing import Any, Final, NamedTuple
 
 from tornado_rbkit.bridge.bridge import Bridge
+from tornado_rbkit.bridge.pool import BridgePool
 from tornado_rbkit.errors import DiscoveryError, EndpointError
 from tornado_rbkit.log_throttle import LogThrottle, times
 from tornado_rbkit.profiler.discovery import RunningServer, list_servers
@@ -88,7 +89,8 @@ class DiscoveredTargets(Mapping[str, Bridge]):
         self._family = family
         self._fixed_req = {req for _, req in (fixed or {}).values()}
         self._default_ports = default_ports
-        self._thread = IOLoopThread()
+        self._pool = BridgePool()
+        self._thread = self._pool.thread
         self._default = make_bridge(None, None, self._thread)
         self._default_is_open = False
         self._next_probe = 0.0
@@ -97,7 +99,6 @@ class DiscoveredTargets(Mapping[str, Bridge]):
         }
         self._found: dict[str, _Entry] = {}
         self._unreachable: set[RunningServer] = set()
-        self._leaving: set[asyncio.Task[None]] = set()
         self._unusable = ""
         self._repeats = LogThrottle()
 
@@ -119,14 +120,14 @@ class DiscoveredTargets(Mapping[str, Bridge]):
             DiscoveryError: the I/O thread of the bridges could not be started, or has ended.
         """
         try:
-            self._start_thread()
+            self._pool.start()
             while self._thread.is_alive():
                 self._try(self.scan)
                 await asyncio.sleep(SCAN_INTERVAL)
             raise DiscoveryError("the I/O thread of the profilers' connections has ended")
         finally:
             bridges = [self._default, *self._fixed.values(), *(entry.bridge for entry in self._found.values())]
-            await asyncio.gather(*self._leaving, *(self._close(bridge) for bridge in bridges))
+            await self._pool.close(bridges)
             self._thread.stop()
 
     def facts(self, name: str) -> dict[str, Any]:
@@ -161,17 +162,9 @@ class DiscoveredTargets(Mapping[str, Bridge]):
                 self._try(functools.partial(self._add, server))
         for name, entry in list(self._found.items()):
             if entry.gives_up_at is not None and (now >= entry.gives_up_at or not entry.bridge.watched):
-                closing = asyncio.create_task(self._close(self._found.pop(name).bridge))
-                self._leaving.add(closing)
-                closing.add_done_callback(self._leaving.discard)
+                self._pool.let_go(self._found.pop(name).bridge)
         if self._default_ports:
             self._probe_default(now)
-
-    def _start_thread(self) -> None:
-        try:
-            self._thread.start()
-        except (OSError, RuntimeError) as error:  # too few descriptors, or threads
-            raise DiscoveryError(f"the I/O thread of the profilers' connections did not start: {error}") from error
 
     def _try(self, step: Callable[[], None]) -> None:
         """Run a step; log its error, throttled because the next scan repeats it."""
@@ -181,12 +174,6 @@ class DiscoveredTargets(Mapping[str, Bridge]):
             count = self._repeats.add(repr(error)[:200])
             if count:
                 _log.exception("the scan for processes failed and will be repeated%s", times(count))
-
-    async def _close(self, bridge: Bridge) -> None:
-        try:
-            await bridge.close()
-        except Exception:  # noqa: BLE001 - the other bridges must be closed too
-            _log.exception("closing the connection to %s failed", bridge.pub)
 
     def _add(self, server: RunningServer) -> None:
         orphaned = (
