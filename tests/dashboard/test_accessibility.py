@@ -15,6 +15,7 @@ AXE = Path(tornado_rbkit.dashboard.__file__).parent / "node_modules/axe-core/axe
 """A dependency of the sources, which the bundle does not have."""
 
 CONTENT = {
+    "overview": "[1-9][0-9.]* % ",
     "memory": "[1-9][0-9]*/s",
     "objects": "Shop::Item",
     "snapshots": "Remove",

@@ -75,6 +75,22 @@ def test_no_view_is_wider_than_the_screen(page: Page, site: Serve, rbkit: FakeRb
     page.driver.execute_cdp_cmd("Emulation.clearDeviceMetricsOverride", {})
 
 
+def test_a_phone_shows_all_tabs_and_figures_beside_names(page: Page, site: Serve, rbkit: FakeRbkit) -> None:
+    size = {"width": 390, "height": 844, "deviceScaleFactor": 1, "mobile": False}
+    page.driver.execute_cdp_cmd("Emulation.setDeviceMetricsOverride", size)
+    page.open(site(rbkit).url, "cpu")
+    fill(page, rbkit)
+    ends = "return [...document.querySelectorAll(arguments[0])].map(each => each.getBoundingClientRect().right)"
+    assert len(page.script(ends, "[role=tab]")) == 5
+    assert max(page.script(ends, "[role=tab]")) <= 390
+    show_idle = "document.querySelector('#view-cpu input[type=checkbox]').click()"
+    page.script(show_idle)
+    page.until(lambda: page.rows("Functions"), "functions are listed")
+    assert page.script(ends, "#view-cpu tbody tr:first-child td:nth-child(2)")[0] <= 390
+    assert page.script("return document.querySelector('#view-cpu tbody td:last-child').clientWidth") > 50
+    page.driver.execute_cdp_cmd("Emulation.clearDeviceMetricsOverride", {})
+
+
 def test_one_bar_has_the_process_its_state_and_the_commands(page: Page, site: Serve, rbkit: FakeRbkit) -> None:
     page.open(site(rbkit).url)
     page.until_live()

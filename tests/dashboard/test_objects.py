@@ -157,7 +157,7 @@ def test_rows_stay_while_the_pointer_is_on_them(objects: Page, script: Script) -
     script.publish(*born(2, "Alpha", *range(200, 300)))
     until_live(objects, "Alpha", "103")
     assert names(objects) == ["Gamma", "Beta", "Alpha"]
-    ActionChains(objects.driver).move_to_element(objects.one("h1")).perform()
+    ActionChains(objects.driver).move_to_element(objects.all("h1")[0]).perform()
     objects.until(lambda: names(objects) == ["Alpha", "Gamma", "Beta"], "the order is made good")
 
 

@@ -674,3 +674,48 @@ def test_a_snapshot_that_is_refused_ends_the_procedure(snapshots: Page, script: 
     snapshots.click("Find what grows")
     snapshots.until(lambda: "The first snapshot was not taken: " in snapshots.text, "it is told")
     assert "Stop" not in snapshots.texts("button")
+
+
+TRACED = """import sys
+
+class Order:
+    __slots__ = ()  # tracemalloc of CPython 3.11 knows no place of an object with a dict
+
+kept = []
+
+def take():
+    kept.append(Order())
+
+for line in sys.stdin:
+    for _ in range(100):
+        take()
+    print("worked", flush=True)
+"""
+
+
+def test_allocations_of_a_live_process_are_traced_from_the_page(page: Page, program: Callable[[str], Program]) -> None:
+    running = program(TRACED)
+    page.open(running.url, "snapshots")
+    page.until_live()
+    running.tell("work, before it is traced")
+    page.click("Trace allocations")
+    page.until(lambda: page.button("Stop tracing"), "it is on")
+    running.tell("work")
+    page.click("Take a snapshot")
+    until_taken(page, 1)
+    page.choose("Group by", "file and line")
+    row = "program.py:9"
+
+    def traced() -> list[str]:
+        return next(each for each in page.rows("Places where objects are made") if each[0].endswith(row))
+
+    page.until(lambda: traced(), "the line is named")
+    _, count, _, kind = traced()
+    assert int(count.replace(",", "")) >= 100
+    assert kind == "__main__.Order"
+    page.until(lambda: "more that tracemalloc knows" in page.text, "what it explains is said")
+    page.click("Stop tracing")
+    page.until(lambda: page.button("Trace allocations"), "it is off")
+    page.click("Take a snapshot")
+    until_taken(page, 1, 2)
+    page.until(lambda: "tracemalloc is off" in page.text, "the next snapshot says so")

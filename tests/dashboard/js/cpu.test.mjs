@@ -87,6 +87,7 @@ test("functions in which threads wait", () => {
   for (const [label, file] of [
     ["threading.Condition.wait", "/usr/lib/python3.11/threading.py"],
     ["selectors.EpollSelector.select", "C:\\Python311\\Lib\\selectors.py"],
+    ["concurrent.futures.thread._worker", "/usr/lib/python3.11/concurrent/futures/thread.py"],
     ["Kernel#sleep", "<cfunc>"],
     ["IO.select", "<cfunc>"],
   ]) assert.ok(isWaiting(label, file), label);

@@ -232,3 +232,16 @@ test("of a container that is new, with all its items, the items are the suspects
   const { suspects } = findSuspects(before.hold(), after.hold());
   assert.deepEqual(suspects.map(({ count, what, holder }) => [count, what, holder]), [[150, "bytes", "__main__.BLOBS"]]);
 });
+
+test("a suspect says whether its beginning is known", () => {
+  for (const isHeld of [true, false]) {
+    const [early, late] = [10, 30].map((count) => {
+      const heap = new Heap();
+      const kept = heap.add("list", { items: Array.from({ length: count }, () => heap.add("bytearray", { size: 100 })) });
+      if (isHeld) heap.add("frame", { attributes: { window: kept }, label: "__main__.frames_of" });
+      return heap.snapshot(count);
+    });
+    const [{ holder, unheld }] = findSuspects(early.hold(), late.hold()).suspects;
+    assert.deepEqual([holder, unheld], isHeld ? ["frames_of() → window", null] : ["(list)", "list"]);
+  }
+});

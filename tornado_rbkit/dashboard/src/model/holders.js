@@ -4,7 +4,7 @@
 import { NONE, cycleRoots, dominatorTree, retainedSizes, reversed } from "./dominators.js";
 
 // Classes of objects that the interpreter holds, at which a path to an object may start.
-const ROOT_CLASSES = new Set(["module", "frame", "Module", "Class", "Thread"]);
+export const ROOT_CLASSES = new Set(["module", "frame", "Module", "Class", "Thread"]);
 
 // A path prefers names that a developer knows: cost of a reference, and of starting at a root that is not a module.
 const COST = { named: 1, unnamed: 3, internal: 6, otherRoot: 2, unheldRoot: 4 };

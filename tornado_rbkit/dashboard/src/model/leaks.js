@@ -2,7 +2,7 @@
 // What grows between two snapshots: the ways in which more objects are held, ranked by the growth of what they retain.
 
 import { NONE } from "./dominators.js";
-import { CONTAINERS, shortName } from "./holders.js";
+import { CONTAINERS, ROOT_CLASSES, shortName } from "./holders.js";
 
 const SHOWN = 20;
 
@@ -79,6 +79,7 @@ function describe(holders, way, growth) {
     count: holders.byWay.count[way],
     retained: holders.byWay.retained[way],
     unreachable: holders.byWay.unreachable[way],
+    unheld: unheldRoot(holders, way),
     countGrowth: growth.count,
     retainedGrowth: growth.retained,
     perSecond: growth.count / growth.seconds,
@@ -87,6 +88,15 @@ function describe(holders, way, growth) {
     evidence: evidence(holders, example),
     also: /** @type {{ what: string, isFunction: boolean, count: number }[]} */ ([]), // what else the same holder holds
   };
+}
+
+/** Return the class at the beginning of a holder if nothing in the snapshot holds it, null if it has a known beginning. */
+function unheldRoot(holders, way) {
+  if (holders.wayParents[way] === NONE) return null;
+  let root = way;
+  while (holders.wayParents[root] !== NONE) root = holders.wayParents[root];
+  const name = holders.snapshot.classNames[holders.snapshot.classes[holders.wayExamples[root]]];
+  return ROOT_CLASSES.has(name) || holders.byWay.unreachable[root] ? null : shortName(name);
 }
 
 /** Return the object of a way that retains most. */

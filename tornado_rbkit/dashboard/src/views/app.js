@@ -61,6 +61,7 @@ class Page {
     this.#snapshots = new SnapshotsView({ takeSnapshot, trace: this.#commands.button(TRACING) });
     const overview = new OverviewView({
       recordMemory: recordMemory(),
+      perform: (command) => this.#perform(command),
       findGrowth: () => {
         this.#open("snapshots");
         this.#snapshots.growth.find();
@@ -287,14 +288,26 @@ class Page {
       this.#open("snapshots");
       this.#draw();
     }
-    for (const each of this.#commands.steps(command, this.#header?.facts ?? null)) {
-      const error = await ask("command", each);
-      if (error !== null) {
-        this.#alerts.show(`${each}: ${error}`);
-        if (isSnapshot) this.#snapshots.asked = false;
-      }
+    const error = await this.#perform(command);
+    if (error !== null) {
+      this.#alerts.show(error);
+      if (isSnapshot) this.#snapshots.asked = false;
     }
     await this.#tick();
+  }
+
+  /**
+   * Send the commands of which a command consists; return why any of them was not carried out, null if all were.
+   *
+   * @param {string} command
+   */
+  async #perform(command) {
+    const errors = [];
+    for (const each of this.#commands.steps(command, this.#header?.facts ?? null)) {
+      const error = await ask("command", each);
+      if (error !== null) errors.push(`${each}: ${error}`);
+    }
+    return errors.length ? errors.join("; ") : null;
   }
 
   // Files

@@ -129,6 +129,7 @@ export class Suspects {
         `${format.signed(one.countGrowth)} objects and ${format.signedBytes(one.retainedGrowth)} in ${format.duration(seconds)}`,
         one.also.length ? `, with ${one.also.map(countedName).join(" and ")}` : "",
         one.unreachable ? `; ${format.count(one.unreachable)} unreachable` : "",
+        one.unheld ? `; only running code or C code holds the ${one.unheld}` : "",
         "; such as ",
         h("button", { type: "button", class: "link", onclick: () => this.onopen(one.id) }, path),
         ` → ${name} ${format.bytes(size)}`,

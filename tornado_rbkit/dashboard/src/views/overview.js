@@ -38,10 +38,11 @@ export class OverviewView {
   /**
    * @param {object} options
    * @param {HTMLButtonElement} options.recordMemory Starts the memory profile.
+   * @param {(command: string) => Promise<string | null>} options.perform Sends a command; returns why it was not carried out.
    * @param {() => void} options.findGrowth
    * @param {(view: string) => void} options.open Shows another view.
    */
-  constructor({ recordMemory, findGrowth, open }) {
+  constructor({ recordMemory, perform, findGrowth, open }) {
     const { zoom } = this.#range;
     const percent = (/** @type {number} */ value, digits = value < 10 ? 1 : 0) => `${value.toFixed(digits)} %`;
     const steps = Array.from({ length: 50 }, (_, i) => 2 ** i);
@@ -58,7 +59,7 @@ export class OverviewView {
     this.recordMemory = recordMemory;
     this.find = h("button", { type: "button", class: "main", onclick: findGrowth }, "Find what grows");
     this.held = h("div", { role: "status" });
-    this.slow = new SlowFinder();
+    this.slow = new SlowFinder(perform);
     this.busy = h("div", { role: "status" });
     this.growing = h("div", { role: "status" });
     const more = (/** @type {string} */ view, /** @type {string} */ text) => h("button", { type: "button", class: "link", onclick: () => open(view) }, text);

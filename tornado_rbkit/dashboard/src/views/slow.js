@@ -13,6 +13,12 @@ export class SlowFinder {
   status = h("p", { class: "hint", role: "status" });
   #runs = 0;
   #isRunning = false;
+  #perform;
+
+  /** @param {(command: string) => Promise<string | null>} perform Sends a command; returns why it was not carried out. */
+  constructor(perform) {
+    this.#perform = perform;
+  }
 
   /** End the procedure. */
   forget() {
@@ -28,8 +34,8 @@ export class SlowFinder {
     /** @type {import("./rpc.js").Header} */
     const { facts } = await ask("header");
     const refused =
-      (facts?.clock_type === "wall" ? null : await ask("command", "use_wall_time")) ??
-      (facts?.cpu_profiling_enabled ? null : await ask("command", "start_cpu_profiling"));
+      (facts?.clock_type === "wall" ? null : await this.#perform("use_wall_time")) ??
+      (facts?.cpu_profiling_enabled ? null : await this.#perform("start_cpu_profiling"));
     if (isOver()) return;
     if (refused !== null) {
       this.#end(`The CPU profile was not started: ${refused}.`);
@@ -40,7 +46,7 @@ export class SlowFinder {
       await new Promise((resolve) => setTimeout(resolve, 1000));
       if (isOver()) return;
     }
-    const without = await ask("command", "use_cpu_time");
+    const without = await this.#perform("use_cpu_time");
     if (!isOver()) this.#end(without === null ? "" : `The CPU clock was not chosen: ${without}.`);
   }
 

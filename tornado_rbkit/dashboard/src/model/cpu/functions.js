@@ -67,6 +67,7 @@ export function startLength(stack, functions) {
 // the blocking calls, as py-spy has them where the system does not tell; `time.sleep` is not among them.
 const WAITING = [
   [/(^|\.)(wait|wait_for|_wait_for_tstate_lock|join)$/, /[\\/]threading\.py$/],
+  [/(^|\.)_worker$/, /[\\/]concurrent[\\/]futures[\\/]thread\.py$/],
   [/(^|\.)(select|poll)$/, /[\\/](selectors|select)\.py$/],
   [/(^|\.)(accept|readinto|recv|recvfrom)$/, /[\\/]socket\.py$/],
   [/(^|\.)(poll|select)$/, /[\\/]zmq[\\/]/],

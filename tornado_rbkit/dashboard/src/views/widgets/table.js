@@ -22,7 +22,8 @@ export class Table {
   descending;
   limit = PAGE; // rows to pass to `update`
   #columns;
-  #tracks; // widths of the columns
+  #widths; // of the columns, in em, at least
+  #tracks; // the same for the layout
   #table;
   #header;
   /** @type {Set<string>} */
@@ -63,7 +64,6 @@ export class Table {
     // Roles, because some browsers do not treat a table with a grid layout as a table.
     const table = h("table", { role: "table" }, h("caption", { class: "unseen" }, caption), h("thead", { role: "rowgroup" }, header), this.#body);
     const widths = columns.map((column, i) => column.width ?? (i === 0 ? NAME_WIDTH : column.bar ? SHARE_WIDTH : column.draw ? DRAWN_WIDTH : NUMBER_WIDTH));
-    table.style.minWidth = `${widths.reduce((sum, width) => sum + width, 0)}em`; // scrolls if the page is narrower
     const tracks = columns.map((column, i) =>
       column.width
         ? `minmax(${column.width}em, ${column.grow ? `${column.grow}fr` : `${column.width}em`})`
@@ -71,8 +71,9 @@ export class Table {
           ? `${widths[i]}em`
           : i === 0 && columns.length > 1
             ? `minmax(${NAME_WIDTH}em, ${WIDEST_NAME}em)`
-            : "minmax(0, 1fr)",
+            : `minmax(${widths[i]}em, 1fr)`,
     );
+    this.#widths = widths;
     this.#tracks = tracks;
     this.#table = table;
     this.#layOut();
@@ -167,7 +168,9 @@ export class Table {
   /** Lay out the columns that are shown, in all rows. */
   #layOut() {
     const isShown = ({ key }) => !this.#hidden.has(key);
-    this.#table.style.setProperty("--columns", this.#tracks.filter((_, i) => isShown(this.#columns[i])).join(" "));
+    const shown = [...this.#columns.keys()].filter((i) => isShown(this.#columns[i]));
+    this.#table.style.setProperty("--columns", shown.map((i) => this.#tracks[i]).join(" "));
+    this.#table.style.minWidth = `${shown.reduce((sum, i) => sum + this.#widths[i], 0)}em`; // scrolls if the page is narrower
     for (const row of [this.#header, ...this.#body.children]) this.#columns.forEach((column, i) => (row.children[i].hidden = !isShown(column)));
   }
 
