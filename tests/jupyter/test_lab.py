@@ -20,6 +20,14 @@ CELLS = [
 pytestmark = pytest.mark.timeout(600)  # servers and browsers start, which a busy machine does slowly
 
 
+RUN = """
+const [code, done] = arguments;
+for (const {sessionContext} of jupyterapp.shell.widgets("main"))
+  sessionContext?.session.kernel.requestExecute({code}).done.then(() => done());
+"""
+"""Runs code in the kernel of the only notebook."""
+
+
 @pytest.fixture(scope="module")
 def server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Lab]:
     folder = tmp_path_factory.mktemp("lab")
@@ -103,21 +111,27 @@ def test_the_status_bar_shows_the_active_kernel_and_opens_its_dashboard(server: 
     browser.switch_to.default_content()
     find(browser, "#rbkit-kernel", "recording CPU")
     find(browser, "#rbkit-kernel", " %")
+    browser.execute_async_script(RUN, "def busy():\n    for number in range(3 * 10**6): str(number)\nbusy()")
+    browser.switch_to.frame(dashboard)
+    find(browser, "#tab-cpu").click()
+    find(browser, "#view-cpu table", "__main__.busy")
+    threads = [each.text for each in browser.find_elements("css selector", "[aria-label=Thread] option")]
+    [share] = re.findall(r"MainThread \(([\d.]+) %\)", threads[1])
+    assert float(share) > 50, "the kernel's idle threads are not counted"
+    functions = find(browser, "#view-cpu table", "__main__.busy").text
+    assert "(IPython)" in functions
+    assert "run_cell" not in functions, "what runs a cell is folded"
+    browser.switch_to.default_content()
     assert errors(browser) == []
 
-    run = """
-    const [code, done] = arguments;
-    for (const {sessionContext} of jupyterapp.shell.widgets("main"))
-      sessionContext?.session.kernel.requestExecute({code}).done.then(() => done());
-    """
-    browser.execute_async_script(run, "%rbkit stop")
+    browser.execute_async_script(RUN, "%rbkit stop")
     find(browser, "#rbkit-kernel", "no profiler")
     browser.switch_to.frame(dashboard)
     find(browser, ".state", "the profiler is gone")
     find(browser, ".banner", "%rbkit start")
     browser.switch_to.default_content()
     requests = len(server.log.splitlines())
-    browser.execute_async_script(run, "%rbkit start")
+    browser.execute_async_script(RUN, "%rbkit start")
     browser.switch_to.frame(dashboard)
     find(browser, ".state", "live")
     assert " 404 GET" not in "\n".join(server.log.splitlines()[requests:]), "the page waited in silence"

@@ -14,7 +14,7 @@ STYLE: Final = (
     ".rbkit{color:inherit}.rbkit table{border-collapse:collapse;margin:4px 0}"
     ".rbkit td,.rbkit th{padding:0 8px;text-align:right;font:12px/1.5 ui-monospace,monospace;white-space:pre;"
     "background:none;border:0;color:inherit}.rbkit td:last-child,.rbkit th:last-child{text-align:left}"
-    ".rbkit .hot{background:rgba(255,120,40,.25)}"
+    ".rbkit .hot td{background:rgba(255,120,40,.25)}"
 )
 
 _HOT_ROW: Final = ("<tr>", '<tr class="hot">')

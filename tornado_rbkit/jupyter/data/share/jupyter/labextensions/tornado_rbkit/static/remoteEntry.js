@@ -93,7 +93,8 @@
     const button = document.createElement('button');
     button.type = 'button';
     button.title = trans.__('The kernel of this notebook or console. Click to open its rbkit dashboard.');
-    button.style.cssText = 'border:0;padding:0 4px;background:none;color:inherit;font:inherit;cursor:pointer';
+    button.className = 'jp-StatusBar-TextItem';
+    button.style.cssText = 'border:0;padding:0 4px;background:none;color:inherit;font-family:inherit;cursor:pointer';
     button.onclick = onclick;
     const item = new Widget();
     item.id = 'rbkit-kernel';
