@@ -32,7 +32,7 @@ def main() -> None:
             open_browser(folder / "c") as browser,
         ):
             write_notebook(server.root / "Scores.ipynb", CELLS)
-            browser.set_window_size(920, 1160)
+            browser.set_window_size(1000, 1120)
             browser.get(f"{server.url}doc/tree/Scores.ipynb?token={TOKEN}")
             find(browser, ".jp-Notebook .jp-CodeCell")
             browser.execute_async_script(RUN_ALL)

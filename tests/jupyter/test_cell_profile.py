@@ -37,7 +37,7 @@ def rows(page: str) -> list[list[str]]:
 def test_each_line_of_the_cell_has_its_own_time_and_that_of_its_calls(profile: CellProfile) -> None:
     assert rows(profile._repr_html_())[:3] == [
         ["", "", "2", "def f():"],
-        ["100.0 %", "75.0 %", "3", "    return &#x27;&lt;b&gt;&#x27;"],
+        ["100.0 %", "75.0 %", "3", "\xa0\xa0\xa0\xa0return &#x27;&lt;b&gt;&#x27;"],
         ["100.0 %", "", "4", "f()"],
     ]
 

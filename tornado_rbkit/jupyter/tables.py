@@ -42,10 +42,18 @@ def source_table(
         cells: returns the figures of a line number.
         hot: returns whether a line number is marked.
     """
-    shown = [(n, text.rstrip()) for n, text in enumerate(source[:LINES], 1) if not text.startswith(_OWN_LINE)]
+    shown = [
+        (n, _indented(text.rstrip())) for n, text in enumerate(source[:LINES], 1) if not text.startswith(_OWN_LINE)
+    ]
     rows = [[*cells(number), str(number), text] for number, text in shown]
     left_out = f"<p>{len(source) - LINES} more lines</p>" if len(source) > LINES else ""
     return table([*heads, "line", "code"], rows, lambda index: hot(shown[index][0])) + left_out
+
+
+def _indented(line: str) -> str:
+    """Return a line with an indentation that is kept where the style sheet is removed, as on GitHub."""
+    text = line.lstrip(" ")
+    return "\N{NO-BREAK SPACE}" * (len(line) - len(text)) + text
 
 
 def size(count: int) -> str:
