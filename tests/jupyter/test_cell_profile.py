@@ -30,7 +30,7 @@ def profile(monkeypatch: pytest.MonkeyPatch) -> CellProfile:
 
 
 def rows(page: str) -> list[list[str]]:
-    found = [re.findall(r"<td>(.*?)</td>", row) for row in re.findall(r"<tr.*?</tr>", page)]
+    found = [re.findall(r"<td[^>]*>(.*?)</td>", row) for row in re.findall(r"<tr.*?</tr>", page)]
     return [cells for cells in found if cells]
 
 

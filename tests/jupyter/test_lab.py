@@ -83,6 +83,8 @@ def test_a_notebook_is_profiled_and_its_picture_is_saved(server: Lab, browser: C
     assert not browser.find_elements("css selector", ".jp-RenderedHTML style"), "the notebook is not trusted"
     assert bar.size["width"] > 500
     assert bar.size["height"] == 17
+    code = find(browser, ".jp-RenderedHTML td:last-child", "str(0)")
+    assert code.value_of_css_property("text-align") == "left"
     browser.get(f"{server.url}lab/workspaces/own/tree/Analysis.ipynb")
     find(browser, ".rbkit-flames label")
 

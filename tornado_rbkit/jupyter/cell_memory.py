@@ -24,7 +24,7 @@ import sys
 import tracemalloc
 from _tracemalloc import _get_object_traceback
 from collections import Counter, defaultdict
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
 from html import escape
 from itertools import chain, compress
@@ -342,7 +342,7 @@ class MemoryTracer:
             return gc.is_tracked(item) and id(item) not in self._old
         return self._has_cell(trace)
 
-    def _has_cell(self, trace: tuple[tuple[str, int], ...]) -> bool:
+    def _has_cell(self, trace: Sequence[tuple[str, int]]) -> bool:
         """Return whether the cell is in a traceback; without a generator, whose memory would be traced."""
         for frame in trace:  # noqa: SIM110
             if frame[0] == self._file:

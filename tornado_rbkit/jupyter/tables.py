@@ -25,7 +25,7 @@ def table(heads: Sequence[str], rows: Iterable[Sequence[str]], hot: Callable[[in
     """Return a table; `hot` returns whether the row with an index is marked."""
     head = "".join(f"<th>{escape(name)}</th>" for name in heads)
     body = "".join(
-        _HOT_ROW[hot(index)] + "".join(f"<td>{escape(cell[:WIDTH])}</td>" for cell in row) + "</tr>"
+        _HOT_ROW[hot(index)] + "".join(f"<td>{escape(cell[:WIDTH])}</td>" for cell in row[:-1]) + _text_cell(row[-1])
         for index, row in enumerate(rows)
     )
     return f"<table><tr>{head}</tr>{body}</table>"
@@ -48,6 +48,11 @@ def source_table(
     rows = [[*cells(number), str(number), text] for number, text in shown]
     left_out = f"<p>{len(source) - LINES} more lines</p>" if len(source) > LINES else ""
     return table([*heads, "line", "code"], rows, lambda index: hot(shown[index][0])) + left_out
+
+
+def _text_cell(text: str) -> str:
+    """Return the last cell of a row and the row's end; Jupyter removes the style sheet in notebooks not trusted."""
+    return f'<td style="text-align:left;white-space:pre">{escape(text[:WIDTH])}</td></tr>'
 
 
 def _indented(line: str) -> str:
