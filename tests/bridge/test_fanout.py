@@ -20,7 +20,7 @@ from websockets.typing import Subprotocol
 
 from tests.conftest import Serve, Server, ask, receive, receive_data, until
 from tests.fake_rbkit import FakeRbkit, collection
-from tests.raw import upgrade_request
+from tests.raw import frame, upgrade_request
 from tornado_rbkit import Bridge, rbkit_routes
 from tornado_rbkit.frames import Buffer
 from tornado_rbkit.protocol import message_counter
@@ -30,7 +30,9 @@ MIB = 1024 * 1024
 
 
 class StalledClient:
-    """A client on a plain socket that reads only when a test says so."""
+    """A client on a plain socket that reads, and answers pings, only when a test says so."""
+
+    answers_pings = True
 
     def __init__(self, port: int, query: str = "") -> None:
         self.socket = socket.socket()
@@ -56,12 +58,14 @@ class StalledClient:
         return first, await self._read(length)
 
     async def read_message(self) -> bytes:
-        """Return the next data message, joined."""
+        """Return the next data message, joined; answer the pings before it."""
         payload = b""
         while True:
             first, piece = await asyncio.wait_for(self.read_frame(), 60)
             if first & 0x0F == 8:
                 raise EOFError(piece)
+            if first & 0x0F == 9 and self.answers_pings:
+                self.socket.send(frame(piece, first=0x8A))
             if first & 0x0F < 8:
                 payload += piece
                 if first & 0x80:
@@ -284,6 +288,7 @@ async def test_a_client_that_does_not_answer_pings_is_closed(
 ) -> None:
     server = await serve(Bridge(**rbkit.endpoints, ping_interval=1.0, ping_timeout=1.0))
     mute = await stalled(server, stall)
+    mute.answers_pings = False
     healthy = await server.connected()
     while (received := await mute.read_frame())[0] == 0x89:
         pass  # a ping, which is not answered

@@ -219,7 +219,7 @@ async def test_hundreds_of_viewers_come_and_go_and_leave_nothing(
     for _ in range(50):
         await visit(server)
     threads_before, descriptors_before, objects_before = await settle()
-    visits = 300
+    visits = 150
     for _ in range(visits):
         await visit(server)
     threads_after, descriptors_after, objects_after = await settle()
