@@ -100,16 +100,17 @@ class View:
             dropped = _DROPPED.fullmatch(message)
             self.told += int(dropped[1]) if dropped else 0
             return
-        data = memoryview(message)[1:]
+        data = message[1 : 1 + _COUNTER.stop]
         counter = int.from_bytes(data[_COUNTER], "big")
-        assert data[: _STAMP.start] == self.head[: _STAMP.start], f"not what was published: {message[:40]!r}"
-        assert data[_COUNTER.stop :] == self.rest, f"not what was published: message {counter}"
+        assert data.startswith(self.head[: _STAMP.start]), f"not what was published: {message[:40]!r}"
+        assert len(message) == 1 + _COUNTER.stop + len(self.rest), f"message {counter} has {len(message)} bytes"
+        assert message.endswith(self.rest), f"not what was published: message {counter}"
         if self.expected >= 0:
             assert counter >= self.expected, f"message {counter} comes after {self.expected - 1}"
             self.missing += counter - self.expected
         self.expected = counter + 1
         self.received += 1
-        self.size += len(data)
+        self.size += len(message) - 1
         self.seconds.append(now - struct.unpack(">d", data[_STAMP])[0] / 1000)
 
 
