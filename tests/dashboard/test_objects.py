@@ -210,9 +210,12 @@ def test_recorded_ruby_traffic_gives_the_counts_of_python(objects: Page, script:
                 strangers += 1
     live = created - destroyed
     objects.until(lambda: f"{live.total():,} live objects" in objects.text, "all have come")
-    assert {row[0]: (row[1 + LIVE], row[1 + CREATED], row[1 + DESTROYED]) for row in objects.rows(TABLE)} == {
-        name: (f"{live[name]:,}", f"{created[name]:,}", f"{destroyed[name]:,}") for name in created
-    }
+    expected = {name: (f"{live[name]:,}", f"{created[name]:,}", f"{destroyed[name]:,}") for name in created}
+
+    def shown() -> dict[str, tuple[str, ...]]:
+        return {row[0]: (row[1 + LIVE], row[1 + CREATED], row[1 + DESTROYED]) for row in objects.rows(TABLE)}
+
+    objects.until(lambda: shown() == expected, "the table has them all")
     assert f"{strangers} older than the profile were destroyed" in objects.text
 
 

@@ -245,9 +245,11 @@ def test_one_whose_rest_will_not_come_is_shown_as_such(
     page.expected_console = ["WebSocket connection to", "ERR_CONNECTION_REFUSED"] if end is end_server else []
     end(script, server)
     until_taken(page, 1)
-    assert any(f"Only 4 of 9 objects of a snapshot arrived: {told}." in text for text in page.alerts)
-    assert f"incomplete: 4 of 9 arrived, {told}" in page.texts(".snapshots button")[0]
-    assert page.all("progress") == []
+    only = f"Only 4 of 9 objects of a snapshot arrived: {told}."
+    page.until(lambda: any(only in text for text in page.alerts), "it is reported")
+    incomplete = f"incomplete: 4 of 9 arrived, {told}"
+    page.until(lambda: incomplete in page.texts(".snapshots button")[0], "it is shown as incomplete")
+    page.until(lambda: page.all("progress") == [], "nothing is awaited")
 
 
 def test_one_that_does_not_continue_is_given_up_in_the_end(page: Page, site: Serve, script: Script) -> None:
@@ -258,8 +260,9 @@ def test_one_that_does_not_continue_is_given_up_in_the_end(page: Page, site: Ser
     page.until(lambda: re.search(r"4 of 9 objects, nothing for \d+ s", page.text), "its silence is told")
     assert taken(page) == []
     until_taken(page, 1)
-    assert "incomplete: 4 of 9 arrived, then nothing for 60 s" in page.texts(".snapshots button")[0]
-    assert "Receiving" not in page.text
+    incomplete = "incomplete: 4 of 9 arrived, then nothing for 60 s"
+    page.until(lambda: incomplete in page.texts(".snapshots button")[0], "it is shown as incomplete")
+    page.until(lambda: "Receiving" not in page.text, "nothing is awaited")
 
 
 def test_the_second_is_shown_by_what_it_has_more_than_the_first(snapshots: Page, script: Script) -> None:
