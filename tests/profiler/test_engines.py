@@ -271,7 +271,7 @@ assert server.status()["cpu"]["engine"] == "austin 3.7.0", server.status()["cpu"
 """
 
 
-@pytest.mark.parametrize("end", ["SIGKILL", "SIGINT", "os._exit", "fork"])
+@pytest.mark.parametrize("end", ["SIGKILL", "SIGINT", "os._exit", "exec", "fork"])
 def test_the_helper_ends_with_the_program_and_not_before(end: str) -> None:
     """Ctrl-C reaches the program's process group only; a child that was forked meanwhile does not keep the helper."""
     script = """
@@ -288,6 +288,8 @@ except KeyboardInterrupt:
     assert server.status()["cpu"]["losses"] == 0
     print("sampled on", flush=True)
     sys.stdin.readline()
+if sys.argv[1] == "exec":
+    os.execvp("sleep", ["sleep", "60"])
 os._exit(0)
 """
     pipe = subprocess.PIPE
@@ -301,13 +303,14 @@ os._exit(0)
         if end == "SIGINT":
             os.killpg(process.pid, signal.SIGINT)
             assert process.stdout.readline() == "sampled on\n"
-        if end == "os._exit":
+        if end in ("os._exit", "exec"):
             process.stdin.write("\n")
             process.stdin.flush()
         else:
             process.kill()
         assert select.select([watched], [], [], PATIENCE)[0], "the helper runs on"
         os.close(watched)
+        process.kill()
 
 
 def test_a_program_without_a_working_folder_or_free_descriptors_is_sampled() -> None:
