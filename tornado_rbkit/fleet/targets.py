@@ -271,12 +271,12 @@ class FleetTargets(Mapping[str, Bridge]):
                 self._warn("hosts", "there are more than %d hosts; the others are not shown", _MAX_HOSTS)
                 return
             host = self._hosts[host_name] = _Host(hello.instance, now)
-            _log.info("the host %s is here", host_name)
+            _log.info("host %s has connected", host_name)
         elif host.instance != hello.instance and now - host.heard < LATE_AFTER and host.state == "here":
             self._warn(("twice", host_name), "two agents, or one that was restarted, have the name %s", host_name)
             return
         if host.state != "here":
-            _log.info("the host %s is here again", host_name)
+            _log.info("host %s has reconnected", host_name)
         host.instance, host.heard, host.state, host.gone_at = hello.instance, now, "here", None
         if hello.targets is not None:
             host.digest, host.facts = hello.digest, hello.targets
@@ -348,7 +348,7 @@ class FleetTargets(Mapping[str, Bridge]):
         if host.heard != heard or state == host.state or self._hosts.get(name) is not host:
             return
         host.state = state
-        _log.info("the host %s is %s", name, state)
+        _log.info("host %s is %s", name, state)
         if state == "gone":
             host.gone_at = time.monotonic()
             host.facts.clear()
