@@ -78,7 +78,7 @@ const either = (bytes) => readUsual(bytes, readEvent) ?? readAny(bytes);
 
 test("random messages, whole, cut off and damaged, are read as the general decoder reads them", () => {
   let usual = 0;
-  for (let seed = 1; seed <= 4000; seed++) {
+  for (let seed = 1; seed <= 1500; seed++) {
     const random = chance(seed);
     const whole = message(random);
     const damaged = whole.slice();
@@ -91,7 +91,7 @@ test("random messages, whole, cut off and damaged, are read as the general decod
     }
     if (said(() => readUsual(whole, () => null) ?? { known: [] }, whole).known?.length) usual++;
   }
-  assert.ok(usual > 2000, `${usual} of the messages have events that are read without the general decoder`);
+  assert.ok(usual > 750, `${usual} of the messages have events that are read without the general decoder`);
 });
 
 test("claims of endless lists of frames take neither time nor memory", () => {
