@@ -182,6 +182,10 @@ class Handshake(NamedTuple):
     """The reply to ``handshake``. Facts that the profiler does not send are None (rbkit before protocol 2.1).
 
     `allocation_tracing_enabled` is sent by profilers that know `TRACING_COMMANDS` only, as that for Python.
+    That sends further facts, which are not decoded here: ``cpu_interval`` (seconds between two samples),
+    ``cpu_engine`` (what samples, nil before the first start), ``cpu_engine_reason`` (why it is not the external one)
+    and, for sampling inside the process, ``cpu_shortest_burst`` (seconds; within a shorter burst of computing the
+    shares of functions are too coarse).
     """
 
     timestamp: float
