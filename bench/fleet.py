@@ -10,7 +10,6 @@ published; where messages may be lost, each is either received, or missing by th
 
 from __future__ import annotations
 
-import argparse
 import contextlib
 import os
 import signal
@@ -194,69 +193,97 @@ def show_idle(runs: list[dict[str, Any]]) -> None:
     )
 
 
-PARTS: Final = ("cpu", "small", "snapshot", "others", "slow", "commands", "discovery", "idle")
+Part = tuple[Any, Runs, Callable[[], None]]
+"""The results of a part, what could not be measured, and a function that prints the results."""
 
 
-def measure(part: str, arguments: argparse.Namespace) -> tuple[Any, Runs, Callable[[], None]]:
-    """Measure one part; return the results, what could not be measured, and how to show them."""
-    quick, count = arguments.quick, arguments.rounds
-    if part == "cpu":
-        run = partial(measure_cpu, 400_000, 50.0, 1.0 if quick else 8.0, 1)
-        results, missing = rounds("CPU", SETTINGS, count, run)
-        title = "CPU time, ms per MB, 400 KB messages at 20 MB/s, one bridge (goal: 6 on the host with TLS)"
-        return results, missing, lambda: show_cpu(title, results, "ms_per_mb")
-    if part == "small":
-        loads = ((2_000, 500.0), (200, 100.0))
-        measured, gone = {}, {}
-        for size, rate in loads:
-            run = partial(measure_cpu, size, rate, 1.0 if quick else 8.0, 1)
-            measured[f"{size} B at {rate:g}/s"], missing = rounds(f"{size} B", SETTINGS, count, run)
-            gone |= missing
+def part_cpu(quick: bool, count: int) -> Part:
+    run = partial(measure_cpu, 400_000, 50.0, 1.0 if quick else 8.0, 1)
+    results, missing = rounds("CPU", SETTINGS, count, run)
+    title = "CPU time, ms per MB, 400 KB messages at 20 MB/s, one bridge (goal: 6 on the host with TLS)"
+    return results, missing, lambda: show_cpu(title, results, "ms_per_mb")
 
-        def show() -> None:
-            for name, results in measured.items():
-                show_cpu(f"CPU time, µs per message, {name}", results, "us")
 
-        return measured, gone, show
-    if part == "snapshot":
-        size = 10_000_000 if quick else 53_000_000
-        results, missing = rounds("snapshot", SETTINGS, count, partial(measure_snapshot, size))
-        return results, missing, lambda: show_snapshot(size, results)
-    if part == "others":
-        hosts, targets, bridges, seconds = (2, 4, 2, 2.0) if quick else (10, 40, 3, 10.0)
-        run = partial(measure_others, hosts, targets, bridges, seconds)
-        results, missing = rounds("others", (ALONE, BESIDE), count, run)
-        return results, missing, lambda: show_others(targets, hosts, bridges, results)
-    if part == "slow":
-        results, missing = rounds("slow", (ALONE, BESIDE), count, partial(measure_slow, 2.0 if quick else 10.0))
-        return results, missing, lambda: show_slow(results)
-    if part == "commands":
-        number = 20 if quick else 300
-        measured, gone = {}, {}
-        for flood in FLOODS:
-            run = partial(measure_commands, flood, number)
-            measured[flood[0]], missing = rounds(f"commands {flood[0]}", SETTINGS, count, run)
-            gone |= missing
-        return measured, gone, lambda: show_commands(number, measured)
-    if part == "discovery":
-        number = 20 if quick else 200
-        results, missing = rounds("discovery", (PLAIN,), count, partial(measure_discovery, number))
-        return results, missing, lambda: show_discovery(number, results[PLAIN])
+def part_small(quick: bool, count: int) -> Part:
+    measured: dict[str, Runs] = {}
+    gone: Runs = {}
+    for size, rate in ((2_000, 500.0), (200, 100.0)):
+        run = partial(measure_cpu, size, rate, 1.0 if quick else 8.0, 1)
+        measured[f"{size} B at {rate:g}/s"], missing = rounds(f"{size} B", SETTINGS, count, run)
+        gone |= missing
+
+    def show() -> None:
+        for name, results in measured.items():
+            show_cpu(f"CPU time, µs per message, {name}", results, "us")
+
+    return measured, gone, show
+
+
+def part_snapshot(quick: bool, count: int) -> Part:
+    size = 10_000_000 if quick else 53_000_000
+    results, missing = rounds("snapshot", SETTINGS, count, partial(measure_snapshot, size))
+    return results, missing, lambda: show_snapshot(size, results)
+
+
+def part_others(quick: bool, count: int) -> Part:
+    hosts, targets, bridges, seconds = (2, 4, 2, 2.0) if quick else (10, 40, 3, 10.0)
+    run = partial(measure_others, hosts, targets, bridges, seconds)
+    results, missing = rounds("others", (ALONE, BESIDE), count, run)
+    return results, missing, lambda: show_others(targets, hosts, bridges, results)
+
+
+def part_slow(quick: bool, count: int) -> Part:
+    results, missing = rounds("slow", (ALONE, BESIDE), count, partial(measure_slow, 2.0 if quick else 10.0))
+    return results, missing, lambda: show_slow(results)
+
+
+def part_commands(quick: bool, count: int) -> Part:
+    number = 20 if quick else 300
+    measured: dict[str, Runs] = {}
+    gone: Runs = {}
+    for flood in FLOODS:
+        run = partial(measure_commands, flood, number)
+        measured[flood[0]], missing = rounds(f"commands {flood[0]}", SETTINGS, count, run)
+        gone |= missing
+    return measured, gone, lambda: show_commands(number, measured)
+
+
+def part_discovery(quick: bool, count: int) -> Part:
+    number = 20 if quick else 200
+    results, missing = rounds("discovery", (PLAIN,), count, partial(measure_discovery, number))
+    return results, missing, lambda: show_discovery(number, results[PLAIN])
+
+
+def part_idle(quick: bool, count: int) -> Part:
     results, missing = rounds("idle", (PLAIN,), count, partial(measure_idle, 2.0 if quick else 10.0))
     return results, missing, lambda: show_idle(results[PLAIN])
+
+
+PARTS: Final = {
+    "cpu": part_cpu,
+    "small": part_small,
+    "snapshot": part_snapshot,
+    "others": part_others,
+    "slow": part_slow,
+    "commands": part_commands,
+    "discovery": part_discovery,
+    "idle": part_idle,
+}
 
 
 def main() -> None:
     """Measure and print."""
     parser = options("Measure what a fleet costs, beside `serve` alone.", 3)
-    parser.add_argument("--parts", nargs="+", choices=PARTS, default=PARTS, metavar="NAME", help=", ".join(PARTS))
+    parser.add_argument(
+        "--parts", nargs="+", choices=PARTS, default=list(PARTS), metavar="NAME", help=", ".join(PARTS)
+    )
     arguments = parser.parse_args()
     os.environ["no_proxy"] = "127.0.0.1"  # the pages of the bridges
     report = Report(arguments, _PACKAGES)
     shown, failed = [], {}
     for part in arguments.parts:
         try:
-            results, missing, show = measure(part, arguments)
+            results, missing, show = PARTS[part](arguments.quick, arguments.rounds)
         except RuntimeError as error:
             note(f"{part} failed: {error}")
             failed[part] = [{"reason": str(error).splitlines()[-1]}]
