@@ -22,7 +22,7 @@ from tornado_rbkit.profiler import list_servers
 from tornado_rbkit.profiler.batcher import EventBatcher
 from tornado_rbkit.profiler.cpu import BYTES_PER_SECOND
 from tornado_rbkit.profiler.external.engine import EngineError, Frame, Stack
-from tornado_rbkit.profiler.external.process import ProcessError, RunningProcess
+from tornado_rbkit.profiler.external.process import ProcessError, RunningProcess, module_name
 from tornado_rbkit.profiler.external.profile import Attachment, attach
 from tornado_rbkit.profiler.external.sampler import ExternalSampler
 from tornado_rbkit.protocol import CPUSample, GCStats, Handshake, decode
@@ -510,3 +510,8 @@ def test_the_threads_end(start: Start, attached: Attached) -> None:
     attachment.server.stop()
     assert threading.active_count() == before
     assert list_servers() == []
+
+
+def test_the_cells_of_a_notebook_are_in_main() -> None:
+    assert module_name("/tmp/ipykernel_4711/2542604542.py") == "__main__"
+    assert module_name("/srv/ipykernel_tools/shop.py") == "shop"

@@ -8,6 +8,7 @@ kernel chose when it was executed (AT_RANDOM and others in /proc/PID/auxv, proc(
 from __future__ import annotations
 
 import os
+import re
 import sys
 from functools import lru_cache
 from pathlib import Path
@@ -96,13 +97,16 @@ class RunningProcess:
 def module_name(file: str) -> str:
     """Return the likely name of the module in a file: its stem, after the packages that its folders are.
 
-    The name that the program uses is not known outside; a script is named by its file, not ``__main__``.
+    The name that the program uses is not known outside; a script is named by its file, not ``__main__``. The cells of
+    a notebook, which ipykernel compiles as files of a folder of its own, run in ``__main__``.
     """
     if file.startswith("<frozen "):
         return file[len("<frozen ") :].rstrip(">")
     path = Path(file)
     if file.startswith("<") or not path.stem:
         return ""
+    if re.fullmatch(r"ipykernel_\d+", path.parent.name):
+        return "__main__"
     parts = [] if path.stem == "__init__" else [path.stem]
     for folder in path.parents:
         if not (folder.is_absolute() and (folder / "__init__.py").is_file()):
