@@ -85,6 +85,9 @@ test("a function that mostly waits is not the busiest, although a thread that wa
     assert.deepEqual([functions.map(({ label }) => label), waiting.map(({ label }) => label)], [["normalise", "score"], ["index"]]);
   }
   assert.equal(findBusy(cpu, null, 1).functions[0].label, "index"); // nothing is known of waits
+  const busyMachine = record(5, 4, (thread, ms) => (ms % 6 || thread !== ms % 4 ? null : { frames: [place(), at("worker", 37)], state: "running" }));
+  const { functions } = findBusy(busyMachine, workers({ lock: null, sleep: null, running: null }), 3); // index: a fifth of a core
+  assert.deepEqual(functions.map(({ label }) => label), ["normalise", "score"]);
 });
 
 test("functions that compute on all threads do not mostly wait, whatever waits for the interpreter's lock", () => {

@@ -12,10 +12,10 @@ const LEAST_THREADS = { known: 0.5, guessed: 1.2 };
 // CPU time of all threads, as a share of one core. Above it they may wait for the interpreter's lock instead.
 const MOST_COMPUTING = 0.7;
 
-// A function mostly waits if so many threads stand in it, so many times as many as compute, and hardly any computes.
+// A function mostly waits if so many threads stand in it, and so many times as many as compute. On a busy machine a thread
+// that wakes up is seen to compute for as long as it waits for a processor.
 const STANDING = 0.5;
 const TIMES = 8;
-const COMPUTES = 0.1;
 
 /**
  * @typedef {import("./profile.js").CpuProfile} CpuProfile
@@ -90,7 +90,7 @@ export function findBusy(profile, wall, interval) {
   }
   const waits = (/** @type {Busy} */ { label, file, self }) => {
     const [threads, computing] = [standing.get(key(label, file)) ?? 0, cores * self];
-    return threads > STANDING && threads > TIMES * computing && computing < COMPUTES;
+    return threads > STANDING && threads > TIMES * computing;
   };
   return { functions: busy.filter((one) => !waits(one)), waiting: busy.filter(waits) };
 }
