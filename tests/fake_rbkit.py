@@ -250,12 +250,15 @@ _given: set[int] = set()
 
 
 def free_port() -> int:
-    """Return a port on which nothing listens, below the range of ephemeral ports."""
+    """Return a port below the range of ephemeral ports on which nothing listens, and that no other worker gets."""
     import random
     import socket
 
+    workers = int(os.environ.get("PYTEST_XDIST_WORKER_COUNT", 1))
+    worker = int(os.environ.get("PYTEST_XDIST_WORKER", "gw0").removeprefix("gw"))
+    ports = range(10_000 + worker, 32_000, workers)
     while True:
-        port = random.randrange(10_000, 32_000)
+        port = random.choice(ports)
         if port in _given:
             continue
         with socket.socket() as probe, contextlib.suppress(OSError):
