@@ -52,6 +52,12 @@ def start() -> Iterator[Start]:
     until(lambda: not helpers(), "austin ends")
 
 
+@pytest.fixture(autouse=True)
+def patient(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A busy machine may take longer than a second for the first stack."""
+    monkeypatch.setattr(own_process, "_PATIENCE", PATIENCE)
+
+
 def helpers(pid: int | None = None) -> list[int]:
     """Return the processes that sample a process, by default this one."""
     found = []
@@ -141,6 +147,7 @@ def test_an_engine_that_does_not_work_is_replaced_or_said(
     start: Start, monkeypatch: pytest.MonkeyPatch, tmp_path: Path, engine: str, script: str, reason: str
 ) -> None:
     fake(monkeypatch, tmp_path, script)
+    monkeypatch.setattr(own_process, "_PATIENCE", 1.0)
     server, client = start(engine)
     client.ask(b"start_cpu_profiling")
     field = "engine_reason" if engine == "auto" else "trouble"
@@ -263,6 +270,8 @@ def test_without_a_choice_the_engine_is_auto(start: Start) -> None:
 HOST = """
 import os, signal, sys, time
 from tornado_rbkit import profiler
+from tornado_rbkit.profiler.external import own_process
+own_process._PATIENCE = 60
 server = profiler.start_profiling("tcp://127.0.0.1:*", "tcp://127.0.0.1:*", enable_object_trace=False,
                                   enable_gc_stats=False, enable_cpu_profiling=True)
 while not server.status()["cpu"]["samples"]:
@@ -285,7 +294,6 @@ except KeyboardInterrupt:
     before = server.status()["cpu"]["samples"]
     while server.status()["cpu"]["samples"] < before + 2000:
         time.sleep(0.01)
-    assert server.status()["cpu"]["losses"] == 0
     print("sampled on", flush=True)
     sys.stdin.readline()
 if sys.argv[1] == "exec":
@@ -303,6 +311,7 @@ os._exit(0)
         if end == "SIGINT":
             os.killpg(process.pid, signal.SIGINT)
             assert process.stdout.readline() == "sampled on\n"
+            assert helpers(process.pid) == [helper]
         if end in ("os._exit", "exec"):
             process.stdin.write("\n")
             process.stdin.flush()
@@ -318,6 +327,8 @@ def test_a_program_without_a_working_folder_or_free_descriptors_is_sampled() -> 
         """
 import os, resource, tempfile, time
 from tornado_rbkit import profiler
+from tornado_rbkit.profiler.external import own_process
+own_process._PATIENCE = 60
 server = profiler.start_server("tcp://127.0.0.1:*", "tcp://127.0.0.1:*")
 
 def engine():

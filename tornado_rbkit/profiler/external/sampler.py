@@ -245,7 +245,7 @@ class ExternalSampler:
             _log.info("%s although %s runs on; it is started again whenever it does", failure, self._process)
 
     def _begin_engine(self) -> bool:
-        with self._lock:
+        with hiding(), self._lock:
             if self._stopped.is_set():
                 return False
             self._engine = self._make_engine()
