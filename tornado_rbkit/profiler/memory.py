@@ -87,6 +87,7 @@ class MemoryProfile:
         self._collections: deque[tuple[str, float]] = deque()
         self._callback = _callback(self._collections)
         self._known = KindsById()
+        self._own: set[int] = set()  # ids of the profiler's own objects when the objects were listed
         self._single: set[int] = set()  # ids of the known tuples with a single reference
         self._tracked = 0
         self._aside: set[int] = set()  # ids of objects that gc.freeze hid from the collector
@@ -183,6 +184,7 @@ class MemoryProfile:
         frozen, self._frozen = self._frozen, gc.get_freeze_count()
         with hiding():
             tracked = list_tracked(self._single)
+            self._own = internal_ids(self._internal())  # now, because another thread lets go of some of them later
         since, self._listed = self._listed, time.time()
         changes = Changes(since, self._listed)
         comparison = self._compare(tracked, changes, collections, frozen)
@@ -201,7 +203,7 @@ class MemoryProfile:
 
     def _compare(self, tracked: Tracked, changes: Changes, collections: int, frozen: int) -> Iterator[None]:
         """Compare slice by slice and note the differences; the counts are from the start of the last tick."""
-        internal = internal_ids([*self._internal(), self, tracked])
+        internal = internal_ids([*self._internal(), self, tracked]) | self._own
         names = ClassNames(self._interned)
         before, present = self._known, KindsById()
         own_kinds: dict[str, bool] = {}

@@ -191,7 +191,8 @@ class OwnSampler:
     @property
     def trouble(self) -> str | None:
         """What went wrong; None if sampling works, whatever the engine."""
-        return "; ".join(filter(None, (self._slow, self._active.trouble))) or None
+        trouble = self._active.trouble
+        return f"{self._slow}; {trouble}" if self._slow and trouble else self._slow or trouble
 
     def start(self, interval: float | None = None) -> None:
         """Start sampling every `interval` seconds; None keeps the current interval.
