@@ -22,7 +22,7 @@ from tests.profiler.test_cpu import burner, running, sleeper
 from tornado_rbkit import profiler
 from tornado_rbkit.profiler import follow
 from tornado_rbkit.profiler.arguments import ENGINE_VARIABLE
-from tornado_rbkit.profiler.external import own_process
+from tornado_rbkit.profiler.external import detached, own_process
 from tornado_rbkit.profiler.external.austin import find_austin
 from tornado_rbkit.profiler.external.engine import EngineError
 from tornado_rbkit.profiler.threads import internal_native_ids, internal_threads
@@ -229,6 +229,31 @@ except ChildProcessError:
     assert output == "no child\n"
 
 
+def test_a_process_forked_while_the_helper_starts_keeps_no_sampler_alive(
+    monkeypatch: pytest.MonkeyPatch, start: Start
+) -> None:
+    copies: list[int] = []
+    begin = detached.start
+
+    def copying(command: list[str], environment: dict[str, str], output: int) -> int:
+        copies.append(os.dup(output))  # as a process has that is forked now
+        return begin(command, environment, output)
+
+    monkeypatch.setattr(own_process, "start", copying)
+    try:
+        server, client = start("external")
+        with running(burner):
+            client.ask(b"start_cpu_profiling")
+            client.events(CPUSample, lambda found: found)
+            os.kill(helpers()[0], signal.SIGKILL)
+            until(lambda: server.status()["cpu"]["losses"] == 1, "its end is noticed")
+            client.ask(b"stop_cpu_profiling")
+            until(lambda: not helpers(), "austin ends")
+    finally:
+        for copy in copies:
+            os.close(copy)
+
+
 def test_the_helper_is_allowed_to_read_the_process_where_yama_restricts_that(
     start: Start, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -270,7 +295,7 @@ def test_without_a_choice_the_engine_is_auto(start: Start) -> None:
 HOST = """
 import os, signal, sys, time
 from tornado_rbkit import profiler
-from tornado_rbkit.profiler.external import own_process
+from tornado_rbkit.profiler.external import detached, own_process
 own_process._PATIENCE = 60
 server = profiler.start_profiling("tcp://127.0.0.1:*", "tcp://127.0.0.1:*", enable_object_trace=False,
                                   enable_gc_stats=False, enable_cpu_profiling=True)
@@ -327,7 +352,7 @@ def test_a_program_without_a_working_folder_or_free_descriptors_is_sampled() -> 
         """
 import os, resource, tempfile, time
 from tornado_rbkit import profiler
-from tornado_rbkit.profiler.external import own_process
+from tornado_rbkit.profiler.external import detached, own_process
 own_process._PATIENCE = 60
 server = profiler.start_server("tcp://127.0.0.1:*", "tcp://127.0.0.1:*")
 

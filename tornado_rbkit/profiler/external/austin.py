@@ -10,10 +10,11 @@ Supported are 3.7 and later versions before 4. Version 4 writes another format.
 from __future__ import annotations
 
 import os
+import select
 import shutil
 import signal
 import sys
-from typing import Final
+from typing import Any, Final
 
 from tornado_rbkit.profiler.external.engine import EngineError, Stack
 from tornado_rbkit.profiler.external.mojo import MojoParser
@@ -25,6 +26,7 @@ looks those are published that are an interval apart."""
 
 _CHUNK: Final = 1 << 16  # the capacity of a pipe
 _EXIT_SECONDS: Final = 1.0
+_poll: Final[Any] = getattr(select, "poll", None)  # here, because gevent and eventlet remove it; Windows has none
 _INSTALL: Final = "pip install 'tornado_rbkit[attach]'"
 
 
@@ -40,6 +42,7 @@ class Austin:
         self._process = process
         self._path = path
         self._output: int | None = None
+        self._pidfd: int | None = None
         self._data = b""
         self._is_stopping = False
         self._parser = MojoParser()
@@ -62,7 +65,7 @@ class Austin:
             raise EngineError(f"austin cannot be run: {self._path}: {error.strerror}") from error
 
     def _start(self, command: list[str], environment: dict[str, str]) -> int:
-        """Start austin, and return the descriptor of its output."""
+        """Start austin, and return the descriptor of its output; on Linux set `_pidfd`."""
         raise NotImplementedError
 
     def _kill(self, number: int) -> None:
@@ -73,11 +76,24 @@ class Austin:
         """Wait for the end of austin, for at most `timeout` seconds, where that is possible."""
 
     def wait(self) -> bool:
-        assert self._output is not None
-        self._data = os.read(self._output, _CHUNK)
+        self._data = self._next_output()
         if not self._data:
             self._wait(_EXIT_SECONDS)  # it has closed its output, and exits now
         return bool(self._data)
+
+    def _next_output(self) -> bytes:
+        """Wait for output and return it; return nothing once austin has closed it, or has ended.
+
+        Its end alone does not close the pipe: a process that was forked while the pipe was made has a copy.
+        """
+        assert self._output is not None
+        if self._pidfd is not None:
+            events = _poll()
+            events.register(self._output, select.POLLIN)
+            events.register(self._pidfd, select.POLLIN)
+            if all(descriptor != self._output for descriptor, _ in events.poll()):
+                return b""
+        return os.read(self._output, _CHUNK)
 
     def read(self) -> list[Stack]:
         data, self._data = self._data, b""
@@ -94,9 +110,10 @@ class Austin:
             self.abandon()
 
     def abandon(self) -> None:
-        output, self._output = self._output, None
-        if output is not None:
-            os.close(output)
+        descriptors, self._output, self._pidfd = (self._output, self._pidfd), None, None
+        for descriptor in descriptors:
+            if descriptor is not None:
+                os.close(descriptor)
 
 
 def find_austin() -> str:

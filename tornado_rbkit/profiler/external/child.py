@@ -7,6 +7,7 @@ import os
 import re
 import signal
 import subprocess
+import sys
 from collections.abc import Iterator
 from typing import Final
 
@@ -40,6 +41,8 @@ class ChildAustin(Austin):
                 start_new_session=True,  # Ctrl-C must reach only this process
                 env=environment,
             )
+        if sys.platform == "linux":
+            self._pidfd = os.pidfd_open(self._child.pid)
         assert self._child.stdout is not None
         with self._child.stdout as output:
             return os.dup(output.fileno())

@@ -113,12 +113,6 @@ class DetachedAustin(Austin):
         except ProcessLookupError:
             return
 
-    def abandon(self) -> None:
-        super().abandon()
-        pidfd, self._pidfd = self._pidfd, None
-        if pidfd is not None:
-            os.close(pidfd)
-
 
 def _pipe() -> tuple[int, int]:
     """Return the ends of a pipe; neither takes the number of a standard descriptor that the program has closed."""
