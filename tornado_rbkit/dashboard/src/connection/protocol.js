@@ -62,8 +62,9 @@ export const NOT_AUTHORIZED = "not authorized";
  * @property {string | null} [state] "running", "waiting", "lock" or "gc".
  * @property {Frame[]} frames Innermost first.
  * @typedef {{process_name: string, pid: string, pwd: string, rbkit_server_version: string,
- *   rbkit_protocol_version: string, clock_type: string, cpu_interval: number | null, object_trace_enabled: boolean,
- *   cpu_profiling_enabled: boolean | null, allocation_tracing_enabled: boolean | null}} Facts Of a process, from its handshake.
+ *   rbkit_protocol_version: string, clock_type: string, cpu_interval: number | null, cpu_engine: string | null,
+ *   cpu_engine_reason: string | null, object_trace_enabled: boolean, cpu_profiling_enabled: boolean | null,
+ *   allocation_tracing_enabled: boolean | null}} Facts Of a process, from its handshake.
  */
 
 // Received messages are validated here and nowhere else. The models get known types only, so they cannot fail in the
@@ -126,6 +127,8 @@ export function readReply(command, bytes) {
       rbkit_protocol_version: text(facts.rbkit_protocol_version, "(unknown)") ?? "(unknown)",
       clock_type: text(facts.clock_type, "(unknown)") ?? "(unknown)",
       cpu_interval: typeof facts.cpu_interval === "number" && facts.cpu_interval > 0 && facts.cpu_interval < Infinity ? facts.cpu_interval : null, // s
+      cpu_engine: text(facts.cpu_engine) ?? null, // what samples; null before the first start, and of Ruby
+      cpu_engine_reason: text(facts.cpu_engine_reason) ?? null, // why it is not the external one
       object_trace_enabled: Boolean(facts.object_trace_enabled),
       // null: the profiler cannot
       cpu_profiling_enabled: "cpu_profiling_enabled" in facts ? Boolean(facts.cpu_profiling_enabled) : null,

@@ -82,6 +82,7 @@ export class Status {
           ["rbkit", `${facts.rbkit_server_version}, protocol ${protocol(facts)}`],
           ["clock", facts.clock_type],
           ["recording", recorded || "nothing"],
+          ...(facts.cpu_engine ? [["sampler", [facts.cpu_engine, facts.cpu_engine_reason].filter(Boolean).join(": ")]] : []),
           ...((clients ?? 1) > 1 ? [["viewers", clients]] : []),
         ]
       : [];
