@@ -543,7 +543,7 @@ class TestCommandLine:
         ("command", "text"),
         [
             (["export", "missing.rbkit"], "No such file"),
-            (["export", __file__], "not a recording"),
+            (["export", __file__], f"{__file__}: not a recording"),
             (["replay", "missing.rbkit"], "No such file"),
             (["replay", __file__, "--speed", "0"], "more than 0"),
             (["record", "--url", "http://127.0.0.1/", "-o", "/dev/null"], "ws://"),

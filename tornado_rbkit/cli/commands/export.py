@@ -48,10 +48,11 @@ def _run(options: argparse.Namespace) -> int:
         for line in _FORMATS[options.format](whole(), options.file):
             if exported or not problems:
                 print(line, file=output)
-        if problems and not exported:  # the exception keeps an existing file unchanged
-            raise RecordingError("; ".join(problems))
-    if problems:
-        raise RecordingError("; ".join(problems))
+        failure = RecordingError(f"{options.file}: {'; '.join(problems)}") if problems else None
+        if failure and not exported:  # the exception keeps an existing file unchanged
+            raise failure
+    if failure:
+        raise failure
     return 0
 
 
