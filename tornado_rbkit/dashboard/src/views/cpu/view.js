@@ -133,7 +133,10 @@ export class CpuView {
       const interval = header.facts?.cpu_interval;
       this.#period = header.facts?.clock_type === "wall" ? data.period : interval ? 1000 * interval : null;
       this.thread.draw(data);
-      this.group.options[2].disabled = !this.thread.hasTasks;
+      const [, , byTask] = this.group.options;
+      byTask.disabled = !this.thread.hasTasks;
+      const isBlind = byTask.disabled && header.facts?.cpu_engine?.startsWith("austin");
+      setText(byTask, isBlind ? `${GROUPS.task} (needs --cpu-engine in-process)` : GROUPS.task);
       this.#drawTime(data.strip);
       this.#summarize(data);
       const drawnFor = JSON.stringify([process, this.#query, this.#path, this.order.value, this.group.value, this.#function]);
