@@ -257,7 +257,7 @@ class Clients:
         missing = 0
         for client in self.going(stalled, patience):
             for message in client.messages(b"" if client.fresh else client.read()):
-                if message.startswith(b"0dropped:"):
+                if message.startswith((b"0dropped:", b"0client_count:")):  # the latter when another bridge has clients
                     continue
                 before, at = client.at, client.at
                 while at < len(wanted) and wanted[at] != message[1:]:
