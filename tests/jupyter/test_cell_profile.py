@@ -5,11 +5,13 @@ from __future__ import annotations
 import json
 import linecache
 import re
+import threading
 from pathlib import Path
 
 import pytest
 
 from tornado_rbkit.jupyter.cell_profile import CellProfile
+from tornado_rbkit.jupyter.magics import _of_the_cell
 from tornado_rbkit.protocol import CPUSample, StackFrame
 
 FILE = "/tmp/ipykernel_1/2.py"
@@ -19,6 +21,41 @@ SOURCE = ["get_ipython().run_line_magic('rbkit', 'this-cell')\n", "def f():\n", 
 def sample(*places: tuple[str, str, int]) -> CPUSample:
     """Return a sample; the places (function, file, line) begin with the innermost."""
     return CPUSample(0.0, [StackFrame(name, f"__main__.{name}", file, line, False, 1) for name, file, line in places])
+
+
+RUN_CODE = "IPython.core.interactiveshell.InteractiveShell.run_code"
+
+
+@pytest.mark.parametrize(
+    ("labels", "kept"),
+    [
+        (["__main__.f", "__main__.<module>", RUN_CODE, "runpy.run"], ["__main__.f", "__main__.<module>"]),
+        (
+            [
+                "IPython.core.history.new",
+                "IPython.core.displayhook.run",
+                "__main__.<module>",
+                RUN_CODE,
+            ],
+            ["__main__.<module>"],
+        ),
+        (
+            ["shop.Order.__repr__", "IPython.lib.pretty.pretty", "__main__.<module>", RUN_CODE],
+            ["shop.Order.__repr__", "__main__.<module>"],
+        ),
+        ([RUN_CODE, "runpy.run"], None),
+        (["IPython.core.history.HistorySavingThread.run", "threading.Thread._bootstrap"], None),
+        (
+            ["zmq.poll", "__main__.worker", "threading.Thread.run"],
+            ["zmq.poll", "__main__.worker", "threading.Thread.run"],
+        ),
+    ],
+)
+def test_the_frames_of_the_kernel_are_left_out(labels: list[str], kept: list[str] | None) -> None:
+    thread = threading.main_thread().ident or 0
+    frames = [StackFrame(label.rpartition(".")[2], label, "a.py", 1, False, thread) for label in labels]
+    found = _of_the_cell(CPUSample(0.0, frames))
+    assert (found and [frame.label for frame in found.frames]) == kept
 
 
 @pytest.fixture

@@ -326,7 +326,10 @@ def server_base_url() -> str | None:
 
 
 def _of_the_cell(sample: CPUSample) -> CPUSample | None:
-    """Return the sample without the frames that run the cell or its tasks; None for the kernel's own work."""
+    """Return the sample without the frames of the kernel, which runs the cell or its tasks and shows its result.
+
+    Return None for the kernel's own work.
+    """
     frames, labels = sample.frames, [frame.label for frame in sample.frames]
     if any(label.startswith(f"{__name__}.") for label in labels):
         return None
@@ -336,12 +339,15 @@ def _of_the_cell(sample: CPUSample) -> CPUSample | None:
             outermost = len(labels) - 1 - labels[::-1].index(runner)
             frames = frames[:outermost] or frames[:1]
     outer = next((label for label in reversed(labels[: len(frames)]) if not label.startswith("threading.")), "")
-    return None if outer.startswith(_KERNEL) else sample._replace(frames=frames)
+    if outer.startswith(_KERNEL):
+        return None
+    return sample._replace(frames=[frame for frame in frames if not frame.label.startswith(_SHELL)])
 
 
 _THIS_CELL: Final = "this-cell"
 _MEMORY: Final = "memory"
-_KERNEL: Final = ("ipykernel.", "IPython.", "zmq.")
+_SHELL: Final = ("ipykernel.", "IPython.")
+_KERNEL: Final = (*_SHELL, "zmq.")
 _RUNNERS: Final = (
     "IPython.core.interactiveshell.InteractiveShell.run_code",
     "asyncio.events.Handle._run",
