@@ -156,6 +156,8 @@ class FakeRbkit:
                 if time.monotonic() - self._last_flush < self.flush_interval:
                     continue
                 self._last_flush = time.monotonic()
+                if self._queue:  # sending alone looks at arrived subscriptions only now and then
+                    pub.getsockopt(zmq.EVENTS)
                 while self._queue:
                     pub.send_multipart(self._queue.popleft())
                     self.sent += 1

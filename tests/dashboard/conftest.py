@@ -221,6 +221,8 @@ def page(chromium: ChromiumDriver, site: Serve, tmp_path: Path) -> Iterator[Page
     chromium.get_log("browser")  # type: ignore[no-untyped-call]  # of pages before
     opened = Page(chromium, downloads)
     yield opened
+    chromium.execute_cdp_cmd("Emulation.clearDeviceMetricsOverride", {})
+    chromium.execute_cdp_cmd("Emulation.setEmulatedMedia", {"features": []})
     messages = [entry["message"] for entry in chromium.get_log("browser")]  # type: ignore[no-untyped-call]
     chromium.get("about:blank")
     unexpected = [text for text in messages if not any(part in text for part in opened.expected_console)]

@@ -52,7 +52,6 @@ def test_axe_finds_nothing_serious(page: Page, site: Serve, script: Script, sche
             if one["impact"] in ("serious", "critical")
             for node in one["nodes"]
         ]
-    page.driver.execute_cdp_cmd("Emulation.setEmulatedMedia", {"features": []})
     assert found == {view: [] for view in CONTENT}
 
 

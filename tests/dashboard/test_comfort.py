@@ -17,10 +17,10 @@ TEXT_CONTRAST = 4.5
 """WCAG 2.2, 1.4.3: of text to its background."""
 
 
-def fill(page: Page, rbkit: FakeRbkit) -> None:
-    """Publish real traffic, so that each view has data."""
+def fill(page: Page, rbkit: FakeRbkit, *names: str) -> None:
+    """Publish real traffic; by default, so that each view has data, of one process after the other."""
     page.until_live()
-    for name in ("memory", "cpu", "snapshot"):
+    for name in names or ("memory", "cpu", "snapshot"):
         for _, channel, _, message in recorded(name):
             if channel == 1:
                 rbkit.publish(message)
@@ -59,7 +59,6 @@ def test_it_is_light_or_dark_as_the_system_is(page: Page, site: Serve, rbkit: Fa
     assert (red > 128) == (scheme == "light")
     for selector in ["body", ".state", ".facts dt", "[role=tab]", "button[aria-pressed=true]", ".hint", ".note"]:
         assert contrast(page, selector) >= TEXT_CONTRAST, selector
-    page.driver.execute_cdp_cmd("Emulation.setEmulatedMedia", {"features": []})
 
 
 @pytest.mark.parametrize("width", [390, 1280])
@@ -72,23 +71,21 @@ def test_no_view_is_wider_than_the_screen(page: Page, site: Serve, rbkit: FakeRb
         page.script("location.hash = arguments[0]", view)
         page.until(lambda name=view: page.all(f"#view-{name}"), f"{view} is shown")  # type: ignore[misc]
         assert page.script("return document.documentElement.scrollWidth") <= width, view
-    page.driver.execute_cdp_cmd("Emulation.clearDeviceMetricsOverride", {})
 
 
 def test_a_phone_shows_all_tabs_and_figures_beside_names(page: Page, site: Serve, rbkit: FakeRbkit) -> None:
     size = {"width": 390, "height": 844, "deviceScaleFactor": 1, "mobile": False}
     page.driver.execute_cdp_cmd("Emulation.setDeviceMetricsOverride", size)
     page.open(site(rbkit).url, "cpu")
-    fill(page, rbkit)
+    fill(page, rbkit, "cpu")
     ends = "return [...document.querySelectorAll(arguments[0])].map(each => each.getBoundingClientRect().right)"
     assert len(page.script(ends, "[role=tab]")) == 5
     assert max(page.script(ends, "[role=tab]")) <= 390
-    show_idle = "document.querySelector('#view-cpu input[type=checkbox]').click()"
-    page.script(show_idle)
+    page.until(lambda: page.all("#view-cpu input[type=checkbox]"), "there are samples")
+    page.script("document.querySelector('#view-cpu input[type=checkbox]').click()")  # of idle threads, too
     page.until(lambda: page.rows("Functions"), "functions are listed")
     assert page.script(ends, "#view-cpu tbody tr:first-child td:nth-child(2)")[0] <= 390
     assert page.script("return document.querySelector('#view-cpu tbody td:last-child').clientWidth") > 50
-    page.driver.execute_cdp_cmd("Emulation.clearDeviceMetricsOverride", {})
 
 
 def test_one_bar_has_the_process_its_state_and_the_commands(page: Page, site: Serve, rbkit: FakeRbkit) -> None:

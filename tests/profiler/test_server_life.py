@@ -194,16 +194,25 @@ def test_a_server_that_has_died_is_logged_and_can_be_started_again(
         assert isinstance(decode(client.ask(b"handshake")), Handshake)
 
 
-@pytest.mark.skipif(sys.platform == "win32", reason="needs fork")
+@pytest.mark.skipif(not sys.platform.startswith("linux"), reason="needs /proc")
 def test_a_child_forked_in_c_has_no_server_and_leaves_its_parents_alone() -> None:
     output = python(
         """
-import ctypes, os, signal, sys
+import ctypes, os, signal, sys, time
+from pathlib import Path
 from tests.profiler.conftest import Client
 from tornado_rbkit import profiler
+from tornado_rbkit.profiler.threads import internal_native_ids
+
+def fork():
+    # Not while the server's thread waits for the GIL: the child's copy of the GIL would be of no use.
+    while not all("poll" in Path(f"/proc/self/task/{each}/wchan").read_text() for each in internal_native_ids()):
+        time.sleep(0.001)
+    return ctypes.PyDLL(None).fork()  # what uWSGI does, without PyOS_AfterFork_Child
+
 server = profiler.start_server("tcp://127.0.0.1:*", "tcp://127.0.0.1:*", "parent")
 profiler.lifecycle._lock.acquire()  # as another thread of the parent's might have it
-child = ctypes.PyDLL(None).fork()  # what uWSGI does, without PyOS_AfterFork_Child
+child = fork()
 if child == 0:
     signal.alarm(30)  # a fault is a wait for a thread that is not there
     assert not server.running
@@ -224,7 +233,7 @@ assert status == 0, status
 assert [found.name for found in profiler.list_servers()] == ["parent"]
 with Client(server.pub, server.req) as client:
     assert client.ask(b"handshake")
-child = ctypes.PyDLL(None).fork()
+child = fork()
 if child == 0:
     signal.alarm(30)
     sys.exit(0)  # a worker that never asked
