@@ -26,7 +26,7 @@ from tornado_rbkit.protocol import VIEW_COMMAND, CommandError
 from tornado_rbkit.web.access import Access, AccessDeniedError, AccessHandler
 from tornado_rbkit.web.dashboard import AssetHandler, IndexHandler
 from tornado_rbkit.web.discovered import DiscoveredTargets
-from tornado_rbkit.web.pages import PageHandler, StatusHandler, TargetsHandler
+from tornado_rbkit.web.pages import PolledHandler, StatusHandler, TargetsHandler
 from tornado_rbkit.web.routes import NAME, OneBridge
 from tornado_rbkit.web.websocket import RbkitWebSocketHandler
 
@@ -163,7 +163,7 @@ class JupyterTargetsHandler(_ScriptsHandler, TargetsHandler):
     """The named bridges as JSON."""
 
 
-class JupyterKernelHandler(_ScriptsHandler, PageHandler):
+class JupyterKernelHandler(_ScriptsHandler, PolledHandler):
     """The figures of a kernel of this server as JSON (see `kernel_figures`), and the name of its profiler."""
 
     @_guarded
@@ -181,11 +181,6 @@ class JupyterKernelHandler(_ScriptsHandler, PageHandler):
         target = find_target(kernel_id, self.bridges)
         figures = await kernel_figures(pid, None if target is None else self.bridges[target].req)
         await self.finish_json({"target": target, **figures})
-
-    def _log(self) -> None:
-        """Log only failures: JupyterLab asks every two seconds."""
-        if self.get_status() >= 400:
-            super()._log()
 
 
 class JupyterAssetHandler(_ScriptsHandler, AssetHandler):

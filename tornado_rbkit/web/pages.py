@@ -54,7 +54,16 @@ class StatusHandler(PageHandler):
         await self.finish_json(stats.get("", {"targets": stats}))
 
 
-class TargetsHandler(PageHandler):
+class PolledHandler(PageHandler):
+    """Base of the pages for which an open page asks every second or two."""
+
+    def _log(self) -> None:
+        """Log only failures."""
+        if self.get_status() >= 400:
+            super()._log()
+
+
+class TargetsHandler(PolledHandler):
     """The named bridges as JSON: the paths of their WebSocket and status, and the state of the connection.
 
     With ``?fleet``, `tornado_rbkit.web.overview.overview` of them.
@@ -74,8 +83,3 @@ class TargetsHandler(PageHandler):
                 if name
             ]
         )
-
-    def _log(self) -> None:
-        """Log only failures: an open page asks every second."""
-        if self.get_status() >= 400:
-            super()._log()

@@ -39,7 +39,7 @@ _STACK: Final = 262_144
 
 # All functions are looked up here: ctypes makes objects, and a class, which a memory profile would report.
 _libc: Final = ctypes.CDLL(None, use_errno=True)
-_prctl: Final = _libc.prctl
+prctl: Final = _libc.prctl
 _NAMES: Final = (
     *("getcontext", "makecontext", "clone", "sigemptyset", "sigfillset"),
     *(f"posix_spawn_file_actions_{name}" for name in ("init", "adddup2", "addopen", "addclose", "destroy")),
@@ -98,12 +98,12 @@ def check_host() -> None:
         EngineError: it cannot; the message says why and what to change.
     """
     adopts = ctypes.c_int(0)
-    _prctl(_GET_CHILD_SUBREAPER, ctypes.byref(adopts), 0, 0, 0)
+    prctl(_GET_CHILD_SUBREAPER, ctypes.byref(adopts), 0, 0, 0)
     if os.getpid() == 1:
         raise EngineError("this process is PID 1 and would adopt austin as a child; start the container with --init")
     if adopts.value:
         raise EngineError("this process adopts orphans (PR_SET_CHILD_SUBREAPER), so austin would become its child")
-    if os.geteuid() and _prctl(_GET_DUMPABLE, 0, 0, 0, 0) != 1:
+    if os.geteuid() and prctl(_GET_DUMPABLE, 0, 0, 0, 0) != 1:
         raise EngineError("this process has changed its user, so only root may read its memory")
     if os.geteuid() and yama_scope() in ("2", "3"):
         raise EngineError(yama_rule())

@@ -20,7 +20,7 @@ from tornado_rbkit.profiler.batcher import EventBatcher
 from tornado_rbkit.profiler.clocks import cpu_nanoseconds, thread_name
 from tornado_rbkit.profiler.cpu import CPUSampler
 from tornado_rbkit.profiler.external.austin import MAX_INTERVAL, Austin, find_austin
-from tornado_rbkit.profiler.external.detached import check_host, start
+from tornado_rbkit.profiler.external.detached import check_host, prctl, start
 from tornado_rbkit.profiler.external.engine import EngineError
 from tornado_rbkit.profiler.external.process import ProcessError, RunningProcess, check_system, yama_rule
 from tornado_rbkit.profiler.external.sampler import MAX_ERRORS, ExternalSampler
@@ -36,7 +36,6 @@ _NOT_READ: Final = " before it has read a stack; the system may forbid that (in 
 _NAME_SECONDS: Final = 1.0  # between two looks at the imported modules
 _PR_SET_PTRACER: Final = 0x59616D61  # prctl(2)
 _ANY: Final = -1
-_prctl: Final = ctypes.CDLL(None, use_errno=True).prctl  # here, because a memory profile would report its class
 
 
 class OwnProcess(RunningProcess):
@@ -86,8 +85,6 @@ def _names_of_modules() -> dict[str, str]:
 class DetachedAustin(Austin):
     """Austin, sampling this process, as a child of no process that this program knows."""
 
-    _pidfd: int | None = None
-
     def _start(self, command: list[str], environment: dict[str, str]) -> int:
         is_restricted = bool(yama_rule())
         if is_restricted:
@@ -130,7 +127,7 @@ def allow_tracer(pid: int) -> None:
     Raises:
         EngineError: the system refuses.
     """
-    if _prctl(_PR_SET_PTRACER, ctypes.c_ulong(pid & (1 << 8 * ctypes.sizeof(ctypes.c_ulong)) - 1), 0, 0, 0):
+    if prctl(_PR_SET_PTRACER, ctypes.c_ulong(pid & (1 << 8 * ctypes.sizeof(ctypes.c_ulong)) - 1), 0, 0, 0):
         raise EngineError(f"{yama_rule()}, and prctl(PR_SET_PTRACER) failed: {os.strerror(ctypes.get_errno())}")
 
 

@@ -2,7 +2,7 @@
 // All targets of the server, of one machine or many hosts: a table that is drawn once a second, and the hosts above it.
 
 import { query } from "./address.js";
-import { h, setAttribute, setText } from "./widgets/dom.js";
+import { h, isPlainClick, setAttribute, setText } from "./widgets/dom.js";
 import * as format from "./widgets/format.js";
 import { Table } from "./widgets/table.js";
 import { Fleet, HISTORY_SECONDS } from "../model/fleet.js";
@@ -219,7 +219,7 @@ function stateText({ state, trouble }) {
 function drawName(cell, { name, state, trouble }, open) {
   if (!cell.firstChild) {
     const onclick = (/** @type {MouseEvent} */ event) => {
-      if (event.button || event.ctrlKey || event.metaKey || event.shiftKey || event.altKey) return; // the browser opens it elsewhere
+      if (!isPlainClick(event)) return;
       event.preventDefault();
       open(name);
     };

@@ -2,7 +2,7 @@
 // The profilers that the server knows by name: the one in view, and the way to all of them.
 
 import { query } from "./address.js";
-import { h, setText } from "./widgets/dom.js";
+import { h, isPlainClick, setText } from "./widgets/dom.js";
 import * as format from "./widgets/format.js";
 
 export class Targets {
@@ -18,7 +18,7 @@ export class Targets {
   /** @param {{onleave: () => void}} options Called when the user goes to all profilers. */
   constructor({ onleave }) {
     const leave = (/** @type {MouseEvent} */ event) => {
-      if (event.button || event.ctrlKey || event.metaKey || event.shiftKey || event.altKey) return; // the browser opens it elsewhere
+      if (!isPlainClick(event)) return;
       event.preventDefault();
       history.pushState(null, "", this.#all.href); // so that the browser's Back returns to the profiler
       onleave();

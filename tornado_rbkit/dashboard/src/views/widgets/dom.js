@@ -75,6 +75,15 @@ export function menu(label, name, ...content) {
   return box;
 }
 
+/**
+ * Return whether a click on a link is for the page: with another button or a key, the browser opens the link elsewhere.
+ *
+ * @param {MouseEvent} event
+ */
+export function isPlainClick(event) {
+  return !(event.button || event.ctrlKey || event.metaKey || event.shiftKey || event.altKey);
+}
+
 /** Resolve in a separate task after the next frame. */
 export function nextFrame() {
   return new Promise((resolve) => requestAnimationFrame(() => setTimeout(resolve)));
