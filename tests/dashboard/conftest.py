@@ -130,25 +130,15 @@ class Page:
 
     def rows(self, caption: str, *, exact: bool = False) -> list[list[str]]:
         """Return the rows of a table once it is complete; if `exact`, the titles of the cells."""
-        found: list[list[list[str]]] = []
-
-        def look() -> bool:
-            rows = self.script(
-                """
-                const captions = [...document.querySelectorAll('caption')];
-                const table = captions.find(caption => caption.textContent.startsWith(arguments[0])).closest('table');
-                if (table.tBodies[0].ariaBusy) return null;
-                const text = cell => (arguments[1] && cell.title) || cell.textContent;
-                return [...table.tBodies[0].rows].map(row => [...row.cells].map(text));
-                """,
-                caption,
-                exact,
-            )
-            found.extend([] if rows is None else [rows])
-            return rows is not None
-
-        self.until(look, f"{caption} is written")
-        return found[0]
+        code = """
+            const captions = [...document.querySelectorAll('caption')];
+            const table = captions.find(caption => caption.textContent.startsWith(arguments[0])).closest('table');
+            if (table.tBodies[0].ariaBusy) return null;
+            const text = cell => (arguments[1] && cell.title) || cell.textContent;
+            return [...table.tBodies[0].rows].map(row => [...row.cells].map(text));
+            """
+        rows: list[list[str]] = self.found(lambda: self.script(code, caption, exact), f"{caption} is written")
+        return rows
 
     def row(self, caption: str, name: str) -> list[str]:
         """Return one row of a table, without its name."""
@@ -196,6 +186,17 @@ class Page:
             if time.monotonic() > deadline:
                 pytest.fail(f"not within {timeout:g} s: {what}; the page says:\n{self.text}")
             time.sleep(0.02)
+
+    def found(self, look: Callable[[], Any], what: str) -> Any:
+        """Wait until a look finds something other than None, and return it."""
+        found: list[Any] = []
+
+        def is_found() -> bool:
+            found[:] = [look()]
+            return found != [None]
+
+        self.until(is_found, what)
+        return found[0]
 
     def until_live(self) -> None:
         """Wait until the page has the profiler, and what its handshake says."""

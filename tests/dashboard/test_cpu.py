@@ -107,7 +107,7 @@ def flame(page: Page) -> dict[str, Frame]:
     """Return the frames by name once they are drawn: what the tooltip says at each patch of one colour."""
     code = """
         const [graph, tip] = ['.flame', '.tip'].map(selector => document.querySelector(selector));
-        if (graph.ariaBusy) return null; // what is told would be of frames that are not drawn yet
+        if (graph.ariaBusy) return null; // the tooltips describe frames that are not painted yet
         const canvas = graph.querySelector('canvas');
         if (!canvas.checkVisibility() || !canvas.height) return [];
         const copy = new OffscreenCanvas(canvas.width, canvas.height).getContext('2d', {willReadFrequently: true});
@@ -132,27 +132,17 @@ def flame(page: Page) -> dict[str, Frame]:
         point('pointerleave', 0, 0);
         return rows;
         """
-    frames: list[list[Any]] = []
-
-    def look() -> bool:
-        found = page.script(code)
-        frames.extend(found or [])
-        return found is not None
-
-    page.until(look, "the graph is drawn")
-    return {frame[0]: Frame(*frame) for frame in frames}
+    return {frame[0]: Frame(*frame) for frame in page.found(lambda: page.script(code), "the graph is drawn")}
 
 
 def until_drawn(page: Page, *names: str) -> dict[str, Frame]:
     """Wait until these frames are drawn and no others; return them as they were then."""
-    drawn: dict[str, Frame] = {}
 
-    def look() -> bool:
-        drawn.clear()
-        drawn.update(flame(page))
-        return set(drawn) == {"all", *names}
+    def look() -> dict[str, Frame] | None:
+        frames = flame(page)
+        return frames if set(frames) == {"all", *names} else None
 
-    page.until(look, f"the frames are {names}")
+    drawn: dict[str, Frame] = page.found(look, f"the frames are {names}")
     return drawn
 
 
