@@ -252,7 +252,7 @@ class Clients:
         return {"seconds": time.perf_counter() - self._began}
 
     def receive_whole(self, load: list[bytes], stalled: int, patience: float) -> dict[str, Any]:
-        """Receive these messages in any framing; count those that are missing."""
+        """Receive these messages in any framing; count the missing ones."""
         wanted = [*load, END]
         missing = 0
         for client in self.going(stalled, patience):

@@ -60,7 +60,7 @@ def handshake(**facts: object) -> bytes:
 
 
 def _records() -> Iterator[list[Any]]:
-    """Yield what was recorded of a real rbkit: seconds, channel, command and bytes."""
+    """Yield the recorded traffic of a real rbkit: seconds, channel, command and bytes."""
     for file in sorted(_RECORDED.glob("*.msgpack")):
         yield from msgpack.Unpacker(file.open("rb"), max_buffer_size=0)
 

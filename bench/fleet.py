@@ -3,8 +3,8 @@
     pip install -e '.[bench,hub]'
     python bench/fleet.py [--rounds N] [--quick] [--parts NAME ...] [--json FILE]
 
-All are the installed commands, as processes of their own on this machine. Viewers compare every byte with what was
-published; where messages may be lost, each is either received, or missing by the counters and reported as
+All programs are the installed commands, each in a process of its own on this machine. Viewers compare every byte with
+the published one; where messages may be lost, each is either received, or missing by the counters and reported as
 ``dropped:N``. A slow link is a process with one queue for all connections of a bridge. Linux.
 """
 

@@ -1,7 +1,7 @@
 """Targets whose messages carry the time, and viewers that measure how long they took.
 
 The time is the timestamp of an event collection, in milliseconds of a clock that all processes of a machine share.
-A viewer compares all other bytes with what was published, and what it did not get with what it was told of.
+A viewer compares all other bytes with the published ones, and the missing messages with the reported ones.
 """
 
 from __future__ import annotations
@@ -45,7 +45,7 @@ class Target:
         self._begun, self._before = now, self.sent
 
     def publish_due(self, now: float) -> None:
-        """Publish what is due at a time."""
+        """Publish the messages that are due at a time."""
         while self.sent - self._before < (now - self._begun) * self._rate:
             self.publish()
 

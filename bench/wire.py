@@ -82,7 +82,7 @@ class Wire:
         self._queue.put_nowait((writer, b""))
 
     async def _send(self) -> None:
-        """Send what is queued, at the rate."""
+        """Send the queued bytes, at the rate."""
         loop = asyncio.get_running_loop()
         free_at = loop.time()
         while True:
