@@ -14,6 +14,14 @@ def test_each_power_of_ten_is_to_be_logged() -> None:
     assert [count for count in (events.add("lost") for _ in range(1000)) if count] == [1, 10, 100, 1000]
 
 
+def test_a_warning_says_how_often_it_was_repeated(caplog: pytest.LogCaptureFixture) -> None:
+    events = LogThrottle()
+    for _ in range(10):
+        events.warn(logging.getLogger("tests"), "lost", "lost %s at %d", "it", 5)
+    messages = [record.getMessage() for record in caplog.records]
+    assert messages == ["lost it at 5", "lost it at 5 (10 times in short succession)"]
+
+
 def test_what_comes_after_a_quiet_minute_is_news(monkeypatch: pytest.MonkeyPatch) -> None:
     now = 0.0
     monkeypatch.setattr("time.monotonic", lambda: now)

@@ -28,6 +28,12 @@ class LogThrottle:
             self._counts.popitem(last=False)
         return count if str(count).strip("0") == "1" else 0
 
+    def warn(self, log: logging.Logger, key: Hashable, text: str, *arguments: object) -> None:
+        """Count an event, and log a warning with the count if it should be logged."""
+        count = self.add(key)
+        if count:
+            log.warning(text + "%s", *arguments, times(count))
+
 
 def times(count: int) -> str:
     """Return the end of a log line for a repeated event; empty for the first event."""

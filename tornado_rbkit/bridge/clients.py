@@ -10,7 +10,7 @@ from collections.abc import Callable, Iterator
 from typing import Any, Final, Protocol, TypeVar
 
 from tornado_rbkit.frames import Encoding
-from tornado_rbkit.log_throttle import LogThrottle, times
+from tornado_rbkit.log_throttle import LogThrottle
 from tornado_rbkit.protocol import Notice
 from tornado_rbkit.upstream.types import Batch
 
@@ -128,9 +128,7 @@ class Clients:
 
     def log_closing(self, remote: str | None, reason: str) -> None:
         """Log that a client was closed for its behaviour, throttled to the 1st, 10th, 100th time."""
-        count = self._throttle.add(reason)
-        if count:
-            _log.warning("closed the client at %s: %s%s", remote, reason, times(count))
+        self._throttle.warn(_log, reason, "closed the client at %s: %s", remote, reason)
 
     def totals(self) -> Counter[str]:
         """Return the totals of all clients, including clients that have left; sizes are in bytes."""

@@ -115,9 +115,8 @@ class ProfilerState:
 
     def on_failure(self, reason: str) -> None:
         """Log that no connection can be opened, throttled to the 1st, 10th, 100th time."""
-        count = self._throttle.add("cannot connect")
-        if count:
-            _log.warning("cannot connect to the rbkit server at %s: %s%s", self.endpoint.label, reason, times(count))
+        text = "cannot connect to the rbkit server at %s: %s"
+        self._throttle.warn(_log, "cannot connect", text, self.endpoint.label, reason)
 
     @property
     def first_missing(self) -> str:

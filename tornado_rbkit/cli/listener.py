@@ -16,7 +16,7 @@ from tornado.iostream import IOStream
 from tornado.web import Application
 
 from tornado_rbkit.deadline import Deadline
-from tornado_rbkit.log_throttle import LogThrottle, times
+from tornado_rbkit.log_throttle import LogThrottle
 
 _log = logging.getLogger(__name__)
 
@@ -58,13 +58,8 @@ class BoundedServer(HTTPServer):
             oldest = next(iter(self._requests))
             self._forget(oldest)
             oldest.stream.close()
-            count = self._repeats.add("requests")
-            if count:
-                _log.warning(
-                    "more than %d connections without a WebSocket: the oldest was closed%s",
-                    self._max_requests,
-                    times(count),
-                )
+            text = "more than %d connections without a WebSocket: the oldest was closed"
+            self._repeats.warn(_log, "requests", text, self._max_requests)
         return super().start_request(server_conn, request_conn)
 
     def on_close(self, server_conn: Any) -> None:
@@ -135,6 +130,5 @@ class Listener:
         self._server.close_requests(_PAUSE)
         self._loop.remove_handler(listening)
         self._pauses[listening] = self._loop.call_later(_PAUSE, self._listen, listening)
-        count = self._repeats.add(error.errno)
-        if count:
-            _log.warning("new connections are not accepted for now: %s (ulimit -n)%s", error.strerror, times(count))
+        text = "new connections are not accepted for now: %s (ulimit -n)"
+        self._repeats.warn(_log, error.errno, text, error.strerror)

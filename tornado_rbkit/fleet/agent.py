@@ -17,6 +17,7 @@ from typing import Any, Final, Literal
 import msgpack
 
 from tornado_rbkit.bridge.bridge import Bridge
+from tornado_rbkit.bridge.profiler_state import State
 from tornado_rbkit.bridge.summary import KnowsTargets, describe
 from tornado_rbkit.errors import BridgeFullError, CommandError
 from tornado_rbkit.fleet import subjects
@@ -25,7 +26,7 @@ from tornado_rbkit.fleet.link import DATA_PATIENCE, MAX_PAYLOAD, Link, LinkError
 from tornado_rbkit.fleet.nats import NatsServers
 from tornado_rbkit.fleet.subjects import Subject, Watcher
 from tornado_rbkit.fleet.vitals import VITALS_INTERVAL, VITALS_TARGET, Vitals
-from tornado_rbkit.log_throttle import LogThrottle, times
+from tornado_rbkit.log_throttle import LogThrottle
 from tornado_rbkit.protocol import COMMANDS, VIEW_COMMAND, parse_command
 from tornado_rbkit.tasks import Tasks
 
@@ -207,19 +208,15 @@ class Agent:
             try:
                 subjects.check_fleet_name(name, "the target")
             except ValueError as error:
-                self._warn(name, "a target is not announced: %s%s", error)
+                self._throttle.warn(_log, name, "a target is not announced: %s", error)
                 continue
             listed.append(msgpack.packb(self._describe(name, bridge)))
             size += len(listed[-1])
             if size > MAX_PAYLOAD or len(listed) > MAX_TARGETS:
-                self._warn("many", "%d targets are announced, and no more fit into a hello%s", len(listed) - 1)
+                text = "%d targets are announced, and no more fit into a hello"
+                self._throttle.warn(_log, "many", text, len(listed) - 1)
                 return listed[:-1]
         return listed
-
-    def _warn(self, key: object, text: str, about: object) -> None:
-        count = self._throttle.add(key)
-        if count:
-            _log.warning(text, about, times(count))
 
     def _describe(self, name: str, bridge: Bridge) -> dict[str, Any]:
         known = describe(self._targets, name, bridge)
@@ -268,7 +265,7 @@ class Agent:
             self._on_looker(subject.watcher)
             return {}
         if asked.get("instance", "") not in ("", self.instance):
-            self._warn("twin", "another agent has the name %s, or this one was restarted%s", self.host)
+            self._throttle.warn(_log, "twin", "another agent has the name %s, or this one was restarted", self.host)
             self._end(subject.target, subject.watcher)
             return None
         if asked.get("end"):
@@ -331,7 +328,7 @@ class Agent:
             running = self._tasks.start(link.run(), f"the connection for {name}", lambda reason: self._end_all(name))
             watched = self._watched[name] = _Watched(bridge, link, running)
         watched.leases[watcher] = lease
-        if bridge.stats()["state"] == "connected":
+        if bridge.state is State.CONNECTED:
             lease.on_profiler_connected()
         _log.info("the bridge %s watches %s", watcher.bridge, name)
         return lease
@@ -408,9 +405,8 @@ class Agent:
             raise CommandError("unavailable", f"{command}: the bridge has no lease of {subject.target}; it asks again")
         deadline = asked.get("deadline")
         if not (isinstance(deadline, float) and time.monotonic() <= deadline < math.inf):  # also if it is NaN
-            count = self._throttle.add("overdue")
-            if count:
-                _log.warning("dropped the command %s, which arrived after its deadline%s", command, times(count))
+            text = "dropped the command %s, which arrived after its deadline"
+            self._throttle.warn(_log, "overdue", text, command)
             raise CommandError("timeout", f"{command}: it arrived after its deadline and was not sent")
         lease.ask(command, deadline, answer)
 

@@ -242,9 +242,7 @@ class Link:
             self._drop(client)
             reason = self._reason or str(error) or type(error).__name__
             self.refusal = reason if "authorization" in reason.lower() else ""
-            count = self._throttle.add("connect")
-            if count:
-                _log.warning("cannot connect to NATS at %s: %s%s", without_password(url), reason, times(count))
+            self._throttle.warn(_log, "connect", "cannot connect to NATS at %s: %s", without_password(url), reason)
             return False
         self.refusal = ""
         self._client, self._lost = client, lost
@@ -363,16 +361,14 @@ class Link:
         self._reason = text
         denied = _DENIED.search(text.lower())
         if denied is None:
-            count = self._throttle.add("slow") if isinstance(error, _slow_consumer_error()) else 0
-            if count:
-                _log.warning("dropped a message, because more than %d bytes wait%s", _MAX_QUEUED, times(count))
+            if isinstance(error, _slow_consumer_error()):
+                text = "dropped a message, because more than %d bytes wait"
+                self._throttle.warn(_log, "slow", text, _MAX_QUEUED)
             return
         for subject, future in list(self._requests.values()):
             if subject.lower() == denied[2] and not future.done():
                 future.set_exception(ForbiddenError("the credentials do not allow it (tornado-rbkit hub)"))
-        count = self._throttle.add(("denied", denied[2]))
-        if count:
-            _log.warning("NATS does not allow the %s of %s%s", denied[1], denied[2], times(count))
+        self._throttle.warn(_log, ("denied", denied[2]), "NATS does not allow the %s of %s", denied[1], denied[2])
 
 
 async def _wait_for_any(futures: Sequence[asyncio.Future[Any]], timeout: float) -> None:

@@ -23,7 +23,7 @@ from tornado_rbkit.fleet.link import LinkError, Message, NoRespondersError
 from tornado_rbkit.fleet.nats import NatsServers
 from tornado_rbkit.fleet.transport import Fleet, FleetEndpoint
 from tornado_rbkit.fleet.vitals import VITALS_INTERVAL, Vitals
-from tornado_rbkit.log_throttle import LogThrottle, times
+from tornado_rbkit.log_throttle import LogThrottle
 from tornado_rbkit.tasks import Tasks
 from tornado_rbkit.upstream.iothread import IOLoopThread
 
@@ -263,17 +263,23 @@ class FleetTargets(Mapping[str, Bridge]):
     def on_hello(self, host_name: str, hello: Hello) -> None:
         """Record the hello of an agent. Of two agents with one name, the first is kept while its hellos arrive."""
         if hello.version != VERSION:
-            self._warn(("version", host_name), "the agent of %s speaks another version of the protocol", host_name)
+            self._throttle.warn(
+                _log, ("version", host_name), "the agent of %s speaks another version of the protocol", host_name
+            )
         now = time.monotonic()
         host = self._hosts.get(host_name)
         if host is None:
             if len(self._hosts) >= _MAX_HOSTS and not self._forget_one():
-                self._warn("hosts", "there are more than %d hosts; the others are not shown", _MAX_HOSTS)
+                self._throttle.warn(
+                    _log, "hosts", "there are more than %d hosts; the others are not shown", _MAX_HOSTS
+                )
                 return
             host = self._hosts[host_name] = _Host(hello.instance, now)
             _log.info("host %s has connected", host_name)
         elif host.instance != hello.instance and now - host.heard < LATE_AFTER and host.state == "here":
-            self._warn(("twice", host_name), "two agents, or one that was restarted, have the name %s", host_name)
+            self._throttle.warn(
+                _log, ("twice", host_name), "two agents, or one that was restarted, have the name %s", host_name
+            )
             return
         if host.state != "here":
             _log.info("host %s has reconnected", host_name)
@@ -310,7 +316,9 @@ class FleetTargets(Mapping[str, Bridge]):
             if entry is not None:
                 entry.gives_up_at = None
             elif len(self._entries) >= _MAX_TARGETS:
-                self._warn("targets", "there are more than %d targets; the others are not shown", _MAX_TARGETS)
+                self._throttle.warn(
+                    _log, "targets", "there are more than %d targets; the others are not shown", _MAX_TARGETS
+                )
                 continue
             else:
                 bridge = self._make_bridge(FleetEndpoint(self._fleet, host_name, target), self._thread)
@@ -388,8 +396,3 @@ class FleetTargets(Mapping[str, Bridge]):
             self._hellos.clear()
         self._hellos[host] = since, count
         return count > _MAX_HELLOS
-
-    def _warn(self, key: object, text: str, about: object) -> None:
-        count = self._throttle.add(str(key))
-        if count:
-            _log.warning(text + "%s", about, times(count))

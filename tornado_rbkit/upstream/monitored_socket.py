@@ -13,7 +13,7 @@ from zmq.eventloop.zmqstream import ZMQStream
 from zmq.utils.monitor import parse_monitor_message
 
 from tornado_rbkit.deadline import Deadline
-from tornado_rbkit.log_throttle import LogThrottle, times
+from tornado_rbkit.log_throttle import LogThrottle
 
 _log = logging.getLogger(__name__)
 
@@ -122,9 +122,7 @@ class MonitoredSocket:
 
     def _refuse(self, reason: str) -> None:
         self.refusals += 1
-        count = self._throttle.add(reason)
-        if count:
-            _log.warning("%s %s%s", self.endpoint, reason, times(count))
+        self._throttle.warn(_log, reason, "%s %s", self.endpoint, reason)
         self._on_change()
 
     def _reconnect(self) -> None:

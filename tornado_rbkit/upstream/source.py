@@ -10,7 +10,7 @@ import zmq
 from tornado.ioloop import IOLoop
 
 from tornado_rbkit.frames import Buffer
-from tornado_rbkit.log_throttle import LogThrottle, times
+from tornado_rbkit.log_throttle import LogThrottle
 
 _log = logging.getLogger(__name__)
 
@@ -86,10 +86,8 @@ class SocketSource:
                 parts.clear()
         if size <= self._max_message_bytes:
             return b"".join(part.buffer for part in parts)
-        count = self._throttle.add("too long")
-        if count:
-            text = "discarded a published message with parts of %d bytes; allowed: at most %d (max_message_bytes)%s"
-            _log.warning(text, size, self._max_message_bytes, times(count))
+        text = "discarded a published message with parts of %d bytes; allowed: at most %d (max_message_bytes)"
+        self._throttle.warn(_log, "too long", text, size, self._max_message_bytes)
         return None
 
     def watch(self, on_ready: Callable[[], None]) -> None:
