@@ -43,6 +43,7 @@ UNITS = {
     "compression_level": "level",
     "speed": "factor",
     "targets": "by name",
+    "url": "URL",
 }
 """The unit that the help text of an option names, for each option whose value is converted."""
 

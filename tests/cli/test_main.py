@@ -173,6 +173,8 @@ def test_an_address_that_is_not_loopback_makes_up_a_token_and_demands_it(serving
     assert_one_line(run_here("send", "trigger_gc", "--url", server.ws), 1, "token", "401")
     completed = run_here("send", "trigger_gc", "--url", server.ws, "--token", token)
     assert (completed.returncode, completed.stdout) == (0, "ok\n")
+    page = f"{server.ws.replace('ws:', 'http:').removesuffix('ws')}?token={token}#view=cpu"
+    assert run_here("send", "trigger_gc", "--url", page).stdout == "ok\n", "the page's own address"
     completed = run_here("send", "trigger_gc", "--url", f"{server.ws}?token={token}")
     assert (completed.returncode, completed.stdout) == (0, "ok\n")
     assert serving("--host", "0.0.0.0").lines[0] != f"token {token}", "another server has another"
@@ -301,7 +303,7 @@ def test_send_to_a_profiler_that_is_not_there_gives_one_line_and_status_1(servin
     assert_one_line(run_here("send", "handshake", "--url", server.ws), 1, "rbkit server is not running at", "1013")
 
 
-@pytest.mark.parametrize("url", ["http://127.0.0.1:8765/", "nonsense", "", "ws://", "ws://127.0.0.1:99999/"])
+@pytest.mark.parametrize("url", ["ftp://127.0.0.1:8765/", "nonsense", "", "ws://", "ws://127.0.0.1:99999/"])
 def test_send_to_a_wrong_url_gives_one_line_and_an_error_status(url: str) -> None:
     completed = run_here("send", "handshake", "--url", url)
     assert completed.returncode in (1, 2)

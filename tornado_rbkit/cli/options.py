@@ -164,10 +164,20 @@ def add_client_options(parser: argparse.ArgumentParser) -> None:
     """Add the options of the commands that connect to a server."""
     parser.add_argument(
         "--url",
+        type=_websocket_url,
         default=f"ws://{DEFAULT_HOST}:{DEFAULT_PORT}/rbkit/ws",
-        help="WebSocket URL of the server (default: %(default)s)",
+        help="URL of the page, as the server prints it, or of its WebSocket (default: %(default)s)",
     )
     _add_token_options(parser, "token that the server requires (default: none)")
+
+
+def _websocket_url(text: str) -> str:
+    """Return the URL of the WebSocket beside a page; any other URL as it is, for RbkitClient to check."""
+    match = re.fullmatch(r"http(s?)(://[^/?#]+(?:/[^?#]*)?)(\?[^#]*)?(#.*)?", text)
+    if match is None:
+        return text
+    secure, page, query, _ = match.groups()
+    return f"ws{secure}{page.rstrip('/')}/ws{query or ''}"
 
 
 def _add_token_options(parser: argparse.ArgumentParser, text: str) -> None:
