@@ -245,3 +245,77 @@ test("a suspect says whether its beginning is known", () => {
     assert.deepEqual([holder, unheld], isHeld ? ["frames_of() → window", null] : ["(list)", "list"]);
   }
 });
+
+/** A server's task, whose timer or future holds it, and the bound methods that its event bus keeps. */
+function chat(listeners, { held }) {
+  const heap = new Heap();
+  const methods = Array.from({ length: listeners }, (_, i) => heap.add("method", { attributes: { __self__: heap.add("__main__.Session", { size: 1000, id: 10_000 + 2 * i }) }, id: 10_001 + 2 * i }));
+  const list = heap.add("list", { items: methods, id: 5001 });
+  const bus = heap.add("__main__.EventBus", { attributes: { listeners: heap.add("defaultdict", { keys: { message: list }, id: 5002 }) }, id: 5003 });
+  const server = heap.add("__main__.Server", { attributes: { bus }, id: 5004 });
+  const run = heap.add("coroutine", { attributes: { self: server }, label: "__main__.Server.run", id: 5005 });
+  const task = heap.add("Task", { unnamed: [heap.add("coroutine", { unnamed: [run], label: "__main__.main", id: 5006 })], id: 5007 });
+  heap.add("Task", { unnamed: [heap.add("coroutine", { label: "__main__.client", id: 6000 + listeners })], id: 7000 + listeners });
+  if (held === "timer") heap.add("TimerHandle", { attributes: { _args: heap.add("builtin_function_or_method", { unnamed: [task] }) } });
+  else heap.add("builtin_function_or_method", { unnamed: [task] });
+  return heap;
+}
+
+test("listeners that only a task holds are the suspects, whatever the task waits for", () => {
+  const [early, late] = [chat(100, { held: "timer" }).snapshot(0), chat(300, { held: "future" }).snapshot(10)];
+  const { suspects } = findSuspects(early.hold(), late.hold());
+  assert.deepEqual(suspects.map(({ what, holder, countGrowth, unheld }) => [what, holder, countGrowth, unheld]), [
+    ["method", "task → main → run.self → Server.bus → EventBus.listeners['message']", 200, null],
+  ]);
+});
+
+test("more objects of a kind are no suspects if it is an old one that holds what is new", () => {
+  const heapOf = (count, shards) => {
+    const heap = new Heap();
+    const rows = Array.from({ length: count }, (_, i) => heap.add("Row", { size: 100, id: 1000 + i }));
+    const pools = Array.from({ length: shards }, (_, i) => heap.add("Pool", { attributes: { rows: heap.add("list", { items: i ? [] : rows, id: 200 + i }) }, id: 300 + i }));
+    heap.module("__main__", { POOLS: heap.add("list", { items: pools, id: 100 }) });
+    return heap;
+  };
+  const [early, late] = [heapOf(50, 2).snapshot(0), heapOf(500, 3).snapshot(10)];
+  const { suspects } = findSuspects(early.hold(), late.hold());
+  assert.deepEqual([suspects[0].what, suspects[0].holder, suspects[0].countGrowth], ["Row", "__main__.POOLS[…] → Pool.rows", 450]);
+});
+
+test("an object that grows in place is a suspect, with its growth in bytes", () => {
+  const [early, late] = [[1e6, 4000], [3e6, 5000]].map(([log, list]) => {
+    const heap = new Heap();
+    heap.module("__main__", { LOG: heap.add("bytearray", { size: log, id: 50 }), SMALL: heap.add("list", { items: [], size: list, id: 51 }) });
+    return heap.snapshot(log / 1e6);
+  });
+  const { suspects } = findSuspects(early.hold(), late.hold());
+  assert.deepEqual(suspects.map(({ what, holder, count, countGrowth, retainedGrowth, bytesPerSecond }) => [what, holder, count, countGrowth, retainedGrowth, bytesPerSecond]), [
+    ["bytearray", "__main__.LOG", 1, 0, 2e6, 1e6],
+  ]);
+});
+
+test("the items of a set are the suspects, even if its table has just grown by a leap", () => {
+  const [early, late] = [[100, 8000], [400, 32000]].map(([count, size]) => {
+    const heap = new Heap();
+    const items = Array.from({ length: count }, (_, i) => heap.add("str", { size: 50, id: 1000 + i }));
+    heap.module("__main__", { SEEN: heap.add("set", { unnamed: items, size, id: 50 }) });
+    return heap.snapshot(count / 100);
+  });
+  const { suspects } = findSuspects(early.hold(), late.hold());
+  assert.deepEqual(suspects.map(({ what, holder, countGrowth }) => [what, holder, countGrowth]), [["str", "__main__.SEEN", 300]]);
+});
+
+test("a path names a key that all objects have, and leaves out what says nothing", () => {
+  const heap = new Heap();
+  const spans = [1, 2].map(() => heap.add("list", { items: [heap.add("__main__.Span"), heap.add("__main__.Span")] }));
+  const locals = heap.add(DICT, { unnamed: spans.map((list) => heap.add(DICT, { keys: { spans: list } })) });
+  const requests = heap.add("list", { items: [heap.add("__main__.Request")] });
+  const wrapper = heap.add("function", { attributes: { requests: heap.add("cell", { attributes: { cell_contents: requests } }) }, label: "__main__.cart" });
+  const cache = heap.add("functools._lru_cache_wrapper", { unnamed: [heap.add(DICT, { unnamed: [heap.add("Quote")] })] });
+  heap.module("__main__", { STATE: heap.add("_thread._local", { unnamed: [locals] }), cart: wrapper, history: cache });
+  const snapshot = heap.snapshot();
+  const wayOf = (name) => snapshot.waysOf(name, 10).rows.map(({ text }) => text);
+  assert.deepEqual(wayOf("__main__.Span"), ["__main__.STATE → thread-local['spans'][…]"]);
+  assert.deepEqual(wayOf("__main__.Request"), ["__main__.cart → requests[0]"]);
+  assert.deepEqual(wayOf("Quote"), ["__main__.history → lru_cache"]);
+});

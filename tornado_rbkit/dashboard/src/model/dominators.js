@@ -34,8 +34,8 @@ export function reversed({ starts, targets }) {
 }
 
 /**
- * Return further roots, so that every node is reached: of the nodes that the roots do not reach, one of each cycle that
- * nothing outside refers to.
+ * Return by node whether the roots reach it, and further roots, so that every node is reached: of the other nodes one of
+ * each cycle that nothing outside refers to.
  *
  * @param {Graph} graph
  * @param {ArrayLike<number>} roots
@@ -49,15 +49,16 @@ export function cycleRoots(graph, roots) {
   const reached = total;
   for (let i = 0; i < count; i++) if (!seen[i]) total = search(graph, i, seen, finished, total);
   // The node that a depth-first search finishes last is in a component that no other component refers to.
-  const found = [];
+  const cycles = [];
   for (let i = reached; i < total; i++) seen[finished[i]] = 0;
+  const isReached = seen.slice();
   const scratch = new Uint32Array(count);
   for (let i = total - 1; i >= reached; i--) {
     if (seen[finished[i]]) continue;
-    found.push(finished[i]);
+    cycles.push(finished[i]);
     search(graph, finished[i], seen, scratch, 0);
   }
-  return found;
+  return { cycles, isReached };
 }
 
 /** Visit all nodes that a root reaches and that were not seen; append them to `finished` when they are left. */

@@ -6,13 +6,20 @@ import { NONE, cycleRoots, dominatorTree, retainedSizes, reversed } from "./domi
 // Classes of objects that the interpreter holds, at which a path to an object may start.
 export const ROOT_CLASSES = new Set(["module", "frame", "Module", "Class", "Thread"]);
 
+// Tasks of asyncio are roots too: who holds one changes with what it waits for, a future, a timer or the event loop, and
+// none of these would free it. A path starts at a task unless a short one leads there, as from a list of tasks.
+export const TASK_CLASSES = new Set(["Task", "_asyncio.Task", "asyncio.tasks.Task"]);
+
 // A path prefers names that a developer knows: cost of a reference, and of starting at a root that is not a module.
-const COST = { named: 1, unnamed: 3, internal: 6, otherRoot: 2, unheldRoot: 4 };
+const COST = { named: 1, unnamed: 3, internal: 6, otherRoot: 2, unheldRoot: 6, task: 7 };
 const MAX_COST = 8;
 const INTERNAL = new Set([".__globals__", ".__closure__", ".__builtins__", ".__self__", ".__wrapped__"]);
 
 // Objects whose names on a path say enough: their class is left out.
-export const CONTAINERS = new Set(["dict", "list", "tuple", "set", "frozenset", "cell", "module", "type", "frame", "collections.OrderedDict", "collections.defaultdict", "collections.deque"]);
+export const CONTAINERS = new Set(["dict", "list", "tuple", "set", "frozenset", "cell", "module", "type", "frame", ...["OrderedDict", "defaultdict", "deque"].flatMap((name) => [name, `collections.${name}`])]);
+
+// Classes whose names tell a developer less than what they are.
+const FAMILIAR = { _lru_cache_wrapper: "lru_cache", _local: "thread-local" };
 
 // The steps of a way that are shown.
 const SHOWN_STEPS = 30;
@@ -28,9 +35,12 @@ const REPORTED = 2 ** 16;
 export function* findHolders(snapshot) {
   const { graph } = snapshot;
   const referrers = snapshot.referrers();
-  const roots = rootsOf(snapshot, referrers);
+  const others = rootsOf(snapshot, referrers);
   yield 0.1;
-  const cycles = cycleRoots(graph, roots);
+  const { cycles, isReached } = cycleRoots(graph, others);
+  const isTask = snapshot.classNames.map((name) => TASK_CLASSES.has(name));
+  const roots = [...others];
+  for (let i = 0; i < snapshot.objects; i++) if (isReached[i] && isTask[snapshot.classes[i]]) roots.push(i);
   yield 0.2;
   let tree;
   for (const steps = dominatorTree(graph, referrers, [...roots, ...cycles]); ; ) {
@@ -42,7 +52,7 @@ export function* findHolders(snapshot) {
     yield 0.2 + 0.3 * /** @type {number} */ (value);
   }
   const holders = new Holders(snapshot, tree);
-  yield* holders.findPaths(roots, cycles);
+  yield* holders.findPaths(roots, cycles, isTask);
   yield* holders.sumUp();
   return holders;
 }
@@ -70,6 +80,8 @@ export class Holders {
   wayNames = [];
   wayKinds = [];
   wayExamples = [];
+  /** 1 for a way whose objects have several keys or positions. */
+  wayVaries = [];
   /** By way, and by class: the number of objects, their size, and the retained size without counting any object twice. */
   byWay;
   byClass;
@@ -86,8 +98,8 @@ export class Holders {
     this.ways = new Uint32Array(count);
   }
 
-  /** Find a path of least cost to each object (Dial's algorithm), and number the ways. */
-  *findPaths(roots, cycles) {
+  /** Find a path of least cost to each object (Dial's algorithm) from a root, and number the ways. */
+  *findPaths(roots, cycles, isTask) {
     const { graph, classes, classNames, names } = this.snapshot;
     const { starts, targets } = graph;
     const costs = Uint8Array.from(this.snapshot.nameTexts, (text, i) => (i === 0 ? COST.unnamed : INTERNAL.has(text) ? COST.internal : COST.named));
@@ -103,7 +115,7 @@ export class Holders {
       let waiting = 0;
       for (const root of some) {
         if (settled[root]) continue;
-        const cost = isModule[classes[root]] ? 0 : isFrame[classes[root]] ? COST.otherRoot : COST.unheldRoot;
+        const cost = isModule[classes[root]] ? 0 : isFrame[classes[root]] ? COST.otherRoot : isTask[classes[root]] ? COST.task : COST.unheldRoot;
         distances[root] = cost;
         buckets[cost].push(root);
         waiting++;
@@ -143,22 +155,28 @@ export class Holders {
     const both = (name + 2) * 2 ** 22 + kind; // a name may be POSITION
     if (!pairs.has(both)) pairs.set(both, pairs.size);
     const pair = pairs.get(both);
+    const key = (parent === NONE ? 0 : parent + 1) * 2 ** 24 + pair;
     const repeated = this.#repeated(parent, pair);
-    if (repeated !== NONE) {
-      this.ways[index] = repeated;
+    const way = repeated === NONE ? known.get(key) : repeated;
+    if (way !== undefined) {
+      this.ways[index] = way;
+      if (name === KEY && !this.wayVaries[way]) this.wayVaries[way] = this.#isHeldAlike(index, this.wayExamples[way]) ? 0 : 1;
       return;
     }
-    const key = (parent === NONE ? 0 : parent + 1) * 2 ** 24 + pair;
-    let way = known.get(key);
-    if (way === undefined) {
-      way = this.wayParents.push(parent) - 1;
-      known.set(key, way);
-      this.#pairs.push(pair);
-      this.wayNames.push(name);
-      this.wayKinds.push(kind);
-      this.wayExamples.push(index);
-    }
-    this.ways[index] = way;
+    this.ways[index] = this.wayParents.push(parent) - 1;
+    known.set(key, this.ways[index]);
+    this.#pairs.push(pair);
+    this.wayNames.push(name);
+    this.wayKinds.push(kind);
+    this.wayExamples.push(index);
+    this.wayVaries.push(0);
+  }
+
+  /** Return whether two objects have the same key in their holders. */
+  #isHeldAlike(one, other) {
+    const { names, positioned } = this.snapshot;
+    if (positioned[this.before[one]] || positioned[this.before[other]]) return false;
+    return names[this.edges[one]] === names[this.edges[other]];
   }
 
   /** Return the way that a step repeats, as along a linked list: the last one to three steps come twice. */
@@ -261,12 +279,12 @@ export class Holders {
     return this.#text(this.path(index).map((i) => ({ name: this.name(i), kind: this.kindText(this.kind(i)), cls: this.#className(i) })));
   }
 
-  /** Return a way likewise, with […] for keys and positions of several objects. */
+  /** Return a way likewise, with […] where its objects have several keys or positions. */
   wayText(way) {
     const steps = [];
     for (let each = way; each !== NONE; each = this.wayParents[each]) {
       const [name, example] = [this.wayNames[each], this.wayExamples[each]];
-      const text = name === KEY ? (this.byWay.count[each] === 1 ? this.name(example) : "[…]") : this.snapshot.nameTexts[name];
+      const text = name === KEY ? (this.wayVaries[each] ? "[…]" : this.name(example)) : this.snapshot.nameTexts[name];
       steps.push({ name: text, kind: this.kindText(this.wayKinds[each]), cls: this.#className(example) });
     }
     return this.#text(steps.reverse());
@@ -295,7 +313,7 @@ export class Holders {
       if (omitted > 0 && i >= SHOWN_STEPS / 2 && i < SHOWN_STEPS / 2 + omitted) continue;
       const isLast = i === steps.length - 1;
       if (!holder) {
-        text = cls === "module" ? kind : cls === "frame" ? `${shortName(kind)}()` : `(${shortName(kind)})`;
+        text = cls === "module" ? kind : cls === "frame" ? `${shortName(kind)}()` : TASK_CLASSES.has(cls) ? "task" : `(${shortName(kind)})`;
         continue;
       }
       if (name === ".__dict__" || name === ".cell_contents") {
@@ -307,8 +325,8 @@ export class Holders {
       } else {
         text += name;
       }
-      const isNamed = name !== "" && CONTAINERS.has(cls);
-      if (name !== ".__dict__" && !isNamed && !isLast) text += ` → ${shortName(kind)}`;
+      const isKnown = name === ".__dict__" || CONTAINERS.has(cls) || text.endsWith(`.${shortName(kind)}`);
+      if (!isKnown && !isLast) text += ` → ${FAMILIAR[shortName(kind)] ?? shortName(kind)}`;
     }
     return text;
   }

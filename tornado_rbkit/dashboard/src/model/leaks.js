@@ -2,19 +2,29 @@
 // What grows between two snapshots: the ways in which more objects are held, ranked by the growth of what they retain.
 
 import { NONE } from "./dominators.js";
-import { CONTAINERS, ROOT_CLASSES, shortName } from "./holders.js";
+import { CONTAINERS, ROOT_CLASSES, TASK_CLASSES, shortName } from "./holders.js";
 
 const SHOWN = 20;
 
 /** A way that holds less than this share of the growth is noise. */
 const LEAST_SHARE = 0.001;
 
+/** Of the growth of what its objects retain, the share that new objects must have, or the objects themselves by their size. */
+const LEAST_OWN_SHARE = 0.5;
+
+/** In bytes, where there are no more objects than before: the lists and buffers of any program vary in size. */
+const LEAST_IN_PLACE = 4096;
+
 /** Of what a new container retains, the share from which on its items are the suspects. */
 const MOST_OF_IT = 0.8;
 
+/** The same of one that grows in place: its table grows by leaps. */
+const PART_OF_IT = 0.2;
+
 /**
- * Return the suspects, the most growth first, and the growth of all objects in bytes. Of a way and of what its objects
- * hold in turn only the first is a suspect, and of the ways of one holder the first.
+ * Return the suspects, the most growth first, and the growth of all objects in bytes. Suspects are ways whose objects are
+ * new, or grow in place as a buffer does; not those that have always held the container of what is new. Of a way and of
+ * what its objects hold in turn only the first is a suspect, and of the ways of one holder the first.
  *
  * @param {import("./holders.js").Holders} before
  * @param {import("./holders.js").Holders} after
@@ -23,13 +33,17 @@ export function findSuspects(before, after) {
   const seconds = Math.max(1, (after.snapshot.time - before.snapshot.time) / 1000);
   const earlier = new Map();
   for (let way = 0; way < before.wayParents.length; way++) earlier.set(before.wayKey(way), way);
+  const fresh = retainedByNew(before.snapshot, after);
   const grown = [];
   for (let way = 0; way < after.wayParents.length; way++) {
     const old = earlier.get(after.wayKey(way));
     const was = (column) => (old === undefined ? 0 : before.byWay[column][old]);
     const count = after.byWay.count[way] - was("count");
     const retained = after.byWay.retained[way] - was("retained");
-    if (count > 0 && retained > 0) grown.push({ way, count, retained });
+    const bytes = after.byWay.bytes[way] - was("bytes");
+    const isNew = count > 0 && fresh[way] >= LEAST_OWN_SHARE * retained;
+    const isLarger = bytes >= LEAST_IN_PLACE && bytes >= LEAST_OWN_SHARE * retained;
+    if (retained > 0 && count >= 0 && (isNew || isLarger)) grown.push({ way, count, retained });
   }
   grown.sort((a, b) => b.retained - a.retained);
   const total = after.snapshot.bytes - before.snapshot.bytes;
@@ -38,7 +52,7 @@ export function findSuspects(before, after) {
   const suspects = [];
   for (const { way, count, retained } of grown) {
     if (suspects.length >= SHOWN || retained < LEAST_SHARE * grown[0].retained) break;
-    if (isBelow(after, way, chosen) || isWrapper(after, { way, retained }, grown)) continue;
+    if (isBelow(after, way, chosen) || isWrapper(after, { way, count, retained }, grown)) continue;
     chosen.add(way);
     const suspect = describe(after, way, { count, retained, seconds });
     const first = byHolder.get(suspect.holder);
@@ -52,16 +66,25 @@ export function findSuspects(before, after) {
   return { suspects, total, seconds };
 }
 
+/** Return by way the sum of what objects retain that are not in an earlier snapshot. */
+function retainedByNew(before, { snapshot, ways, retained, wayParents }) {
+  const { ids, classes, classNames } = snapshot;
+  const sums = new Float64Array(wayParents.length);
+  for (let i = 0; i < snapshot.objects; i++) if (!before.has(ids[i], classNames[classes[i]])) sums[ways[i]] += retained[i];
+  return sums;
+}
+
 function isBelow(holders, way, chosen) {
   for (let each = holders.wayParents[way]; each !== NONE; each = holders.wayParents[each]) if (chosen.has(each)) return true;
   return false;
 }
 
 /** Return whether a way is one container whose growth is that of its items: "151 bytes in BLOBS" says more than "1 list". */
-function isWrapper(holders, { way, retained }, grown) {
+function isWrapper(holders, { way, count, retained }, grown) {
   const { snapshot, byWay, wayExamples, wayParents } = holders;
   if (byWay.count[way] > 1 || !CONTAINERS.has(snapshot.classNames[snapshot.classes[wayExamples[way]]])) return false;
-  return grown.some((one) => wayParents[one.way] === way && byWay.count[one.way] > 1 && one.retained >= MOST_OF_IT * retained);
+  const least = (count ? MOST_OF_IT : PART_OF_IT) * retained;
+  return grown.some((one) => wayParents[one.way] === way && byWay.count[one.way] > 1 && one.retained >= least);
 }
 
 function describe(holders, way, growth) {
@@ -75,7 +98,7 @@ function describe(holders, way, growth) {
     name: snapshot.classNames[snapshot.classes[example]],
     what: shortName(kind),
     isFunction: snapshot.classNames[snapshot.classes[example]] === "function",
-    holder: parent === NONE ? null : holders.wayText(parent),
+    holder: parent === NONE ? null : holders.wayText(growth.count ? parent : way), // of one that grows in place its own name
     count: holders.byWay.count[way],
     retained: holders.byWay.retained[way],
     unreachable: holders.byWay.unreachable[way],
@@ -83,6 +106,7 @@ function describe(holders, way, growth) {
     countGrowth: growth.count,
     retainedGrowth: growth.retained,
     perSecond: growth.count / growth.seconds,
+    bytesPerSecond: growth.retained / growth.seconds,
     file: snapshot.fileNames[snapshot.files[example]],
     line: snapshot.lines[example],
     evidence: evidence(holders, example),
@@ -96,7 +120,7 @@ function unheldRoot(holders, way) {
   let root = way;
   while (holders.wayParents[root] !== NONE) root = holders.wayParents[root];
   const name = holders.snapshot.classNames[holders.snapshot.classes[holders.wayExamples[root]]];
-  return ROOT_CLASSES.has(name) || holders.byWay.unreachable[root] ? null : shortName(name);
+  return ROOT_CLASSES.has(name) || TASK_CLASSES.has(name) || holders.byWay.unreachable[root] ? null : shortName(name);
 }
 
 /** Return the object of a way that retains most. */

@@ -10,6 +10,9 @@ const MOST_SECONDS = 3600;
 const PATIENCE_SECONDS = 60; // for a snapshot of which nothing arrives
 const POLL_MS = 200;
 
+/** Objects per second; below it the growth is told in bytes. */
+const LEAST_RATE = 0.1;
+
 /** The button that finds what grows, and its options. */
 export class GrowthFinder {
   element;
@@ -126,7 +129,7 @@ export class Suspects {
       h(
         "p",
         { class: "hint" },
-        `${format.signed(one.countGrowth)} objects and ${format.signedBytes(one.retainedGrowth)} in ${format.duration(seconds)}`,
+        `${format.signed(one.countGrowth)} ${one.countGrowth === 1 ? "object" : "objects"} and ${format.signedBytes(one.retainedGrowth)} in ${format.duration(seconds)}`,
         one.also.length ? `, with ${one.also.map(countedName).join(" and ")}` : "",
         one.unreachable ? `; ${format.count(one.unreachable)} unreachable` : "",
         one.unheld ? `; only running code or C code holds the ${one.unheld}` : "",
@@ -142,10 +145,12 @@ export class Suspects {
 export function suspectSentence(one) {
   const made = one.file ? [", made at ", h("span", { title: `${one.file}:${one.line}` }, `${one.file.split("/").at(-1)}:${one.line}`)] : [];
   const held = one.holder === null ? [" that no other object holds"] : [" in ", h("code", {}, one.holder)];
-  return [h("b", {}, countedName(one)), ...held, `, ${format.bytes(one.retained)} retained, ${format.perSecond(one.perSecond)}`, ...made];
+  const rate = one.perSecond >= LEAST_RATE ? format.perSecond(one.perSecond) : `${format.signedBytes(one.bytesPerSecond)}/s`;
+  return [h("b", {}, countedName(one)), ...held, `, ${format.bytes(one.retained)} retained, ${rate}`, ...made];
 }
 
 function countedName({ count, what, isFunction }) {
   if (isFunction) return format.plural(count, what.includes("<locals>") ? "closure" : "function");
+  if (what === "method") return format.plural(count, "bound method");
   return `${format.count(count)} ${what} object${count === 1 ? "" : "s"}`;
 }
