@@ -81,6 +81,55 @@ def test_what_is_slow_is_named_by_the_cpu_clock_and_a_lock_by_the_wall_clock(
     assert [row[0] for row in page.rows("Functions")] == ["normalise", "score", "work"]
 
 
+STANDARD = "/usr/lib/python3.11"
+BUSIEST = "#view-overview .card:nth-child(2) p:not(:empty)"
+
+
+def sample_of(ms: float, *frames: tuple[str, int, str], thread: str = "MainThread", state: str = "running") -> Event:
+    """Return a sample of a named thread, of frames (function, line and file), innermost first."""
+    packed: list[dict[int, Any]] = [{12: name, 13: name, 6: file, 7: line, 15: 1} for name, line, file in frames]
+    packed[0] |= {19: thread, 21: state}
+    return (ms / 1000, EventType.CPU_SAMPLE, packed)
+
+
+def test_a_library_is_named_with_the_own_line_that_calls_it_and_a_collection_with_where_it_runs(
+    page: Page, site: Serve, script: Script
+) -> None:
+    page.open(site(script.rbkit).url)
+    page.until_live()
+    emit = ("StreamHandler.emit", 1098, f"{STANDARD}/logging/__init__.py")
+    handle, parse = ("handle", 11, "/srv/app/__init__.py"), ("parse", 7, "/srv/app/parsing.py")
+    for ms in range(0, 120, 6):
+        script.publish(
+            *(sample_of(ms + i, emit, handle) for i in range(3)),
+            *(sample_of(ms + i, parse, state="gc") for i in range(3, 5)),
+            sample_of(ms + 5, parse),
+        )
+    expected = [
+        "50.0 % handle app/__init__.py:11, in library code, mostly StreamHandler.emit",
+        "33.3 % garbage collection, mostly in parse parsing.py:7",
+        "16.7 % parse parsing.py:7",
+    ]
+    page.until(lambda: page.texts(BUSIEST)[:3] == expected, "each is said")
+
+
+def test_a_program_that_waits_is_told_where(page: Page, site: Serve, script: Script) -> None:
+    page.open(site(script.rbkit).url)
+    page.until_live()
+    wait = ("Popen._try_wait", 1900, f"{STANDARD}/subprocess.py")
+    for ms in range(0, 100, 4):
+        script.publish(
+            *(sample_of(ms + i, wait, ("build", 14, "/srv/build.py"), state="waiting") for i in range(3)),
+            sample_of(ms + 3, ("query", 17, "/srv/build.py"), state="waiting"),
+        )
+    script.publish(vitals(1, 2**20, 0), vitals(2, 2**20, 10))
+    expected = [
+        "75.0 % of the time MainThread waits at build build.py:14, in Popen._try_wait",
+        "25.0 % of the time MainThread waits at query build.py:17",
+    ]
+    page.until(lambda: page.texts(BUSIEST) == expected, "it is said")
+
+
 def test_a_shared_range_of_time_is_shown(page: Page, site: Serve, script: Script) -> None:
     url = site(script.rbkit).url
     page.open(url, f"overview?from={script.start + 10:.1f}&to={script.start + 50:.1f}")

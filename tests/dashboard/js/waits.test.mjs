@@ -128,3 +128,19 @@ test("each clock has a profile of its own, and samples that come late belong to 
   publish(["computes", 2]);
   assert.deepEqual(labels(), ["computes 3"]);
 });
+
+test("a clock that somebody else chose is told, but not the user's own choice", () => {
+  const session = new Session();
+  let time = START;
+  const meet = (clock) => session.reply("handshake", handshake({ clock_type: clock }, (time += 10)));
+  const lines = () => session.log.lines.length;
+  meet("wall");
+  session.publish(collection(0, [sample([frame("sleeps")], time)]));
+  session.reply("use_cpu_time", new TextEncoder().encode("ok"));
+  meet("cpu");
+  assert.equal(lines(), 0);
+  session.publish(collection(1, [sample([frame("computes")], time + 1)]));
+  session.reply("use_wall_time", new TextEncoder().encode("error:forbidden read-only"));
+  meet("wall");
+  assert.match(session.log.lines[0].text, /Another client chose the wall clock/);
+});

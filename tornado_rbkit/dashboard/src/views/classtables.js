@@ -32,9 +32,10 @@ export function classTable(by, isCompared, { onsort, onselect }) {
  * @param {string} label
  * @param {string} title
  * @param {(value: number) => string} text
+ * @param {number} [width] In em, for a label that needs more than a number does.
  */
-function number(key, label, title, text) {
-  return { key, label, title, number: true, text: (/** @type {any} */ row) => text(row[key]) };
+function number(key, label, title, text, width) {
+  return { key, label, title, width, number: true, text: (/** @type {any} */ row) => text(row[key]) };
 }
 
 const NAME = { key: "name", label: "class", text: (/** @type {any} */ row) => row.name };
@@ -42,7 +43,7 @@ const CLASS = [
   number("count", "objects", "how many", format.count),
   number("bytes", "size", "of all these objects, without what they refer to", format.bytes),
   number("retained", "retained", "what would be freed with them: their size, and what only they hold", format.bytes),
-  number("unreachable", "unreachable", UNREACHABLE, format.count),
+  number("unreachable", "unreachable", UNREACHABLE, format.count, 8.5),
 ];
 const CLASS_GROWTH = [
   number("retained", "retained growth", "more than before would be freed with them", format.signedBytes),
@@ -51,7 +52,7 @@ const CLASS_GROWTH = [
   number("appeared", "new", "objects that did not exist before", format.count),
   number("gone", "gone", "objects that no longer exist", format.count),
   number("after", "now", "objects in total", format.count),
-  number("unreachable", "unreachable", UNREACHABLE, format.count),
+  number("unreachable", "unreachable", UNREACHABLE, format.count, 8.5),
 ];
 
 const PLACE = {

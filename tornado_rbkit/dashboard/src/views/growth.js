@@ -143,7 +143,7 @@ export class Suspects {
 
 /** Return a suspect as the parts of a sentence. */
 export function suspectSentence(one) {
-  const made = one.file ? [", made at ", h("span", { title: `${one.file}:${one.line}` }, `${one.file.split("/").at(-1)}:${one.line}`)] : [];
+  const made = one.file ? [", made at ", h("span", { title: `${one.file}:${one.line}` }, format.shortPlace(one.file, one.line))] : [];
   const held = one.holder === null ? [" that no other object holds"] : [" in ", h("code", {}, one.holder)];
   const rate = one.perSecond >= LEAST_RATE ? format.perSecond(one.perSecond) : `${format.signedBytes(one.bytesPerSecond)}/s`;
   return [h("b", {}, countedName(one)), ...held, `, ${format.bytes(one.retained)} retained, ${rate}`, ...made];

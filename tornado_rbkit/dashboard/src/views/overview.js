@@ -6,12 +6,11 @@ import { h, setAttribute, setText } from "./widgets/dom.js";
 import * as format from "./widgets/format.js";
 import { suspectSentence } from "./growth.js";
 import { Latest } from "./latest.js";
-import { SlowFinder, waitSentence } from "./slow.js";
+import { SlowFinder, slowLines } from "./slow.js";
 import { TimeRange } from "./widgets/range.js";
 
 /**
  * @typedef {import("./rpc.js").Header} Header
- * @typedef {{label: string, file: string, line: number, self: number}} Busy A function that computes.
  * @typedef {{name: string, live: number, growth: number, rate: number}} Growing A class.
  * @typedef {object} Data What the worker's `overview` returns.
  * @property {number | null} first
@@ -20,7 +19,7 @@ import { TimeRange } from "./widgets/range.js";
  * @property {{number: number, time: number}[]} snapshots
  * @property {[number, number, number][]} gaps
  * @property {number[]} restarts
- * @property {{functions: Busy[], samples: number, computing: number, waiting: string[], inWaits: number, isByCpu: boolean, wait: import("../model/cpu/waits.js").Wait | null}} cpu
+ * @property {import("./slow.js").Slow} cpu
  * @property {Growing[]} growing
  * @property {{suspects: any[], seconds: number} | null} found
  */
@@ -67,7 +66,7 @@ export class OverviewView {
       "div",
       { class: "cards" },
       card("Who holds the memory?", this.held, this.find, more("snapshots", "All snapshots")),
-      card("What uses the CPU?", h("div", {}, this.busy, this.slow.status), this.slow.button, more("cpu", "Flame graph")),
+      card("What is slow?", h("div", {}, this.busy, this.slow.status), this.slow.button, more("cpu", "Flame graph")),
       card("What is allocated?", this.growing, recordMemory, more("objects", "All classes")),
     );
     this.tiles = h("div", { class: "tiles" }, ...["RSS", "CPU", "threads", "garbage collection"].map((name) => this.#tile(name)));
@@ -145,13 +144,9 @@ export class OverviewView {
    * @param {Data["cpu"]} cpu
    * @param {Header} header
    */
-  #drawBusy({ functions, samples, computing, waiting, inWaits, isByCpu, wait }, header) {
-    const lines = functions.map(({ label, file, line, self }) => [h("b", {}, format.percent(self, computing)), ` ${label} `, place(file, line)]);
-    if (functions.length && !isByCpu) lines.push([h("span", { class: "hint" }, "By the wall clock, which may count threads that wait.")]);
-    if (waiting.length) lines.push([h("span", { class: "hint" }, `Without ${format.percent(inWaits, inWaits + computing)} of the CPU time, which goes into waiting in ${waiting.join(", ")}.`)]);
-    if (wait) lines.push(waitSentence(wait));
-    const none = samples ? "All threads wait." : header.facts?.cpu_profiling_enabled ? "Waiting for the first samples." : "A profile names the busiest functions.";
-    this.#answer(this.busy, lines, (line) => line, { none });
+  #drawBusy(cpu, header) {
+    const none = cpu.samples ? "All threads wait." : header.facts?.cpu_profiling_enabled ? "Waiting for the first samples." : "A profile names the busiest functions.";
+    this.#answer(this.busy, slowLines(cpu), (line) => line, { none });
   }
 
   /** @param {Data["found"]} found */
@@ -218,12 +213,4 @@ const WITHOUT =
  */
 function card(question, answer, ...buttons) {
   return h("section", { class: "card", "aria-label": question }, h("h3", {}, question), answer, h("div", { class: "bar" }, ...buttons));
-}
-
-/**
- * @param {string} file
- * @param {number} line
- */
-function place(file, line) {
-  return h("span", { class: "hint", title: file }, file ? `${file.split("/").at(-1)}:${line}` : "");
 }

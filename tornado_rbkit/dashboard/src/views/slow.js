@@ -7,6 +7,9 @@ import * as format from "./widgets/format.js";
 
 const WALL_SECONDS = 5;
 
+/** Places at which a thread waits that are shown. */
+const STANDING_SHOWN = 2;
+
 /** The button that finds what is slow, and the state of the procedure. */
 export class SlowFinder {
   button = h("button", { type: "button", class: "main", onclick: () => this.#find() }, "Find what is slow");
@@ -64,9 +67,62 @@ export class SlowFinder {
  */
 export function waitSentence({ label, file, line, threads, isKnown, beyond }) {
   const number = `${format.count(threads, 1)} threads`;
-  const place = h("span", { class: "hint", title: file }, `${file.split("/").at(-1)}:${line}`);
-  const where = [h("b", {}, number), isKnown ? " wait for a lock in " : " wait at the same line of ", `${label} `, place];
+  const where = [h("b", {}, number), isKnown ? " wait for a lock in " : " wait at the same line of ", label, place({ file, line })];
   if (beyond === null) return where;
-  const inner = beyond.inner === label ? "" : `, in ${beyond.inner} ${beyond.file.split("/").at(-1)}:${beyond.innerLine}`;
+  const inner = beyond.inner === label ? "" : `, in ${beyond.inner} ${format.shortPlace(beyond.file, beyond.innerLine)}`;
   return [...where, isKnown ? `; it is held over line ${beyond.line}${inner}` : `, probably for a lock that is held over line ${beyond.line}${inner}`];
+}
+
+/**
+ * @typedef {object} Slow What is slow, as the worker's `overview` returns it.
+ * @property {import("../model/cpu/causes.js").Cause[]} causes
+ * @property {number} computing Samples that compute.
+ * @property {number} samples
+ * @property {string[]} waiting Functions that mostly wait.
+ * @property {number} inWaits Their samples.
+ * @property {boolean} isByCpu
+ * @property {import("../model/cpu/waits.js").Wait | null} wait
+ * @property {import("../model/cpu/causes.js").Standing | null} standing
+ */
+
+/**
+ * Return what is slow as sentences, each as its parts.
+ *
+ * @param {Slow} slow
+ */
+export function slowLines({ causes, computing, waiting, inWaits, isByCpu, wait, standing }) {
+  /** @type {(string | Node)[][]} */
+  const lines = causes.map((cause) => [h("b", {}, format.percent(cause.self, computing)), ` ${cause.label}`, place(cause), ...innerOf(cause)]);
+  if (causes.length && !isByCpu) lines.push([hint("By the wall clock, which may count threads that wait.")]);
+  if (waiting.length) lines.push([hint(`Without ${format.percent(inWaits, inWaits + computing)} of the CPU time, which goes into waiting in ${waiting.join(", ")}.`)]);
+  if (wait) lines.push(waitSentence(wait));
+  else for (const at of standing?.places.slice(0, STANDING_SHOWN) ?? []) lines.push(standingSentence(/** @type {string} */ (standing?.thread), at));
+  return lines;
+}
+
+/** @param {import("../model/cpu/causes.js").Cause} cause */
+function innerOf({ kind, inner }) {
+  if (inner === null) return [];
+  const most = inner.isMost ? "mostly" : "such as";
+  if (kind === "gc") return [hint(`, ${most} in ${inner.label}`), place(inner)];
+  return [hint(`, in library code, ${most} ${inner.label}`)];
+}
+
+/**
+ * @param {string} thread
+ * @param {import("../model/cpu/causes.js").Standing["places"][number]} at
+ */
+function standingSentence(thread, at) {
+  const inner = at.inner === null ? [] : [hint(`, in ${at.inner.label}`)];
+  return [h("b", {}, format.percent(at.share, 1)), ` of the time ${thread} waits at ${at.label}`, place(at), ...inner];
+}
+
+/** @param {{file: string, line: number}} at */
+function place({ file, line }) {
+  return h("span", { class: "hint", title: file }, file ? ` ${format.shortPlace(file, line)}` : "");
+}
+
+/** @param {string} text */
+function hint(text) {
+  return h("span", { class: "hint" }, text);
 }

@@ -74,6 +74,8 @@ export class Session {
   #counter = null; // the next expected counter, null if unknown
   #isCounted = true; // whether counters reveal losses and restarts
   #fellAt = -Infinity; // s
+  /** @type {string | null} */
+  #chosenClock = null; // of the CPU profile, by the user of this page
   #snapshotNumber = 0;
 
   get process() {
@@ -102,6 +104,8 @@ export class Session {
     const reply = this.#read(`The reply to ${command}`, () => readReply(command, bytes));
     if (reply === null) return `error:invalid-reply the reply to ${command} could not be read`;
     if (reply.facts) this.#meet(reply.facts, reply.time ?? null);
+    const clock = /^use_(cpu|wall)_time$/.exec(command)?.[1];
+    if (clock && !reply.text?.startsWith("error:")) this.#chosenClock = clock;
     return reply.text ?? null;
   }
 
@@ -337,7 +341,8 @@ export class Session {
     if (before && before.pid !== facts.pid) this.restart();
     const { cpuProfiles } = this.process;
     const hadSamples = this.process.cpu.samples > 0;
-    if (cpuProfiles.use(facts.clock_type, time) && hadSamples) this.#say(`The CPU profile is by the ${facts.clock_type} clock now. The one before goes on when its clock is chosen again.`);
+    const isOther = cpuProfiles.use(facts.clock_type, time);
+    if (isOther && hadSamples && facts.clock_type !== this.#chosenClock) this.#say(`Another client chose the ${facts.clock_type} clock for the CPU profile. The profile before goes on when its clock is chosen again.`);
     this.process.facts = facts;
     const version = facts.rbkit_protocol_version;
     if (!before && version !== "(unknown)" && version.split(".")[0] !== PROTOCOL_MAJOR) {

@@ -5,6 +5,7 @@ import { Connection } from "../connection/connection.js";
 import { Keeper } from "./keeper.js";
 import { collapsed, speedscope } from "../model/cpu/exports.js";
 import { Session } from "./session.js";
+import { findCauses, findStanding } from "../model/cpu/causes.js";
 import { findBusy, findWait } from "../model/cpu/waits.js";
 import { openStore } from "./store.js";
 import { findSuspects } from "../model/leaks.js";
@@ -161,7 +162,7 @@ const methods = {
       snapshots: snapshotsBetween(from, to),
       gaps,
       restarts,
-      cpu: answerOfCpu(cpuProfiles, facts),
+      cpu: answerOfCpu(cpuProfiles, facts, session.vitals.latest),
       growing: growing.map(({ name, live, growth, rate }) => ({ name, live, growth, rate })),
       found,
     };
@@ -325,12 +326,13 @@ async function restore(mine, target) {
 }
 
 /**
- * Return what uses the CPU, by the CPU clock if there are samples of it, and where threads wait for one another.
+ * Return what uses the CPU, by the CPU clock if there are samples of it, and where threads wait, also for one another.
  *
  * @param {import("../model/cpu/profiles.js").CpuProfiles} profiles
  * @param {import("../connection/protocol.js").Facts | null} facts
+ * @param {import("../model/vitals.js").Figures | null} latest
  */
-function answerOfCpu(profiles, facts) {
+function answerOfCpu(profiles, facts, latest) {
   const [wall, computing] = [profiles.of("wall"), profiles.of("cpu")];
   const isByCpu = Boolean(computing?.samples);
   const shown = isByCpu && computing ? computing : profiles.current;
@@ -338,9 +340,10 @@ function answerOfCpu(profiles, facts) {
   const { functions, waiting } = findBusy(shown, isByCpu ? wall : null, interval);
   const sum = (/** @type {{self: number}[]} */ rows) => rows.reduce((all, { self }) => all + self, 0);
   return {
-    ...{ functions: functions.slice(0, ANSWERS), computing: sum(functions), samples: shown.samples, isByCpu },
+    ...{ causes: findCauses(shown, functions).slice(0, ANSWERS), computing: sum(functions), samples: shown.samples, isByCpu },
     ...{ waiting: waiting.slice(0, ANSWERS).map(({ label }) => label), inWaits: sum(waiting) },
     wait: wall && findWait(wall, computing, interval),
+    standing: wall && findStanding(wall, latest?.cpu ?? null),
   };
 }
 

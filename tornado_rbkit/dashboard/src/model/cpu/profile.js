@@ -191,6 +191,26 @@ export class CpuProfile {
     return { counts, looks: Math.max(0, ...threads.values()) };
   }
 
+  /** Return the samples of the last `ms` of each thread: {title, isMain, samples, idle, all}, the latter two by stack. */
+  recentByThread(ms) {
+    const threads = new Map();
+    const count = (counts, stack) => counts.set(stack, (counts.get(stack) ?? 0) + 1);
+    this.#log.each(Math.max(0, this.elapsed - ms), Infinity, (serial, kind, stack) => {
+      const { title, isMain } = this.threads.bySerial[serial];
+      if (!threads.has(serial)) threads.set(serial, { title, isMain, samples: 0, idle: new Map(), all: new Map() });
+      const thread = threads.get(serial);
+      thread.samples++;
+      count(thread.all, stack);
+      if (kind % 2) count(thread.idle, stack);
+    });
+    return [...threads.values()];
+  }
+
+  /** Return the samples of threads that run, by stack. */
+  selfByStack() {
+    return this.#select({ idle: false }).self;
+  }
+
   /** Return the index of the function with a name, -1 if there is none. @param {string} name */
   find(name) {
     return this.functions.findIndex((fn) => fn.name === name);

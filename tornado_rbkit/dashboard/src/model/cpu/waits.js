@@ -19,7 +19,7 @@ const TIMES = 8;
 
 /**
  * @typedef {import("./profile.js").CpuProfile} CpuProfile
- * @typedef {{label: string, file: string, line: number, self: number}} Busy A function and its samples.
+ * @typedef {{index: number, label: string, file: string, line: number, self: number}} Busy A function and its samples.
  * @typedef {{line: number, threads: number, inner: string, file: string, innerLine: number}} Beyond
  *
  * @typedef {object} Wait

@@ -93,3 +93,8 @@ export function place(file, line) {
   const parts = file.split("/");
   return `${parts.length > 3 ? `…/${parts.slice(-2).join("/")}` : file}${line ? `:${line}` : ""}`;
 }
+
+/** Return the name of a file, with its folder if many have the same name, and the line number. */
+export function shortPlace(file, line) {
+  return file ? `${/([^\\/]+[\\/])?__(init|main)__\.py$/.exec(file)?.[0] ?? file.split(/[\\/]/).at(-1)}:${line}` : "";
+}
