@@ -80,7 +80,6 @@ UNWINDING = """
 
 FOREIGN = """
     import gc, sys, threading, time, weakref
-    from tornado_rbkit import profiler
 
     due = 0.0
 
@@ -159,26 +158,46 @@ FOREIGN = """
                 thread.join()
 
     over = threading.Event()
-    server = profiler.start_profiling(
-        "tcp://127.0.0.1:*", "tcp://127.0.0.1:*", enable_cpu_profiling=True, cpu_sampling_interval=0.0005,
-        clock_type=sys.argv[2],
-    )
     gc.callbacks.append(let_go)
     gc.set_threshold(20, 1000, 1000)
     threads = [threading.Thread(target=target) for target in (work, work, churn)]
     for thread in threads:
         thread.start()
-    time.sleep(float(sys.argv[1]))
-    while server.running and server.status()["cpu"]["samples"] <= 100:
-        time.sleep(0.1)
+    READ
     over.set()
     for thread in threads:
         thread.join()
-    assert server.running, server.status()
     gc.set_threshold(700)
     gc.callbacks.clear()
-    profiler.stop_server()
     print("survived")
+"""
+"""A host whose collections, finalizers and callbacks let other threads run; READ stands for reading its stacks."""
+
+SAMPLE = """
+    from tornado_rbkit import profiler
+    server = profiler.start_profiling(
+        "tcp://127.0.0.1:*", "tcp://127.0.0.1:*", enable_cpu_profiling=True, cpu_sampling_interval=0.0005,
+        clock_type=sys.argv[2],
+    )
+    time.sleep(float(sys.argv[1]))
+    while server.running and server.status()["cpu"]["samples"] <= 100:
+        time.sleep(0.1)
+    assert server.running, server.status()
+    profiler.stop_server()
+"""
+
+SNAPSHOT = """
+    from tornado_rbkit.profiler.heap import Snapshot
+    from tornado_rbkit.profiler.references import reader, running_frames
+    end = time.monotonic() + float(sys.argv[1])
+    while time.monotonic() < end:
+        for _ in range(100):
+            [type(value) for frame in running_frames() for value in reader(type(frame))(frame)[0]]
+            time.sleep(0)
+        for _ in Snapshot(1, []).walk():
+            time.sleep(0)
+            if time.monotonic() > end:  # the old garbage has grown
+                break
 """
 
 
@@ -199,7 +218,12 @@ def test_callbacks_finalizers_generators_and_short_lived_threads_are_no_danger(
     request: pytest.FixtureRequest, clock: str
 ) -> None:
     seconds = 1.0 + float(request.config.option.soak)
-    survive(FOREIGN, str(seconds), clock, seconds=seconds)
+    survive(FOREIGN.replace("READ", SAMPLE.strip()), str(seconds), clock, seconds=seconds)
+
+
+def test_a_snapshot_beside_them_is_no_danger(request: pytest.FixtureRequest) -> None:
+    seconds = 1.0 + float(request.config.option.soak)
+    survive(FOREIGN.replace("READ", SNAPSHOT.strip()), str(seconds), seconds=seconds)
 
 
 @pytest.fixture

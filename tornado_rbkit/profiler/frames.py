@@ -70,17 +70,27 @@ def check_sampling() -> None:
 
 
 def frames_of_others() -> list[FrameType]:
-    """Return the innermost frame of each thread except the caller's. Any thread.
+    """Return the frames of each thread except the caller's, on Python 3.11 and later. Any thread.
 
-    For Python 3.12 and later; see the module's docstring.
+    They are referred to when other threads run again, unlike those of `read_stacks`. Of a deep stack the outer frames
+    are left out.
 
     Raises:
         SamplingError: the frames cannot be read safely.
     """
+    is_own = original("get_ident")().__eq__
+    threads: list[int] = []
     frames: dict[int, FrameType] = {}
-    _with_frames(lambda current: [map(frames.update, current)])
-    frames.pop(original("get_ident")(), None)  # it holds this dict, which would hold it until a collection
-    return list(frames.values())
+    found: list[FrameType] = []
+    _with_frames(
+        lambda current: [
+            map(frames.update, current),
+            map(threads.extend, map(filterfalse, [is_own], [frames])),
+            map(found.extend, _walks(map(frames.get, threads))),
+            starmap(frames.clear, ONCE),
+        ]
+    )
+    return found
 
 
 def read_stacks(tasks: dict[int, str] | None = None) -> dict[int, list[Place]]:
@@ -155,6 +165,10 @@ def _shares_gil(interpreter: Any) -> bool:
 
 def _follow(frames: Iterable[FrameType | None]) -> Iterator[list[Place]]:
     """Return an iterator that reads the stack of each frame without running bytecode."""
+    return map(list, map(map, repeat(read_place), _walks(frames)))
+
+
+def _walks(frames: Iterable[FrameType | None]) -> Iterator[Iterator[FrameType]]:
+    """Return an iterator of iterators over each frame and its callers; none of them runs bytecode."""
     steps: Any = map(chain, zip(frames), map(repeat, repeat("f_back"), repeat(MAX_DEPTH - 1)))
-    walks: Any = map(takewhile, repeat(operator.truth), map(accumulate, steps, repeat(getattr)))
-    return map(list, map(map, repeat(read_place), walks))
+    return map(takewhile, repeat(operator.truth), map(accumulate, steps, repeat(getattr)))

@@ -8,13 +8,13 @@ Python 3.13, see `tracked`, 15 ms from Python 3.14 on), and reading the referenc
 
 The walk refers to a value only until its row is packed, a slice or two after its container's row: the host can then
 resize a NumPy array, which fails while something else refers to the array. (An instance of a subclass that the
-collector tracks is kept until the end.) Up to Python 3.13 a tuple may be missing if only a running function's variable
-refers to it.
+collector tracks is kept until the end.) The same holds for the frames of running functions. Up to Python 3.13 a tuple
+may be missing if only an expression that is being evaluated refers to it.
 
 The collector does not list objects frozen with `gc.freeze`. If there are any, every reference is followed, from the
-modules and classes on, to find them. The walk then takes longer, keeps the objects that it has yet to look at, and
-includes objects that are created meanwhile. Frozen objects are missing if nothing refers to them except the
-interpreter, an extension module, or up to Python 3.12 a running function's variable.
+modules, classes and running functions on, to find them. The walk then takes longer, keeps the objects that it has yet
+to look at, and includes objects that are created meanwhile. Frozen objects are missing if only the interpreter or an
+extension module refers to them.
 
 A snapshot leaves out the profiler's own objects, except its modules, their definitions, and a few objects that only
 the interpreter holds. Of a module only its namespace is followed (see `objects.referents`). The names under which
@@ -121,7 +121,7 @@ class Snapshot:
         values.extend(frame for frame in running_frames() if not is_internal(_module_of(frame)))
         if self._has_frozen:
             values += [*sys.modules.values(), *_subclasses_of(object)]  # a module may have two names
-            values[:] = [value for value in values if self._is_new(id(value))]
+        values[:] = [value for value in values if self._is_new(id(value))]
         at, item = 0, None
         while at < len(objects) or values:
             with size as count:
@@ -166,7 +166,7 @@ class Snapshot:
                     shard.add(other_id)
                     self._values.append(other)
         label = None if kind.name_of is None else as_name(kind.name_of(item))
-        file, line = self._place(item) if self._tracing or cls is FunctionType else (None, None)
+        file, line = self._place(item) if self._tracing or cls is FunctionType or cls is FrameType else (None, None)
         try:
             size = kind.size_of(item)
         except Exception:  # noqa: BLE001 - an extension's __sizeof__ may raise anything; rbkit sends nil for it
@@ -194,7 +194,8 @@ class Snapshot:
 
     def _place(self, item: Any) -> tuple[str | None, int | None]:
         """Return the file and line where the object was created, if they are known."""
-        trace = _get_object_traceback(item)  # tracemalloc.get_object_traceback() would create objects
+        # tracemalloc.get_object_traceback() would create objects
+        trace = None if type(item) is FrameType else _get_object_traceback(item)
         place = trace[0] if trace else defined_at(item)
         if place is None:
             return None, None

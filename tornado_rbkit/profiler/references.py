@@ -13,8 +13,7 @@ references have no name. None of the host's code is run, and no ``__dict__`` is 
   object with the same value.
 - functions: the cells of the closure, under the names of the variables. They are references of the function as well
   as of its ``__closure__``.
-- running functions (Python 3.13 and newer): ``f_locals``. On Python 3.11 and 3.12 the collector's traversal does not
-  visit the variables of running functions, and ``f_locals`` would copy them into a dict that keeps them alive.
+- functions that run or have ended, of which there is a frame: their variables, from Python 3.11 on (see `variables`).
 - NumPy arrays, which the collector does not traverse: ``base``, and the items of an array of objects.
 """
 
@@ -41,19 +40,18 @@ from typing import Any, Final, TypeAlias
 from tornado_rbkit.profiler.attributes import InstanceReader
 from tornado_rbkit.profiler.frames import SamplingError, frames_of_others
 from tornado_rbkit.profiler.objects import HAVE_GC, HEAP_TYPE, class_name, referents, type_dict, type_flags, type_mro
+from tornado_rbkit.profiler.variables import variable_reader
 from tornado_rbkit.protocol import Field
 
 MAX_NAME: Final = 80
 """Characters of a name; longer names are cut."""
-
-FRAMES_SHOW_LOCALS: Final = sys.version_info >= (3, 13)
-"""Whether the variables of a running function can be read without copying them into a dict (PEP 667)."""
 
 _MAX_KEY: Final = 2**53 - 1
 """The largest integer that is a name: JavaScript has larger ones only in part."""
 
 _ATTRIBUTES: Final = int(Field.ATTRIBUTES)
 _KEYS: Final = int(Field.KEYS)
+_CO_OPTIMIZED: Final = 1
 _dict_iter: Final[Callable[[Any], Iterator[Any]]] = dict.__iter__
 _dict_values: Final[Callable[[Any], Iterable[Any]]] = dict.values
 _FUNCTION_PARTS: Final = ("__closure__", "__globals__", "__defaults__", "__kwdefaults__", "__code__")
@@ -108,22 +106,22 @@ def namer(cls: type) -> Callable[[Any], str | None] | None:
     return class_name if any(base is type for base in bases) else None
 
 
-def defined_at(item: Any) -> tuple[str, int] | None:
-    """Return the file and line of a function's ``def``, which is where the function was created."""
-    return (item.__code__.co_filename, item.__code__.co_firstlineno) if type(item) is FunctionType else None
+def defined_at(item: Any) -> tuple[str, int | None] | None:
+    """Return the file and line of a function's ``def``, or those that a frame has reached; None for other objects.
+
+    A function was created at its ``def``. A frame's object may have been created by whoever looked at it.
+    """
+    if type(item) is FunctionType:
+        return item.__code__.co_filename, item.__code__.co_firstlineno
+    return (item.f_code.co_filename, item.f_lineno) if type(item) is FrameType else None
 
 
 def running_frames() -> list[FrameType]:
     """Return the frames of all other threads, if their variables can be read and their stacks are safe to read."""
-    found: list[FrameType] = []
-    if FRAMES_SHOW_LOCALS:
+    if variable_reader() is not None:
         with contextlib.suppress(SamplingError):
-            for frame in frames_of_others():
-                each: FrameType | None = frame
-                while each is not None:
-                    found.append(each)
-                    each = each.f_back
-    return found
+            return frames_of_others()
+    return []
 
 
 def as_name(value: Any) -> Name:
@@ -216,10 +214,11 @@ def _cell(item: Any) -> References:
 
 
 def _frame(item: Any) -> References:
-    if not FRAMES_SHOW_LOCALS or not item.f_code.co_flags & 1:  # CO_OPTIMIZED: others have a namespace
+    read = variable_reader()
+    if read is None or not item.f_code.co_flags & _CO_OPTIMIZED:  # other code has a namespace
         return _unnamed(item)
-    pairs = list(item.f_locals.items())
-    return [value for _, value in pairs], _ATTRIBUTES, [as_name(name) for name, _ in pairs]
+    values, names = read(item)
+    return values, _ATTRIBUTES, list(map(as_name, names))
 
 
 def _array(array: type, item: Any) -> References:
