@@ -106,7 +106,7 @@ def test_a_library_is_named_with_the_own_line_that_calls_it_and_a_collection_wit
             sample_of(ms + 5, parse),
         )
     expected = [
-        "50.0 % handle app/__init__.py:11, in library code, mostly StreamHandler.emit",
+        "50.0 % handle app/__init__.py:11, in calls from this line, mostly StreamHandler.emit",
         "33.3 % garbage collection, mostly in parse parsing.py:7",
         "16.7 % parse parsing.py:7",
     ]

@@ -105,7 +105,7 @@ function innerOf({ kind, inner }) {
   if (inner === null) return [];
   const most = inner.isMost ? "mostly" : "such as";
   if (kind === "gc") return [hint(`, ${most} in ${inner.label}`), place(inner)];
-  return [hint(`, in library code, ${most} ${inner.label}`)];
+  return [hint(`, in calls from this line, ${most} ${inner.label}`)];
 }
 
 /**
