@@ -66,7 +66,7 @@ def check_sampling() -> None:
     Raises:
         SamplingError: they cannot be read safely.
     """
-    _with_frames(lambda _: [])
+    with_frames(lambda _: [])
 
 
 def frames_of_others() -> list[FrameType]:
@@ -82,11 +82,11 @@ def frames_of_others() -> list[FrameType]:
     threads: list[int] = []
     frames: dict[int, FrameType] = {}
     found: list[FrameType] = []
-    _with_frames(
+    with_frames(
         lambda current: [
             map(frames.update, current),
             map(threads.extend, map(filterfalse, [is_own], [frames])),
-            map(found.extend, _walks(map(frames.get, threads))),
+            map(found.extend, walks(map(frames.get, threads))),
             starmap(frames.clear, ONCE),
         ]
     )
@@ -111,7 +111,7 @@ def read_stacks(tasks: dict[int, str] | None = None) -> dict[int, list[Place]]:
     loops: list[Any] = []
     names: list[str] = []
     running = None if tasks is None else running_tasks()
-    _with_frames(
+    with_frames(
         lambda current: [
             *(read_tasks(running, loops, names) if running else ()),
             map(frames.update, current),
@@ -125,7 +125,7 @@ def read_stacks(tasks: dict[int, str] | None = None) -> dict[int, list[Place]]:
     return dict(zip(threads, stacks, strict=True))
 
 
-def _with_frames(calls: Callable[[Iterator[dict[int, FrameType]]], list[Iterator[None]]]) -> None:
+def with_frames(calls: Callable[[Iterator[dict[int, FrameType]]], list[Iterator[None]]]) -> None:
     """Run calls uninterrupted that consume an iterator of the result of `sys._current_frames`.
 
     The iterator is empty if there is an interpreter that is not known to share this interpreter's GIL.
@@ -165,10 +165,10 @@ def _shares_gil(interpreter: Any) -> bool:
 
 def _follow(frames: Iterable[FrameType | None]) -> Iterator[list[Place]]:
     """Return an iterator that reads the stack of each frame without running bytecode."""
-    return map(list, map(map, repeat(read_place), _walks(frames)))
+    return map(list, map(map, repeat(read_place), walks(frames)))
 
 
-def _walks(frames: Iterable[FrameType | None]) -> Iterator[Iterator[FrameType]]:
+def walks(frames: Iterable[FrameType | None]) -> Iterator[Iterator[FrameType]]:
     """Return an iterator of iterators over each frame and its callers; none of them runs bytecode."""
     steps: Any = map(chain, zip(frames), map(repeat, repeat("f_back"), repeat(MAX_DEPTH - 1)))
     return map(takewhile, repeat(operator.truth), map(accumulate, steps, repeat(getattr)))

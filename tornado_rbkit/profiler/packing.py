@@ -10,7 +10,7 @@ import struct
 import time
 from collections.abc import Sequence
 from functools import lru_cache
-from typing import Any, Final
+from typing import Any, Final, NamedTuple
 
 import msgpack
 
@@ -28,6 +28,7 @@ _NO_TIMESTAMP: Final = b"\xcb" + bytes(8)
 _FRAME_HEAD: Final = bytes((0x86, Field.METHOD_NAME))
 _DEFINED_FRAME_HEAD: Final = bytes((0x87, Field.METHOD_NAME))
 _DEFINITION_KEY: Final = bytes((Field.DEFINITION_LINE,))
+_SUSPENDED_KEY: Final = bytes((Field.SUSPENDED_TASKS,))
 _LABEL_KEY: Final = bytes((Field.LABEL,))
 _FILE_KEY: Final = bytes((Field.FILE,))
 _LINE_KEY: Final = bytes((Field.LINE,))
@@ -145,6 +146,8 @@ def pack_stack(frames: Sequence[bytes], thread_id: int, facts: Sequence[bytes] =
         thread_id: the thread of all frames.
         facts: from `pack_facts`; they are added to the innermost frame.
     """
+    if not frames:
+        return _PAYLOAD_KEY + _array_header(0)
     packed_id = pack(thread_id)
     if not facts:
         return b"".join((_PAYLOAD_KEY, _array_header(len(frames)), packed_id.join(frames), packed_id))
@@ -157,6 +160,37 @@ def pack_stack(frames: Sequence[bytes], thread_id: int, facts: Sequence[bytes] =
 def pack_sample(timestamp: bytes, stack: bytes) -> bytes:
     """Return a cpu_sample with a payload of `pack_stack`."""
     return b"".join((_SAMPLE_HEAD, timestamp, stack))
+
+
+class TaskGroup(NamedTuple):
+    """Suspended tasks with the same stack of packed frames, innermost first; see `protocol.TaskGroup`."""
+
+    tasks: int
+    names: list[str]
+    awaits: str | None
+    stack: tuple[bytes, ...]
+
+
+def pack_suspended_tasks(now: float, tasks: int, read: int, milliseconds: float, groups: Sequence[TaskGroup]) -> bytes:
+    """Return a cpu_sample without frames that tells where tasks wait; see `protocol.SuspendedTasks`.
+
+    Args:
+        now: seconds since the Unix epoch.
+        tasks: the number of tasks that are not done.
+        read: the number of tasks that were read.
+        milliseconds: the time since the look before.
+        groups: the groups of the suspended tasks that were read.
+    """
+    counts = {int(Field.TASKS): tasks, int(Field.TASKS_READ): read, int(Field.MILLISECONDS): milliseconds}
+    head = b"".join((bytes((0x84,)), _SAMPLE_HEAD[1:], pack_time(now), _PAYLOAD_KEY, b"\x90", _SUSPENDED_KEY))
+    look = bytes((0x84,)) + pack(counts)[1:] + _PAYLOAD_KEY + _array_header(len(groups))
+    return b"".join((head, look, *map(_pack_group, groups)))
+
+
+def _pack_group(group: TaskGroup) -> bytes:
+    about = (bytes((Field.TASKS,)), pack(group.tasks), bytes((Field.CLASS_NAME,)), pack(group.awaits))
+    names = (bytes((Field.TASK_NAMES,)), _array_header(len(group.names)), *map(pack_text, group.names))
+    return b"".join((b"\x84", *about, *names, pack_stack(group.stack, 0)))
 
 
 def without_time(sample: bytes) -> bytes:

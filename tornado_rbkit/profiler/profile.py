@@ -21,6 +21,7 @@ from tornado_rbkit.profiler.frames import SamplingError
 from tornado_rbkit.profiler.heap import Snapshot
 from tornado_rbkit.profiler.memory import MemoryProfile
 from tornado_rbkit.profiler.packing import pack_event
+from tornado_rbkit.profiler.task_waits import TaskWaits
 from tornado_rbkit.profiler.threads import internal_logger
 from tornado_rbkit.profiler.vitals import VITALS_SECONDS, Figures, Vitals
 from tornado_rbkit.protocol import EventType
@@ -109,6 +110,7 @@ class Profile:
         self.memory = MemoryProfile(batcher, lambda: self.internal)
         self.internal: list[object] = [self]
         self.cpu: Sampler = _sampler(batcher, cpu_engine)
+        self._task_waits = TaskWaits(batcher)
         self.snapshot_objects = 0
         """The number of objects in the last snapshot, or found so far by the running snapshot."""
         self.gc_stats = True
@@ -151,6 +153,8 @@ class Profile:
         """Do the work that is due; return the seconds until the next call, None to wait for the next command."""
         vitals_due = self.publish_vitals()
         self.cpu.watch()
+        samples_waits = self.cpu.enabled and self.cpu.clock_type == "wall"
+        self._task_waits.work(is_wanted=samples_waits and self._outlet.has_subscribers)
         try:
             due = self.memory.work()
         except Exception as error:  # noqa: BLE001 - must not affect the host or the CPU sampler

@@ -33,6 +33,8 @@ from tornado_rbkit.protocol.events import (
     ObjDestroyed,
     ObjectSpaceDump,
     StackFrame,
+    SuspendedTasks,
+    TaskGroup,
     UnknownEvent,
 )
 from tornado_rbkit.protocol.websocket import (
@@ -96,6 +98,8 @@ __all__ = [
     "ObjectSpaceDump",
     "RbkitError",
     "StackFrame",
+    "SuspendedTasks",
+    "TaskGroup",
     "UnknownEvent",
     "check_reply",
     "decode",

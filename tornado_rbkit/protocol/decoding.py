@@ -28,6 +28,8 @@ from tornado_rbkit.protocol.events import (
     ObjDestroyed,
     ObjectSpaceDump,
     StackFrame,
+    SuspendedTasks,
+    TaskGroup,
     UnknownEvent,
 )
 
@@ -128,6 +130,16 @@ def _decode_object_space_dump(event: dict[int, Any]) -> ObjectSpaceDump:
 
 def _decode_cpu_sample(event: dict[int, Any]) -> CPUSample:
     stack = _maps(event[Field.PAYLOAD])
+    innermost = stack[0] if stack else {}
+    thread, task, state = (
+        _text_or_none(innermost.get(key)) for key in (Field.THREAD_NAME, Field.TASK_NAME, Field.THREAD_STATE)
+    )
+    tasks = event.get(Field.SUSPENDED_TASKS)
+    suspended = None if tasks is None else _decode_suspended_tasks(_map(tasks))
+    return CPUSample(_timestamp(event), _decode_frames(stack), thread, task, state, suspended)
+
+
+def _decode_frames(stack: list[dict[int, Any]]) -> list[StackFrame]:
     frames = [
         StackFrame(
             frame[Field.METHOD_NAME],
@@ -141,9 +153,23 @@ def _decode_cpu_sample(event: dict[int, Any]) -> CPUSample:
         for frame in stack
     ]
     _check_columns(frames, "frame", *zip(StackFrame._fields, _STACK_FRAME_TYPES, strict=True))
-    innermost = stack[0] if stack else {}
-    facts = (_text_or_none(innermost.get(key)) for key in (Field.THREAD_NAME, Field.TASK_NAME, Field.THREAD_STATE))
-    return CPUSample(_timestamp(event), frames, *facts)
+    return frames
+
+
+def _decode_suspended_tasks(look: dict[int, Any]) -> SuspendedTasks:
+    groups = [
+        TaskGroup(
+            _int(group[Field.TASKS]),
+            group[Field.TASK_NAMES],
+            _text_or_none(group[Field.CLASS_NAME]),
+            _decode_frames(_maps(group[Field.PAYLOAD])),
+        )
+        for group in _maps(look[Field.PAYLOAD])
+    ]
+    _check_types("task names", [group.names for group in groups], frozenset({list}))
+    _check_types("task name", chain.from_iterable(group.names for group in groups), _TEXT)
+    milliseconds = _number(look[Field.MILLISECONDS], "a time between two looks")
+    return SuspendedTasks(_int(look[Field.TASKS]), _int(look[Field.TASKS_READ]), milliseconds, groups)
 
 
 _DECODERS: Final[dict[int, Callable[[dict[int, Any]], Event]]] = {
@@ -208,10 +234,13 @@ def _names(types: Iterable[type]) -> str:
 
 
 def _timestamp(event: dict[int, Any]) -> float:
-    timestamp = event[Field.TIMESTAMP]
-    if type(timestamp) not in (float, int) or not math.isfinite(timestamp):
-        raise TypeError("a timestamp that is not a finite number")
-    return float(timestamp)
+    return _number(event[Field.TIMESTAMP], "a timestamp")
+
+
+def _number(value: Any, name: str) -> float:
+    if type(value) not in (float, int) or not math.isfinite(value):
+        raise TypeError(f"{name} that is not a finite number")
+    return float(value)
 
 
 def _int(value: Any) -> int:

@@ -68,6 +68,15 @@ class Field(enum.IntEnum):
     TRACED = 23
     """An extension like `ATTRIBUTES`, for an object_space_dump: the bytes that tracemalloc has traced, which are those
     allocated by Python's allocators since it was switched on, and in use. Absent while it is off."""
+    SUSPENDED_TASKS = 24
+    """An extension like `ATTRIBUTES`, for a cpu_sample without frames, which rbkit's clients ignore (an event of
+    another type would crash rbkit-client): a `SuspendedTasks` as a map of `TASKS`, `TASKS_READ`, `MILLISECONDS`, and
+    `PAYLOAD` with the groups. A group is a map of `TASKS`, `CLASS_NAME` (its `awaits`), `TASK_NAMES`, and `PAYLOAD`
+    with the frames, which are those of a cpu_sample with 0 as `THREAD_ID`."""
+    TASKS = 25
+    TASKS_READ = 26
+    MILLISECONDS = 27
+    TASK_NAMES = 28
 
 
 class ObjCreated(NamedTuple):
@@ -142,11 +151,47 @@ class StackFrame(NamedTuple):
     definition_line: int | None = None
 
 
+class TaskGroup(NamedTuple):
+    """Suspended asyncio tasks that wait at the same place.
+
+    Attributes:
+        tasks: how many they are.
+        names: some of the names that the program has given to them.
+        awaits: the name of the class of the future that they wait for; None if they wait for the event loop to run
+            them.
+        frames: of the coroutines of a task, and of those of the tasks that wait for it, innermost first. The profiler
+            finds the latter from Python 3.14 on. The last ones are missing if they have not been read.
+    """
+
+    tasks: int
+    names: list[str]
+    awaits: str | None
+    frames: list[StackFrame]
+
+
+class SuspendedTasks(NamedTuple):
+    """What the suspended asyncio tasks of a process wait for, at one moment.
+
+    Sent several times a second by the profiler for Python, while it samples by the wall clock.
+
+    Attributes:
+        tasks: the number of tasks of the process that are not done.
+        tasks_read: how many of them the profiler has read. A group stands for ``tasks / tasks_read`` times its tasks.
+        milliseconds: the time since the moment before.
+        groups: the largest groups among the tasks that were read, without those that run.
+    """
+
+    tasks: int
+    tasks_read: int
+    milliseconds: float
+    groups: list[TaskGroup]
+
+
 class CPUSample(NamedTuple):
     """One sample of a stack; `frames` begins with the innermost frame.
 
     `thread_name`, `task_name` and `thread_state` are those of `Field`, None if the profiler does not send them, as
-    rbkit.
+    rbkit. A sample with `suspended_tasks` has no frames: it is about tasks, not about a thread.
     """
 
     timestamp: float
@@ -154,6 +199,7 @@ class CPUSample(NamedTuple):
     thread_name: str | None = None
     task_name: str | None = None
     thread_state: str | None = None
+    suspended_tasks: SuspendedTasks | None = None
 
 
 class UnknownEvent(NamedTuple):

@@ -1,5 +1,7 @@
 """Converts the CPU samples of a recording to formats of other tools, and all events to JSON. Pure functions.
 
+Suspended asyncio tasks are in the JSON only: the other formats have the samples of threads.
+
 The output is valid for any events: Unicode without surrogates, JSON without NaN, one line for each stack, and no
 terminal control characters. The dashboard exports the same bytes (``dashboard/src/model/cpu/exports.js``).
 """
@@ -12,7 +14,7 @@ from collections import Counter
 from collections.abc import Iterable, Iterator
 from typing import Final
 
-from tornado_rbkit.protocol import CPUSample, Event, HeapObject, StackFrame
+from tornado_rbkit.protocol import CPUSample, Event, HeapObject, StackFrame, SuspendedTasks, TaskGroup
 
 _MAX_DEPTH: Final = 50
 """Levels of an unknown event's payload that are written as JSON; parsers have limits too."""
@@ -111,7 +113,7 @@ def _plain(value: object, depth: int = 0) -> object:
         return value if math.isfinite(value) else None
     if depth == _MAX_DEPTH:
         return "..."
-    if isinstance(value, HeapObject | StackFrame):
+    if isinstance(value, HeapObject | StackFrame | SuspendedTasks | TaskGroup):
         value = value._asdict()
     if isinstance(value, list):
         return [_plain(item, depth + 1) for item in value]

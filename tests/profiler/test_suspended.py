@@ -1,0 +1,399 @@
+"""The stacks of suspended asyncio tasks, read from another thread without running the host's code."""
+
+from __future__ import annotations
+
+import asyncio
+import gc
+import itertools
+import sys
+import threading
+import types
+import weakref
+from collections.abc import AsyncIterator, Awaitable, Callable, Coroutine, Generator, Iterator
+from contextlib import contextmanager
+from typing import Any
+
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from tests.profiler.python import python
+from tornado_rbkit.profiler import suspended
+from tornado_rbkit.profiler.frame_cache import line_number
+from tornado_rbkit.profiler.suspended import Look, SuspendedTask, TaskReader
+
+Main = Callable[[], Coroutine[Any, Any, None]]
+
+
+@contextmanager
+def loop_thread(main: Main, runner: Callable[[Coroutine[Any, Any, None]], object] = asyncio.run) -> Iterator[None]:
+    """Run a loop on a thread of its own, until the block has ended; it begins when `main` has been suspended once."""
+    begun, loops, done = threading.Event(), [], []
+
+    async def run() -> None:
+        loops.append(asyncio.get_running_loop())
+        done.append(asyncio.Event())
+        task = asyncio.create_task(main(), name="main")
+        for _ in range(5):  # turns of the loop, in which the tasks of `main` reach their waits
+            await asyncio.sleep(0)
+        begun.set()
+        await done[0].wait()
+        task.cancel()
+        await asyncio.gather(task, return_exceptions=True)
+
+    thread = threading.Thread(target=lambda: runner(run()))
+    thread.start()
+    assert begun.wait(60)
+    try:
+        yield
+    finally:
+        loops[0].call_soon_threadsafe(done[0].set)
+        thread.join()
+        loops.clear()
+        done.clear()
+
+
+def look(reader: TaskReader | None = None) -> Look:
+    """Look twice: what a chain ends in is learned at first."""
+    reader = reader or TaskReader()
+    reader.find_loops()
+    reader.look()
+    found = reader.look()
+    assert found is not None
+    return found
+
+
+def by_name(found: Look) -> dict[str, SuspendedTask]:
+    return {task.name: task for task in found.suspended}
+
+
+def functions(task: SuspendedTask) -> list[str]:
+    return [place if isinstance(place, str) else place[0].co_name for place in task.chain]
+
+
+async def forever() -> None:
+    await asyncio.get_running_loop().create_future()
+
+
+async def nested(depth: int) -> None:
+    await (nested(depth - 1) if depth else forever())
+
+
+async def numbers() -> AsyncIterator[int]:
+    await forever()
+    yield 1
+
+
+async def iterating() -> None:
+    async for _ in numbers():
+        raise AssertionError
+
+
+async def throwing() -> None:
+    async def careful() -> AsyncIterator[int]:
+        try:
+            yield 1
+        finally:
+            await forever()
+
+    iterator = careful()
+    await anext(iterator)
+    await iterator.aclose()  # type: ignore[attr-defined]
+
+
+async def with_default() -> None:
+    await anext(numbers(), 0)
+
+
+@types.coroutine
+def generator() -> Generator[Any, None, None]:
+    yield from forever().__await__()
+
+
+async def of_generator() -> None:
+    await generator()
+
+
+class Wrapped:
+    def __await__(self) -> Generator[Any, None, None]:
+        return forever().__await__()
+
+
+class Unknown:
+    """An awaitable without a frame; none of its other methods may be called."""
+
+    def __init__(self) -> None:
+        self.inner = forever().__await__()
+
+    def __await__(self) -> Unknown:
+        return self
+
+    def __iter__(self) -> Unknown:
+        raise AssertionError
+
+    def __next__(self) -> Any:
+        return next(self.inner)
+
+    def __getattr__(self, name: str) -> Any:
+        if name in ("send", "throw", "close"):  # asked for by the interpreter
+            raise AttributeError(name)
+        raise AssertionError(name)
+
+    def _not_to_be_called(self, *_: object) -> Any:
+        raise AssertionError
+
+    __eq__ = __hash__ = __bool__ = __len__ = __repr__ = __class__ = property(_not_to_be_called)
+
+
+async def wrapped(awaitable: Callable[[], Awaitable[None]]) -> None:
+    await awaitable()
+
+
+CHAINS: dict[str, tuple[Callable[[], Coroutine[Any, Any, None]], list[str]]] = {
+    "nested": (lambda: nested(3), ["nested", "nested", "nested", "nested", "forever"]),
+    "asynchronous generator": (iterating, ["iterating", "numbers", "forever"]),
+    "asynchronous generator that is closed": (throwing, ["throwing", "careful", "forever"]),
+    "anext with a default": (with_default, ["with_default", "numbers", "forever"]),
+    "generator": (of_generator, ["of_generator", "generator", "forever"]),
+    "__await__ of a coroutine": (lambda: wrapped(Wrapped), ["wrapped", "forever"]),
+    "unknown awaitable": (lambda: wrapped(Unknown), ["wrapped", "Unknown"]),
+}
+
+
+def test_the_chain_of_each_kind_of_awaitable_is_read_to_its_end() -> None:
+    async def main() -> None:
+        tasks = [asyncio.create_task(start(), name=name) for name, (start, _) in CHAINS.items()]
+        await asyncio.gather(*tasks)
+
+    with loop_thread(main):
+        tasks = by_name(look())
+    assert {name: functions(tasks[name]) for name in CHAINS} == {name: chain for name, (_, chain) in CHAINS.items()}
+    assert {tasks[name].awaits for name in CHAINS} == {"Future"}
+    assert tasks["main"].awaits == "_GatheringFuture"
+
+
+def test_a_place_is_where_the_coroutine_is_suspended() -> None:
+    with loop_thread(lambda: nested(0)):
+        first, second = by_name(look())["main"].chain
+    assert not isinstance(first, str)
+    assert not isinstance(second, str)
+    assert line_number(*first[:2]) == nested.__code__.co_firstlineno + 1
+    assert line_number(*second[:2]) == forever.__code__.co_firstlineno + 1
+
+
+def test_a_task_that_is_ready_is_told_from_one_that_waits_and_running_or_ended_tasks_are_left_out() -> None:
+    looks = []
+
+    async def main() -> None:
+        async def ended() -> None:
+            pass
+
+        tasks = [asyncio.create_task(ended(), name="ended"), asyncio.create_task(forever(), name="waits")]
+        await asyncio.sleep(0)
+        tasks.append(asyncio.create_task(forever(), name="ready"))
+        looks.append(look())
+        await asyncio.gather(*tasks)
+
+    with loop_thread(main):
+        pass
+    tasks = by_name(looks[0])
+    assert {name: tasks[name].awaits for name in ("waits", "ready")} == {"waits": "Future", "ready": None}
+    assert functions(tasks["ready"]) == ["forever"]
+    assert not {"ended", "main"} & tasks.keys()
+
+
+def test_the_loops_of_several_threads_are_read() -> None:
+    async def other() -> None:
+        await asyncio.gather(asyncio.create_task(nested(1), name="of the other"))
+
+    with loop_thread(lambda: nested(2)), loop_thread(other):
+        tasks = by_name(look())
+    assert functions(tasks["of the other"]) == ["nested", "nested", "forever"]
+    assert functions(tasks["main"]) in (["nested"] * 3 + ["forever"], ["other"])
+
+
+def test_a_loop_is_found_that_a_function_runs_by_itself() -> None:
+    """As uvloop's, whose methods have no frames: only the caller's variables have the loop."""
+
+    def run(main: Coroutine[Any, Any, None]) -> None:
+        loop = asyncio.new_event_loop()
+        try:
+            loop.run_until_complete(main)
+        finally:
+            loop.close()
+
+    reader = TaskReader()
+    with loop_thread(lambda: nested(1), run):
+        assert "main" in by_name(look(reader))
+    reader.find_loops()
+    reader.find_loops()
+    gc.collect()
+    after = reader.look()
+    assert after is not None
+    assert "main" not in by_name(after)
+
+
+@pytest.mark.skipif(sys.version_info < (3, 14), reason="asyncio keeps who awaits whom from Python 3.14 on")
+def test_the_tasks_that_wait_for_a_task_are_told() -> None:
+    async def handler() -> None:
+        await asyncio.gather(asyncio.create_task(forever(), name="fetch"))
+
+    async def main() -> None:
+        await asyncio.create_task(handler(), name="handler")
+
+    with loop_thread(main):
+        tasks = by_name(look())
+    assert tasks["fetch"].awaited_by == [tasks["handler"].number]
+    assert tasks["handler"].awaited_by == [tasks["main"].number]
+
+
+@pytest.mark.parametrize("names", [("get_name", "get_coro"), ("get_name", "done", "get_loop", "__eq__")])
+def test_a_subclass_of_task_is_read_without_its_methods(names: tuple[str, ...]) -> None:
+    called_on: set[int] = set()
+
+    def noted(name: str) -> Callable[..., Any]:
+        def method(self: object, *arguments: object) -> Any:
+            called_on.add(threading.get_ident())
+            return getattr(asyncio.Task, name)(self, *arguments)
+
+        return method
+
+    classes = [
+        type("Own", (asyncio.Task,), {**{name: noted(name) for name in names}, "__hash__": asyncio.Task.__hash__})
+    ]
+    if "done" not in names:
+        del classes[0].__hash__
+
+    async def main() -> None:
+        task = classes[0](forever(), loop=asyncio.get_running_loop(), name="of an own class")
+        await forever()
+        del task
+
+    with loop_thread(main):
+        called_on.clear()
+        reader = TaskReader()
+        reader.find_loops()
+        found = reader.look()
+        assert threading.get_ident() not in called_on
+    if "done" in names and sys.version_info >= (3, 14):  # asyncio.all_tasks() would call it
+        assert found is None
+    else:
+        assert found is not None
+        assert functions(by_name(found)["of an own class"]) == ["forever"]
+    classes.clear()
+    gc.collect()  # other tests are to see no such class
+
+
+def test_many_tasks_are_read_in_parts(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(suspended, "MAX_TASKS", 10)
+
+    async def main() -> None:
+        await asyncio.gather(*(asyncio.create_task(forever(), name=f"task {number}") for number in range(38)))
+
+    with loop_thread(main):
+        reader = TaskReader()
+        reader.find_loops()
+        parts = [part for skip in range(4) if (part := reader.look(skip, 4))]
+        assert [(part.total, part.read) for part in parts] == [(40, 10)] * 4  # the main tasks are two
+        names = [task.name for part in parts for task in part.suspended]
+        assert len(set(names)) == len(names) == 40
+        first = reader.look()
+        assert first is not None
+        assert (first.total, first.read) == (40, 10)
+
+
+def test_a_long_chain_is_cut() -> None:
+    with loop_thread(lambda: nested(suspended.MAX_CHAIN + 5)):
+        assert functions(by_name(look())["main"]) == ["nested"] * suspended.MAX_CHAIN
+
+
+@given(st.lists(st.integers(0, 12), max_size=12))
+@settings(max_examples=20, deadline=None)
+def test_chains_of_any_lengths_are_told_apart(depths: list[int]) -> None:
+    async def main() -> None:
+        await asyncio.gather(*(asyncio.create_task(nested(depth), name=str(at)) for at, depth in enumerate(depths)))
+        await forever()
+
+    with loop_thread(main):
+        tasks = by_name(look())
+    assert {at: len(tasks[str(at)].chain) for at in range(len(depths))} == {
+        at: depth + 2 for at, depth in enumerate(depths)
+    }
+
+
+def test_nothing_is_kept_alive_after_a_look() -> None:
+    kept: list[weakref.ref[object]] = []
+
+    class Held:
+        pass
+
+    async def holding() -> None:
+        held = Held()
+        kept.append(weakref.ref(held))
+        await forever()
+
+    async def main() -> None:
+        task = asyncio.create_task(holding())
+        kept.append(weakref.ref(task))
+        await asyncio.wait([task])
+
+    reader = TaskReader()
+    with loop_thread(main):
+        found = look(reader)
+        assert any(functions(task) == ["holding", "forever"] for task in found.suspended)
+        del found
+    gc.collect()
+    assert [ref() for ref in kept] == [None, None]
+
+
+def test_tasks_that_come_and_go_are_read_meanwhile() -> None:
+    """Another thread begins, resumes and ends tasks all the time; their coroutines end on that thread only."""
+    ended_on: set[int] = set()
+    stop = threading.Event()
+    loop_threads: list[int] = []
+
+    async def short(turns: int) -> None:
+        try:
+            for _ in range(turns):
+                await asyncio.sleep(0)
+        finally:
+            ended_on.add(threading.get_ident())
+
+    async def main() -> None:
+        loop_threads.append(threading.get_ident())
+        for turns in itertools.cycle(range(4)):
+            if stop.is_set():
+                return
+            abandoned = [asyncio.create_task(short(turns)) for _ in range(20)]
+            abandoned[0].cancel()
+            await asyncio.sleep(0)
+            del abandoned
+            await asyncio.sleep(0)
+
+    reader = TaskReader()
+    ends: set[str] = set()
+    before = sys.getswitchinterval()
+    sys.setswitchinterval(1e-5)
+    try:
+        with loop_thread(main):
+            for _ in range(300):
+                reader.find_loops()
+                found = reader.look()
+                assert found is not None
+                ends.update(functions(task)[-1] for task in found.suspended if task.chain)
+            stop.set()
+    finally:
+        sys.setswitchinterval(before)
+    assert ended_on == set(loop_threads)
+    assert ends <= {"short", "sleep", "__sleep0", "main", "run", "wait"}
+
+
+def test_without_asyncio_there_is_nothing_to_read() -> None:
+    script = """
+import sys
+from tornado_rbkit.profiler.suspended import TaskReader
+reader = TaskReader()
+reader.find_loops()
+print(reader.look(), "asyncio" in sys.modules)
+"""
+    assert python(script) == "None False\n"

@@ -1,0 +1,348 @@
+"""Reads where the suspended asyncio tasks wait, without running any of the host's code.
+
+A coroutine, generator or asynchronous generator that is suspended refers to the awaitable that it waits for (cr_await,
+gi_yieldfrom, ag_await). So the chain from a task's coroutine to the innermost awaitable is the stack of the task.
+
+A look is read without interruption (see `uninterrupted`), and holds no task, coroutine or frame when other threads run
+again: if the profiler had the last reference to a suspended coroutine, the host's ``finally`` clauses would run on the
+profiler's thread. (On Python 3.10 frames are kept until they are packed, as in `frames`.) An awaitable is handled by
+the identity of its class, and only attributes that are written in C are read.
+
+Up to Python 3.13 asyncio keeps weak references to all tasks. From Python 3.14 on it lists only the tasks of a given
+event loop. The loops are found in the local variables of the threads' stacks: a function that runs a loop has the loop
+or its main task there. From then on `all_tasks` calls methods of tasks whose classes are not asyncio's own: if a
+subclass of `asyncio.Task` overrides one of them, no task is read. For tasks of classes that are not derived from it,
+`all_tasks` runs Python code, those methods included. Another thread may run meanwhile, and a task that ends in this
+moment is released by the profiler.
+
+Reading the frame of a coroutine creates a frame object of about 300 bytes, which lives as long as the coroutine.
+"""
+
+from __future__ import annotations
+
+import gc
+import operator
+import sys
+import weakref
+from collections import deque
+from collections.abc import Callable, Iterable, Iterator
+from functools import partial
+from itertools import chain, compress, filterfalse, islice, repeat, starmap, takewhile
+from types import (
+    AsyncGeneratorType,
+    CoroutineType,
+    FrameType,
+    GeneratorType,
+    GetSetDescriptorType,
+    MemberDescriptorType,
+    NoneType,
+)
+from typing import Any, Final, NamedTuple
+
+from tornado_rbkit.profiler.frames import Place, walks, with_frames
+from tornado_rbkit.profiler.objects import type_dict, type_qualname, type_subclasses
+from tornado_rbkit.profiler.uninterrupted import ONCE, run_uninterrupted
+
+MAX_TASKS: Final = 200
+"""The most tasks that are read in one look, during which no other thread can run."""
+
+MAX_CHAIN: Final = 100
+"""The most awaitables that are read of one task; the inner awaitables of a longer chain are left out."""
+
+_WHOLE: Final = slice(None)
+_KEEPS_FRAMES: Final = sys.version_info < (3, 11)
+_LISTS_BY_LOOP: Final = sys.version_info >= (3, 14)
+_WRAPPERS: Final = {"coroutine_wrapper", "async_generator_asend", "async_generator_athrow", "anext_awaitable"}
+_COROUTINE: Final = ("cr_frame", "cr_await", "cr_running", "__qualname__")
+_READ_BY_C: Final = (GetSetDescriptorType, MemberDescriptorType)
+_VALUES: Final = {id(kind): kind.values for kind in (dict, type((lambda: sys._getframe().f_locals)()))}
+"""By the id of the class of a frame's f_locals: what returns the values. Another mapping is the host's own."""
+
+_CALLED: Final = {"done", "get_loop", "__hash__", "__eq__"}
+"""The methods that `all_tasks` calls from Python 3.14 on."""
+
+_is_none: Final = partial(operator.is_, None)
+_ignore: Final[Callable[[Any], Any]] = deque[Any](maxlen=0).append
+_no_values: Final = partial(repeat, times=0)
+_type_module: Final[Callable[[Any], Any]] = type.__dict__["__module__"].__get__
+
+
+class SuspendedTask(NamedTuple):
+    """A task that is neither done nor running.
+
+    Attributes:
+        number: the id of the task object.
+        name: the name of the task.
+        awaits: the name of the class of the future that it waits for; None if it waits for the event loop to run it.
+        chain: the places of its coroutine and of the awaitables within, outermost first; a text stands for an
+            awaitable without a frame.
+        awaited_by: the numbers of the tasks that wait for it; empty up to Python 3.13.
+    """
+
+    number: int
+    name: str
+    awaits: str | None
+    chain: list[Place | str]
+    awaited_by: list[int]
+
+
+class Look(NamedTuple):
+    """The tasks at one moment.
+
+    Attributes:
+        total: the number of tasks that are not done.
+        read: the number of tasks that were read.
+        suspended: the suspended tasks among those that were read.
+    """
+
+    total: int
+    read: int
+    suspended: list[SuspendedTask]
+
+
+class TaskReader:
+    """Reads the suspended tasks of all event loops of this process. For use by one thread.
+
+    A task whose class is not derived from asyncio's own, which is written in C, is not read.
+    """
+
+    def __init__(self) -> None:
+        self._loops: dict[int, weakref.ref[Any]] = {}  # by the id of the reference
+
+    def find_loops(self) -> None:
+        """Find the event loops that run; does nothing up to Python 3.13.
+
+        Raises:
+            SamplingError: the stacks of this process cannot be read safely.
+        """
+        kind = _task_class()
+        if not _LISTS_BY_LOOP or kind is None:
+            return
+        is_loop = _ids(_with_subclasses(sys.modules["asyncio.events"].AbstractEventLoop)).__contains__
+        is_task = _ids(_with_subclasses(kind)).__contains__
+        innermost: list[FrameType] = []
+        scopes: list[Any] = []
+        values: list[Any] = []
+        found: list[weakref.ref[Any]] = []
+        known = list(self._loops.values())
+        gone: list[bool] = []
+
+        def those(is_wanted: Callable[[int], bool]) -> Iterator[Any]:
+            return compress(values, map(is_wanted, map(id, map(type, values))))
+
+        def calls(current: Iterator[dict[int, FrameType]]) -> list[Iterator[None]]:
+            values_of = map(_VALUES.get, map(id, map(type, scopes)), repeat(_no_values))
+            return [
+                map(innermost.extend, map(dict[int, FrameType].values, current)),
+                map(scopes.extend, [map(getattr, chain.from_iterable(walks(innermost)), repeat("f_locals"))]),
+                map(values.extend, map(next, map(starmap, values_of, zip(zip(scopes))))),
+                map(found.extend, [map(weakref.ref, chain(those(is_loop), map(kind.get_loop, those(is_task))))]),
+                map(gone.extend, [map(_is_none, map(weakref.ref.__call__, known))]),
+                *(starmap(each.clear, ONCE) for each in (innermost, scopes, values)),
+            ]
+
+        with_frames(calls)
+        self._loops = {id(ref): ref for ref in (*compress(known, map(operator.not_, gone)), *found)}
+
+    def look(self, skip: int = 0, step: int = 1) -> Look | None:
+        """Read every `step`-th task from number `skip` on, at most `MAX_TASKS`; None if tasks cannot be read.
+
+        asyncio lists the tasks in an arbitrary order, which hardly changes between two looks.
+        """
+        kind = _task_class()
+        if kind is None:
+            return None
+        classes = _with_subclasses(kind)
+        if _LISTS_BY_LOOP and any(_CALLED & type_dict(each).keys() for each in classes if each is not kind):
+            return None
+        every: list[Any] = []
+        is_read: list[bool] = []
+        tasks: list[Any] = []
+        total: list[int] = []
+        chains = _Chains()
+        is_task = _ids(classes).__contains__
+        run_uninterrupted(
+            [
+                map(every.extend, self._registered()),
+                map(is_read.extend, [map(is_task, map(id, map(type, every)))]),
+                map(tasks.extend, [compress(every, is_read)]),
+                map(tasks.__setitem__, [_WHOLE], [compress(tasks, map(operator.not_, map(kind.done, tasks)))]),
+                map(total.append, map(len, [tasks])),
+                map(tasks.__setitem__, [_WHOLE], [islice(islice(tasks, skip, None, step), MAX_TASKS)]),
+                *chains.read(kind, tasks),
+                *(starmap(each.clear, ONCE) for each in (every, tasks)),
+            ]
+        )
+        return Look(total[0], len(chains.numbers), list(chains.suspended()))
+
+    def _registered(self) -> Iterator[Iterable[Any]]:
+        """Return an iterator over collections of tasks, which lists the tasks when it is advanced."""
+        if _LISTS_BY_LOOP:
+            loops = filterfalse(_is_none, map(weakref.ref.__call__, list(self._loops.values())))
+            return map(sys.modules["_asyncio"].all_tasks, loops)
+        tasks: Any = sys.modules["asyncio.tasks"]
+        known = tasks._scheduled_tasks if sys.version_info >= (3, 12) else tasks._all_tasks
+        references = chain.from_iterable([known.__dict__["data"]])  # the set of a WeakSet
+        return iter([filterfalse(_is_none, map(weakref.ref.__call__, references))])
+
+
+class _Kinds:
+    """Functions, all written in C, that read an awaitable, by the id of its class."""
+
+    def __init__(self) -> None:
+        self.frame: dict[int, Callable[[Any], Any]] = {}
+        self.running: dict[int, Callable[[Any], Any]] = {}
+        self.awaited: dict[int, Callable[[Any], Any]] = {id(list): operator.itemgetter(0)}
+        self.name: dict[int, Callable[[Any], Any]] = {}
+        self._learned: list[type] = []  # kept, so that no other class gets their ids
+        self._add(CoroutineType, "cr", "cr_await")
+        self._add(GeneratorType, "gi", "gi_yieldfrom")
+        self._add(AsyncGeneratorType, "ag", "ag_await")
+
+    def _add(self, kind: type, prefix: str, awaited: str) -> None:
+        attributes = type_dict(kind)
+        self.frame[id(kind)] = attributes[f"{prefix}_frame"].__get__
+        self.running[id(kind)] = attributes[f"{prefix}_running"].__get__
+        self.awaited[id(kind)] = attributes[awaited].__get__
+
+    def learn(self, kind: type) -> None:
+        """Note how to read a class that ended a chain: a wrapper of Python's own, or a coroutine of Cython."""
+        attributes = type_dict(kind)
+        if _type_module(kind) == "builtins" and type_qualname(kind) in _WRAPPERS:
+            self.awaited[id(kind)] = gc.get_referents  # a list whose first item is the wrapped awaitable
+            self._learned.append(kind)
+        elif all(type(attributes.get(name)) in _READ_BY_C for name in _COROUTINE):
+            self._add(kind, "cr", "cr_await")
+            self.name[id(kind)] = attributes["__qualname__"].__get__
+            self._learned.append(kind)
+
+
+_KINDS: Final = _Kinds()
+"""The same for all readers, so that none of it is created, and shown by a snapshot, when a server starts."""
+
+
+class _Chains:
+    """The results of reading some tasks. Lists by task have an item for each task, others one for each task and level.
+
+    An awaitable of level 1 is the coroutine of the task, one of level 2 is what that awaits, and so on.
+    """
+
+    def __init__(self) -> None:
+        # by task
+        self.numbers: list[int] = []
+        self._names: list[str] = []
+        self._awaits: list[type] = []
+        self._running: list[bool | None] = []
+        self._awaited_by: list[list[int]] = []
+        # by level and task
+        self._classes: list[type] = []
+        self._codes: list[Any] = []
+        self._instructions: list[Any] = []
+        self._globals: list[Any] = []
+        self._frames: list[Any] = []
+        self._labels: list[str | None] = []
+
+    def read(self, kind: Any, tasks: list[Any]) -> list[Iterator[Any]]:
+        """Return calls for `run_uninterrupted` that read the tasks, of class `kind`, that are in a list by then."""
+        awaitables: list[Any] = []
+        awaiting: list[Any] = []
+        awaiters = getattr(kind, "_asyncio_awaited_by", None)  # from Python 3.14 on
+        running = map(_KINDS.running.get, map(id, map(type, awaitables)), repeat(_ignore))
+        calls: list[Iterator[Any]] = [
+            map(self.numbers.extend, [map(id, tasks)]),
+            map(self._names.extend, [map(kind.get_name, tasks)]),
+            map(self._awaits.extend, [map(type, map(kind._fut_waiter.__get__, tasks))]),
+            map(awaitables.extend, [map(kind.get_coro, tasks)]),
+            map(self._running.extend, [map(next, map(starmap, running, zip(zip(awaitables))))]),
+        ]
+        if awaiters is not None:  # of a set or None
+            sets = map(chain.from_iterable, map(filter, repeat(None), zip(awaiting)))
+            calls += [
+                map(awaiting.extend, [map(awaiters.__get__, tasks)]),
+                map(self._awaited_by.extend, [map(list, map(map, repeat(id), sets))]),
+                starmap(awaiting.clear, ONCE),
+            ]
+        return [*calls, self._read_levels(awaitables), starmap(awaitables.clear, ONCE)]
+
+    def _read_levels(self, awaitables: list[Any]) -> Iterator[None]:
+        """Return an iterator that reads one level after the other, to the end of the longest chain.
+
+        Each step is an endless iterator that is advanced once for each level. It makes new iterators of the lists of
+        the level, which are replaced in each.
+        """
+        classes: list[type] = []
+        ids: list[int] = []
+        known: list[bool] = []
+        frames: list[Any] = []
+
+        def put(target: list[Any], values: Iterator[Any]) -> Iterator[None]:
+            return map(target.__setitem__, repeat(_WHOLE), values)
+
+        def each(function: Callable[..., Any], *lists: Any) -> Iterator[Any]:
+            return map(map, repeat(function), *map(repeat, lists))
+
+        def read_by(functions: dict[int, Callable[[Any], Any]]) -> Iterator[Any]:
+            chosen = each(functions.get, ids, repeat(_ignore))
+            return map(map, repeat(next), map(map, repeat(starmap), chosen, map(zip, map(zip, repeat(awaitables)))))
+
+        def attribute(name: str) -> Iterator[Any]:
+            return each(getattr, frames, repeat(name), repeat(None))
+
+        steps = [
+            put(classes, each(type, awaitables)),
+            put(ids, each(id, classes)),
+            put(known, each(_KINDS.awaited.__contains__, ids)),
+            map(self._classes.extend, repeat(classes)),
+            put(frames, read_by(_KINDS.frame)),
+            map(self._codes.extend, attribute("f_code")),
+            map(self._instructions.extend, attribute("f_lasti")),
+            map(self._globals.extend, attribute("f_globals")),
+            *([map(self._frames.extend, repeat(frames))] if _KEEPS_FRAMES else ()),
+            *([map(self._labels.extend, read_by(_KINDS.name))] if _KINDS.name else ()),
+            put(awaitables, read_by(_KINDS.awaited)),
+            starmap(frames.clear, repeat(())),
+        ]
+        levels = takewhile(operator.itemgetter(-1), zip(*steps, map(any, repeat(known)), strict=False))
+        return map(_ignore, islice(levels, MAX_CHAIN))
+
+    def suspended(self) -> Iterator[SuspendedTask]:
+        """Yield the tasks that do not run."""
+        awaited_by: Iterable[list[int]] = self._awaited_by or repeat([])
+        by_task = zip(self.numbers, self._names, self._awaits, self._running, awaited_by, strict=False)
+        for at, (number, name, awaits, is_running, awaiters) in enumerate(by_task):
+            if not is_running:
+                future = None if awaits is NoneType else type_qualname(awaits)
+                yield SuspendedTask(number, name, future, list(self._chain(at)), awaiters)
+
+    def _chain(self, task: int) -> Iterator[Place | str]:
+        for at in range(task, len(self._classes), len(self.numbers)):
+            kind, code = self._classes[at], self._codes[at]
+            if kind is NoneType:
+                return
+            if code is not None:
+                frame = (self._frames[at],) if _KEEPS_FRAMES else ()
+                yield (code, self._instructions[at], self._globals[at], *frame)
+            elif id(kind) in _KINDS.frame:
+                label = self._labels[at] if self._labels else None
+                yield label if type(label) is str else type_qualname(kind)
+            elif id(kind) not in _KINDS.awaited:
+                _KINDS.learn(kind)
+                if _type_module(kind) not in ("builtins", "_asyncio"):
+                    yield type_qualname(kind)
+
+
+def _task_class() -> Any:
+    """Return asyncio's class of tasks, None if asyncio is not imported or not written in C."""
+    return getattr(sys.modules.get("_asyncio"), "Task", None) if "asyncio.tasks" in sys.modules else None
+
+
+def _ids(classes: Iterable[type]) -> set[int]:
+    return set(map(id, classes))
+
+
+def _with_subclasses(kind: type) -> list[type]:
+    """Return a class and its direct and indirect subclasses, perhaps more than once."""
+    found = [kind]
+    for each in found:
+        found += type_subclasses(each)
+    return found
