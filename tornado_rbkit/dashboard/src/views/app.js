@@ -116,13 +116,14 @@ class Page {
   }
 
   #makeTabs() {
-    const tabs = h("nav", { class: "tabs", role: "tablist", "aria-label": "Views", onkeydown: (/** @type {KeyboardEvent} */ event) => this.#turn(event) });
+    const tabs = h("div", { role: "tablist", "aria-label": "Views", onkeydown: (/** @type {KeyboardEvent} */ event) => this.#turn(event) });
     for (const [id, label, view] of this.#views) {
       const tab = h("button", { type: "button", role: "tab", id: `tab-${id}`, "aria-controls": `view-${id}`, onclick: () => this.#open(id) }, label);
       this.#tabs.set(id, tab);
       tabs.append(tab);
       setAttribute(view.element, "id", `view-${id}`);
       setAttribute(view.element, "role", "tabpanel");
+      view.element.prepend(h("h2", {}, label));
       setAttribute(view.element, "aria-labelledby", `tab-${id}`);
       view.element.hidden = true;
       view.onchange = () => {
@@ -130,7 +131,7 @@ class Page {
         this.#draw();
       };
     }
-    return tabs;
+    return h("nav", { class: "tabs", "aria-label": "Views" }, tabs);
   }
 
   #listen() {
