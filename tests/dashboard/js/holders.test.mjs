@@ -294,6 +294,17 @@ test("an object that grows in place is a suspect, with its growth in bytes", () 
   ]);
 });
 
+test("few objects are noise beside what grows much more, many are not", () => {
+  const [early, late] = [[10, 1], [2010, 4]].map(([many, few]) => {
+    const heap = new Heap();
+    const listOf = (name, count, size, id) => heap.add("list", { items: Array.from({ length: count }, (_, i) => heap.add(name, { size, id: id + i })), id: id - 1 });
+    heap.module("__main__", { LEAK: listOf("Large", many, 1000, 10_000), OTHER: listOf("Small", many, 10, 20_000), FEW: listOf("Code", few, 3000, 30_000) });
+    return heap.snapshot(many);
+  });
+  const { suspects } = findSuspects(early.hold(), late.hold());
+  assert.deepEqual(suspects.map(({ what }) => what), ["Large", "Small"]); // 2 MB, 20 KB and 9 KB
+});
+
 test("the items of a set are the suspects, even if its table has just grown by a leap", () => {
   const [early, late] = [[100, 8000], [400, 32000]].map(([count, size]) => {
     const heap = new Heap();

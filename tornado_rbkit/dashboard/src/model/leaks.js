@@ -6,8 +6,12 @@ import { CONTAINERS, ROOT_CLASSES, TASK_CLASSES, shortName } from "./holders.js"
 
 const SHOWN = 20;
 
-/** A way that holds less than this share of the growth is noise. */
+/** Ways that grow by less than this share of the largest growth are noise. */
 const LEAST_SHARE = 0.001;
+
+/** The same for ways of fewer than so many more objects. */
+const LEAST_SHARE_OF_FEW = 0.01;
+const FEW = 10;
 
 /** Of the growth of what its objects retain, the share that new objects must have, or the objects themselves by their size. */
 const LEAST_OWN_SHARE = 0.5;
@@ -52,6 +56,7 @@ export function findSuspects(before, after) {
   const suspects = [];
   for (const { way, count, retained } of grown) {
     if (suspects.length >= SHOWN || retained < LEAST_SHARE * grown[0].retained) break;
+    if (count < FEW && retained < LEAST_SHARE_OF_FEW * grown[0].retained) continue;
     if (isBelow(after, way, chosen) || isWrapper(after, { way, count, retained }, grown)) continue;
     chosen.add(way);
     const suspect = describe(after, way, { count, retained, seconds });

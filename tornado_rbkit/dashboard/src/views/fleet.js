@@ -57,7 +57,7 @@ export class FleetView {
     this.note = h("p", { class: "note", role: "status" });
     this.#hosts = h("ul", { class: "hosts", "aria-label": "Hosts", hidden: true });
     this.element = h(
-      "section",
+      "main",
       { class: "fleet", "aria-label": "All profilers", hidden: true },
       h("div", { class: "bar" }, h("h1", {}, "rbkit"), this.filter, this.summary),
       this.note,
