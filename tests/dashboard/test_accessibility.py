@@ -61,9 +61,7 @@ def test_axe_finds_nothing(page: Page, site: Serve, script: Script, scheme: str)
         page.script("document.querySelectorAll('.alerts button').forEach(button => button.click())")
         violations = page.script("return axe.run().then(({violations}) => violations)")
         found[view] = [
-            (one["id"], node["html"], node["failureSummary"])
-            for one in violations
-            for node in one["nodes"]
+            (one["id"], node["html"], node["failureSummary"]) for one in violations for node in one["nodes"]
         ]
     assert found == {view: [] for view in CONTENT}
 
