@@ -15,6 +15,7 @@ import pytest
 
 from tests.cli.here import run_here
 from tests.cli.test_program import beside, url_in
+from tests.profiler.external.conftest import is_sampling
 from tornado_rbkit import RbkitClient
 from tornado_rbkit.profiler import list_servers
 from tornado_rbkit.protocol import CPUSample, Handshake
@@ -116,22 +117,22 @@ def test_a_signal_ends_it_and_the_program_continues(
     assert list_servers() == []
 
 
-def test_austin_ends_with_a_command_that_is_killed(
+def test_the_sampling_program_ends_with_a_command_that_is_killed(
     program: subprocess.Popen[str], command: subprocess.Popen[str]
 ) -> None:
     address(command)
-    (austin,) = (
+    (sampling,) = (
         int(child)
         for listed in Path(f"/proc/{command.pid}/task").glob("*/children")
         for child in listed.read_text().split()
-        if Path(f"/proc/{child}/comm").read_text() == "austin\n"
+        if is_sampling(Path(f"/proc/{child}"))
     )
-    watched = os.pidfd_open(austin)
+    watched = os.pidfd_open(sampling)
     command.kill()
     try:
         poll = select.poll()
         poll.register(watched, select.POLLIN)
-        assert poll.poll(20_000), "austin runs on"
+        assert poll.poll(20_000), "it runs on"
     finally:
         os.close(watched)
 

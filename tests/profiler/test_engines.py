@@ -1,8 +1,9 @@
-"""The CPU engines, alike: a thread of this process, and austin beside it; and the choice between them."""
+"""The CPU engines, alike: a thread of this process, and a program beside it; and the choice between them."""
 
 from __future__ import annotations
 
 import os
+import platform
 import select
 import signal
 import subprocess
@@ -23,7 +24,7 @@ from tornado_rbkit import profiler
 from tornado_rbkit.profiler import follow
 from tornado_rbkit.profiler.arguments import ENGINE_VARIABLE
 from tornado_rbkit.profiler.external import detached, own_process
-from tornado_rbkit.profiler.external.austin import find_austin
+from tornado_rbkit.profiler.external.austin import Austin
 from tornado_rbkit.profiler.external.engine import EngineError
 from tornado_rbkit.profiler.threads import internal_native_ids, internal_threads
 from tornado_rbkit.protocol import CPUSample
@@ -32,6 +33,9 @@ if not sys.platform.startswith("linux"):
     pytest.skip("the external engine works on Linux only", allow_module_level=True)
 
 Start = Callable[[str], tuple[profiler.Server, Client]]
+
+EXTERNAL = "austin 3.7.0" if sys.version_info < (3, 14) else f"stack reader {platform.python_version()}"
+"""The name of the external engine."""
 
 
 @pytest.fixture
@@ -49,7 +53,7 @@ def start() -> Iterator[Start]:
         client.__exit__(None, None, None)
     profiler.stop_server()
     assert internal_thread_names() == set()
-    until(lambda: not helpers(), "austin ends")
+    until(lambda: not helpers(), "the helper ends")
 
 
 @pytest.fixture(autouse=True)
@@ -66,7 +70,9 @@ def helpers(pid: int | None = None) -> list[int]:
             words = (entry / "cmdline").read_bytes().split(b"\0")
         except OSError:  # it has ended
             continue
-        if f"-p{pid or os.getpid()}".encode() in words and b"austin" in words[0]:
+        target = str(pid or os.getpid()).encode()
+        is_austin = words[0].endswith(b"austin") and b"-p" + target in words
+        if is_austin or (b"".join(words[3:4]).endswith(b"stack_reader.py") and words[4] == target):
             found.append(int(entry.name))
     return found
 
@@ -96,7 +102,7 @@ def test_the_functions_of_a_thread_that_computes_are_seen(start: Start, engine: 
         outer = ("burner", "run", "_bootstrap_inner", "_bootstrap")
         expected = {("_burn", name, *outer) for name in ("two_thirds", "one_third")}
         client.events(CPUSample, lambda found: expected <= stacks(found))
-    name = "in-process" if engine == "in-process" else "austin 3.7.0"
+    name = "in-process" if engine == "in-process" else EXTERNAL
     assert (server.status()["cpu"]["engine"], facts(client).get("cpu_engine")) == (name, name)
     assert "cpu_engine_reason" not in facts(client)
     assert facts(client).get("cpu_shortest_burst") == (0.003 if engine == "in-process" else None)
@@ -126,11 +132,11 @@ def _of(sample: CPUSample, thread: int) -> bool:
 
 
 def fake(monkeypatch: pytest.MonkeyPatch, folder: Path, script: str) -> None:
-    """Put a program in the place of austin."""
+    """Put a program in the place of the helper."""
     path = folder / "austin"
     path.write_text(f"#!/bin/sh\n{script}\n")
     path.chmod(0o755)
-    monkeypatch.setattr(own_process, "find_austin", lambda: str(path))
+    monkeypatch.setattr(own_process, "find_program", lambda: Austin(str(path)))
 
 
 @pytest.mark.logs_errors
@@ -138,7 +144,7 @@ def fake(monkeypatch: pytest.MonkeyPatch, folder: Path, script: str) -> None:
     ("script", "reason"),
     [
         ("exit 1", "austin has ended"),
-        ("exec sleep 60", "austin has read no stack within a second"),
+        ("exec sleep 60", "no stack was read within a second"),
         ("exec yes", "austin's output is not MOJO"),
     ],
 )
@@ -165,10 +171,10 @@ def test_an_engine_that_does_not_work_is_replaced_or_said(
 def test_an_engine_that_is_not_there_is_replaced_or_refused(
     start: Start, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
-    def missing() -> str:
+    def missing() -> Austin:
         raise EngineError("the sampler austin is not installed")
 
-    monkeypatch.setattr(own_process, "find_austin", missing)
+    monkeypatch.setattr(own_process, "find_program", missing)
     server, client = start("auto")
     assert facts(client)["cpu_engine"] is None, "it is not chosen yet"
     assert client.ask(b"start_cpu_profiling") == b"ok"
@@ -248,7 +254,7 @@ def test_a_process_forked_while_the_helper_starts_keeps_no_sampler_alive(
             os.kill(helpers()[0], signal.SIGKILL)
             until(lambda: server.status()["cpu"]["losses"] == 1, "its end is noticed")
             client.ask(b"stop_cpu_profiling")
-            until(lambda: not helpers(), "austin ends")
+            until(lambda: not helpers(), "the helper ends")
     finally:
         for copy in copies:
             os.close(copy)
@@ -292,8 +298,8 @@ def test_without_a_choice_the_engine_is_auto(start: Start) -> None:
     assert sampler._engine == "auto"
 
 
-HOST = """
-import os, signal, sys, time
+HOST = f"""
+import os, select, signal, sys, time
 from tornado_rbkit import profiler
 from tornado_rbkit.profiler.external import detached, own_process
 own_process._PATIENCE = 60
@@ -301,7 +307,7 @@ server = profiler.start_profiling("tcp://127.0.0.1:*", "tcp://127.0.0.1:*", enab
                                   enable_gc_stats=False, enable_cpu_profiling=True)
 while not server.status()["cpu"]["samples"]:
     time.sleep(0.01)
-assert server.status()["cpu"]["engine"] == "austin 3.7.0", server.status()["cpu"]
+assert server.status()["cpu"]["engine"] == {EXTERNAL!r}, server.status()["cpu"]
 """
 
 
@@ -312,9 +318,10 @@ def test_the_helper_ends_with_the_program_and_not_before(end: str) -> None:
 if sys.argv[1] == "fork" and not os.fork():
     sys.stdin.read()
     os._exit(0)
-print(os.getpid(), flush=True)
 try:
-    sys.stdin.readline()
+    print(os.getpid(), flush=True)
+    while not select.select([sys.stdin], [], [], 0.1)[0]:  # a signal just before a read would be noticed after it
+        pass
 except KeyboardInterrupt:
     before = server.status()["cpu"]["samples"]
     while server.status()["cpu"]["samples"] < before + 2000:
@@ -376,8 +383,9 @@ except OSError:
     print(engine())
 """
     )
-    reason = f"austin cannot be run: {find_austin()}: Too many open files"
-    assert output == f"('austin 3.7.0', None)\n('in-process', {reason!r})\n"
+    program = own_process.find_program()
+    reason = f"{program.name} cannot be run: {program.command(1, 1, 'wall')[0]}: Too many open files"
+    assert output == f"({EXTERNAL!r}, None)\n('in-process', {reason!r})\n"
 
 
 def test_patched_programs_are_sampled_inside(start: Start, monkeypatch: pytest.MonkeyPatch) -> None:

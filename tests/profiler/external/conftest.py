@@ -18,7 +18,7 @@ from tornado_rbkit.profiler.external.profile import Attachment, attach
 
 __all__ = ["runtime"]
 
-VERSIONS = ("3.10", "3.11", "3.12", "3.13")
+VERSIONS = ("3.10", "3.11", "3.12", "3.13", "3.14", "3.15")
 
 Start = Callable[..., "subprocess.Popen[str]"]
 
@@ -28,7 +28,8 @@ def interpreters() -> dict[str, str]:
     own = f"{sys.version_info[0]}.{sys.version_info[1]}"
     found = {own: sys.executable} if own in VERSIONS else {}
     for version in VERSIONS:
-        managed = sorted(Path.home().glob(f".pyenv/versions/{version}.*/bin/python"))
+        fetched = Path(__file__).parents[3].glob(f".venv/newer/{version}/usr/bin/python{version}")
+        managed = sorted([*Path.home().glob(f".pyenv/versions/{version}.*/bin/python"), *fetched])
         path = managed[-1] if managed else shutil.which(f"python{version}")
         if path is not None:
             found.setdefault(version, str(path))
@@ -64,7 +65,7 @@ def start(tmp_path: Path) -> Iterator[Start]:
 
 @pytest.fixture
 def attached() -> Iterator[Callable[[int], tuple[Attachment, Client]]]:
-    """Return a function that attaches to a process, with a client; nothing of austin may be left afterwards."""
+    """Return a function that attaches to a process, with a client; no program may be left afterwards."""
     attachments: list[tuple[Attachment, Client]] = []
 
     def connect(pid: int) -> tuple[Attachment, Client]:
@@ -76,15 +77,21 @@ def attached() -> Iterator[Callable[[int], tuple[Attachment, Client]]]:
     for attachment, client in attachments:
         with attachment:
             client.__exit__(None, None, None)
-    assert children() == [], "austin was left behind"
+    assert children() == [], "a sampling program was left behind"
 
 
 def children() -> list[int]:
-    """Return the processes named austin that this process has started."""
+    """Return the sampling programs that this process has started."""
     found = []
     for entry in Path("/proc").glob("[0-9]*"):
         with contextlib.suppress(FileNotFoundError, ProcessLookupError):  # it ends meanwhile
             fields = (entry / "stat").read_bytes().rpartition(b")")[2].split()
-            if int(fields[1]) == os.getpid() and (entry / "comm").read_text() == "austin\n":
+            if int(fields[1]) == os.getpid() and is_sampling(entry):
                 found.append(int(entry.name))
     return found
+
+
+def is_sampling(process: Path) -> bool:
+    """Return whether a process, by its folder in /proc, is a program that samples another one."""
+    words = (process / "cmdline").read_bytes().split(b"\0")
+    return any(word.endswith((b"austin", b"stack_reader.py")) for word in words[:4])

@@ -21,7 +21,7 @@ _LOOK_SECONDS: Final = 0.2
 
 
 def _add_options(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument("pid", type=_pid, metavar="PID", help="pid of the process; Linux, CPython 3.8 to 3.13")
+    parser.add_argument("pid", type=_pid, metavar="PID", help="pid of the process; Linux, CPython 3.8 to 3.15")
     parser.add_argument("--open", action="store_true", help="open the page in a browser (default: print its URL only)")
     add_listen_options(parser, 0)
 

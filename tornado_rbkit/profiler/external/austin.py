@@ -1,4 +1,4 @@
-"""Runs the program austin on a process, and reads the stacks that it writes.
+"""The program austin, which samples CPython 3.8 to 3.13.
 
 Austin (https://github.com/P403n1x87/austin, GPL-3.0-or-later) reads another process's memory without stopping it. It
 is executed as a program of its own, from the PyPI package austin-dist (extra ``attach``); nothing of it is imported or
@@ -10,110 +10,54 @@ Supported are 3.7 and later versions before 4. Version 4 writes another format.
 from __future__ import annotations
 
 import os
-import select
 import shutil
-import signal
 import sys
-from typing import Any, Final
+from typing import Final
 
-from tornado_rbkit.profiler.external.engine import EngineError, Stack
-from tornado_rbkit.profiler.external.mojo import MojoParser
-from tornado_rbkit.profiler.external.process import RunningProcess
+from tornado_rbkit.profiler.external.engine import EngineError
+from tornado_rbkit.profiler.external.process import RunningProcess, yama_rule
 
 MAX_INTERVAL: Final = 0.001
 """Seconds. Austin writes its output in blocks of 4 KiB, which a longer interval would hold back for seconds; of its
 looks those are published that are an interval apart."""
 
-_CHUNK: Final = 1 << 16  # the capacity of a pipe
-_EXIT_SECONDS: Final = 1.0
-_poll: Final[Any] = getattr(select, "poll", None)  # here, because gevent and eventlet remove it; Windows has none
+_LOOKS: Final = 400  # its first output has at most this many looks at one thread
+_NOT_PYTHON: Final = 32  # exit status
+_NO_PROCESS: Final = 36
 _INSTALL: Final = "pip install 'tornado_rbkit[attach]'"
 
 
 class Austin:
-    """An `Engine` that runs austin; its subclasses start and end the program.
+    """Austin as a `Program`.
 
     Args:
-        process: the process to sample.
         path: the program, from `find_austin`.
     """
 
-    def __init__(self, process: RunningProcess, path: str) -> None:
-        self._process = process
+    name = "austin"
+
+    def __init__(self, path: str) -> None:
         self._path = path
-        self._output: int | None = None
-        self._pidfd: int | None = None
-        self._data = b""
-        self._is_stopping = False
-        self._parser = MojoParser()
 
-    @property
-    def name(self) -> str:
-        return f"austin {self._parser.version}".rstrip()
-
-    @property
-    def has_ended_well(self) -> bool:
-        return True  # the exit status of a process that is not a child cannot be read
-
-    def start(self, interval: float, clock_type: str) -> None:
+    def command(self, pid: int, interval: float, clock_type: str) -> list[str]:
         microseconds = max(1, int(min(interval, MAX_INTERVAL) * 1e6))
-        mode = "-Pbgs" if clock_type == "cpu" else "-Pbg"
-        command = [self._path, mode, f"-i{microseconds}", f"-p{self._process.pid}"]
-        try:
-            self._output = self._start(command, environment())
-        except OSError as error:
-            raise EngineError(f"austin cannot be run: {self._path}: {error.strerror}") from error
+        return [self._path, "-Pbgs" if clock_type == "cpu" else "-Pbg", f"-i{microseconds}", f"-p{pid}"]
 
-    def _start(self, command: list[str], environment: dict[str, str]) -> int:
-        """Start austin, and return the descriptor of its output; on Linux set `_pidfd`."""
-        raise NotImplementedError
+    def delay(self, interval: float) -> float:
+        return _LOOKS * min(interval, MAX_INTERVAL)
 
-    def _kill(self, number: int) -> None:
-        """Send a signal to austin, if it runs."""
-        raise NotImplementedError
+    def check_command(self, pid: int) -> list[str]:
+        return [self._path, "-w", str(pid)]
 
-    def _wait(self, timeout: float | None = None) -> None:
-        """Wait for the end of austin, for at most `timeout` seconds, where that is possible."""
-
-    def wait(self) -> bool:
-        self._data = self._next_output()
-        if not self._data:
-            self._wait(_EXIT_SECONDS)  # it has closed its output, and exits now
-        return bool(self._data)
-
-    def _next_output(self) -> bytes:
-        """Wait for output and return it; return nothing once austin has closed it, or has ended.
-
-        Its end alone does not close the pipe: a process that was forked while the pipe was made has a copy.
-        """
-        assert self._output is not None
-        if self._pidfd is not None:
-            events = _poll()
-            events.register(self._output, select.POLLIN)
-            events.register(self._pidfd, select.POLLIN)
-            if all(descriptor != self._output for descriptor, _ in events.poll()):
-                return b""
-        return os.read(self._output, _CHUNK)
-
-    def read(self) -> list[Stack]:
-        data, self._data = self._data, b""
-        return self._parser.feed(data)
-
-    def stop(self) -> None:
-        self._kill(signal.SIGKILL if self._is_stopping else signal.SIGTERM)
-        self._is_stopping = True
-
-    def close(self) -> None:
-        if self._output is not None:
-            self._kill(signal.SIGKILL)
-            self._wait()
-            self.abandon()
-
-    def abandon(self) -> None:
-        descriptors, self._output, self._pidfd = (self._output, self._pidfd), None, None
-        for descriptor in descriptors:
-            if descriptor is not None:
-                os.close(descriptor)
+    def failure(self, process: RunningProcess, status: int, printed: str) -> str:
+        if status == _NO_PROCESS:
+            return f"{process} has ended"
+        if status == _NOT_PYTHON:
+            rule = yama_rule() or "austin may not read it (in a container, start it with --cap-add=SYS_PTRACE)"
+            return f"{process} does not run CPython 3.8 to 3.15, or {rule}"
+        if status < 0:
+            return f"austin cannot read {process}: it crashed (signal {-status}); it reads CPython 3.8 to 3.13"
+        return f"austin cannot read {process} (exit status {status}): {printed}"
 
 
 def find_austin() -> str:
@@ -126,8 +70,3 @@ def find_austin() -> str:
     if path is None or not os.path.isabs(path):  # not a program that lies in the current folder
         raise EngineError(f"the sampler austin is not installed; {_INSTALL}")
     return path
-
-
-def environment() -> dict[str, str]:
-    """Return the environment in which austin runs."""
-    return {**os.environ, "AUSTIN_NO_LOGGING": "1"}  # else it writes to the system's log

@@ -1,4 +1,4 @@
-"""Runs austin as a child of this process, for another process that is sampled."""
+"""Runs a sampling program as a child of this process, for another process that is sampled."""
 
 from __future__ import annotations
 
@@ -11,17 +11,15 @@ import sys
 from collections.abc import Iterator
 from typing import Final
 
-from tornado_rbkit.profiler.external.austin import Austin, environment
 from tornado_rbkit.profiler.external.engine import EngineError
-from tornado_rbkit.profiler.external.process import RunningProcess, yama_rule
+from tornado_rbkit.profiler.external.process import RunningProcess
+from tornado_rbkit.profiler.external.program import Program, ProgramEngine, environment
 
 _PATIENCE: Final = 10.0  # seconds for one look
-_NOT_PYTHON: Final = 32  # exit status
-_NO_PROCESS: Final = 36
 
 
-class ChildAustin(Austin):
-    """Austin as a child of this process."""
+class ChildEngine(ProgramEngine):
+    """A sampling program as a child of this process."""
 
     _child: subprocess.Popen[bytes] | None = None
 
@@ -30,7 +28,7 @@ class ChildAustin(Austin):
         return self._child is not None and self._child.returncode == 0
 
     def _start(self, command: list[str], environment: dict[str, str]) -> int:
-        """Start austin, and return the descriptor of its output."""
+        """Start the program, and return the descriptor of its output."""
         with _accepting_signals():
             self._child = subprocess.Popen(  # noqa: S603 - the command is ours
                 command,
@@ -52,21 +50,22 @@ class ChildAustin(Austin):
             self._child.send_signal(number)
 
     def _wait(self, timeout: float | None = None) -> None:
-        """Wait for the end of austin, for at most `timeout` seconds."""
+        """Wait for the end of the program, for at most `timeout` seconds."""
         if self._child is not None:
             with contextlib.suppress(subprocess.TimeoutExpired):
                 self._child.wait(timeout)
 
 
-def check(process: RunningProcess, path: str) -> None:
-    """Let austin print the stacks of a process once.
+def check(process: RunningProcess, program: Program) -> None:
+    """Let a program look at a process once.
 
     Raises:
-        EngineError: it cannot read them, or cannot be run.
+        EngineError: it cannot read the stacks, or cannot be run.
     """
+    command = program.check_command(process.pid)
     try:
         looked = subprocess.run(  # noqa: S603 - the command is ours
-            [path, "-w", str(process.pid)],
+            command,
             stdin=subprocess.DEVNULL,
             stdout=subprocess.DEVNULL,
             stderr=subprocess.PIPE,
@@ -75,23 +74,14 @@ def check(process: RunningProcess, path: str) -> None:
             env=environment(),
         )
     except OSError as error:
-        raise EngineError(f"austin cannot be run: {path}: {error.strerror}") from error
+        raise EngineError(f"{program.name} cannot be run: {command[0]}: {error.strerror}") from error
     except subprocess.TimeoutExpired as error:
-        raise EngineError(f"austin did not read {process} within {_PATIENCE:g} s") from error
+        raise EngineError(f"{program.name} did not read {process} within {_PATIENCE:g} s") from error
     if looked.returncode:
-        raise EngineError(_failure(process, looked.returncode, looked.stderr))
-
-
-def _failure(process: RunningProcess, status: int, printed: bytes) -> str:
-    if status == _NO_PROCESS or not process.is_alive():
-        return f"{process} has ended"
-    if status == _NOT_PYTHON:
-        rule = yama_rule() or "austin may not read it (in a container, start it with --cap-add=SYS_PTRACE)"
-        return f"{process} does not run CPython 3.8 to 3.13, or {rule}"
-    if status < 0:
-        return f"austin cannot read {process}: it crashed (signal {-status}); it reads CPython 3.8 to 3.13"
-    text = re.sub(r"\x1b\[[0-9;]*m|[^\x20-\x7e]+", " ", printed.decode("utf-8", "replace"))
-    return f"austin cannot read {process} (exit status {status}): {' '.join(text.split())[-300:]}"
+        if not process.is_alive():
+            raise EngineError(f"{process} has ended")
+        text = re.sub(r"\x1b\[[0-9;]*m|[^\x20-\x7e]+", " ", looked.stderr.decode("utf-8", "replace"))
+        raise EngineError(program.failure(process, looked.returncode, " ".join(text.split())[-300:]))
 
 
 @contextlib.contextmanager

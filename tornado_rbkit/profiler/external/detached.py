@@ -100,9 +100,9 @@ def check_host() -> None:
     adopts = ctypes.c_int(0)
     prctl(_GET_CHILD_SUBREAPER, ctypes.byref(adopts), 0, 0, 0)
     if os.getpid() == 1:
-        raise EngineError("this process is PID 1 and would adopt austin as a child; start the container with --init")
+        raise EngineError("this process is PID 1 and would adopt the helper; start the container with --init")
     if adopts.value:
-        raise EngineError("this process adopts orphans (PR_SET_CHILD_SUBREAPER), so austin would become its child")
+        raise EngineError("this process adopts orphans (PR_SET_CHILD_SUBREAPER), so the helper would become its child")
     if os.geteuid() and prctl(_GET_DUMPABLE, 0, 0, 0, 0) != 1:
         raise EngineError("this process has changed its user, so only root may read its memory")
     if os.geteuid() and yama_scope() in ("2", "3"):

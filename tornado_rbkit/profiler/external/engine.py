@@ -59,8 +59,7 @@ class Stack(NamedTuple):
 class Engine(Protocol):
     """Samples one process once: `start`, then `read` after each `wait` until that returns False, then `close`.
 
-    `stop` may be called on any thread, everything else on one thread. From Python 3.14 on the standard library can
-    read another process's stacks; an engine made of that would be a second implementation.
+    `stop` may be called on any thread, everything else on one thread.
     """
 
     @property

@@ -69,12 +69,16 @@ class MojoError(EngineError):
 class MojoParser:
     """Turns the bytes of one stream into stacks. For use by one thread.
 
+    Args:
+        program: the name of the program that writes the stream, for errors.
+
     Attributes:
-        version: the version of austin; an empty string until it was read from the stream.
+        version: the version of the program; an empty string until it was read from the stream.
     """
 
-    def __init__(self) -> None:
+    def __init__(self, program: str = "austin") -> None:
         self.version = ""
+        self._program = program
         self._rest = b""
         self._has_begun = False
         self._strings: dict[bytes, str] = {}
@@ -97,11 +101,11 @@ class MojoParser:
             kind = buffer[at]
             pattern = _PATTERNS.get(kind)
             if pattern is None:
-                raise MojoError(f"austin's output has an event of the unknown kind {kind}")
+                raise MojoError(f"{self._program}'s output has an event of the unknown kind {kind}")
             match = pattern.match(buffer, at)
             if match is None:
                 if len(buffer) - at > MAX_EVENT:
-                    raise MojoError(f"austin's output has an event of the kind {kind} that does not end")
+                    raise MojoError(f"{self._program}'s output has an event of the kind {kind} that does not end")
                 break
             self._add(kind, match, stacks)
             at = match.end()
@@ -110,11 +114,13 @@ class MojoParser:
 
     def _read_head(self, buffer: bytes) -> int:
         if buffer[: len(_MAGIC)] != _MAGIC[: len(buffer)]:
-            raise MojoError("austin's output is not MOJO")
+            raise MojoError(f"{self._program}'s output is not MOJO")
         if len(buffer) <= len(_MAGIC):
             return 0
         if buffer[len(_MAGIC)] != VERSION:
-            raise MojoError(f"austin's output is MOJO {buffer[len(_MAGIC)]}; supported: {VERSION} (austin 3.7)")
+            raise MojoError(
+                f"{self._program}'s output is MOJO {buffer[len(_MAGIC)]}; supported: {VERSION} (austin 3.7)"
+            )
         self._has_begun = True
         return len(_MAGIC) + 1
 
@@ -135,7 +141,7 @@ class MojoParser:
             self._is_broken = True
         elif kind == _GC:
             self._is_collecting = True
-        elif kind == _METADATA and match[1] == b"austin":
+        elif kind == _METADATA and match[1] in (b"austin", b"stack_reader"):
             self.version = match[2][:20].decode("ascii", "replace")
 
     def _define_string(self, key: bytes, text: bytes) -> None:
@@ -157,7 +163,9 @@ class MojoParser:
     def _count(self, size: int) -> None:
         self._defined += size + _ENTRY_BYTES
         if self._defined > MAX_DEFINED:
-            raise EngineFullError(f"austin's output has defined more than {MAX_DEFINED >> 20} MiB of names and places")
+            raise EngineFullError(
+                f"{self._program}'s output has defined more than {MAX_DEFINED >> 20} MiB of names and places"
+            )
 
     def _add_frames(self, run: bytes) -> None:
         frames = self._runs.get(run)
@@ -169,7 +177,7 @@ class MojoParser:
                 self._remember(run, frames)
         self._stack_frames += frames
         if len(self._stack_frames) > MAX_FRAMES:
-            raise MojoError(f"austin's output has a stack of more than {MAX_FRAMES} frames")
+            raise MojoError(f"{self._program}'s output has a stack of more than {MAX_FRAMES} frames")
 
     def _remember(self, run: bytes, frames: tuple[Frame, ...]) -> None:
         self._remembered += len(frames)
@@ -203,5 +211,5 @@ def _thread_id(text: bytes) -> int:
     except ValueError:
         thread_id = -1
     if not 0 <= thread_id < 1 << 64:
-        raise MojoError(f"austin's output has a thread {text[:40]!r}; allowed: a hexadecimal number")
+        raise MojoError(f"the output has a thread {text[:40]!r}; allowed: a hexadecimal number")
     return thread_id

@@ -1,7 +1,8 @@
 """Samples this process from a helper process (the external engine), or inside where that does not work.
 
-The helper, austin, reads the memory of this process without the GIL, so the program is hardly slowed down and is seen
-also while C code keeps the GIL. It is not a child of this process, which may wait for its children or end them.
+The helper reads the memory of this process without the GIL, so the program is hardly slowed down, and is seen also
+while C code keeps the GIL. It is austin up to Python 3.13, and `stack_reader` from Python 3.14 on. It is no child of
+this process, which may wait for its children or end them.
 """
 
 from __future__ import annotations
@@ -13,25 +14,27 @@ import signal
 import sys
 import threading
 import time
+from collections.abc import Callable
 from types import ModuleType
 from typing import Any, Final
 
 from tornado_rbkit.profiler.batcher import EventBatcher
 from tornado_rbkit.profiler.clocks import cpu_nanoseconds, thread_name
 from tornado_rbkit.profiler.cpu import CPUSampler
-from tornado_rbkit.profiler.external.austin import MAX_INTERVAL, Austin, find_austin
+from tornado_rbkit.profiler.external.austin import Austin, find_austin
 from tornado_rbkit.profiler.external.detached import check_host, prctl, start
 from tornado_rbkit.profiler.external.engine import EngineError
 from tornado_rbkit.profiler.external.process import ProcessError, RunningProcess, check_system, yama_rule
+from tornado_rbkit.profiler.external.program import Program, ProgramEngine
+from tornado_rbkit.profiler.external.reader import VERSIONS, Reader
 from tornado_rbkit.profiler.external.sampler import MAX_ERRORS, ExternalSampler
 from tornado_rbkit.profiler.frames import SamplingError, has_gil
 from tornado_rbkit.profiler.threads import internal_logger, internal_native_ids
 
 _log = internal_logger(__name__)
 
-_PATIENCE: Final = 1.0  # seconds without a stack, after the time of _LOOKS looks
-_LOOKS: Final = 400  # austin's first output has at most this many looks at one thread
-_NO_STACK: Final = "austin has read no stack within a second"
+_PATIENCE: Final = 1.0  # seconds without a stack, after the time that the program's first output takes
+_NO_STACK: Final = "no stack was read within a second"
 _NOT_READ: Final = " before it has read a stack; the system may forbid that (in a container, --cap-add=SYS_PTRACE)"
 _NAME_SECONDS: Final = 1.0  # between two looks at the imported modules
 _PR_SET_PTRACER: Final = 0x59616D61  # prctl(2)
@@ -82,8 +85,22 @@ def _names_of_modules() -> dict[str, str]:
     return {file: name for file, name in reversed(list(files)) if isinstance(file, str)}
 
 
-class DetachedAustin(Austin):
-    """Austin, sampling this process, as a child of no process that this program knows."""
+def find_program() -> Program:
+    """Return the program that samples this process.
+
+    Raises:
+        EngineError: it is not installed, or does not know this version of Python.
+    """
+    version = sys.version_info[:2]
+    if version < VERSIONS[0]:
+        return Austin(find_austin())
+    if version not in VERSIONS:
+        raise EngineError(f"the stack reader does not know Python {version[0]}.{version[1]}; known: 3.14 and 3.15")
+    return Reader()
+
+
+class DetachedEngine(ProgramEngine):
+    """A program, sampling this process, as a child of no process that this program knows."""
 
     def _start(self, command: list[str], environment: dict[str, str]) -> int:
         is_restricted = bool(yama_rule())
@@ -96,7 +113,7 @@ class DetachedAustin(Austin):
                 allow_tracer(pid)
             self._pidfd = os.pidfd_open(pid)  # type: ignore[attr-defined,unused-ignore]  # not on macOS
         except BaseException:
-            os.close(source)  # which ends a running austin
+            os.close(source)  # which ends a running program
             raise
         finally:
             os.close(target)
@@ -150,6 +167,7 @@ class OwnSampler:
         self._slow: str | None = None
         self._has_started = False
         self._deadline = 0.0
+        self._delay: Callable[[float], float] = float
 
     @property
     def _active(self) -> CPUSampler | ExternalSampler:
@@ -259,10 +277,11 @@ class OwnSampler:
         if patched:
             raise EngineError(f"{patched} has replaced the functions that wait for a process")
         if not has_gil():
-            raise EngineError("this interpreter runs without a GIL, which austin does not know")
-        process, path = OwnProcess(), find_austin()
+            raise EngineError("this interpreter runs without a GIL, and its stacks cannot be read from outside")
+        process, program = OwnProcess(), find_program()
         check_host()
-        sampler = ExternalSampler(self._batcher, process, lambda: DetachedAustin(process, path), None)
+        self._delay = program.delay
+        sampler = ExternalSampler(self._batcher, process, lambda: DetachedEngine(process, program), None)
         sampler.clock_type = self._inside.clock_type
         return sampler
 
@@ -274,7 +293,7 @@ class OwnSampler:
         """Return the time by which a stack must have been read; with the CPU clock, a process that waits has none."""
         if self.clock_type == "cpu":
             return float("inf")
-        return time.monotonic() + _PATIENCE + _LOOKS * min(self._active.interval, MAX_INTERVAL)
+        return time.monotonic() + _PATIENCE + self._delay(self._active.interval)
 
     def _fall_back(self, reason: str, interval: float) -> None:
         """Sample inside the process.

@@ -135,7 +135,7 @@ export class CpuView {
       this.thread.draw(data);
       const [, , byTask] = this.group.options;
       byTask.disabled = !this.thread.hasTasks;
-      const isBlind = byTask.disabled && header.facts?.cpu_engine?.startsWith("austin");
+      const isBlind = byTask.disabled && (header.facts?.cpu_engine ?? "in-process") !== "in-process";
       setText(byTask, isBlind ? `${GROUPS.task} (needs --cpu-engine in-process)` : GROUPS.task);
       this.#drawTime(data.strip);
       this.#summarize(data);
