@@ -2,6 +2,10 @@
 
 from __future__ import annotations
 
+import dis
+import os
+import random
+import resource
 import socket
 import sys
 import threading
@@ -9,13 +13,16 @@ import time
 from collections import Counter
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from queue import SimpleQueue
+from types import SimpleNamespace
 
 import pytest
 
-from tests.profiler.conftest import Client
+from tests.profiler.conftest import PATIENCE, Client
 from tornado_rbkit.profiler import clocks, run_state
-from tornado_rbkit.profiler.clocks import ThreadClocks
-from tornado_rbkit.profiler.run_state import RunStates
+from tornado_rbkit.profiler.clocks import Due, ThreadClocks
+from tornado_rbkit.profiler.frames import Place, read_stacks
+from tornado_rbkit.profiler.run_state import RUNNING, WAITING, RunStates, can_wait
 from tornado_rbkit.protocol import CPUSample
 
 pytestmark = pytest.mark.skipif(not sys.platform.startswith("linux"), reason="threads have CPU clocks on Linux")
@@ -56,7 +63,7 @@ def test_threads_that_compute_are_told_from_threads_that_wait() -> None:
         deadline = time.monotonic() + 20
         while seen < 50 and time.monotonic() < deadline:
             time.sleep(0.001)
-            runnable = [states.is_runnable(native_id) for native_id in ids]
+            runnable = [states.state(native_id) == RUNNING for native_id in ids]
             seen += not any(runnable[1:])  # they may have started only now
             computing.update(at for at, is_runnable in enumerate(runnable) if is_runnable)
         stop.set()
@@ -67,53 +74,213 @@ def test_threads_that_compute_are_told_from_threads_that_wait() -> None:
     assert computing[1] + computing[2] < seen
 
 
+PROMPTLY = 0.00002  # seconds until a thread is woken
+
+
 class States:
-    """States that a test chooses."""
+    """A state that a test chooses."""
 
     def __init__(self) -> None:
-        self.is_computing = False
+        self.now = WAITING
+        self.reads = 0
 
-    def is_runnable(self, native_id: int) -> bool:
-        return self.is_computing
+    def state(self, native_id: int) -> str:
+        self.reads += 1
+        return self.now
+
+
+class Simulated:
+    """A thread and its clocks: a test says when the thread runs and when the sampler looks.
+
+    `code` has an instruction at which a thread may wait, a call, and one at which it cannot, the jump of a loop.
+    """
+
+    def __init__(self, monkeypatch: pytest.MonkeyPatch, interval: float | None) -> None:
+        self.states = States()
+        self.cpu = self.switches = 0
+        self.interval = interval
+        monkeypatch.setattr(clocks, "run_states", lambda: self.states)
+        monkeypatch.setattr(time, "clock_gettime_ns", lambda clock: self.cpu)
+        monkeypatch.setattr(resource, "getrusage", lambda who: SimpleNamespace(ru_nvcsw=self.switches))
+        self.clocks = ThreadClocks()
+        self.this = threading.get_ident()
+        instructions = list(dis.get_instructions(burn))
+        self.call = next(each.offset for each in instructions if each.opname.startswith("CALL"))
+        self.look(PROMPTLY, waited=False)
+
+    def look(self, late: float, *, waited: bool, lasti: int | None = None, ticks: int = 1) -> Due | None:
+        """Return what is due, None if the thread did not run since the last look."""
+        self.switches += 2 if waited else 1
+        if self.this in self.clocks.look(late, by_cpu=self.interval is not None):
+            return None
+        place: Place = (burn.__code__, self.call if lasti is None else lasti, {})
+        return self.clocks.due(self.this, place, ticks, self.interval)
 
 
 def test_time_is_charged_when_the_thread_is_seen_computing(monkeypatch: pytest.MonkeyPatch) -> None:
-    states = States()
-    monkeypatch.setattr(clocks, "run_states", lambda: states)
-    of_threads = ThreadClocks()
-    this = threading.get_ident()
-    assert of_threads.burned([this], 0.001, 1, 20) == ({}, {})
-    burn(0.010)
-    assert of_threads.burned([this], 0.001, 1, 20) == ({}, {}), "it sleeps: its stack did not burn this"
-    burn(0.010)
-    states.is_computing = True
-    seen, unseen = of_threads.burned([this], 0.001, 1, 20)
-    assert seen[this] >= 20, "the earlier time is not lost"
-    assert unseen == {}
-    assert of_threads.computing == {this}
+    thread = Simulated(monkeypatch, 0.001)
+    thread.cpu += 10_000_000
+    due = thread.look(PROMPTLY, waited=False)
+    assert due is not None
+    assert (due.seen, due.unseen) == (0, 0), "it waits: its stack did not use this"
+    thread.states.now = RUNNING
+    seen = 0
+    for _ in range(1000):
+        thread.cpu += 1_000_000
+        due = thread.look(PROMPTLY, waited=True)
+        assert due is not None
+        assert due.unseen == 0
+        seen += due.seen
+    assert seen == pytest.approx(1010, abs=2 * clocks._SPREAD), "the earlier time is not lost"
 
 
 def test_time_of_a_thread_that_is_never_seen_computing_is_reported_without_a_stack(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    monkeypatch.setattr(clocks, "run_states", States)
-    of_threads = ThreadClocks()
-    this = threading.get_ident()
-    of_threads.burned([this], 0.001, 1, 20)
-    burn(clocks.UNSEEN_SECONDS + 0.001)
-    seen, unseen = of_threads.burned([this], 0.001, 1, 20)
-    assert seen == {}
-    assert unseen[this] >= 50
+    thread = Simulated(monkeypatch, 0.001)
+    thread.cpu += int(clocks.UNSEEN_SECONDS * 1e9) + 1_000_000
+    due = thread.look(PROMPTLY, waited=False)
+    assert due is not None
+    assert (due.seen, due.unseen) == (0, 51)
 
 
 def test_where_states_cannot_be_read_every_thread_counts_as_computing(monkeypatch: pytest.MonkeyPatch) -> None:
+    thread = Simulated(monkeypatch, 0.001)
     monkeypatch.setattr(run_state, "_ATTEMPTS", 0)
     monkeypatch.setattr(clocks, "run_states", run_state.RunStates)  # not the one that this process already has
-    of_threads = ThreadClocks()
-    this = threading.get_ident()
-    of_threads.burned([this], 0.001, 1, 20)
-    burn(0.040)
-    assert of_threads.burned([this], 0.001, 1, 20) == ({this: 21}, {})
+    thread.clocks = ThreadClocks()
+    thread.look(PROMPTLY, waited=False)
+    thread.cpu += 40_000_000
+    due = thread.look(PROMPTLY, waited=False)
+    assert due is not None
+    assert (due.state, due.seen, due.unseen) == (None, 21, 0)
+
+
+@pytest.mark.parametrize("interval", [None, 0.001])
+@pytest.mark.parametrize("period", [0.0003, 0.0011, 0.005, 0.02])
+@pytest.mark.parametrize("share", [0.3, 0.7])
+@pytest.mark.parametrize("gil", [0.00005, 0.0006])
+def test_a_place_is_reported_with_its_share_or_the_time_is_reported_without_a_place(
+    monkeypatch: pytest.MonkeyPatch, interval: float | None, period: float, share: float, gil: float
+) -> None:
+    """The thread computes for a part of each period, first at one place, then at another, and waits.
+
+    The sampler gets the GIL at once while it waits, else after `gil` seconds, or when the thread begins to wait.
+    """
+    thread = Simulated(monkeypatch, interval)
+    chance = random.Random(1)
+    monkeypatch.setattr(clocks, "_chance", random.Random(2))
+    told = Counter[str]()
+    first, computing = 0.5 * share * period, share * period
+    due_at = 0.0
+    for _ in range(20_000):
+        due_at += chance.uniform(0.0005, 0.0015)
+        at = due_at % period
+        seen_at = due_at if at >= computing else due_at + min(gil, computing - at)
+        late, waited = PROMPTLY + seen_at - due_at, at < computing
+        thread.cpu = int(1e9 * (seen_at // period * computing + min(seen_at % period, computing)))
+        at = seen_at % period
+        begins = seen_at > due_at and at < 1e-12  # rounded: it begins to wait
+        place = "waits" if begins or at >= computing - 1e-12 else "one" if at < first else "two"
+        thread.states.now = WAITING if place == "waits" else RUNNING
+        due = thread.look(late, waited=waited)
+        if due is None:
+            told[place] += interval is None
+        else:
+            told[place] += due.seen
+            told["unseen"] += due.unseen
+    whole = period if interval is None else computing
+    true = {"one": first / whole, "two": (computing - first) / whole, "waits": 1 - computing / whole}
+    shares = {name: told[name] / told.total() for name in (*true, "unseen")}
+    for name, part in true.items():
+        assert shares[name] - 0.03 <= part <= shares[name] + shares["unseen"] + 0.03, (name, shares, true)
+    assert shares["unseen"] <= min(1.0, gil / computing) * computing / whole + 0.03, "no more than the sampler missed"
+
+
+def test_a_thread_that_did_not_run_is_not_looked_at(monkeypatch: pytest.MonkeyPatch) -> None:
+    thread = Simulated(monkeypatch, None)
+    thread.cpu += 1_000
+    due = thread.look(PROMPTLY, waited=False)
+    assert due is not None
+    assert due.thread is not None
+    due.thread.event, due.thread.name = b"its stack", threading.current_thread().name
+    reads = thread.states.reads
+    assert thread.look(PROMPTLY, waited=False) is None
+    threading.current_thread().name, before = "another name", threading.current_thread().name
+    due = thread.look(PROMPTLY, waited=False)
+    threading.current_thread().name = before
+    assert due is not None, "its event has the former name"
+    assert due.state == WAITING
+    assert thread.states.reads == reads, "its state is still known"
+    thread.cpu += 1_000
+    due = thread.look(PROMPTLY, waited=False)
+    assert due is not None
+    assert due.thread is not None
+    assert due.thread.event is None
+
+
+def wait_in_every_way(
+    stop: threading.Event, pipe: int, queue: SimpleQueue[None], lock: threading.Lock
+) -> list[Callable[[], object]]:
+    def loop() -> None:
+        while not stop.wait():
+            pass
+
+    def loop_over_a_file() -> None:
+        with open(pipe, "rb", closefd=False) as file:
+            for _ in file:
+                pass
+
+    def enter() -> None:
+        with lock:
+            pass
+
+    def iterate() -> None:
+        for _ in iter(queue.get, None):
+            pass
+
+    return [loop, loop_over_a_file, enter, iterate, queue.get, lambda: list(iter(queue.get, None))]
+
+
+def test_only_at_a_call_can_a_thread_wait() -> None:
+    """A thread that computes is found at a jump or at a call, one that waits never at a jump."""
+    stop, queue, lock, (reads, writes) = threading.Event(), SimpleQueue[None](), threading.Lock(), os.pipe()
+    ways = wait_in_every_way(stop, reads, queue, lock)
+    states = RunStates()
+    lock.acquire()
+    threads = [threading.Thread(target=way) for way in ways]
+    for each in threads:
+        each.start()
+    deadline = time.monotonic() + PATIENCE
+    while any(states.state(each.native_id or 0) == RUNNING for each in threads):
+        assert time.monotonic() < deadline
+    stacks = read_stacks()
+    places = [stacks[each.ident or 0][0] for each in threads]
+    stop.set()
+    lock.release()
+    os.close(writes)
+    for _ in threads:
+        queue.put(None)
+    for each in threads:
+        each.join()
+    os.close(reads)
+    assert all(can_wait(code, lasti) for code, lasti, *_ in places), places
+
+    def compute() -> None:
+        number = 0
+        while not stop.is_set() or number < 1000:
+            for _ in range(100):
+                number += 1
+
+    stop.clear()
+    seen = 0
+    with thread(compute) as computing:
+        while not seen and time.monotonic() < deadline:
+            stack = read_stacks().get(computing.ident or 0)
+            seen += stack is not None and stack[0][0] is compute.__code__ and not can_wait(*stack[0][:2])
+            time.sleep(0)
+        stop.set()
+    assert seen, "no jump was seen"
 
 
 def test_the_switch_interval_is_longer_while_threads_compute_at_once(client: Client) -> None:

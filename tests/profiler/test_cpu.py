@@ -323,7 +323,7 @@ def test_the_switch_interval_is_the_hosts_again_after_sampling(client: Client) -
     before = sys.getswitchinterval()
     client.ask(b"start_cpu_profiling")
     client.events(CPUSample, bool)  # its thread has begun
-    assert sys.getswitchinterval() == pytest.approx(0.0005)
+    assert sys.getswitchinterval() <= 0.0005
     client.ask(b"stop_cpu_profiling")
     assert sys.getswitchinterval() == before
 

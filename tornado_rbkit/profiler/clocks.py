@@ -3,157 +3,226 @@
 from __future__ import annotations
 
 import contextlib
+import random
 import sys
 import threading
 import time
-from collections.abc import Iterable, Mapping, Sequence
 from typing import Final, NamedTuple
 
 from tornado_rbkit.profiler.frames import Place
-from tornado_rbkit.profiler.run_state import LOCK, RUNNING, WAITING, WAITING_FILES, RunStates, run_states
+from tornado_rbkit.profiler.run_state import LOCK, RUNNING, WAITING, WAITING_FILES, RunStates, can_wait, run_states
+
+if sys.platform.startswith("linux"):
+    import resource
 
 HAS_CPU_CLOCK: Final = sys.platform.startswith("linux")
 
-
+_chance: Final = random.Random()  # noqa: S311 - not the host's generator, which it may have seeded
 UNSEEN_SECONDS: Final = 0.05
 """CPU time that a thread may use without being seen computing; then it is reported without a stack."""
 
 _MAX_COUNT: Final = 1000  # samples of one thread at one tick
-_MOST: Final = 0.9  # of the time between two looks: a thread that used as much runs
+_SPREAD: Final = 8  # ticks over which the CPU time of a thread is spread
+_MAX_BLIND_COUNT: Final = 21  # where states of threads cannot be read
+_SEVERAL: Final = 0.1  # of the CPU time between two looks: if one thread used all but less than it, it computes alone
+_PROMPT: Final = 3.0  # times the usual delay: a later tick had to wait for a processor
+_CREEP: Final = 1e-7  # seconds; the usual delay is the shortest, which may become longer by this at each tick
 
 
-class Burned(NamedTuple):
-    """The whole intervals of CPU time for which threads are due to be sampled."""
+class ThreadClock:
+    """The CPU time of one thread, and what is known of it as long as it does not run again."""
 
-    seen: dict[int, int]
-    """By thread, for threads that compute now (or of which nothing is known): the current stack is sampled."""
+    __slots__ = ("clock", "event", "name", "native_id", "owed", "seen", "state", "used")
 
-    unseen: dict[int, int]
-    """By thread, for threads that computed between two ticks and sleep now: the current stack did not compute."""
+    def __init__(self, native_id: int) -> None:
+        self.native_id = native_id
+        self.clock = _clock(native_id)
+        self.seen = time.clock_gettime_ns(self.clock)
+        self.used = self.owed = 0
+        """Nanoseconds of CPU time: between the last two looks, and not reported yet."""
+        self.state: str | None = None
+        self.name: str | None = None
+        self.event: bytes | None = None
+        """The packed stack of the thread, with its name, while it does not run."""
+
+
+class Due(NamedTuple):
+    """The samples of a thread that are due."""
+
+    thread: ThreadClock | None
+    state: str | None
+    seen: int
+    """Samples of its current stack."""
+    unseen: int
+    """Samples of other stacks, which are not known: it computed and waits now."""
 
 
 class ThreadClocks:
-    """The CPU time that each thread has used and was not sampled for yet. For use by one thread; Linux.
+    """Finds the threads that ran since the last look, and whether they compute or wait. For use by one thread.
 
-    The time that a thread used is charged to its stack at the next tick that sees it computing. As ticks see a
-    function computing in proportion to its CPU time, this is right on average, also for functions that compute for
-    less than an interval between two waits.
+    Only Linux has these clocks; elsewhere no thread has one.
+
+    Attributes:
+        threads: the threads that have a clock, by identifier.
+        several: more than one of them computed between the last two looks.
     """
 
     def __init__(self) -> None:
-        self.computing: set[int] = set()
-        """The threads that were seen computing in the last call of `burned`."""
-        self._looked = 0
-        self._known_places: dict[int, int] = {}
-        self._known_states: dict[int, str] = {}
-        self._native_ids: dict[int, int] = {}
-        self._seen: dict[int, int] = {}
-        self._owed: dict[int, int] = {}
+        self.threads: dict[int, ThreadClock] = {}
+        self.several = False
+        self._total = 0  # nanoseconds of CPU time that all of them used between the last two looks
+        self._delay = 0  # nanoseconds for which the last look waited for the GIL or a processor
+        self._usual_delay = 1.0  # seconds
+        self._switches = 0
         self._states: RunStates | None = None
-        with contextlib.suppress(OSError, ImportError, RuntimeError):  # then every thread counts as computing
-            self._states = run_states()
+        if HAS_CPU_CLOCK:
+            with contextlib.suppress(OSError, ImportError, RuntimeError):  # then every thread counts as computing
+                self._states = run_states()
 
-    def burned(self, threads: Iterable[int], interval: float, ticks: int, most: int) -> Burned:
-        """Return the samples that are due; remainders of an interval, and of threads that sleep now, carry over.
+    def wake_on_time(self) -> None:
+        """Let the system wake the calling thread as exactly as it can."""
+        if self._states is not None:
+            self._states.wake_on_time()
 
-        A thread without a clock counts `ticks`. Where states of threads cannot be read, a count is at most `most` + 1.
+    def look(self, late: float, by_cpu: bool) -> dict[int, ThreadClock]:
+        """Read the clocks; return the threads that did not run since, so nothing else of them need be read.
+
+        On the wall clock their `event` is still true. What was known of the other threads is forgotten.
+
+        Args:
+            late: seconds since the calling thread should have been woken for this look.
+            by_cpu: True for the CPU clock.
         """
-        threads = list(threads)
-        self._forget_ended(threads)
-        self.computing.clear()
+        unmoved: dict[int, ThreadClock] = {}
+        if not HAS_CPU_CLOCK:
+            return unmoved
+        self._find_delay(late)
+        ended: list[int] = []
+        total = most = 0
+        read = time.clock_gettime_ns
+        for thread_id, thread in self.threads.items():
+            try:
+                now = read(thread.clock)
+            except OSError:
+                ended.append(thread_id)  # its identifier may already be reused
+                continue
+            thread.used = used = now - thread.seen
+            if used:
+                thread.seen = now
+                thread.owed += used
+                thread.state = thread.event = None
+                total += used
+                most = max(most, used)
+            elif by_cpu or (thread.event is not None and thread_name(thread_id) == thread.name):
+                unmoved[thread_id] = thread
+        for thread_id in ended:
+            del self.threads[thread_id]
+        self._total = total
+        self.several = total - most > _SEVERAL * total
+        return unmoved
+
+    def _find_delay(self, late: float) -> None:
+        """Find out whether another thread kept the calling thread waiting, for the GIL or for a processor."""
+        switches = resource.getrusage(resource.RUSAGE_THREAD).ru_nvcsw
+        waited = switches - self._switches > 1  # the first was the wait for the tick
+        self._switches = switches
+        self._usual_delay = min(late, self._usual_delay + _CREEP)
+        self._delay = int(late * 1e9) if waited or late > _PROMPT * self._usual_delay else 0
+
+    def due(self, thread_id: int, innermost: Place, ticks: int, interval: float | None) -> Due:
+        """Return the samples of a thread that are due, by the innermost place of its stack.
+
+        On the CPU clock, the time that a thread used is spread over the next ticks that see it computing.
+
+        Args:
+            thread_id: the thread; one without a clock is due at every tick.
+            innermost: the innermost place of its stack.
+            ticks: the number of ticks.
+            interval: seconds of CPU time between two samples, None on the wall clock.
+        """
+        thread = self._find(thread_id)
+        if thread is None:
+            return Due(None, None, ticks, 0)
+        if interval is None:
+            thread.owed = 0
+            state = self._state(thread, innermost)
+            unseen = 0 if state in (None, RUNNING) else self._unseen(thread, ticks)
+            return Due(thread, state, ticks - unseen, unseen)
         enough = int(interval * 1e9)
-        burned = Burned({}, {})
-        for thread_id in threads:
-            now = self._read(thread_id)
-            if now is None:
-                burned.seen[thread_id] = ticks
-                continue
-            owed = self._owed.get(thread_id, 0) + now - self._seen.get(thread_id, now)
-            self._seen[thread_id] = now
-            count = owed // enough
-            if count and self._states is None:
-                burned.seen[thread_id] = min(count, most + 1)
-                owed %= enough
-            elif count and self._states is not None:
-                is_computing = self._states.is_runnable(self._native_ids[thread_id])
-                if is_computing:
-                    self.computing.add(thread_id)
-                if is_computing or owed > UNSEEN_SECONDS * 1e9:
-                    count = min(count, _MAX_COUNT)
-                    (burned.seen if is_computing else burned.unseen)[thread_id] = count
-                    owed -= count * enough
-            self._owed[thread_id] = owed
-        return burned
+        if thread.owed < enough:
+            return Due(thread, None, 0, 0)
+        seen = unseen = 0
+        state = self._state(thread, innermost)
+        if state is None:
+            seen = min(thread.owed // enough, _MAX_BLIND_COUNT)
+            thread.owed %= enough
+        elif state == RUNNING:
+            seen = _part(thread.owed / enough, ticks)
+        elif self._unseen(thread, 1):
+            unseen = _part(thread.owed / enough, ticks)
+        elif thread.owed > UNSEEN_SECONDS * 1e9:
+            unseen = min(thread.owed // enough, _MAX_COUNT)
+        if state is not None:
+            thread.owed -= (seen + unseen) * enough
+        return Due(thread, state, seen, unseen)
 
-    def states(self, stacks: Mapping[int, Sequence[Place]]) -> dict[int, str]:
-        """Return the states of threads, by their stacks (innermost first); an unknown state is left out.
+    def _state(self, thread: ThreadClock, innermost: Place) -> str | None:
+        """Return the state of a thread, None if states cannot be read.
 
-        Reading a state takes many times as long as reading a clock, so it is read only where the clock does not tell:
-        a thread that used no CPU time and is at the same place waits on.
+        Reading a state takes longer than the rest of a sample, so it is read only where neither the clock tells (a
+        thread that did not run is in the same state as before) nor the instruction.
         """
-        if self._states is None:
-            return {}
-        self._forget_ended(stacks)
-        states: dict[int, str] = {}
-        looked = time.monotonic_ns()
-        most = _MOST * (looked - self._looked)
-        self._looked = looked
-        for thread_id, stack in stacks.items():
-            now = self._read(thread_id)
-            if now is None:
-                continue
-            used = now - self._seen.get(thread_id, 0)
-            self._seen[thread_id] = now
-            code, at = stack[0][:2]
-            place = id(code) << 32 | at
-            before = self._known_states.get(thread_id, RUNNING)
-            if used >= most:
-                state = RUNNING
-            elif not used and self._known_places.get(thread_id) == place and before != RUNNING:
-                state = before
-            else:
-                state = self._states.state(self._native_ids[thread_id])
-                if state == LOCK and code.co_filename in WAITING_FILES:
-                    state = WAITING
-            # Not a tuple, which would be reported as an object of the program.
-            self._known_places[thread_id], self._known_states[thread_id] = place, state
-            states[thread_id] = state
-        return states
+        if thread.state is None and self._states is not None:
+            code, lasti = innermost[0], innermost[1]
+            thread.state = self._states.state(thread.native_id) if can_wait(code, lasti) else RUNNING
+            if thread.state == LOCK and code.co_filename in WAITING_FILES:
+                thread.state = WAITING
+        return thread.state
 
-    def _read(self, thread_id: int) -> int | None:
-        native_id = self._native_ids.get(thread_id) or self._find(thread_id)
-        if native_id is None:
-            return None
-        used = cpu_nanoseconds(native_id)
-        if used is None:
-            self._drop(thread_id)  # its identifier may already be reused
-        return used
+    def _unseen(self, thread: ThreadClock, ticks: int) -> int:
+        """Return at how many of the last ticks a thread computed that waits now.
 
-    def _find(self, thread_id: int) -> int | None:
-        thread = threading._active.get(thread_id)  # type: ignore[attr-defined]  # enumerate() takes the host's lock
-        native_id: int | None = getattr(thread, "_native_id", None)
-        if native_id is not None:
-            self._native_ids[thread_id] = native_id
-        return native_id
+        If the look was delayed, some thread computed when it was due. A thread that computes in Python has the GIL, so
+        it was one of the threads that ran since the look before; each is assumed with the probability of its share.
+        """
+        if not self._delay:
+            return 0
+        return int(ticks * thread.used / max(self._total, self._delay) + _chance.random())
 
-    def _forget_ended(self, threads: Iterable[int]) -> None:
-        for thread_id in self._native_ids.keys() - threads:
-            self._drop(thread_id)
+    def _find(self, thread_id: int) -> ThreadClock | None:
+        known = self.threads.get(thread_id)
+        if known is None and HAS_CPU_CLOCK:
+            thread = threading._active.get(thread_id)  # type: ignore[attr-defined]  # enumerate() takes the host's lock
+            native_id: int | None = getattr(thread, "_native_id", None)
+            if native_id is not None:
+                with contextlib.suppress(OSError):  # it has ended
+                    known = self.threads[thread_id] = ThreadClock(native_id)
+        return known
 
-    def _drop(self, thread_id: int) -> None:
-        for table in (self._native_ids, self._seen, self._owed, self._known_places, self._known_states):
-            table.pop(thread_id, None)
+
+def _part(samples: float, ticks: int) -> int:
+    """Return how many of the samples that a thread has not been given yet are due now.
+
+    A thread that is seen computing at several ticks in a row, and at none before, would get few samples at most of
+    these ticks, and many at the first. The places of a program must get the same at each tick.
+    """
+    return min(int(samples * min(1.0, ticks / _SPREAD) + _chance.random()), _MAX_COUNT)
 
 
 def cpu_nanoseconds(native_id: int) -> int | None:
     """Return the CPU time of a thread of this process by its kernel's id, None if it has ended. Any thread; Linux."""
+    try:
+        return time.clock_gettime_ns(_clock(native_id))
+    except OSError:
+        return None
+
+
+def _clock(native_id: int) -> int:
+    """Return the CPU clock of a thread by its kernel's id."""
     # Not pthread_getcpuclockid(): it reads the memory of a thread that may have ended. Reading the clock made of the
     # kernel's thread id (include/linux/posix-timers.h: ~tid << 3 | CPUCLOCK_PERTHREAD | CPUCLOCK_SCHED) only raises an
     # error if the thread has ended.
-    try:
-        return time.clock_gettime_ns(~native_id << 3 | 6)
-    except OSError:
-        return None
+    return ~native_id << 3 | 6
 
 
 def thread_name(thread_id: int) -> str | None:

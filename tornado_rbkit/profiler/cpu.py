@@ -2,9 +2,9 @@
 
 A sampler thread asks the interpreter for every thread's frame once per interval. This needs the GIL, and a thread that
 computes in Python releases the GIL only after the interpreter's switch interval. With the default of 5 ms the sampler
-would reach a fifth of its ticks. So during sampling the switch interval is lowered to half the sampling interval (at
-least 0.5 ms) for the whole process, and restored afterwards unless the host has changed it. `CPUSampler.status`
-reports the achieved rate.
+would reach a fifth of its ticks. So during sampling the switch interval is lowered for the whole process, to
+`ALONE_SWITCH_INTERVAL` while at most one thread computes, else to `MIN_SWITCH_INTERVAL`, and restored afterwards
+unless the host has changed it. `CPUSampler.status` reports the achieved rate.
 
 The time between two ticks varies at random by half an interval, so that a program that repeats the same work is not
 always sampled at the same point of it. If a tick costs so much that the sampler would exceed its budget (see `Pace`),
@@ -14,19 +14,22 @@ If the sampler wakes late because another thread held the GIL, the stacks it see
 with that tick's timestamp, for at most `MAKE_UP_SECONDS`. Ticks beyond that are lost: when the machine keeps the
 sampler waiting for longer, or an extension's call holds the GIL for longer. Without the repetition, a thread that
 computes for a few milliseconds between waits would be seen computing as little as half as often as it does, because
-the sampler gets the GIL most easily during the waits. The remaining bias: within a burst of computing the end weighs
-more than the beginning, because the sampler waits for the GIL first. Of a burst that is shorter than the switch
-interval it may see nothing at all. So the shares of functions are too coarse within bursts shorter than `BURST`
-intervals between two waits: at an interval of 1 ms, of a function with 66 % of bursts of 0.3 ms, 26 % was reported on
-the CPU clock and nothing on the wall clock; of bursts of 3 ms, 68 and 77 % of 67 %. The external engine (see
-`start_server`) has no such bias.
+the sampler gets the GIL most easily during the waits.
 
-Clocks: ``wall`` samples every thread; ``cpu`` samples a thread once for each interval of CPU time that it has used
-since its last sample, so that a thread's samples are proportional to its CPU time. A thread that sleeps at a tick is
-not sampled for what it computed before: its CPU time counts for the next tick that sees it computing (see `clocks` and
-`run_state`), or, if none does for 50 ms of CPU time, for a stack of the single frame ``(between samples)``. Per-thread
-CPU clocks are read on Linux, by the kernel's thread id; other systems have only ``wall``, and the handshake reports
-it. Threads unknown to `threading` have no CPU clock either and are sampled as with ``wall``.
+A thread that has begun to wait before the sampler got the GIL may have computed when the tick was due. Where, is not
+known, so such a tick is reported as a stack of the single frame ``(between samples)`` and never as the wait: of each
+burst of computing, the switch interval and the time to wake a thread are reported so (see `clocks`). That is a third
+or more of a burst of 0.3 ms, and little of a burst longer than `BURST` intervals. Only Linux has the clocks that
+tell which thread computed; elsewhere such a tick is reported as the wait. The external engine (see `start_server`)
+needs no GIL and sees all.
+
+Clocks: ``wall`` samples every thread; ``cpu`` samples a thread once for each interval of CPU time that it has used, so
+that a thread's samples are proportional to its CPU time. A thread that sleeps at a tick is not sampled for what it
+computed before: its CPU time counts for the next ticks that see it computing (see `clocks` and `run_state`), or, if
+none does for 50 ms of CPU time, for ``(between samples)``. Per-thread CPU clocks are read on Linux, by the kernel's
+thread id; other systems have only ``wall``, and the handshake reports it. Threads unknown to `threading` have no CPU
+clock either and are sampled as with ``wall``. Of a thread whose clock stands still, nothing else is read: its stack
+and its state are what they were.
 
 The stacks are read as described in `frames`. On Python 3.10 a frame is kept alive while it is packed: if its function
 returns in these microseconds, the objects that the frame held are released on the sampler's thread.
@@ -41,10 +44,10 @@ from typing import Any, Final
 
 from tornado_rbkit.profiler.arguments import check_interval
 from tornado_rbkit.profiler.batcher import BACKLOG_EVENTS, EventBatcher
-from tornado_rbkit.profiler.clocks import HAS_CPU_CLOCK, ThreadClocks, thread_name
+from tornado_rbkit.profiler.clocks import Due, ThreadClocks, thread_name
 from tornado_rbkit.profiler.collection_times import CollectionTimes, is_callback
 from tornado_rbkit.profiler.frame_cache import FrameCache
-from tornado_rbkit.profiler.frames import SamplingError, check_sampling, read_stacks
+from tornado_rbkit.profiler.frames import Place, SamplingError, check_sampling, read_stacks
 from tornado_rbkit.profiler.packing import pack_facts, pack_frame, pack_sample, pack_stack, pack_time
 from tornado_rbkit.profiler.run_state import RUNNING
 from tornado_rbkit.profiler.threads import Flag, InternalThread, internal_logger, internal_threads, original
@@ -58,9 +61,9 @@ DEFAULT_INTERVAL: Final = 0.001
 MIN_SWITCH_INTERVAL: Final = 0.0005
 """Seconds; a shorter one would make threads that compute at once switch so often that they get slower."""
 
-ALONE_SWITCH_INTERVAL: Final = 0.00005
-"""Seconds, on the CPU clock while at most one thread computes. The sampler sees a thread that computes when it has
-waited for so long: of each burst the first part of this length is not seen."""
+ALONE_SWITCH_INTERVAL: Final = 0.00002
+"""Seconds, where threads have CPU clocks, while at most one thread computes. The sampler sees a thread that computes
+when it has waited for so long: of each burst the first part of this length is not seen."""
 
 MAKE_UP_SECONDS: Final = 0.02
 """The longest delay for which stacks are repeated. In a longer one the system keeps the sampler waiting, and one stack
@@ -73,7 +76,7 @@ BYTES_PER_SECOND: Final = 16e6
 """The largest amount of samples that the sampler may produce, on average."""
 
 BURST: Final = 3
-"""Intervals; within a shorter burst of computing the shares of functions are too coarse."""
+"""Intervals; of a shorter burst of computing, much is reported as ``(between samples)``."""
 
 _SMOOTHING: Final = 0.1
 """The weight of the last tick in the average cost of a tick."""
@@ -222,69 +225,91 @@ class CPUSampler:
         return True
 
     def _sample(self) -> None:
-        self._clocks = None
+        self._clocks = ThreadClocks()
+        self._clocks.wake_on_time()
         due = time.monotonic() + self._pace.interval
+        used = time.thread_time()
         while not self._stopped.wait(due - time.monotonic()):
             interval = self._pace.interval
-            behind = int((time.monotonic() - due) / interval)
+            late = time.monotonic() - due
+            behind = int(late / interval)
             due += (behind + _jitter.uniform(0.5, 1.5)) * interval
             self._late += behind
             if self._batcher.backlog > BACKLOG_EVENTS:
                 self._late += 1
                 continue
-            began = time.thread_time()
             ticks = 1 + min(behind, int(MAKE_UP_SECONDS / interval))
-            size = self._tick(ticks, interval)
-            self._pace.adapt((time.thread_time() - began) / ticks, size / ticks)
+            self._switching.suspend()
+            size = self._tick(ticks, interval, late)
+            self._switching.lower(self._switch_interval())
+            before, used = used, time.thread_time()
+            self._pace.adapt((used - before) / ticks, size / ticks)
             self._ticks += 1
 
-    def _tick(self, ticks: int, interval: float) -> int:
-        """Publish a sample of every thread for each of the last `ticks` ticks; return the bytes of all samples."""
+    def _switch_interval(self) -> float:
+        """Return the switch interval until the next tick."""
+        if self._clocks is None or not self._clocks.threads:
+            return max(self.interval / 2, MIN_SWITCH_INTERVAL)
+        return MIN_SWITCH_INTERVAL if self._clocks.several else ALONE_SWITCH_INTERVAL
+
+    def _tick(self, ticks: int, interval: float, late: float = 0.0) -> int:
+        """Publish a sample of every thread for each of the last `ticks` ticks; return the bytes of all samples.
+
+        Args:
+            ticks: the number of ticks.
+            interval: seconds between two ticks.
+            late: seconds since the first of these ticks.
+        """
+        clocks = self._clocks = self._clocks or ThreadClocks()
+        by_cpu = self.clock_type == "cpu"
+        # before the stacks: a thread that runs in between has run at the next look, too
+        unmoved = clocks.look(late, by_cpu)
         tasks: dict[int, str] = {}
-        stacks = read_stacks(tasks)  # first, because other threads may run again at any moment
+        stacks = read_stacks(tasks, internal_threads() | unmoved.keys())
         now = time.time()
-        for thread_id in internal_threads() & stacks.keys():
-            del stacks[thread_id]
         size = 0
-        samples = dict.fromkeys(stacks, ticks)
-        states: dict[int, str] = {}
-        if self._clocks is None and HAS_CPU_CLOCK:
-            self._clocks = ThreadClocks()
-        if self._clocks is not None and self.clock_type == "cpu":
-            samples, unseen = self._clocks.burned(stacks, interval, ticks, int(MAKE_UP_SECONDS / interval))
-            states = dict.fromkeys(self._clocks.computing, RUNNING)
-            self._switching.lower(MIN_SWITCH_INTERVAL if len(self._clocks.computing) > 1 else ALONE_SWITCH_INTERVAL)
-            for thread_id, count in unseen.items():
-                size += self._publish([_BETWEEN_SAMPLES], (thread_id, None, None), count, now, interval)
-        elif self._clocks is not None:
-            states = self._clocks.states(stacks)
-        for thread_id, count in samples.items():
-            if is_callback(stacks[thread_id][0][0]):
-                del stacks[thread_id][0]
-            about = (thread_id, tasks.get(thread_id), states.get(thread_id))
-            size += self._publish(self._frames.stack(stacks[thread_id]), about, count, now, interval)
+        for thread in unmoved.values():
+            if thread.event is not None and not by_cpu:
+                size += self._publish(thread.event, ticks, now, interval)
+        for thread_id, stack in stacks.items():
+            if is_callback(stack[0][0]):
+                del stack[0]
+            due = clocks.due(thread_id, stack[0], ticks, interval if by_cpu else None)
+            if due.unseen:
+                about = pack_facts(thread_name(thread_id), None, RUNNING)
+                event = pack_stack([_BETWEEN_SAMPLES], thread_id, about)
+                size += self._publish(event, due.unseen, now - due.seen * interval, interval)
+            if due.seen:
+                size += self._publish_stack(thread_id, stack, tasks.get(thread_id), due, now, interval)
         self._collections.forget()
         return size
 
-    def _publish(
-        self, stack: list[bytes], about: tuple[int, str | None, str | None], count: int, now: float, interval: float
+    def _publish_stack(
+        self, thread_id: int, stack: list[Place], task: str | None, due: Due, now: float, interval: float
     ) -> int:
-        """Publish a stack `count` times, at the last times an interval apart; return the bytes of all samples.
-
-        `about` is the thread, its task and its state.
-        """
-        thread_id, task, state = about
+        """Publish the stack of a thread as often as it is due; return the bytes of all samples."""
+        frames = self._frames.stack(stack)
         name = thread_name(thread_id)
-        packed = pack_stack(stack, thread_id, pack_facts(name, task, state))
+        event = pack_stack(frames, thread_id, pack_facts(name, task, due.state))
         collections = self._collections.of(thread_id)
-        for before in range(count - 1, -1, -1):
+        if not collections:
+            if due.thread is not None:
+                due.thread.name, due.thread.event = name, event
+            return self._publish(event, due.seen, now, interval)
+        collecting = pack_stack(frames, thread_id, pack_facts(name, task, COLLECTING))
+        size = 0
+        for before in range(due.seen - 1, -1, -1):
             moment = now - before * interval
-            event = packed
-            if collections and any(began <= moment <= ended for began, ended in collections):
-                event = pack_stack(stack, thread_id, pack_facts(name, task, COLLECTING))
-            self._batcher.add(pack_sample(pack_time(moment), event))
+            is_collecting = any(began <= moment <= ended for began, ended in collections)
+            size += self._publish(collecting if is_collecting else event, 1, moment, interval)
+        return size
+
+    def _publish(self, event: bytes, count: int, now: float, interval: float) -> int:
+        """Publish a packed stack at the last `count` times an interval apart; return the bytes of the samples."""
+        for before in range(count - 1, -1, -1):
+            self._batcher.add(pack_sample(pack_time(now - before * interval), event))
         self._samples += count
-        return count * len(packed)
+        return count * len(event)
 
 
 class Pace:
@@ -312,24 +337,29 @@ class Pace:
 
 
 class SwitchInterval:
-    """Lowers the interpreter's switch interval and restores it. For use by one thread."""
+    """Lowers the interpreter's switch interval, until the host changes it, and restores it. For use by one thread."""
 
     def __init__(self) -> None:
         self._before: float | None = None
-        self._lowered = 0.0
+        self._set = 0.0
 
     def lower(self, interval: float) -> None:
         """Set it to `interval` seconds, if that is less than the host's; may be called again with another interval."""
-        now = sys.getswitchinterval()
-        if self._before is not None and now != self._lowered:
-            return  # the host has changed it meanwhile
-        before = now if self._before is None else self._before
-        if interval < before and interval != now:
-            sys.setswitchinterval(interval)
-            self._before, self._lowered = before, sys.getswitchinterval()
+        if self._before is None:
+            self._before = self._set = sys.getswitchinterval()
+        self._change(min(interval, self._before))
+
+    def suspend(self) -> None:
+        """Set it to the host's until the next call of `lower`."""
+        if self._before is not None:
+            self._change(self._before)
 
     def restore(self) -> None:
-        """Restore the interval that `lower` changed, unless it has been changed since. May be called twice."""
-        before, self._before = self._before, None
-        if before is not None and sys.getswitchinterval() == self._lowered:
-            sys.setswitchinterval(before)
+        """Set it to the host's. May be called twice."""
+        self.suspend()
+        self._before = None
+
+    def _change(self, interval: float) -> None:
+        if self._set == sys.getswitchinterval() != interval:
+            sys.setswitchinterval(interval)
+            self._set = sys.getswitchinterval()

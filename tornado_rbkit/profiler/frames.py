@@ -21,6 +21,7 @@ import importlib
 import operator
 import sys
 from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Set as AbstractSet
 from itertools import accumulate, chain, compress, filterfalse, repeat, starmap, takewhile
 from types import CodeType, FrameType
 from typing import Any, Final, TypeAlias
@@ -93,18 +94,21 @@ def frames_of_others() -> list[FrameType]:
     return found
 
 
-def read_stacks(tasks: dict[int, str] | None = None) -> dict[int, list[Place]]:
+def read_stacks(
+    tasks: dict[int, str] | None = None, skipped: AbstractSet[int] = frozenset()
+) -> dict[int, list[Place]]:
     """Return the stacks of all other threads that run Python code, innermost frame first. Any thread.
 
     On Python 3.10 a stack of the caller's own would hold the frame that holds it, until a collection.
 
     Args:
         tasks: receives, by thread, the name of the asyncio task that runs on it.
+        skipped: threads whose stacks are not read.
 
     Raises:
         SamplingError: the stacks cannot be read safely.
     """
-    is_own = original("get_ident")().__eq__
+    is_skipped = {*skipped, original("get_ident")()}.__contains__
     threads: list[int] = []
     frames: dict[int, FrameType] = {}
     stacks: list[list[Place]] = []
@@ -115,7 +119,7 @@ def read_stacks(tasks: dict[int, str] | None = None) -> dict[int, list[Place]]:
         lambda current: [
             *(read_tasks(running, loops, names) if running else ()),
             map(frames.update, current),
-            map(threads.extend, map(filterfalse, [is_own], [frames])),
+            map(threads.extend, map(filterfalse, [is_skipped], [frames])),
             map(stacks.extend, [_follow(map(frames.get, threads))]),
             starmap(frames.clear, ONCE),
         ]

@@ -138,6 +138,9 @@ def pack_facts(thread_name: str | None, task_name: str | None, state: str | None
     return tuple(bytes((key,)) + pack_text(value) for key, value in facts if value is not None)
 
 
+_pack_id = lru_cache(maxsize=4096)(pack)
+
+
 def pack_stack(frames: Sequence[bytes], thread_id: int, facts: Sequence[bytes] = ()) -> bytes:
     """Return the payload of a cpu_sample.
 
@@ -148,7 +151,7 @@ def pack_stack(frames: Sequence[bytes], thread_id: int, facts: Sequence[bytes] =
     """
     if not frames:
         return _PAYLOAD_KEY + _array_header(0)
-    packed_id = pack(thread_id)
+    packed_id = _pack_id(thread_id)
     if not facts:
         return b"".join((_PAYLOAD_KEY, _array_header(len(frames)), packed_id.join(frames), packed_id))
     innermost, *others = frames

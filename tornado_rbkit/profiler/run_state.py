@@ -11,9 +11,11 @@ threads would run on meanwhile.
 
 from __future__ import annotations
 
+import opcode
 import os
 import threading
 from functools import lru_cache
+from types import CodeType
 from typing import Any, Final
 
 from tornado_rbkit.profiler.threads import Flag, InternalThread, original
@@ -30,10 +32,23 @@ WAITING_FILES: Final = frozenset(
 """Files of the standard library whose functions wait, for work, an event or the end of a thread, by waiting for a
 lock."""
 
+_JUMPS: Final = ("JUMP_ABSOLUTE", "JUMP_BACKWARD", "POP_JUMP_IF_FALSE", "POP_JUMP_IF_TRUE", "RESUME")
+_TESTS: Final = tuple(f"POP_JUMP_BACKWARD_IF_{test}" for test in ("FALSE", "TRUE", "NONE", "NOT_NONE"))
+_NEVER_WAIT: Final = frozenset(opcode.opmap[name] for name in (*_JUMPS, *_TESTS) if name in opcode.opmap)
+
 _RUNNING: Final = b"running"  # the content of /proc/self/task/TID/syscall, proc(5)
 _NEAR: Final = 256  # bytes, more than the GIL's fields take
 _ATTEMPTS: Final = 50
 _HOLD_MICROSECONDS: Final = 200
+_SET_TIMER_SLACK: Final = 29  # sys/prctl.h
+
+
+def can_wait(code: CodeType, lasti: int) -> bool:
+    """Return False for an instruction that calls nothing: a thread that is stopped there waits at most for the GIL.
+
+    The interpreter takes the GIL from a thread that computes at such an instruction, or after a call.
+    """
+    return lasti >= 0 and code.co_code[lasti] not in _NEVER_WAIT
 
 
 class RunStates:
@@ -53,14 +68,15 @@ class RunStates:
         libc.read.argtypes = [ctypes.c_int, ctypes.c_void_p, ctypes.c_size_t]
         self._buffer: Any = ctypes.create_string_buffer(256)
         self._open, self._read, self._close, self._usleep = libc.open, libc.read, libc.close, libc.usleep
+        self._prctl = libc.prctl
         self._futex, self._gil = self._find_gil()
 
-    def is_runnable(self, native_id: int) -> bool:
-        """Return True if a thread computes or waits for the GIL; also if it has ended, which it did computing."""
-        return self.state(native_id) == RUNNING
+    def wake_on_time(self) -> None:
+        """Let the system wake the calling thread without the 50 microseconds by which it delays timers by default."""
+        self._prctl(_SET_TIMER_SLACK, 1, 0, 0, 0)  # a sandbox may refuse it
 
     def state(self, native_id: int) -> str:
-        """Return `RUNNING` as `is_runnable`, `LOCK` or `WAITING`."""
+        """Return `RUNNING` of a thread that computes, waits for the GIL or has ended, else `LOCK` or `WAITING`."""
         call = self._call(native_id)
         if call is None or call == [_RUNNING]:
             return RUNNING
