@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import gc
+import sys
 import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -18,6 +19,8 @@ from tornado_rbkit.profiler import batcher, heap, memory, threads
 from tornado_rbkit.protocol import Event, EventCollection, decode
 
 _E = TypeVar("_E")
+
+collect_ignore = [] if sys.version_info >= (3, 14) else ["test_remote_exec.py"]
 
 PATIENCE = 60.0
 """Seconds until a test fails that waits for something."""

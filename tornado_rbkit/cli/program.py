@@ -21,12 +21,15 @@ import types
 import webbrowser
 from collections.abc import Callable
 from importlib.machinery import PathFinder
-from typing import Final
+from typing import TYPE_CHECKING, Final
 from urllib.parse import quote
 
 from tornado_rbkit.errors import ServerFailedError
 from tornado_rbkit.profiler import Server
 from tornado_rbkit.profiler.follow import follow, unfollowed
+
+if TYPE_CHECKING:
+    from tornado_rbkit.profiler.injection import Injected
 
 _PATIENCE: Final = 5.0  # seconds; closing the clients takes the server at most two
 
@@ -172,8 +175,8 @@ finally:
 """Runs the command line in a child of a process that exits immediately, and prints its exit status at the end."""
 
 
-def show_page(server: Server, host: str, port: int, open_browser: bool) -> None:
-    """Start a web server for a profiler of this process, which ends with it, and print the URL of its page.
+def show_page(server: Server | Injected, host: str, port: int, open_browser: bool) -> None:
+    """Start a web server for a profiler, which ends with this process, and print the URL of its page.
 
     Raises:
         ServerFailedError: the web server did not start.
@@ -185,7 +188,7 @@ def show_page(server: Server, host: str, port: int, open_browser: bool) -> None:
         webbrowser.open(re.sub(r"//(0\.0\.0\.0|\[::\]):", "//localhost:", url, count=1))  # all addresses
 
 
-def _serve_beside(server: Server, host: str, port: int) -> str:
+def _serve_beside(server: Server | Injected, host: str, port: int) -> str:
     """Start a web server that runs until this process closes its standard input; return the URL of its page.
 
     The URL contains the token that the server requires: RBKIT_TOKEN, else a new one.

@@ -17,6 +17,7 @@ Nothing is measured until a client or `start_profiling` asks for it.
 - Reachability: `endpoints` binds the sockets, `folder` is where `discovery` finds servers, and `follow`, with the
   package `startup`, starts a server in child processes. `arguments` checks arguments, and `threads` has the profiler's
   own threads.
+- `injection` puts the profiler into a running process, where `injected` runs it.
 - `stacks` samples a block of code without a server, `external` another process; `demo` runs the `workload`.
 
 Of this package, `web` may use `discovery`, `endpoints` and `vitals`, `fleet` may use `folder`, and `cli` and `jupyter`

@@ -11,6 +11,7 @@ from typing import Final
 
 from tornado_rbkit.cli.address import add_listen_options
 from tornado_rbkit.cli.command import Command
+from tornado_rbkit.cli.injecting import serve_injected
 from tornado_rbkit.cli.output import one_line
 from tornado_rbkit.cli.program import show_page
 from tornado_rbkit.cli.stopping import stop_signals
@@ -22,6 +23,12 @@ _LOOK_SECONDS: Final = 0.2
 
 def _add_options(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("pid", type=_pid, metavar="PID", help="pid of the process; Linux, CPython 3.8 to 3.15")
+    parser.add_argument(
+        "--inject",
+        action="store_true",
+        help="run the full profiler (memory, snapshots, stacks) inside the process until this command ends; Linux, "
+        "CPython 3.14 and newer, as soon as its main thread executes Python code (default: sample it from outside)",
+    )
     parser.add_argument("--open", action="store_true", help="open the page in a browser (default: print its URL only)")
     add_listen_options(parser, 0)
 
@@ -36,6 +43,8 @@ def _pid(text: str) -> int:
 async def _run(options: argparse.Namespace) -> int:
     check_chosen_folder()
     stopped, _ = stop_signals()
+    if options.inject:
+        return await serve_injected(options.pid, options.host, options.port, options.open, stopped)
     with attach(options.pid) as attachment:
         show_page(attachment.server, options.host, options.port, options.open)
         await _watch(attachment, stopped)

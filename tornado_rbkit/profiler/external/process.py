@@ -23,7 +23,7 @@ _AS_ROOT: Final = "run attach as root (sudo); in a container, start it with --ca
 
 
 class ProcessError(RbkitError):
-    """A process does not exist, or cannot be read; the message says why and what to change."""
+    """A process does not exist, cannot be read, or refuses; the message says why and what to change."""
 
 
 class RunningProcess:

@@ -1,0 +1,127 @@
+"""Acts on a process with an interpreter of the version that runs in it. Linux, CPython 3.14 and newer."""
+
+from __future__ import annotations
+
+import contextlib
+import mmap
+import os
+import re
+import subprocess
+import sys
+from pathlib import Path
+from typing import Final
+
+from tornado_rbkit.profiler.external.process import ProcessError, RunningProcess
+
+_OLDEST: Final = 0x030E0000
+_INSTEAD: Final = "leave out --inject to sample it from outside, or start it with `tornado-rbkit run`"
+_SECONDS: Final = 30.0
+
+_OFFSETS: Final = re.compile(rb"xdebugpy(...\x03)\0{4}", re.DOTALL)
+"""The cookie and the version that begin _Py_DebugOffsets in an executable or library of CPython 3.13 and newer."""
+
+_REMOTE_EXEC: Final = "import sys; sys.remote_exec(int(sys.argv[1]), sys.argv[2])"
+
+_MAIN_FRAME: Final = """
+import sys
+from _remote_debugging import RemoteUnwinder
+pid = int(sys.argv[1])
+for part in RemoteUnwinder(pid, all_threads=True).get_stack_trace():  # an interpreter, or before 3.15 a thread
+    for thread in getattr(part, "threads", [part]):
+        if thread.thread_id == pid:
+            frame = next(frame for frame in thread.frame_info if not frame.filename.startswith(("<", "~")))
+            line = frame.lineno if hasattr(frame, "lineno") else frame.location.lineno
+            print(f"{frame.funcname} ({frame.filename}:{line})")
+"""
+
+
+class Interpreter:
+    """An interpreter that runs code about a process: the standard library demands one of the process's version.
+
+    It is this one, or the executable of the process.
+
+    Raises:
+        ProcessError: the process is no CPython 3.14 or newer, or there is no interpreter of its version.
+    """
+
+    def __init__(self, process: RunningProcess) -> None:
+        self._process = process
+        version = python_version(process.pid)
+        if version is None or version < _OLDEST:
+            runs = "no CPython that can be recognized" if version is None else f"Python {_text(version)}"
+            raise ProcessError(f"{process} runs {runs}; --inject needs Python 3.14 or newer; {_INSTEAD}")
+        if is_compatible(version, sys.hexversion):
+            self._path = sys.executable
+            return
+        self._path = os.readlink(f"/proc/{process.pid}/exe")
+        if not os.path.basename(self._path).startswith("python") or not os.access(self._path, os.X_OK):
+            theirs, ours = _text(version), _text(sys.hexversion)
+            raise ProcessError(f"{process} runs Python {theirs}, and this command {ours}; run it with Python {theirs}")
+
+    def remote_exec(self, script: str) -> None:
+        """Let the main thread of the process execute a script before its next step, instead of an earlier one.
+
+        Raises:
+            ProcessError: the process has ended or takes no scripts.
+        """
+        ended = self._run(_REMOTE_EXEC, script)
+        if ended.returncode:
+            reason = ended.stderr.strip().rpartition("\n")[2]
+            if "not enabled in the remote process" in reason:
+                reason = "PYTHON_DISABLE_REMOTE_DEBUG or -X disable-remote-debug was set when it started"
+            raise ProcessError(f"{self._process} takes no scripts: {reason}; {_INSTEAD}")
+
+    def main_frame(self) -> str:
+        """Return where the main thread of the process is, an empty string if that cannot be determined.
+
+        This is a private module of the standard library, which may change in any version.
+        """
+        ended = self._run(_MAIN_FRAME)
+        return "" if ended.returncode else ended.stdout.strip()
+
+    def _run(self, code: str, *arguments: str) -> subprocess.CompletedProcess[str]:
+        command = [self._path, "-I", "-S", "-c", code, str(self._process.pid), *arguments]
+        try:
+            return subprocess.run(  # noqa: S603 - the command is ours
+                command, capture_output=True, text=True, errors="replace", timeout=_SECONDS, check=False
+            )
+        except (OSError, subprocess.TimeoutExpired) as error:
+            raise ProcessError(f"{self._path} cannot act on {self._process}: {error}") from error
+
+
+def python_version(pid: int) -> int | None:
+    """Return the version of the CPython in a process, as in `sys.hexversion`; None if none is recognized.
+
+    Below 3.13, only the major and the minor version are determined, from the names of the mapped files.
+    """
+    try:
+        maps = Path(f"/proc/{pid}/maps").read_text(errors="replace")
+    except OSError:
+        return None
+    files = sorted(set(re.findall(r" (/.*/[^/]*python[^/]*)$", maps, re.MULTILINE)))
+    for file in [f"/proc/{pid}/exe", *(f"/proc/{pid}/root{file}" for file in files)]:
+        version = _version_in(file)
+        if version is not None:
+            return version
+    minors = (re.match(r"(?:lib)?python3\.(\d+)", os.path.basename(file)) for file in files)
+    return next((0x03000000 | int(minor[1]) << 16 for minor in minors if minor), None)
+
+
+def is_compatible(version: int, other: int) -> bool:
+    """Return whether two versions have the same structures: one minor version, or exactly one if it is no release."""
+    return version == other or (version >> 16 == other >> 16 and version & other & 0xF0 == 0xF0)
+
+
+def _version_in(file: str) -> int | None:
+    with (
+        contextlib.suppress(OSError, ValueError),  # it was removed, or is empty
+        open(file, "rb") as opened,
+        mmap.mmap(opened.fileno(), 0, access=mmap.ACCESS_READ) as content,
+    ):
+        found = _OFFSETS.search(content)
+        return int.from_bytes(found[1], "little") if found else None
+    return None
+
+
+def _text(version: int) -> str:
+    return f"{version >> 24}.{version >> 16 & 0xFF}"

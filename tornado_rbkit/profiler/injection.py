@@ -1,0 +1,251 @@
+"""Puts the profiler into a running process that was not prepared, by ``sys.remote_exec`` (PEP 768).
+
+Linux, and CPython 3.14 or newer in the process. Below 3.14 only a debugger could do it, which can end the process.
+
+The process executes `startup.bootstrap`, which connects to a Unix socket in a private folder, imports the profiler and
+starts its server.
+
+``sys.remote_exec`` writes the path of a script into the memory of the process, whose main thread executes it before
+its next step. There is no other way to withdraw it than to write another path: ``/dev/null`` is an empty script. A
+script that no longer exists would print a traceback in the process.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import os
+import socket
+import struct
+import tempfile
+import time
+from collections.abc import Iterator
+from pathlib import Path
+from types import TracebackType
+from typing import Any, Final, NamedTuple
+
+import msgpack
+import zmq
+
+from tornado_rbkit.profiler.discovery import stat_fields
+from tornado_rbkit.profiler.endpoints import accepts
+from tornado_rbkit.profiler.external.interpreter import Interpreter
+from tornado_rbkit.profiler.external.process import ProcessError, RunningProcess
+
+_BOOTSTRAP: Final = Path(__file__).with_name("startup") / "bootstrap.py"
+_FOLDERS: Final = {
+    "tornado_rbkit": str(Path(__file__).resolve().parents[2]),
+    **{package.__name__: str(Path(str(package.__file__)).resolve().parents[1]) for package in (zmq, msgpack)},
+}
+"""The folder of each package that the profiler needs."""
+
+_STOP_SECONDS: Final = 5.0
+"""The longest time, in seconds, that the end of an injection waits until the process has stopped its profiler."""
+
+_READ_SECONDS: Final = 0.2
+"""Seconds in which a process that has taken the path of a script just before it was withdrawn has read the script."""
+
+
+class Injected(NamedTuple):
+    """The server in the process; `folder` is where it is announced, `is_new` is False if it ran already."""
+
+    name: str
+    pub: str
+    req: str
+    family: str
+    folder: str
+    is_new: bool
+
+
+class Injection:
+    """A request to a process to run the profiler, and its server until `close`. Created by `inject`. Any one thread.
+
+    Attributes:
+        process: the process.
+    """
+
+    def __init__(self, process: RunningProcess, interpreter: Interpreter) -> None:
+        self.process = process
+        self._interpreter = interpreter
+        self._connection: socket.socket | None = None
+        self._received = b""
+        self._listener = socket.socket(socket.AF_UNIX)
+        self._listener.setblocking(False)
+        self._owner = _owner(process.pid)
+        with _as(*self._owner):
+            self._folder = Path(tempfile.mkdtemp(prefix="rbkit-inject-"))
+        self._script, self._channel = self._folder / "script.py", self._folder / "channel"
+        try:
+            self._prepare()
+            self._interpreter.remote_exec(str(self._script))
+        except BaseException:
+            self._clean_up()
+            raise
+
+    def __enter__(self) -> Injection:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
+    ) -> None:
+        self._clean_up()
+
+    def poll(self) -> Injected | None:
+        """Return the server once it runs, None until then. Never waits.
+
+        Raises:
+            ProcessError: the process cannot run the profiler, or has ended.
+        """
+        self._accept()
+        if self._connection is None:
+            if not self.process.is_alive():
+                raise ProcessError(f"{self.process} has ended before it ran the profiler")
+            return None
+        try:
+            received = self._connection.recv(65_536)
+        except BlockingIOError:
+            return None
+        except ConnectionError:
+            received = b""
+        self._received += received
+        if not received:
+            raise ProcessError(f"{self.process} has ended, or executed another program, before it ran the profiler")
+        if not received.endswith(b"\n"):
+            return None
+        facts: dict[str, Any] = json.loads(self._received)
+        if "refused" in facts:
+            raise ProcessError(f"{self.process} has refused: {facts['refused']}")
+        server = Injected(**facts)
+        if not accepts(server.req):
+            raise ProcessError(f"the profiler of {self.process} cannot be reached at {server.req} from here")
+        return server
+
+    @property
+    def has_begun(self) -> bool:
+        """Whether the process has executed the script, and now imports the profiler."""
+        return self._connection is not None
+
+    def is_connected(self) -> bool:
+        """Return whether the process still has the profiler: False if it has ended or called `exec`."""
+        assert self._connection is not None
+        try:
+            return bool(self._connection.recv(1, socket.MSG_PEEK))
+        except BlockingIOError:
+            return self.process.is_alive()
+        except OSError:
+            return False
+
+    def obstacle(self) -> str:
+        """Return why the process has not executed the script yet, as far as that can be determined."""
+        fields = stat_fields(self.process.pid)
+        state = "" if fields is None else fields[0].decode()
+        if state in ("T", "t"):
+            return f"it is stopped (kill -CONT {self.process.pid} continues it)"
+        where = self._interpreter.main_frame()
+        activity = "computes in C code" if state == "R" else "waits in a system call or for a lock"
+        return f"its main thread {activity}{where and f', in {where}'}, or an audit hook has refused the script"
+
+    def close(self) -> bool:
+        """Withdraw the script, or stop the profiler if it was started here; return False if that is not done yet."""
+        self._listener.close()  # the process does nothing if it connects from now on, or was not accepted yet
+        if self._connection is not None:
+            return self._disconnect(self._connection)
+        try:
+            self._interpreter.remote_exec(os.devnull)
+        except ProcessError:
+            return not self.process.is_alive()
+        time.sleep(_READ_SECONDS)
+        return True
+
+    def _disconnect(self, connection: socket.socket) -> bool:
+        connection.settimeout(_STOP_SECONDS)
+        try:
+            connection.shutdown(socket.SHUT_WR)
+            while connection.recv(65_536):
+                pass
+        except TimeoutError:
+            return not self.process.is_alive()
+        except OSError:  # the process has ended
+            return True
+        return True
+
+    def _prepare(self) -> None:
+        pid = self.process.pid
+        try:
+            is_same = os.path.samefile(self._folder, f"/proc/{pid}/root{self._folder}")
+        except OSError:
+            is_same = False
+        if not is_same:
+            raise ProcessError(
+                f"{self.process} has files of its own (a container, or PrivateTmp of systemd); run this command "
+                f"beside it (docker exec; nsenter -t {pid} -m -p), or set TMPDIR to a folder that both have"
+            )
+        text = f"{_BOOTSTRAP.read_text(encoding='utf-8')}\nstart({str(self._channel)!r}, {_FOLDERS!r})\n"
+        with _as(*self._owner):
+            self._script.write_text(text, encoding="utf-8")
+            try:
+                self._listener.bind(str(self._channel))
+            except OSError as error:
+                raise ProcessError(f"{self._channel} cannot be a socket ({error}); set TMPDIR") from error
+        self._listener.listen()
+
+    def _accept(self) -> None:
+        """Accept the connection of the process. A fork of it that has inherited the request is refused."""
+        while self._connection is None:
+            try:
+                connection, _ = self._listener.accept()
+            except BlockingIOError:
+                return
+            peer, _, _ = struct.unpack("3i", connection.getsockopt(socket.SOL_SOCKET, socket.SO_PEERCRED, 12))
+            if peer != self.process.pid:
+                connection.close()
+                continue
+            with contextlib.suppress(BrokenPipeError):  # it has ended: `poll` reports it
+                connection.sendall(b"\1")
+            connection.setblocking(False)
+            self._connection = connection
+
+    def _clean_up(self) -> None:
+        self._listener.close()
+        if self._connection is not None:
+            self._connection.close()
+        with _as(*self._owner):
+            for path in (self._script, self._channel):
+                path.unlink(missing_ok=True)
+            self._folder.rmdir()
+
+
+def inject(pid: int) -> Injection:
+    """Ask a running process to run the profiler. It does so before the next step of its main thread.
+
+    The caller calls `Injection.close`, and leaves the returned context, at the end.
+
+    Raises:
+        ProcessError: there is no such process, it may not be read, is no CPython 3.14 or newer, takes no scripts, or
+            has other files; the message says what to change.
+        OSError: there is no folder for temporary files.
+    """
+    process = RunningProcess(pid)
+    return Injection(process, Interpreter(process))
+
+
+def _owner(pid: int) -> tuple[int, int]:
+    """Return the effective user and group of a process."""
+    facts = dict(line.partition(":\t")[::2] for line in Path(f"/proc/{pid}/status").read_text("utf-8").splitlines())
+    return int(facts["Uid"].split()[1]), int(facts["Gid"].split()[1])
+
+
+@contextlib.contextmanager
+def _as(user: int, group: int) -> Iterator[None]:
+    """Use files as a user may, who can then use them too, and through whom root changes no others."""
+    ours = os.geteuid(), os.getegid()
+    if user == ours[0]:
+        yield
+        return
+    os.setegid(group)
+    os.seteuid(user)
+    try:
+        yield
+    finally:
+        os.seteuid(ours[0])
+        os.setegid(ours[1])
