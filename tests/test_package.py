@@ -87,7 +87,7 @@ def test_every_setting_of_the_jupyter_extension_has_a_help_text() -> None:
 
 def options_of_the_command_line() -> set[str]:
     found: set[str] = set()
-    for command in ([], ["serve"], ["run"], ["record"], ["replay"], ["export"]):
+    for command in ([], ["serve"], ["run"], ["attach"], ["record"], ["replay"], ["export"]):
         found |= set(re.findall(r"--[a-z-]+", run_here(*command, "--help").stdout))
     return found
 
