@@ -170,11 +170,9 @@ class Injection:
         return True
 
     def _prepare(self) -> None:
-        pid = self.process.pid
-        try:
+        pid, is_same = self.process.pid, False
+        with contextlib.suppress(OSError):  # the process does not have the folder
             is_same = os.path.samefile(self._folder, f"/proc/{pid}/root{self._folder}")
-        except OSError:
-            is_same = False
         if not is_same:
             raise ProcessError(
                 f"{self.process} has files of its own (a container, or PrivateTmp of systemd); run this command "
