@@ -81,6 +81,43 @@ def test_what_is_slow_is_named_by_the_cpu_clock_and_a_lock_by_the_wall_clock(
     assert [row[0] for row in page.rows("Functions")] == ["normalise", "score", "work"]
 
 
+def test_where_asyncio_tasks_wait_is_named_and_drawn_with_the_idle_threads(
+    page: Page, site: Serve, script: Script
+) -> None:
+    def frames(*places: tuple[str, str, int]) -> list[dict[int, Any]]:
+        return [{12: label, 13: label, 6: file, 7: line, 14: 0, 15: 0} for label, file, line in places]
+
+    def group(tasks: int, *places: tuple[str, str, int]) -> dict[int, Any]:
+        return {25: tasks, 28: [], 4: "Future", 2: frames(*places)}
+
+    reserve, locks = ("Shop.reserve", "/srv/shop.py", 12), "/usr/lib/python3.13/asyncio/locks.py"
+    groups = [
+        group(37, ("asyncio.locks.Lock.acquire", locks, 90), reserve, ("Shop.get", "/srv/shop.py", 9)),
+        group(1, ("Shop.store", "/srv/shop.py", 6), (*reserve[:2], 13), ("Shop.get", "/srv/shop.py", 9)),
+    ]
+    page.open(site(script.rbkit).url)
+    page.until_live()
+    page.click("Record CPU")
+    page.until(lambda: page.facts["recording"] == "CPU", "the profile is on")
+    for ms in range(0, 5000, 100):
+        script.publish(
+            sampled(ms, 1, ("select", 400), state="waiting"), sampled(ms + 50, 1, ("select", 400), state="waiting")
+        )
+        look = {25: 38, 26: 38, 27: 100.0, 2: groups}
+        script.publish_raw([{0: EventType.CPU_SAMPLE, 1: 1000 * script.start + ms, 2: [], 24: look}])
+    sentence = (
+        "On average 37 asyncio tasks wait in Shop.reserve shop.py:12 for a lock, awaited by Shop.get; "
+        "it is held over line 13, in Shop.store shop.py:6"
+    )
+    page.click("Overview")
+    page.until(lambda: sentence in page.text, "the tasks that wait are named")
+    page.click("CPU")
+    page.until(lambda: "All threads wait" in page.text, "waiting is hidden")
+    assert not page.rows("Functions")
+    page.one("#view-cpu input[type=checkbox]").click()
+    page.until(lambda: page.row("Functions", "asyncio.locks.Lock.acquire"), "the tasks are among what is idle")
+
+
 STANDARD = "/usr/lib/python3.11"
 BUSIEST = "#view-overview .card:nth-child(2) p:not(:empty)"
 

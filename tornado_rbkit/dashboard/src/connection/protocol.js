@@ -41,6 +41,11 @@ const Field = {
   THREAD_STATE: 21,
   DEFINITION_LINE: 22,
   TRACED: 23,
+  SUSPENDED_TASKS: 24, // these are numbers of the Python package, too
+  TASKS: 25,
+  TASKS_READ: 26,
+  MILLISECONDS: 27,
+  TASK_NAMES: 28,
 };
 
 /** Replaces the list of names if each reference is held by its position. */
@@ -61,6 +66,15 @@ export const NOT_AUTHORIZED = "not authorized";
  * @property {string | null} [task] The name of its asyncio task.
  * @property {string | null} [state] "running", "waiting", "lock" or "gc".
  * @property {Frame[]} frames Innermost first.
+ * @property {TaskLook | null} [tasks] What asyncio's suspended tasks wait for; then it is no sample of a thread.
+ *
+ * @typedef {object} TaskLook
+ * @property {number} tasks How many tasks the process has.
+ * @property {number} read How many of them the groups are of.
+ * @property {number} milliseconds Since the look before.
+ * @property {{tasks: number, names: string[], awaits: string | null, frames: Frame[]}[]} groups Tasks that wait at the same
+ *   place; `awaits` is null if they are ready to run.
+ *
  * @typedef {{process_name: string, pid: string, pwd: string, rbkit_server_version: string,
  *   rbkit_protocol_version: string, clock_type: string, cpu_interval: number | null, cpu_engine: string | null,
  *   cpu_engine_reason: string | null, object_trace_enabled: boolean, cpu_profiling_enabled: boolean | null,
@@ -190,6 +204,7 @@ export function readEvent(event) {
     case EventType.GC_STATS:
       return isMap(payload) ? { type, time, figures: readFigures(payload) } : null;
     case EventType.CPU_SAMPLE:
+      if (event[Field.SUSPENDED_TASKS] !== undefined) return readTasks(type, time, event[Field.SUSPENDED_TASKS]);
       return Array.isArray(payload) ? readSample(type, time, payload) : null;
     case EventType.OBJECT_SPACE_DUMP:
       return Array.isArray(payload) ? readDump(type, time, event) : null;
@@ -219,6 +234,24 @@ function readSample(type, time, payload) {
   const told = (field) => (frames.length && payload[0][field] !== "" ? text(payload[0][field], null) : null);
   const state = told(Field.THREAD_STATE);
   return { type, time, thread: frames.length ? frames[0].thread : "", name: told(Field.THREAD_NAME), task: told(Field.TASK_NAME), state: STATES.has(state ?? "") ? state : null, frames };
+}
+
+/** Return a look at suspended tasks, null if a part of it is unreadable. */
+function readTasks(type, time, look) {
+  if (!isMap(look) || !Array.isArray(look[Field.PAYLOAD])) return null;
+  const { [Field.TASKS]: tasks, [Field.TASKS_READ]: read, [Field.MILLISECONDS]: milliseconds } = look;
+  const { known: groups, unreadable } = readEach(look[Field.PAYLOAD], readGroup);
+  if (unreadable || !isCount(tasks) || !isCount(read) || !isTime(milliseconds)) return null;
+  return { type, time, thread: "", frames: [], tasks: { tasks, read, milliseconds, groups } };
+}
+
+function readGroup(group) {
+  if (!isMap(group) || !Array.isArray(group[Field.PAYLOAD]) || !Array.isArray(group[Field.TASK_NAMES])) return null;
+  const { known: frames, unreadable } = readEach(group[Field.PAYLOAD], readFrame);
+  const { known: names, unreadable: odd } = readEach(group[Field.TASK_NAMES], (name) => text(name, "(unknown)"));
+  const awaits = group[Field.CLASS_NAME] ?? null;
+  const isKnown = !unreadable && !odd && isCount(group[Field.TASKS]) && (awaits === null || typeof awaits === "string");
+  return isKnown ? { tasks: group[Field.TASKS], names, awaits: awaits && cut(awaits), frames } : null;
 }
 
 function readFrame(frame) {

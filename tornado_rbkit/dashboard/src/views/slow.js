@@ -10,6 +10,9 @@ const WALL_SECONDS = 5;
 /** Places at which a thread waits that are shown. */
 const STANDING_SHOWN = 2;
 
+/** Tasks that are ready to run, on average: with fewer the event loop is not behind. */
+const LEAST_READY = 1;
+
 /** The button that finds what is slow, and the state of the procedure. */
 export class SlowFinder {
   button = h("button", { type: "button", class: "main", onclick: () => this.#find() }, "Find what is slow");
@@ -83,6 +86,7 @@ export function waitSentence({ label, file, line, threads, isKnown, beyond }) {
  * @property {boolean} isByCpu
  * @property {import("../model/cpu/waits.js").Wait | null} wait
  * @property {import("../model/cpu/causes.js").Standing | null} standing
+ * @property {ReturnType<typeof import("../model/cpu/tasks.js").findTaskWaits> | null} tasks
  */
 
 /**
@@ -90,14 +94,33 @@ export function waitSentence({ label, file, line, threads, isKnown, beyond }) {
  *
  * @param {Slow} slow
  */
-export function slowLines({ causes, computing, waiting, inWaits, isByCpu, wait, standing }) {
+export function slowLines({ causes, computing, waiting, inWaits, isByCpu, wait, standing, tasks }) {
   /** @type {(string | Node)[][]} */
   const lines = causes.map((cause) => [h("b", {}, format.percent(cause.self, computing)), ` ${cause.label}`, place(cause), ...innerOf(cause)]);
   if (causes.length && !isByCpu) lines.push([hint("By the wall clock, which may count threads that wait.")]);
   if (waiting.length) lines.push([hint(`Without ${format.percent(inWaits, inWaits + computing)} of the CPU time, which goes into waiting in ${waiting.join(", ")}.`)]);
   if (wait) lines.push(waitSentence(wait));
   else for (const at of standing?.places.slice(0, STANDING_SHOWN) ?? []) lines.push(standingSentence(/** @type {string} */ (standing?.thread), at));
+  for (const each of tasks?.waits ?? []) lines.push(taskSentence(each));
+  if (tasks && tasks.ready >= LEAST_READY) lines.push([h("b", {}, tasksOnAverage(tasks.ready)), " are ready to run and wait for the event loop, which is busy"]);
   return lines;
+}
+
+/**
+ * Return where asyncio tasks wait, for what and by whom that is awaited.
+ *
+ * @param {import("../model/cpu/tasks.js").TaskWait} wait
+ */
+function taskSentence({ tasks, at, reason, awaiter, beyond }) {
+  const sentence = [h("b", {}, tasksOnAverage(tasks)), ` wait in ${at.label}`, place(at), ` ${reason}`, awaiter === null ? "" : `, awaited by ${awaiter}`];
+  if (beyond === null) return sentence;
+  const inner = beyond.inner === at.label ? "" : `, in ${beyond.inner} ${format.shortPlace(beyond.file, beyond.innerLine)}`;
+  return [...sentence, `; it is held over line ${beyond.line}${inner}`];
+}
+
+/** @param {number} tasks */
+function tasksOnAverage(tasks) {
+  return `On average ${format.count(tasks, tasks < 10 ? 1 : 0)} asyncio tasks`;
 }
 
 /** @param {import("../model/cpu/causes.js").Cause} cause */

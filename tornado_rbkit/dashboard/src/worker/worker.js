@@ -6,6 +6,7 @@ import { Keeper } from "./keeper.js";
 import { collapsed, speedscope } from "../model/cpu/exports.js";
 import { Session } from "./session.js";
 import { findCauses, findStanding } from "../model/cpu/causes.js";
+import { findTaskWaits } from "../model/cpu/tasks.js";
 import { findBusy, findWait } from "../model/cpu/waits.js";
 import { openStore } from "./store.js";
 import { findSuspects } from "../model/leaks.js";
@@ -344,6 +345,7 @@ function answerOfCpu(profiles, facts, latest) {
     ...{ waiting: waiting.slice(0, ANSWERS).map(({ label }) => label), inWaits: sum(waiting) },
     wait: wall && findWait(wall, computing, interval),
     standing: wall && findStanding(wall, latest?.cpu ?? null),
+    tasks: wall && findTaskWaits(wall),
   };
 }
 

@@ -5,14 +5,18 @@ import { PARTS, Scale } from "./activity.js";
 import { Callers, Calls, build } from "./graph.js";
 import { KINDS, Samples } from "./samples.js";
 import { Selection } from "./selection.js";
-import { Stacks } from "./stacks.js";
+import { ROOT, Stacks } from "./stacks.js";
 import { functionDetails, functionTable, has } from "./table.js";
-import { STACKS, Threads } from "./threads.js";
+import { TaskLog } from "./tasks.js";
+import { STACKS, TASKS, Threads } from "./threads.js";
 import { columnsOf, timeOrder } from "./timeorder.js";
 
 // A step of the clock forward by more is a clock that was set, as is one back by more: samples of one look may be late.
 const LONGEST_PAUSE = 24 * 3600 * 1000; // ms
 const LATEST = 1000; // ms
+
+// A look after more than that was not the next one.
+const LONGEST_PAUSE_OF_TASKS = 1000; // ms
 
 const MAX_TASKS = KINDS / 2 - 2;
 const NO_TASK = "(no task)";
@@ -47,6 +51,7 @@ export class CpuProfile {
   elapsed = 0; // ms from the first sample to the last
   #scale = new Scale();
   threads = new Threads(this.#scale);
+  taskLog = new TaskLog();
   #log = new Samples();
   #tasks = [NO_TASK, OTHER_TASKS];
   /** @type {Map<string, Selection>} */
@@ -68,6 +73,29 @@ export class CpuProfile {
     thread.last = ++this.samples;
     thread.add(kind * STACKS + stack, idle, this.elapsed, time);
     this.#log.add(this.elapsed, thread.serial, kind, stack);
+  }
+
+  /**
+   * Count the suspended tasks of a look as idle for the time since the look before, which is worth so many samples of a
+   * thread. Their time is that of the last sample, because samples may arrive later than looks of the same time.
+   *
+   * @param {import("../../connection/protocol.js").TaskLook} look
+   */
+  addTasks({ tasks: all, read, milliseconds, groups }) {
+    const { period, elapsed } = this;
+    if (period === null) return; // there are hardly any samples
+    const worth = (read ? all / read : 1) * (Math.min(milliseconds, LONGEST_PAUSE_OF_TASKS) / period);
+    this.taskLog.add({ elapsed, kind: 0, stack: ROOT, awaits: null, tasks: 0, weight: 0 });
+    for (const { tasks, names, awaits, frames } of groups) {
+      const stack = frames.length ? this.stacks.add(frames) : ROOT;
+      if (!stack) continue;
+      for (const name of names.length === tasks ? names : [UNNAMED_TASKS]) {
+        const count = names.length === tasks ? 1 : tasks;
+        const kind = 2 * this.#task(name) + 1;
+        this.taskLog.add({ elapsed, kind, stack, awaits, tasks: read ? (count * all) / read : count, weight: count * worth });
+        this.threads.tasks.addIdle(kind * STACKS + stack, count * worth);
+      }
+    }
   }
 
   get functions() {
@@ -93,7 +121,7 @@ export class CpuProfile {
   /** Return {name, samples} of the asyncio tasks, by samples; none if there are no tasks. */
   taskList(idle = true) {
     const counts = new Map();
-    for (const thread of this.threads.all) {
+    for (const thread of this.threads.named(null)) {
       for (const [key, count] of thread.counts) {
         const kind = Math.floor(key / STACKS);
         if (idle || kind % 2 === 0) counts.set(kind >> 1, (counts.get(kind >> 1) ?? 0) + count);
@@ -108,7 +136,7 @@ export class CpuProfile {
    * Samples before `from`, in ms since the first sample, are not in any range.
    */
   strip(idle = true) {
-    const listed = this.threads.list(idle);
+    const listed = this.threads.list(idle).filter(({ id }) => id !== TASKS);
     const count = Math.min(PARTS, Math.floor(this.elapsed / this.#scale.width) + 1);
     const rest = listed.slice(STRIP_THREADS);
     const rows = listed.slice(0, STRIP_THREADS).map(({ title, threads }) => ({ title, threads }));
@@ -257,7 +285,7 @@ export class CpuProfile {
 
   /** @param {Query} query */
   #select({ thread = null, task = null, idle = true, range = null }) {
-    const key = JSON.stringify([this.samples, thread, task, idle, range]);
+    const key = JSON.stringify([this.samples, this.taskLog.added, thread, task, idle, range]);
     const known = this.#selections.get(key);
     if (known !== undefined) return known;
     if (this.#selections.size >= KEPT_SELECTIONS) this.#selections.clear();
@@ -280,6 +308,11 @@ export class CpuProfile {
     this.#log.each(range[0], range[1], (serial, kind, stack) => {
       if (wanted[kind] && isMeant[serial]) counts[stack]++;
     });
+    if (threads.includes(this.threads.tasks)) {
+      this.taskLog.each(range[0], range[1], ({ kind, stack, weight }) => {
+        if (wanted[kind]) counts[stack] += weight;
+      });
+    }
     return counts;
   }
 
@@ -291,7 +324,7 @@ export class CpuProfile {
 
   /** Return the flame graph of one thread, the busiest by itself, in the order of time. @param {Query} query */
   #inTime({ thread = null, task = null, idle = true, range = null }) {
-    const threads = this.threads.named(thread);
+    const threads = this.threads.named(thread).filter((each) => each !== this.threads.tasks); // these are many at a time
     const one = threads.reduce((most, each) => (each.count(idle) > most.count(idle) ? each : most), threads[0]);
     /** @type {[number, number]} */
     const whole = range ?? [this.#log.from, this.elapsed + (this.period ?? 1)];

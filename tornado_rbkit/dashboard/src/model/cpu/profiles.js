@@ -34,7 +34,9 @@ export class CpuProfiles {
   /** @param {import("../../connection/protocol.js").Sample} sample */
   add(sample) {
     const clock = sample.time < this.#since ? this.#previous : this.clock;
-    /** @type {CpuProfile} */ (this.#profiles.get(clock)).add(sample);
+    const profile = /** @type {CpuProfile} */ (this.#profiles.get(clock));
+    if (sample.tasks) profile.addTasks(sample.tasks);
+    else profile.add(sample);
   }
 
   /**

@@ -15,6 +15,9 @@ export const LONGEST_STEP = 1000;
 /** The id of the entry for all unlisted threads. */
 export const OTHERS = "(others)";
 
+/** The id of the entry for all suspended asyncio tasks, which are on no thread. */
+export const TASKS = "(suspended tasks)";
+
 /** Stacks have numbers below it. */
 export const STACKS = 2 ** 20;
 
@@ -68,6 +71,13 @@ export class Thread {
     this.span += step;
   }
 
+  /** Count suspended tasks that are worth a number of samples. */
+  addIdle(key, samples) {
+    this.counts.set(key, (this.counts.get(key) ?? 0) + samples);
+    this.samples += samples;
+    this.idle += samples;
+  }
+
   /** Take over the samples of another thread. @param {Thread} other */
   merge(other) {
     this.isMerged = true;
@@ -83,6 +93,7 @@ export class Threads {
   byId = new Map();
   /** @type {Thread[]} By the number that the log of samples has. */
   bySerial = [];
+  tasks;
   #scale;
   #rest; // threads that were merged
 
@@ -91,6 +102,7 @@ export class Threads {
     this.#scale = scale;
     this.#rest = new Thread(OTHERS, 0, scale);
     this.bySerial.push(this.#rest);
+    this.tasks = new Thread(TASKS, 0, scale);
   }
 
   /** Return the thread with an id, adding it if needed. */
@@ -110,9 +122,10 @@ export class Threads {
     return this.#rest.samples ? [...this.byId.values(), this.#rest] : [...this.byId.values()];
   }
 
-  /** Return the threads for which a listed id stands, all threads for null. */
+  /** Return the threads for which a listed id stands, all threads and the suspended tasks for null. */
   named(id) {
-    if (id === null) return this.all;
+    if (id === null) return [...this.all, this.tasks];
+    if (id === TASKS) return [this.tasks];
     if (id === OTHERS) return this.#split().others;
     const one = this.byId.get(id);
     return one ? [one] : [];
@@ -123,12 +136,16 @@ export class Threads {
     return this.all.reduce((most, one) => (one.steps > most.steps ? one : most), this.#rest);
   }
 
-  /** Return the listed threads, the main thread first, then by samples; the last entry stands for all unlisted ones. */
+  /**
+   * Return the listed threads, the main thread first, then by samples; then an entry for all unlisted ones, and one for
+   * the suspended tasks.
+   */
   list(idle) {
     const { listed, others } = this.#split();
     const shown = listed.filter((thread) => thread.count(idle)).map((thread) => ({ id: thread.id, title: thread.title, threads: [thread], samples: thread.count(idle) }));
     const samples = others.reduce((sum, thread) => sum + thread.count(idle), 0);
     if (samples) shown.push({ id: OTHERS, title: OTHERS, threads: others, samples });
+    if (this.tasks.count(idle)) shown.push({ id: TASKS, title: TASKS, threads: [this.tasks], samples: this.tasks.count(idle) });
     return shown;
   }
 

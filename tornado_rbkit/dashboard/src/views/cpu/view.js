@@ -61,7 +61,7 @@ export class CpuView {
       "div",
       { class: "controls" },
       h("label", {}, "thread ", this.thread.element),
-      h("label", { title: "also the samples of threads that wait" }, this.idle, " include idle"),
+      h("label", { title: "also the samples of threads that wait, and asyncio tasks that are suspended" }, this.idle, " include idle"),
       h("label", {}, "graph ", this.order),
       this.group,
       this.search,
