@@ -90,7 +90,8 @@ import logging, threading
 import {interpreters} as interpreters
 from tornado_rbkit import profiler
 logging.disable()
-server = profiler.start_profiling("tcp://127.0.0.1:*", "tcp://127.0.0.1:*", enable_cpu_profiling=True)
+server = profiler.start_profiling("tcp://127.0.0.1:*", "tcp://127.0.0.1:*", enable_cpu_profiling=True,
+                                  cpu_engine="in-process")
 def run():
     interpreter = interpreters.create()
     interpreters.run_string(interpreter, "import time; end = time.time() + 1\\nwhile time.time() < end: pass")

@@ -10,6 +10,7 @@ from types import CodeType
 from typing import Any, Final
 
 from tornado_rbkit.profiler import memory
+from tornado_rbkit.profiler.objects import without_annotations
 from tornado_rbkit.profiler.threads import original
 
 _KEPT: Final = 100  # collections between two ticks; of more, the last are kept
@@ -69,4 +70,4 @@ def _callback(ended: deque[float], running: dict[int, float]) -> Callable[[str, 
             if began is not None:
                 ended.extend((thread, began, clock()))  # at once: no other thread runs in between
 
-    return on_collection
+    return without_annotations(on_collection)

@@ -78,6 +78,7 @@ BYTES_PER_SECOND: Final = 16e6
 BURST: Final = 3
 """Intervals; of a shorter burst of computing, much is reported as ``(between samples)``."""
 
+_PAUSE_SECONDS: Final = 0.001
 _SMOOTHING: Final = 0.1
 """The weight of the last tick in the average cost of a tick."""
 
@@ -106,6 +107,7 @@ class CPUSampler:
         self._batcher = batcher
         self._stopped = Flag()
         self._sampling = original("allocate_lock")()
+        self._pause = Flag()  # never set
         self._thread: InternalThread | None = None
         self._frames = FrameCache()
         self._clocks: ThreadClocks | None = None
@@ -159,8 +161,8 @@ class CPUSampler:
         self._stopped.set()
         if sys.is_finalizing():  # threads are frozen by now, perhaps while they hold the lock
             return
-        with self._sampling:  # of a thread, too, of which an interrupted `start` has not heard
-            pass
+        while self._sampling.locked():  # by a thread, too, of which an interrupted `start` has not heard
+            self._pause.wait(_PAUSE_SECONDS)  # an interrupt may leave a lock taken by ``with`` on Python 3.14
         if self._thread is not None:
             self._thread.join()
         self._thread = None

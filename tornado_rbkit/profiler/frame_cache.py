@@ -41,13 +41,10 @@ class FrameCache:
             stack.append(packed)
         return stack
 
-    def _forget(self, key: int) -> Callable[[Any], None]:
+    def _forget(self, key: int) -> Callable[[Any], object]:
         codes = self._codes
 
-        def forget(_: Any) -> None:
-            codes.pop(key, None)
-
-        return forget
+        return lambda _: codes.pop(key, None)  # Python 3.14 keeps another object for a function with annotations
 
 
 def packed_place(code: CodeType, lasti: int, namespace: dict[str, Any], frame: FrameType | None = None) -> bytes:

@@ -52,6 +52,7 @@ from tornado_rbkit.profiler.objects import (
     is_internal,
     may_be_untracked,
     referents,
+    without_annotations,
 )
 from tornado_rbkit.profiler.packing import pack_bare_event, pack_time
 from tornado_rbkit.profiler.threads import hiding
@@ -344,7 +345,7 @@ def _callback(collections: deque[tuple[str, float]]) -> Callable[[str, dict[str,
     def on_collection(phase: str, info: dict[str, int]) -> None:
         note((phase, clock()))
 
-    return on_collection
+    return without_annotations(on_collection)
 
 
 def _pause(cost: float) -> float:

@@ -11,7 +11,7 @@ from collections import deque
 from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
 from types import BuiltinMethodType, CellType, FrameType, FunctionType, GeneratorType, MethodType, ModuleType
-from typing import Any, Final
+from typing import Any, Final, TypeVar
 
 import msgpack
 import zmq
@@ -167,6 +167,16 @@ def _is_plain_tuple(item: tuple[Any, ...]) -> bool:
             elif not _is_plain(other):
                 return False
     return True
+
+
+_Function = TypeVar("_Function", bound=Callable[..., object])
+
+
+def without_annotations(function: _Function) -> _Function:
+    """Remove the function that computes a new function's annotations, which Python 3.14 makes with it as an object."""
+    if sys.version_info >= (3, 14):
+        function.__annotate__ = None  # type: ignore[attr-defined,unused-ignore]
+    return function
 
 
 def internal_ids(roots: Iterable[object]) -> set[int]:

@@ -4,7 +4,8 @@ This is a program: ``python -I -S stack_reader.py PID MICROSECONDS wall|cpu``. I
 only the standard library, and ends with the process, with the reader of its output, or on SIGTERM.
 
 CPython has a table of the offsets of its structures for debuggers and profilers (``_Py_DebugOffsets``, PEP 768). They
-are read from /proc/PID/mem; nothing is written into the process, and it is not stopped. The `_remote_debugging` of the
+are read from /proc/PID/mem; nothing is written into the process, and it is not stopped. All interpreters of the
+process are read; a thread that one of them has called from another has a stack in each. The `_remote_debugging` of the
 standard library works alike, but that of 3.14 ends a stack at the first function that was called from C, it needs an
 interpreter of the same version, and its fast mode in 3.15 writes into the process.
 """
