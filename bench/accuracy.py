@@ -116,6 +116,22 @@ def contention(end: float) -> None:
     in_threads(4, work)
 
 
+def naps(end: float) -> None:
+    """Four threads that compute for 0.3 ms each, and then wait for a lock that is held during naps of 1.5 ms."""
+    lock = threading.Lock()
+
+    def index() -> None:
+        with lock:
+            time.sleep(0.0015)
+
+    def work() -> None:
+        while time.monotonic() < end:
+            noted("heavy", partial(heavy, 0.0003))
+            noted("index", index)
+
+    in_threads(4, work)
+
+
 def many_threads(end: float) -> None:
     def work() -> None:
         while time.monotonic() < end:
@@ -158,6 +174,7 @@ FUNCTIONS: Final = {
     "C keeps the GIL": "in_c",
     "recv beside parse": "receive",
     "lock contention": "locked",
+    "naps beside a lock": "heavy",
     "50 threads": "heavy",
     "asyncio, 2 : 1": "heavy",
 }
@@ -170,6 +187,7 @@ PROGRAMS: Final[dict[str, Callable[[float], None]]] = {
     "C keeps the GIL": gil_held,
     "recv beside parse": waits,
     "lock contention": contention,
+    "naps beside a lock": naps,
     "50 threads": many_threads,
     "asyncio, 2 : 1": tasks,
 }

@@ -86,7 +86,8 @@ _SMOOTHING: Final = 0.1
 COLLECTING: Final = "gc"
 """The state of a thread on which a garbage collection runs."""
 
-_BETWEEN_SAMPLES: Final = pack_frame("(between samples)", "(between samples)", "", 0, singleton=False)
+BETWEEN_SAMPLES: Final = pack_frame("(between samples)", "(between samples)", "", 0, singleton=False)
+"""The frame of CPU time that a thread used without being seen computing."""
 
 
 class CPUSampler:
@@ -279,7 +280,7 @@ class CPUSampler:
             due = clocks.due(thread_id, stack[0], ticks, interval if by_cpu else None)
             if due.unseen:
                 about = pack_facts(thread_name(thread_id), None, RUNNING)
-                event = pack_stack([_BETWEEN_SAMPLES], thread_id, about)
+                event = pack_stack([BETWEEN_SAMPLES], thread_id, about)
                 size += self._publish(event, due.unseen, now - due.seen * interval, interval)
             if due.seen:
                 size += self._publish_stack(thread_id, stack, tasks.get(thread_id), due, now, interval)

@@ -161,6 +161,43 @@ def test_the_wall_clock_shows_waiting_threads_and_the_cpu_clock_does_not(start: 
     client.events(CPUSample, lambda found: found[-400:] and threads(found[-400:]) == threads(found) - {process.pid})
 
 
+def test_threads_have_samples_in_proportion_to_their_cpu_time(start: Start, attached: Attached) -> None:
+    """A thread that naps is seen running, while it waits for a processor, longer than it computes."""
+    process = start(
+        """
+        import sys, threading, time
+        def burn(seconds):
+            end = time.thread_time() + seconds
+            while time.thread_time() < end:
+                pass
+        def work(busy, nap):
+            while True:
+                burn(busy)
+                time.sleep(nap)
+        for arguments in ((0.02, 0.001), (0.0002, 0.001), (0.0002, 0.001)):
+            threading.Thread(target=work, args=arguments, daemon=True).start()
+        print("ready", flush=True)
+        sys.stdin.read()
+        """
+    )
+    _, client = attached(process.pid)
+    running = RunningProcess(process.pid)
+    threads = [int(name) for name in os.listdir(f"/proc/{process.pid}/task") if int(name) != process.pid]
+
+    def used() -> Counter[int]:
+        return Counter({thread: round(1e6 * (running.cpu_seconds(thread) or 0)) for thread in threads})
+
+    client.ask(b"use_cpu_time")
+    [first, *_] = client.events(CPUSample, lambda found: len(found) > 500)
+    assert first.frames[0].thread_id in threads
+    before, samples = used(), []
+    while (used() - before).total() < 2e6:
+        samples += client.events(CPUSample, lambda found: found)
+    found, true = Counter(sample.frames[0].thread_id for sample in samples), used() - before
+    for thread in threads:
+        assert found[thread] / found.total() == pytest.approx(true[thread] / true.total(), abs=0.05)
+
+
 def test_the_samples_come_at_the_rate_and_the_time_they_were_taken(start: Start, attached: Attached) -> None:
     process = start(BURNER)
     attachment, client = attached(process.pid)

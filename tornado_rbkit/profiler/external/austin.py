@@ -41,7 +41,8 @@ class Austin:
 
     def command(self, pid: int, interval: float, clock_type: str) -> list[str]:
         microseconds = max(1, int(min(interval, MAX_INTERVAL) * 1e6))
-        return [self._path, "-Pbgs" if clock_type == "cpu" else "-Pbg", f"-i{microseconds}", f"-p{pid}"]
+        mode = "-Pbgf" if clock_type == "cpu" else "-Pbg"  # all of austin's figures tell also which threads sleep
+        return [self._path, mode, f"-i{microseconds}", f"-p{pid}"]
 
     def delay(self, interval: float) -> float:
         return _LOOKS * min(interval, MAX_INTERVAL)

@@ -46,6 +46,7 @@ class Stack(NamedTuple):
         seconds: the time since the engine looked at this process before.
         is_broken: whether the stack changed while it was read; its outer frames are missing.
         is_collecting: whether a garbage collection ran in the process.
+        is_idle: whether the thread slept just before its stack was read; known with the clock ``cpu``.
     """
 
     interpreter: int
@@ -54,6 +55,7 @@ class Stack(NamedTuple):
     seconds: float
     is_broken: bool
     is_collecting: bool
+    is_idle: bool = False
 
 
 class Engine(Protocol):
@@ -71,7 +73,7 @@ class Engine(Protocol):
         """True after `close` if the engine has found that the process ended, rightly or not."""
 
     def start(self, interval: float, clock_type: str) -> None:
-        """Start to sample every `interval` seconds: every thread (``wall``), or the threads that compute (``cpu``).
+        """Start to sample every thread every `interval` seconds; with ``cpu``, find out whether it computes or sleeps.
 
         Raises:
             EngineError: the engine cannot be started.

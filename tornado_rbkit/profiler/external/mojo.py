@@ -141,6 +141,8 @@ class MojoParser:
             self._is_broken = True
         elif kind == _GC:
             self._is_collecting = True
+        elif kind == _IDLE:
+            self._is_idle = True
         elif kind == _METADATA and match[1] in (b"austin", b"stack_reader"):
             self.version = match[2][:20].decode("ascii", "replace")
 
@@ -190,10 +192,10 @@ class MojoParser:
         self._thread = thread
         self._stack_frames: tuple[Frame, ...] = ()
         self._seconds = 0.0
-        self._is_broken = self._is_collecting = False
+        self._is_broken = self._is_collecting = self._is_idle = False
 
     def _stack(self, interpreter: int, thread_id: int) -> Stack:
-        flags = (self._is_broken, self._is_collecting)
+        flags = (self._is_broken, self._is_collecting, self._is_idle)
         return Stack(interpreter, thread_id, self._stack_frames, self._seconds, *flags)
 
 

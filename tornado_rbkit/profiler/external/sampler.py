@@ -1,9 +1,8 @@
 """Turns the stacks that an engine reads into cpu_sample events.
 
 The samples are those that the sampler inside a process would publish. With the ``wall`` clock every thread is sampled,
-with ``cpu`` every thread that computes at that moment. An engine's look that comes late counts for the time since the
-last one, as in `cpu`, so a sample is repeated once per missed tick. With ``cpu``, the samples of a process that rarely
-computes come late, and with the time of their coming, because austin writes blocks of 4 KiB.
+with ``cpu`` every thread that computes at that moment, as often as its CPU clock asks for (see `weights`). An engine's
+look that comes late counts for the time since the last one, as in `cpu`, so a sample is repeated once per missed tick.
 
 What is published is bounded: stacks that are deep or many make the interval longer (see `Pace`); the status has the
 rate reached. A stack that changed while it was read is not published.
@@ -18,9 +17,10 @@ from typing import Any, Final
 
 from tornado_rbkit.profiler.arguments import check_interval
 from tornado_rbkit.profiler.batcher import BACKLOG_EVENTS, EventBatcher
-from tornado_rbkit.profiler.cpu import COLLECTING, DEFAULT_INTERVAL, MAKE_UP_SECONDS, Pace
+from tornado_rbkit.profiler.cpu import BETWEEN_SAMPLES, COLLECTING, DEFAULT_INTERVAL, MAKE_UP_SECONDS, Pace
 from tornado_rbkit.profiler.external.engine import Engine, EngineError, EngineFullError, Frame, Stack
 from tornado_rbkit.profiler.external.process import RunningProcess
+from tornado_rbkit.profiler.external.weights import CPUWeights, Look
 from tornado_rbkit.profiler.frames import MAX_DEPTH
 from tornado_rbkit.profiler.objects import LARGE
 from tornado_rbkit.profiler.packing import pack_facts, pack_frame, pack_sample, pack_stack, pack_time
@@ -34,7 +34,7 @@ _PATIENCE: Final = 1.0  # seconds for the last output of an engine
 _REST: Final = 0.05  # seconds before an engine that has ended is replaced
 _ENOUGH_STACKS: Final = 1000  # to judge the share of errors
 _NAME_SECONDS: Final = 1.0  # a name is remembered
-_STATE_SECONDS: Final = 0.05  # between two looks at the CPU times of all threads
+_STATE_SECONDS: Final = 0.05  # between two readings of the CPU times of all threads
 _RUNS: Final = 0.9  # of the time between two looks at it is CPU time
 _WAITS: Final = 0.001
 _CACHE_BYTES: Final = 16 << 20
@@ -87,6 +87,7 @@ class ExternalSampler:
         self._states: dict[int, str] = {}
         self._used: dict[int, float] = {}
         self._states_read = 0.0
+        self._weights = CPUWeights(self._process.use)
         self._packed_bytes = 0
         self._tick: dict[tuple[int, int], Stack] = {}
         self._pace = Pace(self.interval)
@@ -249,6 +250,7 @@ class ExternalSampler:
             if self._stopped.is_set():
                 return False
             self._engine = self._make_engine()
+            self._weights = CPUWeights(self._process.use)
             self._engine_name = self._engine.name
             self._engine.start(self.interval, self._clock_type)
             return True
@@ -290,38 +292,56 @@ class ExternalSampler:
     def _publish_ticks(self) -> None:
         ticks, self._unpublished = self._unpublished, []
         self._update_states({stack.thread_id for tick, _ in ticks for stack in tick})
-        for tick, moment in ticks:
-            self._publish_tick(tick, moment)
+        seen = [self._looks(tick, moment) for tick, moment in ticks]
+        looks = [look for tick in seen for look in tick]
+        counts = [look.count for look in looks]
+        if self._clock_type == "cpu":
+            counts, unseen = self._weights.weigh(seen, self._pace.interval, self._states_read)
+            for thread, count in unseen.items():
+                self._publish_unseen(thread, count, ticks[-1][1])
+        for look, count in zip(looks, counts, strict=True):
+            if look.payload:
+                self._publish_samples(look.payload, count, look.moment, self._pace.interval * look.count)
 
-    def _publish_tick(self, stacks: list[Stack], moment: float) -> None:
-        """Publish the samples of one look, repeated for the time that has passed since the last one."""
+    def _looks(self, stacks: list[Stack], moment: float) -> list[Look]:
+        """Return the usable looks of one tick, which count for the time that has passed since the last one."""
         pace = self._pace.interval
         count, self._owed = divmod(self._owed + stacks[0].seconds, pace)
         self._stacks += len(stacks)
         self._errors += sum(_is_error(stack) for stack in stacks)
         if not count:
-            return
+            return []
         self._ticks += 1
         repeated = min(int(count), 1 + int(MAKE_UP_SECONDS / pace))
         self._late += int(count) - 1
         if self._batcher.backlog > BACKLOG_EVENTS:
             self._late += 1
-            return
-        usable = (self._pack(stack) for stack in stacks if stack.frames and not _is_error(stack))
-        packed = list(filter(None, usable))
-        self._pace.adapt(0.0, sum(map(len, packed)))
-        for before in range(repeated - 1, -1, -1):
-            timestamp = pack_time(moment - before * pace)
-            for each in packed:
-                self._batcher.add(pack_sample(timestamp, each))
-        self._samples += repeated * len(packed)
+            return []
+        looks = []
+        for stack in stacks:
+            thread = self._thread_facts(stack.thread_id)
+            if thread is not None and stack.frames and not _is_error(stack):
+                payload = b"" if stack.is_idle else self._pack(stack, *thread)
+                looks.append(Look(stack, repeated, moment, payload))
+        self._pace.adapt(0.0, sum(len(look.payload) for look in looks))
+        return looks
 
-    def _pack(self, stack: Stack) -> bytes | None:
-        """Return the payload of a sample; None for a thread that is not to be sampled."""
-        thread = self._thread_facts(stack.thread_id)
-        if thread is None:
-            return None
-        thread_id, name = thread
+    def _publish_samples(self, payload: bytes, count: int, moment: float, seconds: float) -> None:
+        """Publish a stack `count` times, at times that end with `moment` and go back for at most `seconds`."""
+        step = min(self._pace.interval, seconds / max(1, count))
+        for before in range(count - 1, -1, -1):
+            self._batcher.add(pack_sample(pack_time(moment - before * step), payload))
+        self._samples += count
+
+    def _publish_unseen(self, thread: int, count: int, moment: float) -> None:
+        """Publish samples without a stack, of a thread that was not seen using its CPU time."""
+        facts = self._thread_facts(thread)
+        if facts is not None:
+            payload = pack_stack([BETWEEN_SAMPLES], facts[0], pack_facts(facts[1], None, None))
+            self._publish_samples(payload, count, moment, _STATE_SECONDS)
+
+    def _pack(self, stack: Stack, thread_id: int, name: str | None) -> bytes:
+        """Return the payload of a sample."""
         facts = pack_facts(name, None, self._state(stack))
         key = (thread_id, stack.frames, facts)
         packed = self._packed.get(key)

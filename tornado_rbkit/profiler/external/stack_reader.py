@@ -204,9 +204,11 @@ class Output:
             self.data += b"\x0b" + key + text.replace("\0", "").encode("utf-8", "replace") + b"\x00"
         return self._strings[text]
 
-    def add(self, head: bytes, places: bytes, is_broken: bool, is_collecting: bool, microseconds: int) -> None:
+    def add(
+        self, head: bytes, places: bytes, is_broken: bool, is_collecting: bool, is_idle: bool, microseconds: int
+    ) -> None:
         """Add the stack of a thread."""
-        flags = b"\x04" * is_broken + b"\x07" * is_collecting
+        flags = b"\x04" * is_broken + b"\x07" * is_collecting + b"\x08" * is_idle
         self.data += head + places + flags + b"\x09" + _integer(microseconds)
 
 
@@ -270,11 +272,11 @@ class StackReader:
         self._memory.read(self._first, 8)
 
     def look(self, microseconds: int, is_computing: IsComputing | None = None) -> None:
-        """Add the stacks of all threads to the output; with `is_computing`, of the threads for which it is true.
+        """Add the stacks of all threads to the output.
 
         Args:
             microseconds: the time since the last look.
-            is_computing: tells whether a thread computes.
+            is_computing: tells whether a thread computes; without it, this is not in the output.
 
         Raises:
             ReadError: the process has ended, or its lists have changed meanwhile.
@@ -291,8 +293,10 @@ class StackReader:
                 interpreter, known = Interpreter(generation), {}
             self._interpreters[address] = interpreter
             head = b"\x02" + _integer(self._memory.pid) + _integer(identifier)
-            for native_id, places, is_broken in self._stacks(interpreter, thread, known, is_computing):
-                self.output.add(b"%b%x\x00" % (head, native_id), places, is_broken, bool(collecting), microseconds)
+            for native_id, places, *flags in self._stacks(interpreter, thread, known, is_computing):
+                is_broken, is_idle = flags
+                name = b"%b%x\x00" % (head, native_id)
+                self.output.add(name, places, is_broken, bool(collecting), is_idle, microseconds)
             address = following
         raise ReadError("there are too many interpreters")
 
@@ -302,8 +306,8 @@ class StackReader:
         thread: int,
         known: dict[int, Known],
         is_computing: IsComputing | None,
-    ) -> Iterator[tuple[int, bytes, bool]]:
-        """Give each thread's native identifier, the references to its places, and whether they are unknown."""
+    ) -> Iterator[tuple[int, bytes, bool, bool]]:
+        """Give each thread's native identifier, the references to its places, if they are unknown, and if it sleeps."""
         for _ in range(_MANY):
             if not thread:
                 return
@@ -311,7 +315,8 @@ class StackReader:
                 following, frame, native_id, chunk = self._thread.read(self._memory, thread)
             except ReadError:  # the thread has ended
                 return
-            if frame and native_id and (is_computing is None or is_computing(native_id)):
+            if frame and native_id:
+                is_idle = is_computing is not None and not is_computing(native_id)
                 places = self._stack(interpreter, thread, known.get(thread), frame, chunk)
                 for _ in range(_ATTEMPTS - 1):
                     if places is not None:
@@ -322,7 +327,7 @@ class StackReader:
                         return
                     places = self._stack(interpreter, thread, None, frame, chunk)
                 if places != b"":
-                    yield native_id, places or b"", places is None
+                    yield native_id, places or b"", places is None, is_idle
             thread = following
 
     def _stack(
