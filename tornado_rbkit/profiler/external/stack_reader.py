@@ -307,7 +307,7 @@ class StackReader:
         known: dict[int, Known],
         is_computing: IsComputing | None,
     ) -> Iterator[tuple[int, bytes, bool, bool]]:
-        """Give each thread's native identifier, the references to its places, if they are unknown, and if it sleeps."""
+        """Give each thread's identifier, the references to its places, if they are unknown, and if it sleeps."""
         for _ in range(_MANY):
             if not thread:
                 return
