@@ -69,7 +69,18 @@ test("tasks that wait for work or for other tasks, and code of libraries alone, 
     ...[group(1, [at("shop.main", 3)], { awaits: "_GatheringFuture" }), group(1, [at("shop.main", 4)], { awaits: "Task" })],
     group(1, [at("asyncio.taskgroups.TaskGroup.__aexit__", 4, `${ASYNCIO}/taskgroups.py`), at("shop.main", 5)]),
   ];
-  assert.deepEqual(findTaskWaits(record(5, groups)), { waits: [], ready: 0 });
+  assert.deepEqual(findTaskWaits(record(5, groups)), { waits: [], ready: 0, busy: 0 });
+});
+
+test("it is told for how much of the time the event loop is busy", () => {
+  const loop = at("asyncio.base_events.BaseEventLoop.run_forever", 600, `${ASYNCIO}/base_events.py`);
+  const profile = record(5, [group(4, [...sleep, at("shop.fetch", 20)])]);
+  for (let ms = 0; ms < 5000; ms += 10) {
+    const isIdle = ms % 50 === 0;
+    profile.add({ time: START + ms + 5000, thread: "2", frames: isIdle ? [...select, loop] : [at("shop.render", 3), loop], state: isIdle ? "waiting" : "running" });
+    if (ms % 100 === 0) profile.addTasks({ tasks: 4, read: 4, milliseconds: 100, groups: [group(4, [...sleep, at("shop.fetch", 20)])] });
+  }
+  assert.ok(Math.abs(findTaskWaits(profile).busy - 0.8) < 0.01);
 });
 
 test("tasks that are ready to run are told from those that wait", () => {
@@ -89,7 +100,7 @@ test("of many tasks of which a part was read, all are told", () => {
 });
 
 test("few looks are no answer", () => {
-  assert.deepEqual(findTaskWaits(record(1, [group(9, [...sleep, at("shop.fetch", 20)])])), { waits: [], ready: 0 });
+  assert.deepEqual(findTaskWaits(record(0.5, [group(9, [...sleep, at("shop.fetch", 20)])])), { waits: [], ready: 0, busy: 0 });
 });
 
 test("suspended tasks are idle: hidden by default, and worth their time together with idle threads", () => {

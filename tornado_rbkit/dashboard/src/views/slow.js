@@ -13,6 +13,9 @@ const STANDING_SHOWN = 2;
 /** Tasks that are ready to run, on average: with fewer the event loop is not behind. */
 const LEAST_READY = 1;
 
+/** The share of its time for which an event loop may be busy: above it, tasks wait for longer than for what they await. */
+const MOST_BUSY = 0.7;
+
 /** The button that finds what is slow, and the state of the procedure. */
 export class SlowFinder {
   button = h("button", { type: "button", class: "main", onclick: () => this.#find() }, "Find what is slow");
@@ -102,7 +105,8 @@ export function slowLines({ causes, computing, waiting, inWaits, isByCpu, wait, 
   if (wait) lines.push(waitSentence(wait));
   else for (const at of standing?.places.slice(0, STANDING_SHOWN) ?? []) lines.push(standingSentence(/** @type {string} */ (standing?.thread), at));
   for (const each of tasks?.waits ?? []) lines.push(taskSentence(each));
-  if (tasks && tasks.ready >= LEAST_READY) lines.push([h("b", {}, tasksOnAverage(tasks.ready)), " are ready to run and wait for the event loop, which is busy"]);
+  if (tasks && tasks.ready >= LEAST_READY) lines.push([h("b", {}, tasksOnAverage(tasks.ready)), " are ready to run and wait for the event loop"]);
+  if (tasks?.waits.length && tasks.busy > MOST_BUSY) lines.push([hint(`All tasks also wait for the event loop, which is busy for ${format.percent(tasks.busy, 1)} of the time.`)]);
   return lines;
 }
 

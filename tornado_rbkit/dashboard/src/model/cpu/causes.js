@@ -141,7 +141,7 @@ function ownFrame({ functions, frames, frame, parent, shown }, stack) {
  * @param {string} file
  */
 function isLoop(label, file) {
-  return /(^|\.)(run_forever|_run_once|serve_forever|_bootstrap_inner)$/.test(label) && /[\\/](asyncio[\\/]\w+|socketserver|threading)\.py$/.test(file);
+  return /(^|\.)(run_forever|_run_once|run_until_complete|Runner\.run|serve_forever|_bootstrap_inner)$/.test(label) && /[\\/](asyncio[\\/]\w+|socketserver|threading)\.py$/.test(file);
 }
 
 /**

@@ -5,7 +5,7 @@ const KEPT = 2 ** 18; // groups, each with 32 bytes
 const MAX_CLASSES = 1000; // of futures
 
 const WINDOW_MS = 10_000;
-const LEAST_LOOKS = 20;
+const LEAST_LOOKS = 5; // with many tasks there are two a second
 const LEAST_TASKS = 0.5; // on average
 const LEAST_SHARE = 0.05; // of the tasks at the first place
 const MOST_PLACES = 3;
@@ -96,10 +96,11 @@ export class TaskLog {
 }
 
 /**
- * Return the places in the developer's own code where most tasks wait, and how many tasks are ready to run, on average.
+ * Return the places in the developer's own code where most tasks wait, how many tasks are ready to run, on average, and
+ * the share of the time in which the busiest event loop does not wait.
  *
  * @param {CpuProfile} wall The profile by the wall clock.
- * @returns {{waits: TaskWait[], ready: number}}
+ * @returns {{waits: TaskWait[], ready: number, busy: number}}
  */
 export function findTaskWaits(wall) {
   const { stacks } = wall;
@@ -131,7 +132,7 @@ export function findTaskWaits(wall) {
     place.awaiters.set(awaiter, (place.awaiters.get(awaiter) ?? 0) + tasks);
     places.set(key, place);
   });
-  if (looks < LEAST_LOOKS) return { waits: [], ready: 0 };
+  if (looks < LEAST_LOOKS) return { waits: [], ready: 0, busy: 0 };
   const sorted = [...places.values()].sort((a, b) => b.tasks - a.tasks);
   const least = Math.max(LEAST_TASKS * looks, LEAST_SHARE * (sorted[0]?.tasks ?? 0));
   const waits = sorted.filter(({ tasks }) => tasks >= least).slice(0, MOST_PLACES);
@@ -142,7 +143,22 @@ export function findTaskWaits(wall) {
       beyond: isLock ? findBeyond(stacks, counts, looks, own) : null,
     })),
     ready: ready / looks,
+    busy: busyShare(wall),
   };
+}
+
+/**
+ * Return the largest share of its time in which a thread with an event loop does not wait.
+ *
+ * @param {CpuProfile} wall
+ */
+function busyShare(wall) {
+  const { stacks } = wall;
+  const isLoop = stacks.functions.map(({ label, file }) => /(^|\.)run_forever$/.test(label) && /[\\/]asyncio[\\/]/.test(file));
+  const hasLoop = (/** @type {number} */ stack) => stacks.framesOf(stack).some((frame) => isLoop[stacks.frames[frame].fn]);
+  const sum = (/** @type {Map<number, number>} */ counts) => [...counts.values()].reduce((all, count) => all + count, 0);
+  const loops = wall.recentByThread(WINDOW_MS).filter(({ all }) => [...all.keys()].some(hasLoop));
+  return Math.max(0, ...loops.map(({ samples, idle }) => 1 - sum(idle) / samples));
 }
 
 /**
