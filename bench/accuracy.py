@@ -1,12 +1,14 @@
 """Compares the shares that the CPU samplers report with the truth, on programs that know the truth.
 
-    python bench/accuracy.py [--seconds S] [--interval SECONDS]
+    python bench/accuracy.py [--seconds S] [--interval SECONDS] [--engines ENGINE ...]
 
 Every program runs in a fresh process for each clock and each sampler: ours inside the process, ours outside
 (``cpu_engine="external"``), and austin alone. Its functions note how long they ran (wall clock) and computed (the
 thread's CPU clock); the table compares their shares of the noted time with their shares of the samples, in percent,
-as ``reported (true)`` of the same run. ``between`` is the share of the in-process samples on the CPU clock that have
-no stack: the thread slept at every tick. Linux.
+as ``reported (true)`` of the same run. The in-process sampler reports a part of the time as ``(between samples)``,
+because it does not know where the thread computed; that part is added, in percent of the functions' time. So no
+function may have more than its true share, nor less than its true share without that part: ``off`` is the largest
+difference beyond these bounds, in points. Linux.
 """
 
 from __future__ import annotations
@@ -14,6 +16,7 @@ from __future__ import annotations
 import argparse
 import asyncio
 import json
+import os
 import socket
 import subprocess
 import sys
@@ -212,9 +215,13 @@ def measure(program: str, clock: str, engine: str, seconds: float, interval: flo
         for event in collection.events:
             if isinstance(event, CPUSample):
                 told.update([next((frame.method_name for frame in event.frames if frame.method_name in names), "")])
-    between = told.pop("(between samples)", 0) / max(1, told.total())
     told.pop("", None)
-    return {"true": shares(SPENT[clock]), "told": shares(told), "between": 100 * between}
+    true, all_shares = shares(SPENT[clock]), shares(told)
+    between = all_shares.get("(between samples)", 0.0)
+    del told["(between samples)"]
+    over = [all_shares.get(name, 0.0) - part for name, part in true.items()]
+    off = max(0.0, *over, *(-each - between for each in over))
+    return {"true": true, "told": shares(told), "between": between, "off": off}
 
 
 def run(program: str, clock: str, engine: str, seconds: float, interval: float) -> dict[str, Any]:
@@ -266,21 +273,24 @@ def main() -> None:
     parser.add_argument("--seconds", type=float, default=5.0, help="length of each run (default: %(default)s)")
     parser.add_argument("--interval", type=float, default=0.001, help="between two samples (default: %(default)s s)")
     parser.add_argument("--only", nargs=3, metavar=("PROGRAM", "CLOCK", "ENGINE"), help=argparse.SUPPRESS)
+    parser.add_argument("--engines", nargs="+", choices=ENGINES, default=ENGINES, help="default: all")
     options = parser.parse_args()
     if options.only:
         print(json.dumps(measure(*options.only, options.seconds, options.interval)))
         return
-    heads = [f"{clock}: {engine}" for clock in ("CPU", "wall") for engine in ENGINES]
-    print(f"| program | function | {' | '.join(heads)} | between |")
-    print("| --- " * (len(heads) + 3) + "|")
+    heads = [f"{clock}: {engine}" for clock in ("CPU", "wall") for engine in options.engines]
+    print(f"| program | function | {' | '.join(heads)} |")
+    print("| --- " * (len(heads) + 2) + "|")
     for program, function in FUNCTIONS.items():
-        cells, between = [], 0.0
+        cells = []
         for clock in ("cpu", "wall"):
-            for engine in ENGINES:
+            for engine in options.engines:
                 found = run(program, clock, engine, options.seconds, options.interval)
                 cells.append(f"{found['told'].get(function, 0.0):.0f} ({found['true'][function]:.0f})")
-                between = found["between"] if (clock, engine) == ("cpu", "in-process") else between
-        print(f"| {program} | {function} | {' | '.join(cells)} | {between:.0f} |", flush=True)
+                if engine == "in-process":
+                    cells[-1] += f", between {found['between']:.0f}, off {found['off']:.0f}"
+        print(f"| {program} | {function} | {' | '.join(cells)} |", flush=True)
+    print("load", *(f"{load:.1f}" for load in os.getloadavg()))
 
 
 if __name__ == "__main__":

@@ -1,7 +1,7 @@
 """Measures the cost of the embedded profiler, beside its peers.
 
     pip install -e '.[bench]'
-    python bench/profiler.py [--rounds N] [--quick] [--json FILE]
+    python bench/profiler.py [--rounds N] [--quick] [--sampling] [--json FILE]
 
 Every run is a fresh process that does a fixed amount of work. A round runs each setting once, in an order that moves
 on from round to round, and what a setting costs is the median, over the rounds, of its ratio to the plain run of the
@@ -14,6 +14,8 @@ A peer that is not installed, or may not attach, is left out with the reason. Li
 
 from __future__ import annotations
 
+import argparse
+import os
 import statistics
 from collections.abc import Callable, Sequence
 from typing import Any, Final, NamedTuple
@@ -42,6 +44,7 @@ COMPUTE: Final = (
     Setting("server idle", {"kind": "server"}, run_served),
     Setting("CPU sampling, wall clock, 10 ms", {"kind": "cpu", "interval": 0.01}, run_served),
     Setting("CPU sampling, wall clock, 1 ms", {"kind": "cpu", "interval": 0.001}, run_served),
+    Setting("CPU sampling, cpu clock, 10 ms", {"kind": "cpu", "interval": 0.01, "clock": "cpu"}, run_served),
     Setting("CPU sampling, cpu clock, 1 ms", {"kind": "cpu", "interval": 0.001, "clock": "cpu"}, run_served),
     Setting("py-spy record, 100 Hz", {"kind": "py-spy", "rate": 100}, run_py_spy),
     Setting("py-spy record, 1000 Hz", {"kind": "py-spy", "rate": 1000}, run_py_spy),
@@ -231,21 +234,41 @@ def heap_table(results: Runs) -> str:
 
 def main() -> None:
     """Measure and print."""
-    arguments = options("Measure what the embedded profiler costs, beside its peers.").parse_args()
-    seconds, objects = (0.3, 20_000) if arguments.quick else (2.0, 1_000_000)
+    parser = options("Measure what the embedded profiler costs, beside its peers.")
+    parser.add_argument("--sampling", action="store_true", help="measure only CPU sampling inside the process")
+    arguments = parser.parse_args()
     report = Report(arguments, _PACKAGES)
-    units = calibrate("compute", seconds, 100)
-    computed, compute_missing = measure("compute", units, COMPUTE, arguments.rounds)
-    thousands = calibrate("allocate", 4.0, 300)  # objects are looked at once a second
-    allocated, allocate_missing = measure("allocate", thousands, ALLOCATE, arguments.rounds)
-    heap = measure_heap(objects, min(arguments.rounds, _HEAP_ROUNDS))
+    missing = measure_sampling(report, arguments)
+    if not arguments.sampling:
+        missing |= measure_memory(report, arguments)
+    report.missing(missing)
+    report.add("missing", missing)
+    report.write()
 
-    compute_summary, allocate_summary = summary(computed, COMPUTE), summary(allocated, ALLOCATE)
+
+def measure_sampling(report: Report, arguments: argparse.Namespace) -> Runs:
+    """Measure and print the cost of CPU sampling; return the settings that could not be measured."""
+    settings = [each for each in COMPUTE if not arguments.sampling or each.tool["kind"] in ("plain", "server", "cpu")]
+    units = calibrate("compute", 0.3 if arguments.quick else 2.0, 100)
+    computed, missing = measure("compute", units, settings, arguments.rounds)
+    facts = summary(computed, settings)
     report.head()
+    print(f"load {os.getloadavg()[0]:.2f} after the runs")
     print("Percentages: the median of the rounds (the least … the most)")
     print(f"\nCPU: {units} units of pure Python with a call about each microsecond; the true split is 2 : 1, measured")
-    print(f"as {compute_summary['plain']['true_split']:.2f} : 1 in the plain runs\n")
-    print(compute_table(compute_summary))
+    print(f"as {facts['plain']['true_split']:.2f} : 1 in the plain runs\n")
+    print(compute_table(facts))
+    report.add("compute", {"units": units, "summary": facts, "runs": computed})
+    return missing
+
+
+def measure_memory(report: Report, arguments: argparse.Namespace) -> Runs:
+    """Measure and print the cost of memory profiling and snapshots; return the settings that could not be measured."""
+    objects = 20_000 if arguments.quick else 1_000_000
+    thousands = calibrate("allocate", 4.0, 300)  # objects are looked at once a second
+    allocated, missing = measure("allocate", thousands, ALLOCATE, arguments.rounds)
+    heap = measure_heap(objects, min(arguments.rounds, _HEAP_ROUNDS))
+    allocate_summary = summary(allocated, ALLOCATE)
     print(f"\nAllocating: {1000 * thousands:,} nodes of four objects and more, {LIVING:,} of them alive at a time")
     print("(tracemalloc and memray: a fifth of that, compared to plain runs that do a fifth)\n")
     print(allocate_table(allocate_summary))
@@ -259,12 +282,9 @@ def main() -> None:
         f"{text(built['tracemalloc.take_snapshot()'])} s while tracemalloc traced, "
         f"which holds {text(held, '{:.0f}')} MB for it."
     )
-    report.missing(compute_missing | allocate_missing)
-    report.add("compute", {"units": units, "summary": compute_summary, "runs": computed})
     report.add("allocate", {"nodes": 1000 * thousands, "summary": allocate_summary, "runs": allocated})
     report.add("heap", {"objects": objects, "runs": heap})
-    report.add("missing", compute_missing | allocate_missing)
-    report.write()
+    return missing
 
 
 if __name__ == "__main__":

@@ -231,7 +231,6 @@ class CPUSampler:
         self._clocks = ThreadClocks()
         self._clocks.wake_on_time()
         due = time.monotonic() + self._pace.interval
-        used = time.thread_time()
         while not self._stopped.wait(due - time.monotonic()):
             interval = self._pace.interval
             late = time.monotonic() - due
@@ -243,10 +242,10 @@ class CPUSampler:
                 continue
             ticks = 1 + min(behind, int(MAKE_UP_SECONDS / interval))
             self._switching.suspend()
+            began = time.thread_time()
             size = self._tick(ticks, interval, late)
+            self._pace.adapt((time.thread_time() - began) / ticks, size / ticks)
             self._switching.lower(self._switch_interval())
-            before, used = used, time.thread_time()
-            self._pace.adapt((used - before) / ticks, size / ticks)
             self._ticks += 1
 
     def _switch_interval(self) -> float:

@@ -48,6 +48,9 @@ class SamplingError(RbkitError, RuntimeError):
     """The stacks of this process cannot be read safely; the message says why."""
 
 
+_is_gil_enabled: Final[Callable[[], bool] | None] = getattr(sys, "_is_gil_enabled", None)  # from Python 3.13 on
+
+
 def _interpreters() -> Any:
     """Return the module that lists the interpreters of the process, None up to Python 3.11, where they share a GIL."""
     if sys.version_info < (3, 12):
@@ -154,8 +157,7 @@ def with_frames(calls: Callable[[Iterator[dict[int, FrameType]]], list[Iterator[
 
 def has_gil() -> bool:
     """Return False in a free-threaded build whose GIL is disabled."""
-    is_enabled: Callable[[], bool] | None = getattr(sys, "_is_gil_enabled", None)  # from Python 3.13 on
-    return is_enabled is None or is_enabled()
+    return _is_gil_enabled is None or _is_gil_enabled()
 
 
 def _shares_gil(interpreter: Any) -> bool:
