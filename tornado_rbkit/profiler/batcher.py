@@ -25,23 +25,29 @@ class EventBatcher:
     """Turns packed events into event_collections with a message_counter that starts at 0 and has no gaps.
 
     `add` may be called on any thread (it is one append to a deque, which the GIL makes atomic); everything else
-    belongs to the server's thread.
+    belongs to the server's thread, except `backlog`.
     """
 
     def __init__(self) -> None:
         self.counter = 0
         """The message_counter of the next message."""
-        self._waiting: deque[bytes] = deque()
+        self._waiting: deque[bytes | tuple[int, bytes]] = deque()  # events, and runs of events with their number
+        self._in_runs = 0  # waiting events, less the number of runs
         self._last_flush = 0.0
 
     def add(self, event: bytes) -> None:
         """Queue one packed event. Any thread."""
         self._waiting.append(event)
 
+    def add_run(self, events: bytes, count: int) -> None:
+        """Queue a number of packed events that were joined, from 1 to `BATCH_EVENTS`."""
+        self._in_runs += count - 1
+        self._waiting.append((count, events))
+
     @property
     def backlog(self) -> int:
         """The number of waiting events. Any thread."""
-        return len(self._waiting)
+        return len(self._waiting) + self._in_runs
 
     def take(self, now: float, *, flush: bool = False) -> list[bytes]:
         """Return the messages that are due: each full batch, and the rest once a second.
@@ -51,25 +57,38 @@ class EventBatcher:
             flush: True to return all waiting events, whatever their age.
         """
         messages = []
-        while len(self._waiting) >= BATCH_EVENTS:
-            messages.append(self.collection(self._next(), now))
+        while self.backlog >= BATCH_EVENTS:
+            messages.append(self._next(now))
         if flush or not 0 <= now - self._last_flush < BATCH_SECONDS:  # also if the clock was set back
             self._last_flush = now
             while self._waiting:
-                messages.append(self.collection(self._next(), now))
+                messages.append(self._next(now))
         return messages
 
-    def collection(self, events: Sequence[bytes], now: float) -> bytes:
-        """Return `events` as one event_collection, ahead of waiting events; `now` is seconds since the Unix epoch."""
+    def collection(self, events: Sequence[bytes], now: float, count: int | None = None) -> bytes:
+        """Return events as one event_collection, ahead of waiting events.
+
+        Args:
+            events: packed events; some may be joined.
+            now: seconds since the Unix epoch.
+            count: the number of events; None if none are joined.
+        """
         counter = self.counter
         self.counter += 1
-        return pack_collection(events, counter, now)
+        return pack_collection(events, counter, now, len(events) if count is None else count)
 
-    def _next(self) -> list[bytes]:
-        """Remove the events of the next message: at most `BATCH_EVENTS`, and one that exceeds `BATCH_BYTES`."""
+    def _next(self, now: float) -> bytes:
+        """Return the next message: at most `BATCH_EVENTS` events, and one that exceeds `BATCH_BYTES`."""
         events: list[bytes] = []
-        size = 0
-        while self._waiting and len(events) < BATCH_EVENTS and size < BATCH_BYTES:
-            events.append(self._waiting.popleft())
-            size += len(events[-1])
-        return events
+        total = size = 0
+        while self._waiting and size < BATCH_BYTES:
+            head = self._waiting[0]
+            count, event = (1, head) if isinstance(head, bytes) else head
+            if total + count > BATCH_EVENTS:
+                break
+            self._waiting.popleft()
+            self._in_runs -= count - 1
+            events.append(event)
+            total += count
+            size += len(event)
+        return self.collection(events, now, total)

@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+import time
+from collections.abc import Iterable, Iterator
 from typing import Final
 
-from tornado_rbkit.profiler.batcher import EventBatcher
-from tornado_rbkit.profiler.objects import SliceSize
-from tornado_rbkit.profiler.packing import pack, pack_created, pack_destroyed, pack_time
+from tornado_rbkit.profiler.batcher import BATCH_EVENTS, EventBatcher
+from tornado_rbkit.profiler.objects import SLICE_SECONDS
+from tornado_rbkit.profiler.packing import pack_class, pack_created, pack_destroyed, pack_time
 
 _PARTS_PER_SECOND: Final = 10
 """Different times that the changes found by one comparison get, for each second since the comparison before."""
@@ -31,47 +32,50 @@ class Changes:
         self._since = min(max(since, until - _SPREAD_SECONDS), until)  # the clock may have been set back
         self._seconds = until - self._since
         self._created: list[int] = []
-        self._kinds: list[str | None] = []  # None if the object that had the id before was destroyed
+        self._kinds: list[str] = []
+        self._replaced: set[int] = set()
         self._destroyed: list[int] = []
 
-    def note_created(self, object_id: int, kind: str, *, replaced: bool) -> None:
-        """Note that an object was created, with the id of a destroyed object if `replaced`."""
-        if replaced:
-            self._created.append(object_id)
-            self._kinds.append(None)
-        self._created.append(object_id)
-        self._kinds.append(kind)
+    def note_created(self, ids: Iterable[int], kinds: Iterable[str]) -> None:
+        """Note objects that were created, and the names of their classes."""
+        self._created.extend(ids)
+        self._kinds.extend(kinds)
 
-    def note_destroyed(self, object_id: int) -> None:
-        self._destroyed.append(object_id)
+    def note_replaced(self, ids: Iterable[int]) -> None:
+        """Note that created objects have the ids of objects that were destroyed."""
+        self._replaced.update(ids)
+
+    def note_destroyed(self, ids: Iterable[int]) -> None:
+        """Note objects that were destroyed, and whose ids no other object has."""
+        self._destroyed.extend(ids)
 
     def events(self, batcher: EventBatcher) -> Iterator[None]:
         """Add the events to a batcher in the order of their times, slice by slice."""
-        created, kinds, destroyed = self._created, self._kinds, self._destroyed
+        began = time.perf_counter()
+        for events, count in self._runs():
+            batcher.add_run(events, count)
+            if time.perf_counter() - began > SLICE_SECONDS:
+                yield
+                began = time.perf_counter()
+
+    def _runs(self) -> Iterator[tuple[bytes, int]]:
+        """Yield joined events and their number."""
+        classes = {kind: pack_class(kind) for kind in dict.fromkeys(self._kinds)}
         parts = max(1, round(self._seconds * _PARTS_PER_SECOND))
-        at_created = at_destroyed = 0
-        for part in range(1, parts + 1):
-            timestamp = pack_time(self._since + self._seconds * (part - 0.5) / parts)
-            packed: dict[str, tuple[bytes, bytes]] = {}
-            size = SliceSize()
-            end = len(created) * part // parts
-            while at_created < end:
-                with size as count:
-                    stop = min(end, at_created + count)
-                    for object_id, kind in zip(created[at_created:stop], kinds[at_created:stop], strict=True):
-                        if kind is None:
-                            batcher.add(pack_destroyed(timestamp, object_id))
-                            continue
-                        if kind not in packed:
-                            packed[kind] = pack_created(timestamp, kind)
-                        before, after = packed[kind]
-                        batcher.add(before + pack(object_id) + after)
-                    at_created = stop
-                yield
-            end = len(destroyed) * part // parts
-            while at_destroyed < end:
-                with size as count:
-                    for object_id in destroyed[at_destroyed : min(end, at_destroyed + count)]:
-                        batcher.add(pack_destroyed(timestamp, object_id))
-                    at_destroyed = min(end, at_destroyed + count)
-                yield
+        for part in range(parts):
+            timestamp = pack_time(self._since + self._seconds * (part + 0.5) / parts)
+            for start, end in _chunks(len(self._created), part, parts):
+                created = self._created[start:end]
+                replaced = list(filter(self._replaced.__contains__, created)) if self._replaced else []
+                if replaced:
+                    yield pack_destroyed(timestamp, replaced), len(replaced)
+                yield pack_created(timestamp, created, map(classes.__getitem__, self._kinds[start:end])), len(created)
+            for start, end in _chunks(len(self._destroyed), part, parts):
+                yield pack_destroyed(timestamp, self._destroyed[start:end]), end - start
+
+
+def _chunks(total: int, part: int, parts: int) -> Iterator[tuple[int, int]]:
+    """Yield the bounds of up to `BATCH_EVENTS` items, which together are one part of a number of items."""
+    last = total * (part + 1) // parts
+    for start in range(total * part // parts, last, BATCH_EVENTS):
+        yield start, min(last, start + BATCH_EVENTS)

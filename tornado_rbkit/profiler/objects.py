@@ -7,6 +7,7 @@ import gc
 import sys
 import time
 import weakref
+from array import array
 from collections import deque
 from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
@@ -17,7 +18,7 @@ import msgpack
 import zmq
 
 from tornado_rbkit.profiler.threads import hiding, original
-from tornado_rbkit.profiler.tracked import KindsById, Tracked
+from tornado_rbkit.profiler.tracked import ClassesById, Tracked
 
 SLICE_SECONDS: Final = 0.003
 """The intended length of a slice of a walk. Single calls of the interpreter may take longer (see `heap`, `memory`)."""
@@ -37,7 +38,7 @@ _namespace: Final[Callable[[Any], Any]] = type_dict(ModuleType)["__dict__"].__ge
 
 _CONTAINERS: Final = (dict, list, set, tuple, deque)
 _SERVANTS: Final[tuple[type, ...]] = (
-    *(CellType, GeneratorType, MethodType, weakref.ref, weakref.WeakSet),
+    *(CellType, GeneratorType, MethodType, weakref.ref, weakref.WeakSet, array),
     type(original("allocate_lock")()),
     *(type(Path()), msgpack.Packer, _socket.socket, zmq.Context, zmq.Poller, zmq.Socket),
 )
@@ -189,7 +190,7 @@ def internal_ids(roots: Iterable[object]) -> set[int]:
         if id(item) in found:
             continue
         found.add(id(item))
-        if type(item) is KindsById:
+        if type(item) is ClassesById:
             found.update(map(id, item))
         elif type(item) is Tracked:  # the objects in its lists are the host's
             found.update(item.internal)

@@ -8,8 +8,9 @@ from __future__ import annotations
 
 import struct
 import time
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from functools import lru_cache
+from itertools import chain, repeat
 from typing import Any, Final, NamedTuple
 
 import msgpack
@@ -18,6 +19,8 @@ from tornado_rbkit.profiler.references import References
 from tornado_rbkit.protocol import EventType, Field
 
 _double = struct.Struct(">d").pack
+_id = struct.Struct(">BQ").pack
+_UINT64: Final = 0xCF
 # The key order 0, 1, 9, 2 is part of the protocol: a bridge reads the counter from the first 23 bytes.
 _COLLECTION_HEAD: Final = bytes((0x84, Field.EVENT_TYPE, EventType.EVENT_COLLECTION, Field.TIMESTAMP))
 _COUNTER_KEY: Final = bytes((Field.MESSAGE_COUNTER,))
@@ -78,15 +81,16 @@ def pack_time(seconds: float) -> bytes:
     return b"\xcb" + _double(seconds * 1000.0)
 
 
-def pack_collection(events: Sequence[bytes], counter: int, now: float) -> bytes:
+def pack_collection(events: Sequence[bytes], counter: int, now: float, count: int) -> bytes:
     """Return packed events as one event_collection.
 
     Args:
-        events: the events.
+        events: the events; some may be joined.
         counter: the message_counter.
         now: seconds since the Unix epoch.
+        count: the number of events.
     """
-    head = (_COLLECTION_HEAD, pack_time(now), _COUNTER_KEY, pack(counter), _PAYLOAD_KEY, _array_header(len(events)))
+    head = (_COLLECTION_HEAD, pack_time(now), _COUNTER_KEY, pack(counter), _PAYLOAD_KEY, _array_header(count))
     return b"".join((*head, *events))
 
 
@@ -106,14 +110,21 @@ def pack_bare_event(kind: EventType, timestamp: bytes) -> bytes:
     return bytes((0x82, Field.EVENT_TYPE, kind, Field.TIMESTAMP)) + timestamp
 
 
-def pack_created(timestamp: bytes, class_name: str) -> tuple[bytes, bytes]:
-    """Return the bytes before and after the packed id in an obj_created event."""
-    return _CREATED_HEAD + timestamp + _CREATED_KEYS, _CLASS_KEY + pack_text(class_name)
+def pack_class(class_name: str) -> bytes:
+    """Return the end of an obj_created event, for `pack_created`."""
+    return _CLASS_KEY + pack_text(class_name)
 
 
-def pack_destroyed(timestamp: bytes, object_id: int) -> bytes:
-    """Return an obj_destroyed event."""
-    return _DESTROYED_HEAD + timestamp + _DESTROYED_KEYS + pack(object_id)
+def pack_created(timestamp: bytes, ids: Iterable[int], classes: Iterable[bytes]) -> bytes:
+    """Return obj_created events, joined; the class of each object is from `pack_class`."""
+    before = _CREATED_HEAD + timestamp + _CREATED_KEYS
+    return b"".join(chain.from_iterable(zip(repeat(before), map(_id, repeat(_UINT64), ids), classes, strict=False)))
+
+
+def pack_destroyed(timestamp: bytes, ids: Iterable[int]) -> bytes:
+    """Return obj_destroyed events, joined."""
+    before = _DESTROYED_HEAD + timestamp + _DESTROYED_KEYS
+    return b"".join(chain.from_iterable(zip(repeat(before), map(_id, repeat(_UINT64), ids), strict=False)))
 
 
 def pack_frame(

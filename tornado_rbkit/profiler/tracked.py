@@ -13,9 +13,9 @@ from __future__ import annotations
 
 import gc
 import sys
-from collections.abc import Container, Iterator
+from collections.abc import Container, Iterable, Iterator
 from itertools import chain, compress, count, repeat, starmap
-from operator import contains, getitem, is_, le, not_, setitem
+from operator import and_, contains, getitem, is_, le, not_, rshift, setitem
 from typing import Any, Final, NamedTuple
 
 from tornado_rbkit.profiler.uninterrupted import ONCE, run_uninterrupted
@@ -27,8 +27,8 @@ _REFERENCES: Final = 4
 lists, and the argument of the call."""
 
 
-class KindsById(list[dict[int, str]]):
-    """Class names by object id, in many dicts: the dict of an object is at ``id >> 16 & LAST``.
+class ClassesById(list[dict[int, int]]):
+    """Ids of classes by the ids of objects, in many dicts: the dict of an object is at ``id >> 16 & LAST``.
 
     Rehashing a single dict of a million ids would hold the GIL for 50 ms. Neighbours in memory share a dict, and so
     the processor's cache.
@@ -39,9 +39,26 @@ class KindsById(list[dict[int, str]]):
     def __init__(self) -> None:
         super().__init__({} for _ in range(self.LAST + 1))
 
-    def total(self) -> int:
-        """Return the number of objects."""
-        return sum(map(len, self))
+    def put(self, ids: Iterable[int], classes: Iterable[int]) -> None:
+        """Add objects."""
+        ids = list(ids)
+        any(map(setitem, self._dicts(ids), ids, classes))
+
+    def take(self, ids: Iterable[int]) -> list[int | None]:
+        """Remove objects; return their classes, None for each object that is not there."""
+        ids = list(ids)
+        return list(map(dict.pop, self._dicts(ids), ids, repeat(None)))
+
+    def take_one(self, object_id: int, cls: int) -> bool:
+        """Remove an object if it has this class; return whether it did."""
+        objects = self[object_id >> 16 & self.LAST]
+        if objects.get(object_id) != cls:
+            return False
+        del objects[object_id]
+        return True
+
+    def _dicts(self, ids: list[int]) -> Iterator[dict[int, int]]:
+        return map(self.__getitem__, map(and_, map(rshift, ids, repeat(16)), repeat(self.LAST)))
 
 
 class Tracked(NamedTuple):

@@ -1,0 +1,115 @@
+"""Comparisons keep within their share of the CPU time."""
+
+from __future__ import annotations
+
+import sys
+import time
+from dataclasses import dataclass
+
+import pytest
+
+from tornado_rbkit.profiler.budget import IDLE_SHARE, SHARE, Budget
+
+
+@dataclass
+class Clocks:
+    """The clocks that a budget reads, and the number of memory blocks."""
+
+    wall: float = 0.0
+    cpu: float = 0.0
+    own: float = 0.0
+    blocks: int = 1000
+
+    def run(self, wall: float, host: float, own: float = 0.0) -> None:
+        self.wall += wall
+        self.cpu += host + own
+        self.own += own
+
+
+@pytest.fixture
+def clocks(monkeypatch: pytest.MonkeyPatch) -> Clocks:
+    clocks = Clocks()
+    monkeypatch.setattr(time, "monotonic", lambda: clocks.wall)
+    monkeypatch.setattr(time, "process_time", lambda: clocks.cpu)
+    monkeypatch.setattr(time, "thread_time", lambda: clocks.own)
+    monkeypatch.setattr(sys, "getallocatedblocks", lambda: clocks.blocks)
+    return clocks
+
+
+def spent_of(clocks: Clocks, cost: float, *, host: float, seconds: float) -> float:
+    """Return the CPU time of comparisons beside a host that uses a share `host` of a processor."""
+    limits, spent = Budget(), 0.0
+    limits.note(cost)
+    end = clocks.wall + seconds
+    while clocks.wall < end:
+        clocks.run(0.05, 0.05 * host)
+        limits.accrue()
+        if limits.allows():
+            clocks.run(cost, cost * host, cost)
+            assert limits.charge() == pytest.approx(cost)
+            spent += cost
+        limits.charge()
+    return spent
+
+
+@pytest.mark.parametrize("cost", [0.001, 0.02, 0.3, 5.0])
+@pytest.mark.parametrize("host", [1.0, 0.5])
+def test_comparisons_take_a_share_of_what_a_busy_host_takes_from_the_first_on(
+    clocks: Clocks, cost: float, host: float
+) -> None:
+    seconds = 1.5 * cost / SHARE / host + 1  # one comparison of the longest kind fits in
+    spent = spent_of(clocks, cost, host=host, seconds=seconds)
+    assert cost <= spent <= SHARE * clocks.cpu + 0.01
+
+
+def test_comparisons_of_an_idle_host_take_a_share_of_the_time(clocks: Clocks) -> None:
+    spent = spent_of(clocks, 0.1, host=0.0, seconds=100.0)
+    assert 0.9 * IDLE_SHARE * 100 <= spent <= IDLE_SHARE * 100 + 0.01
+
+
+def test_a_comparison_that_cost_more_than_expected_is_paid_for_later(clocks: Clocks) -> None:
+    limits = Budget()
+    limits.note(0.01)
+    clocks.run(1.0, 1.0)
+    limits.accrue()
+    assert limits.allows()
+    clocks.run(2.0, 0.0, 2.0)
+    limits.charge()
+    clocks.run(1.9 / SHARE, 1.9 / SHARE)
+    limits.accrue()
+    assert not limits.allows()
+    clocks.run(0.2 / SHARE, 0.2 / SHARE)
+    limits.accrue()
+    assert limits.allows()
+
+
+def test_a_grown_heap_is_expected_to_cost_more(clocks: Clocks) -> None:
+    limits = Budget()
+    limits.note(0.1)
+    clocks.run(0.15 / SHARE, 0.15 / SHARE)
+    clocks.blocks *= 2
+    limits.accrue()
+    assert not limits.allows()
+    clocks.blocks //= 2
+    assert limits.allows()
+
+
+def test_unused_time_does_not_accrue_without_end(clocks: Clocks) -> None:
+    limits = Budget()
+    limits.note(0.1)
+    clocks.run(1000.0, 1000.0)
+    limits.accrue()
+    assert limits.allows()
+    clocks.run(0.1, 0.0, 0.1)
+    limits.charge()
+    assert not limits.allows()
+
+
+def test_a_snapshot_on_the_same_thread_hardly_delays_the_next_comparison(clocks: Clocks) -> None:
+    limits = Budget()
+    limits.note(0.1)
+    clocks.run(60.0, 0.0, 60.0)
+    limits.accrue()
+    clocks.run(0.12 / SHARE, 0.12 / SHARE)
+    limits.accrue()
+    assert limits.allows()

@@ -1,0 +1,57 @@
+"""Limits what the comparisons of the memory profile cost."""
+
+from __future__ import annotations
+
+import sys
+import time
+from typing import Final
+
+SHARE: Final = 0.06
+"""The CPU time that comparisons may take, as a share of the CPU time of the rest of the process."""
+
+IDLE_SHARE: Final = 0.015
+"""The CPU time that they may take if the process is nearly idle, as a share of the time."""
+
+_PUBLISHING: Final = 0.005
+"""Seconds of CPU time between two calls that are charged at most: publishing takes less, a snapshot takes more."""
+
+
+class Budget:
+    """Decides when the next comparison may begin. For use by the server's thread.
+
+    CPU time accrues while the process runs, and this thread spends it. A comparison begins when its expected cost has
+    accrued; no more than that accrues. If it costs more than expected, the next one waits until that has accrued, too.
+    """
+
+    def __init__(self) -> None:
+        self._credit = 0.0  # seconds of CPU time
+        self._cost = 0.0  # of the last comparison
+        self._blocks = 0  # of the interpreter's memory, then
+        self._wall, self._cpu, self._own = time.monotonic(), time.process_time(), time.thread_time()
+
+    def accrue(self) -> None:
+        """Account for the time since `charge`, when the memory profile begins to work."""
+        wall, cpu, own = time.monotonic(), time.process_time(), time.thread_time()
+        others = cpu - self._cpu - (own - self._own)
+        self._credit += max(SHARE * others, IDLE_SHARE * (wall - self._wall))
+        self._credit -= min(own - self._own, _PUBLISHING)
+        self._wall, self._cpu, self._own = wall, cpu, own
+
+    def charge(self) -> float:
+        """Charge this thread's CPU time since `accrue`, when the memory profile ends its work; return the seconds."""
+        spent = time.thread_time() - self._own
+        self._credit -= spent
+        self._cpu += spent
+        self._own += spent
+        return spent
+
+    def note(self, cost: float) -> None:
+        """Note the seconds of CPU time that a comparison has cost, as an example for the next one."""
+        self._cost, self._blocks = cost, sys.getallocatedblocks()
+
+    def allows(self) -> bool:
+        """Return whether the next comparison may begin; it is expected to cost more if the memory has grown."""
+        growth = max(1.0, sys.getallocatedblocks() / self._blocks) if self._blocks else 1.0
+        expected = self._cost * growth
+        self._credit = min(self._credit, expected)
+        return self._credit >= expected
