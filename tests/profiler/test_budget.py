@@ -26,6 +26,13 @@ class Clocks:
         self.own += own
 
 
+def note(limits: Budget, cost: float) -> None:
+    """Note the first listing, and a comparison that spends the first credit."""
+    limits.note(cost)
+    limits.note(cost)
+    limits._credit = 0.0
+
+
 @pytest.fixture
 def clocks(monkeypatch: pytest.MonkeyPatch) -> Clocks:
     clocks = Clocks()
@@ -39,7 +46,7 @@ def clocks(monkeypatch: pytest.MonkeyPatch) -> Clocks:
 def spent_of(clocks: Clocks, cost: float, *, host: float, seconds: float) -> float:
     """Return the CPU time of comparisons beside a host that uses a share `host` of a processor."""
     limits, spent = Budget(), 0.0
-    limits.note(cost)
+    note(limits, cost)
     end = clocks.wall + seconds
     while clocks.wall < end:
         clocks.run(0.05, 0.05 * host)
@@ -69,7 +76,7 @@ def test_comparisons_of_an_idle_host_take_a_share_of_the_time(clocks: Clocks) ->
 
 def test_a_comparison_that_cost_more_than_expected_is_paid_for_later(clocks: Clocks) -> None:
     limits = Budget()
-    limits.note(0.01)
+    note(limits, 0.01)
     clocks.run(1.0, 1.0)
     limits.accrue()
     assert limits.allows()
@@ -85,7 +92,7 @@ def test_a_comparison_that_cost_more_than_expected_is_paid_for_later(clocks: Clo
 
 def test_a_grown_heap_is_expected_to_cost_more(clocks: Clocks) -> None:
     limits = Budget()
-    limits.note(0.1)
+    note(limits, 0.1)
     clocks.run(0.15 / SHARE, 0.15 / SHARE)
     clocks.blocks *= 2
     limits.accrue()
@@ -96,7 +103,7 @@ def test_a_grown_heap_is_expected_to_cost_more(clocks: Clocks) -> None:
 
 def test_unused_time_does_not_accrue_without_end(clocks: Clocks) -> None:
     limits = Budget()
-    limits.note(0.1)
+    note(limits, 0.1)
     clocks.run(1000.0, 1000.0)
     limits.accrue()
     assert limits.allows()
@@ -107,9 +114,18 @@ def test_unused_time_does_not_accrue_without_end(clocks: Clocks) -> None:
 
 def test_a_snapshot_on_the_same_thread_hardly_delays_the_next_comparison(clocks: Clocks) -> None:
     limits = Budget()
-    limits.note(0.1)
+    note(limits, 0.1)
     clocks.run(60.0, 0.0, 60.0)
     limits.accrue()
     clocks.run(0.12 / SHARE, 0.12 / SHARE)
+    limits.accrue()
+    assert limits.allows()
+
+
+def test_a_small_idle_program_is_compared_after_the_first_listing_without_delay(clocks: Clocks) -> None:
+    limits = Budget()
+    clocks.run(0.02, 0.0, 0.02)
+    limits.note(limits.charge())
+    clocks.run(1.0, 0.0)
     limits.accrue()
     assert limits.allows()

@@ -16,6 +16,13 @@ _PUBLISHING: Final = 0.005
 """Seconds of CPU time between two calls that are charged at most: publishing takes less, a snapshot takes more."""
 
 
+_FIRST_CREDIT: Final = 0.03
+"""Seconds of CPU time: a small program is listed and compared for less, so that its first figures do not wait."""
+
+_FIRST_SHARE: Final = 0.25
+"""The cost of a comparison as a share of that of the first listing, where each object is looked up."""
+
+
 class Budget:
     """Decides when the next comparison may begin. For use by the server's thread.
 
@@ -24,9 +31,9 @@ class Budget:
     """
 
     def __init__(self) -> None:
-        self._credit = 0.0  # seconds of CPU time
+        self._credit = _FIRST_CREDIT  # seconds of CPU time
         self._cost = 0.0  # of the last comparison
-        self._blocks = 0  # of the interpreter's memory, then
+        self._blocks = 0  # of the interpreter's memory, then; 0 before the first listing
         self._wall, self._cpu, self._own = time.monotonic(), time.process_time(), time.thread_time()
 
     def accrue(self) -> None:
@@ -46,8 +53,9 @@ class Budget:
         return spent
 
     def note(self, cost: float) -> None:
-        """Note the seconds of CPU time that a comparison has cost, as an example for the next one."""
-        self._cost, self._blocks = cost, sys.getallocatedblocks()
+        """Note the seconds of CPU time that a comparison, or the first listing, has cost; the next one may differ."""
+        self._cost = cost if self._blocks else cost * _FIRST_SHARE
+        self._blocks = sys.getallocatedblocks() or 1
 
     def allows(self) -> bool:
         """Return whether the next comparison may begin; it is expected to cost more if the memory has grown."""
