@@ -11,7 +11,7 @@ from typing import Any
 
 import msgpack
 import pytest
-from hypothesis import given
+from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from tests.fake_rbkit import recorded
@@ -34,6 +34,10 @@ from tornado_rbkit.protocol import EventType, GCEndMark, GCEndSweep, GCStart, Ob
 
 
 class Leaked:
+    pass
+
+
+class Other:
     pass
 
 
@@ -173,6 +177,38 @@ class Comparison:
 
 def ids(items: Iterable[object]) -> set[int]:
     return set(map(id, items))
+
+
+@settings(max_examples=10, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@given(
+    st.lists(
+        st.tuples(st.sampled_from(["create", "drop", "replace", "collect"]), st.integers(0, 400), st.integers(0, 900)),
+        min_size=3,
+        max_size=12,
+    )
+)
+def test_the_reported_objects_add_up_to_those_that_are_alive(
+    frozen: None, changes: list[tuple[str, int, int]]
+) -> None:
+    """Whatever their order in the collector's lists, and whichever addresses are used again."""
+    comparison = Comparison()
+    alive: list[object] = []
+    reported: set[int] = set()
+    for change, count, start in changes:
+        if change == "collect":
+            gc.collect()
+        elif change == "create":
+            alive[start:start] = [Leaked() if number % 2 else Other() for number in range(count)]
+        else:
+            del alive[start : start + count]
+            if change == "replace":
+                alive += [Other() if number % 3 else Leaked() for number in range(count)]
+        created, destroyed = comparison.tick()
+        reported = (reported - destroyed) | created
+        assert ids(alive) <= reported
+    before = ids(alive)
+    alive.clear()
+    assert before <= comparison.tick()[1]
 
 
 def test_a_tuple_of_plain_values_is_not_reported_because_the_collector_loses_sight_of_it(frozen: None) -> None:
