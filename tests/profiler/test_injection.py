@@ -5,6 +5,7 @@
 
 from __future__ import annotations
 
+import builtins
 import os
 import signal
 import socket
@@ -20,6 +21,7 @@ import pytest
 from tornado_rbkit.profiler import injection, list_servers
 from tornado_rbkit.profiler.external.process import ProcessError, RunningProcess
 from tornado_rbkit.profiler.injection import Injected, Injection
+from tornado_rbkit.profiler.startup.bootstrap import Finder
 
 if not sys.platform.startswith("linux"):
     pytest.skip("injection works on Linux only", allow_module_level=True)
@@ -297,6 +299,15 @@ def test_a_process_with_other_files_is_refused(program: Program, monkeypatch: py
     with pytest.raises(ProcessError, match=r"has files of its own \(a container.* or set TMPDIR"):
         request(program, caller)
     assert caller.scripts == []
+
+
+def test_looking_for_a_package_imports_nothing(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Python holds the lock of all imports; the main thread may wait for it with the lock of the module."""
+    finder = Finder(injection._FOLDERS)
+    with monkeypatch.context() as patch:
+        patch.setattr(builtins, "__import__", lambda name, *rest: pytest.fail(f"imports {name}"))
+        found = {name: finder.find_spec(name) for name in (*injection._FOLDERS, "json", "zmq.sugar")}
+    assert {name for name, spec in found.items() if spec is not None} == finder.found == {*injection._FOLDERS}
 
 
 def test_the_warning_about_a_fork_beside_threads_is_not_shown(program: Program) -> None:

@@ -142,7 +142,7 @@ def test_a_process_that_forbids_it_is_refused_with_the_reason() -> None:
     with program(COMPUTING, "-X", "disable-remote-debug") as target, command(target.pid) as attached:
         _, errors = attached.communicate(timeout=60)
         assert (attached.returncode, errors.count("\n")) == (1, 1)
-        assert "takes no scripts: PYTHON_DISABLE_REMOTE_DEBUG or -X disable-remote-debug was set" in errors
+        assert "takes no scripts: PYTHON_DISABLE_REMOTE_DEBUG or -X disable-remote-debug was set at" in errors
         assert printed(target) == ("", "")
 
 

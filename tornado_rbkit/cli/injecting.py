@@ -75,8 +75,8 @@ async def _watch(injection: Injection, stopped: asyncio.Event) -> None:
     """Wait for a signal, the end of the process, or another program in it."""
     while not stopped.is_set():
         if not injection.is_connected():
-            is_alive = injection.process.is_alive()
-            _say(f"{injection.process} {'executed another program' if is_alive else 'has ended'}")
+            lost = "has lost the profiler: it executed another program, or closed its descriptors"
+            _say(f"{injection.process} {lost if injection.process.is_alive() else 'has ended'}")
             return
         await _sleep(stopped)
 

@@ -178,7 +178,8 @@ class Injection:
                 f"{self.process} has files of its own (a container, or PrivateTmp of systemd); run this command "
                 f"beside it (docker exec; nsenter -t {pid} -m -p), or set TMPDIR to a folder that both have"
             )
-        text = f"{_BOOTSTRAP.read_text(encoding='utf-8')}\nstart({str(self._channel)!r}, {_FOLDERS!r})\n"
+        source = f"{_BOOTSTRAP.read_text(encoding='utf-8')}\nstart({str(self._channel)!r}, {_FOLDERS!r})\n"
+        text = f"try: exec({source!r}, {{}})\nexcept Exception: pass\n"  # it may not print, as when a process ends
         with _as(*self._owner):
             self._script.write_text(text, encoding="utf-8")
             try:

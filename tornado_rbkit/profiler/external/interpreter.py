@@ -22,6 +22,12 @@ _OFFSETS: Final = re.compile(rb"xdebugpy(...\x03)\0{4}", re.DOTALL)
 
 _REMOTE_EXEC: Final = "import sys; sys.remote_exec(int(sys.argv[1]), sys.argv[2])"
 
+_REASONS: Final = {
+    "not enabled in the remote process": "PYTHON_DISABLE_REMOTE_DEBUG or -X disable-remote-debug was set at its start",
+    "find the main thread": "its Python starts or ends just now",
+}
+"""What the errors of `sys.remote_exec` mean."""
+
 _MAIN_FRAME: Final = """
 import sys
 from _remote_debugging import RemoteUnwinder
@@ -66,9 +72,8 @@ class Interpreter:
         """
         ended = self._run(_REMOTE_EXEC, script)
         if ended.returncode:
-            reason = ended.stderr.strip().rpartition("\n")[2]
-            if "not enabled in the remote process" in reason:
-                reason = "PYTHON_DISABLE_REMOTE_DEBUG or -X disable-remote-debug was set when it started"
+            error = ended.stderr.strip().rpartition("\n")[2]
+            reason = next((_REASONS[part] for part in _REASONS if part in error), error)
             raise ProcessError(f"{self._process} takes no scripts: {reason}; {_INSTEAD}")
 
     def main_frame(self) -> str:
@@ -76,14 +81,23 @@ class Interpreter:
 
         This is a private module of the standard library, which may change in any version.
         """
-        ended = self._run(_MAIN_FRAME)
+        try:
+            ended = self._run(_MAIN_FRAME)
+        except ProcessError:
+            return ""
         return "" if ended.returncode else ended.stdout.strip()
 
     def _run(self, code: str, *arguments: str) -> subprocess.CompletedProcess[str]:
         command = [self._path, "-I", "-S", "-c", code, str(self._process.pid), *arguments]
         try:
             return subprocess.run(  # noqa: S603 - the command is ours
-                command, capture_output=True, text=True, errors="replace", timeout=_SECONDS, check=False
+                command,
+                capture_output=True,
+                text=True,
+                errors="replace",
+                timeout=_SECONDS,
+                check=False,
+                start_new_session=True,  # Ctrl-C must reach only this process
             )
         except (OSError, subprocess.TimeoutExpired) as error:
             raise ProcessError(f"{self._path} cannot act on {self._process}: {error}") from error

@@ -7,6 +7,7 @@ them is imported before the thread can find them.
 
 from __future__ import annotations
 
+import _frozen_importlib_external
 import _thread
 import _warnings
 import os
@@ -21,7 +22,8 @@ if TYPE_CHECKING:
 class Finder:
     """Finds the packages that the process does not have itself where the command has them; last in sys.meta_path.
 
-    In contrast to a folder in sys.path it finds no other packages.
+    In contrast to a folder in sys.path it finds no other packages. It imports nothing, because Python holds the lock
+    of all imports meanwhile: the main thread could wait for that with the lock of a module that is imported here.
     """
 
     def __init__(self, folders: dict[str, str]) -> None:
@@ -32,10 +34,8 @@ class Finder:
         """Return where a package of the command is; None for any other module."""
         if name not in self._folders:
             return None
-        from importlib.machinery import PathFinder
-
         self.found.add(name)
-        return PathFinder.find_spec(name, [self._folders[name]])
+        return _frozen_importlib_external.PathFinder.find_spec(name, [self._folders[name]])
 
 
 def start(channel: str, folders: dict[str, str]) -> None:
@@ -72,6 +72,13 @@ def _hide_fork_warning() -> None:
 
 def run(channel: str, folders: dict[str, str]) -> None:
     """Run the profiler for the command, or report why that is impossible. Does nothing if the command has ended."""
+    try:
+        _connect(channel, folders)
+    except BaseException:  # noqa: BLE001 - an audit hook, or no descriptors; the command reports that nothing happens
+        return
+
+
+def _connect(channel: str, folders: dict[str, str]) -> None:
     import _socket
     import signal
 
@@ -79,10 +86,13 @@ def run(channel: str, folders: dict[str, str]) -> None:
     connection = _socket.socket(_socket.AF_UNIX, _socket.SOCK_STREAM)
     try:
         connection.connect(channel)
-        if connection.recv(1):  # otherwise this is a fork of the process that was meant
-            _import_and_serve(connection, folders)
+        is_meant = connection.recv(1) != b""  # otherwise this is a fork of the process, or the command has ended
     except OSError:
-        connection.close()  # the command has ended
+        is_meant = False
+    if is_meant:
+        _import_and_serve(connection, folders)
+    else:
+        connection.close()
 
 
 def _import_and_serve(connection: Any, folders: dict[str, str]) -> None:
