@@ -21,9 +21,9 @@ from tests.profiler.test_memory import Touchy
 from tornado_rbkit import profiler
 from tornado_rbkit.profiler import batcher, endpoints, heap
 from tornado_rbkit.profiler.batcher import EventBatcher
-from tornado_rbkit.profiler.heap import size_function
 from tornado_rbkit.profiler.memory import MemoryProfile
 from tornado_rbkit.profiler.objects import class_name, internal_ids, is_bound_to, is_internal
+from tornado_rbkit.profiler.sizes import size_function
 from tornado_rbkit.protocol import EventType, Field, HeapObject, ObjectSpaceDump, message_counter
 
 
@@ -442,9 +442,9 @@ def take():
     dumps = [msgpack.unpackb(dump, strict_map_key=False) for events in snapshot.messages() for dump in events]
     return [row for dump in dumps for row in dump[2]]
 
-orders = {number: Order(number) for number in range(1000)}
-for number in range(1000):
-    orders[number].next = orders[(number + 1) % 1000]
+orders = {number: Order(number) for number in range(3000)}
+for number in range(3000):
+    orders[number].next = orders[(number + 1) % 3000]
 gc.collect()
 interned = [  # from Python 3.14 on the collector lists the interpreter's table, which no module refers to
     sys.getsizeof(each) for each in gc.get_objects()
@@ -463,4 +463,4 @@ after = sum(row[8] or 0 for row in rows)
 print("most:", after > 0.9 * before or (after, before))
 """
     )
-    assert output == "twice: 0\norders: 1010\nmissing: 0\nmost: True\n"
+    assert output == "twice: 0\norders: 3010\nmissing: 0\nmost: True\n"

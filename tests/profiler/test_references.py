@@ -390,3 +390,30 @@ def test_the_attribute_names_of_a_class_are_learned_from_few_instances() -> None
         setattr(item, "".join(["never ", "in the code"]), ["x"])
         read(item)
     assert read._looks == (0 if gc.get_referents(item)[0] is not vars(item) else _LOOKS)
+
+
+@given(
+    slots=st.lists(st.sampled_from(["a", "b", "c", "_d", "__e"]), unique=True),
+    more=st.lists(st.sampled_from(["f", "g", "__dict__"]), unique=True),
+    attributes=st.lists(st.lists(st.sampled_from("abcfghijkl"), unique=True, max_size=6), min_size=1, max_size=4),
+)
+def test_no_name_is_wrong_whatever_the_order_of_slots_and_attributes(
+    slots: list[str], more: list[str], attributes: list[list[str]]
+) -> None:
+    base = type("Base", (), {"__slots__": tuple(slots), "__static_attributes__": tuple("fghijkl")})
+    cls = type("Derived", (base,), {"__slots__": tuple(more)})
+    read = InstanceReader(cls)
+    for names in attributes:
+        item = cls()
+        for name in names:
+            if hasattr(item, "__dict__") or name in (*slots, *more):
+                setattr(item, name, [name])
+        if names and hasattr(item, names[0]):
+            delattr(item, names[0])
+        held, found = read(item)
+        assert len(found) <= len(held)
+        for label, value in zip(found, held, strict=False):
+            assert label is None or (label == "__dict__") == (type(value) is dict)
+            assert label in (None, "__dict__") or value == [label]
+        of_slots = {name for name in (*slots, *more) if name != "__dict__" and hasattr(item, name)}
+        assert of_slots <= set(found)

@@ -34,8 +34,8 @@ from types import CodeType, FrameType
 from typing import Any, Final, TypeAlias
 
 from tornado_rbkit.jupyter.tables import STYLE, size, source_table, table
-from tornado_rbkit.profiler.heap import size_function
 from tornado_rbkit.profiler.objects import class_name, referents
+from tornado_rbkit.profiler.sizes import size_function
 from tornado_rbkit.profiler.tracked import list_tracked
 from tornado_rbkit.profiler.vitals import resident_bytes
 

@@ -12,8 +12,9 @@ Nothing is measured until a client or `start_profiling` asks for it.
 - Stacks: `frames` reads them and `frame_cache` names them; `clocks` and `run_state` find the threads that compute,
   `tasks` the asyncio tasks that run, and `collection_times` the collections of the garbage collector. `task_waits`
   publishes where the suspended tasks wait, which `suspended` reads.
-- Objects: `tracked` lists them, `objects` inspects them, `references`, `attributes` and `variables` name what they
-  hold, all without running the host's code (`uninterrupted`); `changes` has the objects created between two lists.
+- Objects: `tracked` lists them, `objects` and `sizes` inspect them, `references`, `attributes` and `variables` name
+  what they hold, all without running the host's code (`uninterrupted`); `changes` has the objects created between two
+  lists.
 - Reachability: `endpoints` binds the sockets, `folder` is where `discovery` finds servers, and `follow`, with the
   package `startup`, starts a server in child processes. `arguments` checks arguments, and `threads` has the profiler's
   own threads.

@@ -6,10 +6,11 @@ import gc
 import sys
 from collections.abc import Callable, Iterator
 from itertools import chain, islice
+from operator import itemgetter
 from types import CodeType, FunctionType, MemberDescriptorType, ModuleType
 from typing import Any, Final
 
-from tornado_rbkit.profiler.objects import HEAP_TYPE, referents, type_dict, type_flags, type_mro
+from tornado_rbkit.profiler.objects import HEAP_TYPE, referents, type_dict, type_flags, type_mro, without_lines
 
 _CANDIDATES: Final = 500
 """Attribute names of a class that are looked up in an instance."""
@@ -25,32 +26,75 @@ _get_attribute: Final = object.__getattribute__
 
 
 class InstanceReader:
-    """Reads the instances of one class that is written in Python: what an instance refers to, and names by id."""
+    """Reads the instances of one class that is written in Python: the objects that an instance refers to, and names.
+
+    Usually the collector's traversal visits the slots, then the attributes that have no dict or the dict of those that
+    have one, then the class. Then there is a name for each object in this order. In other cases the objects are
+    compared with the slots and attributes, which takes longer.
+    """
 
     def __init__(self, cls: type) -> None:
         self._cls = cls
         self._slots = list(_slots(cls))
         self._known: dict[str, Any] = {}  # found attribute names, and the class's attribute of the same name
+        self._absent: dict[str, bool] = {}  # of names that instances have: whether the class has no such attribute
         self._looks = _LOOKS
 
-    def __call__(self, item: Any) -> tuple[list[Any], dict[int, str]]:
+    @without_lines
+    def __call__(self, item: Any) -> tuple[list[Any], list[str] | list[str | None]]:
         held = gc.get_referents(item)
+        return held, self._in_order(item, held) or self._by_identity(item, held)
+
+    @without_lines
+    def _in_order(self, item: Any, held: list[Any]) -> list[str] | None:
+        """Return the names of all references but the last, which is the class; None if the order is another one."""
+        names: list[str] = []
+        at, last = 0, len(held) - 1
+        if last < 0 or held[last] is not self._cls:
+            return None
+        for name, get in self._slots:
+            try:
+                value = get(item)
+            except AttributeError:
+                continue
+            if held[at] is not value:
+                return None
+            names.append(name)
+            at += 1
+        if at == last - 1 and type(held[at]) is dict:
+            if not self._is_dict_of(item, held[at]):
+                return None
+            names.append("__dict__")
+            at += 1
+        elif at < last:
+            for name in self._known:
+                try:
+                    value = _get_attribute(item, name)
+                except AttributeError:
+                    continue
+                if value is not self._known[name]:
+                    if held[at] is not value:
+                        return None
+                    names.append(name)
+                    at += 1
+        return names if at == last else None
+
+    def _by_identity(self, item: Any, held: list[Any]) -> list[str | None]:
         names: dict[int, str] = {}
         for name, get in self._slots:
             try:
                 names[id(get(item))] = name
             except AttributeError:
                 continue
-        if len(names) + 1 < len(held):  # more than the slots and the class
-            rest = self._unnamed(held, names)
-            if len(rest) == 1 and type(rest[0]) is dict and self._is_dict_of(item, rest[0]):
-                names[id(rest[0])] = "__dict__"
-            else:
-                self._look_up(item, self._known, names)
-                if self._looks and self._unnamed(held, names):
-                    self._looks -= 1
-                    self._learn(item, held, names)
-        return held, names
+        rest = self._unnamed(held, names)
+        if len(rest) == 1 and type(rest[0]) is dict and self._is_dict_of(item, rest[0]):
+            names[id(rest[0])] = "__dict__"
+        elif rest:
+            self._look_up(item, self._known, names)
+            if self._looks and self._unnamed(held, names):
+                self._looks -= 1
+                self._learn(item, held, names)
+        return list(map(names.get, map(id, held))) if names else []
 
     def _unnamed(self, held: list[Any], names: dict[int, str]) -> list[Any]:
         return [other for other in held if other is not self._cls and id(other) not in names]
@@ -66,15 +110,14 @@ class InstanceReader:
                 names[id(value)] = name
 
     def _learn(self, item: Any, held: list[Any], names: dict[int, str]) -> None:
-        present = set(map(id, held))
         for source in (_names_in_class, _names_in_module):
             candidates = {name: of_class for name in source(self._cls) if (of_class := self._plain(name)) is not type}
             found: dict[int, str] = {}
             self._look_up(item, candidates, found)
-            for object_id, name in found.items():
-                if object_id in present:
-                    names.setdefault(object_id, name)
-                    self._known[name] = candidates[name]
+            for object_id in filter(found.__contains__, map(id, held)):  # in the order of the traversal
+                name = found[object_id]
+                names.setdefault(object_id, name)
+                self._known[name] = candidates[name]
             if not self._unnamed(held, names):
                 return
 
@@ -94,7 +137,13 @@ class InstanceReader:
         except RuntimeError:
             return False
         for name, value in pairs:
-            if type(name) is not str or value is found or self._plain(name) is not _ABSENT:
+            if type(name) is not str or value is found:
+                continue
+            if name not in self._absent:
+                if len(self._absent) == _CANDIDATES:
+                    self._absent.clear()
+                self._absent[name] = self._plain(name) is _ABSENT
+            if not self._absent[name]:
                 continue
             try:
                 return _get_attribute(item, name) is value
@@ -104,11 +153,14 @@ class InstanceReader:
 
 
 def _slots(cls: type) -> Iterator[tuple[str, Callable[[Any], Any]]]:
-    """Yield the names and getters of the slots; only classes written in Python have ``__slots__``."""
+    """Yield the names and getters of the slots; only classes written in Python have ``__slots__``.
+
+    They are in the order in which the collector visits them (Objects/typeobject.c, type_new and subtype_traverse).
+    """
     for base in type_mro(cls):
         members = type_dict(base)
         if type_flags(base) & HEAP_TYPE and "__slots__" in members:
-            for name, member in members.items():
+            for name, member in sorted(members.items(), key=itemgetter(0)):
                 if type(member) is MemberDescriptorType:
                     yield name, member.__get__
 

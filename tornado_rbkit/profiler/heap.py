@@ -34,7 +34,8 @@ import tracemalloc
 from _tracemalloc import _get_object_traceback
 from collections.abc import Callable, Iterator
 from gc import get_freeze_count, is_tracked
-from types import BuiltinMethodType, FrameType, FunctionType, MethodDescriptorType, MethodType
+from itertools import repeat
+from types import BuiltinMethodType, FrameType, FunctionType, MethodType
 from typing import Any, Final, NamedTuple
 
 from tornado_rbkit.profiler.objects import (
@@ -44,9 +45,8 @@ from tornado_rbkit.profiler.objects import (
     internal_ids,
     is_bound_to,
     is_internal,
-    type_dict,
-    type_mro,
     type_subclasses,
+    without_lines,
 )
 from tornado_rbkit.profiler.packing import DumpPacker, pack_dump_head, pack_time
 from tornado_rbkit.profiler.references import (
@@ -58,6 +58,7 @@ from tornado_rbkit.profiler.references import (
     reader,
     running_frames,
 )
+from tornado_rbkit.profiler.sizes import size_reader
 from tornado_rbkit.profiler.threads import hiding
 from tornado_rbkit.profiler.tracked import list_tracked
 from tornado_rbkit.profiler.vitals import resident_bytes
@@ -79,7 +80,10 @@ class _Kind(NamedTuple):
 
     read: Callable[[Any], References] | None
     name_of: Callable[[Any], str | None] | None
-    size_of: Callable[[Any], int]
+    size_of: Callable[[Any], int | None]
+    fixed_size: int | None
+    """The size of every instance in bytes, None if `size_of` tells it."""
+
     is_method: bool
 
 
@@ -102,7 +106,7 @@ class Snapshot:
         self._seen: list[set[int]] = [set() for _ in range(_SHARDS)]
         self._values: list[Any] = []
         self._names = ClassNames()
-        self._kinds: dict[int, _Kind] = {}  # by the class's id
+        self._kinds: dict[type | int, _Kind] = {}
         self._packer = DumpPacker()
         self._tracing = tracemalloc.is_tracing()
         self._traced = tracemalloc.get_traced_memory()[0] if self._tracing else None
@@ -122,23 +126,18 @@ class Snapshot:
         if self._has_frozen:
             values += [*sys.modules.values(), *_subclasses_of(object)]  # a module may have two names
         values[:] = [value for value in values if self._is_new(id(value))]
-        at, item = 0, None
+        at = 0
         while at < len(objects) or values:
             with size as count:
-                for _ in range(count):
-                    if values:  # first, because the host is not their only owner until then
-                        self._add(values.pop())
-                    elif at < len(objects):
-                        item = objects[at]
-                        at += 1
-                        # None replaces a tuple that was taken out; a reference may have led to another tuple before
-                        is_listed_once = type(item) is not tuple and not self._has_frozen
-                        if item is not None and (is_listed_once or self._is_new(id(item))):
-                            self._add(item)
+                if values:  # first, because the host is not their only owner until then
+                    self._add_values(count)
+                else:
+                    self._add_tracked(objects[at : at + count])
+                    at += count
             yield
         if self._packer.rows or not self._bodies:
             self._cut()
-        del tracked, objects, item
+        del tracked, objects
         self._seen = []
 
     def messages(self) -> Iterator[list[bytes]]:
@@ -150,31 +149,55 @@ class Snapshot:
             del self._bodies[-COLLECTION_DUMPS:]
             yield [head + body for body in reversed(part)]
 
+    @without_lines
+    def _add_values(self, count: int) -> None:
+        values = self._values
+        for _ in repeat(None, min(count, len(values))):
+            self._add(values.pop())
+
+    @without_lines
+    def _add_tracked(self, items: list[Any]) -> None:
+        for item in items:
+            # None replaces a tuple that was taken out; a reference may have led to another tuple before
+            is_listed_once = type(item) is not tuple and not self._has_frozen
+            if item is not None and (is_listed_once or self._is_new(id(item))):
+                self._add(item)
+
+    @without_lines
     def _add(self, item: Any) -> None:
+        """Pack one object, and remember the plain values that it refers to.
+
+        If tracemalloc is on, it traces every object that is created here and in `references`, which takes longer than
+        everything else; so few are created.
+        """
         cls = type(item)
-        kind = self._kinds.get(id(cls)) or self._learn(cls)
+        # by id if hashing the class would call its metaclass, which may be the host's
+        kind = self._kinds.get(cls if type(cls) is type else id(cls)) or self._learn(item)
         object_id = id(item)
         if object_id in self._internal or not kind.name or (kind.is_method and is_bound_to(item, self._internal)):
             return
         references = NO_REFERENCES if kind.read is None else kind.read(item)
-        held, seen, follows_all = references[0], self._seen, self._has_frozen
-        ids = [id(other) for other in held]  # not in one call: the host can have the GIL in between
-        for other, other_id in zip(held, ids, strict=True):
+        label = None if kind.name_of is None else as_name(kind.name_of(item))
+        packer = self._packer
+        packer.begin(object_id, kind.name, references, has_label=label is not None)
+        self._follow(references[0])
+        file, line = self._place(item) if self._tracing or cls is FunctionType or cls is FrameType else (None, None)
+        packer.end(references, file, line, kind.fixed_size or kind.size_of(item), label)
+        if packer.rows == DUMP_OBJECTS:
+            self._cut()
+
+    @without_lines
+    def _follow(self, held: list[Any]) -> None:
+        """Pack the ids of references; remember the objects that only references lead to."""
+        pack, seen, values, follows_all = self._packer.pack, self._seen, self._values, self._has_frozen
+        for other in held:
+            other_id = id(other)  # not all in one call: the host can have the GIL in between
+            pack(other_id)
             if follows_all or not is_tracked(other) or type(other) is tuple:
                 shard = seen[other_id % _SHARDS]
                 if other_id not in shard:
                     shard.add(other_id)
-                    self._values.append(other)
-        label = None if kind.name_of is None else as_name(kind.name_of(item))
-        file, line = self._place(item) if self._tracing or cls is FunctionType or cls is FrameType else (None, None)
-        try:
-            size = kind.size_of(item)
-        except Exception:  # noqa: BLE001 - an extension's __sizeof__ may raise anything; rbkit sends nil for it
-            size = None
-        packer = self._packer
-        packer.add(object_id, kind.name, references, ids, file, line, size, label)
-        if packer.rows == DUMP_OBJECTS:
-            self._cut()
+                    values.append(other)
 
     def _is_new(self, object_id: int) -> bool:
         """Return True the first time that a reference leads to an object."""
@@ -184,14 +207,16 @@ class Snapshot:
         shard.add(object_id)
         return True
 
-    def _learn(self, cls: type) -> _Kind:
+    def _learn(self, item: Any) -> _Kind:
+        cls = type(item)
         (name,) = self._names.of([cls])
         text = "" if is_internal(name) else name.encode("utf-8", "surrogateescape").decode("utf-8", "replace")
-        kind = self._kinds[id(cls)] = _Kind(
-            text, reader(cls), namer(cls), size_function(cls), cls is MethodType or cls is BuiltinMethodType
-        )
+        is_method = cls is MethodType or cls is BuiltinMethodType
+        kind = _Kind(text, reader(cls), namer(cls), *size_reader(item), is_method)
+        self._kinds[cls if type(cls) is type else id(cls)] = kind
         return kind
 
+    @without_lines
     def _place(self, item: Any) -> tuple[str | None, int | None]:
         """Return the file and line where the object was created, if they are known."""
         # tracemalloc.get_object_traceback() would create objects
@@ -222,15 +247,3 @@ def _subclasses_of(cls: type) -> list[type]:
 def _module_of(frame: FrameType) -> str:
     name = dict.get(frame.f_globals, "__name__")
     return name if type(name) is str else ""
-
-
-def size_function(cls: type) -> Callable[[Any], int]:
-    """Return a function that gives the size of the class's instances in bytes without running the host's Python code.
-
-    It is `sys.getsizeof`, or `object.__sizeof__` for a class whose ``__sizeof__`` is written in Python.
-    """
-    for base in type_mro(cls):
-        found = type_dict(base).get("__sizeof__")
-        if found is not None:
-            return sys.getsizeof if type(found) is MethodDescriptorType else object.__sizeof__
-    return object.__sizeof__

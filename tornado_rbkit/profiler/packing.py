@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import struct
 import time
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from functools import lru_cache
 from itertools import chain, repeat
 from typing import Any, Final, NamedTuple
@@ -227,28 +227,27 @@ class DumpPacker:
         self.rows = 0
         """Objects added since the last `take`."""
         self._packer = msgpack.Packer(autoreset=False)
+        self.pack: Callable[[Any], object] = self._packer.pack
+        """Packs one value."""
 
-    def add(
-        self,
-        object_id: int,
-        class_name: str,
-        references: References,
-        ids: list[int],
-        file: str | None,
-        line: int | None,
-        size: int | None,
-        label: str | int | None,
-    ) -> None:
-        """Pack one object; `ids` are the ids of the objects in `references`."""
-        packer, pack = self._packer, self._packer.pack
-        _, field, names = references
-        packer.pack_map_header(6 + (field != 0) + (label is not None))
+    def begin(self, object_id: int, class_name: str, references: References, *, has_label: bool) -> None:
+        """Begin to pack an object; the id of each object in `references` is packed by `pack` next, and then `end`."""
+        packer, pack = self._packer, self.pack
+        held, field, _ = references
+        packer.pack_map_header(6 + (field != 0) + has_label)
         pack(_OBJECT_ID)
         pack(object_id)
         pack(_CLASS_NAME)
         pack(class_name)
         pack(_REFERENCES)
-        self._pack_list(ids)
+        packer.pack_array_header(len(held))
+
+    def end(
+        self, references: References, file: str | None, line: int | None, size: int | None, label: str | int | None
+    ) -> None:
+        """Pack the rest of the object."""
+        pack = self.pack
+        _, field, names = references
         pack(_FILE)
         pack(file)
         pack(_LINE)
@@ -266,11 +265,11 @@ class DumpPacker:
     def _pack_list(self, values: list[Any]) -> None:
         """Pack a list, a long one value by value, so that the host can have the GIL in between."""
         if len(values) <= _LONG_LIST:
-            self._packer.pack(values)
+            self.pack(values)
             return
         self._packer.pack_array_header(len(values))
         for value in values:
-            self._packer.pack(value)
+            self.pack(value)
 
     def take(self) -> bytes:
         """Return the payload with the objects added so far, and start an empty one."""

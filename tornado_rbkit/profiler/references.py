@@ -39,7 +39,16 @@ from typing import Any, Final, TypeAlias
 
 from tornado_rbkit.profiler.attributes import InstanceReader
 from tornado_rbkit.profiler.frames import SamplingError, frames_of_others
-from tornado_rbkit.profiler.objects import HAVE_GC, HEAP_TYPE, class_name, referents, type_dict, type_flags, type_mro
+from tornado_rbkit.profiler.objects import (
+    HAVE_GC,
+    HEAP_TYPE,
+    class_name,
+    referents,
+    type_dict,
+    type_flags,
+    type_mro,
+    without_lines,
+)
 from tornado_rbkit.profiler.variables import variable_reader
 from tornado_rbkit.protocol import Field
 
@@ -140,26 +149,36 @@ def _unnamed(item: Any) -> References:
     return gc.get_referents(item), 0, 0
 
 
+@without_lines
 def _read_dict(item: Any) -> tuple[list[Any], list[Any]] | None:
-    """Return the keys and values of a dict in the same order, None if another thread changed it meanwhile.
+    """Return the values and then the keys of a dict, and the keys; None if another thread changed it meanwhile.
 
     The iterators exist before the one call that exhausts them, so nothing runs in between, and a dict whose size has
     changed since raises RuntimeError.
     """
     try:
-        both = list(chain(_dict_iter(item), iter(_dict_values(item))))
+        both = list(chain(iter(_dict_values(item)), _dict_iter(item)))
     except RuntimeError:
         return None
-    half = len(both) // 2
-    return both[:half], both[half:]
+    return both, both[len(both) // 2 :]
 
 
+@without_lines
+def _names_of(keys: list[Any]) -> list[Name]:
+    """Return the name of each key: usually the same list, because tracemalloc would trace another."""
+    for key in keys:
+        if type(key) is not str or len(key) > MAX_NAME or not key.isascii():
+            return list(map(as_name, keys))
+    return keys
+
+
+@without_lines
 def _dict(item: Any) -> References:
     read = _read_dict(item)
     if read is None:
         return _unnamed(item)
-    keys, values = read
-    return values + keys, _KEYS, list(map(as_name, keys))
+    both, keys = read
+    return both, _KEYS, _names_of(keys)
 
 
 def _dict_subclass(item: Any) -> References:
@@ -167,12 +186,13 @@ def _dict_subclass(item: Any) -> References:
     held = gc.get_referents(item)
     if read is None:
         return held, 0, 0
-    keys, values = read
-    known = {*map(id, keys), *map(id, values)}
+    both, keys = read
+    known = set(map(id, both))
     others = [other for other in held if id(other) not in known]
-    return values + keys + others, _KEYS, list(map(as_name, keys))
+    return both + others, _KEYS, _names_of(keys)
 
 
+@without_lines
 def _sequence(item: Any) -> References:
     held = gc.get_referents(item)
     if len(held) != len(item):  # a tuple that is being filled, or a list that another thread changed meanwhile
@@ -236,8 +256,10 @@ def _array(array: type, item: Any) -> References:
     return held, 0, 0
 
 
+@without_lines
 def _instance(read: InstanceReader, item: Any) -> References:
-    return _by_identity(*read(item))
+    held, names = read(item)
+    return held, _ATTRIBUTES if names else 0, names  # type: ignore[return-value]
 
 
 def _array_class() -> type | None:
