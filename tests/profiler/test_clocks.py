@@ -97,10 +97,12 @@ class Simulated:
 
     def __init__(self, monkeypatch: pytest.MonkeyPatch, interval: float | None) -> None:
         self.states = States()
-        self.cpu = self.switches = 0
+        self.cpu = self.foreign = self.switches = 0
         self.interval = interval
         monkeypatch.setattr(clocks, "run_states", lambda: self.states)
         monkeypatch.setattr(time, "clock_gettime_ns", lambda clock: self.cpu)
+        monkeypatch.setattr(time, "process_time_ns", lambda: self.cpu + self.foreign)
+        monkeypatch.setattr(time, "thread_time_ns", lambda: 0)
         monkeypatch.setattr(resource, "getrusage", lambda who: SimpleNamespace(ru_nvcsw=self.switches))
         self.clocks = ThreadClocks()
         self.this = threading.get_ident()
@@ -217,6 +219,29 @@ def test_a_thread_that_did_not_run_is_not_looked_at(monkeypatch: pytest.MonkeyPa
     assert due is not None
     assert due.thread is not None
     assert due.thread.event is None
+
+
+def test_nothing_is_read_while_no_thread_runs_but_a_thread_without_a_clock_is_noticed(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    thread = Simulated(monkeypatch, 0.001)
+    thread.look(PROMPTLY, waited=False)
+    thread.look(PROMPTLY, waited=False)
+    stirred = [thread.clocks.stirred]
+    for ran in ("cpu", "foreign"):
+        setattr(thread, ran, 50_000)
+        for _ in range(2):
+            thread.clocks.look(PROMPTLY, by_cpu=True)
+            stirred.append(thread.clocks.stirred)
+    assert stirred == [False, True, False, True, False]
+    for _ in range(10):
+        thread.foreign += 10_000  # a little at a time
+        thread.clocks.look(PROMPTLY, by_cpu=True)
+        stirred.append(thread.clocks.stirred)
+    assert stirred[5:].count(True) == 3, "little by little it is noticed"
+    assert thread.clocks.due(-1, (burn.__code__, 0, {}), 1, None).thread is None
+    thread.clocks.look(PROMPTLY, by_cpu=True)
+    assert thread.clocks.stirred, "a thread without a clock is sampled at every tick"
 
 
 def wait_in_every_way(

@@ -197,9 +197,12 @@ def test_a_thread_that_computes_between_waits_is_seen_waiting_no_more_than_it_do
         samples = client.events(CPUSample, lambda found: len(found) > 6000)
         client.ask(b"stop_cpu_profiling")
     ours = [sample for sample in samples if sample.frames[0].thread_id in threads]
-    waiting = sum(not any(frame.method_name == "_burn" for frame in sample.frames) for sample in ours)
-    # Without it this is some 0.14 too much; with it, 0.02.
-    assert waiting / len(ours) == pytest.approx(seconds["wait"] / seconds.total(), abs=0.1)
+    unknown = sum(sample.frames[0].method_name == "(between samples)" for sample in ours) / len(ours)
+    burning = sum(any(frame.method_name == "_burn" for frame in sample.frames) for sample in ours) / len(ours)
+    waiting = 1 - unknown - burning
+    share = seconds["wait"] / seconds.total()
+    # Without repeated samples this is some 0.14 too much; with them, 0.02.
+    assert waiting - 0.1 < share < waiting + unknown + 0.1, (waiting, unknown, burning)
 
 
 def test_a_sample_has_the_shape_of_rbkits(client: Client) -> None:
@@ -322,8 +325,10 @@ def test_nothing_is_sampled_after_the_stop(client: Client, server: profiler.Serv
 def test_the_switch_interval_is_the_hosts_again_after_sampling(client: Client) -> None:
     before = sys.getswitchinterval()
     client.ask(b"start_cpu_profiling")
-    client.events(CPUSample, bool)  # its thread has begun
-    assert sys.getswitchinterval() <= 0.0005
+    deadline = time.monotonic() + PATIENCE
+    while sys.getswitchinterval() > 0.0005:  # during a sample it is the host's
+        assert time.monotonic() < deadline
+        time.sleep(0.001)
     client.ask(b"stop_cpu_profiling")
     assert sys.getswitchinterval() == before
 

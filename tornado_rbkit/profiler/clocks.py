@@ -26,6 +26,7 @@ _SPREAD: Final = 8  # ticks over which the CPU time of a thread is spread
 _MAX_BLIND_COUNT: Final = 21  # where states of threads cannot be read
 _SEVERAL: Final = 0.1  # of the CPU time between two looks: if one thread used all but less than it, it computes alone
 _PROMPT: Final = 3.0  # times the usual delay: a later tick had to wait for a processor
+_STIR: Final = 20_000  # nanoseconds of CPU time; threads without a clock that used less need not be looked for
 _CREEP: Final = 1e-7  # seconds; the usual delay is the shortest, which may become longer by this at each tick
 
 
@@ -65,11 +66,15 @@ class ThreadClocks:
     Attributes:
         threads: the threads that have a clock, by identifier.
         several: more than one of them computed between the last two looks.
+        stirred: since the last look at which it was true, a thread has run, other than the calling one.
     """
 
     def __init__(self) -> None:
         self.threads: dict[int, ThreadClock] = {}
         self.several = False
+        self.stirred = True
+        self._foreign = True  # a thread without a clock was seen at the last look
+        self._others = 0  # nanoseconds of CPU time of all threads but the calling one
         self._total = 0  # nanoseconds of CPU time that all of them used between the last two looks
         self._delay = 0  # nanoseconds for which the last look waited for the GIL or a processor
         self._usual_delay = 1.0  # seconds
@@ -119,6 +124,12 @@ class ThreadClocks:
             del self.threads[thread_id]
         self._total = total
         self.several = total - most > _SEVERAL * total
+        others = time.process_time_ns() - time.thread_time_ns()
+        self.stirred = bool(
+            total or self._foreign or len(unmoved) < len(self.threads) or others - self._others > _STIR
+        )
+        if self.stirred:
+            self._others, self._foreign = others, False
         return unmoved
 
     def _find_delay(self, late: float) -> None:
@@ -142,6 +153,7 @@ class ThreadClocks:
         """
         thread = self._find(thread_id)
         if thread is None:
+            self._foreign = True
             return Due(None, None, ticks, 0)
         if interval is None:
             thread.owed = 0

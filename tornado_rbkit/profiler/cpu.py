@@ -267,7 +267,7 @@ class CPUSampler:
         # before the stacks: a thread that runs in between has run at the next look, too
         unmoved = clocks.look(late, by_cpu)
         tasks: dict[int, str] = {}
-        stacks = read_stacks(tasks, internal_threads() | unmoved.keys())
+        stacks = read_stacks(tasks, internal_threads() | unmoved.keys()) if clocks.stirred else {}
         now = time.time()
         size = 0
         for thread in unmoved.values():
