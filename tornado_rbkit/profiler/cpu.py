@@ -50,6 +50,7 @@ from tornado_rbkit.profiler.frame_cache import FrameCache
 from tornado_rbkit.profiler.frames import Place, SamplingError, check_sampling, read_stacks
 from tornado_rbkit.profiler.packing import pack_facts, pack_frame, pack_sample, pack_stack, pack_time
 from tornado_rbkit.profiler.run_state import RUNNING
+from tornado_rbkit.profiler.suspended import TaskReader
 from tornado_rbkit.profiler.threads import Flag, InternalThread, internal_logger, internal_threads, original
 
 _log = internal_logger(__name__)
@@ -79,6 +80,7 @@ BURST: Final = 3
 """Intervals; of a shorter burst of computing, much is reported as ``(between samples)``."""
 
 _PAUSE_SECONDS: Final = 0.001
+_LOOP_SECONDS: Final = 1.0  # between two searches for event loops
 _SMOOTHING: Final = 0.1
 """The weight of the last tick in the average cost of a tick."""
 
@@ -111,6 +113,8 @@ class CPUSampler:
         self._pause = Flag()  # never set
         self._thread: InternalThread | None = None
         self._frames = FrameCache()
+        self._tasks = TaskReader()
+        self._loops_due = 0.0
         self._clocks: ThreadClocks | None = None
         self._collections = CollectionTimes()
         self._switching = SwitchInterval()
@@ -267,7 +271,11 @@ class CPUSampler:
         # before the stacks: a thread that runs in between has run at the next look, too
         unmoved = clocks.look(late, by_cpu)
         tasks: dict[int, str] = {}
-        stacks = read_stacks(tasks, internal_threads() | unmoved.keys()) if clocks.stirred else {}
+        if clocks.stirred and time.monotonic() >= self._loops_due:
+            self._loops_due = time.monotonic() + _LOOP_SECONDS
+            self._tasks.find_loops()
+        skipped = internal_threads() | unmoved.keys()
+        stacks = read_stacks(tasks, skipped, self._tasks.loops) if clocks.stirred else {}
         now = time.time()
         size = 0
         for thread in unmoved.values():

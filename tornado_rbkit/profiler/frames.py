@@ -20,14 +20,15 @@ from __future__ import annotations
 import importlib
 import operator
 import sys
-from collections.abc import Callable, Iterable, Iterator
+import weakref
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from collections.abc import Set as AbstractSet
 from itertools import accumulate, chain, compress, filterfalse, repeat, starmap, takewhile
 from types import CodeType, FrameType
 from typing import Any, Final, TypeAlias
 
 from tornado_rbkit.errors import RbkitError
-from tornado_rbkit.profiler.tasks import read_tasks, running_tasks, thread_of_loop
+from tornado_rbkit.profiler.tasks import read_tasks, thread_of_loop
 from tornado_rbkit.profiler.threads import original
 from tornado_rbkit.profiler.uninterrupted import ONCE, run_uninterrupted
 
@@ -98,7 +99,9 @@ def frames_of_others() -> list[FrameType]:
 
 
 def read_stacks(
-    tasks: dict[int, str] | None = None, skipped: AbstractSet[int] = frozenset()
+    tasks: dict[int, str] | None = None,
+    skipped: AbstractSet[int] = frozenset(),
+    known_loops: Sequence[weakref.ref[Any]] = (),
 ) -> dict[int, list[Place]]:
     """Return the stacks of all other threads that run Python code, innermost frame first. Any thread.
 
@@ -107,6 +110,7 @@ def read_stacks(
     Args:
         tasks: receives, by thread, the name of the asyncio task that runs on it.
         skipped: threads whose stacks are not read.
+        known_loops: the event loops whose running tasks are read from Python 3.14 on.
 
     Raises:
         SamplingError: the stacks cannot be read safely.
@@ -117,10 +121,9 @@ def read_stacks(
     stacks: list[list[Place]] = []
     loops: list[Any] = []
     names: list[str] = []
-    running = None if tasks is None else running_tasks()
     with_frames(
         lambda current: [
-            *(read_tasks(running, loops, names) if running else ()),
+            *(() if tasks is None else read_tasks(known_loops, loops, names)),
             map(frames.update, current),
             map(threads.extend, map(filterfalse, [is_skipped], [frames])),
             map(stacks.extend, [_follow(map(frames.get, threads))]),

@@ -144,6 +144,11 @@ class TaskReader:
         with_frames(calls)
         self._loops = {id(ref): ref for ref in (*compress(known, map(operator.not_, gone)), *found)}
 
+    @property
+    def loops(self) -> list[weakref.ref[Any]]:
+        """The event loops that `find_loops` has found; empty up to Python 3.13."""
+        return list(self._loops.values())
+
     def look(self, skip: int = 0, step: int = 1) -> Look | None:
         """Read every `step`-th task from number `skip` on, at most `MAX_TASKS`; None if tasks cannot be read.
 
