@@ -59,8 +59,8 @@ from tornado_rbkit.profiler.tracked import Tracked, list_tracked
 from tornado_rbkit.protocol import EventType
 
 TICK_SECONDS: Final = 1.0
-_REST: Final = 0.05
-"""Seconds between two looks whether a comparison is due."""
+_REST: Final = 0.2
+"""Seconds between two looks whether the budget allows a comparison; waking up costs CPU time, too."""
 
 _DICT: Final = id(dict)
 
@@ -146,7 +146,8 @@ class MemoryProfile:
             self._tick = self._begin()
         if self._tick is None:
             self._budget.charge()
-            return max(_REST, self._began + TICK_SECONDS - now)
+            until_due = self._began + TICK_SECONDS - now
+            return until_due if until_due > 0 else _REST
         self._step(self._tick)
         return 0.001
 

@@ -35,7 +35,7 @@ _log = internal_logger(__name__)
 
 PROTOCOL_VERSION: Final = "2.1"
 FLUSH_SECONDS: Final = 0.05
-"""The interval at which due batches are published while something is measured."""
+"""The interval at which due batches are published while events wait."""
 
 LAST_SECONDS: Final = 2.0
 """The longest time that a memory profile compares before it stops; clients wait 5 s for the reply."""
@@ -159,9 +159,8 @@ class Profile:
             due = self.memory.work()
         except Exception as error:  # noqa: BLE001 - must not affect the host or the CPU sampler
             due = self._restart_memory(error)
-        if due is not None or self.cpu.enabled or self.batcher.backlog:
-            return FLUSH_SECONDS if due is None else min(due, FLUSH_SECONDS)
-        return vitals_due
+        waits = [due, vitals_due, FLUSH_SECONDS if self.cpu.enabled or self.batcher.backlog else None]
+        return min((seconds for seconds in waits if seconds is not None), default=None)
 
     def publish_vitals(self) -> float | None:
         """Publish the vitals if they are due; return the seconds until they are due, None if nobody receives them."""
