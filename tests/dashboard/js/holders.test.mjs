@@ -305,6 +305,27 @@ test("few objects are noise beside what grows much more, many are not", () => {
   assert.deepEqual(suspects.map(({ what }) => what), ["Large", "Small"]); // 2 MB, 20 KB and 9 KB
 });
 
+test("variables of functions that an exception has left are held by the exception, those of the function that caught it are not", () => {
+  const heapOf = (count) => {
+    const heap = new Heap();
+    const server = heap.add("Server", { id: 50 });
+    const main = heap.add("frame", { attributes: { server }, label: "__main__.main", id: 51 });
+    const failed = Array.from({ length: count }, (_, i) => {
+      const run = heap.add("frame", { attributes: { rows: heap.add("list", { items: [], size: 1000, id: 1000 + 10 * i }) }, label: "__main__.run", id: 1001 + 10 * i });
+      const inner = heap.add("traceback", { attributes: { tb_frame: run }, id: 1002 + 10 * i });
+      const outer = heap.add("traceback", { attributes: { tb_frame: main, tb_next: inner }, id: 1003 + 10 * i });
+      return heap.add("ValueError", { attributes: { __traceback__: outer }, id: 1004 + 10 * i });
+    });
+    heap.module("__main__", { FAILED: heap.add("list", { items: failed, id: 52 }) });
+    return heap.snapshot(count);
+  };
+  const [early, late] = [heapOf(10), heapOf(30)];
+  const [{ what, holder, countGrowth, evidence }] = findSuspects(early.hold(), late.hold()).suspects;
+  assert.deepEqual([what, holder, countGrowth], ["ValueError", "__main__.FAILED", 20]);
+  assert.match(evidence.path, /^__main__\.FAILED\[\d+\] → ValueError\.__traceback__ → .*rows$/);
+  assert.equal(late.object(50, 10).heldAs, "main() → server");
+});
+
 test("the items of a set are the suspects, even if its table has just grown by a leap", () => {
   const [early, late] = [[100, 8000], [400, 32000]].map(([count, size]) => {
     const heap = new Heap();

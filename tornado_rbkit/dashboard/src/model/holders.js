@@ -59,9 +59,14 @@ export function* findHolders(snapshot) {
 
 function rootsOf({ graph, classes, classNames }, referrers) {
   const isRoot = classNames.map((name) => ROOT_CLASSES.has(name));
+  const isOf = (name) => (i) => classNames[classes[i]] === name;
+  const [isFrame, isTraceback] = [isOf("frame"), isOf("traceback")];
+  const referrersOf = (i) => referrers.targets.subarray(referrers.starts[i], referrers.starts[i + 1]);
+  // A function that an exception has left runs no more: a traceback other than the first, which caught it, has its frame.
+  const hasEnded = (i) => isFrame(i) && referrersOf(i).some((from) => isTraceback(from) && referrersOf(from).some(isTraceback));
   const roots = [];
   for (let i = 0; i + 1 < graph.starts.length; i++) {
-    if (isRoot[classes[i]] || referrers.starts[i] === referrers.starts[i + 1]) roots.push(i);
+    if ((isRoot[classes[i]] && !hasEnded(i)) || referrers.starts[i] === referrers.starts[i + 1]) roots.push(i);
   }
   return roots;
 }
