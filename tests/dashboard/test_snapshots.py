@@ -636,6 +636,32 @@ def test_what_grows_is_found_by_one_button_and_said_in_a_sentence(
     assert way.startswith(f"__main__.AUDIT[…] → remember.<locals>.finish → context {count:,} objects, ")
 
 
+def kept(count: int, size: int) -> list[dict[int, Any]]:
+    """Return a heap with so many listeners and calls, and a buffer of a size."""
+    listeners = objects_of("method", range(1000, 1000 + count))
+    calls = [
+        one | {6: "/srv/chat.py", 7: 12, 13: "chat.serve"} for one in objects_of("frame", range(5000, 5000 + count))
+    ]
+    module = {3: 1, 4: "module", 5: [2, 3], 6: None, 7: None, 8: 80, 13: "chat", 16: ["LISTENERS", "LOG"]}
+    listed = {3: 2, 4: "list", 5: [one[3] for one in listeners], 6: None, 7: None, 8: 80, 17: 0}
+    return [module, listed, {3: 3, 4: "bytearray", 5: [], 6: None, 7: None, 8: size}, *listeners, *calls]
+
+
+def test_methods_calls_and_what_grows_in_place_are_said_as_what_they_are(snapshots: Page, script: Script) -> None:
+    script.rbkit.snapshot = collection(0, [dump(kept(100, 10_000))])
+    snapshots.click("Take a snapshot")
+    until_taken(snapshots, 1)
+    script.rbkit.snapshot = collection(1, [dump(kept(1100, 110_000), 10_000)])
+    snapshots.click("Take a snapshot")
+    until_taken(snapshots, 1, 2)
+    snapshots.until(lambda: len(snapshots.texts(".suspects li")) == 3, "they are said")
+    assert [text.split("\n")[0] for text in snapshots.texts(".suspects li")] == [
+        "1 bytearray object in chat.LOG, 107 KiB retained, +9.8 KiB/s",
+        "1,100 bound methods in chat.LISTENERS, 10.7 KiB retained, +100/s",
+        "1,100 calls of serve that have not ended, 10.7 KiB retained, +100/s, at chat.py:12",
+    ]
+
+
 def test_without_collecting_first_garbage_is_in_a_column_of_its_own(
     page: Page, program: Callable[[str], Program]
 ) -> None:

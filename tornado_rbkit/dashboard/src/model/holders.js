@@ -330,6 +330,7 @@ export class Holders {
       } else {
         text += name;
       }
+      if (cls === "frame" && !isLast) text += ` → ${shortName(kind)}()`;
       const isKnown = name === ".__dict__" || CONTAINERS.has(cls) || text.endsWith(`.${shortName(kind)}`);
       if (!isKnown && !isLast) text += ` → ${FAMILIAR[shortName(kind)] ?? shortName(kind)}`;
     }

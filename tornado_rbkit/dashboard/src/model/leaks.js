@@ -62,7 +62,7 @@ export function findSuspects(before, after) {
     const suspect = describe(after, way, { count, retained, seconds });
     const first = byHolder.get(suspect.holder);
     if (first !== undefined && suspect.holder !== null) {
-      first.also.push({ what: suspect.what, isFunction: suspect.isFunction, count: suspect.count });
+      first.also.push({ what: suspect.what, isFunction: suspect.isFunction, isFrame: suspect.isFrame, count: suspect.count });
       continue;
     }
     byHolder.set(suspect.holder, suspect);
@@ -103,6 +103,7 @@ function describe(holders, way, growth) {
     name: snapshot.classNames[snapshot.classes[example]],
     what: shortName(kind),
     isFunction: snapshot.classNames[snapshot.classes[example]] === "function",
+    isFrame: snapshot.classNames[snapshot.classes[example]] === "frame",
     holder: parent === NONE ? null : holders.wayText(growth.count ? parent : way), // of one that grows in place its own name
     count: holders.byWay.count[way],
     retained: holders.byWay.retained[way],
@@ -115,7 +116,7 @@ function describe(holders, way, growth) {
     file: snapshot.fileNames[snapshot.files[example]],
     line: snapshot.lines[example],
     evidence: evidence(holders, example),
-    also: /** @type {{ what: string, isFunction: boolean, count: number }[]} */ ([]), // what else the same holder holds
+    also: /** @type {{ what: string, isFunction: boolean, isFrame: boolean, count: number }[]} */ ([]), // what else the same holder holds
   };
 }
 

@@ -143,13 +143,14 @@ export class Suspects {
 
 /** Return a suspect as the parts of a sentence. */
 export function suspectSentence(one) {
-  const made = one.file ? [", made at ", h("span", { title: `${one.file}:${one.line}` }, format.shortPlace(one.file, one.line))] : [];
-  const held = one.holder === null ? [" that no other object holds"] : [" in ", h("code", {}, one.holder)];
+  const made = one.file ? [one.isFrame ? ", at " : ", made at ", h("span", { title: `${one.file}:${one.line}` }, format.shortPlace(one.file, one.line))] : [];
+  const held = one.holder === null ? [one.isFrame ? " that have not ended" : " that no other object holds"] : [" in ", h("code", {}, one.holder)];
   const rate = one.perSecond >= LEAST_RATE ? format.perSecond(one.perSecond) : `${format.signedBytes(one.bytesPerSecond)}/s`;
   return [h("b", {}, countedName(one)), ...held, `, ${format.bytes(one.retained)} retained, ${rate}`, ...made];
 }
 
-function countedName({ count, what, isFunction }) {
+function countedName({ count, what, isFunction, isFrame }) {
+  if (isFrame) return `${format.plural(count, "call")} of ${what}`;
   if (isFunction) return format.plural(count, what.includes("<locals>") ? "closure" : "function");
   if (what === "method") return format.plural(count, "bound method");
   return `${format.count(count)} ${what} object${count === 1 ? "" : "s"}`;
