@@ -136,6 +136,25 @@ def test_time_is_charged_when_the_thread_is_seen_computing(monkeypatch: pytest.M
     assert seen == pytest.approx(1010, abs=2 * clocks._SPREAD), "the earlier time is not lost"
 
 
+def test_a_thread_that_was_woken_is_not_charged_for_what_it_computed_before_it_waited(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """It runs, in the call that waited, but nobody had the GIL when the sampler came."""
+    thread = Simulated(monkeypatch, 0.001)
+    thread.states.now = RUNNING
+    for waited in (False, False, True):
+        thread.cpu += 10_000_000
+        due = thread.look(PROMPTLY, waited=waited, ticks=20)
+        assert due is not None
+        assert (due.seen, due.unseen) == (30 if waited else 0, 0)
+    thread.cpu += 10_000_000
+    monkeypatch.setattr(time, "monotonic_ns", lambda: thread.cpu)
+    monkeypatch.setattr(clocks, "cpu_nanoseconds", lambda native_id: thread.cpu + 1_000)
+    due = thread.look(PROMPTLY, waited=False, ticks=20)
+    assert due is not None
+    assert due.seen == 10, "its clock runs on: it computes in C without the GIL"
+
+
 def test_time_of_a_thread_that_is_never_seen_computing_is_reported_without_a_stack(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:

@@ -79,6 +79,8 @@ class ThreadClocks:
         self._delay = 0  # nanoseconds for which the last look waited for the GIL or a processor
         self._usual_delay = 1.0  # seconds
         self._switches = 0
+        self._had_to_wait = False  # for the GIL, at the last look
+        self._looked = 0
         self._states: RunStates | None = None
         if HAS_CPU_CLOCK:
             with contextlib.suppress(OSError, ImportError, RuntimeError):  # then every thread counts as computing
@@ -102,6 +104,7 @@ class ThreadClocks:
         if not HAS_CPU_CLOCK:
             return unmoved
         self._find_delay(late)
+        self._looked = time.monotonic_ns()
         ended: list[int] = []
         total = most = 0
         read = time.clock_gettime_ns
@@ -135,10 +138,10 @@ class ThreadClocks:
     def _find_delay(self, late: float) -> None:
         """Find out whether another thread kept the calling thread waiting, for the GIL or for a processor."""
         switches = resource.getrusage(resource.RUSAGE_THREAD).ru_nvcsw
-        waited = switches - self._switches > 1  # the first was the wait for the tick
+        self._had_to_wait = switches - self._switches > 1  # the first was the wait for the tick
         self._switches = switches
         self._usual_delay = min(late, self._usual_delay + _CREEP)
-        self._delay = int(late * 1e9) if waited or late > _PROMPT * self._usual_delay else 0
+        self._delay = int(late * 1e9) if self._had_to_wait or late > _PROMPT * self._usual_delay else 0
 
     def due(self, thread_id: int, innermost: Place, ticks: int, interval: float | None) -> Due:
         """Return the samples of a thread that are due, by the innermost place of its stack.
@@ -169,7 +172,7 @@ class ThreadClocks:
             seen = min(thread.owed // enough, _MAX_BLIND_COUNT)
             thread.owed %= enough
         elif state == RUNNING:
-            seen = _part(thread.owed / enough, ticks)
+            seen = _part(thread.owed / enough, ticks) if self._computed(thread, innermost) else 0
         elif self._unseen(thread, 1):
             unseen = _part(thread.owed / enough, ticks)
         elif thread.owed > UNSEEN_SECONDS * 1e9:
@@ -190,6 +193,19 @@ class ThreadClocks:
             if thread.state == LOCK and code.co_filename in WAITING_FILES:
                 thread.state = WAITING
         return thread.state
+
+    def _computed(self, thread: ThreadClock, innermost: Place) -> bool:
+        """Return False of a thread that may be running only since a wait has ended, so that it computed elsewhere.
+
+        It computes at an instruction that cannot wait. In a call, it computes without the GIL if its clock runs on;
+        otherwise it was stopped there after a call, if it had the GIL when the look was due, or was woken.
+        """
+        if not can_wait(innermost[0], innermost[1]):
+            return True
+        if self._had_to_wait and self._unseen(thread, 1):
+            return True
+        passed = time.monotonic_ns() - self._looked
+        return (cpu_nanoseconds(thread.native_id) or 0) - thread.seen > passed / 2
 
     def _unseen(self, thread: ThreadClock, ticks: int) -> int:
         """Return at how many of the last ticks a thread computed that waits now.
