@@ -145,6 +145,26 @@ class Unknown:
     __eq__ = __hash__ = __bool__ = __len__ = __repr__ = __class__ = property(_not_to_be_called)
 
 
+class Imitation:
+    """An awaitable with the attributes of Cython's coroutines, of which none may be read."""
+
+    __slots__ = ("__qualname__", "cr_await", "cr_frame", "cr_running", "iterator")
+
+    def __init__(self) -> None:
+        self.cr_frame = self.cr_await = Unknown.__new__(Unknown)
+        self.cr_running, self.__qualname__ = False, "imitation"
+        self.iterator = forever().__await__()
+
+    def __await__(self) -> Imitation:
+        return self
+
+    def __iter__(self) -> Imitation:
+        raise AssertionError
+
+    def __next__(self) -> Any:
+        return next(self.iterator)
+
+
 async def wrapped(awaitable: Callable[[], Awaitable[None]]) -> None:
     await awaitable()
 
@@ -156,6 +176,7 @@ CHAINS: dict[str, tuple[Callable[[], Coroutine[Any, Any, None]], list[str]]] = {
     "anext with a default": (with_default, ["with_default", "numbers", "forever"]),
     "generator": (of_generator, ["of_generator", "generator", "forever"]),
     "__await__ of a coroutine": (lambda: wrapped(Wrapped), ["wrapped", "forever"]),
+    "imitation of a coroutine": (lambda: wrapped(Imitation), ["wrapped", "Imitation"]),  # type: ignore[arg-type]
     "unknown awaitable": (lambda: wrapped(Unknown), ["wrapped", "Unknown"]),
 }
 

@@ -211,12 +211,16 @@ class _Kinds:
         self.awaited[id(kind)] = attributes[awaited].__get__
 
     def learn(self, kind: type) -> None:
-        """Note how to read a class that ended a chain: a wrapper of Python's own, or a coroutine of Cython."""
+        """Note how to read a class that ended a chain: a wrapper of Python or Cython, or a coroutine of Cython."""
         attributes = type_dict(kind)
-        if _type_module(kind) == "builtins" and type_qualname(kind) in _WRAPPERS:
+        module = _type_module(kind)
+        is_of_python = type(module) is str and (module == "builtins" or module.startswith("_cython_"))
+        if is_of_python and type_qualname(kind) in _WRAPPERS:
             self.awaited[id(kind)] = gc.get_referents  # a list whose first item is the wrapped awaitable
             self._learned.append(kind)
-        elif all(type(attributes.get(name)) in _READ_BY_C for name in _COROUTINE):
+        elif all(type(attributes.get(name)) in _READ_BY_C for name in _COROUTINE) and (
+            type(attributes["cr_frame"]) is GetSetDescriptorType  # that of a class written in Python is of a slot
+        ):
             self._add(kind, "cr", "cr_await")
             self.name[id(kind)] = attributes["__qualname__"].__get__
             self._learned.append(kind)
