@@ -166,7 +166,7 @@ def test_a_late_sample_is_reported_for_each_tick_it_missed(clock: str) -> None:
         end = _cpu_seconds(burning) + 0.02
         while _cpu_seconds(burning) < end:
             time.sleep(0.001)
-        sampler._tick(5, sampler.interval)
+        sampler._tick(5, sampler.interval, late=0.005)
     sampler._switching.restore()
     message = b"".join(batcher.take(time.time(), flush=True))
     samples = raw_events(message, EventType.CPU_SAMPLE)
