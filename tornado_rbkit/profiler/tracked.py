@@ -12,15 +12,18 @@ This holds the GIL for several times as long as `gc.get_objects` alone, and for 
 from __future__ import annotations
 
 import gc
+import re
 import sys
 from collections.abc import Container, Iterable, Iterator
-from itertools import chain, compress, count, repeat, starmap
+from itertools import chain, compress, repeat, starmap
 from operator import and_, contains, getitem, is_, le, not_, rshift, setitem
 from typing import Any, Final, NamedTuple
 
 from tornado_rbkit.profiler.uninterrupted import ONCE, run_uninterrupted
 
 TUPLES_ARE_RESIZED: Final = sys.version_info < (3, 14)
+
+_find_true: Final = re.compile(b"\1").finditer
 
 _REFERENCES: Final = 4
 """The result of `sys.getrefcount` for a tuple with a single reference: it also counts a reference from each of two
@@ -120,16 +123,19 @@ def list_tracked(known: Container[int] | None = None) -> Tracked:
 
 def _take_out(listed: list[list[Any]], single: list[tuple[Any, ...]]) -> list[Iterator[None]]:
     """Move the tuples with a single reference to `single`. Other objects are touched only once: memory is slow."""
+    flags = bytearray()  # one for each object; numbers would each be created, and traced by tracemalloc
     at: list[int] = []
     tuples: list[tuple[Any, ...]] = []
     is_single: list[bool] = []
     is_tuple: Any = map(is_, map(type, chain.from_iterable(listed)), repeat(tuple))
+    found = chain.from_iterable(starmap(_find_true, [(flags,)]))
     # Both are exhausted at the end, which releases the list. The list contains them, because the collector tracks
     # iterators.
     source: Any = chain.from_iterable(map(repeat, listed, map(len, [at])))
     target: Any = chain.from_iterable(map(repeat, listed, map(sum, [is_single])))
     return [
-        map(at.extend, [compress(count(), is_tuple)]),
+        map(flags.extend, [is_tuple]),
+        map(at.extend, [map(re.Match.start, found)]),
         map(tuples.extend, [map(getitem, source, at)]),
         map(is_single.extend, [map(le, map(sys.getrefcount, tuples), repeat(_REFERENCES))]),
         map(single.extend, [compress(tuples, is_single)]),
