@@ -11,6 +11,7 @@ import weakref
 from collections import Counter
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from types import SimpleNamespace
 
 import msgpack
 import pytest
@@ -18,6 +19,7 @@ import pytest
 from tests.fake_rbkit import recorded
 from tests.profiler.conftest import PATIENCE, Client, internal_thread_names, raw_events, shape
 from tornado_rbkit import profiler
+from tornado_rbkit.profiler import clocks
 from tornado_rbkit.profiler.batcher import EventBatcher
 from tornado_rbkit.profiler.cpu import CPUSampler
 from tornado_rbkit.profiler.frame_cache import FrameCache, packed_place
@@ -156,7 +158,8 @@ def test_threads_that_come_and_go_are_no_danger_to_the_cpu_clock(client: Client,
 
 
 @pytest.mark.parametrize("clock", ["wall", pytest.param("cpu", marks=linux)])
-def test_a_late_sample_is_reported_for_each_tick_it_missed(clock: str) -> None:
+def test_a_late_sample_is_reported_for_each_tick_it_missed(clock: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(clocks, "_chance", SimpleNamespace(random=lambda: 0.5))
     batcher = EventBatcher()
     sampler = CPUSampler(batcher)
     sampler.clock_type, sampler.interval = clock, 0.001
