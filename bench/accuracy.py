@@ -3,12 +3,12 @@
     python bench/accuracy.py [--seconds S] [--interval SECONDS] [--engines ENGINE ...]
 
 Every program runs in a fresh process for each clock and each sampler: ours inside the process, ours outside
-(``cpu_engine="external"``), and austin alone. Its functions note how long they ran (wall clock) and computed (the
-thread's CPU clock); the table compares their shares of the noted time with their shares of the samples, in percent,
-as ``reported (true)`` of the same run. The in-process sampler reports a part of the time as ``(between samples)``,
-because it does not know where the thread computed; that part is added, in percent of the functions' time. So no
-function may have more than its true share, nor less than its true share without that part: ``off`` is the largest
-difference beyond these bounds, in points. Linux.
+(``cpu_engine="external"``), and austin alone, up to Python 3.13. Its functions note how long they ran (wall clock) and
+computed (the thread's CPU clock); the table compares their shares of the noted time with their shares of the samples,
+in percent, as ``reported (true)`` of the same run. The in-process sampler reports a part of the time as
+``(between samples)``, because it does not know where the thread computed; that part is added, in percent of the
+functions' time. So no function may have more than its true share, nor less than its true share without that part:
+``off`` is the largest difference beyond these bounds, in points. Linux.
 """
 
 from __future__ import annotations
@@ -273,7 +273,9 @@ def main() -> None:
     parser.add_argument("--seconds", type=float, default=5.0, help="length of each run (default: %(default)s)")
     parser.add_argument("--interval", type=float, default=0.001, help="between two samples (default: %(default)s s)")
     parser.add_argument("--only", nargs=3, metavar=("PROGRAM", "CLOCK", "ENGINE"), help=argparse.SUPPRESS)
-    parser.add_argument("--engines", nargs="+", choices=ENGINES, default=ENGINES, help="default: all")
+    parser.add_argument(
+        "--engines", nargs="+", choices=ENGINES, default=ENGINES[:-1] if sys.version_info >= (3, 14) else ENGINES
+    )
     options = parser.parse_args()
     if options.only:
         print(json.dumps(measure(*options.only, options.seconds, options.interval)))

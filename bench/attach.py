@@ -4,14 +4,15 @@
     python bench/attach.py [--rounds N] [--quick] [--json FILE]
 
 Pairs, as in profiler.py: each round runs every setting once, and a cost is the median of the ratios to the plain run
-of the same round. ``attach`` is the server and its sampler in this process with a subscriber, and austin as its child;
-``austin alone`` writes to a file; ``own engine`` is a server in the measured process. Linux.
+of the same round. ``attach`` is the server and its sampler in this process with a subscriber, and what it executes
+as its child; ``austin alone`` writes to a file; ``own engine`` is a server in the measured process. Linux.
 """
 
 from __future__ import annotations
 
 import resource
 import subprocess
+import sys
 import tempfile
 import time
 from collections import Counter
@@ -73,6 +74,8 @@ def split(subscriber: Subscriber) -> Counter[str]:
 
 def run_austin(work: str, amount: int, tool: dict[str, Any]) -> dict[str, Any]:
     """Run while austin samples the process into a file."""
+    if sys.version_info >= (3, 14):
+        raise UnavailableError("austin reads CPython up to 3.13")
     with process(work, amount, tool) as run, tempfile.NamedTemporaryFile() as file:
         command = [find_austin(), "-Pb", "-i1000", "-o", file.name, f"-p{run.hear()['pid']}"]
         before = cpu_seconds()

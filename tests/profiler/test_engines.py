@@ -199,6 +199,25 @@ def test_stacks_that_change_while_they_are_read_end_the_external_engine(
     client.events(CPUSample, lambda found: found)
 
 
+@pytest.mark.parametrize("engine", ["external", "auto"])
+def test_a_helper_that_stops_working_is_replaced_or_said(
+    start: Start, monkeypatch: pytest.MonkeyPatch, engine: str
+) -> None:
+    server, client = start(engine)
+    client.ask(b"start_cpu_profiling")
+    client.events(CPUSample, lambda found: found)
+    [helper] = helpers()
+    os.kill(helper, signal.SIGSTOP)
+    monkeypatch.setattr(own_process, "_PATIENCE", 1.0)
+    server.call(lambda profile: setattr(profile.cpu, "_deadline", 0.0))  # it was set with more patience
+    field = "engine_reason" if engine == "auto" else "trouble"
+    until(lambda: server.status()["cpu"][field] == "no stack was read within a second", "it is noticed")
+    assert server.status()["cpu"]["engine"] == ("in-process" if engine == "auto" else EXTERNAL)
+    if engine == "external":
+        os.kill(helper, signal.SIGCONT)
+        until(lambda: server.status()["cpu"]["trouble"] is None, "it works again")
+
+
 def test_the_clock_may_change_and_the_engine_may_stop_and_start(start: Start) -> None:
     server, client = start("external")
     server.call(lambda profile: setattr(profile.cpu, "interval", 0.02))  # so that the client keeps up

@@ -33,7 +33,7 @@ from tornado_rbkit.profiler.threads import internal_logger, internal_native_ids
 
 _log = internal_logger(__name__)
 
-_PATIENCE: Final = 1.0  # seconds without a stack, after the time that the program's first output takes
+_PATIENCE: Final = 1.0  # seconds without a stack, after the time that the program's output takes
 _NO_STACK: Final = "no stack was read within a second"
 _NOT_READ: Final = " before it has read a stack; the system may forbid that (in a container, --cap-add=SYS_PTRACE)"
 _NAME_SECONDS: Final = 1.0  # between two looks at the imported modules
@@ -166,7 +166,8 @@ class OwnSampler:
         self._reason: str | None = None
         self._slow: str | None = None
         self._has_started = False
-        self._deadline = 0.0
+        self._deadline = self._watched = 0.0
+        self._looks = 0
         self._delay: Callable[[float], float] = float
 
     @property
@@ -223,6 +224,7 @@ class OwnSampler:
             self._fall_back(str(error), interval)
             return
         self._outside = sampler
+        self._looks, self._watched = 0, time.monotonic()
         self._inside.interval = interval
         self._deadline = self._new_deadline()
 
@@ -249,13 +251,17 @@ class OwnSampler:
             reason += _NOT_READ
         if outside.enabled and status["error_share"] > MAX_ERRORS:
             reason = f"{status['error_share']:.0%} of the stacks changed while they were read"
-        if outside.enabled and not status["looks"] and time.monotonic() > self._deadline:
+        now = time.monotonic()
+        stood_still = now - self._watched > _PATIENCE / 2  # this process, whose threads did not run
+        self._watched = now
+        if status["looks"] != self._looks or stood_still:
+            self._slow = None if status["looks"] != self._looks else self._slow
+            self._looks, self._deadline = status["looks"], self._new_deadline()
+        elif outside.enabled and now > self._deadline:
             if self._engine == "external":  # it may be slow on a busy machine
                 self._slow = _NO_STACK
                 return
             reason = _NO_STACK
-        if status["looks"]:
-            self._slow = None
         if reason is not None:
             outside.stop()
             try:
@@ -290,7 +296,7 @@ class OwnSampler:
         return next((name for module, name in patches.items() if module in sys.modules), "")
 
     def _new_deadline(self) -> float:
-        """Return the time by which a stack must have been read; with the CPU clock, a process that waits has none."""
+        """Return the time by which the next stack must be there; with the CPU clock, a process that waits has none."""
         if self.clock_type == "cpu":
             return float("inf")
         return time.monotonic() + _PATIENCE + self._delay(self._active.interval)
