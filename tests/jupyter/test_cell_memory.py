@@ -7,13 +7,17 @@ import csv
 import gc
 import linecache
 import sys
+import traceback
 import tracemalloc
+from _tracemalloc import _get_object_traceback
+from collections import Counter
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 import pytest
 
+from tornado_rbkit.jupyter import cell_memory
 from tornado_rbkit.jupyter.cell_memory import CellMemory, ClassMemory, LineMemory, MemoryTracer, TracingError
 
 FILE = "/tmp/ipykernel_1/3.py"
@@ -59,6 +63,33 @@ def test_each_line_has_what_it_allocated_freed_and_kept() -> None:
         ), (number, figures)
     assert is_near(memory.peak, 21 * MB)
     assert is_near(memory.allocated, 21 * MB)
+
+
+def test_the_traceback_of_an_object_is_read_once_with_few_callers(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Each call allocates, and tracemalloc stores up to 20 callers of each allocation."""
+    asked: Counter[int] = Counter()
+    depths: set[int] = set()
+    objects: list[Any] = []
+    read = _get_object_traceback
+
+    def counted(item: Any) -> Any:
+        if type(item) is list and item[:1] == [FILE]:
+            asked[id(item)] += 1
+            depths.add(sum(1 for _ in traceback.walk_stack(sys._getframe(1))))
+        return read(item)
+
+    monkeypatch.setattr(cell_memory, "_get_object_traceback", counted)
+    memory = run("objects.extend([FILE] for _ in range(300))", objects=objects, FILE=FILE)
+    assert memory.classes["list"].kept_objects >= 200  # lists from the free list have no trace
+    assert [asked[id(item)] for item in objects] == [1] * 300
+    assert max(depths) < 8
+
+
+def test_an_exception_in_the_search_for_objects_is_raised(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(cell_memory, "_get_object_traceback", lambda item: 1 / 0)
+    with pytest.raises(ZeroDivisionError):
+        run("kept = []")
+    assert not tracemalloc.is_tracing()
 
 
 def test_memory_that_lives_on_is_kept_for_its_line_and_by_its_class() -> None:

@@ -10,7 +10,7 @@ extensions that report theirs, as NumPy does. Between two lines of the cell's ow
 - *kept* is memory that is still in use at the end, for the line that allocated it within 20 levels of calls.
 
 Other threads' memory counts for the line that runs meanwhile. Tracing makes cells that create many objects several
-times slower, and the end of the cell takes about a second for each 200,000 objects in the kernel, and for each 20,000
+times slower, and the end of the cell takes about a second for each 200,000 objects in the kernel, and for each 50,000
 that the cell has created and kept.
 """
 
@@ -21,17 +21,18 @@ import csv
 import gc
 import linecache
 import sys
+import threading
 import tracemalloc
 from _tracemalloc import _get_object_traceback
 from collections import Counter, defaultdict
 from collections.abc import Callable, Iterator, Sequence
+from concurrent.futures import Future
 from dataclasses import dataclass, field
 from html import escape
-from itertools import chain, compress
-from operator import not_
+from itertools import compress
 from pathlib import Path
 from types import CodeType, FrameType
-from typing import Any, Final, TypeAlias
+from typing import Any, Final, TypeAlias, TypeVar
 
 from tornado_rbkit.jupyter.tables import STYLE, size, source_table, table
 from tornado_rbkit.profiler.objects import class_name, referents
@@ -63,7 +64,11 @@ _KERNEL: Final = (
 _LEAST_SHOWN: Final = 1024
 """Bytes of a line; the table shows nothing for less."""
 
+_AT_ONCE: Final = 1000
+"""Objects whose referents are listed at once."""
+
 _CLASSES: Final = 15
+_T = TypeVar("_T")
 _Trace: TypeAlias = "Callable[[FrameType, str, Any], Any] | None"
 
 
@@ -240,11 +245,11 @@ class MemoryTracer:
             sys.settrace(self._previous)
             self._account(self._line)
             gc.collect()
-            objects = list_tracked().objects
-            classes, looked_at = self._count_created(objects)
+            objects, created, looked_at = _on_a_new_thread(self._find_created)
             snapshot = tracemalloc.take_snapshot()
             tracemalloc.stop()  # before the rest, which is slow while it is traced
             self._add_kept(snapshot)
+            classes = _count(created)
             self._count_freed(set(map(id, objects)) | looked_at, classes)
             not_lines = (0, self._start)  # code without a line, and the magic
             lines = {n: memory for n, memory in self._lines.items() if n not in not_lines and memory != LineMemory()}
@@ -296,37 +301,28 @@ class MemoryTracer:
             if line is not None:
                 self._lines.setdefault(line, LineMemory()).kept += statistic.size
 
-    def _count_created(self, objects: list[Any]) -> tuple[dict[str, ClassMemory], set[int]]:
-        """Count the objects that the cell created; return the ids of the values that were looked at, too.
+    def _find_created(self) -> tuple[list[Any], list[Any], set[int]]:
+        """Return all objects, those that the cell created, and the ids of the values that were looked at, too.
 
-        What is done for every old object must not allocate, for each allocation is traced: hence the iterators.
+        What is done for every object allocates as little as possible, for each allocation is traced.
         """
-        names, sizes = _Names(), _Sizes()
-        found: dict[str, ClassMemory] = defaultdict(ClassMemory)
-        own = set(map(id, (self._old, self._lines, objects, found, names, sizes)))
-        traced = compress(objects, map(_get_object_traceback, objects))
-        at_new_addresses = compress(objects, map(not_, map(self._old.__contains__, map(id, objects))))
-        candidates = {id(item): item for item in chain(traced, at_new_addresses) if id(item) not in own}
-        new = [item for item in candidates.values() if self._is_new(item)]
-        for item in new:  # an old object at the same address has died
+        objects = list_tracked().objects
+        own = {id(self._old), id(self._lines), id(objects)}
+        created = [item for item in compress(objects, map(self._is_new, objects)) if id(item) not in own]
+        for item in created:  # an old object at the same address has died
             if id(item) in self._old:
                 self._reused.append(self._old.pop(id(item)))
         variables = self._frame.f_globals
+        holders = [variables, *filter(gc.is_tracked, variables.values()), *created]
         seen: set[int] = set()
-        for holder in [variables, *filter(gc.is_tracked, variables.values()), *new]:
-            for item in referents([holder]):
+        for start in range(0, len(holders), _AT_ONCE):
+            for item in referents(holders[start : start + _AT_ONCE]):
                 if (type(item) is tuple or not gc.is_tracked(item)) and id(item) not in seen:
                     seen.add(id(item))
                     trace = _get_object_traceback(item)
                     if trace is not None and self._has_cell(trace):
-                        new.append(item)
-        for item in new:
-            name = names[type(item)]
-            if not name.startswith(_KERNEL) and type(item) is not FrameType:
-                found[name].kept_objects += 1
-                with contextlib.suppress(Exception):  # an extension's __sizeof__ may raise anything
-                    found[name].kept_bytes += sizes[type(item)](item)
-        return dict(found), seen
+                        created.append(item)
+        return objects, created, seen
 
     def _count_freed(self, alive: set[int], classes: dict[str, ClassMemory]) -> None:
         died = Counter(name for object_id, name in self._old.items() if object_id not in alive)
@@ -338,7 +334,7 @@ class MemoryTracer:
     def _is_new(self, item: Any) -> bool:
         """Return whether the cell created an object; without a trace (see `heap`), whether its address is new."""
         trace = _get_object_traceback(item)
-        if trace is None:
+        if trace is None:  # items without a trace may be None (see `tracked`)
             return gc.is_tracked(item) and id(item) not in self._old
         return self._has_cell(trace)
 
@@ -348,6 +344,37 @@ class MemoryTracer:
             if frame[0] == self._file:
                 return True
         return False
+
+
+def _on_a_new_thread(function: Callable[[], _T]) -> _T:
+    """Return the result of a function, or raise its exception.
+
+    tracemalloc stores up to 20 levels of calls for each allocation. A new thread has few, the thread of a cell has all
+    those of the kernel.
+    """
+    future: Future[_T] = Future()
+
+    def run() -> None:
+        try:
+            future.set_result(function())
+        except BaseException as error:  # noqa: BLE001 - raised on the caller's thread
+            future.set_exception(error)
+
+    threading.Thread(target=run, daemon=True).start()
+    return future.result()
+
+
+def _count(created: list[Any]) -> dict[str, ClassMemory]:
+    """Return the number and the size of created objects by class."""
+    names, sizes = _Names(), _Sizes()
+    found: dict[str, ClassMemory] = defaultdict(ClassMemory)
+    for item in created:
+        name = names[type(item)]
+        if not name.startswith(_KERNEL) and type(item) is not FrameType:
+            found[name].kept_objects += 1
+            with contextlib.suppress(Exception):  # an extension's __sizeof__ may raise anything
+                found[name].kept_bytes += sizes[type(item)](item)
+    return dict(found)
 
 
 class _Names(dict[type, str]):
