@@ -12,8 +12,8 @@ Up to Python 3.13 asyncio keeps weak references to all tasks. From Python 3.14 o
 event loop. The loops are found in the local variables of the threads' stacks: a function that runs a loop has the loop
 or its main task there. From then on `all_tasks` calls methods of tasks whose classes are not asyncio's own: if a
 subclass of `asyncio.Task` overrides one of them, no task is read. For tasks of classes that are not derived from it,
-`all_tasks` runs Python code, those methods included. Another thread may run meanwhile, and a task that ends in this
-moment is released by the profiler.
+`all_tasks` runs Python code, those methods included. If listing the tasks takes longer than the interpreter's switch
+interval, another thread may run meanwhile, and a task that ends in this moment is released by the profiler.
 
 Reading the frame of a coroutine creates a frame object of about 300 bytes, which lives as long as the coroutine.
 """
@@ -41,6 +41,7 @@ from typing import Any, Final, NamedTuple
 
 from tornado_rbkit.profiler.frames import Place, walks, with_frames
 from tornado_rbkit.profiler.objects import type_dict, type_qualname, type_subclasses
+from tornado_rbkit.profiler.threads import Flag
 from tornado_rbkit.profiler.uninterrupted import ONCE, run_uninterrupted
 
 MAX_TASKS: Final = 200
@@ -49,6 +50,7 @@ MAX_TASKS: Final = 200
 MAX_CHAIN: Final = 100
 """The most awaitables that are read of one task; the inner awaitables of a longer chain are left out."""
 
+_SHORT: Final = 1e-6  # seconds
 _WHOLE: Final = slice(None)
 _KEEPS_FRAMES: Final = sys.version_info < (3, 11)
 _LISTS_BY_LOOP: Final = sys.version_info >= (3, 14)
@@ -108,6 +110,7 @@ class TaskReader:
 
     def __init__(self) -> None:
         self._loops: dict[int, weakref.ref[Any]] = {}  # by the id of the reference
+        self._never = Flag()
 
     def find_loops(self) -> None:
         """Find the event loops that run; does nothing up to Python 3.13.
@@ -166,18 +169,19 @@ class TaskReader:
         total: list[int] = []
         chains = _Chains()
         is_task = _ids(classes).__contains__
-        run_uninterrupted(
-            [
-                map(every.extend, self._registered()),
-                map(is_read.extend, [map(is_task, map(id, map(type, every)))]),
-                map(tasks.extend, [compress(every, is_read)]),
-                map(tasks.__setitem__, [_WHOLE], [compress(tasks, map(operator.not_, map(kind.done, tasks)))]),
-                map(total.append, map(len, [tasks])),
-                map(tasks.__setitem__, [_WHOLE], [islice(islice(tasks, skip, None, step), MAX_TASKS)]),
-                *chains.read(kind, tasks),
-                *(starmap(each.clear, ONCE) for each in (every, tasks)),
-            ]
-        )
+        calls: list[Iterator[None]] = [
+            map(every.extend, self._registered()),
+            map(is_read.extend, [map(is_task, map(id, map(type, every)))]),
+            map(tasks.extend, [compress(every, is_read)]),
+            map(tasks.__setitem__, [_WHOLE], [compress(tasks, map(operator.not_, map(kind.done, tasks)))]),
+            map(total.append, map(len, [tasks])),
+            map(tasks.__setitem__, [_WHOLE], [islice(islice(tasks, skip, None, step), MAX_TASKS)]),
+            *chains.read(kind, tasks),
+            *(starmap(each.clear, ONCE) for each in (every, tasks)),
+        ]
+        if _LISTS_BY_LOOP:
+            self._never.wait(_SHORT)  # releases the GIL, so that no other thread gets it within the switch interval
+        run_uninterrupted(calls)
         return Look(total[0], len(chains.numbers), list(chains.suspended()))
 
     def _registered(self) -> Iterator[Iterable[Any]]:
