@@ -75,7 +75,7 @@ class ThreadClocks:
         self.stirred = True
         self._foreign = True  # a thread without a clock was seen at the last look
         self._others = 0  # nanoseconds of CPU time of all threads but the calling one
-        self._total = 0  # nanoseconds of CPU time that all of them used between the last two looks
+        self._total = self._most = 1  # nanoseconds of CPU time between the last two looks: of all threads, of one
         self._delay = 0  # nanoseconds for which the last look waited for the GIL or a processor
         self._usual_delay = 1.0  # seconds
         self._switches = 0
@@ -125,7 +125,7 @@ class ThreadClocks:
                 unmoved[thread_id] = thread
         for thread_id in ended:
             del self.threads[thread_id]
-        self._total = total
+        self._total, self._most = max(1, total), max(1, most)
         self.several = total - most > _SEVERAL * total
         others = time.process_time_ns() - time.thread_time_ns()
         self.stirred = bool(
@@ -161,7 +161,7 @@ class ThreadClocks:
         if interval is None:
             thread.owed = 0
             state = self._state(thread, innermost)
-            unseen = 0 if state in (None, RUNNING) else self._unseen(thread, ticks)
+            unseen = 0 if state in (None, RUNNING) else self._unseen(thread, ticks, self._most)
             return Due(thread, state, ticks - unseen, unseen)
         enough = int(interval * 1e9)
         if thread.owed < enough:
@@ -173,7 +173,7 @@ class ThreadClocks:
             thread.owed %= enough
         elif state == RUNNING:
             seen = _part(thread.owed / enough, ticks) if self._computed(thread, innermost) else 0
-        elif self._unseen(thread, 1):
+        elif self._unseen(thread, 1, self._total):
             unseen = _part(thread.owed / enough, ticks)
         elif thread.owed > UNSEEN_SECONDS * 1e9:
             unseen = min(thread.owed // enough, _MAX_COUNT)
@@ -202,20 +202,23 @@ class ThreadClocks:
         """
         if not can_wait(innermost[0], innermost[1]):
             return True
-        if self._had_to_wait and self._unseen(thread, 1):
+        if self._had_to_wait and self._unseen(thread, 1, self._total):
             return True
         passed = time.monotonic_ns() - self._looked
         return (cpu_nanoseconds(thread.native_id) or 0) - thread.seen > passed / 2
 
-    def _unseen(self, thread: ThreadClock, ticks: int) -> int:
-        """Return at how many of the last ticks a thread computed that waits now.
+    def _unseen(self, thread: ThreadClock, ticks: int, most: int) -> int:
+        """Return at how many of the last ticks a thread computed that may have waited at the others.
 
-        If the look was delayed, some thread computed when it was due. A thread that computes in Python has the GIL, so
-        it was one of the threads that ran since the look before; each is assumed with the probability of its share.
+        If the look was delayed, some thread computed when it was due. As a thread that computes in Python has the GIL,
+        it was one of the threads that ran since the look before, each with the probability of its share of the CPU
+        time. On the wall clock, the threads that waited for the GIL count as computing too, so the share is the one of
+        the CPU time of the thread that used the most.
         """
         if not self._delay:
             return 0
-        return int(ticks * thread.used / max(self._total, self._delay) + _chance.random())
+        share = thread.used / most * min(1.0, self._total / self._delay)
+        return int(ticks * share + _chance.random())
 
     def _find(self, thread_id: int) -> ThreadClock | None:
         known = self.threads.get(thread_id)
