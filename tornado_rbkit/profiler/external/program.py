@@ -13,7 +13,7 @@ from tornado_rbkit.profiler.external.process import RunningProcess
 
 _CHUNK: Final = 1 << 16  # the capacity of a pipe
 _EXIT_SECONDS: Final = 1.0
-_poll: Final[Any] = getattr(select, "poll", None)  # here, because gevent and eventlet remove it; Windows has none
+_epoll: Final[Any] = getattr(select, "epoll", None)  # here, because gevent and eventlet remove it; Linux has it
 
 
 class Program(Protocol):
@@ -49,6 +49,7 @@ class ProgramEngine:
         self._program = program
         self._output: int | None = None
         self._pidfd: int | None = None
+        self._events: Any = None
         self._data = b""
         self._is_stopping = False
         self._parser = MojoParser(program.name)
@@ -64,13 +65,26 @@ class ProgramEngine:
     def start(self, interval: float, clock_type: str) -> None:
         command = self._program.command(self._process.pid, interval, clock_type)
         try:
+            self._events = None if _epoll is None else _epoll()
             self._output = self._start(command, environment())
+            self._watch()
         except OSError as error:
             raise EngineError(f"{self._program.name} cannot be run: {command[0]}: {error.strerror}") from error
 
     def _start(self, command: list[str], environment: dict[str, str]) -> int:
         """Start the program, and return the descriptor of its output; on Linux set `_pidfd`."""
         raise NotImplementedError
+
+    def _watch(self) -> None:
+        """Let `_next_output` wait for the end of the program as well as for its output.
+
+        Its end alone does not close the pipe: a process that was forked while the pipe was made has a copy.
+        """
+        assert self._output is not None
+        if self._events is not None and self._pidfd is not None:
+            os.set_blocking(self._output, False)
+            self._events.register(self._output, select.EPOLLIN)
+            self._events.register(self._pidfd, select.EPOLLIN)
 
     def _kill(self, number: int) -> None:
         """Send a signal to the program, if it runs."""
@@ -88,16 +102,16 @@ class ProgramEngine:
     def _next_output(self) -> bytes:
         """Wait for output and return it; return nothing once the program has closed it, or has ended.
 
-        Its end alone does not close the pipe: a process that was forked while the pipe was made has a copy.
+        Nothing that the collector knows exists while this waits: neither `hiding` nor the class would hide it from the
+        memory profile.
         """
         assert self._output is not None
         if self._pidfd is not None:
-            events = _poll()
-            events.register(self._output, select.POLLIN)
-            events.register(self._pidfd, select.POLLIN)
-            if all(descriptor != self._output for descriptor, _ in events.poll()):
-                return b""
-        return os.read(self._output, _CHUNK)
+            self._events.poll()  # the list of events is dropped at once
+        try:
+            return os.read(self._output, _CHUNK)
+        except BlockingIOError:  # only the program's end has come
+            return b""
 
     def read(self) -> list[Stack]:
         data, self._data = self._data, b""
@@ -114,6 +128,8 @@ class ProgramEngine:
             self.abandon()
 
     def abandon(self) -> None:
+        if self._events is not None:
+            self._events.close()
         descriptors, self._output, self._pidfd = (self._output, self._pidfd), None, None
         for descriptor in descriptors:
             if descriptor is not None:
