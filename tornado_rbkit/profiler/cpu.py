@@ -51,7 +51,7 @@ from tornado_rbkit.profiler.frames import Place, SamplingError, check_sampling, 
 from tornado_rbkit.profiler.packing import pack_facts, pack_frame, pack_sample, pack_stack, pack_time
 from tornado_rbkit.profiler.run_state import RUNNING
 from tornado_rbkit.profiler.suspended import TaskReader
-from tornado_rbkit.profiler.threads import Flag, InternalThread, internal_logger, internal_threads, original
+from tornado_rbkit.profiler.threads import Flag, InternalThread, hiding, internal_logger, internal_threads, original
 
 _log = internal_logger(__name__)
 _jitter: Final = random.Random()  # noqa: S311 - not the host's generator, which it may have seeded
@@ -245,9 +245,10 @@ class CPUSampler:
                 self._late += 1
                 continue
             ticks = 1 + min(behind, int(MAKE_UP_SECONDS / interval))
-            self._switching.suspend()
-            began = time.thread_time()
-            size = self._tick(ticks, interval, late)
+            with hiding():
+                self._switching.suspend()
+                began = time.thread_time()
+                size = self._tick(ticks, interval, late)
             self._pace.adapt((time.thread_time() - began) / ticks, size / ticks)
             self._switching.lower(self._switch_interval())
             self._ticks += 1
