@@ -42,7 +42,7 @@ async def serve_injected(pid: int, host: str, port: int, open_browser: bool, sto
                 await _watch(injection, stopped)
         finally:
             if not injection.close():
-                _say(f"{injection.process} has not yet removed what was put into it: {injection.obstacle()}")
+                _say(f"{injection.process} has not removed the profiler yet; it does as soon as it runs again")
     return 1 if server is None else 0
 
 
