@@ -35,7 +35,7 @@ class InstanceReader:
 
     def __init__(self, cls: type) -> None:
         self._cls = cls
-        self._slots = list(_slots(cls))
+        self._slots = list(slots_of(cls))
         self._known: dict[str, Any] = {}  # found attribute names, and the class's attribute of the same name
         self._absent: dict[str, bool] = {}  # of names that instances have: whether the class has no such attribute
         self._looks = _LOOKS
@@ -152,7 +152,7 @@ class InstanceReader:
         return False
 
 
-def _slots(cls: type) -> Iterator[tuple[str, Callable[[Any], Any]]]:
+def slots_of(cls: type) -> Iterator[tuple[str, Callable[[Any], Any]]]:
     """Yield the names and getters of the slots; only classes written in Python have ``__slots__``.
 
     They are in the order in which the collector visits them (Objects/typeobject.c, type_new and subtype_traverse).

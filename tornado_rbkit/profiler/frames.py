@@ -75,7 +75,7 @@ def check_sampling() -> None:
 
 
 def frames_of_others() -> list[FrameType]:
-    """Return the frames of each thread except the caller's, on Python 3.11 and later. Any thread.
+    """Return the frames of each thread except the caller's. Any thread.
 
     They are referred to when other threads run again, unlike those of `read_stacks`. Of a deep stack the outer frames
     are left out.

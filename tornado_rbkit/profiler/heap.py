@@ -58,7 +58,7 @@ from tornado_rbkit.profiler.references import (
     reader,
     running_frames,
 )
-from tornado_rbkit.profiler.sizes import size_reader
+from tornado_rbkit.profiler.sizes import has_values, size_of_values, size_reader
 from tornado_rbkit.profiler.threads import hiding
 from tornado_rbkit.profiler.tracked import list_tracked
 from tornado_rbkit.profiler.vitals import resident_bytes
@@ -83,6 +83,9 @@ class _Kind(NamedTuple):
     size_of: Callable[[Any], int | None]
     fixed_size: int | None
     """The size of every instance in bytes, None if `size_of` tells it."""
+
+    has_values: bool
+    """See `sizes.has_values`."""
 
     is_method: bool
 
@@ -182,7 +185,10 @@ class Snapshot:
         packer.begin(object_id, kind.name, references, has_label=label is not None)
         self._follow(references[0])
         file, line = self._place(item) if self._tracing or cls is FunctionType or cls is FrameType else (None, None)
-        packer.end(references, file, line, kind.fixed_size or kind.size_of(item), label)
+        size = kind.fixed_size or kind.size_of(item)
+        if kind.has_values and size is not None:
+            size += size_of_values(references[0])
+        packer.end(references, file, line, size, label)
         if packer.rows == DUMP_OBJECTS:
             self._cut()
 
@@ -212,7 +218,7 @@ class Snapshot:
         (name,) = self._names.of([cls])
         text = "" if is_internal(name) else name.encode("utf-8", "surrogateescape").decode("utf-8", "replace")
         is_method = cls is MethodType or cls is BuiltinMethodType
-        kind = _Kind(text, reader(cls), namer(cls), *size_reader(item), is_method)
+        kind = _Kind(text, reader(cls), namer(cls), *size_reader(item), has_values(cls), is_method)
         self._kinds[cls if type(cls) is type else id(cls)] = kind
         return kind
 

@@ -127,7 +127,7 @@ def defined_at(item: Any) -> tuple[str, int | None] | None:
 
 def running_frames() -> list[FrameType]:
     """Return the frames of all other threads, if their variables can be read and their stacks are safe to read."""
-    if variable_reader() is not None:
+    if sys.version_info < (3, 11) or variable_reader() is not None:
         with contextlib.suppress(SamplingError):
             return frames_of_others()
     return []

@@ -8,7 +8,7 @@ leaves its slots to its frame object, if there is one (Python/frame.c, take_owne
 with that of a frame whose variables are known, within that frame object's own memory; if it differs, no variables are
 read.
 
-On Python 3.10 the collector's traversal visits the variables of running functions, so they are not read here.
+On Python 3.10 the collector's traversal of a frame visits the variables, so they are not read here.
 """
 
 from __future__ import annotations
