@@ -27,7 +27,7 @@ from tornado_rbkit.profiler.external.austin import Austin
 from tornado_rbkit.profiler.external.engine import EngineError, Frame, Stack
 from tornado_rbkit.profiler.external.process import ProcessError, RunningProcess, module_name
 from tornado_rbkit.profiler.external.profile import Attachment, attach
-from tornado_rbkit.profiler.external.sampler import ExternalSampler
+from tornado_rbkit.profiler.external.sampler import MAX_LOST, ExternalSampler
 from tornado_rbkit.protocol import CPUSample, GCStats, Handshake, decode
 
 if not sys.platform.startswith("linux"):
@@ -342,7 +342,10 @@ def test_an_engine_that_loses_sight_of_the_process_is_replaced_each_time(caplog:
         until(lambda: sampler.status()["losses"] > 3, "it is replaced")
         assert sampler.enabled
         assert caplog.text.count("is started again") == 1, "it is logged once"
+        until(lambda: sampler.status()["lost_share"] > MAX_LOST, "the time without an engine is counted")
+        assert "of the time: engine has lost sight of the process" in str(sampler.trouble)
         sampler.stop()
+        assert sampler.status()["lost_share"] < 1
 
 
 def test_sampling_ends_with_the_process(start: Start, attached: Attached) -> None:

@@ -30,6 +30,9 @@ from tornado_rbkit.profiler.threads import Flag, InternalThread, hiding, interna
 MAX_ERRORS: Final = 0.05
 """The share of unreadable stacks above which `trouble` reports them."""
 
+MAX_LOST: Final = 0.1
+"""The share of the time without an engine above which `trouble` reports it."""
+
 _PATIENCE: Final = 1.0  # seconds for the last output of an engine
 _REST: Final = 0.05  # seconds before an engine that has ended is replaced
 _ENOUGH_STACKS: Final = 1000  # to judge the share of errors
@@ -93,6 +96,8 @@ class ExternalSampler:
         self._pace = Pace(self.interval)
         self._owed = 0.0
         self._ticks = self._late = self._samples = self._stacks = self._errors = self._losses = 0
+        self._lost = 0.0
+        self._lost_since: float | None = None
 
     @property
     def clock_type(self) -> str:
@@ -163,7 +168,20 @@ class ExternalSampler:
             return str(self.failure)
         if self._error_share() > MAX_ERRORS:
             return f"{self._error_share():.0%} of the stacks changed while they were read, and are left out"
+        if self._lost_share() > MAX_LOST:
+            return (
+                f"no samples were taken for {self._lost_share():.0%} of the time: {self._engine_name} has lost sight "
+                f"of the process {self._losses} times, as when many threads come and go"
+            )
         return None
+
+    def _lost_share(self) -> float:
+        since = self._lost_since
+        lost = self._lost + (time.monotonic() - since if since is not None and self.enabled else 0.0)
+        return lost / max(self._seconds(), _PATIENCE)
+
+    def _seconds(self) -> float:
+        return (time.monotonic() if self.enabled else self._ended) - self._began
 
     def _error_share(self) -> float:
         return self._errors / max(self._stacks, _ENOUGH_STACKS)
@@ -172,10 +190,10 @@ class ExternalSampler:
         """Return the requested interval (seconds), the requested and achieved rates (ticks per second), and `trouble`.
 
         ``looks`` is the number of stacks that the engine has read, ``errors`` how many of them changed meanwhile,
-        ``error_share`` their share (of at least a thousand), and ``losses`` the number of engines that lost sight of
-        the process and were replaced.
+        ``error_share`` their share (of at least a thousand), ``losses`` the number of engines that lost sight of the
+        process and were replaced, and ``lost_share`` the share of the time in which therefore no samples were taken.
         """
-        seconds = (time.monotonic() if self.enabled else self._ended) - self._began
+        seconds = self._seconds()
         return {
             "enabled": self.enabled,
             "engine": self._engine_name,
@@ -189,6 +207,7 @@ class ExternalSampler:
             "errors": self._errors,
             "error_share": self._error_share(),
             "losses": self._losses,
+            "lost_share": self._lost_share(),
             "trouble": self.trouble,
         }
 
@@ -222,13 +241,14 @@ class ExternalSampler:
             failure = self._read_to_the_end(self._engine)
             if self._stopped.is_set() or isinstance(failure, EngineFullError):
                 continue
+            ended = time.monotonic()
             self._stopped.wait(_REST)  # a process that was killed is there for a moment longer
             if not self._process.is_alive():
                 raise EngineError(f"{self._process} has ended")
             if self._process.has_new_program():
                 _log.warning("%s has executed another program", self._process)
             elif self._engine.has_ended_well and self._stacks > stacks:
-                self._note_loss(failure)
+                self._note_loss(failure, ended)
             elif self._check is None:
                 raise failure
             else:
@@ -240,8 +260,10 @@ class ExternalSampler:
                 has_failed = True
                 _log.warning("%s; it is started again", failure)
 
-    def _note_loss(self, failure: EngineError) -> None:
+    def _note_loss(self, failure: EngineError, ended: float) -> None:
         self._losses += 1
+        if self._lost_since is None:
+            self._lost_since = ended
         if self._losses == 1:
             _log.info("%s although %s runs on; it is started again whenever it does", failure, self._process)
 
@@ -274,6 +296,9 @@ class ExternalSampler:
 
     def _publish(self, stacks: Sequence[Stack], now: float) -> None:
         """Publish the ticks that these stacks complete; the engine has read the last one `now` (Unix epoch)."""
+        if stacks and self._lost_since is not None:
+            self._lost += time.monotonic() - self._lost_since
+            self._lost_since = None
         ticks = []
         for stack in stacks:
             thread = (stack.interpreter, stack.thread_id)
