@@ -34,7 +34,7 @@ import tracemalloc
 from _tracemalloc import _get_object_traceback
 from collections.abc import Callable, Iterator
 from gc import get_freeze_count, is_tracked
-from itertools import repeat
+from itertools import islice, repeat
 from types import BuiltinMethodType, FrameType, FunctionType, MethodType
 from typing import Any, Final, NamedTuple
 
@@ -129,18 +129,20 @@ class Snapshot:
         if self._has_frozen:
             values += [*sys.modules.values(), *_subclasses_of(object)]  # a module may have two names
         values[:] = [value for value in values if self._is_new(id(value))]
-        at = 0
+        at, listed = 0, iter(objects)
         while at < len(objects) or values:
             with size as count:
-                if values:  # first, because the host is not their only owner until then
-                    self._add_values(count)
-                else:
-                    self._add_tracked(objects[at : at + count])
-                    at += count
+                while count > 0 and (at < len(objects) or values):
+                    if values:  # first, because the host is not their only owner until then
+                        added = self._add_values(count)
+                    else:
+                        added = self._add_tracked(listed, count)
+                        at += added
+                    count -= added
             yield
         if self._packer.rows or not self._bodies:
             self._cut()
-        del tracked, objects
+        del tracked, objects, listed
         self._seen = []
 
     def messages(self) -> Iterator[list[bytes]]:
@@ -153,18 +155,27 @@ class Snapshot:
             yield [head + body for body in reversed(part)]
 
     @without_lines
-    def _add_values(self, count: int) -> None:
+    def _add_values(self, count: int) -> int:
+        """Pack at most `count` values; return how many."""
         values = self._values
-        for _ in repeat(None, min(count, len(values))):
+        added = min(count, len(values))
+        for _ in repeat(None, added):
             self._add(values.pop())
+        return added
 
     @without_lines
-    def _add_tracked(self, items: list[Any]) -> None:
-        for item in items:
+    def _add_tracked(self, items: Iterator[Any], count: int) -> int:
+        """Pack at most `count` objects, up to the first one that leads to values; return how many."""
+        values, added = self._values, 0
+        for item in islice(items, count):
+            added += 1
             # None replaces a tuple that was taken out; a reference may have led to another tuple before
             is_listed_once = type(item) is not tuple and not self._has_frozen
             if item is not None and (is_listed_once or self._is_new(id(item))):
                 self._add(item)
+                if values:
+                    break
+        return added
 
     @without_lines
     def _add(self, item: Any) -> None:
