@@ -13,8 +13,8 @@ Nothing is measured until a client or `start_profiling` asks for it.
   `tasks` the asyncio tasks that run, and `collection_times` the collections of the garbage collector. `task_waits`
   publishes where the suspended tasks wait, which `suspended` reads.
 - Objects: `tracked` lists them, `objects` and `sizes` inspect them, `references`, `attributes` and `variables` name
-  what they hold, all without running the host's code (`uninterrupted`); `changes` has the objects created between two
-  lists.
+  what they hold, all without running the host's code (`uninterrupted`); `comparison` compares two lists, by their
+  `alignment` and within a `budget`, and `changes` has the objects created between them.
 - Reachability: `endpoints` binds the sockets, `folder` is where `discovery` finds servers, and `follow`, with the
   package `startup`, starts a server in child processes. `arguments` checks arguments, and `threads` has the profiler's
   own threads.
