@@ -17,18 +17,11 @@ from hypothesis import strategies as st
 from tests.fake_rbkit import recorded
 from tests.profiler.conftest import Client, raw_events, shape
 from tornado_rbkit import profiler
-from tornado_rbkit.profiler import comparison as comparison_module
 from tornado_rbkit.profiler import memory
 from tornado_rbkit.profiler.alignment import id_array
 from tornado_rbkit.profiler.batcher import EventBatcher
 from tornado_rbkit.profiler.changes import Changes
-from tornado_rbkit.profiler.objects import (
-    DICTS_ARE_UNTRACKED,
-    class_name,
-    internal_ids,
-    is_bound_to,
-    is_internal,
-)
+from tornado_rbkit.profiler.objects import DICTS_ARE_UNTRACKED
 from tornado_rbkit.profiler.tracked import list_tracked
 from tornado_rbkit.protocol import EventType, GCEndMark, GCEndSweep, GCStart, ObjCreated, ObjDestroyed
 
@@ -294,39 +287,6 @@ def test_frames_are_not_reported(frozen: None) -> None:
     comparison = Comparison()
     frame = sys._getframe()
     assert id(frame) not in comparison.tick()[0]
-
-
-def test_nothing_of_a_comparison_is_listed_in_between(frozen: None, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(memory, "SLICE_SECONDS", -1.0)
-    monkeypatch.setattr(comparison_module, "SLICE_SECONDS", -1.0)
-    comparison = Comparison()
-    made: list[object] = [([], {"key": []}, Leaked()) for _ in range(1000)]
-    comparison.tick()
-    made[:900] = [([], {"key": []}, Leaked()) for _ in range(900)]
-    gc.collect()
-    profile = comparison.profile
-    known = {id(item) for item in gc.get_objects()}
-    profile._tick = profile._begin()
-    seen = 0
-    while profile._tick is not None:
-        profile._step(profile._tick)
-        assert new_objects(profile, known) == []
-        seen += 1
-    assert seen > 20
-    del made
-
-
-def new_objects(profile: memory.MemoryProfile, known: set[int]) -> list[str]:
-    """Return the classes of the tracked objects that are neither known nor the profile's own."""
-    ours = internal_ids([profile])
-    objects = gc.get_objects()
-    told = {id(known), id(ours), id(objects), *known, *ours}
-    found = []
-    for item in objects:
-        name = class_name(type(item))
-        if id(item) not in told and not is_bound_to(item, ours) and not is_internal(name):
-            found.append(name)
-    return found
 
 
 def test_no_code_of_the_hosts_is_called(client: Client) -> None:

@@ -6,10 +6,10 @@ import sys
 import time
 from typing import Final
 
-SHARE: Final = 0.06
+SHARE: Final = 0.04
 """The CPU time that comparisons may take, as a share of the CPU time of the rest of the process."""
 
-IDLE_SHARE: Final = 0.015
+IDLE_SHARE: Final = 0.01
 """The CPU time that they may take if the process is nearly idle, as a share of the time."""
 
 _PUBLISHING: Final = 0.005
@@ -32,7 +32,8 @@ class Budget:
 
     def __init__(self) -> None:
         self._credit = _FIRST_CREDIT  # seconds of CPU time
-        self._cost = 0.0  # of the last comparison
+        self._cost = 0.0  # of the last comparison, if nothing is new
+        self._new_cost = 0.0  # of as many objects again that are new
         self._blocks = 0  # of the interpreter's memory, then; 0 before the first listing
         self._wall, self._cpu, self._own = time.monotonic(), time.process_time(), time.thread_time()
 
@@ -55,11 +56,12 @@ class Budget:
     def note(self, cost: float) -> None:
         """Note the seconds of CPU time that a comparison, or the first listing, has cost; the next one may differ."""
         self._cost = cost if self._blocks else cost * _FIRST_SHARE
+        self._new_cost = cost
         self._blocks = sys.getallocatedblocks() or 1
 
     def allows(self) -> bool:
         """Return whether the next comparison may begin; it is expected to cost more if the memory has grown."""
         growth = max(1.0, sys.getallocatedblocks() / self._blocks) if self._blocks else 1.0
-        expected = self._cost * growth
+        expected = self._cost + self._new_cost * (growth - 1)
         self._credit = min(self._credit, expected)
         return self._credit >= expected
