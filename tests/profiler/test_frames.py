@@ -80,6 +80,9 @@ UNWINDING = """
 
 FOREIGN = """
     import gc, sys, threading, time, weakref
+    from tornado_rbkit import profiler  # not amid the garbage, which would be collected during the imports
+    from tornado_rbkit.profiler.heap import Snapshot
+    from tornado_rbkit.profiler.references import reader, running_frames
 
     due = 0.0
 
@@ -174,7 +177,6 @@ FOREIGN = """
 """A host whose collections, finalizers and callbacks let other threads run; READ stands for reading its stacks."""
 
 SAMPLE = """
-    from tornado_rbkit import profiler
     server = profiler.start_profiling(
         "tcp://127.0.0.1:*", "tcp://127.0.0.1:*", enable_cpu_profiling=True, cpu_sampling_interval=0.0005,
         clock_type=sys.argv[2],
@@ -187,8 +189,6 @@ SAMPLE = """
 """
 
 SNAPSHOT = """
-    from tornado_rbkit.profiler.heap import Snapshot
-    from tornado_rbkit.profiler.references import reader, running_frames
     end = time.monotonic() + float(sys.argv[1])
     while time.monotonic() < end:
         for _ in range(100):
