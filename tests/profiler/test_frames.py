@@ -126,6 +126,10 @@ FOREIGN = """
 
     def work():
         while not over.is_set():
+            if len(watched) > 1000:  # a thread that collects could not keep up with two that make garbage
+                gc.collect()
+                time.sleep(0.001)
+                continue
             recursion(12)
             list(generated(12))
             try:
