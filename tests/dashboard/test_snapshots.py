@@ -66,12 +66,16 @@ def choose_class(page: Page, caption: str, name: str) -> None:
 
 
 def link(page: Page, within: str, text: str) -> Any:
-    """Return a link, once the browser has laid out the row that it is in."""
-    links = "[...document.querySelectorAll(arguments[0])].filter(one => one.checkVisibility())"
+    """Return a link, once the browser has laid out the row that it is in, which it does where it is seen."""
+    links = "[...document.querySelectorAll(arguments[0])].filter(one => one.textContent === arguments[1])"
     found: list[Any] = []
 
     def look() -> bool:
-        code = f"return {links}.filter(one => one.innerText === arguments[1])"
+        code = f"""
+            const found = {links};
+            if (found.length === 1) found[0].scrollIntoView({{ block: "center" }});
+            return found.filter(one => one.checkVisibility() && one.innerText === arguments[1]);
+        """
         found[:] = page.script(code, f"{within} button.link", text)
         return len(found) == 1
 

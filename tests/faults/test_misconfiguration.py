@@ -36,7 +36,7 @@ SERVER_OPTIONS = [  # of serve, demo and replay, which share what reads them
 ]
 CLIENT_OPTIONS = [
     (["--url", "nonsense"], "ws://"),
-    (["--url", "http://127.0.0.1:1/"], "ws://"),
+    (["--url", "ftp://127.0.0.1:1/"], "ws://"),
     (["--url", "ws://"], "ws://"),
     (["--url", "ws://127.0.0.1:x/"], "url="),
     (["--url", "ws://[::1/"], "url="),

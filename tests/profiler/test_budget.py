@@ -122,6 +122,19 @@ def test_a_snapshot_on_the_same_thread_hardly_delays_the_next_comparison(clocks:
     assert limits.allows()
 
 
+@pytest.mark.parametrize("publishing", [0.001, 0.03, 0.9])
+def test_publishing_cpu_samples_of_an_idle_host_does_not_end_the_comparisons(
+    clocks: Clocks, publishing: float
+) -> None:
+    limits = Budget()
+    note(limits, 0.1)
+    for _ in range(210):
+        clocks.run(0.1 / IDLE_SHARE / 100, 0.0, 0.1 / IDLE_SHARE / 100 * publishing)
+        limits.accrue()
+        limits.charge()
+    assert limits.allows()
+
+
 def test_a_small_idle_program_is_compared_after_the_first_listing_without_delay(clocks: Clocks) -> None:
     limits = Budget()
     clocks.run(0.02, 0.0, 0.02)

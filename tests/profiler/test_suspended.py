@@ -254,18 +254,19 @@ def test_a_loop_is_found_that_a_function_runs_by_itself() -> None:
     assert "main" not in by_name(after)
 
 
-@pytest.mark.skipif(sys.version_info < (3, 14), reason="asyncio keeps who awaits whom from Python 3.14 on")
-def test_the_tasks_that_wait_for_a_task_are_told() -> None:
-    async def handler() -> None:
-        await asyncio.gather(asyncio.create_task(forever(), name="fetch"))
+if sys.version_info >= (3, 14):  # before, asyncio does not keep who awaits whom
 
-    async def main() -> None:
-        await asyncio.create_task(handler(), name="handler")
+    def test_the_tasks_that_wait_for_a_task_are_told() -> None:
+        async def handler() -> None:
+            await asyncio.gather(asyncio.create_task(forever(), name="fetch"))
 
-    with loop_thread(main):
-        tasks = by_name(look())
-    assert tasks["fetch"].awaited_by == [tasks["handler"].number]
-    assert tasks["handler"].awaited_by == [tasks["main"].number]
+        async def main() -> None:
+            await asyncio.create_task(handler(), name="handler")
+
+        with loop_thread(main):
+            tasks = by_name(look())
+        assert tasks["fetch"].awaited_by == [tasks["handler"].number]
+        assert tasks["handler"].awaited_by == [tasks["main"].number]
 
 
 @pytest.mark.parametrize("names", [("get_name", "get_coro"), ("get_name", "done", "get_loop", "__eq__")])

@@ -546,7 +546,7 @@ class TestCommandLine:
             (["export", __file__], f"{__file__}: not a recording"),
             (["replay", "missing.rbkit"], "No such file"),
             (["replay", __file__, "--speed", "0"], "more than 0"),
-            (["record", "--url", "http://127.0.0.1/", "-o", "/dev/null"], "ws://"),
+            (["record", "--url", "ftp://127.0.0.1/", "-o", "/dev/null"], "ws://"),
         ],
     )
     def test_what_cannot_be_done_is_said_in_one_line(self, command: list[str], text: str) -> None:

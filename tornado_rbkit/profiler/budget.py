@@ -9,12 +9,8 @@ from typing import Final
 SHARE: Final = 0.04
 """The CPU time that comparisons may take, as a share of the CPU time of the rest of the process."""
 
-IDLE_SHARE: Final = 0.01
+IDLE_SHARE: Final = 0.02
 """The CPU time that they may take if the process is nearly idle, as a share of the time."""
-
-_PUBLISHING: Final = 0.005
-"""Seconds of CPU time between two calls that are charged at most: publishing takes less, a snapshot takes more."""
-
 
 _FIRST_CREDIT: Final = 0.03
 """Seconds of CPU time: a small program is listed and compared for less, so that its first figures do not wait."""
@@ -26,8 +22,9 @@ _FIRST_SHARE: Final = 0.25
 class Budget:
     """Decides when the next comparison may begin. For use by the server's thread.
 
-    CPU time accrues while the process runs, and this thread spends it. A comparison begins when its expected cost has
-    accrued; no more than that accrues. If it costs more than expected, the next one waits until that has accrued, too.
+    CPU time accrues while the process runs, and this thread spends it; publishing takes at most half of it. A
+    comparison begins when its expected cost has accrued; no more than that accrues. If it costs more than expected,
+    the next one waits until that has accrued, too.
     """
 
     def __init__(self) -> None:
@@ -41,8 +38,9 @@ class Budget:
         """Account for the time since `charge`, when the memory profile begins to work."""
         wall, cpu, own = time.monotonic(), time.process_time(), time.thread_time()
         others = cpu - self._cpu - (own - self._own)
-        self._credit += max(SHARE * others, IDLE_SHARE * (wall - self._wall))
-        self._credit -= min(own - self._own, _PUBLISHING)
+        accrued = max(SHARE * others, IDLE_SHARE * (wall - self._wall))
+        published = own - self._own  # this thread's work in between; it also publishes CPU samples, and snapshots
+        self._credit += max(accrued - published, accrued / 2)
         self._wall, self._cpu, self._own = wall, cpu, own
 
     def charge(self) -> float:

@@ -48,7 +48,7 @@ _SERVANTS: Final[tuple[type, ...]] = (
 # by id, because looking up a class in a set would call its metaclass, which may be the host's
 _CONTAINER_IDS: Final = frozenset(map(id, _CONTAINERS))
 _FOLLOWED_IDS: Final = frozenset(map(id, (*_CONTAINERS, *_SERVANTS)))
-_SERVING_MODULES: Final = ("threading", "_thread", "_weakrefset")
+_SERVING_MODULES: Final = ("threading", "_thread", "_weakrefset", "ctypes")
 """Modules of the objects and functions that an object of one of the classes `_SERVANTS` holds."""
 LARGE: Final = 10_000
 """A container of as many items is not followed: the profiler's own must have fewer, if they hold containers."""

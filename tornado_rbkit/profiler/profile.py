@@ -23,6 +23,7 @@ from tornado_rbkit.profiler.memory import MemoryProfile
 from tornado_rbkit.profiler.packing import pack_event, pack_facts
 from tornado_rbkit.profiler.task_waits import TaskWaits
 from tornado_rbkit.profiler.threads import internal_logger
+from tornado_rbkit.profiler.variables import variable_reader
 from tornado_rbkit.profiler.vitals import VITALS_SECONDS, Figures, Vitals
 from tornado_rbkit.protocol import EventType
 
@@ -108,7 +109,7 @@ class Profile:
         self.pid = os.getpid()
         self.batcher = batcher
         self.memory = MemoryProfile(batcher, lambda: self.internal)
-        self.internal: list[object] = [self, pack_facts]  # which remembers what it has packed
+        self.internal: list[object] = [self, pack_facts, variable_reader]  # two that keep what they have returned
         self.cpu: Sampler = _sampler(batcher, cpu_engine)
         self._task_waits = TaskWaits(batcher)
         self.snapshot_objects = 0

@@ -51,12 +51,13 @@ class SlotReader:
     def __init__(self) -> None:
         import ctypes  # only here, because many profiled processes never need it
 
-        # Not attributes of pythonapi, whose argument types the host shares. Unlike ctypes.string_at, neither function
-        # calls an audit hook, in which another thread could run.
-        of_memory = ctypes.PYFUNCTYPE(ctypes.py_object, ctypes.c_void_p, ctypes.c_ssize_t)
-        of_address = ctypes.PYFUNCTYPE(ctypes.py_object, ctypes.c_void_p)
-        self._copy: Callable[[int, int], bytes] = of_memory(("PyBytes_FromStringAndSize", ctypes.pythonapi))
-        self._object: Callable[[int], Any] = of_address(("Py_NewRef", ctypes.pythonapi))
+        # Not attributes of pythonapi, whose argument types the host shares, and no new types, which would be seen in
+        # snapshots. Unlike ctypes.string_at, neither function calls an audit hook, in which another thread could run.
+        copy, new_reference = ctypes.pythonapi["PyBytes_FromStringAndSize"], ctypes.pythonapi["Py_NewRef"]
+        copy.argtypes, copy.restype = [ctypes.c_void_p, ctypes.c_ssize_t], ctypes.py_object
+        new_reference.argtypes, new_reference.restype = [ctypes.c_void_p], ctypes.py_object
+        self._copy: Callable[[int, int], bytes] = copy
+        self._object: Callable[[int], Any] = new_reference
 
     def knows_layout(self) -> bool:
         """Return whether the slots of a function that has ended are where they are expected."""

@@ -32,10 +32,18 @@ def newer(request: pytest.FixtureRequest) -> str:
     return str(request.param)
 
 
-def look(pid: int) -> list[Stack]:
+def until_asleep(pid: int) -> None:
+    """Wait until the main thread reads its input, a moment after its line was written."""
+    computing = stack_reader.Computing(pid)
+    deadline = time.monotonic() + PATIENCE
+    while computing(pid):
+        assert time.monotonic() < deadline
+
+
+def look(pid: int, is_computing: stack_reader.IsComputing | None = None) -> list[Stack]:
     """Return the stacks of one look, in which each thread is the last one once."""
     reader = StackReader(pid)
-    reader.look(0)
+    reader.look(0, is_computing)
     stacks = MojoParser().feed(bytes(reader.output.data) + b"\x02\x00\x001\x00")
     assert not any(stack.is_broken for stack in stacks)
     return stacks
@@ -63,7 +71,9 @@ NESTED = """
 
 
 def test_a_stack_is_whole_where_c_code_has_called_python(start: Start, newer: str) -> None:
-    [stack] = look(start(NESTED, newer).pid)
+    process = start(NESTED, newer)
+    until_asleep(process.pid)
+    [stack] = look(process.pid)
     inner = ["<module>", "<lambda>", "call", "Job.__init__", "Job.steps", "Job.key"]
     assert scopes(stack)[:6] == inner
     assert [frame.line for frame in stack.frames[:6]] == [14, 14, 12, 5, 7, 10]
@@ -195,16 +205,11 @@ def test_it_ends_with_the_process_and_on_request(start: Start, newer: str) -> No
             assert reader.wait(PATIENCE) == (1 if end == "process" else 0)
 
 
-def test_a_sleeping_process_costs_no_output_with_the_cpu_clock(start: Start, newer: str) -> None:
+def test_a_thread_that_sleeps_is_marked_with_the_cpu_clock(start: Start, newer: str) -> None:
     process = start(NESTED, newer)
-    reader = StackReader(process.pid)
-    begun = len(reader.output.data)
-    computing = stack_reader.Computing(process.pid)
-    deadline = time.monotonic() + PATIENCE
-    while computing(process.pid):  # it reads its input a moment after its line was written
-        assert time.monotonic() < deadline
-    reader.look(0, computing)
-    assert len(reader.output.data) == begun
+    until_asleep(process.pid)
+    [stack] = look(process.pid, stack_reader.Computing(process.pid))
+    assert stack.is_idle
 
 
 def refused(table: bytes, monkeypatch: pytest.MonkeyPatch) -> str:

@@ -144,7 +144,7 @@ export class Suspects {
 /** Return a suspect as the parts of a sentence. */
 export function suspectSentence(one) {
   const made = one.file ? [one.isFrame ? ", at " : ", made at ", h("span", { title: `${one.file}:${one.line}` }, format.shortPlace(one.file, one.line))] : [];
-  const held = one.holder === null ? [one.isFrame ? " that have not ended" : " that no other object holds"] : [" in ", h("code", {}, one.holder)];
+  const held = one.holder === null ? [one.isFrame ? ` that ${one.count === 1 ? "has" : "have"} not ended` : " that no other object holds"] : [" in ", h("code", {}, one.holder)];
   const rate = one.perSecond >= LEAST_RATE ? format.perSecond(one.perSecond) : `${format.signedBytes(one.bytesPerSecond)}/s`;
   return [h("b", {}, countedName(one)), ...held, `, ${format.bytes(one.retained)} retained, ${rate}`, ...made];
 }
