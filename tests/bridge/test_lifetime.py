@@ -218,14 +218,19 @@ async def test_hundreds_of_viewers_come_and_go_and_leave_nothing(
 
     for _ in range(50):
         await visit(server)
-    threads_before, descriptors_before, objects_before = await settle()
-    visits = 150
-    for _ in range(visits):
-        await visit(server)
-    threads_after, descriptors_after, objects_after = await settle()
-    assert threads_after == threads_before == 0
-    assert descriptors_after <= descriptors_before
-    assert objects_after - objects_before < visits, "fewer than one object is left of each visit"
+    threads_before, descriptors_before, objects = await settle()
+    visits, growth = 150, []
+    for _ in range(3):  # what is made only once, such as by an import, is not left by each visit
+        for _ in range(visits):
+            await visit(server)
+        threads_after, descriptors_after, objects_after = await settle()
+        assert threads_after == threads_before == 0
+        assert descriptors_after <= descriptors_before
+        growth.append(objects_after - objects)
+        objects = objects_after
+        if growth[-1] < visits:
+            return
+    raise AssertionError(f"at least one object is left of each of {visits} visits: {growth}")
 
 
 async def test_commands_are_answered_after_any_number_of_joins_and_leaves_in_a_hurry(
