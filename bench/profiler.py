@@ -1,7 +1,7 @@
 """Measures the cost of the embedded profiler, beside its peers.
 
     pip install -e '.[bench]'
-    python bench/profiler.py [--rounds N] [--quick] [--sampling] [--json FILE]
+    python bench/profiler.py [--rounds N] [--quick] [--only PART] [--json FILE]
 
 Every run is a fresh process that does a fixed amount of work. A round runs each setting once, in an order that moves
 on from round to round, and what a setting costs is the median, over the rounds, of its ratio to the plain run of the
@@ -235,11 +235,15 @@ def heap_table(results: Runs) -> str:
 def main() -> None:
     """Measure and print."""
     parser = options("Measure what the embedded profiler costs, beside its peers.")
-    parser.add_argument("--sampling", action="store_true", help="measure only CPU sampling inside the process")
+    parser.add_argument(
+        "--only", choices=("sampling", "memory"), help="measure only CPU sampling inside the process, or memory"
+    )
     arguments = parser.parse_args()
     report = Report(arguments, _PACKAGES)
-    missing = measure_sampling(report, arguments)
-    if not arguments.sampling:
+    missing: Runs = {}
+    if arguments.only != "memory":
+        missing |= measure_sampling(report, arguments)
+    if arguments.only != "sampling":
         missing |= measure_memory(report, arguments)
     report.missing(missing)
     report.add("missing", missing)
@@ -248,7 +252,7 @@ def main() -> None:
 
 def measure_sampling(report: Report, arguments: argparse.Namespace) -> Runs:
     """Measure and print the cost of CPU sampling; return the settings that could not be measured."""
-    settings = [each for each in COMPUTE if not arguments.sampling or each.tool["kind"] in ("plain", "server", "cpu")]
+    settings = [each for each in COMPUTE if not arguments.only or each.tool["kind"] in ("plain", "server", "cpu")]
     units = calibrate("compute", 0.3 if arguments.quick else 2.0, 100)
     computed, missing = measure("compute", units, settings, arguments.rounds)
     facts = summary(computed, settings)
