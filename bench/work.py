@@ -89,7 +89,7 @@ def build(objects: int) -> list[Any]:
         text = f"text {number}"
         parts: list[Any] = [text, heap]
         heap.append({"item": Item(parts), "parts": parts})
-    gc.collect()  # else the first collection of them all falls into what is measured
+    gc.collect()  # otherwise the first collection would happen during the measurement
     gc.enable()
     return heap
 

@@ -220,7 +220,7 @@ async def test_hundreds_of_viewers_come_and_go_and_leave_nothing(
         await visit(server)
     threads_before, descriptors_before, objects = await settle()
     visits, growth = 150, []
-    for _ in range(3):  # what is made only once, such as by an import, is not left by each visit
+    for _ in range(3):  # objects that are created only once, as by an import, count in one round only
         for _ in range(visits):
             await visit(server)
         threads_after, descriptors_after, objects_after = await settle()

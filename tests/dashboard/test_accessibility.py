@@ -23,7 +23,7 @@ CONTENT = {
     "cpu": "100.0 %",
     "overview": r"retained, \+[^]*[1-9][0-9.]* % ",
 }
-"""By view, what it shows once it is complete: the Overview also the first suspect, which the Snapshots have found."""
+"""The content of each view when it is complete. The Overview includes the first suspect that Snapshots found."""
 
 
 def heap(count: int) -> dict[int, Any]:

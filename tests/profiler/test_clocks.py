@@ -111,7 +111,7 @@ class Simulated:
         self.look(PROMPTLY, waited=False)
 
     def look(self, late: float, *, waited: bool, lasti: int | None = None, ticks: int = 1) -> Due | None:
-        """Return what is due, None if the thread did not run since the last look."""
+        """Return the due samples, or None if the thread did not run since the last look."""
         self.switches += 2 if waited else 1
         if self.this in self.clocks.look(late, by_cpu=self.interval is not None):
             return None

@@ -12,7 +12,7 @@ from tornado_rbkit.profiler.objects import without_lines
 
 @pytest.mark.parametrize("terms", range(1, 12))
 def test_a_function_without_lines_works_and_fails_at_its_first_line(terms: int) -> None:
-    """With code of many lengths."""
+    """Test code of many lengths."""
     total = " +\n ".join(["number"] * terms)
     text = f"def function(number):\n try:\n  return 1 / ({total})\n finally:\n  number = 0\n"
     names: dict[str, object] = {}

@@ -1,4 +1,4 @@
-"""The program that reads the stacks of CPython 3.14 and 3.15, by what it writes."""
+"""The output of the program that reads the stacks of CPython 3.14 and 3.15."""
 
 from __future__ import annotations
 

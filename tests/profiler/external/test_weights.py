@@ -29,7 +29,7 @@ class Process:
         self.reported: Counter[tuple[int, str]] = Counter()
 
     def run(self, *ticks: dict[int, Seen], use: dict[int, tuple[float, int]]) -> None:
-        """Let threads use CPU time and switch so often, and weigh what was seen of them meanwhile."""
+        """Advance the CPU time and the switches of threads, and weigh the looks of that time."""
         for thread, (seconds, switches) in use.items():
             before = self.used.get(thread, Use(0.0, 0))
             self.used[thread] = Use(before.seconds + seconds, before.switches + switches)

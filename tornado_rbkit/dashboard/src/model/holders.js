@@ -6,8 +6,8 @@ import { NONE, cycleRoots, dominatorTree, retainedSizes, reversed } from "./domi
 // Classes of objects that the interpreter holds, at which a path to an object may start.
 export const ROOT_CLASSES = new Set(["module", "frame", "Module", "Class", "Thread"]);
 
-// Tasks of asyncio are roots too: who holds one changes with what it waits for, a future, a timer or the event loop, and
-// none of these would free it. A path starts at a task unless a short one leads there, as from a list of tasks.
+// asyncio tasks are roots too: the holder of a task changes with the future, timer or event loop that the task waits for,
+// and releasing that holder would not free the task. A path starts at a task unless a short one leads there, as from a list of tasks.
 export const TASK_CLASSES = new Set(["Task", "_asyncio.Task", "asyncio.tasks.Task"]);
 
 // A path prefers names that a developer knows: cost of a reference, and of starting at a root that is not a module.
