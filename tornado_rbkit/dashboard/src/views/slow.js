@@ -75,8 +75,17 @@ export function waitSentence({ label, file, line, threads, isKnown, beyond }) {
   const number = `${format.count(threads, 1)} threads`;
   const where = [h("b", {}, number), isKnown ? " wait for a lock in " : " wait at the same line of ", label, place({ file, line })];
   if (beyond === null) return where;
-  const inner = beyond.inner === label ? "" : `, in ${beyond.inner} ${format.shortPlace(beyond.file, beyond.innerLine)}`;
-  return [...where, isKnown ? `; it is held over line ${beyond.line}${inner}` : `, probably for a lock that is held over line ${beyond.line}${inner}`];
+  return [...where, (isKnown ? "; it is held over " : ", probably for a lock that is held over ") + lineOf(beyond, label)];
+}
+
+/**
+ * Return the line over which a lock is held, and the function within it, unless that is the function that waits.
+ *
+ * @param {Omit<import("../model/cpu/waits.js").Beyond, "threads">} beyond
+ * @param {string} label The function that waits.
+ */
+function lineOf({ line, inner, file, innerLine }, label) {
+  return `line ${line}${inner === label ? "" : `, in ${inner} ${format.shortPlace(file, innerLine)}`}`;
 }
 
 /**
@@ -117,9 +126,7 @@ export function slowLines({ causes, computing, waiting, inWaits, isByCpu, wait, 
  */
 function taskSentence({ tasks, at, reason, awaiter, beyond }) {
   const sentence = [h("b", {}, tasksOnAverage(tasks)), ` wait in ${at.label}`, place(at), ` ${reason}`, awaiter === null ? "" : `, awaited by ${awaiter}`];
-  if (beyond === null) return sentence;
-  const inner = beyond.inner === at.label ? "" : `, in ${beyond.inner} ${format.shortPlace(beyond.file, beyond.innerLine)}`;
-  return [...sentence, `; it is held over line ${beyond.line}${inner}`];
+  return beyond === null ? sentence : [...sentence, `; it is held over ${lineOf(beyond, at.label)}`];
 }
 
 /** @param {number} tasks */

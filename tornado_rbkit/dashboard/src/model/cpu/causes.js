@@ -50,7 +50,7 @@ export function findCauses(profile, functions) {
     if (!self[stack] || !counted.has(stacks.shown[stack])) continue;
     const leaf = stacks.functions[stacks.shown[stack]];
     const own = leaf.kind === "own" ? null : ownFrame(stacks, stack);
-    const caller = own === null ? null : placeOf(stacks, own);
+    const caller = own === null ? null : stacks.placeOf(own);
     const isCollection = leaf.kind === "gc";
     const [at, inner] = caller === null ? [leaf, null] : isCollection ? [leaf, caller] : [caller, leaf];
     const key = `${at.label}\0${at.file}\0${inner === caller ? "" : at.line}`;
@@ -101,7 +101,7 @@ function placesOf(stacks, counts, samples) {
     if (own === null) continue;
     const place = places.get(own) ?? { count: 0, inners: new Map() };
     place.count += count;
-    const inner = placeOf(stacks, stacks.frame[stack]);
+    const inner = stacks.placeOf(stacks.frame[stack]);
     const name = `${inner.label}\0${inner.file}`;
     const one = place.inners.get(name) ?? { ...inner, self: 0 };
     one.self += count;
@@ -110,7 +110,7 @@ function placesOf(stacks, counts, samples) {
   }
   return [...places]
     .map(([frame, { count, inners }]) => {
-      const at = placeOf(stacks, frame);
+      const at = stacks.placeOf(frame);
       const inner = mostOf(inners, count);
       return { ...at, share: count / samples, inner: inner === null || inner.label === at.label ? null : inner };
     })
@@ -142,17 +142,6 @@ function ownFrame({ functions, frames, frame, parent, shown }, stack) {
  */
 function isLoop(label, file) {
   return /(^|\.)(run_forever|_run_once|run_until_complete|Runner\.run|serve_forever|_bootstrap_inner)$/.test(label) && /[\\/](asyncio[\\/]\w+|socketserver|threading)\.py$/.test(file);
-}
-
-/**
- * @param {Stacks} stacks
- * @param {number} index Of a frame.
- * @returns {Place}
- */
-function placeOf({ functions, frames }, index) {
-  const { fn, line } = frames[index];
-  const { label, file } = functions[fn];
-  return { label, file, line };
 }
 
 /**

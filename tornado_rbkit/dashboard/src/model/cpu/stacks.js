@@ -123,6 +123,13 @@ export class Stacks {
     return frames.reverse();
   }
 
+  /** Return where a frame is, by its index. */
+  placeOf(frame) {
+    const { fn, line } = this.frames[frame];
+    const { label, file } = this.functions[fn];
+    return { label, file, line };
+  }
+
   /** Add the samples of stacks up to the samples in them and in what they call; return the sums by stack. */
   totals(self) {
     const total = self.slice();

@@ -1,6 +1,8 @@
 // @ts-check
 // The suspended asyncio tasks of a process: where they wait, in the order of time, and the places where most of them do.
 
+import { findBeyond } from "./waits.js";
+
 const KEPT = 2 ** 18; // groups, each with 32 bytes
 const MAX_CLASSES = 1000; // of futures
 
@@ -31,7 +33,7 @@ const IDLE = "";
  * @property {Place} at The innermost line of the developer's own code.
  * @property {string} reason What for, as the end of a sentence.
  * @property {string | null} awaiter The function of own code that awaits it.
- * @property {{line: number, inner: string, file: string, innerLine: number} | null} beyond For a lock, another line of the
+ * @property {Omit<import("./waits.js").Beyond, "threads"> | null} beyond For a lock, another line of the
  *   function, at which a task is meanwhile.
  */
 
@@ -126,7 +128,7 @@ export function findTaskWaits(wall) {
     if (reason === IDLE) return;
     const own = frames[at];
     const key = `${own} ${reason}`;
-    const place = places.get(key) ?? { tasks: 0, at: placeOf(stacks, own), reason, isLock, own, awaiter: null, awaiters: new Map(), beyond: null };
+    const place = places.get(key) ?? { tasks: 0, at: stacks.placeOf(own), reason, isLock, own, awaiter: null, awaiters: new Map(), beyond: null };
     place.tasks += tasks;
     const awaiter = awaiterOf(stacks, frames.slice(0, at), stacks.frames[own].fn);
     place.awaiters.set(awaiter, (place.awaiters.get(awaiter) ?? 0) + tasks);
@@ -140,7 +142,7 @@ export function findTaskWaits(wall) {
     waits: waits.map(({ tasks, at, reason, isLock, own, awaiters }) => ({
       ...{ tasks: tasks / looks, at, reason },
       awaiter: [...awaiters].sort((a, b) => b[1] - a[1])[0][0],
-      beyond: isLock ? findBeyond(stacks, counts, looks, own) : null,
+      beyond: isLock ? findHolder(stacks, counts, looks, own) : null,
     })),
     ready: ready / looks,
     busy: busyShare(wall),
@@ -213,33 +215,11 @@ function awaiterOf({ functions, frames }, outer, fn) {
  * @param {number} own
  * @returns {TaskWait["beyond"]}
  */
-function findBeyond(stacks, counts, looks, own) {
-  const { frames, functions } = stacks;
-  /** @type {Map<number, {tasks: number, inner: number}>} By line. */
-  const lines = new Map();
-  for (const [stack, tasks] of counts) {
-    const all = stacks.framesOf(stack);
-    const found = all.findLast((frame) => frames[frame].fn === frames[own].fn);
-    if (found === undefined || frames[found].line === frames[own].line) continue;
-    const inner = all.findLast((frame) => functions[frames[frame].fn].kind === "own") ?? found;
-    const one = lines.get(frames[found].line) ?? { tasks: 0, inner };
-    one.tasks += tasks;
-    lines.set(frames[found].line, one);
-  }
-  const [most] = [...lines].sort((a, b) => b[1].tasks - a[1].tasks);
-  if (most === undefined || most[1].tasks < LEAST_HELD * looks) return null;
-  const { label, file, line } = placeOf(stacks, most[1].inner);
-  return { line: most[0], inner: label, file, innerLine: line };
-}
-
-const LEAST_HELD = 0.3; // tasks beyond the line, on average
-
-/**
- * @param {Stacks} stacks
- * @param {number} frame
- * @returns {Place}
- */
-function placeOf({ functions, frames }, frame) {
-  const { label, file } = functions[frames[frame].fn];
-  return { label, file, line: frames[frame].line };
+function findHolder(stacks, counts, looks, own) {
+  const { functions, frames } = stacks;
+  const innermost = (/** @type {number[]} */ all) => /** @type {number} */ (all.findLast((frame) => functions[frames[frame].fn].kind === "own"));
+  const beyond = findBeyond(stacks, counts, looks, frames[own], innermost);
+  if (beyond === null) return null;
+  const { threads: _, ...place } = beyond;
+  return place;
 }

@@ -138,15 +138,16 @@ function innermost(profile, stack) {
 }
 
 /**
- * Return the other line of a function at which a thread is most often, null if that is rare.
+ * Return the other line of a function at which a thread or task is most often, null if that is rare.
  *
  * @param {import("./stacks.js").Stacks} stacks
  * @param {Map<number, number>} counts
  * @param {number} looks
  * @param {{fn: number, line: number}} place
+ * @param {(frames: number[]) => number} innermost Returns the frame of a stack that is named.
  * @returns {Beyond | null}
  */
-function findBeyond(stacks, counts, looks, { fn, line }) {
+export function findBeyond(stacks, counts, looks, { fn, line }, innermost = (frames) => frames[frames.length - 1]) {
   /** @type {Map<number, {threads: number, inner: Map<number, number>}>} By line. */
   const lines = new Map();
   for (const [stack, count] of counts) {
@@ -155,15 +156,15 @@ function findBeyond(stacks, counts, looks, { fn, line }) {
     if (found === undefined || stacks.frames[found].line === line) continue;
     const one = lines.get(stacks.frames[found].line) ?? { threads: 0, inner: new Map() };
     one.threads += count / looks;
-    const inner = frames[frames.length - 1];
+    const inner = innermost(frames);
     one.inner.set(inner, (one.inner.get(inner) ?? 0) + count);
     lines.set(stacks.frames[found].line, one);
   }
   const [most] = [...lines].sort((a, b) => b[1].threads - a[1].threads);
   if (most === undefined || most[1].threads < LEAST_SHARE) return null;
   const [[inner]] = [...most[1].inner].sort((a, b) => b[1] - a[1]);
-  const { label, file } = stacks.functions[stacks.frames[inner].fn];
-  return { line: most[0], threads: most[1].threads, inner: label, file, innerLine: stacks.frames[inner].line };
+  const { label, file, line: innerLine } = stacks.placeOf(inner);
+  return { line: most[0], threads: most[1].threads, inner: label, file, innerLine };
 }
 
 /**
