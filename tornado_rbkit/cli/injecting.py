@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 import asyncio
-import contextlib
 import sys
 import time
 from typing import Final
 
 from tornado_rbkit.cli.output import one_line
 from tornado_rbkit.cli.program import show_page
+from tornado_rbkit.cli.stopping import pause
 from tornado_rbkit.profiler.folder import DIRECTORY_VARIABLE, runtime_folder
 from tornado_rbkit.profiler.injection import Injected, Injection, inject
 
@@ -59,7 +59,7 @@ async def _wait_for_server(injection: Injection, stopped: asyncio.Event) -> Inje
                 f"{injection.process} has not run the profiler after {_PATIENCE:g} s: {injection.obstacle()}. It does "
                 "before the next step of its main thread; waiting (Ctrl-C withdraws the profiler)"
             )
-        await _sleep(stopped)
+        await pause(stopped, _LOOK_SECONDS)
     _say(f"the profiler was withdrawn from {injection.process} before it ran")
     return None
 
@@ -78,12 +78,7 @@ async def _watch(injection: Injection, stopped: asyncio.Event) -> None:
             lost = "has lost the profiler: it executed another program, or closed its descriptors"
             _say(f"{injection.process} {lost if injection.process.is_alive() else 'has ended'}")
             return
-        await _sleep(stopped)
-
-
-async def _sleep(stopped: asyncio.Event) -> None:
-    with contextlib.suppress(asyncio.TimeoutError):
-        await asyncio.wait_for(stopped.wait(), _LOOK_SECONDS)
+        await pause(stopped, _LOOK_SECONDS)
 
 
 def _say(text: str) -> None:

@@ -33,6 +33,12 @@ def stop_signals() -> tuple[asyncio.Event, asyncio.Event]:
     return first, second
 
 
+async def pause(stopped: asyncio.Event, seconds: float) -> None:
+    """Wait until the event is set, for at most `seconds`."""
+    with contextlib.suppress(asyncio.TimeoutError):
+        await asyncio.wait_for(stopped.wait(), seconds)
+
+
 def stop_at_eof(stopped: asyncio.Event) -> None:
     """Set the event when standard input ends, because the process at its other end has exited."""
     loop = asyncio.get_running_loop()

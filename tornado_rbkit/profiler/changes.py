@@ -2,12 +2,11 @@
 
 from __future__ import annotations
 
-import time
 from collections.abc import Iterable, Iterator
 from typing import Final
 
 from tornado_rbkit.profiler.batcher import BATCH_EVENTS, EventBatcher
-from tornado_rbkit.profiler.objects import SLICE_SECONDS
+from tornado_rbkit.profiler.objects import in_slices
 from tornado_rbkit.profiler.packing import pack_class, pack_created, pack_destroyed, pack_time
 
 _PARTS_PER_SECOND: Final = 10
@@ -51,12 +50,12 @@ class Changes:
 
     def events(self, batcher: EventBatcher) -> Iterator[None]:
         """Add the events to a batcher in the order of their times, slice by slice."""
-        began = time.perf_counter()
+        return in_slices(self._add_to(batcher))
+
+    def _add_to(self, batcher: EventBatcher) -> Iterator[None]:
         for events, count in self._runs():
             batcher.add_run(events, count)
-            if time.perf_counter() - began > SLICE_SECONDS:
-                yield
-                began = time.perf_counter()
+            yield
 
     def _runs(self) -> Iterator[tuple[bytes, int]]:
         """Yield joined events and their number."""

@@ -8,7 +8,6 @@ objects have been let go by then.
 from __future__ import annotations
 
 import gc
-import time
 from collections.abc import Iterable, Iterator
 from itertools import compress, repeat, starmap
 from operator import and_, is_not, ne, not_
@@ -19,10 +18,10 @@ from tornado_rbkit.profiler.alignment import Alignment, KnownObjects, id_array
 from tornado_rbkit.profiler.changes import Changes
 from tornado_rbkit.profiler.objects import (
     DICTS_ARE_UNTRACKED,
-    SLICE_SECONDS,
     ClassNames,
     SliceSize,
     are_plain,
+    in_slices,
     is_bound_to,
     is_internal,
 )
@@ -75,8 +74,10 @@ class Comparison:
         """Compare slice by slice, and note the objects that were created."""
         yield from self._align()
         yield from self._take_tuples()
-        yield from self._find_missing()
-        yield from self._look_up(changes)
+        yield from in_slices(self._find_missing())
+        yield from in_slices(self._look_up(changes))
+        # these are not reported if they are new, but they are known
+        self.keep([each for each in self._left_out.items() if self.missing.take_one(*each)])
 
     def keep(self, objects: Iterable[tuple[int, int]]) -> None:
         """Keep missing objects as known; the argument has their ids and those of their classes."""
@@ -161,13 +162,10 @@ class Comparison:
 
     def _find_missing(self) -> Iterator[None]:
         """List the known objects that were not aligned; some of them are found by looking up the unaligned objects."""
-        began = time.perf_counter()
         for ids, classes in self._runs_of_missing():
             for start in range(0, len(ids), _AT_ONCE):
                 self.missing.put(ids[start : start + _AT_ONCE], classes[start : start + _AT_ONCE])
-                if time.perf_counter() - began > SLICE_SECONDS:
-                    yield
-                    began = time.perf_counter()
+                yield
 
     def _runs_of_missing(self) -> Iterator[tuple[Ids, Ids]]:
         yield from self._alignment.missing()
@@ -178,14 +176,9 @@ class Comparison:
 
     def _look_up(self, changes: Changes) -> Iterator[None]:
         """Note the unaligned objects that were created; remove the others from the missing objects."""
-        began = time.perf_counter()
         for start in range(0, len(self._ids), _AT_ONCE):
             self._look_up_part(self._ids[start : start + _AT_ONCE], self._classes[start : start + _AT_ONCE], changes)
-            if time.perf_counter() - began > SLICE_SECONDS:
-                yield
-                began = time.perf_counter()
-        # these are not reported if they are new, but they are known
-        self.keep([each for each in self._left_out.items() if self.missing.take_one(*each)])
+            yield
 
     def _look_up_part(self, ids: Ids, classes: Ids, changes: Changes) -> None:
         before = self.missing.take(ids)

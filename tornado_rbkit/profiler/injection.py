@@ -29,7 +29,7 @@ import zmq
 from tornado_rbkit.profiler.discovery import stat_fields
 from tornado_rbkit.profiler.endpoints import accepts
 from tornado_rbkit.profiler.external.interpreter import Interpreter
-from tornado_rbkit.profiler.external.process import ProcessError, RunningProcess
+from tornado_rbkit.profiler.external.process import ProcessError, RunningProcess, read_status
 
 _BOOTSTRAP: Final = Path(__file__).with_name("startup") / "bootstrap.py"
 _FOLDERS: Final = {
@@ -230,7 +230,9 @@ def inject(pid: int) -> Injection:
 
 def _owner(pid: int) -> tuple[int, int]:
     """Return the effective user and group of a process."""
-    facts = dict(line.partition(":\t")[::2] for line in Path(f"/proc/{pid}/status").read_text("utf-8").splitlines())
+    facts = read_status(pid)
+    if "Uid" not in facts:
+        raise ProcessError(f"process {pid} has just ended")
     return int(facts["Uid"].split()[1]), int(facts["Gid"].split()[1])
 
 

@@ -47,8 +47,8 @@ from tornado_rbkit.profiler.changes import Changes
 from tornado_rbkit.profiler.comparison import Comparison
 from tornado_rbkit.profiler.objects import (
     DICTS_ARE_UNTRACKED,
-    SLICE_SECONDS,
     SliceSize,
+    in_slices,
     internal_ids,
     referents,
     without_annotations,
@@ -226,7 +226,28 @@ class MemoryProfile:
     ) -> Iterator[None]:
         """Note the objects that were destroyed; keep objects as known that are merely no longer tracked."""
         suspects: dict[int, int] = {}
-        began = time.perf_counter()
+        yield from in_slices(
+            self._note_missing(changes, comparison, suspects, some_frozen=some_frozen, some_untracked=some_untracked)
+        )
+        found = set(suspects)
+        if suspects and some_untracked:
+            found = set()
+            yield from _find_dicts(suspects.keys(), found)
+            found.difference_update(map(id, comparison.missing))  # these may have the address of an old dict
+            changes.note_destroyed(suspects.keys() - found)
+        comparison.keep((object_id, suspects[object_id]) for object_id in found)
+        self._untracked = found
+
+    def _note_missing(
+        self,
+        changes: Changes,
+        comparison: Comparison,
+        suspects: dict[int, int],
+        *,
+        some_frozen: bool,
+        some_untracked: bool,
+    ) -> Iterator[None]:
+        """Note the missing objects that were destroyed; add those that may merely be untracked to `suspects`."""
         for missing in comparison.missing:
             if some_frozen:
                 self._aside.update(missing)
@@ -238,17 +259,7 @@ class MemoryProfile:
             suspects.update((object_id, missing.pop(object_id)) for object_id in untracked)
             changes.note_destroyed(missing)
             missing.clear()
-            if time.perf_counter() - began > SLICE_SECONDS:
-                yield
-                began = time.perf_counter()
-        found = set(suspects)
-        if suspects and some_untracked:
-            found = set()
-            yield from _find_dicts(suspects.keys(), found)
-            found.difference_update(map(id, comparison.missing))  # these may have the address of an old dict
-            changes.note_destroyed(suspects.keys() - found)
-        comparison.keep((object_id, suspects[object_id]) for object_id in found)
-        self._untracked = found
+            yield
 
     def _publish_collections(self) -> None:
         while self._collections:

@@ -9,7 +9,7 @@ import time
 import weakref
 from array import array
 from collections import deque
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from pathlib import Path
 from types import BuiltinMethodType, CellType, FrameType, FunctionType, GeneratorType, MethodType, ModuleType
 from typing import Any, Final, TypeVar
@@ -127,6 +127,15 @@ class SliceSize:
             self.count = min(self._most, self.count * 5 // 4)
 
 
+def in_slices(pieces: Iterable[object]) -> Iterator[None]:
+    """Do the work of an iterator, which gives its pieces, and yield after each slice of `SLICE_SECONDS`."""
+    began = time.perf_counter()
+    for _ in pieces:
+        if time.perf_counter() - began > SLICE_SECONDS:
+            yield
+            began = time.perf_counter()
+
+
 def referents(items: Sequence[Any]) -> list[Any]:
     """Return the objects that any objects of the host refer to; for a module, only its namespace.
 
@@ -188,10 +197,7 @@ def _is_plain_tuple(item: tuple[Any, ...]) -> bool:
     return True
 
 
-_Function = TypeVar("_Function", bound=Callable[..., object])
-
-
-def without_annotations(function: _Function) -> _Function:
+def without_annotations(function: _F) -> _F:
     """Remove the function that computes a new function's annotations, which Python 3.14 makes with it as an object."""
     if sys.version_info >= (3, 14):
         function.__annotate__ = None  # type: ignore[attr-defined,unused-ignore]

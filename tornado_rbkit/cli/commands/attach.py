@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import argparse
 import asyncio
-import contextlib
 import re
 import sys
 from typing import Final
@@ -14,7 +13,7 @@ from tornado_rbkit.cli.command import Command
 from tornado_rbkit.cli.injecting import serve_injected
 from tornado_rbkit.cli.output import one_line
 from tornado_rbkit.cli.program import show_page
-from tornado_rbkit.cli.stopping import stop_signals
+from tornado_rbkit.cli.stopping import pause, stop_signals
 from tornado_rbkit.profiler.external.profile import Attachment, attach
 from tornado_rbkit.profiler.folder import check_chosen_folder
 
@@ -67,8 +66,7 @@ async def _watch(attachment: Attachment, stopped: asyncio.Event) -> None:
         if attachment.trouble and not reported:
             reported = attachment.trouble
             print(f"tornado-rbkit: {one_line(reported)}", file=sys.stderr)
-        with contextlib.suppress(asyncio.TimeoutError):
-            await asyncio.wait_for(stopped.wait(), _LOOK_SECONDS)
+        await pause(stopped, _LOOK_SECONDS)
 
 
 COMMAND = Command(

@@ -158,7 +158,7 @@ def _check_kind(pid: int) -> list[bytes]:
     fields = stat_fields(pid)
     if fields is None:
         raise ProcessError(f"there is no process {pid} (in the PID namespace of this command)")
-    group = _status(pid).get("Tgid")
+    group = read_status(pid).get("Tgid")
     if group not in (None, str(pid)):
         raise ProcessError(f"{pid} is a thread of process {group}; give the pid of the process")
     if fields[0] in (b"Z", b"X"):
@@ -180,7 +180,7 @@ def _check_access(pid: int) -> None:
 
 
 def _refusal(pid: int) -> str:
-    owner = _status(pid).get("Uid", "").split()[:1]
+    owner = read_status(pid).get("Uid", "").split()[:1]
     if owner and owner != [str(os.geteuid())]:
         return f"it belongs to user {_user_name(int(owner[0]))}; run attach as that user, or {_AS_ROOT}"
     return f"{yama_rule() or 'it has changed its user, or a security module or a container forbids it'}; {_AS_ROOT}"
@@ -212,7 +212,8 @@ def _user_name(uid: int) -> str:
         return str(uid)
 
 
-def _status(pid: int) -> dict[str, str]:
+def read_status(pid: int) -> dict[str, str]:
+    """Return the fields of /proc/PID/status, proc(5); none if it cannot be read."""
     lines = _read(pid, "status").decode("utf-8", "replace").splitlines()
     return {key: value.strip() for key, _, value in (line.partition(":") for line in lines)}
 
