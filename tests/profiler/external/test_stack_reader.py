@@ -178,6 +178,7 @@ def test_code_that_is_compiled_anew_at_the_same_place_has_its_new_name(start: St
     parser = MojoParser()
     names: list[str] = []
     for _ in range(50):
+        until_asleep(process.pid)
         reader.look(0)
         stacks = parser.feed(bytes(reader.output.data) + b"\x02\x00\x001\x00")
         reader.output.data.clear()
