@@ -169,8 +169,9 @@ async def main():
     await asyncio.gather(*(task() for _ in range(10)))
 asyncio.run(main())
 """,
+    # logging: see the docstring of `injection` for a process that forks just while it is imported
     "forks": """
-import os
+import logging, os
 print("ready", flush=True)
 while True:
     pid = os.fork()

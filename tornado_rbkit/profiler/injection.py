@@ -2,7 +2,9 @@
 
 Linux, and CPython 3.14 or newer in the process. Below 3.14 only a debugger could do it, which can end the process.
 The process executes `startup.bootstrap`, which connects to a Unix socket in a private folder, imports the profiler and
-starts its server. That takes a process 0.1 to 0.2 s, in which its threads wait for each other more than usually.
+starts its server. That takes a process 0.1 to 0.2 s, in which its threads wait for each other more than usually. If it
+has not imported `logging` before, and forks just while the profiler imports it, CPython reports in the child that it
+ignores an error of `logging`'s own fork handler (os.register_at_fork beside a fork in another thread).
 
 ``sys.remote_exec`` writes the path of a script into the memory of the process, whose main thread executes it before
 its next step. There is no other way to withdraw it than to write another path: ``/dev/null`` is an empty script. A
