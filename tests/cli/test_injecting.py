@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import argparse
 import asyncio
 import os
 import subprocess
@@ -56,7 +57,8 @@ async def test_a_blocked_process_is_reported_once_and_the_script_withdrawn_at_th
         injection = Injection(RunningProcess(process.pid), caller)  # type: ignore[arg-type]
         monkeypatch.setattr(injecting, "inject", lambda pid: injection)
         monkeypatch.setattr(injecting, "_PATIENCE", 0.0)
-        command = asyncio.create_task(injecting.serve_injected(process.pid, "127.0.0.1", 0, False, stopped))
+        options = argparse.Namespace(pid=process.pid, host="127.0.0.1", port=0, open=False)
+        command = asyncio.create_task(injecting.serve_injected(options, stopped))
         await until(lambda: "Ctrl-C withdraws" in report(), "it is said why nothing happens")
         stopped.set()
         assert await command == 1

@@ -18,6 +18,12 @@ def add_listen_options(parser: argparse.ArgumentParser, default_port: int) -> No
     )
 
 
+def add_page_options(parser: argparse.ArgumentParser) -> None:
+    """Add the options of the commands that serve the page of one process."""
+    parser.add_argument("--open", action="store_true", help="open the page in a browser (default: print its URL only)")
+    add_listen_options(parser, 0)
+
+
 def _port(text: str) -> int:
     port = int(text) if re.fullmatch(r"[0-9]{1,5}", text) else -1
     if not 0 <= port < 65536:

@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
+import argparse
 import asyncio
-import sys
 import time
 from typing import Final
 
-from tornado_rbkit.cli.output import one_line
+from tornado_rbkit.cli.output import say
 from tornado_rbkit.cli.program import show_page
 from tornado_rbkit.cli.stopping import pause
 from tornado_rbkit.profiler.folder import DIRECTORY_VARIABLE, runtime_folder
@@ -19,30 +19,27 @@ _PATIENCE: Final = 3.0
 """Seconds after which a process that has not executed the script is reported."""
 
 
-async def serve_injected(pid: int, host: str, port: int, open_browser: bool, stopped: asyncio.Event) -> int:
+async def serve_injected(options: argparse.Namespace, stopped: asyncio.Event) -> int:
     """Put the profiler into a process and serve it; return the exit status: 1 if it was stopped before that worked.
 
     Args:
-        pid: the process.
-        host: the address on which the web server listens.
-        port: the port of the web server; 0 picks a free one.
-        open_browser: whether to open the page in a browser.
+        options: the options of `attach`.
         stopped: ends the command.
 
     Raises:
         ProcessError: there is no such process, or it cannot run the profiler.
         ServerFailedError: the web server did not start.
     """
-    with inject(pid) as injection:
+    with inject(options.pid) as injection:
         try:
             server = await _wait_for_server(injection, stopped)
             if server is not None:
                 _report_server(injection, server)
-                show_page(server, host, port, open_browser)
+                show_page(server, options)
                 await _watch(injection, stopped)
         finally:
             if not injection.close():
-                _say(f"{injection.process} has not removed the profiler yet; it does as soon as it runs again")
+                say(f"{injection.process} has not removed the profiler yet; it does as soon as it runs again")
     return 1 if server is None else 0
 
 
@@ -55,20 +52,20 @@ async def _wait_for_server(injection: Injection, stopped: asyncio.Event) -> Inje
             return server
         if deadline is not None and time.monotonic() > deadline and not injection.has_begun:
             deadline = None
-            _say(
+            say(
                 f"{injection.process} has not run the profiler after {_PATIENCE:g} s: {injection.obstacle()}. It does "
                 "before the next step of its main thread; waiting (Ctrl-C withdraws the profiler)"
             )
         await pause(stopped, _LOOK_SECONDS)
-    _say(f"the profiler was withdrawn from {injection.process} before it ran")
+    say(f"the profiler was withdrawn from {injection.process} before it ran")
     return None
 
 
 def _report_server(injection: Injection, server: Injected) -> None:
     if not server.is_new:
-        _say(f"{injection.process} has a profiler already, which is used and left as it is")
+        say(f"{injection.process} has a profiler already, which is used and left as it is")
     if server.folder not in ("", str(runtime_folder())):
-        _say(f"it is announced in {server.folder}; `list` and `serve` look there with {DIRECTORY_VARIABLE} set to it")
+        say(f"it is announced in {server.folder}; `list` and `serve` look there with {DIRECTORY_VARIABLE} set to it")
 
 
 async def _watch(injection: Injection, stopped: asyncio.Event) -> None:
@@ -76,10 +73,6 @@ async def _watch(injection: Injection, stopped: asyncio.Event) -> None:
     while not stopped.is_set():
         if not injection.is_connected():
             lost = "has lost the profiler: it executed another program, or closed its descriptors"
-            _say(f"{injection.process} {lost if injection.process.is_alive() else 'has ended'}")
+            say(f"{injection.process} {lost if injection.process.is_alive() else 'has ended'}")
             return
         await pause(stopped, _LOOK_SECONDS)
-
-
-def _say(text: str) -> None:
-    print(f"tornado-rbkit: {one_line(text)}", file=sys.stderr, flush=True)

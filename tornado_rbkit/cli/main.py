@@ -12,7 +12,7 @@ from typing import Final
 
 from tornado_rbkit import __version__
 from tornado_rbkit.cli.commands import NAMES, load
-from tornado_rbkit.cli.output import FULL, discard_stdout, one_line
+from tornado_rbkit.cli.output import FULL, discard_stdout, say
 from tornado_rbkit.errors import RbkitError
 from tornado_rbkit.log_throttle import LogThrottleFilter
 
@@ -100,7 +100,7 @@ def _report(error: Exception) -> int:
     text = str(error)
     if isinstance(error, OSError) and error.filename is not None and error.strerror:
         text = f"{error.filename}: {error.strerror}"
-    print(f"tornado-rbkit: {one_line(text)}", file=sys.stderr)
+    say(text)
     if isinstance(error, RbkitError):
         return error.exit_status
     if isinstance(error, OSError) and error.errno in FULL:

@@ -5,7 +5,6 @@ from __future__ import annotations
 import argparse
 import dataclasses
 import logging
-import math
 import os
 import re
 import stat
@@ -228,14 +227,3 @@ def _read_token(path: str) -> str:
     if len(content) > _MAX_TOKEN_FILE:
         raise ValueError(f"--token-file {path} has more than {_MAX_TOKEN_FILE} bytes; allowed: one line, the token")
     return content.decode("utf-8-sig", "replace").strip()
-
-
-def seconds(text: str) -> float:
-    """Convert an argument to a duration in seconds, which is finite."""
-    try:
-        value = float(text)
-    except ValueError:
-        value = math.nan
-    if not 0 <= value < math.inf:
-        raise argparse.ArgumentTypeError(f"{text} is out of range; allowed: 0 or more (seconds)")
-    return value

@@ -22,6 +22,11 @@ def one_line(text: object) -> str:
     return "".join(character if character.isprintable() else " " for character in str(text)[:1000])
 
 
+def say(text: object) -> None:
+    """Print a message of the command on standard error, as one line."""
+    print(f"tornado-rbkit: {one_line(text)}", file=sys.stderr, flush=True)
+
+
 def discard_stdout() -> None:
     """Discard the output that could not be written, because Python flushes it again at exit."""
     os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())

@@ -6,6 +6,7 @@ standard input, a pipe whose other end this process holds.
 
 from __future__ import annotations
 
+import argparse
 import atexit
 import builtins
 import importlib.util
@@ -24,6 +25,7 @@ from importlib.machinery import PathFinder
 from typing import TYPE_CHECKING, Final
 from urllib.parse import quote
 
+from tornado_rbkit.cli.output import say
 from tornado_rbkit.errors import ServerFailedError
 from tornado_rbkit.profiler import Server
 from tornado_rbkit.profiler.follow import follow, unfollowed
@@ -34,16 +36,7 @@ if TYPE_CHECKING:
 _PATIENCE: Final = 5.0  # seconds; closing the clients takes the server at most two
 
 
-def prepare(
-    module: list[str],
-    script: list[str],
-    host: str,
-    port: int,
-    open_browser: bool,
-    *,
-    cpu: bool = False,
-    memory: bool = False,
-) -> Callable[[], None]:
+def prepare(options: argparse.Namespace) -> Callable[[], None]:
     """Start the profiler in this process and a web server in another; return a function that runs the program.
 
     The program's child processes are followed: see `tornado_rbkit.profiler.follow`.
@@ -54,22 +47,16 @@ def prepare(
     is the exit status of the process. The web server ends with the process, even if the process is killed.
 
     Args:
-        module: a module and its arguments, or an empty list.
-        script: a script and its arguments, or an empty list.
-        host: the address on which the web server listens.
-        port: the port of the web server; 0 picks a free one.
-        open_browser: whether to open the page in a browser.
-        cpu: whether to sample stacks from the start.
-        memory: whether to profile memory from the start.
+        options: the options of `run`; `module` or `script` is the program and its arguments, the other one is empty.
 
     Raises:
-        SamplingError: with `cpu`, sampling the stacks could crash this process.
+        SamplingError: with --cpu, sampling the stacks could crash this process.
         ValueError: there is neither a module nor a script.
         OSError: there is no such script.
         ServerFailedError: the web server did not start.
         SystemExit: there is no such module (with the message of ``python -m``), or the server rejected its arguments.
     """
-    program = module or script
+    module, program = options.module, options.module or options.script
     if not program:
         raise ValueError("there is no program to run; allowed: a script, or -m and a module")
     if not module and not os.path.exists(program[0]):
@@ -79,8 +66,8 @@ def prepare(
     if module:
         sys.path[0] = os.getcwd()
         _check_module(program[0])
-    server = follow(program[0], cpu=cpu, memory=memory)
-    show_page(server, host, port, open_browser)
+    server = follow(program[0], cpu=options.cpu, memory=options.memory)
+    show_page(server, options)
 
     def run() -> None:
         sys.argv[:] = program
@@ -175,16 +162,20 @@ finally:
 """Runs the command line in a child of a process that exits immediately, and prints its exit status at the end."""
 
 
-def show_page(server: Server | Injected, host: str, port: int, open_browser: bool) -> None:
+def show_page(server: Server | Injected, options: argparse.Namespace) -> None:
     """Start a web server for a profiler, which ends with this process, and print the URL of its page.
+
+    Args:
+        server: the profiler's server.
+        options: the options of `add_page_options`.
 
     Raises:
         ServerFailedError: the web server did not start.
         SystemExit: the web server has rejected an argument, and printed why.
     """
-    url = _serve_beside(server, host, port)
-    print(f"tornado-rbkit: {url}", file=sys.stderr, flush=True)
-    if open_browser:
+    url = _serve_beside(server, options.host, options.port)
+    say(url)
+    if options.open:
         webbrowser.open(re.sub(r"//(0\.0\.0\.0|\[::\]):", "//localhost:", url, count=1))  # all addresses
 
 
@@ -250,4 +241,4 @@ def _end(process: subprocess.Popen[str], pid: int) -> None:
         reason = {"": "was killed", "running": f"is still running after {_PATIENCE:g} s"}.get(
             status, f"ended with status {status}"
         )
-        print(f"tornado-rbkit: the web server {reason}", file=sys.stderr)
+        say(f"the web server {reason}")

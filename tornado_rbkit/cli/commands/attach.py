@@ -5,13 +5,12 @@ from __future__ import annotations
 import argparse
 import asyncio
 import re
-import sys
 from typing import Final
 
-from tornado_rbkit.cli.address import add_listen_options
+from tornado_rbkit.cli.address import add_page_options
 from tornado_rbkit.cli.command import Command
 from tornado_rbkit.cli.injecting import serve_injected
-from tornado_rbkit.cli.output import one_line
+from tornado_rbkit.cli.output import say
 from tornado_rbkit.cli.program import show_page
 from tornado_rbkit.cli.stopping import pause, stop_signals
 from tornado_rbkit.profiler.external.profile import Attachment, attach
@@ -28,8 +27,7 @@ def _add_options(parser: argparse.ArgumentParser) -> None:
         help="run the full profiler (memory, snapshots, stacks) inside the process until this command ends; Linux, "
         "CPython 3.14 and newer, as soon as its main thread executes Python code (default: sample it from outside)",
     )
-    parser.add_argument("--open", action="store_true", help="open the page in a browser (default: print its URL only)")
-    add_listen_options(parser, 0)
+    add_page_options(parser)
 
 
 def _pid(text: str) -> int:
@@ -43,9 +41,9 @@ async def _run(options: argparse.Namespace) -> int:
     check_chosen_folder()
     stopped, _ = stop_signals()
     if options.inject:
-        return await serve_injected(options.pid, options.host, options.port, options.open, stopped)
+        return await serve_injected(options, stopped)
     with attach(options.pid) as attachment:
-        show_page(attachment.server, options.host, options.port, options.open)
+        show_page(attachment.server, options)
         await _watch(attachment, stopped)
     return 0
 
@@ -59,13 +57,13 @@ async def _watch(attachment: Attachment, stopped: asyncio.Event) -> None:
     reported: str | None = None
     while not stopped.is_set():
         if not attachment.process.is_alive():
-            print(f"tornado-rbkit: {one_line(str(attachment.process))} has ended", file=sys.stderr)
+            say(f"{attachment.process} has ended")
             return
         if attachment.failure is not None:
             raise attachment.failure
         if attachment.trouble and not reported:
             reported = attachment.trouble
-            print(f"tornado-rbkit: {one_line(reported)}", file=sys.stderr)
+            say(reported)
         await pause(stopped, _LOOK_SECONDS)
 
 

@@ -5,10 +5,10 @@ from __future__ import annotations
 import argparse
 import asyncio
 import os
-import sys
 from pathlib import Path
 
 from tornado_rbkit.cli.command import Command
+from tornado_rbkit.cli.output import say
 from tornado_rbkit.cli.stopping import stop_signals
 from tornado_rbkit.errors import ServerFailedError
 from tornado_rbkit.fleet.hub import Hub
@@ -41,7 +41,7 @@ def _add_options(parser: argparse.ArgumentParser) -> None:
         dest="names",
         action="append",
         default=[],
-        metavar="NAME",
+        metavar="ADDRESS",
         help="name or address by which hosts and bridges reach the server, for its certificate (repeatable; "
         "default: the address in --listen, localhost and 127.0.0.1)",
     )
@@ -73,7 +73,7 @@ async def _run(options: argparse.Namespace) -> int:
         hub.add(kind, options.name, path, read_only=options.read_only)
         print(path)
     if not hub.reload():
-        print("tornado-rbkit: the server does not run here, or must be restarted", file=sys.stderr)
+        say("the server does not run here, or must be restarted")
     return 0
 
 

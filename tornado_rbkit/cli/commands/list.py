@@ -3,11 +3,10 @@
 from __future__ import annotations
 
 import argparse
-import sys
 import time
 
 from tornado_rbkit.cli.command import Command
-from tornado_rbkit.cli.output import one_line
+from tornado_rbkit.cli.output import one_line, say
 from tornado_rbkit.profiler import list_servers
 from tornado_rbkit.profiler.folder import DIRECTORY_VARIABLE, check_chosen_folder, runtime_folder
 
@@ -17,7 +16,7 @@ def _run(options: argparse.Namespace) -> int:
     servers = list_servers()
     if not servers:
         where = f"{runtime_folder()} ({DIRECTORY_VARIABLE}, else XDG_RUNTIME_DIR, else the folder for temporary files)"
-        print(f"tornado-rbkit: there is no process with a profiler in {where}", file=sys.stderr)
+        say(f"there is no process with a profiler in {where}")
     for server in servers:
         started = time.strftime("%Y-%m-%d %H:%M:%S", time.localtime(server.started))
         print(f"{one_line(server.name)}\t{server.pid}\t{server.pub}\t{server.req}\t{started}")

@@ -5,13 +5,14 @@ from __future__ import annotations
 import argparse
 import asyncio
 import contextlib
+import math
 import sys
 from collections.abc import Coroutine
 from typing import Any, Final, TypeVar
 
 from tornado_rbkit.cli.caveats import SNAPSHOT, check_command
 from tornado_rbkit.cli.command import Command
-from tornado_rbkit.cli.options import add_client_options, seconds, token_of
+from tornado_rbkit.cli.options import add_client_options, token_of
 from tornado_rbkit.cli.output import FULL, binary_output, check_output, is_stdout
 from tornado_rbkit.cli.progress import Progress
 from tornado_rbkit.cli.stopping import stop_signals
@@ -37,8 +38,21 @@ def _add_options(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--snapshot", action="store_true", help="take a heap snapshot at the beginning (default: take none)"
     )
-    parser.add_argument("--seconds", type=seconds, metavar="SECONDS", help="seconds to record (default: until Ctrl-C)")
+    parser.add_argument(
+        "--seconds", type=_seconds, metavar="SECONDS", help="seconds to record (default: until Ctrl-C)"
+    )
     add_client_options(parser)
+
+
+def _seconds(text: str) -> float:
+    """Convert an argument to a duration in seconds, which is finite."""
+    try:
+        value = float(text)
+    except ValueError:
+        value = math.nan
+    if not 0 <= value < math.inf:
+        raise argparse.ArgumentTypeError(f"{text} is out of range; allowed: 0 or more (seconds)")
+    return value
 
 
 async def _run(options: argparse.Namespace) -> int:

@@ -7,7 +7,7 @@ import os
 from collections.abc import Callable
 from typing import Final
 
-from tornado_rbkit.cli.address import add_listen_options
+from tornado_rbkit.cli.address import add_page_options
 from tornado_rbkit.cli.command import Command
 from tornado_rbkit.cli.program import prepare
 from tornado_rbkit.profiler.arguments import ENGINE_VARIABLE, ENGINES
@@ -18,7 +18,6 @@ _WITH_VALUE: Final = ("--host", "--port", "--cpu-engine")
 
 
 def _add_options(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument("--open", action="store_true", help="open the page in a browser (default: print its URL only)")
     parser.add_argument(
         "--cpu",
         action="store_true",
@@ -33,7 +32,7 @@ def _add_options(parser: argparse.ArgumentParser) -> None:
         help="what samples stacks: a process outside (Linux; up to Python 3.13 austin, extra `attach`), a thread of "
         "the program, or the former where it works, else a thread (default: RBKIT_CPU_ENGINE, else auto)",
     )
-    add_listen_options(parser, 0)
+    add_page_options(parser)
     parser.add_argument(
         "-m",
         dest="module",
@@ -65,15 +64,7 @@ def _run(options: argparse.Namespace) -> Callable[[], object]:
     check_chosen_folder()
     if options.cpu_engine is not None:
         os.environ[ENGINE_VARIABLE] = options.cpu_engine  # for the child processes too
-    return prepare(
-        options.module,
-        options.script,
-        options.host,
-        options.port,
-        options.open,
-        cpu=options.cpu,
-        memory=options.memory,
-    )
+    return prepare(options)
 
 
 COMMAND = Command(
@@ -83,7 +74,7 @@ COMMAND = Command(
     add_options=_add_options,
     run=_run,
     normalize=_normalize,
-    usage="%(prog)s [-h] [--open] [--cpu] [--memory] [--cpu-engine ENGINE] [--host HOST] [--port PORT] "
+    usage="%(prog)s [-h] [--cpu] [--memory] [--cpu-engine ENGINE] [--open] [--host HOST] [--port PORT] "
     "(SCRIPT | -m MODULE) [ARGUMENT ...]",
     is_program=True,
 )
