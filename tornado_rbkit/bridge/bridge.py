@@ -137,9 +137,9 @@ class Bridge:
             max_backlog_bytes=settings.max_backlog_bytes,
             stall_timeout=settings.stall_timeout,
         )
-        self._sessions = Clients()
+        self._clients = Clients()
         self._fan_out = FanOut()
-        self._client_count = ClientCount(self._sessions, self._fan_out)
+        self._client_count = ClientCount(self._clients, self._fan_out)
         self._idle_timer: object | None = None
         self._closing: asyncio.Task[None] | None = None
 
@@ -166,7 +166,7 @@ class Bridge:
     @property
     def watched(self) -> bool:
         """Whether there are clients."""
-        return bool(self._sessions)
+        return bool(self._clients)
 
     def retarget(self, pub: str, req: str) -> None:
         """Connect to a profiler at other endpoints, for example of a restarted process. The clients stay connected.
@@ -206,7 +206,7 @@ class Bridge:
 
         def close_and_log(code: int, reason: str) -> None:
             if code in (CLOSE_POLICY, CLOSE_TOO_BIG):
-                self._sessions.log_closing(handler.request.remote_ip, reason)
+                self._clients.log_closing(handler.request.remote_ip, reason)
             close(code, reason)
 
         return self.add(lambda submit: self._new_session(handler, close_and_log, stream, encoding, access, submit))
@@ -222,30 +222,30 @@ class Bridge:
         """
         if self._closing is not None:
             raise BridgeFullError("the server is shutting down")
-        if len(self._sessions) >= self._settings.max_clients:
+        if len(self._clients) >= self._settings.max_clients:
             raise BridgeFullError(f"client limit reached (max_clients={self._settings.max_clients})")
-        session = make_client(self._commands.submit)
+        client = make_client(self._commands.submit)
         try:
             self._open()
         except BridgeFullError:
-            session.leave()
+            client.leave()
             raise
-        self._sessions.add(session)
+        self._clients.add(client)
         self._client_count.update()
         if self.state is not State.CONNECTED:
-            session.await_profiler(self._settings.connect_timeout, partial(self._give_up, session))
+            client.await_profiler(self._settings.connect_timeout, partial(self._give_up, client))
         self._update_encodings()
-        return session
+        return client
 
-    def leave(self, session: Client) -> None:
+    def leave(self, client: Client) -> None:
         """Remove a client that has disconnected. May be called twice."""
-        if session not in self._sessions:
+        if client not in self._clients:
             return
-        session.leave()
-        self._sessions.remove(session)
-        self._commands.forget(session)
+        client.leave()
+        self._clients.remove(client)
+        self._commands.forget(client)
         self._update_encodings()
-        if not self._sessions and self._closing is None:
+        if not self._clients and self._closing is None:
             self._idle_timer = self._loop.call_later(self._settings.idle_grace, self._go_idle)
 
     async def close(self) -> None:
@@ -262,14 +262,14 @@ class Bridge:
         return {
             **self._profiler.stats(),
             "commands_waiting": len(self._commands),
-            **self._sessions.totals(),
-            "clients": [session.stats() for session in self._sessions],
+            **self._clients.totals(),
+            "clients": [client.stats() for client in self._clients],
         }
 
     def summary(self) -> dict[str, Any]:
         """Return the few figures of `stats` that a list of many bridges shows, and what is recorded."""
-        totals = self._sessions.totals()
-        return {**self._profiler.summary(), "viewers": len(self._sessions), "bytes_sent": totals["bytes_sent"]}
+        totals = self._clients.totals()
+        return {**self._profiler.summary(), "viewers": len(self._clients), "bytes_sent": totals["bytes_sent"]}
 
     # Called by the upstream, on the web loop.
 
@@ -280,9 +280,9 @@ class Bridge:
             if batch.restarted and self.state is State.CONNECTED:
                 self._own_commands.send_handshake()
         finally:
-            sessions = self._sessions.joined_by(batch.generation)
+            clients = self._clients.joined_by(batch.generation)
             deliver = methodcaller("deliver", batch)  # Client.deliver
-            self._fan_out.begin(sessions, deliver, size=batch.encoded, done=batch.acknowledge)
+            self._fan_out.begin(clients, deliver, size=batch.encoded, done=batch.acknowledge)
 
     def on_connection(self, connection: ConnectionState) -> None:
         """Record the connection; if it was made or lost, notify the clients, and start or stop sending commands."""
@@ -293,7 +293,7 @@ class Bridge:
             return
         self._own_commands.schedule_probe()
         if self.state is State.CONNECTED:
-            self._sessions.on_profiler_connected()
+            self._clients.on_profiler_connected()
             self._notify(notices)
             self._own_commands.send_handshake()
             self._commands.resume()
@@ -304,8 +304,8 @@ class Bridge:
     def on_failure(self, reason: str) -> None:
         """Close the clients and the connection: its sockets failed or its thread ended. The next client reopens it."""
         self._profiler.on_failure(reason)
-        for session in list(self._sessions):
-            session.close(CLOSE_TRY_AGAIN, _cannot_connect(reason))
+        for client in list(self._clients):
+            client.close(CLOSE_TRY_AGAIN, _cannot_connect(reason))
         self._disconnect()
 
     def _record(self, command: str, result: CommandResult) -> None:
@@ -317,14 +317,14 @@ class Bridge:
 
     def _notify(self, notices: Iterable[Notice]) -> None:
         for notice in notices:
-            self._fan_out.notify(self._sessions, notice)
+            self._fan_out.notify(self._clients, notice)
 
-    def _give_up(self, session: Client) -> None:
+    def _give_up(self, client: Client) -> None:
         """Close a client because the profiler was not reached within `connect_timeout`."""
-        session.close(CLOSE_TRY_AGAIN, f"rbkit server is not running at {self._profiler.first_missing}")
+        client.close(CLOSE_TRY_AGAIN, f"rbkit server is not running at {self._profiler.first_missing}")
 
     def _update_encodings(self) -> None:
-        self._upstream.set_encodings(self._sessions.encodings, len(self._sessions), self._sessions.generation)
+        self._upstream.set_encodings(self._clients.encodings, len(self._clients), self._clients.generation)
 
     # Life
 
@@ -349,7 +349,7 @@ class Bridge:
     async def _go_idle(self) -> None:
         self._idle_timer = None
         await self._stop_profiling()
-        if not self._sessions and self._idle_timer is None and self._closing is None:
+        if not self._clients and self._idle_timer is None and self._closing is None:
             self._disconnect()
             await self._upstream.close()
 
@@ -362,12 +362,12 @@ class Bridge:
 
     async def _close(self) -> None:
         self._cancel(self._idle_timer)
-        for session in list(self._sessions):
-            session.close(CLOSE_GOING_AWAY, "server shutting down")
-        await asyncio.gather(self._stop_profiling(_CLOSE_GRACE), self._sessions.wait_until_empty(_CLOSE_GRACE))
-        for session in list(self._sessions):
-            session.abort()
-            self.leave(session)
+        for client in list(self._clients):
+            client.close(CLOSE_GOING_AWAY, "server shutting down")
+        await asyncio.gather(self._stop_profiling(_CLOSE_GRACE), self._clients.wait_until_empty(_CLOSE_GRACE))
+        for client in list(self._clients):
+            client.abort()
+            self.leave(client)
         self._disconnect()
         await self._upstream.close()
 

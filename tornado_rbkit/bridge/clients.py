@@ -78,39 +78,39 @@ class Clients:
 
     def __init__(self) -> None:
         self.generation = 0
-        self._sessions: dict[Client, int] = {}  # with the generation in which each joined
+        self._clients: dict[Client, int] = {}  # with the generation in which each joined
         self._encodings: Counter[Encoding] = Counter()
         self._departed = Counter(dict.fromkeys(_TOTALS, 0))
         self._empty = asyncio.Event()
         self._throttle = LogThrottle()
 
     def __len__(self) -> int:
-        return len(self._sessions)
+        return len(self._clients)
 
     def __iter__(self) -> Iterator[Client]:
-        return iter(self._sessions)
+        return iter(self._clients)
 
-    def __contains__(self, session: Client) -> bool:
-        return session in self._sessions
+    def __contains__(self, client: Client) -> bool:
+        return client in self._clients
 
     @property
     def encodings(self) -> frozenset[Encoding]:
         """The encodings in use."""
         return frozenset(self._encodings)
 
-    def add(self, session: Client) -> None:
+    def add(self, client: Client) -> None:
         """Add a client."""
         self.generation += 1
-        self._sessions[session] = self.generation
-        self._encodings[session.encoding] += 1
+        self._clients[client] = self.generation
+        self._encodings[client.encoding] += 1
         self._empty.clear()
 
-    def remove(self, session: Client) -> None:
+    def remove(self, client: Client) -> None:
         """Remove a client; its figures stay in the totals."""
-        del self._sessions[session]
-        self._encodings -= Counter([session.encoding])
-        self._count(session, self._departed)
-        if not self._sessions:
+        del self._clients[client]
+        self._encodings -= Counter([client.encoding])
+        self._count(client, self._departed)
+        if not self._clients:
             self._empty.set()
 
     def joined_by(self, generation: int) -> Iterator[Client]:
@@ -119,12 +119,12 @@ class Clients:
         A client gets only batches whose encoding began after it joined. It could otherwise get a batch that was
         encoded for a client that has left, and miss the next one, which was begun while nobody used its encoding.
         """
-        return (session for session, joined in self._sessions.items() if joined <= generation)
+        return (client for client, joined in self._clients.items() if joined <= generation)
 
     def on_profiler_connected(self) -> None:
         """Notify each client that the profiler is connected."""
-        for session in self._sessions:
-            session.on_profiler_connected()
+        for client in self._clients:
+            client.on_profiler_connected()
 
     def log_closing(self, remote: str | None, reason: str) -> None:
         """Log that a client was closed for its behaviour, throttled to the 1st, 10th, 100th time."""
@@ -133,15 +133,15 @@ class Clients:
     def totals(self) -> Counter[str]:
         """Return the totals of all clients, including clients that have left; sizes are in bytes."""
         totals = Counter(self._departed)
-        for session in self._sessions:
-            self._count(session, totals)
+        for client in self._clients:
+            self._count(client, totals)
         return totals
 
     async def wait_until_empty(self, timeout: float) -> None:
         """Wait until all clients have left, but at most `timeout` seconds."""
-        if self._sessions:
+        if self._clients:
             with contextlib.suppress(asyncio.TimeoutError):
                 await asyncio.wait_for(self._empty.wait(), timeout)
 
-    def _count(self, session: Client, totals: Counter[str]) -> None:
-        totals.update({name: getattr(session.outbox, name) for name in _TOTALS})
+    def _count(self, client: Client, totals: Counter[str]) -> None:
+        totals.update({name: getattr(client.outbox, name) for name in _TOTALS})

@@ -24,14 +24,14 @@ class _Delivery:
     """One delivery to many clients.
 
     Attributes:
-        sessions: the clients that are still to be served.
+        clients: the clients that are still to be served.
         deliver: delivers to one client.
         cost: cost of one client, as a fraction of a turn.
         done: called at the end with the seconds of work.
         seconds: seconds of work so far.
     """
 
-    sessions: deque[Client]
+    clients: deque[Client]
     deliver: Callable[[Client], None]
     cost: float
     done: Callable[[float], None]
@@ -51,7 +51,7 @@ class FanOut:
 
     def begin(
         self,
-        sessions: Iterable[Client],
+        clients: Iterable[Client],
         deliver: Callable[[Client], None],
         *,
         key: object = None,
@@ -61,7 +61,7 @@ class FanOut:
         """Deliver something to clients. Starts immediately if no older delivery is in progress.
 
         Args:
-            sessions: the clients.
+            clients: the clients.
             deliver: called with each client; must do nothing for a client that has left meanwhile.
             key: replaces an older delivery with the same key, for the clients that it has not served yet.
             size: bytes that each client gets.
@@ -69,13 +69,13 @@ class FanOut:
         """
         key = object() if key is None else key
         self._deliveries.pop(key, None)
-        self._deliveries[key] = _Delivery(deque(sessions), deliver, (size + _CLIENT_COST) / MAX_DELIVERED, done)
+        self._deliveries[key] = _Delivery(deque(clients), deliver, (size + _CLIENT_COST) / MAX_DELIVERED, done)
         if not self._is_scheduled:
             self._turn()
 
-    def notify(self, sessions: Iterable[Client], notice: Notice) -> None:
+    def notify(self, clients: Iterable[Client], notice: Notice) -> None:
         """Send clients a notice. It replaces an older notice of its kind where that has not been delivered yet."""
-        self.begin(sessions, lambda session: session.notify(notice), key=notice.kind)
+        self.begin(clients, lambda client: client.notify(notice), key=notice.kind)
 
     def _turn(self) -> None:
         self._is_scheduled = True  # also while `deliver` runs, which may begin another delivery
@@ -95,12 +95,12 @@ class FanOut:
         key, delivery = next(iter(self._deliveries.items()))
         started = time.perf_counter()
         try:
-            while delivery.sessions and left > 0:
+            while delivery.clients and left > 0:
                 left -= delivery.cost
-                delivery.deliver(delivery.sessions.popleft())
+                delivery.deliver(delivery.clients.popleft())
         finally:
             delivery.seconds += time.perf_counter() - started
-            if not delivery.sessions and self._deliveries.get(key) is delivery:
+            if not delivery.clients and self._deliveries.get(key) is delivery:
                 del self._deliveries[key]
                 delivery.done(delivery.seconds)
         return left
@@ -138,7 +138,7 @@ class ClientCount:
         self._rests = True
         self._reported, self._has_grown = generation, False
         notice = Notice(CLIENT_COUNT, str(len(self._clients) + self._elsewhere))
-        self._fan_out.begin(earlier, lambda session: session.notify(notice), done=self._rest)
+        self._fan_out.begin(earlier, lambda client: client.notify(notice), done=self._rest)
 
     def _rest(self, seconds: float) -> None:
         asyncio.get_running_loop().call_later(CLIENT_COUNT_INTERVAL, self._end_rest)
