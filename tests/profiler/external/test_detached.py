@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import json
 import os
 import re
@@ -174,3 +175,8 @@ except detached.EngineError as error:
 """
     )
     assert re.search(reason, output), output
+
+
+def test_the_reason_of_a_call_that_has_failed_is_reported() -> None:
+    assert detached.prctl(-1, 0, 0, 0, 0) == -1
+    assert detached.last_error() == os.strerror(errno.EINVAL)

@@ -37,9 +37,12 @@ _HEAD: Final = struct.Struct("@LPPiN")  # its beginning on 64-bit systems: flags
 _DESCRIPTION: Final = 1024  # bytes for a posix_spawn_file_actions_t, a posix_spawnattr_t or a sigset_t
 _STACK: Final = 262_144
 
-# All functions are looked up here: ctypes makes objects, and a class, which a memory profile would report.
-_libc: Final = ctypes.CDLL(None, use_errno=True)
+# All functions are looked up here: ctypes makes objects, and a class, which a memory profile would report. With
+# `use_errno` it would also make a dict for each thread.
+_libc: Final = ctypes.CDLL(None)
 prctl: Final = _libc.prctl
+_errno_location: Any = _libc.__errno_location
+_errno_location.restype = ctypes.c_void_p
 _NAMES: Final = (
     *("getcontext", "makecontext", "clone", "sigemptyset", "sigfillset"),
     *(f"posix_spawn_file_actions_{name}" for name in ("init", "adddup2", "addopen", "addclose", "destroy")),
@@ -137,7 +140,7 @@ def start(command: Sequence[str], environment: Mapping[str, str], output: int) -
         flags = _CLONE_VM | _CLONE_VFORK
         starter = _call("clone", _addresses["setcontext"], top, flags, first)
         if starter < 0:
-            raise EngineError(f"the system does not start a process: {os.strerror(ctypes.get_errno())}")
+            raise EngineError(f"the system does not start a process: {last_error()}")
         os.waitpid(starter, _WCLONE)
         found = memory.read_int(pid)
         if not found:
@@ -177,6 +180,11 @@ def _describe(memory: _Memory, actions: int, attributes: int, output: int) -> No
     _call("posix_spawnattr_setsigmask", attributes, signals)
     _call("sigfillset", signals)
     _call("posix_spawnattr_setsigdefault", attributes, signals)
+
+
+def last_error() -> str:
+    """Return why the last call of a C function on this thread failed; the interpreter keeps ``errno``."""
+    return os.strerror(ctypes.c_int.from_address(_errno_location()).value)
 
 
 def _call(name: str, *arguments: int) -> int:

@@ -22,7 +22,7 @@ from tornado_rbkit.profiler.batcher import EventBatcher
 from tornado_rbkit.profiler.clocks import cpu_nanoseconds, thread_name
 from tornado_rbkit.profiler.cpu import CPUSampler
 from tornado_rbkit.profiler.external.austin import Austin, find_austin
-from tornado_rbkit.profiler.external.detached import check_host, prctl, start
+from tornado_rbkit.profiler.external.detached import check_host, last_error, prctl, start
 from tornado_rbkit.profiler.external.engine import EngineError
 from tornado_rbkit.profiler.external.process import ProcessError, RunningProcess, check_system, yama_rule
 from tornado_rbkit.profiler.external.program import Program, ProgramEngine
@@ -145,7 +145,7 @@ def allow_tracer(pid: int) -> None:
         EngineError: the system refuses.
     """
     if prctl(_PR_SET_PTRACER, ctypes.c_ulong(pid & (1 << 8 * ctypes.sizeof(ctypes.c_ulong)) - 1), 0, 0, 0):
-        raise EngineError(f"{yama_rule()}, and prctl(PR_SET_PTRACER) failed: {os.strerror(ctypes.get_errno())}")
+        raise EngineError(f"{yama_rule()}, and prctl(PR_SET_PTRACER) failed: {last_error()}")
 
 
 class OwnSampler:
