@@ -29,6 +29,7 @@ from tornado_rbkit.protocol import (
     is_refused,
     parse_notice,
 )
+from tornado_rbkit.tasks import Tasks
 
 _FIRST_BACKOFF: Final = 0.1  # seconds, doubled with each failure
 _LAST_BACKOFF: Final = 10.0
@@ -36,7 +37,7 @@ _PING_INTERVAL: Final = 30.0  # seconds; a server that vanished is noticed withi
 
 _UNAUTHORIZED: Final = (401, 403)
 
-_closing: set[asyncio.Task[None]] = set()  # the event loop keeps weak references only
+_closing = Tasks()  # connections of any client, which may be gone by then
 
 
 class ConnectionLost(RbkitError, ConnectionError):
@@ -242,9 +243,7 @@ class RbkitClient:
         try:
             return await asyncio.shield(opening)
         except asyncio.CancelledError:  # Tornado continues to open the connection
-            task = asyncio.create_task(_abort_when_open(opening))
-            _closing.add(task)
-            task.add_done_callback(_closing.discard)
+            _closing.start(_abort_when_open(opening), "closing an abandoned connection")
             raise
         except HTTPClientError as error:
             response = error.response

@@ -20,6 +20,10 @@ class Tasks:
     def __init__(self) -> None:
         self._running: set[asyncio.Task[None]] = set()
 
+    def __bool__(self) -> bool:
+        """Return whether a task runs."""
+        return bool(self._running)
+
     def start(
         self, coroutine: Coroutine[Any, Any, None], what: str, on_failure: Callable[[str], None] = lambda reason: None
     ) -> asyncio.Task[None]:

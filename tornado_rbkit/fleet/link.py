@@ -21,6 +21,7 @@ from typing import Any, Final, NamedTuple
 from tornado_rbkit.errors import RbkitError
 from tornado_rbkit.fleet.nats import NatsServers, without_password
 from tornado_rbkit.log_throttle import LogThrottle, times
+from tornado_rbkit.tasks import Tasks
 
 _log = logging.getLogger(__name__)
 
@@ -141,7 +142,7 @@ class Link:
         self._subscriptions: dict[str, Callable[[Message], Awaitable[None] | None]] = {}
         self._requests: dict[str, tuple[str, asyncio.Future[bytes]]] = {}
         self._numbers = itertools.count()
-        self._closing: set[asyncio.Task[None]] = set()
+        self._closing = Tasks()
         self._untried: list[str] = []  # of the servers, in random order: a fleet spreads over them
         self._throttle = LogThrottle()
         if self._inbox:
@@ -164,7 +165,7 @@ class Link:
             self._set_down()
             while self._closing:  # also if it is cancelled again: a connection would outlive the event loop
                 with contextlib.suppress(asyncio.CancelledError):
-                    await asyncio.wait(self._closing)
+                    await self._closing.wait()
 
     async def wait_until_up(self) -> None:
         """Wait until there is a connection."""
@@ -303,9 +304,7 @@ class Link:
     def _drop(self, client: Any) -> None:
         """Close a client in the background: it may wait for a server that does not answer."""
         pending, self._pending = self._pending, None
-        task = asyncio.get_running_loop().create_task(_close(client, pending))
-        self._closing.add(task)
-        task.add_done_callback(self._closing.discard)
+        self._closing.start(_close(client, pending), "closing a client of NATS")
 
     def _options(self, servers: NatsServers, url: str) -> dict[str, Any]:
         self._reason = ""

@@ -180,7 +180,7 @@ class JupyterKernelHandler(_ScriptsHandler, PolledHandler):
         pid = getattr(kernel.provisioner, "pid", None)  # a gateway's kernel has none here
         target = find_target(kernel_id, self.bridges)
         figures = await kernel_figures(pid, None if target is None else self.bridges[target].req)
-        await self.finish_json({"target": target, **figures})
+        self.finish_json({"target": target, **figures})
 
 
 class JupyterAssetHandler(_ScriptsHandler, AssetHandler):

@@ -19,8 +19,8 @@ _REPLY_MS: Final = 1000
 def find_target(kernel_id: str, names: Iterable[str]) -> str | None:
     """Return the name of the kernel's profiler among targets, None if it has none.
 
-    The name ends with the first digits of the kernel's id, and if that name was taken, a pid (see `default_name` in
-    `profiler.profile` and `DiscoveredTargets`).
+    The name ends with the first digits of the kernel's id, and if that name was taken, a pid (see `_default_name` in
+    `profiler.lifecycle` and `DiscoveredTargets`).
     """
     pattern = re.compile(rf".+-{re.escape(kernel_id.partition('-')[0])}(-\d+)*")
     return next((name for name in names if pattern.fullmatch(name)), None)

@@ -5,16 +5,18 @@ from __future__ import annotations
 import atexit
 import logging
 import os
+import re
 import sys
 import threading
 import time
 from functools import partial
+from pathlib import PurePath
 from typing import Final
 
 from tornado_rbkit.errors import RbkitError
 from tornado_rbkit.profiler.arguments import check_clock, check_interval, check_server, chosen_engine
 from tornado_rbkit.profiler.cpu import DEFAULT_INTERVAL
-from tornado_rbkit.profiler.profile import Profile, default_name
+from tornado_rbkit.profiler.profile import Profile
 from tornado_rbkit.profiler.server import Server
 
 _log = logging.getLogger(__name__)
@@ -215,9 +217,24 @@ def _notice_fork() -> None:
 def _start(pub: str | None, req: str | None, name: str | None, family: str = "", *, cpu_engine: str) -> Server:
     global _server
     _hook()
-    _server = Server(pub, req, name or default_name(), family, partial(Profile, cpu_engine=cpu_engine))
+    _server = Server(pub, req, name or _default_name(), family, partial(Profile, cpu_engine=cpu_engine))
     _stop_with_multiprocessing()
     return _server
+
+
+def _default_name() -> str:
+    """Return the default name of this process: its notebook and kernel, its script, or its interpreter."""
+    argv = getattr(sys, "argv", None) or [""]  # an embedding program may have none
+    if {"ipykernel_launcher.py", "ipykernel"} & set(PurePath(argv[0]).parts[-2:]):
+        return _kernel_name(argv[1:])
+    return (argv[0] if argv[0] not in ("", "-c", "-m") else sys.executable) or "python"
+
+
+def _kernel_name(arguments: list[str]) -> str:
+    """Return ``<notebook>-<id prefix>`` of a kernel; Jupyter Server sets the notebook in the environment."""
+    notebook = PurePath(os.environ.get("JPY_SESSION_NAME", "")).stem or "kernel"
+    identifier = re.search(r"kernel-(\w+)\S*\.json", " ".join(arguments))  # the connection file's name
+    return f"{notebook}-{identifier[1]}" if identifier else notebook
 
 
 def _stop_with_multiprocessing() -> None:

@@ -5,12 +5,10 @@ from __future__ import annotations
 import contextlib
 import gc
 import os
-import re
 import sys
 import time
 import tracemalloc
 from collections.abc import Callable, Iterator, Sequence
-from pathlib import PurePath
 from typing import Any, Final, Protocol
 
 from tornado_rbkit import __version__
@@ -337,18 +335,3 @@ def _sampler(batcher: EventBatcher, cpu_engine: str) -> Sampler:
     if cpu_engine == "in-process" or _own_sampler is None:
         return CPUSampler(batcher)
     return _own_sampler(batcher, cpu_engine)
-
-
-def default_name() -> str:
-    """Return the default name of this process: its notebook and kernel, its script, or its interpreter."""
-    argv = getattr(sys, "argv", None) or [""]  # an embedding program may have none
-    if {"ipykernel_launcher.py", "ipykernel"} & set(PurePath(argv[0]).parts[-2:]):
-        return _kernel_name(argv[1:])
-    return (argv[0] if argv[0] not in ("", "-c", "-m") else sys.executable) or "python"
-
-
-def _kernel_name(arguments: list[str]) -> str:
-    """Return ``<notebook>-<id prefix>`` of a kernel; Jupyter Server sets the notebook in the environment."""
-    notebook = PurePath(os.environ.get("JPY_SESSION_NAME", "")).stem or "kernel"
-    identifier = re.search(r"kernel-(\w+)\S*\.json", " ".join(arguments))  # the connection file's name
-    return f"{notebook}-{identifier[1]}" if identifier else notebook

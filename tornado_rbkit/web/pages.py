@@ -31,7 +31,7 @@ class PageHandler(AccessHandler):
         self.set_header("Content-Type", content_type)
         self.set_header("Cache-Control", "no-store")
 
-    async def finish_json(self, value: Any) -> None:
+    def finish_json(self, value: Any) -> None:
         """Answer with JSON; a path or a name that is not UTF-8 contains lone surrogates."""
         self.begin("application/json")
         self.finish(json.dumps(value, indent=1) + "\n")  # not awaited: that raises if the client has disconnected
@@ -51,7 +51,7 @@ class StatusHandler(PageHandler):
         if not shows_clients:
             for client in (client for figures in stats.values() for client in figures["clients"]):
                 del client["remote"]
-        await self.finish_json(stats.get("", {"targets": stats}))
+        self.finish_json(stats.get("", {"targets": stats}))
 
 
 class PolledHandler(PageHandler):
@@ -76,7 +76,7 @@ class TargetsHandler(PolledHandler):
             self.begin("application/json")
             self.finish(json.dumps(overview(self.bridges), separators=(",", ":")))
             return
-        await self.finish_json(
+        self.finish_json(
             [
                 {"name": name, "ws": f"{name}/ws", "status": f"{name}/status", "state": bridge.state.value}
                 for name, bridge in self.bridges.items()
