@@ -108,6 +108,17 @@ class TestRun:
         finished = run(program(tmp_path, text))
         assert (finished.returncode, finished.stdout) == (0, "True\nTrue\n"), finished.stderr
 
+    @pytest.mark.parametrize("form", ["script", "module", "module-without-a-space"])
+    def test_gives_a_program_the_command_that_starts_it_again_without_the_profiler(
+        self, tmp_path: Path, form: str
+    ) -> None:
+        path = program(tmp_path, "import json, sys; print(json.dumps(sys.orig_argv[1:]))")
+        words = {"script": [path], "module": ["-m", "program"], "module-without-a-space": ["-mprogram"]}[form]
+        before = ["-X", "dev", "-mtornado_rbkit"] if form == "script" else ["-X", "dev", "-m", "tornado_rbkit"]
+        command = [sys.executable, *before, "run", "--port=0", *words, "-x", "y"]
+        output = subprocess.run(command, capture_output=True, check=True, cwd=tmp_path).stdout
+        assert json.loads(output) == ["-X", "dev", *([path] if form == "script" else ["-m", "program"]), "-x", "y"]
+
     def test_runs_a_module(self, tmp_path: Path) -> None:
         (tmp_path / "some_module.py").write_text("import sys; print(sys.argv[1:], __name__)")
         assert run("-m", "some_module", "--help", cwd=tmp_path).stdout == "['--help'] __main__\n"

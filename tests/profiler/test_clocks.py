@@ -343,3 +343,8 @@ def test_the_switch_interval_is_longer_while_threads_compute_at_once(client: Cli
         stop.set()
     client.ask(b"stop_cpu_profiling")
     assert sys.getswitchinterval() == host
+
+
+@pytest.mark.parametrize("native_id", [0, -1, 1 << 22, 1 << 28, 1 << 40])
+def test_a_number_that_is_no_id_of_a_thread_has_no_clock(native_id: int) -> None:
+    assert clocks.cpu_nanoseconds(native_id) is None

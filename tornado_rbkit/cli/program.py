@@ -43,8 +43,9 @@ def prepare(options: argparse.Namespace) -> Callable[[], None]:
 
     The printed URL contains the token that the web server requires.
 
-    The program has the main thread, its own ``sys.argv`` and ``sys.path``, and this process's signals; its exit status
-    is the exit status of the process. The web server ends with the process, even if the process is killed.
+    The program has the main thread, its own ``sys.argv``, ``sys.orig_argv`` and ``sys.path``, and this process's
+    signals; its exit status is the exit status of the process. The web server ends with the process, even if the
+    process is killed.
 
     Args:
         options: the options of `run`; `module` or `script` is the program and its arguments, the other one is empty.
@@ -70,6 +71,7 @@ def prepare(options: argparse.Namespace) -> Callable[[], None]:
     show_page(server, options)
 
     def run() -> None:
+        sys.orig_argv[1:] = [*_interpreter_options(), *(["-m"] if module else []), *program]  # for reloaders
         sys.argv[:] = program
         try:
             if module:
@@ -82,6 +84,12 @@ def prepare(options: argparse.Namespace) -> Callable[[], None]:
             raise
 
     return run
+
+
+def _interpreter_options() -> list[str]:
+    """Return the options of Python itself, such as ``-X dev``, in the command that has started this process."""
+    before = sys.orig_argv[1 : max(1, len(sys.orig_argv) - len(sys.argv) + 1)]  # with the script, or -m and the module
+    return before[: -2 if before[-2:-1] == ["-m"] else -1]
 
 
 def _run_script(path: str) -> None:

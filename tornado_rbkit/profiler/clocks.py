@@ -21,6 +21,7 @@ _chance: Final = random.Random()  # noqa: S311 - not the host's generator, which
 UNSEEN_SECONDS: Final = 0.05
 """CPU time that a thread may use without being seen computing; then it is reported without a stack."""
 
+_MAX_THREADS: Final = 1 << 22  # PID_MAX_LIMIT of include/linux/threads.h
 _MAX_COUNT: Final = 1000  # samples of one thread at one tick
 _SPREAD: Final = 8  # ticks over which the CPU time of a thread is spread
 _MAX_BLIND_COUNT: Final = 21  # where states of threads cannot be read
@@ -241,7 +242,7 @@ def _part(samples: float, ticks: int) -> int:
 
 
 def cpu_nanoseconds(native_id: int) -> int | None:
-    """Return the CPU time of a thread of this process by its kernel's id, None if it has ended. Any thread; Linux."""
+    """Return the CPU time of a thread of this process by its kernel's id, None if there is none. Any thread; Linux."""
     try:
         return time.clock_gettime_ns(_clock(native_id))
     except OSError:
@@ -249,7 +250,13 @@ def cpu_nanoseconds(native_id: int) -> int | None:
 
 
 def _clock(native_id: int) -> int:
-    """Return the CPU clock of a thread by its kernel's id."""
+    """Return the CPU clock of a thread by its kernel's id.
+
+    Raises:
+        ProcessLookupError: no thread can have this id, which was read from outside while memory was being changed.
+    """
+    if not 0 < native_id < _MAX_THREADS:
+        raise ProcessLookupError(f"no thread has the id {native_id}")
     # Not pthread_getcpuclockid(): it reads the memory of a thread that may have ended. Reading the clock made of the
     # kernel's thread id (include/linux/posix-timers.h: ~tid << 3 | CPUCLOCK_PERTHREAD | CPUCLOCK_SCHED) only raises an
     # error if the thread has ended.
