@@ -16,6 +16,17 @@ if (token !== null && survives) {
   history.replaceState(null, "", shown);
 }
 
+/**
+ * Return the part of an address that names a view and what is chosen in it: `#view?choices`.
+ *
+ * @param {string} view
+ * @param {Record<string, string>} choices Empty ones are left out.
+ */
+export function hashOf(view, choices) {
+  const chosen = String(new URLSearchParams(Object.entries(choices).filter(([, value]) => value !== "")));
+  return `#${view}${chosen && `?${chosen}`}`;
+}
+
 const TAB_KEY = `rbkit tab ${location.pathname}`;
 
 /** Return the name under which this tab keeps its sessions: another one unless the page was reloaded. */

@@ -1,7 +1,7 @@
 // @ts-check
 // The page: the choice of profiler, its state, its commands, and the views.
 
-import { tabName } from "./address.js";
+import { hashOf, tabName } from "./address.js";
 import { Alerts } from "./alerts.js";
 import { CLOCKS, CPU, Commands, MEMORY, MORE, SNAPSHOT, TAKE_SNAPSHOT, TRACING } from "./commands.js";
 import { CpuView } from "./cpu/view.js";
@@ -221,9 +221,8 @@ class Page {
   /** Put the view and what is chosen in it into the address, for a reload and to share. */
   #remember() {
     if (this.#fleet.isShown) return; // the user went back to it meanwhile
-    const [name] = this.#views.find(([, , view]) => view === this.#view) ?? [];
-    const choices = Object.entries(this.#view?.choices ?? {}).filter(([, value]) => value !== "");
-    const hash = `#${name}${choices.length ? `?${new URLSearchParams(choices)}` : ""}`;
+    const [name] = this.#views.find(([, , view]) => view === this.#view) ?? this.#views[0];
+    const hash = hashOf(name, this.#view?.choices ?? {});
     if (location.hash !== hash) history.replaceState(history.state, "", hash);
   }
 

@@ -1,7 +1,7 @@
 // @ts-check
 // All targets of the server, of one machine or many hosts: a table that is drawn once a second, and the hosts above it.
 
-import { query } from "./address.js";
+import { hashOf, query } from "./address.js";
 import { h, isPlainClick, setAttribute, setText } from "./widgets/dom.js";
 import * as format from "./widgets/format.js";
 import { Table } from "./widgets/table.js";
@@ -91,10 +91,9 @@ export class FleetView {
 
   /** The address of the view as it is. */
   get address() {
-    const choices = Object.entries({ filter: this.filter.value, sort: this.table.order }).filter(([, value]) => value !== "");
     const url = new URL(location.href);
     url.searchParams.delete("target");
-    url.hash = `${FLEET}${choices.length ? `?${new URLSearchParams(choices)}` : ""}`;
+    url.hash = hashOf(FLEET, { filter: this.filter.value, sort: this.table.order });
     return url.href;
   }
 
