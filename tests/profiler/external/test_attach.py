@@ -224,7 +224,9 @@ def test_the_server_is_announced_and_answers_as_the_process(start: Start, attach
     assert client.ask(b"stop_cpu_profiling") == b"ok"
     assert children() == []
     for command in (b"start_memory_profile", b"trigger_gc", b"objectspace_snapshot"):
-        assert b"is not possible from outside a process" in client.ask(command)
+        answer = client.ask(command)
+        assert b"is not possible from outside a process" in answer
+        assert b"`attach --inject`" in answer
     assert client.ask(b"start_cpu_profiling") == b"ok"
     client.events(CPUSample, lambda found: found)
 

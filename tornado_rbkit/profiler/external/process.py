@@ -21,6 +21,8 @@ from tornado_rbkit.profiler.external.weights import Use
 _MAX_BYTES: Final = 65_536  # of a file in /proc
 _WITH_VALUE: Final = ("-W", "-X", "--check-hash-based-pycs")  # options of Python that take the next argument
 _AS_ROOT: Final = "run attach as root (sudo); in a container, start it with --cap-add=SYS_PTRACE"
+_KERNEL_THREAD: Final = 0x00200000  # PF_KTHREAD of include/linux/sched.h
+_SYS_PTRACE: Final = 1 << 19  # CAP_SYS_PTRACE of include/uapi/linux/capability.h
 
 
 class ProcessError(RbkitError):
@@ -163,6 +165,8 @@ def _check_kind(pid: int) -> list[bytes]:
         raise ProcessError(f"{pid} is a thread of process {group}; give the pid of the process")
     if fields[0] in (b"Z", b"X"):
         raise ProcessError(f"process {pid} has ended, but its parent has not collected it (a zombie)")
+    if int(fields[6]) & _KERNEL_THREAD:
+        raise ProcessError(f"{pid} is a thread of the kernel; allowed: a process that runs Python")
     if pid == os.getpid():
         raise ProcessError(f"{pid} is the process of this command")
     return fields
@@ -180,10 +184,15 @@ def _check_access(pid: int) -> None:
 
 
 def _refusal(pid: int) -> str:
+    """Return why the memory of a process may not be read, and what to change."""
+    rule = yama_rule()
+    if int(read_status(os.getpid()).get("CapEff", "0"), 16) & _SYS_PTRACE:
+        return rule or "the system forbids it to root, too"
+    instead = "start this container with --cap-add=SYS_PTRACE" if os.geteuid() == 0 else _AS_ROOT
     owner = read_status(pid).get("Uid", "").split()[:1]
     if owner and owner != [str(os.geteuid())]:
-        return f"it belongs to user {_user_name(int(owner[0]))}; run attach as that user, or {_AS_ROOT}"
-    return f"{yama_rule() or 'it has changed its user, or a security module or a container forbids it'}; {_AS_ROOT}"
+        return f"it belongs to user {_user_name(int(owner[0]))}; run attach as that user, or {instead}"
+    return f"{rule or 'it has changed its user, or a security module or a container forbids it'}; {instead}"
 
 
 def yama_scope() -> str:

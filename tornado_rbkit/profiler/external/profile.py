@@ -80,7 +80,8 @@ class ExternalProfile(Profile):
         return _OK
 
     def _refuse(self, what: str) -> bytes:
-        return f"{what} is not possible from outside a process; start it with `tornado-rbkit run`".encode()
+        instead = "use `attach --inject` (CPython 3.14 and newer), or start it with `tornado-rbkit run`"
+        return f"{what} is not possible from outside a process; {instead}".encode()
 
 
 class Attachment:
