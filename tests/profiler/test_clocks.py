@@ -7,6 +7,7 @@ import os
 import random
 import resource
 import socket
+import subprocess
 import sys
 import threading
 import time
@@ -348,3 +349,21 @@ def test_the_switch_interval_is_longer_while_threads_compute_at_once(client: Cli
 @pytest.mark.parametrize("native_id", [0, -1, 1 << 22, 1 << 28, 1 << 40])
 def test_a_number_that_is_no_id_of_a_thread_has_no_clock(native_id: int) -> None:
     assert clocks.cpu_nanoseconds(native_id) is None
+
+
+def test_the_main_thread_of_a_forked_child_has_a_clock_and_a_name() -> None:
+    """Up to Python 3.13, `threading` keeps the kernel's id that the thread has in the parent."""
+    script = """
+import os, threading
+from tornado_rbkit.profiler import clocks
+from tornado_rbkit.profiler.external.own_process import OwnProcess
+if os.fork() == 0:
+    main = threading.main_thread()
+    found = clocks.ThreadClocks()._find(main.ident)
+    assert found is not None and found.native_id == os.getpid(), found
+    assert OwnProcess().thread(os.getpid()) == (main.ident, "MainThread")
+    os._exit(0)
+raise SystemExit(os.waitstatus_to_exitcode(os.wait()[1]))
+"""
+    finished = subprocess.run([sys.executable, "-W", "ignore", "-c", script], capture_output=True, text=True)
+    assert finished.returncode == 0, finished.stderr

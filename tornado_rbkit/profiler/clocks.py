@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import os
 import random
 import sys
 import threading
@@ -225,10 +226,10 @@ class ThreadClocks:
         known = self.threads.get(thread_id)
         if known is None and HAS_CPU_CLOCK:
             thread = threading._active.get(thread_id)  # type: ignore[attr-defined]  # enumerate() takes the host's lock
-            native_id: int | None = getattr(thread, "_native_id", None)
-            if native_id is not None:
+            kernel_id = None if thread is None else native_id(thread)
+            if kernel_id is not None:
                 with contextlib.suppress(OSError):  # it has ended
-                    known = self.threads[thread_id] = ThreadClock(native_id)
+                    known = self.threads[thread_id] = ThreadClock(kernel_id)
         return known
 
 
@@ -239,6 +240,19 @@ def _part(samples: float, ticks: int) -> int:
     these ticks, and many at the first. The places of a program must get the same at each tick.
     """
     return min(int(samples * min(1.0, ticks / _SPREAD) + _chance.random()), _MAX_COUNT)
+
+
+def native_id(thread: threading.Thread) -> int | None:
+    """Return the kernel's id of a thread of this process, None if it is not known. Any thread; Linux.
+
+    Up to Python 3.13, the only thread of a forked child keeps the id that it has in the parent. It is the child's main
+    thread, to which the kernel has given the child's pid as id.
+    """
+    known: int | None = getattr(thread, "_native_id", None)
+    is_main = thread is threading._main_thread  # type: ignore[attr-defined]
+    if is_main and sys.version_info < (3, 14) and not os.path.exists(f"/proc/self/task/{known}"):
+        return os.getpid()
+    return known
 
 
 def cpu_nanoseconds(native_id: int) -> int | None:

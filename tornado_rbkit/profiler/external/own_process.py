@@ -19,7 +19,7 @@ from types import ModuleType
 from typing import Any, Final
 
 from tornado_rbkit.profiler.batcher import EventBatcher
-from tornado_rbkit.profiler.clocks import cpu_nanoseconds, thread_name
+from tornado_rbkit.profiler.clocks import cpu_nanoseconds, native_id, thread_name
 from tornado_rbkit.profiler.cpu import CPUSampler
 from tornado_rbkit.profiler.external.austin import Austin, find_austin
 from tornado_rbkit.profiler.external.detached import check_host, last_error, prctl, start
@@ -57,13 +57,13 @@ class OwnProcess(RunningProcess):
     def has_new_program(self) -> bool:
         return False
 
-    def thread(self, native_id: int) -> tuple[int, str | None] | None:
-        if native_id in internal_native_ids():
+    def thread(self, kernel_id: int) -> tuple[int, str | None] | None:
+        if kernel_id in internal_native_ids():
             return None
         for thread in list(threading._active.values()):  # type: ignore[attr-defined]
-            if getattr(thread, "_native_id", None) == native_id:
+            if native_id(thread) == kernel_id:
                 return thread.ident, thread_name(thread.ident)
-        return native_id, None
+        return kernel_id, None
 
     def cpu_seconds(self, thread_id: int) -> float | None:
         used = cpu_nanoseconds(thread_id)

@@ -67,17 +67,17 @@ class RunningProcess:
         self._image = image
         return True
 
-    def thread(self, native_id: int) -> tuple[int, str | None] | None:
+    def thread(self, kernel_id: int) -> tuple[int, str | None] | None:
         """Return the identifier and the name of a thread for its samples; None if it is not to be sampled.
 
         The name is that of the main thread, or the one that the program has given to the system.
         """
-        if native_id == self.pid:
-            return native_id, "MainThread"
-        name = _read(self.pid, f"task/{native_id}/comm")
+        if kernel_id == self.pid:
+            return kernel_id, "MainThread"
+        name = _read(self.pid, f"task/{kernel_id}/comm")
         if not name or name == _read(self.pid, "comm"):
-            return native_id, None
-        return native_id, name.decode("utf-8", "replace").strip()
+            return kernel_id, None
+        return kernel_id, name.decode("utf-8", "replace").strip()
 
     def use(self, thread_id: int) -> Use | None:
         """Return what a thread has used; None if it has ended, or the system does not count it."""
