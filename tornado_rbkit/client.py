@@ -37,7 +37,7 @@ _PING_INTERVAL: Final = 30.0  # seconds; a server that vanished is noticed withi
 
 _UNAUTHORIZED: Final = (401, 403)
 
-_closing = Tasks()  # connections of any client, which may be gone by then
+_closing = Tasks()  # connections whose client may have been discarded
 
 
 class ConnectionLost(RbkitError, ConnectionError):

@@ -37,7 +37,7 @@ class BridgePool:
         self._closing.start(bridge.close(), f"closing the connection to {bridge.pub}")
 
     async def close(self, bridges: Iterable[Bridge]) -> None:
-        """Close bridges, and wait until these and those that were let go are closed."""
+        """Close bridges, and wait until these and the bridges given to `let_go` are closed."""
         for bridge in bridges:
             self.let_go(bridge)
         await self._closing.wait()

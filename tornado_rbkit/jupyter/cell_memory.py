@@ -349,8 +349,8 @@ class MemoryTracer:
 def _on_a_new_thread(function: Callable[[], _T]) -> _T:
     """Return the result of a function, or raise its exception.
 
-    tracemalloc stores up to 20 levels of calls for each allocation. A new thread has few, the thread of a cell has all
-    those of the kernel.
+    tracemalloc stores up to 20 levels of calls for each allocation. A new thread has few; the thread of a cell has all
+    calls of the kernel.
     """
     future: Future[_T] = Future()
 

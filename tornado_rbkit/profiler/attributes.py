@@ -28,8 +28,8 @@ _get_attribute: Final = object.__getattribute__
 class InstanceReader:
     """Reads the instances of one class that is written in Python: the objects that an instance refers to, and names.
 
-    Usually the collector's traversal visits the slots, then the attributes that have no dict or the dict of those that
-    have one, then the class. Then there is a name for each object in this order. In other cases the objects are
+    Usually the collector's traversal visits the slots, then the attributes (or the dict that holds them), then the
+    class. Then there is a name for each object in this order. In other cases the objects are
     compared with the slots and attributes, which takes longer.
     """
 
@@ -122,7 +122,7 @@ class InstanceReader:
                 return
 
     def _plain(self, name: str) -> Any:
-        """Return the class's attribute, `_ABSENT` if there is none, and `type` if looking it up may run code."""
+        """Return the class's attribute; `_ABSENT` if there is none, `type` if looking it up may run code."""
         for base in type_mro(self._cls):
             found = type_dict(base).get(name, _ABSENT)
             if found is not _ABSENT:

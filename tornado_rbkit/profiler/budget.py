@@ -16,7 +16,7 @@ _FIRST_CREDIT: Final = 0.03
 """Seconds of CPU time: a small program is listed and compared for less, so that its first figures do not wait."""
 
 _FIRST_SHARE: Final = 0.25
-"""The cost of a comparison as a share of that of the first listing, where each object is looked up."""
+"""The cost of a comparison as a share of the cost of the first listing, where each object is looked up."""
 
 
 class Budget:

@@ -1,8 +1,8 @@
-"""Compares the objects that the collector tracks with those that it tracked at the comparison before.
+"""Compares the objects that the collector tracks with the objects that it tracked at the previous comparison.
 
 Nearly all that is done for each object is done by iterators of functions written in C: bytecode would take several
 times as long. Only objects without a place among the known ones (see `alignment`) are looked up, by their ids: the
-objects have been let go by then.
+comparison no longer refers to the objects by then.
 """
 
 from __future__ import annotations
@@ -80,7 +80,7 @@ class Comparison:
         self.keep([each for each in self._left_out.items() if self.missing.take_one(*each)])
 
     def keep(self, objects: Iterable[tuple[int, int]]) -> None:
-        """Keep missing objects as known; the argument has their ids and those of their classes."""
+        """Keep missing objects as known; `objects` has the id of each one, and the id of its class."""
         kept = list(objects)
         self.known.extend(id_array(object_id for object_id, _ in kept), id_array(cls for _, cls in kept))
 
@@ -105,7 +105,7 @@ class Comparison:
             yield
 
     def _sort_out(self, part: list[Any], runs: list[slice], ids: Ids, classes: Ids) -> dict[int, int]:
-        """Add unaligned objects to those that are looked up; return the ids and classes of those that are left out."""
+        """Add unaligned objects to those that are looked up; return ids and classes of objects left out."""
         unaligned: list[Any] = []
         its_ids, its_classes = id_array(), id_array()
         for run in runs:
@@ -175,7 +175,7 @@ class Comparison:
             yield ids, id_array([_TUPLE]) * len(ids)
 
     def _look_up(self, changes: Changes) -> Iterator[None]:
-        """Note the unaligned objects that were created; remove the others from the missing objects."""
+        """Note the unaligned objects that were created; remove known ones from the missing objects."""
         for start in range(0, len(self._ids), _AT_ONCE):
             self._look_up_part(self._ids[start : start + _AT_ONCE], self._classes[start : start + _AT_ONCE], changes)
             yield

@@ -77,8 +77,8 @@ def check_sampling() -> None:
 def frames_of_others() -> list[FrameType]:
     """Return the frames of each thread except the caller's. Any thread.
 
-    They are referred to when other threads run again, unlike those of `read_stacks`. Of a deep stack the outer frames
-    are left out.
+    The result refers to them when other threads run again; `read_stacks` keeps no frames. The outer frames of a deep
+    stack are left out.
 
     Raises:
         SamplingError: the frames cannot be read safely.

@@ -250,7 +250,7 @@ class Snapshot:
 
 
 def _subclasses_of(cls: type) -> list[type]:
-    """Return all direct and indirect subclasses; no reference leads to many of those that are written in C."""
+    """Return all direct and indirect subclasses; no reference leads to many that are written in C."""
     found = {id(cls): cls}
     waiting = [cls]
     while waiting:

@@ -187,7 +187,7 @@ class MemoryProfile:
         frozen, self._frozen = self._frozen, gc.get_freeze_count()
         with hiding():
             tracked = list_tracked(self._single)
-            self._own = internal_ids(self._internal())  # now, because another thread lets go of some of them later
+            self._own = internal_ids(self._internal())  # now, because another thread may release some of them later
         since, self._listed = self._listed, time.time()
         changes = Changes(since, self._listed)
         comparison = self._compare(tracked, changes, collections, frozen)

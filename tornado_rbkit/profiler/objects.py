@@ -140,8 +140,8 @@ def referents(items: Sequence[Any]) -> list[Any]:
     """Return the objects that any objects of the host refer to; for a module, only its namespace.
 
     The traversal of a module written in C visits its state too, where there may be objects that were deallocated: on
-    Python 3.12 those of the asyncio module, kept for reuse (Modules/_asynciomodule.c, module_traverse). A list of them
-    would deallocate them once more, after which the next full collection never ends.
+    Python 3.12 asyncio keeps some for reuse (Modules/_asynciomodule.c, module_traverse). A list of them would
+    deallocate them once more, after which the next full collection never ends.
     """
     modules = [item for item in items if issubclass(type(item), ModuleType)]
     if not modules:

@@ -116,7 +116,7 @@ def namer(cls: type) -> Callable[[Any], str | None] | None:
 
 
 def defined_at(item: Any) -> tuple[str, int | None] | None:
-    """Return the file and line of a function's ``def``, or those that a frame has reached; None for other objects.
+    """Return the file and line of a function's ``def``, or the line that a frame has reached; None for other objects.
 
     A function was created at its ``def``. A frame's object may have been created by whoever looked at it.
     """

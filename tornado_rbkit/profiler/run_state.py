@@ -109,7 +109,7 @@ class RunStates:
         thread = InternalThread(compute, "rbkit-calibration")
         try:
             for _ in range(_ATTEMPTS):
-                stop.wait(0.0005)  # the thread starts, or goes on
+                stop.wait(0.0005)  # the thread starts, or continues
                 if ids:
                     self._usleep(_HOLD_MICROSECONDS)  # holds the GIL
                     call = self._call(ids[0])

@@ -20,8 +20,8 @@ _OBJECT_SIZE: Final = object.__dict__["__sizeof__"]
 def size_function(cls: type) -> Callable[[Any], int]:
     """Return a function that gives the size of the class's instances in bytes.
 
-    It is `sys.getsizeof`, or for a class whose ``__sizeof__`` is written in Python, that of its nearest base class
-    whose ``__sizeof__`` is not.
+    It is `sys.getsizeof`. For a class whose ``__sizeof__`` is written in Python, it is the ``__sizeof__`` of the
+    nearest base class that has one written in C.
     """
     is_own, method = _method(cls)
     return sys.getsizeof if is_own else method
@@ -75,7 +75,7 @@ def size_of_values(held: list[Any]) -> int:
 
 
 def _method(cls: type) -> tuple[bool, Any]:
-    """Return the nearest ``__sizeof__`` that is written in C, and before it whether there is none nearer."""
+    """Return whether the class uses a ``__sizeof__`` that is written in C, and the nearest one that is."""
     is_own = True
     for base in type_mro(cls):
         found = type_dict(base).get("__sizeof__")

@@ -94,7 +94,7 @@ class Look(NamedTuple):
     Attributes:
         total: the number of tasks that are not done.
         read: the number of tasks that were read.
-        suspended: the suspended tasks among those that were read.
+        suspended: the suspended ones among the tasks that were read.
     """
 
     total: int
@@ -130,7 +130,7 @@ class TaskReader:
         known = list(self._loops.values())
         gone: list[bool] = []
 
-        def those(is_wanted: Callable[[int], bool]) -> Iterator[Any]:
+        def values_by(is_wanted: Callable[[int], bool]) -> Iterator[Any]:
             return compress(values, map(is_wanted, map(id, map(type, values))))
 
         def calls(current: Iterator[dict[int, FrameType]]) -> list[Iterator[None]]:
@@ -139,7 +139,9 @@ class TaskReader:
                 map(innermost.extend, map(dict[int, FrameType].values, current)),
                 map(scopes.extend, [map(getattr, chain.from_iterable(walks(innermost)), repeat("f_locals"))]),
                 map(values.extend, map(next, map(starmap, values_of, zip(zip(scopes))))),
-                map(found.extend, [map(weakref.ref, chain(those(is_loop), map(kind.get_loop, those(is_task))))]),
+                map(
+                    found.extend, [map(weakref.ref, chain(values_by(is_loop), map(kind.get_loop, values_by(is_task))))]
+                ),
                 map(gone.extend, [map(_is_none, map(weakref.ref.__call__, known))]),
                 *(starmap(each.clear, ONCE) for each in (innermost, scopes, values)),
             ]
@@ -223,7 +225,7 @@ class _Kinds:
             self.awaited[id(kind)] = gc.get_referents  # a list whose first item is the wrapped awaitable
             self._learned.append(kind)
         elif all(type(attributes.get(name)) in _READ_BY_C for name in _COROUTINE) and (
-            type(attributes["cr_frame"]) is GetSetDescriptorType  # that of a class written in Python is of a slot
+            type(attributes["cr_frame"]) is GetSetDescriptorType  # a class written in Python has a slot instead
         ):
             self._add(kind, "cr", "cr_await")
             self.name[id(kind)] = attributes["__qualname__"].__get__

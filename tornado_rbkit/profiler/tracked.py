@@ -77,7 +77,7 @@ class Tracked(NamedTuple):
     """The ids of the tuples with a single reference that were known before."""
 
     new_ids: list[int]
-    """The ids of the other tuples with a single reference."""
+    """The ids of the tuples with a single reference that were not known before."""
 
     lengths: list[int]
     """The lengths of the new tuples."""

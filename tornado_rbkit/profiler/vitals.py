@@ -161,7 +161,7 @@ class MappedMemory:
         self._due = 0.0
 
     def read(self) -> dict[str, int]:
-        """Return the figures, those of the last reading if reading takes long; none if they cannot be read."""
+        """Return the figures, or the previous ones if reading takes long; none if they cannot be read."""
         began = time.perf_counter()
         if began < self._due:
             return self._figures

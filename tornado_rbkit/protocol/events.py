@@ -72,7 +72,7 @@ class Field(enum.IntEnum):
     """An extension like `ATTRIBUTES`, for a cpu_sample without frames, which rbkit's clients ignore (an event of
     another type would crash rbkit-client): a `SuspendedTasks` as a map of `TASKS`, `TASKS_READ`, `MILLISECONDS`, and
     `PAYLOAD` with the groups. A group is a map of `TASKS`, `CLASS_NAME` (its `awaits`), `TASK_NAMES`, and `PAYLOAD`
-    with the frames, which are those of a cpu_sample with 0 as `THREAD_ID`."""
+    with the frames, packed as in a cpu_sample with 0 as `THREAD_ID`."""
     TASKS = 25
     TASKS_READ = 26
     MILLISECONDS = 27
@@ -155,12 +155,12 @@ class TaskGroup(NamedTuple):
     """Suspended asyncio tasks that wait at the same place.
 
     Attributes:
-        tasks: how many they are.
-        names: some of the names that the program has given to them.
+        tasks: the number of tasks.
+        names: some of the names that the program has given to the tasks.
         awaits: the name of the class of the future that they wait for; None if they wait for the event loop to run
             them.
-        frames: of the coroutines of a task, and of those of the tasks that wait for it, innermost first. The profiler
-            finds the latter from Python 3.14 on. The last ones are missing if they have not been read.
+        frames: the coroutines of a task, then (from Python 3.14 on) the coroutines of the tasks that wait for it,
+            innermost first. The outermost ones are missing if they have not been read.
     """
 
     tasks: int
@@ -176,8 +176,9 @@ class SuspendedTasks(NamedTuple):
 
     Attributes:
         tasks: the number of tasks of the process that are not done.
-        tasks_read: how many of them the profiler has read. A group stands for ``tasks / tasks_read`` times its tasks.
-        milliseconds: the time since the moment before.
+        tasks_read: the number of these tasks that the profiler has read. A group stands for ``tasks / tasks_read`` times
+            its tasks.
+        milliseconds: the time since the previous look.
         groups: the largest groups among the tasks that were read, without those that run.
     """
 
@@ -190,8 +191,8 @@ class SuspendedTasks(NamedTuple):
 class CPUSample(NamedTuple):
     """One sample of a stack; `frames` begins with the innermost frame.
 
-    `thread_name`, `task_name` and `thread_state` are those of `Field`, None if the profiler does not send them, as
-    rbkit. A sample with `suspended_tasks` has no frames: it is about tasks, not about a thread.
+    `thread_name`, `task_name` and `thread_state` are described in `Field`; they are None if the profiler, such as rbkit,
+    does not send them. A sample with `suspended_tasks` has no frames: it is about tasks, not about a thread.
     """
 
     timestamp: float

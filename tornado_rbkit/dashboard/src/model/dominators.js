@@ -34,8 +34,8 @@ export function reversed({ starts, targets }) {
 }
 
 /**
- * Return by node whether the roots reach it, and further roots, so that every node is reached: of the other nodes one of
- * each cycle that nothing outside refers to.
+ * Return by node whether the roots reach it, and further roots that reach the remaining nodes: one node of each cycle that
+ * nothing outside refers to.
  *
  * @param {Graph} graph
  * @param {ArrayLike<number>} roots

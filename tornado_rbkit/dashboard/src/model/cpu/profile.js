@@ -172,8 +172,8 @@ export class CpuProfile {
   }
 
   /**
-   * Return two flame graphs of a function, wherever it is called: `callers` begins with it and goes on with its callers,
-   * `callees` with what it calls; null if it does not exist.
+   * Return two flame graphs that begin with a function, wherever it is called: `callers` continues with its callers,
+   * `callees` with the functions it calls; null if it does not exist.
    *
    * @param {Query & {index: number, search?: string}} query
    */
@@ -257,7 +257,7 @@ export class CpuProfile {
 
   /**
    * Record the time of a sample; one that is late counts as if it were not. If the clock was set, move `first` too, so
-   * that the time goes on from there.
+   * that the time continues from there.
    */
   #pass(time) {
     const first = this.first ?? time;

@@ -69,8 +69,8 @@ export function findWait(wall, cpu, interval) {
 }
 
 /**
- * Return the functions that compute, by their own time, and those that mostly wait: the samples of the CPU clock that
- * they have are those of a thread that begins or ends a wait.
+ * Return the functions that compute, by their own time, and the functions that mostly wait: their samples by the CPU
+ * clock show a thread that begins or ends a wait.
  *
  * @param {CpuProfile} profile
  * @param {CpuProfile | null} wall The profile by the wall clock, if the first is by the CPU clock.
