@@ -130,7 +130,7 @@ class TaskReader:
         known = list(self._loops.values())
         gone: list[bool] = []
 
-        def values_by(is_wanted: Callable[[int], bool]) -> Iterator[Any]:
+        def chosen(is_wanted: Callable[[int], bool]) -> Iterator[Any]:
             return compress(values, map(is_wanted, map(id, map(type, values))))
 
         def calls(current: Iterator[dict[int, FrameType]]) -> list[Iterator[None]]:
@@ -139,9 +139,7 @@ class TaskReader:
                 map(innermost.extend, map(dict[int, FrameType].values, current)),
                 map(scopes.extend, [map(getattr, chain.from_iterable(walks(innermost)), repeat("f_locals"))]),
                 map(values.extend, map(next, map(starmap, values_of, zip(zip(scopes))))),
-                map(
-                    found.extend, [map(weakref.ref, chain(values_by(is_loop), map(kind.get_loop, values_by(is_task))))]
-                ),
+                map(found.extend, [map(weakref.ref, chain(chosen(is_loop), map(kind.get_loop, chosen(is_task))))]),
                 map(gone.extend, [map(_is_none, map(weakref.ref.__call__, known))]),
                 *(starmap(each.clear, ONCE) for each in (innermost, scopes, values)),
             ]

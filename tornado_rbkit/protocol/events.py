@@ -176,8 +176,8 @@ class SuspendedTasks(NamedTuple):
 
     Attributes:
         tasks: the number of tasks of the process that are not done.
-        tasks_read: the number of these tasks that the profiler has read. A group stands for ``tasks / tasks_read`` times
-            its tasks.
+        tasks_read: the number of these tasks that the profiler has read. A group stands for ``tasks / tasks_read``
+            times its tasks.
         milliseconds: the time since the previous look.
         groups: the largest groups among the tasks that were read, without those that run.
     """
@@ -191,8 +191,8 @@ class SuspendedTasks(NamedTuple):
 class CPUSample(NamedTuple):
     """One sample of a stack; `frames` begins with the innermost frame.
 
-    `thread_name`, `task_name` and `thread_state` are described in `Field`; they are None if the profiler, such as rbkit,
-    does not send them. A sample with `suspended_tasks` has no frames: it is about tasks, not about a thread.
+    `thread_name`, `task_name` and `thread_state` are described in `Field`; they are None if the profiler, such as
+    rbkit, does not send them. A sample with `suspended_tasks` has no frames: it is about tasks, not about a thread.
     """
 
     timestamp: float
