@@ -51,7 +51,7 @@ UNWINDING = """
     def on_collection(phase, info):
         now = host  # the main thread replaces it as soon as this one has left
         if phase == "start" and threading.get_ident() == sampler() and now.deep.is_set():
-            reading = sys._getframe(1).f_code.co_name == "run_uninterrupted"  # which no collection should see
+            reading = sys._getframe(1).f_code.co_filename.endswith("uninterrupted.py")  # no collection should see it
             now.seen[reading] += 1
             if now.seen[reading] == (now.nth if reading else 50):
                 now.leave.set()
@@ -60,7 +60,7 @@ UNWINDING = """
 
     profiler.start_profiling(
         "tcp://127.0.0.1:*", "tcp://127.0.0.1:*",
-        enable_object_trace=False, enable_gc_stats=False, enable_cpu_profiling=True,
+        enable_object_trace=False, enable_gc_stats=False, enable_cpu_profiling=True, cpu_engine="in-process",
     )
     host = Host(1)
     gc.callbacks.append(on_collection)
@@ -183,7 +183,7 @@ FOREIGN = """
 SAMPLE = """
     server = profiler.start_profiling(
         "tcp://127.0.0.1:*", "tcp://127.0.0.1:*", enable_cpu_profiling=True, cpu_sampling_interval=0.0005,
-        clock_type=sys.argv[2],
+        clock_type=sys.argv[2], cpu_engine="in-process",
     )
     time.sleep(float(sys.argv[1]))
     while server.running and server.status()["cpu"]["samples"] <= 100:

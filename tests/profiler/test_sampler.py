@@ -59,11 +59,14 @@ def test_threads_of_another_gil_are_never_read(
     client: Client, server: profiler.Server, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     reason = "CPU sampling is off: the process has a sub-interpreter with another GIL, whose threads cannot be read"
+    others: list[str] = []
+    monkeypatch.setattr(frames, "_list_interpreters", lambda: [*frames._known, *others])
     assert client.ask(b"start_cpu_profiling") == b"ok"
     sampler = server.call(lambda profile: profile.cpu)
     assert isinstance(sampler, CPUSampler)
-    monkeypatch.setattr(frames, "_list_interpreters", lambda: [*frames._known, "another"])
+    client.events(CPUSample, bool)
     monkeypatch.setattr(frames, "_shares_gil", lambda interpreter: False)
+    others.append("another")
     assert sampler._thread is not None
     assert sampler._thread.join(PATIENCE)
     assert (server.status()["cpu"]["enabled"], server.status()["cpu"]["trouble"]) == (False, reason)

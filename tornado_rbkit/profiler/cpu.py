@@ -47,7 +47,7 @@ from tornado_rbkit.profiler.batcher import BACKLOG_EVENTS, EventBatcher
 from tornado_rbkit.profiler.clocks import Due, ThreadClocks, thread_name
 from tornado_rbkit.profiler.collection_times import CollectionTimes, is_callback
 from tornado_rbkit.profiler.frame_cache import FrameCache
-from tornado_rbkit.profiler.frames import Place, SamplingError, check_sampling, read_stacks
+from tornado_rbkit.profiler.frames import Place, SamplingError, StackReader, check_sampling
 from tornado_rbkit.profiler.packing import pack_facts, pack_frame, pack_sample, pack_stack, pack_time
 from tornado_rbkit.profiler.run_state import RUNNING
 from tornado_rbkit.profiler.suspended import TaskReader
@@ -116,6 +116,7 @@ class CPUSampler:
         self._tasks = TaskReader()
         self._loops_due = 0.0
         self._clocks: ThreadClocks | None = None
+        self._reader: StackReader | None = None
         self._collections = CollectionTimes()
         self._switching = SwitchInterval()
         self._pace = Pace(self.interval)
@@ -232,6 +233,7 @@ class CPUSampler:
         return True
 
     def _sample(self) -> None:
+        self._reader = None
         self._clocks = ThreadClocks()
         self._clocks.wake_on_time()
         due = time.monotonic() + self._pace.interval
@@ -271,12 +273,8 @@ class CPUSampler:
         by_cpu = self.clock_type == "cpu"
         # before the stacks: a thread that runs in between has run at the next look, too
         unmoved = clocks.look(late, by_cpu)
-        tasks: dict[int, str] = {}
-        if clocks.stirred and time.monotonic() >= self._loops_due:
-            self._loops_due = time.monotonic() + _LOOP_SECONDS
-            self._tasks.find_loops()
-        skipped = internal_threads() | unmoved.keys()
-        stacks = read_stacks(tasks, skipped, self._tasks.loops) if clocks.stirred else {}
+        stacks = self._read_stacks(internal_threads() | unmoved.keys()) if clocks.stirred else {}
+        tasks = {} if self._reader is None else self._reader.tasks
         now = time.time()
         size = 0
         for thread in unmoved.values():
@@ -294,6 +292,16 @@ class CPUSampler:
                 size += self._publish_stack(thread_id, stack, tasks.get(thread_id), due, now, interval)
         self._collections.forget()
         return size
+
+    def _read_stacks(self, skipped: set[int]) -> dict[int, list[Place]]:
+        """Return the stacks of the other threads; once a second, look for event loops before."""
+        if self._reader is None or time.monotonic() >= self._loops_due:
+            self._loops_due = time.monotonic() + _LOOP_SECONDS
+            self._tasks.find_loops()
+            if self._reader is None or not self._reader.reads_tasks:
+                self._reader = StackReader()
+            self._reader.known_loops[:] = self._tasks.loops
+        return self._reader.read(skipped)
 
     def _publish_stack(
         self, thread_id: int, stack: list[Place], task: str | None, due: Due, now: float, interval: float

@@ -21,16 +21,15 @@ import importlib
 import operator
 import sys
 import weakref
-from collections.abc import Callable, Iterable, Iterator, Sequence
-from collections.abc import Set as AbstractSet
-from itertools import accumulate, chain, compress, filterfalse, repeat, starmap, takewhile
+from collections.abc import Callable, Iterable, Iterator
+from itertools import accumulate, chain, filterfalse, islice, repeat, starmap, takewhile
 from types import CodeType, FrameType
 from typing import Any, Final, TypeAlias
 
 from tornado_rbkit.errors import RbkitError
 from tornado_rbkit.profiler.tasks import read_tasks, thread_of_loop
 from tornado_rbkit.profiler.threads import original
-from tornado_rbkit.profiler.uninterrupted import ONCE, run_uninterrupted
+from tornado_rbkit.profiler.uninterrupted import ONCE, RepeatedCalls, run_uninterrupted
 
 MAX_DEPTH: Final = 1000
 """The most frames read of one stack; the outer frames of a deeper stack are left out."""
@@ -98,64 +97,121 @@ def frames_of_others() -> list[FrameType]:
     return found
 
 
-def read_stacks(
-    tasks: dict[int, str] | None = None,
-    skipped: AbstractSet[int] = frozenset(),
-    known_loops: Sequence[weakref.ref[Any]] = (),
-) -> dict[int, list[Place]]:
+def read_stacks() -> dict[int, list[Place]]:
     """Return the stacks of all other threads that run Python code, innermost frame first. Any thread.
 
     On Python 3.10 a stack of the caller's own would hold the frame that holds it, until a collection.
 
-    Args:
-        tasks: receives, by thread, the name of the asyncio task that runs on it.
-        skipped: threads whose stacks are not read.
-        known_loops: the event loops whose running tasks are read from Python 3.14 on.
-
     Raises:
         SamplingError: the stacks cannot be read safely.
     """
-    is_skipped = {*skipped, original("get_ident")()}.__contains__
-    threads: list[int] = []
-    frames: dict[int, FrameType] = {}
-    stacks: list[list[Place]] = []
-    loops: list[Any] = []
-    names: list[str] = []
-    with_frames(
-        lambda current: [
-            *(() if tasks is None else read_tasks(known_loops, loops, names)),
-            map(frames.update, current),
-            map(threads.extend, map(filterfalse, [is_skipped], [frames])),
-            map(stacks.extend, [_follow(map(frames.get, threads))]),
-            starmap(frames.clear, ONCE),
-        ]
-    )
-    if tasks is not None:
-        tasks.update(zip(map(thread_of_loop, loops), names, strict=True))
-    return dict(zip(threads, stacks, strict=True))
+    return StackReader().read()
+
+
+class StackReader:
+    """Reads the stacks of all other threads any number of times. For use by the thread that creates it.
+
+    After an error, create another.
+
+    Attributes:
+        reads_tasks: True if asyncio was imported when this object was created.
+        known_loops: the event loops whose running tasks are read from Python 3.14 on.
+        tasks: by thread, the name of the asyncio task that ran on it at the last `read`.
+    """
+
+    def __init__(self) -> None:
+        self.known_loops: list[weakref.ref[Any]] = []
+        self.tasks: dict[int, str] = {}
+        self._own = original("get_ident")()
+        self._skipped: set[int] = set()
+        self._unknown: list[Any] = []
+        self._threads: list[int] = []
+        self._stacks: list[list[Place]] = []
+        self._loops: list[Any] = []
+        self._names: list[str] = []
+        frames: dict[int, FrameType] = {}
+        tasks = read_tasks(self.known_loops, self._loops, self._names)
+        self.reads_tasks = bool(tasks)
+        listing, current = _frames_if_known(self._unknown)
+        others = map(filterfalse, repeat(self._skipped.__contains__), repeat(frames))
+        self._calls = RepeatedCalls(
+            [
+                listing,
+                *tasks,
+                map(frames.update, current),
+                map(self._threads.extend, others),
+                map(self._stacks.extend, _follow(map(map, repeat(frames.get), repeat(self._threads)))),
+                starmap(frames.clear, repeat(())),
+            ]
+        )
+
+    def read(self, skipped: Iterable[int] = ()) -> dict[int, list[Place]]:
+        """Return the stack of each other thread that runs Python code and is not skipped, innermost frame first.
+
+        Raises:
+            SamplingError: the stacks cannot be read safely.
+        """
+        self._skipped.update(skipped)
+        self._skipped.add(self._own)
+        self._unknown.append(None)
+        while self._unknown:
+            self._unknown.clear()
+            _check_gil()
+            self._calls.run()
+            _learn(self._unknown)
+        stacks = dict(zip(self._threads, self._stacks, strict=True))
+        self.tasks = dict(zip(map(thread_of_loop, self._loops), self._names, strict=True)) if self._loops else {}
+        for each in (self._skipped, self._threads, self._stacks, self._loops, self._names):
+            each.clear()
+        return stacks
 
 
 def with_frames(calls: Callable[[Iterator[dict[int, FrameType]]], list[Iterator[None]]]) -> None:
     """Run calls uninterrupted that consume an iterator of the result of `sys._current_frames`.
 
-    The iterator is empty if there is an interpreter that is not known to share this interpreter's GIL.
+    The iterator is empty, or yields an empty dict, if an interpreter is not known to share this interpreter's GIL.
 
     Raises:
         SamplingError: such an interpreter has another GIL, or there is no GIL.
     """
-    if not has_gil():
-        raise SamplingError("this interpreter runs without a GIL, so its threads run on; PYTHON_GIL=1 enables the GIL")
     unknown: list[Any] = [None]
     while unknown:
         unknown.clear()
-        listed = chain.from_iterable(starmap(_list_interpreters, ONCE))
-        current = starmap(sys._current_frames, compress(ONCE, map(operator.not_, [unknown])))
-        run_uninterrupted(
-            [map(unknown.extend, [filterfalse(_known.__contains__, listed)]), *calls(current)],
-        )
-        if not all(map(_shares_gil, unknown)):
-            raise SamplingError("the process has a sub-interpreter with another GIL, whose threads cannot be read")
-        _known.update(unknown)
+        _check_gil()
+        listing, current = _frames_if_known(unknown)
+        run_uninterrupted([islice(listing, 1), *calls(islice(current, 1))])
+        _learn(unknown)
+
+
+def _frames_if_known(unknown: list[Any]) -> tuple[Iterator[None], Iterator[dict[int, FrameType]]]:
+    """Return an endless iterator that lists the unknown interpreters, and one of the current frames, if none is."""
+    each: Iterator[tuple[()]] = repeat(())
+    found: Any = map(filterfalse, repeat(_known.__contains__), starmap(_list_interpreters, each))
+    read: Any = map(operator.getitem, repeat((sys._current_frames, dict)), map(bool, repeat(unknown)))
+    return map(unknown.extend, found), map(next, map(starmap, read, repeat(ONCE)))
+
+
+def _learn(unknown: list[Any]) -> None:
+    """Note that interpreters share this interpreter's GIL.
+
+    Raises:
+        SamplingError: one has another GIL.
+    """
+    if not unknown:
+        return
+    if not all(map(_shares_gil, unknown)):
+        raise SamplingError("the process has a sub-interpreter with another GIL, whose threads cannot be read")
+    _known.update(unknown)
+
+
+def _check_gil() -> None:
+    """Check that this interpreter has a GIL.
+
+    Raises:
+        SamplingError: it has none.
+    """
+    if not has_gil():
+        raise SamplingError("this interpreter runs without a GIL, so its threads run on; PYTHON_GIL=1 enables the GIL")
 
 
 def has_gil() -> bool:
@@ -172,12 +228,21 @@ def _shares_gil(interpreter: Any) -> bool:
         return True
 
 
-def _follow(frames: Iterable[FrameType | None]) -> Iterator[list[Place]]:
-    """Return an iterator that reads the stack of each frame without running bytecode."""
-    return map(list, map(map, repeat(read_place), walks(frames)))
+def _follow(looks: Iterator[Iterator[FrameType | None]]) -> Iterator[Iterator[list[Place]]]:
+    """Return an endless iterator that reads the stacks of each look's frames without running bytecode."""
+    apply: Any = map  # the iterators of iterators exceed what type checkers know of map
+    return apply(map, repeat(list), apply(map, repeat(map), repeat(repeat(read_place)), _walks(looks)))  # type: ignore[no-any-return]
 
 
 def walks(frames: Iterable[FrameType | None]) -> Iterator[Iterator[FrameType]]:
     """Return an iterator of iterators over each frame and its callers; none of them runs bytecode."""
-    steps: Any = map(chain, zip(frames), map(repeat, repeat("f_back"), repeat(MAX_DEPTH - 1)))
-    return map(takewhile, repeat(operator.truth), map(accumulate, steps, repeat(getattr)))
+    return next(_walks(iter([iter(frames)])))
+
+
+def _walks(looks: Iterator[Iterator[FrameType | None]]) -> Iterator[Iterator[Iterator[FrameType]]]:
+    """Return the `walks` of the frames of each look."""
+    apply: Any = map
+    backs = map(repeat, repeat("f_back"), repeat(MAX_DEPTH - 1))
+    steps = apply(map, repeat(chain), map(zip, looks), repeat(backs))
+    walked = apply(map, repeat(accumulate), steps, repeat(repeat(getattr)))
+    return map(map, repeat(takewhile), repeat(repeat(operator.truth)), walked)

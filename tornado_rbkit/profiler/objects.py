@@ -19,6 +19,7 @@ import zmq
 
 from tornado_rbkit.profiler.threads import hiding, original
 from tornado_rbkit.profiler.tracked import ClassesById, Tracked
+from tornado_rbkit.profiler.uninterrupted import RepeatedCalls
 
 _F = TypeVar("_F", bound=Callable[..., Any])
 
@@ -216,7 +217,7 @@ def internal_ids(roots: Iterable[object]) -> set[int]:
         found.add(id(item))
         if type(item) is ClassesById:
             found.update(map(id, item))
-        elif type(item) is Tracked:  # the objects in its lists are the host's
+        elif type(item) is Tracked or type(item) is RepeatedCalls:  # the objects in their lists are the host's
             found.update(item.internal)
         elif type(item) is GeneratorType:  # a walk, whose lists are internal objects but hold the host's
             held = gc.get_referents(item)

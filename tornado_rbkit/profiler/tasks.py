@@ -11,18 +11,18 @@ from __future__ import annotations
 import operator
 import sys
 import weakref
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 from functools import partial
 from itertools import compress, filterfalse, repeat, starmap
 from typing import Any, Final
 
-from tornado_rbkit.profiler.uninterrupted import ONCE
-
 NO_THREAD: Final = 0
 
 
-def read_tasks(known: Sequence[weakref.ref[Any]], loops: list[Any], names: list[str]) -> list[Iterator[None]]:
-    """Return calls for `run_uninterrupted` that fill two lists with the loops and the names of their running tasks.
+def read_tasks(known: list[weakref.ref[Any]], loops: list[Any], names: list[str]) -> list[Iterator[Any]]:
+    """Return endless calls for `RepeatedCalls` that list the event loops and the names of their running tasks.
+
+    There are none if asyncio is not imported.
 
     Args:
         known: the event loops that are looked at from Python 3.14 on.
@@ -36,21 +36,23 @@ def read_tasks(known: Sequence[weakref.ref[Any]], loops: list[Any], names: list[
     if kind is None or "asyncio.base_events" not in sys.modules:
         return []
     if sys.version_info >= (3, 14):
-        alive = filterfalse(partial(operator.is_, None), map(weakref.ref.__call__, known))
-        found = [
-            map(every_loop.extend, [alive]),
-            map(tasks.extend, [map(sys.modules["_asyncio"].current_task, every_loop)]),
+        called = map(map, repeat(weakref.ref.__call__), repeat(known))
+        found: list[Iterator[Any]] = [
+            map(every_loop.extend, map(filterfalse, repeat(partial(operator.is_, None)), called)),
+            map(tasks.extend, map(map, repeat(sys.modules["_asyncio"].current_task), repeat(every_loop))),
         ]
     elif type(running) is dict:
-        found = [map(every_loop.extend, [running]), map(tasks.extend, starmap(running.values, ONCE))]
+        found = [map(every_loop.extend, repeat(running)), map(tasks.extend, starmap(running.values, repeat(())))]
     else:
         return []
+    known_kind: Any = map(map, repeat(isinstance), repeat(tasks), repeat(repeat(kind)))
+    named: Any = map(compress, repeat(tasks), map(map, repeat(isinstance), repeat(tasks), repeat(repeat(kind))))
     return [
         *found,
-        map(loops.extend, [compress(every_loop, map(isinstance, tasks, repeat(kind)))]),
-        map(names.extend, [map(kind.get_name, compress(tasks, map(isinstance, tasks, repeat(kind))))]),
-        starmap(tasks.clear, ONCE),
-        starmap(every_loop.clear, ONCE),
+        map(loops.extend, map(compress, repeat(every_loop), known_kind)),
+        map(names.extend, map(map, repeat(kind.get_name), named)),
+        starmap(tasks.clear, repeat(())),
+        starmap(every_loop.clear, repeat(())),
     ]
 
 

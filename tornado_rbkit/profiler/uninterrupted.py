@@ -5,7 +5,7 @@ tracks is allocated: the allocation may start a collection (Modules/gcmodule.c, 
 host's Python code (an entry of `gc.callbacks`, a finalizer, a weakref's callback). From Python 3.12 on an allocation
 only schedules a collection, which starts between two bytecodes.
 
-So the calls are iterators of `itertools` over functions written in C, one call exhausts them all, and up to
+So the calls are iterators of `itertools` over functions written in C, one call runs them all, and up to
 Python 3.11 the collector is disabled within that call. Nothing that the collector tracks is allocated between reading
 its state and changing it, so no other thread sees the change or makes a change that is then undone. The exception is
 an audit hook written in Python (`sys.addaudithook`): it runs inside the call.
@@ -16,7 +16,7 @@ from __future__ import annotations
 import gc
 import sys
 from collections.abc import Iterator
-from itertools import chain, compress, count, repeat, starmap
+from itertools import accumulate, chain, compress, count, filterfalse, islice, repeat, starmap, takewhile
 from operator import getitem
 from types import BuiltinMethodType
 from typing import Any, Final
@@ -25,8 +25,8 @@ ONCE: Final = ((),)
 """For `starmap`: one call without arguments."""
 
 _PARTS: Final[tuple[type, ...]] = (
-    *(chain, compress, count, map, repeat, starmap, list, tuple),
-    *(type(iter([])), type(iter(())), BuiltinMethodType),
+    *(accumulate, chain, compress, count, filterfalse, islice, map, repeat, starmap, takewhile, zip),
+    *(dict, list, set, tuple, type(iter([])), type(iter(())), BuiltinMethodType),
 )
 _SET_ENABLED: Final = (gc.disable, gc.enable)
 _ALLOCATIONS_COLLECT: Final = sys.version_info < (3, 12)
@@ -54,6 +54,39 @@ def run_uninterrupted(calls: list[Iterator[None]], internal: set[int] | None = N
         if _ALLOCATIONS_COLLECT and True in enabled:
             gc.enable()
         raise
+
+
+class RepeatedCalls:
+    """Calls that are run uninterrupted any number of times. For use by one thread.
+
+    Creating the iterators takes longer than most calls, so they are created once.
+
+    Args:
+        calls: endless iterators; each is advanced once by each `run`.
+
+    Attributes:
+        internal: the ids of the iterators and of the containers they work on, which are empty between two runs.
+    """
+
+    def __init__(self, calls: list[Iterator[Any]]) -> None:
+        self._enabled: list[bool] = []
+        if _ALLOCATIONS_COLLECT:
+            each = repeat(())
+            restore: Any = map(getitem, repeat(_SET_ENABLED), starmap(self._enabled.pop, each))
+            calls.insert(0, map(self._enabled.append, starmap(gc.isenabled, each)))
+            calls.insert(1, starmap(gc.disable, each))
+            calls.append(map(next, map(starmap, restore, repeat(ONCE))))
+        self._calls = zip(*calls, strict=False)
+        self.internal = _parts(self._calls)
+
+    def run(self) -> None:
+        """Advance each iterator in turn. After an error, do not call it again."""
+        try:
+            next(self._calls)
+        except BaseException:  # MemoryError
+            if True in self._enabled:
+                gc.enable()
+            raise
 
 
 def _parts(iterator: object) -> set[int]:
