@@ -16,8 +16,6 @@ from tornado_rbkit.profiler import variables
 from tornado_rbkit.profiler.references import running_frames
 from tornado_rbkit.profiler.variables import SlotReader, variable_reader
 
-pytestmark = pytest.mark.skipif(sys.version_info < (3, 11), reason="the collector visits the variables there")
-
 HAS_SLOTS = sys.version_info < (3, 13)
 
 
@@ -181,36 +179,35 @@ def test_a_variable_lives_no_longer_than_without_a_look() -> None:
         gc.enable()
 
 
-@pytest.mark.skipif(not HAS_SLOTS, reason="f_locals writes through")
-def test_what_a_debugger_changes_stays(threads: Threads) -> None:
-    """Its change is in the frame's dict until the trace function returns."""
-    seen = []
+if HAS_SLOTS:  # otherwise f_locals shows the variables, and writes through
 
-    def watched() -> None:
-        number = 1
-        seen.append(number)
+    def test_what_a_debugger_changes_stays(threads: Threads) -> None:
+        """Its change is in the frame's dict until the trace function returns."""
+        seen = []
 
-    def work(pause: Any) -> None:
-        def trace(frame: FrameType, event: str, argument: object) -> Any:
-            if frame.f_code is watched.__code__ and event == "line" and "number" in frame.f_locals:
-                frame.f_locals["number"] = 2
-                pause()
-            return trace
+        def watched() -> None:
+            number = 1
+            seen.append(number)
 
-        sys.settrace(trace)
-        watched()
-        sys.settrace(None)
+        def work(pause: Any) -> None:
+            def trace(frame: FrameType, event: str, argument: object) -> Any:
+                if frame.f_code is watched.__code__ and event == "line" and "number" in frame.f_locals:
+                    frame.f_locals["number"] = 2
+                    pause()
+                return trace
 
-    threads.run(work)
-    assert read(frame_of(watched)) == {"number": 1, "seen": []}
-    threads.finish()
-    assert seen == [2]
+            sys.settrace(trace)
+            watched()
+            sys.settrace(None)
 
+        threads.run(work)
+        assert read(frame_of(watched)) == {"number": 1, "seen": []}
+        threads.finish()
+        assert seen == [2]
 
-@pytest.mark.skipif(not HAS_SLOTS, reason="f_locals shows the variables")
-@pytest.mark.parametrize("name", ["_FRAME_POINTER", "_OWN_FRAME", "_SLOTS"])
-@pytest.mark.parametrize("distance", [-8, 8])
-def test_another_layout_is_noticed(monkeypatch: pytest.MonkeyPatch, name: str, distance: int) -> None:
-    assert SlotReader().knows_layout()
-    monkeypatch.setattr(variables, name, getattr(variables, name) + distance)
-    assert not SlotReader().knows_layout()
+    @pytest.mark.parametrize("name", ["_FRAME_POINTER", "_OWN_FRAME", "_SLOTS"])
+    @pytest.mark.parametrize("distance", [-8, 8])
+    def test_another_layout_is_noticed(monkeypatch: pytest.MonkeyPatch, name: str, distance: int) -> None:
+        assert SlotReader().knows_layout()
+        monkeypatch.setattr(variables, name, getattr(variables, name) + distance)
+        assert not SlotReader().knows_layout()
