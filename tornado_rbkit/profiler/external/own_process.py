@@ -145,7 +145,8 @@ def allow_tracer(pid: int) -> None:
         EngineError: the system refuses.
     """
     if prctl(_PR_SET_PTRACER, ctypes.c_ulong(pid & (1 << 8 * ctypes.sizeof(ctypes.c_ulong)) - 1), 0, 0, 0):
-        raise EngineError(f"{yama_rule()}, and prctl(PR_SET_PTRACER) failed: {last_error()}")
+        reason = last_error()  # before another function fails
+        raise EngineError(f"{yama_rule()}, and prctl(PR_SET_PTRACER) failed: {reason}")
 
 
 class OwnSampler:
