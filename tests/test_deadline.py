@@ -78,6 +78,17 @@ class TestDeadline:
         await clock.run(0.6)
         assert calls
 
+    async def test_starts_over_after_each_of_nine_pauses(self, clock: Clock) -> None:
+        calls: list[float] = []
+        Deadline(10, lambda: calls.append(1))
+        for _ in range(9):
+            clock.pause(60)
+            await clock.run(0.05)
+        await clock.run(9.6)
+        assert not calls
+        await clock.run(0.6)
+        assert calls
+
     async def test_lets_the_loop_run_before_it_calls_back_after_a_pause_that_ended_in_time(self, clock: Clock) -> None:
         calls: list[float] = []
         Deadline(10, lambda: calls.append(1))

@@ -177,6 +177,13 @@ class TestProbeDelay:
             profiler.retarget(ENDPOINT)
         assert profiler.probe_delay is None
 
+    @pytest.mark.parametrize("end", ["lost", "idle"])
+    def test_does_not_begin_by_a_time_out_that_is_reported_after_the_end_of_the_connection(self, end: str) -> None:
+        profiler = connected()
+        profiler.on_connection(DOWN) if end == "lost" else profiler.on_idle()
+        profiler.on_result("trigger_gc", TIMEOUT)
+        assert profiler.probe_delay is None
+
 
 MEMORY, CPU = "stop_memory_profile", "stop_cpu_profiling"
 

@@ -56,6 +56,12 @@ def unknown(payload: object) -> bytes:
     return packed(msgpack.packb({0: 7, 1: 1.0, 9: 0, 2: [{0: 77, 1: 1.0, 2: payload}]}))
 
 
+@pytest.mark.parametrize("value", [b"\xff", msgpack.Timestamp(1, 2), msgpack.ExtType(5, b"x")], ids=repr)
+def test_values_that_json_lacks_are_exported_as_text(value: object) -> None:
+    status, text, _ = export(unknown({"new": value}), "json")
+    assert (status, parsed(text)["payload"]) == (0, {"new": repr(value)})
+
+
 @given(recording=st.lists(messages().map(packed), min_size=1, max_size=3).map(b"".join))
 @example(recording=unknown(float("nan")))
 @example(recording=unknown({1: "a", "1": "b"}))

@@ -4,10 +4,10 @@ from __future__ import annotations
 
 import pytest
 
-from tests.upstream.pacing import (
-    message,
-)
+from tests.upstream.pacing import message
 from tornado_rbkit.frames import Buffer
+from tornado_rbkit.protocol import message_counter
+from tornado_rbkit.upstream import losses
 from tornado_rbkit.upstream.losses import LossCounter
 
 
@@ -35,17 +35,36 @@ from tornado_rbkit.upstream.losses import LossCounter
 def test_losses_are_counted(
     counters: list[int | str | None], missed: int, restarted: bool, foreign: int, base: int, together: bool
 ) -> None:
-    losses = LossCounter()
+    counted = LossCounter()
     waiting: list[Buffer] = []
     for counter in counters:
         if isinstance(counter, str) or not together:
-            losses.count(waiting, wanted=True)
+            counted.count(waiting, wanted=True)
             waiting = []
         if counter == "reset":
-            losses.reset()
+            counted.reset()
         elif counter != "look":
             waiting.append(
                 message(base + counter) if isinstance(counter, int) else b"a foreign message of some length"
             )
-    losses.count(waiting, wanted=True)
-    assert (losses.missed, losses.restarted, losses.foreign) == (missed, restarted, foreign)
+    counted.count(waiting, wanted=True)
+    assert (counted.missed, counted.restarted, counted.foreign) == (missed, restarted, foreign)
+
+
+@pytest.mark.parametrize("base", [256, 0x10000], ids=hex)
+def test_the_counters_between_the_first_and_the_last_are_compared_and_not_read(
+    base: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    read: list[Buffer] = []
+
+    def count_read(payload: Buffer) -> int | None:
+        read.append(payload)
+        return message_counter(payload)
+
+    monkeypatch.setattr(losses, "message_counter", count_read)
+    counter = LossCounter()
+    counter.count([message(base)], wanted=True)
+    read.clear()
+    payloads: list[Buffer] = [message(base + number) for number in range(1, 100)]
+    counter.count(payloads, wanted=True)
+    assert read == [payloads[0], payloads[-1]]

@@ -56,5 +56,5 @@ class OwnCommands:
 
     def _probe(self) -> None:
         self._probe_timer = None
-        if not self._commands and self._profiler.state is State.CONNECTED:
+        if not self._commands:
             self.send_handshake()

@@ -60,7 +60,7 @@ class ProfilerState:
         handshake: the last handshake, None before the first.
         answers: whether the last command was answered, None before the first.
         probe_delay: seconds after which to send a command, so that a profiler that stopped answering is noticed when
-            it answers again; None if there is no need.
+            it answers again; None if there is no need, or no connection.
     """
 
     def __init__(self, endpoint: Endpoint) -> None:
@@ -182,8 +182,9 @@ class ProfilerState:
             self._next_probe_delay = _PROBE_DELAYS[0]
         elif reason == "timeout":
             self._unanswered += 1
-            self.probe_delay = self._next_probe_delay
-            self._next_probe_delay = min(2 * self.probe_delay, _PROBE_DELAYS[1])
+            if self.state is State.CONNECTED:  # otherwise the connection was lost or closed meanwhile
+                self.probe_delay = self._next_probe_delay
+                self._next_probe_delay = min(2 * self.probe_delay, _PROBE_DELAYS[1])
         notices: list[Notice] = []
         if command in _STOPS:  # even without a reply it may have been carried out
             stop = _STOPS[command]
