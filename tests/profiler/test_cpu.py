@@ -11,7 +11,8 @@ import weakref
 from collections import Counter
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from types import SimpleNamespace
+from types import FrameType, SimpleNamespace
+from typing import Any
 
 import msgpack
 import pytest
@@ -21,7 +22,7 @@ from tests.profiler.conftest import PATIENCE, Client, internal_thread_names, raw
 from tornado_rbkit import profiler
 from tornado_rbkit.profiler import clocks
 from tornado_rbkit.profiler.batcher import EventBatcher
-from tornado_rbkit.profiler.cpu import CPUSampler
+from tornado_rbkit.profiler.cpu import CPUSampler, SwitchInterval
 from tornado_rbkit.profiler.frame_cache import FrameCache, packed_place
 from tornado_rbkit.profiler.frames import read_place
 from tornado_rbkit.profiler.threads import internal_threads
@@ -346,3 +347,67 @@ def test_a_switch_interval_that_the_host_set_meanwhile_stays(client: Client) -> 
         assert sys.getswitchinterval() == pytest.approx(0.003)
     finally:
         sys.setswitchinterval(before)
+
+
+class TestSwitchInterval:
+    @pytest.fixture(autouse=True)
+    def _restored(self) -> Iterator[None]:
+        before = sys.getswitchinterval()
+        sys.setswitchinterval(0.004)
+        yield
+        sys.setswitchinterval(before)
+
+    @pytest.mark.parametrize("interval", [0.00002, 0.0005, 0.001, 0.0000333, 0.005])
+    def test_is_lowered_and_restored(self, interval: float) -> None:
+        switching = SwitchInterval()
+        for _ in range(2):
+            switching.lower(interval)
+            assert sys.getswitchinterval() == pytest.approx(min(interval, 0.004), abs=1e-6)
+            switching.suspend()
+            assert sys.getswitchinterval() == 0.004
+        switching.lower(interval)
+        switching.restore()
+        assert sys.getswitchinterval() == 0.004
+
+    def test_a_value_that_the_host_sets_at_any_moment_stays(self) -> None:
+        switching = SwitchInterval()
+        switching.lower(0.001)
+        host = threading.Thread(target=sys.setswitchinterval, args=(0.003,))
+
+        def set_it_in_between(frame: FrameType, event: str, argument: object) -> None:
+            if event == "c_call" and argument is sys.setswitchinterval and not host.ident:
+                host.start()
+                host.join()
+
+        before = sys.getprofile()
+        sys.setprofile(set_it_in_between)
+        switching.suspend()
+        sys.setprofile(before)
+        if not host.ident:  # no bytecode runs before the change
+            host.start()
+            host.join()
+        switching.restore()
+        assert sys.getswitchinterval() == 0.003
+
+    def test_a_child_that_is_forked_at_any_moment_of_a_change_restores_it(self) -> None:
+        switching = SwitchInterval()
+        switching.lower(0.001)
+        left: list[float] = []
+
+        def restore_in_a_child(frame: FrameType, event: str, argument: object) -> Any:
+            sys.settrace(None)
+            state, interval = dict(vars(switching)), sys.getswitchinterval()
+            switching.restore()
+            left.append(sys.getswitchinterval())
+            vars(switching).update(state)  # the parent's
+            sys.setswitchinterval(interval)
+            sys.settrace(restore_in_a_child)
+            return restore_in_a_child
+
+        before = sys.gettrace()
+        sys.settrace(restore_in_a_child)
+        switching.lower(0.00002)
+        sys.settrace(before)
+        assert len(left) > 5
+        assert set(left) == {0.004}
+        switching.restore()

@@ -2,14 +2,18 @@
 
 from __future__ import annotations
 
+import _thread
 import asyncio
 import gc
+import signal
 import socket
 import sys
 import threading
 import time
 from collections import Counter
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from itertools import chain, starmap
+from typing import Any
 
 import msgpack
 import pytest
@@ -19,7 +23,7 @@ from hypothesis import strategies as st
 from tests.profiler.conftest import Client, raw_events
 from tests.profiler.test_cpu import running
 from tornado_rbkit.profiler.batcher import EventBatcher
-from tornado_rbkit.profiler.collection_times import CollectionTimes
+from tornado_rbkit.profiler.collection_times import START, STOP, Collections, CollectionTimes
 from tornado_rbkit.profiler.cpu import CPUSampler
 from tornado_rbkit.profiler.packing import pack_facts, pack_frame, pack_sample, pack_stack, pack_time
 from tornado_rbkit.protocol import CPUSample, DecodeError, EventCollection, EventType, decode
@@ -182,22 +186,42 @@ def test_collections_are_recorded_by_thread_until_the_stop() -> None:
     assert times.of(1) == []
 
 
-def test_the_profilers_callback_of_the_collector_is_in_no_stack(monkeypatch: pytest.MonkeyPatch) -> None:
-    lock = threading.Lock()
-    with monkeypatch.context() as patched:
-        patched.setattr(time, "time", lock.acquire)
-        callback = CollectionTimes()._callback
+@pytest.fixture
+def recording() -> Iterator[None]:
+    """Record collections, as the memory profile and the sampler do; nothing else is called by the collector."""
+    collections = Collections()
+    gc.collect()
+    before = list(gc.callbacks)
+    gc.callbacks.clear()
+    collections.begin()
+    yield
+    collections.end()
+    gc.callbacks[:] = before
+    assert [phase for phase, _, thread in collections.take() if thread == threading.get_ident()][-2:] == [START, STOP]
 
-    def collecting() -> None:
-        callback("start", {})
 
-    sampler = CPUSampler(EventBatcher())
-    with lock:
-        thread = threading.Thread(target=collecting, name="collector")
-        thread.start()
-        frames = one_tick(sampler)["collector"].frames
-        while frames[0].method_name not in ("collecting", "on_collection"):  # it has only started
-            time.sleep(0.001)
-            frames = one_tick(sampler)["collector"].frames
-    thread.join()
-    assert frames[0].method_name == "collecting"
+@pytest.mark.usefixtures("recording")
+def test_a_signal_that_arrives_in_a_collection_is_not_lost() -> None:
+    def interrupt(*_: object) -> None:
+        raise KeyboardInterrupt("of the host")
+
+    before = signal.signal(signal.SIGINT, interrupt)
+    try:
+        with pytest.raises(KeyboardInterrupt, match="of the host"):
+            # no bytecode of the host runs between the two
+            any(chain(starmap(_thread.interrupt_main, ((),)), starmap(gc.collect, ((),))))
+    finally:
+        signal.signal(signal.SIGINT, before)
+
+
+@pytest.mark.usefixtures("recording")
+@pytest.mark.parametrize("hook", ["settrace", "setprofile"])
+def test_the_hosts_tracers_do_not_see_that_collections_are_recorded(hook: str) -> None:
+    seen: list[str] = []
+    before: Any = getattr(sys, hook.replace("set", "get"))()
+    getattr(sys, hook)(lambda frame, event, argument: seen.append(frame.f_code.co_filename))
+    try:
+        gc.collect()
+    finally:
+        getattr(sys, hook)(before)
+    assert not [file for file in seen if file != __file__]

@@ -40,18 +40,20 @@ from __future__ import annotations
 import random
 import sys
 import time
+from itertools import compress, starmap
 from typing import Any, Final
 
 from tornado_rbkit.profiler.arguments import check_interval
 from tornado_rbkit.profiler.batcher import BACKLOG_EVENTS, EventBatcher
 from tornado_rbkit.profiler.clocks import Due, ThreadClocks, thread_name
-from tornado_rbkit.profiler.collection_times import CollectionTimes, is_callback
+from tornado_rbkit.profiler.collection_times import CollectionTimes
 from tornado_rbkit.profiler.frame_cache import FrameCache
 from tornado_rbkit.profiler.frames import Place, SamplingError, StackReader, check_sampling
 from tornado_rbkit.profiler.packing import pack_facts, pack_frame, pack_sample, pack_stack, pack_time
 from tornado_rbkit.profiler.run_state import RUNNING
 from tornado_rbkit.profiler.suspended import TaskReader
 from tornado_rbkit.profiler.threads import Flag, InternalThread, hiding, internal_logger, internal_threads, original
+from tornado_rbkit.profiler.uninterrupted import ONCE
 
 _log = internal_logger(__name__)
 _jitter: Final = random.Random()  # noqa: S311 - not the host's generator, which it may have seeded
@@ -245,14 +247,15 @@ class CPUSampler:
             self._late += behind
             if self._batcher.backlog > BACKLOG_EVENTS:
                 self._late += 1
+                self._collections.forget()
                 continue
             ticks = 1 + min(behind, int(MAKE_UP_SECONDS / interval))
             with hiding():
                 self._switching.suspend()
                 began = time.thread_time()
                 size = self._tick(ticks, interval, late)
-            self._pace.adapt((time.thread_time() - began) / ticks, size / ticks)
-            self._switching.lower(self._switch_interval())
+                self._pace.adapt((time.thread_time() - began) / ticks, size / ticks)
+                self._switching.lower(self._switch_interval())
             self._ticks += 1
 
     def _switch_interval(self) -> float:
@@ -281,8 +284,6 @@ class CPUSampler:
             if thread.event is not None and not by_cpu:
                 size += self._publish(thread.event, ticks, now, interval)
         for thread_id, stack in stacks.items():
-            if is_callback(stack[0][0]):
-                del stack[0]
             due = clocks.due(thread_id, stack[0], ticks, interval if by_cpu else None)
             if due.unseen:
                 about = pack_facts(thread_name(thread_id), None, RUNNING)
@@ -356,16 +357,21 @@ class Pace:
 
 
 class SwitchInterval:
-    """Lowers the interpreter's switch interval, until the host changes it, and restores it. For use by one thread."""
+    """Lowers the interpreter's switch interval, until the host changes it, and restores it. For use by one thread.
+
+    A child that is forked in the middle of a change can restore it, too.
+    """
 
     def __init__(self) -> None:
         self._before: float | None = None
-        self._set = 0.0
+        self._ours: tuple[float, ...] = ()
+        """The last values that it has set, or is about to set."""
 
     def lower(self, interval: float) -> None:
         """Set it to `interval` seconds, if that is less than the host's; may be called again with another interval."""
         if self._before is None:
-            self._before = self._set = sys.getswitchinterval()
+            self._before = sys.getswitchinterval()
+            self._ours = (self._before,)
         self._change(min(interval, self._before))
 
     def suspend(self) -> None:
@@ -379,6 +385,9 @@ class SwitchInterval:
         self._before = None
 
     def _change(self, interval: float) -> None:
-        if self._set == sys.getswitchinterval() != interval:
-            sys.setswitchinterval(interval)
-            self._set = sys.getswitchinterval()
+        rounded = 1e-6 * int(1e6 * interval)  # as sys.getswitchinterval() reports it
+        if rounded != self._ours[-1]:
+            self._ours = (*self._ours[-2:], rounded)
+            # no other thread of the host can set it between the comparison and the change
+            is_ours = map(self._ours.__contains__, starmap(sys.getswitchinterval, ONCE))
+            any(map(sys.setswitchinterval, compress((interval,), is_ours)))

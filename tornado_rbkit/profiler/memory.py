@@ -34,7 +34,6 @@ from __future__ import annotations
 
 import gc
 import time
-from collections import deque
 from collections.abc import Callable, Iterator, Set
 from itertools import compress, repeat
 from operator import eq
@@ -44,6 +43,7 @@ from tornado_rbkit.profiler.alignment import KnownObjects
 from tornado_rbkit.profiler.batcher import BACKLOG_EVENTS, EventBatcher
 from tornado_rbkit.profiler.budget import Budget
 from tornado_rbkit.profiler.changes import Changes
+from tornado_rbkit.profiler.collection_times import START, Collections
 from tornado_rbkit.profiler.comparison import Comparison
 from tornado_rbkit.profiler.objects import (
     DICTS_ARE_UNTRACKED,
@@ -51,7 +51,6 @@ from tornado_rbkit.profiler.objects import (
     in_slices,
     internal_ids,
     referents,
-    without_annotations,
 )
 from tornado_rbkit.profiler.packing import pack_bare_event, pack_time
 from tornado_rbkit.profiler.threads import hiding
@@ -68,8 +67,7 @@ _DICT: Final = id(dict)
 class MemoryProfile:
     """Publishes the memory profile from `start` to `stop`.
 
-    For use by the server's thread, except `status`, which any thread may call, and the collector's callback, which
-    runs on the thread that collects.
+    For use by the server's thread, except `status`, which any thread may call.
 
     Args:
         batcher: receives the events.
@@ -80,8 +78,7 @@ class MemoryProfile:
         self.enabled = False
         self._batcher = batcher
         self._internal = internal
-        self._collections: deque[tuple[str, float]] = deque()
-        self._callback = _callback(self._collections)
+        self._collections = Collections()
         self._known = KnownObjects()
         self._own: set[int] = set()  # ids of the profiler's own objects when the objects were listed
         self._single: set[int] = set()  # ids of the known tuples with a single reference
@@ -106,7 +103,7 @@ class MemoryProfile:
             return
         self.enabled = True
         self._spent, self._ticks = 0.0, 0
-        gc.callbacks.append(self._callback)
+        self._collections.begin()
         self._budget, self._began, self._interval = Budget(), time.monotonic(), TICK_SECONDS
         self._tick = self._begin(baseline=True)
         self._tick_spent = self._budget.charge()
@@ -116,7 +113,7 @@ class MemoryProfile:
         if not self.enabled:
             return
         self.enabled = False
-        release_callback(self._callback)
+        self._collections.end()
         self._publish_collections()
         self._tick = None
         self._known, self._interned, self._tracked = KnownObjects(), {}, 0
@@ -124,7 +121,7 @@ class MemoryProfile:
 
     def abandon(self) -> None:
         """Undo, in a forked child, what the parent's profile changed."""
-        release_callback(self._callback)
+        self._collections.end()
 
     def last_comparison(self) -> Iterator[None]:
         """Compare once more, slice by slice, before `stop`, to report the changes since the last tick."""
@@ -262,10 +259,9 @@ class MemoryProfile:
             yield
 
     def _publish_collections(self) -> None:
-        while self._collections:
-            phase, seconds = self._collections.popleft()
+        for phase, seconds, _ in self._collections.take():
             timestamp = pack_time(seconds)
-            if phase == "start":
+            if phase == START:
                 self._batcher.add(pack_bare_event(EventType.GC_START, timestamp))
             else:  # CPython has no separate mark and sweep phases: both end with the collection
                 self._batcher.add(pack_bare_event(EventType.GC_END_M, timestamp))
@@ -291,21 +287,3 @@ def _find_dicts(wanted: Set[int], found: set[int]) -> Iterator[None]:
 def _full_collections() -> int:
     collections: int = gc.get_stats()[2]["collections"]
     return collections
-
-
-def release_callback(ours: Callable[[str, dict[str, int]], None]) -> None:
-    """Remove one of the profiler's callbacks from the collector, if it is there, also in a forked child."""
-    for index, callback in enumerate(gc.callbacks):
-        if callback is ours:  # list.remove() would call __eq__ of the host's callbacks
-            del gc.callbacks[index]  # no other thread runs after the comparison: there is no call and no loop
-            return
-
-
-def _callback(collections: deque[tuple[str, float]]) -> Callable[[str, dict[str, int]], None]:
-    """Return the collector's callback, which only records the phase and the time, on any thread."""
-    note, clock = collections.append, time.time
-
-    def on_collection(phase: str, info: dict[str, int]) -> None:
-        note((phase, clock()))
-
-    return without_annotations(on_collection)

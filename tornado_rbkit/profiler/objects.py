@@ -17,6 +17,7 @@ from typing import Any, Final, TypeVar
 import msgpack
 import zmq
 
+from tornado_rbkit.profiler.collection_times import Collections
 from tornado_rbkit.profiler.threads import hiding, original
 from tornado_rbkit.profiler.tracked import ClassesById, Tracked
 from tornado_rbkit.profiler.uninterrupted import RepeatedCalls
@@ -198,13 +199,6 @@ def _is_plain_tuple(item: tuple[Any, ...]) -> bool:
     return True
 
 
-def without_annotations(function: _F) -> _F:
-    """Remove the function that computes a new function's annotations, which Python 3.14 makes with it as an object."""
-    if sys.version_info >= (3, 14):
-        function.__annotate__ = None  # type: ignore[attr-defined,unused-ignore]
-    return function
-
-
 def internal_ids(roots: Iterable[object]) -> set[int]:
     """Return the ids of the profiler's own objects: the roots, and all internal objects that the roots lead to."""
     found: set[int] = set()
@@ -219,6 +213,9 @@ def internal_ids(roots: Iterable[object]) -> set[int]:
             found.update(map(id, item))
         elif type(item) is Tracked or type(item) is RepeatedCalls:  # the objects in their lists are the host's
             found.update(item.internal)
+        elif type(item) is Collections:
+            found.update(item.internal)
+            waiting.extend(filter(_is_internal, gc.get_referents(item)))
         elif type(item) is GeneratorType:  # a walk, whose lists are internal objects but hold the host's
             held = gc.get_referents(item)
             frames = [other for other in held if type(other) is FrameType]  # on Python 3.10 the frame holds the lists
