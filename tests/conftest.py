@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import logging
 import os
+import re
 import sys
 import threading
 from collections.abc import AsyncIterator, Awaitable, Callable, Iterator
@@ -153,6 +154,11 @@ async def serve() -> AsyncIterator[Serve]:
         await server.close()
     left = [thread.name for thread in set(threading.enumerate()) - threads if thread.name.startswith("rbkit")]
     assert not left, f"threads that the bridge left behind: {left}"
+
+
+def without_slowness(errors: str) -> str:
+    """Leave out what asyncio reports with -X dev about callbacks of more than 0.1 s: that is about the machine."""
+    return re.sub(r"(?m)^(WARNING )?Executing <.* took [\d.]+ seconds.*\n", "", errors)
 
 
 async def until(condition: Callable[[], object], what: str, timeout: float = 60.0) -> None:

@@ -18,6 +18,7 @@ from typing import Any
 import pytest
 
 from tests.cli.here import run_here
+from tests.conftest import without_slowness
 from tests.fake_rbkit import FakeRbkit, free_port
 from tests.raw import upgrade_request
 from tornado_rbkit import ConnectionLost, RbkitClient
@@ -66,8 +67,7 @@ class Serving:
         """
         _, errors = self.process.communicate(timeout=60)
         errors = re.sub(r"\AWARNING every user of this machine can connect .*\n", "", errors)
-        slow = re.compile(r"WARNING Executing .* took [\d.]+ seconds\n")  # asyncio's debug mode, in which it runs
-        return self.process.returncode, slow.sub("", errors)
+        return self.process.returncode, without_slowness(errors)
 
 
 @pytest.fixture

@@ -20,6 +20,7 @@ from typing import Any
 
 import pytest
 from tornado.httpclient import AsyncHTTPClient
+from tornado.simple_httpclient import HTTPStreamClosedError
 
 from tests.conftest import Serve, ask, closing, receive, until
 from tests.fake_rbkit import FakeRbkit
@@ -335,6 +336,8 @@ class TestRun:
         async def gone() -> bool:
             try:
                 await AsyncHTTPClient().fetch(url)
+            except HTTPStreamClosedError:  # it has taken the connection, and is ending
+                return False
             except OSError:
                 return True
             return False

@@ -7,6 +7,8 @@ import subprocess
 import sys
 from pathlib import Path
 
+from tests.conftest import without_slowness
+
 
 def python(script: str, **environment: str) -> str:
     """Run a script; it must end well and say nothing on stderr. Returns what it printed."""
@@ -18,5 +20,5 @@ def python(script: str, **environment: str) -> str:
         cwd=Path(__file__).parents[2],
         env={**os.environ, **environment},
     )
-    assert (ended.returncode, ended.stderr) == (0, "")
+    assert (ended.returncode, without_slowness(ended.stderr)) == (0, "")
     return ended.stdout
