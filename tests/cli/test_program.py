@@ -22,6 +22,7 @@ import pytest
 from tornado.httpclient import AsyncHTTPClient
 from tornado.simple_httpclient import HTTPStreamClosedError
 
+from tests.cli.here import run_here
 from tests.conftest import Serve, ask, closing, receive, until
 from tests.fake_rbkit import FakeRbkit
 from tornado_rbkit import Bridge, RbkitClient
@@ -208,9 +209,18 @@ class TestRun:
         alone = subprocess.run([sys.executable, path], capture_output=True, text=True, check=True)
         assert run(path).stdout == alone.stdout
 
-    @pytest.mark.parametrize(("arguments", "text"), [([], "no program to run"), (["missing.py"], "no script")])
+    @pytest.mark.parametrize(
+        ("arguments", "text"),
+        [
+            ([], "no program to run"),
+            (["missing.py"], "there is no script 'missing.py'; allowed: the path of a script, or a module: -m MODULE"),
+            (["gunicorn", "app:app"], "'gunicorn'; allowed: the path of a script, or a module: -m gunicorn"),
+            (["python", "script.py"], "'python' is not a script; leave it out"),
+            ([sys.executable, "script.py"], "is not a script; leave it out"),
+        ],
+    )
     def test_says_in_a_line_what_is_missing(self, arguments: list[str], text: str) -> None:
-        finished = run(*arguments)
+        finished = run_here("run", *arguments)
         assert finished.returncode == 2
         assert text in finished.stderr
         assert finished.stderr.count("\n") == 1

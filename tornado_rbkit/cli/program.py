@@ -60,13 +60,11 @@ def prepare(options: argparse.Namespace) -> Callable[[], None]:
     module, program = options.module, options.module or options.script
     if not program:
         raise ValueError("there is no program to run; allowed: a script, or -m and a module")
-    if not module and not os.path.exists(program[0]):
-        raise FileNotFoundError(f"there is no script {program[0]!r}")
-    if not module and os.path.isdir(program[0]) and PathFinder.find_spec("__main__", [program[0]]) is None:
-        raise FileNotFoundError(f"there is no script {program[0]!r}: the folder has no __main__.py")
     if module:
         sys.path[0] = os.getcwd()
         _check_module(program[0])
+    else:
+        _check_script(program[0])
     server = follow(program[0], cpu=options.cpu, memory=options.memory)
     show_page(server, options)
 
@@ -119,6 +117,20 @@ def _check_module(name: str) -> None:
     top = name.partition(".")[0]
     if top and importlib.util.find_spec(top) is None:
         sys.exit(f"{sys.executable}: No module named {name}")
+
+
+def _check_script(path: str) -> None:
+    """Raise FileNotFoundError if `path` is no script, for example a command, as `run` takes no commands."""
+    name = os.path.basename(path)
+    if re.fullmatch(r"python[\d.]*(\.exe)?", name) and not os.path.isdir(path):
+        raise FileNotFoundError(f"{path!r} is not a script; leave it out: `run` runs the script in its own Python")
+    if not os.path.exists(path):
+        module = name if name.isidentifier() else "MODULE"
+        raise FileNotFoundError(
+            f"there is no script {path!r}; allowed: the path of a script, or a module: -m {module}"
+        )
+    if os.path.isdir(path) and PathFinder.find_spec("__main__", [path]) is None:
+        raise FileNotFoundError(f"there is no script {path!r}: the folder has no __main__.py")
 
 
 def _without_our_frames(show: Callable[..., object]) -> Callable[..., None]:
