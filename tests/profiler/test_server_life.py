@@ -12,6 +12,7 @@ from tests.fake_rbkit import free_port
 from tests.profiler.conftest import Client
 from tests.profiler.python import python
 from tornado_rbkit import profiler
+from tornado_rbkit.profiler import lifecycle
 from tornado_rbkit.profiler.batcher import EventBatcher
 from tornado_rbkit.profiler.endpoints import same_endpoint
 from tornado_rbkit.profiler.profile import MAX_PARTS, Profile
@@ -244,3 +245,18 @@ print("parent")
 """
     )
     assert output == "child parent\n"
+
+
+@pytest.mark.parametrize(
+    ("script", "name"),
+    [
+        ("/site-packages/uvicorn/__main__.py", "uvicorn"),  # python -m uvicorn, and each of its workers
+        ("tool/app.py", "tool/app.py"),
+        ("__main__.py", "__main__.py"),
+        ("-c", sys.executable),
+        ("", sys.executable),
+    ],
+)
+def test_the_default_name_says_what_the_process_runs(monkeypatch: pytest.MonkeyPatch, script: str, name: str) -> None:
+    monkeypatch.setattr(sys, "argv", [script, "argument"])
+    assert lifecycle._default_name() == name

@@ -58,7 +58,8 @@ def start_server(
             Unix socket in the runtime folder, which `list_servers` finds, or on Windows a free port on 127.0.0.1.
             ``tcp://127.0.0.1:*`` takes a free port. Only the owner can connect to the file of an ``ipc://`` socket.
         req: the same for the REP socket; its variable is RBKIT_REQ_PORT.
-        name: the process name that clients see; if None, the name of the notebook, the script or the interpreter.
+        name: the process name that clients see; if None, the name of the notebook, the script, the package of
+            ``python -m``, or the interpreter.
         cpu_engine: what samples the stacks. ``"in-process"``: a thread of this process. ``"external"``: a program
             that reads this process's memory from another process, and is no child of it (Linux): up to Python 3.13
             austin (extra ``attach``), on CPython 3.14 and 3.15 one of this package. It slows this process down less
@@ -223,10 +224,12 @@ def _start(pub: str | None, req: str | None, name: str | None, family: str = "",
 
 
 def _default_name() -> str:
-    """Return the default name of this process: its notebook and kernel, its script, or its interpreter."""
+    """Return the default name of this process: its notebook and kernel, its script or package, or its interpreter."""
     argv = getattr(sys, "argv", None) or [""]  # an embedding program may have none
     if {"ipykernel_launcher.py", "ipykernel"} & set(PurePath(argv[0]).parts[-2:]):
         return _kernel_name(argv[1:])
+    if PurePath(argv[0]).name == "__main__.py":  # of ``python -m PACKAGE``, also in its worker processes
+        return PurePath(argv[0]).parent.name or argv[0]
     return (argv[0] if argv[0] not in ("", "-c", "-m") else sys.executable) or "python"
 
 
