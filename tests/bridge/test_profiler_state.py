@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import time
 from typing import Any
 
@@ -154,6 +155,14 @@ class TestTrouble:
         profiler = connected()
         profiler.on_connection(ConnectionState(missing))
         assert profiler.first_missing == named
+
+
+def test_only_what_was_wrong_before_is_reported_as_right_again(caplog: pytest.LogCaptureFixture) -> None:
+    with caplog.at_level(logging.INFO):
+        connected().on_result("trigger_gc", answered(b"ok"))
+    assert [(each.levelname, each.getMessage()) for each in caplog.records] == [
+        ("INFO", f"connected to the rbkit server at {REQ}")
+    ]
 
 
 class TestProbeDelay:

@@ -85,8 +85,8 @@ def test_what_is_published_can_be_recorded(
     program: subprocess.Popen[str], command: subprocess.Popen[str], tmp_path: Path
 ) -> None:
     url, output = address(command), tmp_path / "app.rec"
-    record = [sys.executable, "-m", "tornado_rbkit", "record", "--cpu", "--seconds", "2", "-o", str(output)]
-    subprocess.run([*record, "--url", beside(url, "ws")], check=True, timeout=60, capture_output=True)
+    recorded = run_here("record", "--cpu", "--seconds", "2", "-o", str(output), "--url", beside(url, "ws"))
+    assert recorded.returncode == 0, recorded.stderr
     with output.open("rb") as file:
         seen = {event.frames[0].method_name for event in events(read(file), []) if isinstance(event, CPUSample)}
     assert "work" in seen

@@ -4,13 +4,14 @@ from __future__ import annotations
 
 import logging
 import os
-import subprocess
 import sys
 from pathlib import Path
 
 import pytest
 
 from tests.cli.here import run_here
+from tests.fake_rbkit import FakeRbkit
+from tests.faults.serving import serving
 from tornado_rbkit.cli.main import parse
 from tornado_rbkit.cli.options import token_of
 
@@ -115,25 +116,14 @@ def test_a_file_that_cannot_be_read_is_one_line_and_status_2(
     assert missing in ended.stderr
 
 
-def test_the_environment_opens_what_the_environment_closes(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_the_environment_opens_what_the_environment_closes(
+    rbkit: FakeRbkit, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     """`serve` and `send` that share RBKIT_TOKEN, and a `send` without it."""
-    monkeypatch.setenv("RBKIT_RUNTIME_DIR", str(tmp_path / "runtime"))
     monkeypatch.setenv("RBKIT_TOKEN", "s3cret")
-    serving = subprocess.Popen(
-        [sys.executable, "-m", "tornado_rbkit", "demo", "--port", "0"], stdout=subprocess.PIPE, text=True
-    )
-    assert serving.stdout is not None
-    try:
-        line = serving.stdout.readline()
-        while not line.startswith("ready "):
-            assert line, "it said ready"
-            line = serving.stdout.readline()
-        url = line.split()[1].replace("http", "ws") + "ws"
-        send = [sys.executable, "-m", "tornado_rbkit", "send", "trigger_gc", "--url", url]
-        assert subprocess.run(send, capture_output=True, text=True).stdout == "ok\n"
+    command = [sys.executable, "-m", "tornado_rbkit", "serve", "--pub", rbkit.pub, "--req", rbkit.req, "--port", "0"]
+    with serving(tmp_path / "log", command) as server:
+        assert run_here("send", "trigger_gc", "--url", server.ws).stdout == "ok\n"
         monkeypatch.delenv("RBKIT_TOKEN")
-        refused = subprocess.run(send, capture_output=True, text=True)
-        assert (refused.returncode, "401" in refused.stderr) == (1, True)
-    finally:
-        serving.terminate()
-        serving.communicate()
+        refused = run_here("send", "trigger_gc", "--url", server.ws)
+    assert (refused.returncode, "401" in refused.stderr) == (1, True)

@@ -313,8 +313,8 @@ test("the largest objects of a class are the ones that a full sort would give", 
   assert.deepEqual(rows.map(({ id }) => id), expected.slice(0, 100).map(({ id }) => id));
 });
 
-test("a path through a linked list of a million is shown by its ends", () => {
-  const count = 1_000_000;
+test("a path through a linked list of a hundred thousand is shown by its ends", () => {
+  const count = 100_000;
   const objects = Array.from({ length: count }, (_, id) => ({ id, name: "Node", references: id + 1 < count ? [id + 1] : [], file: "", line: 0, size: 8 }));
   const incoming = new IncomingSnapshot("1", 1.8e12);
   incoming.add({ expected: count, objects, unreadable: 0 }, [new Uint8Array()]);
