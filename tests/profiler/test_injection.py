@@ -21,10 +21,13 @@ import pytest
 from tornado_rbkit.profiler import injection, list_servers
 from tornado_rbkit.profiler.external.process import ProcessError, RunningProcess
 from tornado_rbkit.profiler.injection import Injected, Injection
+from tornado_rbkit.profiler.script_request import ScriptRequest
 from tornado_rbkit.profiler.startup.bootstrap import Finder
 
 if not sys.platform.startswith("linux"):
     pytest.skip("injection works on Linux only", allow_module_level=True)
+
+import resource
 
 pytestmark = pytest.mark.usefixtures("runtime_folder")
 
@@ -43,6 +46,15 @@ for line in sys.stdin:
             sys.stdin.close()
             os.read(int(sys.argv[1]), 1)
             os._exit(0)
+    elif word.startswith("path "):
+        sys.path.insert(0, word[5:])
+        print(word)
+    elif word == "finder":
+        asked = []
+        sys.meta_path.insert(0, type("Finder", (), {"find_spec": lambda self, *names: asked.append(names)})())
+        print(word)
+    elif word == "asked":
+        print(asked)
     elif word == "exec":
         os.execv(sys.executable, [sys.executable, "-c", "input()"])
     elif word == "start":
@@ -305,9 +317,75 @@ def test_looking_for_a_package_imports_nothing(monkeypatch: pytest.MonkeyPatch) 
     """Python holds the lock of all imports; the main thread may wait for it with the lock of the module."""
     finder = Finder(injection._FOLDERS)
     with monkeypatch.context() as patch:
+        patch.setattr(sys, "path", [])
         patch.setattr(builtins, "__import__", lambda name, *rest: pytest.fail(f"imports {name}"))
-        found = {name: finder.find_spec(name) for name in (*injection._FOLDERS, "json", "zmq.sugar")}
-    assert {name for name, spec in found.items() if spec is not None} == finder.found == {*injection._FOLDERS}
+        found = {name: finder.find_spec(name) for name in (*injection._FOLDERS, "_thread", "_frozen_importlib")}
+    assert None not in found.values()
+    assert finder.found == {*injection._FOLDERS}
+
+
+@pytest.mark.parametrize("name", ["json", "logging", "msgpack", "weakref", "zmq"])
+def test_a_module_that_hides_one_of_the_profilers_is_not_executed(program: Program, tmp_path: Path, name: str) -> None:
+    (tmp_path / f"{name}.py").write_text("print('executed', flush=True)")
+    program.ask(f"path {tmp_path}")
+    with request(program) as injected:
+        with pytest.raises(ProcessError, match=rf"{tmp_path}/{name}\.py has the name of a (module|package)"):
+            server_of(injected)
+        assert injected.close()
+    wait_for(lambda: threads(program) == 1, "its thread has ended")
+    assert program.communicate("modules\n", timeout=60) == ("[]\n", "")
+
+
+def test_the_finders_of_the_process_are_not_asked(program: Program) -> None:
+    program.ask("finder")
+    with request(program) as injected:
+        server_of(injected)
+        assert injected.close()
+    assert program.ask("asked") == "[]"
+
+
+def test_the_log_messages_are_the_commands(held: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("RBKIT_RUNTIME_DIR", "/proc/none")
+    with Program(held) as program:
+        with request(program) as injected:
+            server_of(injected)
+            assert [message.partition(":")[0] for message in injected.messages] == [
+                "the profiler cannot be found by its name"
+            ]
+            assert injected.close()
+        assert program.communicate(timeout=60) == ("", "")
+
+
+@pytest.mark.parametrize(
+    ("limit", "reason"),
+    [
+        (resource.RLIMIT_NOFILE, r"has \d+ open files, and may have 9 \(ulimit -n\)"),
+        (resource.RLIMIT_AS, r"uses \d+ MiB of at most 100 MiB of memory \(ulimit -v\); the profiler needs 512 MiB"),
+        (resource.RLIMIT_DATA, r"uses \d+ MiB of at most 100 MiB of memory \(ulimit -d\); the profiler needs 512 MiB"),
+    ],
+)
+def test_a_process_whose_limits_are_too_low_is_refused(program: Program, limit: int, reason: str) -> None:
+    """Python prints an error if it cannot open the script, and a library that gets no memory ends the process."""
+    number = 9 if limit == resource.RLIMIT_NOFILE else 100 << 20
+    resource.prlimit(program.pid, limit, (number, number))
+    caller = Caller(program)
+    with pytest.raises(ProcessError, match=reason):
+        request(program, caller)
+    assert caller.scripts == []
+
+
+def test_a_script_without_effect_is_reported_and_not_withdrawn(
+    program: Program, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(injection, "_EXECUTION_SECONDS", 0.0)
+    caller = Caller(program, blocked=True)
+    with request(program, caller) as injected:
+        assert injected.poll() is None
+        monkeypatch.setattr(ScriptRequest, "was_taken", lambda self: True)
+        with pytest.raises(ProcessError, match="has executed the script without effect: an audit hook"):
+            server_of(injected)
+        assert injected.close()
+    assert len(caller.scripts) == 1
 
 
 def test_the_warning_about_a_fork_beside_threads_is_not_shown(program: Program) -> None:

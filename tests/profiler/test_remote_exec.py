@@ -146,6 +146,16 @@ def test_a_process_that_forbids_it_is_refused_with_the_reason() -> None:
         assert printed(target) == ("", "")
 
 
+def test_a_script_that_an_audit_hook_refuses_is_reported_once() -> None:
+    hook = "import sys\ndef hook(event, _):\n if event == 'cpython.remote_debugger_script': raise OSError('no')\n"
+    with program(f"{hook}sys.addaudithook(hook)\n{COMPUTING}") as target, command(target.pid) as attached:
+        _, errors = attached.communicate(timeout=60)
+        assert (attached.returncode, errors.count("\n")) == (1, 1)
+        assert "has executed the script without effect: an audit hook" in errors
+        output, errors = printed(target)
+        assert (output, errors.count("Audit hook failed for remote debugger script")) == ("", 1)
+
+
 def test_the_end_of_the_process_ends_the_command() -> None:
     with program(COMPUTING) as target, command(target.pid) as attached:
         url_of(attached)
@@ -197,6 +207,28 @@ while True:
     before = len(caught)
     while len(caught) == before:
         time.sleep(0.001)
+""",
+    "traced": """
+import sys
+sys.settrace(lambda frame, event, argument: None)
+seen = []
+sys.monitoring.use_tool_id(3, "test")
+sys.monitoring.register_callback(3, sys.monitoring.events.PY_START, lambda code, offset: seen.append(code) or 1 / 1)
+sys.monitoring.set_events(3, sys.monitoring.events.PY_START)
+print("ready", flush=True)
+while True:
+    sum(range(1000))
+""",
+    "without a folder or descriptors": """
+import os, sys, tempfile
+folder = tempfile.mkdtemp()
+os.chdir(folder)
+os.rmdir(folder)
+print("ready", flush=True)
+for number in range(3):
+    os.close(number)
+while True:
+    sum(range(1000))
 """,
     "threads": """
 import threading, time

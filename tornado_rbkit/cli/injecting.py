@@ -48,6 +48,7 @@ async def _wait_for_server(injection: Injection, stopped: asyncio.Event) -> Inje
     deadline: float | None = time.monotonic() + _PATIENCE
     while not stopped.is_set():
         server = injection.poll()
+        _report_messages(injection)
         if server is not None:
             return server
         if deadline is not None and time.monotonic() > deadline and not injection.has_begun:
@@ -68,10 +69,18 @@ def _report_server(injection: Injection, server: Injected) -> None:
         say(f"it is announced in {server.folder}; `list` and `serve` look there with {DIRECTORY_VARIABLE} set to it")
 
 
+def _report_messages(injection: Injection) -> None:
+    for message in injection.messages:
+        say(f"{injection.process}: {message}")
+    injection.messages.clear()
+
+
 async def _watch(injection: Injection, stopped: asyncio.Event) -> None:
     """Wait for a signal, the end of the process, or another program in it."""
     while not stopped.is_set():
-        if not injection.is_connected():
+        is_connected = injection.is_connected()
+        _report_messages(injection)
+        if not is_connected:
             lost = "has lost the profiler: it executed another program, or closed its descriptors"
             say(f"{injection.process} {lost if injection.process.is_alive() else 'has ended'}")
             return

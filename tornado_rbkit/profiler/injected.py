@@ -1,12 +1,14 @@
 """Runs the profiler of a process into which `injection` has put it, until the commands that wanted it have ended.
 
-A command holds a connection to the process. Its end, even by SIGKILL, is the end of the connection.
+A command holds a connection to the process. Its end, even by SIGKILL, is the end of the connection. The commands also
+receive the log messages of the profiler, which the process does not log.
 """
 
 from __future__ import annotations
 
 import _socket
 import json
+import logging
 import os
 from functools import partial
 from typing import Any, Final
@@ -22,6 +24,26 @@ _commands: Final[dict[Server, int]] = {}
 
 _connections: Final[set[_socket.socket]] = set()
 _hooked = False
+
+
+class _Reports(logging.Handler):
+    """Sends the profiler's log messages to the commands."""
+
+    def handle(self, record: logging.LogRecord) -> bool:
+        """Send a message. In contrast to other handlers it takes no lock, which gevent or eventlet may have made."""
+        error = record.exc_info and record.exc_info[1]
+        text = record.getMessage() + (f" ({type(error).__name__}: {error})" if error else "")
+        data = _line({"log": text})
+        for connection in list(_connections):
+            try:
+                connection.send(data, _socket.MSG_DONTWAIT)
+            except OSError:  # the command has ended, or does not receive
+                continue
+        return True
+
+
+_logger: Final = logging.getLogger("tornado_rbkit")
+_reports: Final = _Reports(logging.WARNING)
 
 
 def serve(connection: _socket.socket) -> None:
@@ -60,7 +82,13 @@ def _enter() -> Server:
     with _lock:
         server = current_server()
         if server is None:
-            server = start_server()
+            _logger.addHandler(_reports)
+            _logger.propagate = False
+            try:
+                server = start_server()
+            except BaseException:
+                _end_reports()
+                raise
             server.call(lambda profile: setattr(profile.cpu, "interval", SAMPLING_INTERVAL))
             _commands[server] = 0
         if server in _commands:
@@ -77,11 +105,21 @@ def _leave(server: Server) -> None:
             del _commands[server]
             if current_server() is server:
                 stop_server()
+            _end_reports()
+
+
+def _end_reports() -> None:
+    _logger.removeHandler(_reports)
+    _logger.propagate = True
+
+
+def _line(facts: dict[str, object]) -> bytes:
+    return json.dumps(facts).encode() + b"\n"
 
 
 def _send(connection: _socket.socket, facts: dict[str, object]) -> None:
     try:
-        connection.sendall(json.dumps(facts).encode() + b"\n")
+        connection.sendall(_line(facts))
     except OSError:  # the command has ended
         return
 
@@ -107,6 +145,7 @@ def _after_fork_in_child() -> None:
     global _lock
     _lock = original("allocate_lock")()
     _commands.clear()
+    _end_reports()
     for connection in _connections:
         connection.close()
     _connections.clear()

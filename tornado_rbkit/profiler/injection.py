@@ -8,16 +8,22 @@ ignores an error of `logging`'s own fork handler (os.register_at_fork beside a f
 
 ``sys.remote_exec`` writes the path of a script into the memory of the process, whose main thread executes it before
 its next step. There is no other way to withdraw it than to write another path: ``/dev/null`` is an empty script. A
-script that no longer exists would print a traceback in the process.
+script that no longer exists would print a traceback in the process. CPython also prints one, and runs on, if an audit
+hook (`sys.addaudithook`), a trace function (`sys.settrace`) or a callback of `sys.monitoring` raises an exception for
+the script; whether it will cannot be determined beforehand, and `Injection.poll` reports it. Callbacks of
+`sys.monitoring` see the code of the profiler, as that of all threads.
 """
 
 from __future__ import annotations
 
 import contextlib
 import json
+import math
 import os
+import re
 import socket
 import struct
+import sys
 import tempfile
 import time
 from collections.abc import Iterator
@@ -32,6 +38,7 @@ from tornado_rbkit.profiler.discovery import stat_fields
 from tornado_rbkit.profiler.endpoints import accepts
 from tornado_rbkit.profiler.external.interpreter import Interpreter
 from tornado_rbkit.profiler.external.process import ProcessError, RunningProcess, read_status
+from tornado_rbkit.profiler.script_request import ScriptRequest
 
 _BOOTSTRAP: Final = Path(__file__).with_name("startup") / "bootstrap.py"
 _FOLDERS: Final = {
@@ -45,6 +52,16 @@ _STOP_SECONDS: Final = 5.0
 
 _READ_SECONDS: Final = 0.2
 """Seconds in which a process that has taken the path of a script just before it was withdrawn has read the script."""
+
+_EXECUTION_SECONDS: Final = 5.0
+"""Seconds in which a process that has taken a script has started the thread that connects."""
+
+_DESCRIPTORS: Final = 8
+"""The file descriptors that a process needs to report what else is missing."""
+
+_SPACE: Final = 512
+"""MiB of address space for the libraries of the profiler, and for the stacks and the heaps of its threads. A library
+that gets no memory may end the process."""
 
 
 class Injected(NamedTuple):
@@ -63,13 +80,22 @@ class Injection:
 
     Attributes:
         process: the process.
+        messages: the log messages of the profiler there that `poll` and `is_connected` have received; the caller may
+            clear the list.
     """
 
     def __init__(self, process: RunningProcess, interpreter: Interpreter) -> None:
         self.process = process
         self._interpreter = interpreter
         self._connection: socket.socket | None = None
+        self.messages: list[str] = []
         self._received = b""
+        self._facts: dict[str, Any] | None = None
+        self._is_closed = False
+        self._request: ScriptRequest | None = None
+        self._threads = _threads(process.pid)
+        self._refused_at = math.inf
+        _check_limits(process)
         self._listener = socket.socket(socket.AF_UNIX)
         self._listener.setblocking(False)
         self._owner = _owner(process.pid)
@@ -79,6 +105,7 @@ class Injection:
         try:
             self._prepare()
             self._interpreter.remote_exec(str(self._script))
+            self._request = ScriptRequest(process.pid, str(self._script))
         except BaseException:
             self._clean_up()
             raise
@@ -101,41 +128,52 @@ class Injection:
         if self._connection is None:
             if not self.process.is_alive():
                 raise ProcessError(f"{self.process} has ended before it ran the profiler")
+            self._check_effect()
             return None
-        try:
-            received = self._connection.recv(65_536)
-        except BlockingIOError:
+        self._receive(self._connection)
+        if self._facts is None:
+            if self._is_closed:
+                raise ProcessError(
+                    f"{self.process} has ended, executed another program, or refused its modules (an audit hook or a "
+                    "limit), before it ran the profiler"
+                )
             return None
-        except ConnectionError:
-            received = b""
-        self._received += received
-        if not received:
-            raise ProcessError(f"{self.process} has ended, or executed another program, before it ran the profiler")
-        if not received.endswith(b"\n"):
-            return None
-        facts: dict[str, Any] = json.loads(self._received)
-        if "refused" in facts:
-            raise ProcessError(f"{self.process} has refused: {facts['refused']}")
-        server = Injected(**facts)
+        if "refused" in self._facts:
+            raise ProcessError(f"{self.process} has refused: {self._facts['refused']}")
+        server = Injected(**self._facts)
         if not accepts(server.req):
             raise ProcessError(f"the profiler of {self.process} cannot be reached at {server.req} from here")
         self._remove_files()  # now, because this process may be killed
         return server
 
+    def _receive(self, connection: socket.socket) -> None:
+        """Receive what has arrived: the facts of the server, or why there is none, and its log messages."""
+        try:
+            while received := connection.recv(65_536):
+                self._received += received
+            self._is_closed = True
+        except BlockingIOError:
+            pass
+        except OSError:
+            self._is_closed = True
+        *lines, self._received = self._received.split(b"\n")
+        for line in lines:
+            facts = json.loads(line)
+            if "log" in facts:
+                self.messages.append(facts["log"])
+            else:
+                self._facts = facts
+
     @property
     def has_begun(self) -> bool:
-        """Whether the process has executed the script, and now imports the profiler."""
-        return self._connection is not None
+        """Whether the process has begun to execute the script."""
+        return self._connection is not None or (self._request is not None and self._request.was_taken())
 
     def is_connected(self) -> bool:
         """Return whether the process still has the profiler: False if it has ended or called `exec`."""
         assert self._connection is not None
-        try:
-            return bool(self._connection.recv(1, socket.MSG_PEEK))
-        except BlockingIOError:
-            return self.process.is_alive()
-        except OSError:
-            return False
+        self._receive(self._connection)
+        return not self._is_closed and self.process.is_alive()
 
     def obstacle(self) -> str:
         """Return why the process has not executed the script yet, as far as that can be determined."""
@@ -144,17 +182,31 @@ class Injection:
             return f"it is stopped (kill -CONT {self.process.pid} continues it)"
         where = self._interpreter.main_frame()
         activity = "computes in C code" if state == b"R" else "waits in a system call or for a lock"
-        return f"its main thread {activity}{where and f', in {where}'}, or an audit hook has refused the script"
+        return f"its main thread {activity}{where and f', in {where}'}"
+
+    def _check_effect(self) -> None:
+        """Raise ProcessError if the process has executed the script without starting the thread that connects."""
+        if self._request is None or not self._request.was_taken() or not _threads(self.process.pid) <= self._threads:
+            self._refused_at = math.inf
+            return
+        now = time.monotonic()
+        self._refused_at = min(self._refused_at, now + _EXECUTION_SECONDS)
+        if now > self._refused_at:
+            raise ProcessError(
+                f"{self.process} has executed the script without effect: an audit hook, a trace function or a limit "
+                "has refused it; its standard error may say which one"
+            )
 
     def close(self) -> bool:
         """Withdraw the script, or stop the profiler if it was started here; return False if that is not done yet."""
         self._listener.close()  # the process does nothing if it connects from now on, or was not accepted yet
         if self._connection is not None:
             return self._disconnect(self._connection)
-        try:
-            self._interpreter.remote_exec(os.devnull)
-        except ProcessError:
-            return not self.process.is_alive()
+        if not self.has_begun:
+            try:
+                self._interpreter.remote_exec(os.devnull)
+            except ProcessError:
+                return not self.process.is_alive()
         time.sleep(_READ_SECONDS)
         return True
 
@@ -207,6 +259,8 @@ class Injection:
         self._listener.close()
         if self._connection is not None:
             self._connection.close()
+        if self._request is not None:
+            self._request.close()
         self._remove_files()
 
     def _remove_files(self) -> None:
@@ -236,6 +290,36 @@ def _owner(pid: int) -> tuple[int, int]:
     if "Uid" not in facts:
         raise ProcessError(f"process {pid} has just ended")
     return int(facts["Uid"].split()[1]), int(facts["Gid"].split()[1])
+
+
+def _threads(pid: int) -> set[str]:
+    """Return the native identifiers of the threads of a process; empty if it has ended."""
+    try:
+        return set(os.listdir(f"/proc/{pid}/task"))
+    except OSError:
+        return set()
+
+
+def _check_limits(process: RunningProcess) -> None:
+    """Raise ProcessError if the limits of a process leave too little for the profiler."""
+    folder = Path(f"/proc/{process.pid}")
+    try:
+        limits = dict(re.findall(r"^(Max .+?) {2,}(\d+) ", (folder / "limits").read_text(), re.MULTILINE))
+        descriptors = len(os.listdir(folder / "fd"))
+    except OSError:  # it has just ended
+        return
+    if descriptors + _DESCRIPTORS > int(limits.get("Max open files", sys.maxsize)):
+        raise ProcessError(
+            f"{process} has {descriptors} open files, and may have {limits['Max open files']} (ulimit -n)"
+        )
+    facts = read_status(process.pid)
+    for limit, size, option in (("Max address space", "VmSize", "-v"), ("Max data size", "VmData", "-d")):
+        used = int(facts.get(size, "0 kB").split()[0]) >> 10
+        if limit in limits and used + _SPACE > int(limits[limit]) >> 20:
+            raise ProcessError(
+                f"{process} uses {used} MiB of at most {int(limits[limit]) >> 20} MiB of memory (ulimit {option}); "
+                f"the profiler needs {_SPACE} MiB more"
+            )
 
 
 @contextlib.contextmanager
