@@ -237,6 +237,6 @@ def stat_fields(pid: int | str) -> list[bytes] | None:
 def _remove(path: Path, server: RunningServer | None = None) -> None:
     """Remove a server's file and the socket files with the same name."""
     endpoints = () if server is None else (server.pub, server.req)
-    sockets = [Path(endpoint[6:]) for endpoint in endpoints if endpoint.startswith("ipc://")]
+    sockets = [Path(endpoint.removeprefix("ipc://")) for endpoint in endpoints if endpoint.startswith("ipc://")]
     for each in (path, *(each for each in sockets if each.stem == path.stem)):
         remove_file(each)
