@@ -51,3 +51,13 @@ def test_the_filter_counts_warnings_by_what_they_are_about_and_lets_the_rest_pas
     assert said[9] == "403 /9 (10 times in short succession)"
     assert passes(logging.WARNING, 404, "/") == "404 /"
     assert [passes(logging.INFO, 200, "/") for _ in range(3)] == ["200 /"] * 3
+
+
+def test_the_filter_takes_arguments_by_name() -> None:
+    chosen = LogThrottleFilter()
+
+    def passes(**arguments: str) -> str | None:
+        record = logging.LogRecord("tests", logging.WARNING, "", 0, "%(what)s", (arguments,), None)
+        return record.getMessage() if chosen.filter(record) else None
+
+    assert [passes(what="lost") for _ in range(10)] == ["lost", *[None] * 8, "lost (10 times in short succession)"]
