@@ -27,9 +27,10 @@ from collections.abc import Callable
 from functools import partial
 from typing import Any, Final
 
+from measure import find_austin
+
 from tornado_rbkit.profiler.batcher import EventBatcher
 from tornado_rbkit.profiler.cpu import CPUSampler
-from tornado_rbkit.profiler.external.austin import find_austin
 from tornado_rbkit.profiler.external.own_process import OwnSampler
 from tornado_rbkit.protocol import CPUSample, EventCollection, decode
 

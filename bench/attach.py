@@ -1,6 +1,6 @@
 """Measures the cost of sampling from outside, in the sampled process and in the others.
 
-    pip install -e '.[attach,bench]'
+    pip install -e '.[bench]'
     python bench/attach.py [--rounds N] [--quick] [--json FILE]
 
 Pairs, as in profiler.py: each round runs every setting once, and a cost is the median of the ratios to the plain run
@@ -12,17 +12,15 @@ from __future__ import annotations
 
 import resource
 import subprocess
-import sys
 import tempfile
 import time
 from collections import Counter
 from typing import Any, Final
 
-from measure import Report, UnavailableError, options
+from measure import Report, UnavailableError, find_austin, options
 from profiler import Setting, calibrate, compute_table, measure, summary
 from runs import Subscriber, process, run_served
 
-from tornado_rbkit.profiler.external.austin import find_austin
 from tornado_rbkit.profiler.external.engine import EngineError
 from tornado_rbkit.profiler.external.process import ProcessError
 from tornado_rbkit.profiler.external.profile import attach
@@ -74,10 +72,9 @@ def split(subscriber: Subscriber) -> Counter[str]:
 
 def run_austin(work: str, amount: int, tool: dict[str, Any]) -> dict[str, Any]:
     """Run while austin samples the process into a file."""
-    if sys.version_info >= (3, 14):
-        raise UnavailableError("austin reads CPython up to 3.13")
+    austin_path = find_austin()
     with process(work, amount, tool) as run, tempfile.NamedTemporaryFile() as file:
-        command = [find_austin(), "-Pb", "-i1000", "-o", file.name, f"-p{run.hear()['pid']}"]
+        command = [austin_path, "-Pb", "-i1000", "-o", file.name, f"-p{run.hear()['pid']}"]
         before = cpu_seconds()
         with subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL) as austin:
             time.sleep(0.5)

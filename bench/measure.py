@@ -13,6 +13,7 @@ import json
 import os
 import platform
 import select
+import shutil
 import statistics
 import subprocess
 import sys
@@ -30,6 +31,20 @@ _PACKAGES: Final = ("tornado_rbkit", "tornado", "pyzmq", "picows", "websockets",
 
 class UnavailableError(Exception):
     """Something cannot be measured here; the text says why."""
+
+
+def find_austin() -> str:
+    """Return the path of the sampler austin, a peer to compare with, beside this interpreter.
+
+    Raises:
+        UnavailableError: it is not there, or does not know this Python.
+    """
+    path = shutil.which("austin", path=os.path.join(sys.prefix, "bin"))
+    if path is None or sys.version_info >= (3, 14):
+        raise UnavailableError(
+            "austin is not installed (extra bench), or this is not CPython up to 3.13, which it reads"
+        )
+    return path
 
 
 # In a child

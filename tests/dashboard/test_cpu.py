@@ -676,7 +676,7 @@ def test_a_real_program_s_hot_function_has_its_share(program: str, page: Page) -
     page.until_live()
     page.click("Record CPU")
     page.until(lambda: sum(own for own, _ in shown(page).values()) > 1000, "a thousand samples are there")
-    engines = ("austin", "stack reader", "in-process")
+    engines = ("stack reader", "in-process")
     page.until(lambda: page.facts["sampler"].startswith(engines), "what samples is said")
     by_task = page.script("return [...document.querySelectorAll('option')].find(({value}) => value === 'task').text")
     assert by_task.endswith("(needs --cpu-engine in-process)") != page.facts["sampler"].startswith("in-process")

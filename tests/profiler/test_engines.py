@@ -23,8 +23,7 @@ from tests.profiler.test_cpu import burner, running, sleeper
 from tornado_rbkit import profiler
 from tornado_rbkit.profiler import follow
 from tornado_rbkit.profiler.arguments import ENGINE_VARIABLE
-from tornado_rbkit.profiler.external import detached, own_process
-from tornado_rbkit.profiler.external.austin import Austin
+from tornado_rbkit.profiler.external import detached, own_process, program
 from tornado_rbkit.profiler.external.engine import EngineError
 from tornado_rbkit.profiler.threads import internal_native_ids, internal_threads
 from tornado_rbkit.protocol import CPUSample
@@ -34,8 +33,8 @@ if not sys.platform.startswith("linux"):
 
 Start = Callable[[str], tuple[profiler.Server, Client]]
 
-EXTERNAL = "austin 3.7.0" if sys.version_info < (3, 14) else f"stack reader {platform.python_version()}"
-"""The name of the external engine."""
+EXTERNAL = f"stack reader {platform.python_version() if sys.version_info >= (3, 11) else '3.10'}"
+"""The name of the external engine; Python 3.10 does not show its full version from outside."""
 
 
 @pytest.fixture
@@ -71,8 +70,7 @@ def helpers(pid: int | None = None) -> list[int]:
         except OSError:  # it has ended
             continue
         target = str(pid or os.getpid()).encode()
-        is_austin = words[0].endswith(b"austin") and b"-p" + target in words
-        if is_austin or (b"".join(words[3:4]).endswith(b"stack_reader.py") and words[4] == target):
+        if b"".join(words[3:4]).endswith(b"stack_reader") and words[4] == target:
             found.append(int(entry.name))
     return found
 
@@ -132,20 +130,20 @@ def _of(sample: CPUSample, thread: int) -> bool:
 
 
 def fake(monkeypatch: pytest.MonkeyPatch, folder: Path, script: str) -> None:
-    """Put a program in the place of the helper."""
-    path = folder / "austin"
+    """Put a shell script in the place of the interpreter that runs the helper."""
+    path = folder / "python"
     path.write_text(f"#!/bin/sh\n{script}\n")
     path.chmod(0o755)
-    monkeypatch.setattr(own_process, "find_program", lambda: Austin(str(path)))
+    monkeypatch.setattr(program, "_find_python", lambda: str(path))
 
 
 @pytest.mark.logs_errors
 @pytest.mark.parametrize(
     ("script", "reason"),
     [
-        ("exit 1", "austin has ended"),
+        ("exit 1", "stack reader has ended"),
         ("exec sleep 60", "no stack was read within a second"),
-        ("exec yes", "austin's output is not MOJO"),
+        ("exec yes", "the stack reader's output is not MOJO"),
     ],
 )
 @pytest.mark.parametrize("engine", ["external", "auto"])
@@ -171,21 +169,21 @@ def test_an_engine_that_does_not_work_is_replaced_or_said(
 def test_an_engine_that_is_not_there_is_replaced_or_refused(
     start: Start, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
-    def missing() -> Austin:
-        raise EngineError("the sampler austin is not installed")
+    def missing() -> str:
+        raise EngineError("no interpreter is found")
 
-    monkeypatch.setattr(own_process, "find_program", missing)
+    monkeypatch.setattr(program, "_find_python", missing)
     server, client = start("auto")
     assert facts(client)["cpu_engine"] is None, "it is not chosen yet"
     assert client.ask(b"start_cpu_profiling") == b"ok"
     client.events(CPUSample, lambda found: found)
-    expected = ("in-process", "the sampler austin is not installed")
+    expected = ("in-process", "no interpreter is found")
     assert (facts(client)["cpu_engine"], facts(client)["cpu_engine_reason"]) == expected
     assert caplog.text == "", "this is the state of many installations, and no fault"
     assert client.ask(b"stop_cpu_profiling") == b"ok"
     sampler = server.call(lambda profile: profile.cpu)
     monkeypatch.setattr(sampler, "_engine", "external")
-    assert client.ask(b"start_cpu_profiling").startswith(b"CPU sampling is off: the sampler austin is not installed")
+    assert client.ask(b"start_cpu_profiling").startswith(b"CPU sampling is off: no interpreter is found")
 
 
 def test_stacks_that_change_while_they_are_read_end_the_external_engine(
@@ -320,7 +318,7 @@ def test_without_a_choice_the_engine_is_auto(start: Start) -> None:
 HOST = f"""
 import os, select, signal, sys, time
 from tornado_rbkit import profiler
-from tornado_rbkit.profiler.external import detached, own_process
+from tornado_rbkit.profiler.external import detached, own_process, program
 own_process._PATIENCE = 60
 server = profiler.start_profiling("tcp://127.0.0.1:*", "tcp://127.0.0.1:*", enable_object_trace=False,
                                   enable_gc_stats=False, enable_cpu_profiling=True)
@@ -378,7 +376,7 @@ def test_a_program_without_a_working_folder_or_free_descriptors_is_sampled() -> 
         """
 import os, resource, tempfile, time
 from tornado_rbkit import profiler
-from tornado_rbkit.profiler.external import detached, own_process
+from tornado_rbkit.profiler.external import detached, own_process, program
 own_process._PATIENCE = 60
 server = profiler.start_server("tcp://127.0.0.1:*", "tcp://127.0.0.1:*")
 
@@ -402,8 +400,7 @@ except OSError:
     print(engine())
 """
     )
-    program = own_process.find_program()
-    reason = f"{program.name} cannot be run: {program.command(1, 1, 'wall')[0]}: Too many open files"
+    reason = f"stack reader cannot be run: {program._find_python()}: Too many open files"
     assert output == f"({EXTERNAL!r}, None)\n('in-process', {reason!r})\n"
 
 

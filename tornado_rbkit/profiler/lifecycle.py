@@ -61,13 +61,12 @@ def start_server(
         name: the process name that clients see; if None, the name of the notebook, the script, the package of
             ``python -m``, or the interpreter.
         cpu_engine: what samples the stacks. ``"in-process"``: a thread of this process. ``"external"``: a program
-            that reads this process's memory from another process, and is no child of it (Linux): up to Python 3.13
-            austin (extra ``attach``), on CPython 3.14 and 3.15 one of this package. It slows this process down less
-            and is closer to the truth, but knows no names of tasks, and takes a thread that waits for a processor for
-            one that computes. ``"auto"``: the latter where it works, else the former; the status and the handshake
-            say which, and why. It does not work without the program, with musl, under gevent and eventlet, where the
-            system forbids to read the memory, and in a process that adopts orphans, such as PID 1 of a container. If
-            None, RBKIT_CPU_ENGINE, else ``"auto"``.
+            of this package that reads this process's memory from another process, and is no child of it (Linux,
+            CPython 3.10 to 3.15). It slows this process down less and is closer to the truth, but knows no names of
+            tasks, and takes a thread that waits for a processor for one that computes. ``"auto"``: the latter where
+            it works, else the former; the status and the handshake say which, and why. It does not work with musl,
+            under gevent and eventlet, where the system forbids to read the memory, and in a process that adopts
+            orphans, such as PID 1 of a container. If None, RBKIT_CPU_ENGINE, else ``"auto"``.
 
     Returns:
         The server. `Server.pub` and `Server.req` are its actual endpoints.

@@ -438,7 +438,7 @@ test("the time of a sample on the CPU clock is a fact of the process; an odd one
 });
 
 test("what samples, and why, are facts of the process; odd ones are not known", () => {
-  for (const [told, known] of [["austin 3.7.0", "austin 3.7.0"], [null, null], [[], null], [undefined, null]]) {
+  for (const [told, known] of [["stack reader 3.11.7", "stack reader 3.11.7"], [null, null], [[], null], [undefined, null]]) {
     const session = new Session();
     session.reply("handshake", handshake({ cpu_engine: told, cpu_engine_reason: told }));
     const { cpu_engine, cpu_engine_reason } = session.process.facts;

@@ -11,7 +11,7 @@ from pathlib import Path
 import pytest
 
 from tornado_rbkit.profiler.external import interpreter
-from tornado_rbkit.profiler.external.interpreter import Interpreter, is_compatible, python_version
+from tornado_rbkit.profiler.external.interpreter import Interpreter, is_compatible
 from tornado_rbkit.profiler.external.process import ProcessError, RunningProcess
 
 if not sys.platform.startswith("linux"):
@@ -30,31 +30,13 @@ def process() -> Iterator[RunningProcess]:
         process.kill()
 
 
-def test_the_version_of_a_running_python_is_found(process: RunningProcess) -> None:
-    version = python_version(process.pid)
-    assert version is not None
-    assert version >> 16 == sys.hexversion >> 16
-
-
 def test_a_process_without_python_has_no_version() -> None:
     with subprocess.Popen(["sleep", "600"]) as process:
         try:
-            assert python_version(process.pid) is None
             with pytest.raises(ProcessError, match=r"runs no CPython that can be recognized; --inject needs"):
                 Interpreter(RunningProcess(process.pid))
         finally:
             process.kill()
-
-
-def test_the_version_is_read_from_the_structure_that_debuggers_read(tmp_path: Path) -> None:
-    binary = tmp_path / "libembedded.so"
-    texts = b"xdebugpy\0not it\0" + b"xdebugpy" * 2
-    binary.write_bytes(bytes(5000) + texts + b"xdebugpy" + FINAL_3_14_2.to_bytes(8, "little") + bytes(100))
-    assert interpreter._version_in(str(binary)) == FINAL_3_14_2
-    binary.write_bytes(texts)
-    assert interpreter._version_in(str(binary)) is None
-    binary.write_bytes(b"")
-    assert interpreter._version_in(str(binary)) is None
 
 
 @pytest.mark.parametrize(

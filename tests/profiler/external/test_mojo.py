@@ -1,4 +1,4 @@
-"""Austin's binary output: what the description says, and bytes that are anything else."""
+"""MOJO: what the description of the format says, and bytes that are anything else."""
 
 from __future__ import annotations
 
@@ -76,7 +76,7 @@ def test_integers_of_any_size(value: int) -> None:
 
 
 def test_a_stack_has_its_frames_outermost_first_its_thread_and_its_time() -> None:
-    (found,) = parsed(b"\x01", text("austin"), text("3.7.0"), DEFINED, stack(0x1A, 7, 8, micros=1234))
+    (found,) = parsed(b"\x01", text("stack_reader"), text("3.11.7"), DEFINED, stack(0x1A, 7, 8, micros=1234))
     assert places(found) == [("/srv/app.py", "main", 10), ("/srv/app.py", "Job.run", 20)]
     assert (found.thread_id, found.seconds, found.is_broken) == (26, 0.001234, False)
 

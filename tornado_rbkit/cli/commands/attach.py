@@ -20,7 +20,7 @@ _LOOK_SECONDS: Final = 0.2
 
 
 def _add_options(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument("pid", type=_pid, metavar="PID", help="pid of the process; Linux, CPython 3.8 to 3.15")
+    parser.add_argument("pid", type=_pid, metavar="PID", help="pid of the process; Linux, CPython 3.10 to 3.15")
     parser.add_argument(
         "--inject",
         action="store_true",

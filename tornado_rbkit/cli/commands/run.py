@@ -29,8 +29,8 @@ def _add_options(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--cpu-engine",
         choices=ENGINES,
-        help="what samples stacks: a process outside (Linux; up to Python 3.13 austin, extra `attach`), a thread of "
-        "the program, or the former where it works, else a thread (default: RBKIT_CPU_ENGINE, else auto)",
+        help="what samples stacks: a process outside (Linux), a thread of the program, or "
+        "the former where it works, else a thread (default: RBKIT_CPU_ENGINE, else auto)",
     )
     add_page_options(parser)
     parser.add_argument(

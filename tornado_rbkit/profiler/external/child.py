@@ -1,10 +1,9 @@
-"""Runs a sampling program as a child of this process, for another process that is sampled."""
+"""Runs the program `stack_reader` as a child of this process, for another process that is sampled."""
 
 from __future__ import annotations
 
 import contextlib
 import os
-import re
 import signal
 import subprocess
 import sys
@@ -13,13 +12,13 @@ from typing import Final
 
 from tornado_rbkit.profiler.external.engine import EngineError
 from tornado_rbkit.profiler.external.process import RunningProcess
-from tornado_rbkit.profiler.external.program import Program, ProgramEngine, environment
+from tornado_rbkit.profiler.external.program import NAME, Program, ProgramEngine
 
 _PATIENCE: Final = 10.0  # seconds for one look
 
 
 class ChildEngine(ProgramEngine):
-    """A sampling program as a child of this process."""
+    """The program as a child of this process."""
 
     _child: subprocess.Popen[bytes] | None = None
 
@@ -27,9 +26,9 @@ class ChildEngine(ProgramEngine):
     def has_ended_well(self) -> bool:
         return self._child is not None and self._child.returncode == 0
 
-    def _start(self, command: list[str], environment: dict[str, str]) -> int:
+    def _start(self, command: list[str]) -> int:
         """Start the program, and return the descriptor of its output."""
-        with _accepting_signals():
+        with _accepting_sigterm():
             self._child = subprocess.Popen(  # noqa: S603 - the command is ours
                 command,
                 stdin=subprocess.DEVNULL,
@@ -37,7 +36,6 @@ class ChildEngine(ProgramEngine):
                 stderr=subprocess.DEVNULL,
                 bufsize=0,
                 start_new_session=True,  # Ctrl-C must reach only this process
-                env=environment,
             )
         if sys.platform == "linux":
             self._pidfd = os.pidfd_open(self._child.pid)
@@ -57,7 +55,7 @@ class ChildEngine(ProgramEngine):
 
 
 def check(process: RunningProcess, program: Program) -> None:
-    """Let a program look at a process once.
+    """Let the program look at a process once.
 
     Raises:
         EngineError: it cannot read the stacks, or cannot be run.
@@ -71,26 +69,22 @@ def check(process: RunningProcess, program: Program) -> None:
             stderr=subprocess.PIPE,
             timeout=_PATIENCE,
             check=False,
-            env=environment(),
         )
     except OSError as error:
-        raise EngineError(f"{program.name} cannot be run: {command[0]}: {error.strerror}") from error
+        raise EngineError(f"{NAME} cannot be run: {command[0]}: {error.strerror}") from error
     except subprocess.TimeoutExpired as error:
-        raise EngineError(f"{program.name} did not read {process} within {_PATIENCE:g} s") from error
+        raise EngineError(f"{NAME} did not read {process} within {_PATIENCE:g} s") from error
     if looked.returncode:
         if not process.is_alive():
             raise EngineError(f"{process} has ended")
-        text = re.sub(r"\x1b\[[0-9;]*m|[^\x20-\x7e]+", " ", looked.stderr.decode("utf-8", "replace"))
-        raise EngineError(program.failure(process, looked.returncode, " ".join(text.split())[-300:]))
+        text = " ".join(looked.stderr.decode("utf-8", "replace").split())[-300:]
+        raise EngineError(f"{process} cannot be read: {text or f'exit status {looked.returncode}'}")
 
 
 @contextlib.contextmanager
-def _accepting_signals() -> Iterator[None]:
-    """Let children begin with the signals that end them; this thread blocks them, and children inherit that.
-
-    SIGPIPE ends austin if this process was killed.
-    """
-    before = signal.pthread_sigmask(signal.SIG_UNBLOCK, (signal.SIGPIPE, signal.SIGTERM))
+def _accepting_sigterm() -> Iterator[None]:
+    """Let children begin with the signal that ends them; this thread blocks it, and children inherit that."""
+    before = signal.pthread_sigmask(signal.SIG_UNBLOCK, (signal.SIGTERM,))
     try:
         yield
     finally:

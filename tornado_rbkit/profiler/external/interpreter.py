@@ -2,23 +2,17 @@
 
 from __future__ import annotations
 
-import contextlib
-import mmap
 import os
-import re
 import subprocess
 import sys
-from pathlib import Path
 from typing import Final
 
 from tornado_rbkit.profiler.external.process import ProcessError, RunningProcess
+from tornado_rbkit.profiler.external.stack_reader.layouts import python_version
 
 _OLDEST: Final = 0x030E0000
 _INSTEAD: Final = "leave out --inject to sample it from outside, or start it with `tornado-rbkit run`"
 _SECONDS: Final = 30.0
-
-_OFFSETS: Final = re.compile(rb"xdebugpy(...\x03)\0{4}", re.DOTALL)
-"""The cookie and the version that begin _Py_DebugOffsets in an executable or library of CPython 3.13 and newer."""
 
 _REMOTE_EXEC: Final = "import sys; sys.remote_exec(int(sys.argv[1]), sys.argv[2])"
 
@@ -52,9 +46,9 @@ class Interpreter:
 
     def __init__(self, process: RunningProcess) -> None:
         self._process = process
-        version = python_version(process.pid)
+        version = _version(process)
         if version is None or version < _OLDEST:
-            runs = "no CPython that can be recognized" if version is None else f"Python {_text(version)}"
+            runs = f"Python {_text(version)}" if version else "no CPython that can be recognized"
             raise ProcessError(f"{process} runs {runs}; --inject needs Python 3.14 or newer; {_INSTEAD}")
         if is_compatible(version, sys.hexversion):
             self._path = sys.executable
@@ -103,38 +97,16 @@ class Interpreter:
             raise ProcessError(f"{self._path} cannot act on {self._process}: {error}") from error
 
 
-def python_version(pid: int) -> int | None:
-    """Return the version of the CPython in a process, as in `sys.hexversion`; None if none is recognized.
-
-    Below 3.13, only the major and the minor version are determined, from the names of the mapped files.
-    """
+def _version(process: RunningProcess) -> int | None:
     try:
-        maps = Path(f"/proc/{pid}/maps").read_text(errors="replace")
-    except OSError:
+        return python_version(process.pid)
+    except OSError:  # it has ended
         return None
-    files = sorted(set(re.findall(r" (/.*/[^/]*python[^/]*)$", maps, re.MULTILINE)))
-    for file in [f"/proc/{pid}/exe", *(f"/proc/{pid}/root{file}" for file in files)]:
-        version = _version_in(file)
-        if version is not None:
-            return version
-    minors = (re.match(r"(?:lib)?python3\.(\d+)", os.path.basename(file)) for file in files)
-    return next((0x03000000 | int(minor[1]) << 16 for minor in minors if minor), None)
 
 
 def is_compatible(version: int, other: int) -> bool:
     """Return whether two versions have the same structures: one minor version, or exactly one if it is no release."""
     return version == other or (version >> 16 == other >> 16 and version & other & 0xF0 == 0xF0)
-
-
-def _version_in(file: str) -> int | None:
-    with (
-        contextlib.suppress(OSError, ValueError),  # it was removed, or is empty
-        open(file, "rb") as opened,
-        mmap.mmap(opened.fileno(), 0, access=mmap.ACCESS_READ) as content,
-    ):
-        found = _OFFSETS.search(content)
-        return int.from_bytes(found[1], "little") if found else None
-    return None
 
 
 def _text(version: int) -> str:

@@ -1,7 +1,6 @@
-"""Parses MOJO, the binary output of the sampler austin. No I/O.
+"""Parses MOJO, the format in which `stack_reader` writes. No I/O.
 
-Written from the public description of the format, https://github.com/P403n1x87/austin/wiki/The-MOJO-file-format
-(version 3), and from the output of austin 3.7, not from austin's code.
+The format is that of the profiler austin, https://github.com/P403n1x87/austin/wiki/The-MOJO-file-format (version 3).
 
 A stream is ``MOJ``, a version, and events. An event is a byte that says its kind, followed by strings that end with a
 NUL, and integers of seven bits a byte, least significant first; the first byte has six bits and a sign. Strings and
@@ -26,7 +25,7 @@ MAX_EVENT: Final = 2 * MAX_STRING + 64
 """The most bytes of one event. Longer data without an event is not MOJO."""
 
 MAX_FRAMES: Final = 65_536
-"""Frames of one stack; austin 3.7 reads 4,096."""
+"""Frames of one stack."""
 
 MAX_DEFINED: Final = 64 << 20
 """Bytes of the definitions that one stream may have."""
@@ -69,16 +68,12 @@ class MojoError(EngineError):
 class MojoParser:
     """Turns the bytes of one stream into stacks. For use by one thread.
 
-    Args:
-        program: the name of the program that writes the stream, for errors.
-
     Attributes:
-        version: the version of the program; an empty string until it was read from the stream.
+        version: the version of the Python that is sampled; an empty string until it was read from the stream.
     """
 
-    def __init__(self, program: str = "austin") -> None:
+    def __init__(self) -> None:
         self.version = ""
-        self._program = program
         self._rest = b""
         self._has_begun = False
         self._strings: dict[bytes, str] = {}
@@ -101,11 +96,11 @@ class MojoParser:
             kind = buffer[at]
             pattern = _PATTERNS.get(kind)
             if pattern is None:
-                raise MojoError(f"{self._program}'s output has an event of the unknown kind {kind}")
+                raise MojoError(f"the stack reader's output has an event of the unknown kind {kind}")
             match = pattern.match(buffer, at)
             if match is None:
                 if len(buffer) - at > MAX_EVENT:
-                    raise MojoError(f"{self._program}'s output has an event of the kind {kind} that does not end")
+                    raise MojoError(f"the stack reader's output has an event of the kind {kind} that does not end")
                 break
             self._add(kind, match, stacks)
             at = match.end()
@@ -114,13 +109,11 @@ class MojoParser:
 
     def _read_head(self, buffer: bytes) -> int:
         if buffer[: len(_MAGIC)] != _MAGIC[: len(buffer)]:
-            raise MojoError(f"{self._program}'s output is not MOJO")
+            raise MojoError("the stack reader's output is not MOJO")
         if len(buffer) <= len(_MAGIC):
             return 0
         if buffer[len(_MAGIC)] != VERSION:
-            raise MojoError(
-                f"{self._program}'s output is MOJO {buffer[len(_MAGIC)]}; supported: {VERSION} (austin 3.7)"
-            )
+            raise MojoError(f"the stack reader's output is MOJO {buffer[len(_MAGIC)]}; supported: {VERSION}")
         self._has_begun = True
         return len(_MAGIC) + 1
 
@@ -143,7 +136,7 @@ class MojoParser:
             self._is_collecting = True
         elif kind == _IDLE:
             self._is_idle = True
-        elif kind == _METADATA and match[1] in (b"austin", b"stack_reader"):
+        elif kind == _METADATA and match[1] == b"stack_reader":
             self.version = match[2][:20].decode("ascii", "replace")
 
     def _define_string(self, key: bytes, text: bytes) -> None:
@@ -153,7 +146,7 @@ class MojoParser:
             self._strings[key] = string
 
     def _define_frame(self, key: bytes, file_key: bytes, scope_key: bytes, line: int) -> None:
-        """Define a frame; austin repeats definitions, which makes no other frame."""
+        """Define a frame; a repeated definition makes no other frame."""
         file, scope = (self._strings.get(each, _UNKNOWN.scope) for each in (file_key, scope_key))
         known = self._frames.get(key)
         if known is None or (known.file, known.scope, known.line) != (file, scope, line):
@@ -166,7 +159,7 @@ class MojoParser:
         self._defined += size + _ENTRY_BYTES
         if self._defined > MAX_DEFINED:
             raise EngineFullError(
-                f"{self._program}'s output has defined more than {MAX_DEFINED >> 20} MiB of names and places"
+                f"the stack reader's output has defined more than {MAX_DEFINED >> 20} MiB of names and places"
             )
 
     def _add_frames(self, run: bytes) -> None:
@@ -179,7 +172,7 @@ class MojoParser:
                 self._remember(run, frames)
         self._stack_frames += frames
         if len(self._stack_frames) > MAX_FRAMES:
-            raise MojoError(f"{self._program}'s output has a stack of more than {MAX_FRAMES} frames")
+            raise MojoError(f"the stack reader's output has a stack of more than {MAX_FRAMES} frames")
 
     def _remember(self, run: bytes, frames: tuple[Frame, ...]) -> None:
         self._remembered += len(frames)
@@ -213,5 +206,5 @@ def _thread_id(text: bytes) -> int:
     except ValueError:
         thread_id = -1
     if not 0 <= thread_id < 1 << 64:
-        raise MojoError(f"the output has a thread {text[:40]!r}; allowed: a hexadecimal number")
+        raise MojoError(f"the stack reader's output has a thread {text[:40]!r}; allowed: a hexadecimal number")
     return thread_id

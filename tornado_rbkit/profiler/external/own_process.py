@@ -1,8 +1,8 @@
 """Samples this process from a helper process (the external engine), or inside where that does not work.
 
 The helper reads the memory of this process without the GIL, so the program is hardly slowed down, and is seen also
-while C code keeps the GIL. It is austin up to Python 3.13, and `stack_reader` from Python 3.14 on. It is no child of
-this process, which may wait for its children or end them.
+while C code keeps the GIL. It is the program `stack_reader`. It is no child of this process, which may wait for its
+children or end them.
 """
 
 from __future__ import annotations
@@ -14,19 +14,16 @@ import signal
 import sys
 import threading
 import time
-from collections.abc import Callable
 from types import ModuleType
 from typing import Any, Final
 
 from tornado_rbkit.profiler.batcher import EventBatcher
 from tornado_rbkit.profiler.clocks import cpu_nanoseconds, native_id, thread_name
 from tornado_rbkit.profiler.cpu import CPUSampler
-from tornado_rbkit.profiler.external.austin import Austin, find_austin
 from tornado_rbkit.profiler.external.detached import check_host, last_error, prctl, start
 from tornado_rbkit.profiler.external.engine import EngineError
 from tornado_rbkit.profiler.external.process import ProcessError, RunningProcess, check_system, yama_rule
 from tornado_rbkit.profiler.external.program import Program, ProgramEngine
-from tornado_rbkit.profiler.external.reader import VERSIONS, Reader
 from tornado_rbkit.profiler.external.sampler import MAX_ERRORS, ExternalSampler
 from tornado_rbkit.profiler.frames import SamplingError, has_gil
 from tornado_rbkit.profiler.threads import internal_logger, internal_native_ids
@@ -85,30 +82,16 @@ def _names_of_modules() -> dict[str, str]:
     return {file: name for file, name in reversed(list(files)) if isinstance(file, str)}
 
 
-def find_program() -> Program:
-    """Return the program that samples this process.
-
-    Raises:
-        EngineError: it is not installed, or does not know this version of Python.
-    """
-    version = sys.version_info[:2]
-    if version < VERSIONS[0]:
-        return Austin(find_austin())
-    if version not in VERSIONS:
-        raise EngineError(f"the stack reader does not know Python {version[0]}.{version[1]}; known: 3.14 and 3.15")
-    return Reader()
-
-
 class DetachedEngine(ProgramEngine):
-    """A program, sampling this process, as a child of no process that this program knows."""
+    """The program, sampling this process, as a child of no process that the host knows."""
 
-    def _start(self, command: list[str], environment: dict[str, str]) -> int:
+    def _start(self, command: list[str]) -> int:
         is_restricted = bool(yama_rule())
         if is_restricted:
             allow_tracer(_ANY)  # until the pid is known
         source, target = _pipe()
         try:
-            pid = start(command, environment, target)
+            pid = start(command, os.environ, target)
             if is_restricted:
                 allow_tracer(pid)
             self._pidfd = os.pidfd_open(pid)  # type: ignore[attr-defined,unused-ignore]  # not on macOS
@@ -169,7 +152,6 @@ class OwnSampler:
         self._has_started = False
         self._deadline = self._watched = 0.0
         self._looks = 0
-        self._delay: Callable[[float], float] = float
 
     @property
     def _active(self) -> CPUSampler | ExternalSampler:
@@ -285,9 +267,8 @@ class OwnSampler:
             raise EngineError(f"{patched} has replaced the functions that wait for a process")
         if not has_gil():
             raise EngineError("this interpreter runs without a GIL, and its stacks cannot be read from outside")
-        process, program = OwnProcess(), find_program()
+        process, program = OwnProcess(), Program()
         check_host()
-        self._delay = program.delay
         sampler = ExternalSampler(self._batcher, process, lambda: DetachedEngine(process, program), None)
         sampler.clock_type = self._inside.clock_type
         return sampler
@@ -300,7 +281,7 @@ class OwnSampler:
         """Return the time by which the next stack must be there; with the CPU clock, a process that waits has none."""
         if self.clock_type == "cpu":
             return float("inf")
-        return time.monotonic() + _PATIENCE + self._delay(self._active.interval)
+        return time.monotonic() + _PATIENCE + 2 * self._active.interval
 
     def _fall_back(self, reason: str, interval: float) -> None:
         """Sample inside the process.

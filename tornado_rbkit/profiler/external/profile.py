@@ -6,14 +6,11 @@ from types import TracebackType
 from typing import Final
 
 from tornado_rbkit.profiler.batcher import EventBatcher
-from tornado_rbkit.profiler.external.austin import Austin, find_austin
 from tornado_rbkit.profiler.external.child import ChildEngine, check
 from tornado_rbkit.profiler.external.engine import EngineError
 from tornado_rbkit.profiler.external.process import RunningProcess
 from tornado_rbkit.profiler.external.program import Program
-from tornado_rbkit.profiler.external.reader import VERSIONS, Reader
 from tornado_rbkit.profiler.external.sampler import ExternalSampler
-from tornado_rbkit.profiler.external.stack_reader import python_version
 from tornado_rbkit.profiler.profile import FLUSH_SECONDS, Outlet, Profile
 from tornado_rbkit.profiler.server import Server
 from tornado_rbkit.profiler.vitals import Figures, MappedMemory, process_figures, with_all_keys
@@ -36,8 +33,8 @@ class ExternalProfile(Profile):
         self.cpu = ExternalSampler(
             batcher,
             process,
-            lambda: ChildEngine(process, find_program(process)),  # it may execute another program
-            lambda: check(process, find_program(process)),
+            lambda: ChildEngine(process, Program()),
+            lambda: check(process, Program()),
         )
         self._process = process
         self._mapped = MappedMemory(process.pid)
@@ -120,19 +117,6 @@ class Attachment:
         self.server.stop()
 
 
-def find_program(process: RunningProcess) -> Program:
-    """Return the program that samples the Python that a process runs.
-
-    Raises:
-        EngineError: it is not installed.
-    """
-    try:
-        version = python_version(process.pid)
-    except OSError:  # it has ended
-        version = None
-    return Austin(find_austin()) if version is None or version < VERSIONS[0] else Reader()
-
-
 def attach(pid: int) -> Attachment:
     """Start to sample a running process, and a server that is announced as the process's. Linux.
 
@@ -140,11 +124,11 @@ def attach(pid: int) -> Attachment:
 
     Raises:
         ProcessError: there is no such process, or it may not be read; the message says what to change.
-        EngineError: the program that samples it is not installed, or cannot read the process.
+        EngineError: the stacks of the process cannot be read.
         BindError: the ports in RBKIT_PUB_PORT and RBKIT_REQ_PORT cannot be used.
     """
     process = RunningProcess(pid)
-    check(process, find_program(process))
+    check(process, Program())
     attachment = Attachment(process)
     attachment.server.call(lambda profile: profile.start_cpu_profiling())
     return attachment

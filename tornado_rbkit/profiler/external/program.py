@@ -1,43 +1,68 @@
-"""Runs a program that reads the stacks of a process, and reads the program's output, which is in the format MOJO."""
+"""Runs the program `stack_reader`, and reads its output, which is in the format MOJO."""
 
 from __future__ import annotations
 
 import os
 import select
+import shutil
 import signal
-from typing import Any, Final, Protocol
+import sys
+from collections.abc import Iterator
+from typing import Any, Final
 
+from tornado_rbkit.profiler.external import stack_reader
 from tornado_rbkit.profiler.external.engine import EngineError, Stack
 from tornado_rbkit.profiler.external.mojo import MojoParser
 from tornado_rbkit.profiler.external.process import RunningProcess
 
+NAME: Final = "stack reader"
+
+_FOLDER: Final = os.path.dirname(stack_reader.__file__)
 _CHUNK: Final = 1 << 16  # the capacity of a pipe
 _EXIT_SECONDS: Final = 1.0
 _epoll: Final[Any] = getattr(select, "epoll", None)  # here, because gevent and eventlet remove it; Linux has it
 
 
-class Program(Protocol):
-    """A program that samples a process. Any thread."""
+class Program:
+    """The program `stack_reader`, with an interpreter that runs it. Any thread.
 
-    @property
-    def name(self) -> str:
-        """Its name, without the version."""
+    Raises:
+        EngineError: the interpreter or the program is not there.
+    """
+
+    def __init__(self) -> None:
+        folder = os.path.abspath(_FOLDER)
+        if not os.path.isdir(folder):
+            raise EngineError(f"{folder} is no folder, so no other process can run it; install the package unpacked")
+        self._command = [_find_python(), "-I", "-S", folder]
 
     def command(self, pid: int, interval: float, clock_type: str) -> list[str]:
         """Return the command that samples a process every `interval` seconds (see `Engine.start`)."""
-
-    def delay(self, interval: float) -> float:
-        """Return the seconds that the first output may take."""
+        return [*self._command, str(pid), str(max(1, int(interval * 1e6))), clock_type]
 
     def check_command(self, pid: int) -> list[str]:
         """Return the command that looks at a process once."""
+        return [*self._command, str(pid)]
 
-    def failure(self, process: RunningProcess, status: int, printed: str) -> str:
-        """Return why that command has failed, from its exit status and the last that it has printed on stderr."""
+
+def _find_python() -> str:
+    """Return the path of an interpreter; `sys.executable` is the host where that embeds Python, as uwsgi does."""
+    for path in _interpreters():
+        if os.path.basename(path).startswith("python") and os.path.isabs(path) and os.access(path, os.X_OK):
+            return path
+    raise EngineError(f"no interpreter of Python {sys.version_info[0]}.{sys.version_info[1]} is found to run a helper")
+
+
+def _interpreters() -> Iterator[str]:
+    name = f"python{sys.version_info[0]}.{sys.version_info[1]}"
+    yield sys.executable or ""
+    for prefix in (sys.prefix, sys.base_prefix):
+        yield os.path.join(prefix, "bin", name)
+    yield shutil.which(name) or shutil.which("python3") or ""
 
 
 class ProgramEngine:
-    """An `Engine` that runs a program; its subclasses start and end the program.
+    """An `Engine` that runs the program; its subclasses start and end it.
 
     Args:
         process: the process to sample.
@@ -52,11 +77,11 @@ class ProgramEngine:
         self._events: Any = None
         self._data = b""
         self._is_stopping = False
-        self._parser = MojoParser(program.name)
+        self._parser = MojoParser()
 
     @property
     def name(self) -> str:
-        return f"{self._program.name} {self._parser.version}".rstrip()
+        return f"{NAME} {self._parser.version}".rstrip()
 
     @property
     def has_ended_well(self) -> bool:
@@ -66,12 +91,12 @@ class ProgramEngine:
         command = self._program.command(self._process.pid, interval, clock_type)
         try:
             self._events = None if _epoll is None else _epoll()
-            self._output = self._start(command, environment())
+            self._output = self._start(command)
             self._watch()
         except OSError as error:
-            raise EngineError(f"{self._program.name} cannot be run: {command[0]}: {error.strerror}") from error
+            raise EngineError(f"{NAME} cannot be run: {command[0]}: {error.strerror}") from error
 
-    def _start(self, command: list[str], environment: dict[str, str]) -> int:
+    def _start(self, command: list[str]) -> int:
         """Start the program, and return the descriptor of its output; on Linux set `_pidfd`."""
         raise NotImplementedError
 
@@ -134,8 +159,3 @@ class ProgramEngine:
         for descriptor in descriptors:
             if descriptor is not None:
                 os.close(descriptor)
-
-
-def environment() -> dict[str, str]:
-    """Return the environment in which a sampling program runs."""
-    return {**os.environ, "AUSTIN_NO_LOGGING": "1"}  # else austin writes to the system's log

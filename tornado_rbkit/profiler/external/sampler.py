@@ -227,8 +227,8 @@ class ExternalSampler:
     def _sample_to_the_end(self) -> None:
         """Sample with one engine after the other.
 
-        An engine that ends well, after it has read stacks, has lost sight of a process that runs on, as austin does
-        when many threads come and go; it is replaced each time, and no samples are taken for some tenths of a second.
+        An engine that ends well, after it has read stacks, has lost sight of a process that runs on, or was ended by
+        somebody else; it is replaced each time, and no samples are taken for some tenths of a second.
         An engine that fails is replaced once, if `check` finds that the process can be read.
 
         Raises:

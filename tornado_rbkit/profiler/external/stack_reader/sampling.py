@@ -1,0 +1,110 @@
+"""The program: looks at a process again and again, and writes its stacks."""
+
+from __future__ import annotations
+
+import os
+import select
+import signal
+import sys
+import time
+
+from .memory import ReadError
+from .output import Output
+from .reader import IsComputing, StackReader
+
+_FLUSH_SECONDS = 0.05
+_FLUSH_BYTES = 32_768
+_REST = 3  # times as long as a look takes, at least, until the next one
+_LOOKS = 10  # to find one whole stack
+
+
+class Computing:
+    """Tells whether a thread computes, or waits for a processor, at this moment."""
+
+    def __init__(self, pid: int) -> None:
+        self._folder = f"/proc/{pid}/task"
+        self._files: dict[int, int] = {}
+
+    def __call__(self, native_id: int) -> bool:
+        try:
+            if native_id not in self._files:
+                self._files[native_id] = os.open(f"{self._folder}/{native_id}/stat", os.O_RDONLY | os.O_CLOEXEC)
+            return os.pread(self._files[native_id], 512, 0).rpartition(b") ")[2][:1] == b"R"
+        except OSError:  # it has ended
+            self.forget(native_id)
+            return False
+
+    def forget(self, native_id: int) -> None:
+        if native_id in self._files:
+            os.close(self._files.pop(native_id))
+
+
+def sample(reader: StackReader, interval: float, is_computing: IsComputing | None, output: int) -> None:
+    """Look every `interval` seconds, a quarter of it sooner or later, and write to a descriptor, until SIGTERM.
+
+    Raises:
+        ReadError: the process has ended.
+        BrokenPipeError: nobody reads the output any more.
+    """
+    stopped: list[int] = []
+    signal.signal(signal.SIGTERM, lambda number, frame: stopped.append(number))
+    watched = select.poll()
+    watched.register(output, 0)
+    began = due = time.monotonic()
+    told = -int(interval * 5e5)
+    written = 0.0
+    jitter = 1
+    try:
+        while not stopped:
+            now = time.monotonic()
+            passed = int((now - began) * 1e6)
+            try:
+                reader.look(passed - told, is_computing)
+                told = passed
+            except ReadError:
+                reader.check()
+            after = time.monotonic()
+            if after - written >= _FLUSH_SECONDS or len(reader.output.data) > _FLUSH_BYTES:
+                write(output, reader.output)
+                if watched.poll(0):
+                    return
+                written = after
+            jitter = jitter * 1103515245 + 12345 & 0x7FFFFFFF
+            due = max(due + interval, after - interval / 4)
+            time.sleep(max(_REST * (after - now), due + interval * (jitter / 0x7FFFFFFF - 0.5) / 2 - after))
+    finally:
+        write(output, reader.output)
+
+
+def write(output: int, encoded: Output) -> None:
+    """Write what is encoded, and forget it."""
+    data, encoded.data = encoded.data, bytearray()
+    while data:
+        del data[: os.write(output, data)]
+
+
+def look_once(reader: StackReader) -> None:
+    """Check that the stacks can be read.
+
+    Raises:
+        ReadError: they cannot.
+    """
+    if not any(reader.look(0) for _ in range(_LOOKS)):
+        raise ReadError("its stacks cannot be read; it is not CPython as it is released, or changes too fast")
+
+
+def main(arguments: list[str]) -> int:
+    """Sample a process until it ends; with the process as the only argument, look once. Return the exit status."""
+    pid = int(arguments[0])
+    try:
+        reader = StackReader(pid)
+        if len(arguments) == 1:
+            look_once(reader)
+            return 0
+        sample(reader, int(arguments[1]) / 1e6, Computing(pid) if arguments[2] == "cpu" else None, 1)
+    except BrokenPipeError:
+        return 0
+    except (ReadError, OSError) as error:
+        print(error, file=sys.stderr)
+        return 1
+    return 0
