@@ -9,13 +9,10 @@ from __future__ import annotations
 import os
 from typing import Final
 
-from tornado_rbkit.profiler.external.stack_reader import Memory, ReadError, find_table
+from tornado_rbkit.profiler.external.stack_reader.layouts import Layout, chain
+from tornado_rbkit.profiler.external.stack_reader.memory import Memory, ReadError
 
-# Words of the table of offsets, _Py_DebugOffsets in Include/internal/pycore_debug_offsets.h.
-_INTERPRETERS: Final = 5
-_MAIN_THREAD: Final = 10
-_THREAD_SIZE: Final = 22
-_LARGEST: Final = 65_536  # bytes of the state of a thread; more means that the table is another one
+_LARGEST: Final = 65_536  # bytes of the state of a thread; more means that the offsets are others
 _FLAG: Final = 4  # bytes
 
 
@@ -54,11 +51,11 @@ class ScriptRequest:
 
 def _flag(memory: Memory, path: bytes) -> int:
     """Return the address of the number before the path, 0 if the path is not there."""
-    table = find_table(memory)
-    if table is None:
+    layout = Layout(memory)
+    offset, size = layout.at.get("interpreter.main_thread"), layout.at.get("thread.size", _LARGEST)
+    interpreters = chain(memory, memory.word(layout.first), layout.at["interpreter.next"])
+    if offset is None or not interpreters:
         return 0
-    interpreter = memory.word(table + memory.word(table + 8 * _INTERPRETERS))
-    thread = memory.word(interpreter + memory.word(table + 8 * _MAIN_THREAD))
-    size = memory.word(table + 8 * _THREAD_SIZE)
+    thread = memory.word(interpreters[-1] + offset)  # of the first interpreter
     at = memory.read(thread, size).find(path) if size < _LARGEST else -1
     return thread + at - _FLAG if at >= _FLAG else 0
