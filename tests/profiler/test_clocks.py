@@ -14,13 +14,14 @@ import time
 from collections import Counter
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from functools import partial
 from queue import SimpleQueue
 from types import SimpleNamespace
 
 import pytest
 
 from tests.profiler.conftest import PATIENCE, Client
-from tornado_rbkit.profiler import clocks, run_state
+from tornado_rbkit.profiler import clocks, cpu, run_state
 from tornado_rbkit.profiler.clocks import Due, ThreadClocks
 from tornado_rbkit.profiler.frames import Place, read_stacks
 from tornado_rbkit.profiler.run_state import RUNNING, WAITING, RunStates, can_wait
@@ -264,6 +265,33 @@ def test_nothing_is_read_while_no_thread_runs_but_a_thread_without_a_clock_is_no
     assert thread.clocks.stirred, "a thread without a clock is sampled at every tick"
 
 
+def test_a_thread_that_computes_at_each_look_computes_steadily_and_one_that_had_no_gil_meanwhile_does_not(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    thread = Simulated(monkeypatch, None)
+    steady = []
+    for waited in (True, True, True, False, True, True, True):
+        thread.cpu += 1_000_000
+        thread.look(0.00005, waited=waited)
+        steady.append(thread.clocks.steady)
+    assert steady == [False, False, True, False, False, False, True]
+    thread.switches += 2  # it waits for the GIL before the tick is due, and gets it at once
+    thread.clocks.forget_waits()
+    thread.look(PROMPTLY, waited=False)
+    assert not thread.clocks.steady
+
+
+def test_waits_for_the_gil_do_not_change_what_a_prompt_look_is(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The thread gives the GIL up just when the sampler, which waits for it already, is due."""
+    thread = Simulated(monkeypatch, None)
+    thread.cpu += 1_000
+    thread.look(0.000001, waited=True)
+    thread.cpu += 1_000
+    due = thread.look(PROMPTLY, waited=False)
+    assert due is not None
+    assert (due.seen, due.unseen) == (1, 0), "it is not late"
+
+
 def wait_in_every_way(
     stop: threading.Event, pipe: int, queue: SimpleQueue[None], lock: threading.Lock
 ) -> list[Callable[[], object]]:
@@ -326,6 +354,28 @@ def test_only_at_a_call_can_a_thread_wait() -> None:
             time.sleep(0)
         stop.set()
     assert seen, "no jump was seen"
+
+
+@pytest.mark.parametrize("host", [0.005, 0.00005])
+def test_the_sampler_waits_for_the_gil_before_a_tick_is_due_while_one_thread_computes(
+    client: Client, host: float, request: pytest.FixtureRequest
+) -> None:
+    request.addfinalizer(partial(sys.setswitchinterval, sys.getswitchinterval()))
+    sys.setswitchinterval(host)
+    stop = threading.Event()
+    seen: set[float] = set()
+
+    def compute() -> None:
+        while not stop.is_set():
+            burn(0.001)
+            seen.add(round(sys.getswitchinterval(), 6))
+
+    client.ask(b"start_cpu_profiling")
+    with thread(compute):
+        client.events(CPUSample, lambda found: min(host, cpu.LEAD) in seen and len(found) > 200)
+        stop.set()
+    client.ask(b"stop_cpu_profiling")
+    assert sys.getswitchinterval() == pytest.approx(host), "not a microsecond less"
 
 
 def test_the_switch_interval_is_longer_while_threads_compute_at_once(client: Client) -> None:

@@ -28,6 +28,7 @@ _SPREAD: Final = 8  # ticks over which the CPU time of a thread is spread
 _MAX_BLIND_COUNT: Final = 21  # where states of threads cannot be read
 _SEVERAL: Final = 0.1  # of the CPU time between two looks: if one thread used all but less than it, it computes alone
 _PROMPT: Final = 3.0  # times the usual delay: a later tick had to wait for a processor
+_STEADY: Final = 3  # looks in a row
 _STIR: Final = 20_000  # nanoseconds of CPU time; threads without a clock that used less need not be looked for
 _CREEP: Final = 1e-7  # seconds; the usual delay is the shortest, which may become longer by this at each tick
 
@@ -76,12 +77,12 @@ class ThreadClocks:
         self.several = False
         self.stirred = True
         self._foreign = True  # a thread without a clock was seen at the last look
-        self._others = 0  # nanoseconds of CPU time of all threads but the calling one
+        self._others = 0  # nanoseconds of CPU time of all threads but the calling one, as far as is known
         self._total = self._most = 1  # nanoseconds of CPU time between the last two looks: of all threads, of one
         self._delay = 0  # nanoseconds for which the last look waited for the GIL or a processor
         self._usual_delay = 1.0  # seconds
         self._switches = 0
-        self._had_to_wait = False  # for the GIL, at the last look
+        self._had_to_wait = 0  # looks in a row at which the calling thread had to wait for the GIL
         self._looked = 0
         self._states: RunStates | None = None
         if HAS_CPU_CLOCK:
@@ -129,21 +130,40 @@ class ThreadClocks:
             del self.threads[thread_id]
         self._total, self._most = max(1, total), max(1, most)
         self.several = total - most > _SEVERAL * total
-        others = time.process_time_ns() - time.thread_time_ns()
-        self.stirred = bool(
-            total or self._foreign or len(unmoved) < len(self.threads) or others - self._others > _STIR
-        )
+        self._others += total
+        self.stirred = bool(total or self._foreign or len(unmoved) < len(self.threads)) or self._others_ran()
         if self.stirred:
-            self._others, self._foreign = others, False
+            self._foreign = False
         return unmoved
+
+    @property
+    def steady(self) -> bool:
+        """One thread computed at each of the last looks."""
+        return self._had_to_wait >= _STEADY and not self.several
+
+    def forget_waits(self) -> None:
+        """Do not count what the calling thread has waited for since the last look."""
+        self._switches = resource.getrusage(resource.RUSAGE_THREAD).ru_nvcsw
+
+    def _others_ran(self) -> bool:
+        """Return True if threads without a clock have run since this was last true."""
+        others = time.process_time_ns() - time.thread_time_ns()
+        if others - self._others <= _STIR:
+            return False
+        self._others = others
+        return True
 
     def _find_delay(self, late: float) -> None:
         """Find out whether another thread kept the calling thread waiting, for the GIL or for a processor."""
-        switches = resource.getrusage(resource.RUSAGE_THREAD).ru_nvcsw
-        self._had_to_wait = switches - self._switches > 1  # the first was the wait for the tick
-        self._switches = switches
+        before = self._switches
+        self.forget_waits()
+        if self._switches - before > 1:  # the first was the wait for the tick
+            self._had_to_wait += 1
+            self._delay = int(late * 1e9)
+            return
+        self._had_to_wait = 0
         self._usual_delay = min(late, self._usual_delay + _CREEP)
-        self._delay = int(late * 1e9) if self._had_to_wait or late > _PROMPT * self._usual_delay else 0
+        self._delay = int(late * 1e9) if late > _PROMPT * self._usual_delay else 0
 
     def due(self, thread_id: int, innermost: Place, ticks: int, interval: float | None) -> Due:
         """Return the samples of a thread that are due, by the innermost place of its stack.
