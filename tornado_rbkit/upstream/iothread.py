@@ -32,7 +32,7 @@ class IOLoopThread:
         self._context: zmq.Context[zmq.Socket[bytes]] | None = None
         self._pid: int | None = None
         self._error: OSError | None = None
-        self._lock = threading.Lock()
+        self._lock = threading.Lock()  # of the next two attributes
         self._ended = False
         self._at_end: list[Callable[[], None]] = []
 

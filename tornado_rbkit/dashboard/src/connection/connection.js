@@ -1,4 +1,3 @@
-// @ts-check
 // One WebSocket to the bridge, reopened when it is lost. Replies arrive in the order of the commands.
 
 import { NOT_AUTHORIZED, readNotice } from "./protocol.js";

@@ -1,4 +1,3 @@
-// @ts-check
 // Reads the frequent events straight from the bytes: objects allocated and freed, and CPU samples, in the form in which
 // rbkit and the Python profiler write them. Anything else about a message is left to the general decoder.
 

@@ -1,4 +1,3 @@
-// @ts-check
 // A MessagePack decoder for untrusted input: the bytes received bound memory and depth, not the lengths they claim.
 
 // rbkit's messages nest six levels: message, events, event, frames, frame, number.

@@ -1,4 +1,3 @@
-// @ts-check
 // The rbkit 2.1 wire format, with the numbers of the Python package tornado_rbkit.protocol. Reads messages into the models' types.
 
 import { STATES, readUsual } from "./events.js";

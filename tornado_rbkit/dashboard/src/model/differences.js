@@ -1,4 +1,3 @@
-// @ts-check
 // What two snapshots differ in, by class or by the place where objects are made, and the rows of a table of it.
 
 import { compare } from "./objects.js";

@@ -1,4 +1,3 @@
-// @ts-check
 // Dominators and retained sizes of a graph with millions of nodes, over typed arrays.
 //
 // An object dominates another if every path from the roots to the other leads through it: without it, the other would

@@ -1,4 +1,3 @@
-// @ts-check
 // The targets of one machine or many hosts: their state now, and the figures of their processes over the last minutes.
 // Takes the server's document once a second; nothing in it makes a method here throw.
 

@@ -1,4 +1,3 @@
-// @ts-check
 // Who holds an object: the path from a root with the names on it, and equal paths merged into one way of being held.
 
 import { NONE, cycleRoots, dominatorTree, retainedSizes, reversed } from "./dominators.js";

@@ -1,4 +1,3 @@
-// @ts-check
 // A map from object ids to numbers in a flat array: a JavaScript Map allocates an object for every id above 2 ** 31
 // and is several times slower. Open addressing with linear probing.
 

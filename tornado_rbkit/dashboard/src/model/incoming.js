@@ -1,4 +1,3 @@
-// @ts-check
 // A heap snapshot while it is received: its objects in columns that grow, because there may be millions.
 
 import { POSITIONS } from "../connection/protocol.js";

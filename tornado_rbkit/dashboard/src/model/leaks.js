@@ -1,4 +1,3 @@
-// @ts-check
 // What grows between two snapshots: the ways in which more objects are held, ranked by the growth of what they retain.
 
 import { NONE } from "./dominators.js";

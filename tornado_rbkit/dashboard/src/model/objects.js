@@ -1,4 +1,3 @@
-// @ts-check
 // The live objects that were created since the profile started, by class and age.
 
 import { IdTable } from "./idtable.js";

@@ -1,4 +1,3 @@
-// @ts-check
 // Heap snapshots: all objects with class, size and references, stored in columns because there may be millions.
 
 import { NONE, reversed } from "./dominators.js";

@@ -1,4 +1,3 @@
-// @ts-check
 // The memory profile over time: rates per second, the collector's figures and runs, and gaps in the data. Times are of
 // the profiled process's clock, in seconds since the epoch.
 

@@ -1,4 +1,3 @@
-// @ts-check
 // The figures of the whole process over time: memory, CPU time, threads and the collector's pauses. The profiler sends
 // them each second in gc_stats, whether or not anything is recorded. Times are in seconds since the epoch.
 

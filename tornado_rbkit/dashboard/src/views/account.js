@@ -1,4 +1,3 @@
-// @ts-check
 // The process's memory as a bar: what the snapshot's objects explain, what else tracemalloc knows, and the rest.
 
 import { h, setAttribute } from "./widgets/dom.js";

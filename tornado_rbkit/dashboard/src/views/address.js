@@ -1,4 +1,3 @@
-// @ts-check
 // Removes the token from the address bar, and so from the history, copied links and screenshots, where the page can be
 // reloaded without it: the tab's session storage has it, or a cookie.
 

@@ -1,4 +1,3 @@
-// @ts-check
 // What went wrong, or is worth a note: shown for a while in a corner of the page.
 
 import { h } from "./widgets/dom.js";

@@ -1,4 +1,3 @@
-// @ts-check
 // The page: the choice of profiler, its state, its commands, and the views.
 
 import { hashOf, tabName } from "./address.js";

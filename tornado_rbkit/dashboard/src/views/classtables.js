@@ -1,4 +1,3 @@
-// @ts-check
 // The rows of a snapshot as a table: by class, or by the place where objects are made; alone, or compared with another.
 
 import * as format from "./widgets/format.js";

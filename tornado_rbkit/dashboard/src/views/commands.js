@@ -1,4 +1,3 @@
-// @ts-check
 // The commands that the user can send, and their buttons.
 
 import { h, setAttribute, setDisabled, setText } from "./widgets/dom.js";

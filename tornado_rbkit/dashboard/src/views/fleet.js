@@ -1,4 +1,3 @@
-// @ts-check
 // All targets of the server, of one machine or many hosts: a table that is drawn once a second, and the hosts above it.
 
 import { hashOf, query } from "./address.js";

@@ -1,4 +1,3 @@
-// @ts-check
 // What grows: the procedure that takes two snapshots with a pause between them, and its answer in sentences.
 
 import { ask } from "./rpc.js";

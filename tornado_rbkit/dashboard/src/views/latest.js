@@ -1,4 +1,3 @@
-// @ts-check
 // Requests to the worker whose results are drawn. Only the newest result is drawn; late results are dropped.
 
 import { nextFrame } from "./widgets/dom.js";

@@ -1,4 +1,3 @@
-// @ts-check
 // The objects of a class, or those made at one place, and the ways in which they are held.
 
 import { h, setText } from "./widgets/dom.js";

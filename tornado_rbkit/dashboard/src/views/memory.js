@@ -1,4 +1,3 @@
-// @ts-check
 // The memory view: memory size, objects and the collector over time.
 
 import { Chart } from "./widgets/chart.js";

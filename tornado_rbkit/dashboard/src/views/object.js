@@ -1,4 +1,3 @@
-// @ts-check
 // One object of a snapshot: who holds it, what refers to it, and what it refers to.
 
 import { h, setAttribute } from "./widgets/dom.js";

@@ -1,4 +1,3 @@
-// @ts-check
 // The objects view: live objects created since the profile started, by class.
 
 import { h, setText } from "./widgets/dom.js";

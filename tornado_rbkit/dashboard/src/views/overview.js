@@ -1,4 +1,3 @@
-// @ts-check
 // The view on arrival: the figures of the process, without anything recorded, and one card for each question.
 
 import { Chart } from "./widgets/chart.js";

@@ -1,4 +1,3 @@
-// @ts-check
 // Calls to the worker, which return promises.
 
 import { query } from "./address.js";

@@ -1,4 +1,3 @@
-// @ts-check
 // What is slow: the procedure that samples by the wall clock, to see where threads wait, and then by the CPU clock.
 
 import { ask } from "./rpc.js";

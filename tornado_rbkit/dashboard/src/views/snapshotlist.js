@@ -1,4 +1,3 @@
-// @ts-check
 // The list of the snapshots, each with buttons to show, save and remove it.
 
 import { h, save, setAttribute } from "./widgets/dom.js";

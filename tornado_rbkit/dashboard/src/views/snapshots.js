@@ -1,4 +1,3 @@
-// @ts-check
 // The snapshots view: a snapshot by class or by place, the difference of two snapshots, and the objects in it.
 
 import { Account } from "./account.js";

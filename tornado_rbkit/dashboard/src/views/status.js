@@ -1,4 +1,3 @@
-// @ts-check
 // The state of the connection, the facts about the process, and what was received of it.
 
 import { h, menu, setAttribute, setText } from "./widgets/dom.js";

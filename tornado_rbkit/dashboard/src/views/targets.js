@@ -1,4 +1,3 @@
-// @ts-check
 // The profilers that the server knows by name: the one in view, and the way to all of them.
 
 import { query } from "./address.js";

@@ -1,4 +1,3 @@
-// @ts-check
 // Keeps the sessions of one browser tab over a reload, one for each target: their messages, and what the user did to
 // the data. At most as much as a saved session has is kept, for an hour after the tab was last written.
 

@@ -1,4 +1,3 @@
-// @ts-check
 // A rate-limited, bounded log for the page's user.
 
 const KEPT = 50;

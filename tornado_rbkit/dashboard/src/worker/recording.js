@@ -1,4 +1,3 @@
-// @ts-check
 // A session as a file, in the format of `tornado-rbkit record`: MessagePack arrays [seconds, channel, command, bytes].
 
 import { Incomplete, Reader, Unreadable } from "../connection/msgpack.js";

@@ -1,4 +1,3 @@
-// @ts-check
 // The data of one profiler, live or from a file: takes messages and updates the models of the views. protocol.js reads
 // messages first; no received message makes a method here throw.
 

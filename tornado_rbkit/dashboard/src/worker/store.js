@@ -1,4 +1,3 @@
-// @ts-check
 // The browser's IndexedDB, in which parts of sessions outlive a reload: by tab, in the order of their numbers.
 
 const DATABASE = "rbkit";

@@ -1,4 +1,3 @@
-// @ts-check
 // The page's worker thread: receives, decodes and counts, and answers the page's requests for data to show.
 
 import { Connection } from "../connection/connection.js";

@@ -1,4 +1,3 @@
-// @ts-check
 // The lines of a developer's own code that samples are due to: time in a library counts for the line that calls it.
 
 const WINDOW_MS = 10_000;

@@ -1,4 +1,3 @@
-// @ts-check
 // The CPU profiles of one process: one for each clock, since samples of different clocks cannot be added up.
 
 import { CpuProfile } from "./profile.js";

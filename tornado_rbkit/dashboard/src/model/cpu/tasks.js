@@ -1,4 +1,3 @@
-// @ts-check
 // The suspended asyncio tasks of a process: where they wait, in the order of time, and the places where most of them do.
 
 import { findBeyond } from "./waits.js";

@@ -1,4 +1,3 @@
-// @ts-check
 // What uses the CPU and what waits, by the profiles of both clocks; and where threads wait for one another: a line at
 // which several stand, while another is further on in the same function.
 

@@ -1,4 +1,3 @@
-// @ts-check
 // Charts over time that share a cursor and a range, and mark missing data.
 
 import uPlot from "uplot";

@@ -1,4 +1,3 @@
-// @ts-check
 // Short functions to create and change elements.
 
 /** Create an element; properties starting with "on" are listeners, all others attributes (none if null or false). */

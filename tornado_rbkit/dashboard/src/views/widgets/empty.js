@@ -1,4 +1,3 @@
-// @ts-check
 // What a view shows before it has data.
 
 import { h, setText } from "./dom.js";

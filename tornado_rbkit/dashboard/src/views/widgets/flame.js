@@ -1,4 +1,3 @@
-// @ts-check
 // A flame graph on a canvas, which is one element to lay out regardless of the number of frames.
 
 import { colour } from "./chart.js";

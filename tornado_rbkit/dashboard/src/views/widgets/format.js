@@ -1,4 +1,3 @@
-// @ts-check
 // Format numbers with their units.
 
 const counts = new Intl.NumberFormat("en", { maximumFractionDigits: 0 });

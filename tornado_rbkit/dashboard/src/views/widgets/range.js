@@ -1,4 +1,3 @@
-// @ts-check
 // The choice of the time in view, which the charts of a view share.
 
 import { h, setAttribute, setText } from "./dom.js";

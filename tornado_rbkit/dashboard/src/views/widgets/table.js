@@ -1,4 +1,3 @@
-// @ts-check
 // A table that is sorted by its headers, and whose rows do not move while the user reads them.
 
 import { h, nextFrame, setAttribute, setText } from "./dom.js";
