@@ -333,6 +333,20 @@ def test_read_only_does_not_hide_what_is_wrong_with_a_command(message: str, reas
     assert caught.value.reason == reason
 
 
+@pytest.mark.parametrize(
+    ("access", "offered"),
+    [
+        (Access(), COMMANDS),
+        (Access(commands="any"), COMMANDS),
+        (Access(commands=["trigger_gc", "dump_all"]), {"trigger_gc"}),
+        (Access(commands=["trigger_gc"], read_only=True), {"handshake"}),
+    ],
+    ids=["default", "any", "some", "read-only"],
+)
+def test_a_page_offers_the_known_commands_that_are_accepted(access: Access, offered: set[str]) -> None:
+    assert access.page_commands == offered
+
+
 def test_commands_replace_the_nine() -> None:
     access = Access(commands=["mine"])
     assert access.parse("mine") == "mine"

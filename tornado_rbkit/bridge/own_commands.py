@@ -36,7 +36,6 @@ class OwnCommands:
         """Start, restart or stop the timer of `ProfilerState.probe_delay`."""
         if self._probe_timer is not None:
             self._probe_timer.cancel()
-            self._probe_timer = None
         if self._profiler.probe_delay is not None:
             self._probe_timer = asyncio.get_running_loop().call_later(self._profiler.probe_delay, self._probe)
 
@@ -55,6 +54,5 @@ class OwnCommands:
             await asyncio.wait(stopped, timeout=timeout)
 
     def _probe(self) -> None:
-        self._probe_timer = None
         if not self._commands:
             self.send_handshake()
