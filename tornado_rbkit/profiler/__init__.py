@@ -15,9 +15,9 @@ Nothing is measured until a client or `start_profiling` asks for it.
 - Objects: `tracked` lists them, `objects` and `sizes` inspect them, `references`, `attributes` and `variables` name
   what they hold, all without running the host's code (`uninterrupted`); `comparison` compares two lists, by their
   `alignment` and within a `budget`, and `changes` has the objects created between them.
-- Reachability: `endpoints` binds the sockets, `folder` is where `discovery` finds servers, and `follow`, with the
-  package `startup`, starts a server in child processes. `arguments` checks arguments, and `threads` has the profiler's
-  own threads.
+- Reachability: `endpoints` binds the sockets and `listeners` keeps them open, `folder` is where `discovery` finds
+  servers, and `follow`, with the package `startup`, starts a server in child processes. `arguments` checks arguments,
+  and `threads` has the profiler's own threads.
 - `injection` puts the profiler into a running process, where `injected` runs it.
 - `stacks` samples a block of code without a server, `external` another process; `demo` runs the `workload`.
 

@@ -18,7 +18,7 @@ import time
 from pathlib import Path
 from typing import Any, Final, NamedTuple
 
-from tornado_rbkit.profiler.endpoints import accepts
+from tornado_rbkit.profiler.endpoints import accepts, remove_files
 from tornado_rbkit.profiler.folder import prepare_folder, remove_file, runtime_folder, verify_folder
 from tornado_rbkit.profiler.threads import internal_logger
 
@@ -236,7 +236,7 @@ def stat_fields(pid: int | str) -> list[bytes] | None:
 
 def _remove(path: Path, server: RunningServer | None = None) -> None:
     """Remove a server's file and the socket files with the same name."""
-    endpoints = () if server is None else (server.pub, server.req)
-    sockets = [Path(endpoint.removeprefix("ipc://")) for endpoint in endpoints if endpoint.startswith("ipc://")]
-    for each in (path, *(each for each in sockets if each.stem == path.stem)):
-        remove_file(each)
+    remove_file(path)
+    for endpoint in () if server is None else (server.pub, server.req):
+        if endpoint.startswith("ipc://") and Path(endpoint).stem == path.stem:
+            remove_files(endpoint)

@@ -18,7 +18,7 @@ import zmq
 
 from tornado_rbkit.endpoints import MAX_IPC_PATH, server_socket
 from tornado_rbkit.errors import RbkitError
-from tornado_rbkit.profiler.folder import prepare_folder, runtime_folder, temporary_folder
+from tornado_rbkit.profiler.folder import prepare_folder, remove_file, runtime_folder, temporary_folder
 from tornado_rbkit.profiler.threads import internal_logger
 
 _DEFAULTS: Final = {zmq.XPUB: ("RBKIT_PUB_PORT", "pub"), zmq.REP: ("RBKIT_REQ_PORT", "req")}
@@ -181,6 +181,17 @@ def _bind_to_file(sock: zmq.Socket[bytes], endpoint: str) -> None:
         sock.setsockopt(zmq.USE_FD, listener.fileno())
         sock.bind(endpoint)
         listener.detach()  # libzmq closes it from now on
+
+
+def hidden_file(endpoint: str) -> Path:
+    """Return the name of a socket's file while no client can connect; see `listeners`."""
+    return Path(f"{endpoint.removeprefix('ipc://')}.hidden")
+
+
+def remove_files(endpoint: str) -> None:
+    """Remove the file of a Unix socket, by either name; libzmq leaves it behind."""
+    for path in (Path(endpoint.removeprefix("ipc://")), hidden_file(endpoint)):
+        remove_file(path)
 
 
 def restore(sock: zmq.Socket[bytes], endpoint: str) -> None:

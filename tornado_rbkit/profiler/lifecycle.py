@@ -51,7 +51,9 @@ def start_server(
     The server is a daemon thread, a real one also under gevent and eventlet.
 
     A program that closes all descriptors, as daemons do at their start, must call this afterwards: libzmq aborts the
-    process if its descriptors are closed.
+    process if its descriptors are closed. It also does so if no descriptor is left (RLIMIT_NOFILE) for a client that
+    connects to a Unix socket; so the sockets' files are hidden while less than a sixteenth of them is left, which is
+    looked at ten times a second.
 
     Args:
         pub: the endpoint of the PUB socket; if None, the port in RBKIT_PUB_PORT on 127.0.0.1 if that is set, else a

@@ -21,10 +21,10 @@ from tornado_rbkit.profiler.discovery import Announcement, RunningServer, unique
 from tornado_rbkit.profiler.endpoints import (
     bind_chosen,
     release_inherited,
-    restore,
+    remove_files,
     same_endpoint,
 )
-from tornado_rbkit.profiler.folder import remove_file
+from tornado_rbkit.profiler.listeners import Listeners
 from tornado_rbkit.profiler.profile import MAX_PARTS, Outlet, Profile
 from tornado_rbkit.profiler.threads import Flag, InternalThread, forget_threads, internal_logger
 
@@ -60,7 +60,6 @@ class Server:
     """
 
     _announcement: Announcement | None = None
-    _is_cut_off = False
     _has_refused = False
 
     def __init__(
@@ -200,6 +199,7 @@ class Server:
     def yield_to_host(self) -> bool:
         """Publish what is due and let the host run, in the middle of a snapshot. The server's thread."""
         self._read_subscriptions()
+        self._listeners.keep_if_due()
         self._profile.publish_vitals()
         self._publish()
         return not self._stopped.wait(_HOSTS_TURN_SECONDS)
@@ -250,6 +250,7 @@ class Server:
             for kind, endpoint in zip((zmq.XPUB, zmq.REP), self._given, strict=True):
                 self._sockets.append(bind_chosen(self._context, kind, endpoint, self._key))
             (self._pub, self.pub), (self._rep, self.req) = self._sockets
+            self._listeners = Listeners(self._sockets, self._key)
             server = RunningServer(self.name, self._profile.pid, self.pub, self.req, self.started, self.family)
             self._announcement = Announcement(self._key, server)
         except BaseException as error:  # noqa: BLE001 - raised on the thread that starts the server
@@ -283,8 +284,8 @@ class Server:
     def _close(self) -> None:
         for sock, endpoint in self._sockets:
             sock.close(_LINGER_MS)
-            if endpoint.startswith("ipc://"):  # libzmq leaves the file behind
-                remove_file(Path(endpoint.removeprefix("ipc://")))
+            if endpoint.startswith("ipc://"):
+                remove_files(endpoint)
         self._context.term()
 
     def _serve(self) -> None:
@@ -299,7 +300,7 @@ class Server:
             if until_look <= 0:
                 self._stay_reachable()
                 next_look, until_look = time.monotonic() + _LOOK_SECONDS, _LOOK_SECONDS
-            seconds = until_look if seconds is None else min(seconds, until_look)
+            seconds = min(until_look if seconds is None else seconds, until_look, self._listeners.keep_if_due())
             self._poller.poll(math.ceil(1000 * seconds))
             with contextlib.suppress(BlockingIOError):
                 self._wake_out.recv(4096)
@@ -312,16 +313,7 @@ class Server:
 
     def _stay_reachable(self) -> None:
         """Restore the socket files and the announcement if a cleaner, or the end of a session, removed them."""
-        try:
-            for sock, endpoint in self._sockets:
-                if Path(endpoint).stem == self._key:
-                    restore(sock, endpoint)
-        except OSError as error:
-            if not self._is_cut_off:
-                _log.warning("clients can no longer connect to the profiler: %s", error)
-            self._is_cut_off = True
-        else:
-            self._is_cut_off = False
+        self._listeners.keep()
         assert self._announcement is not None
         self._announcement.keep()
 
