@@ -3,12 +3,17 @@
 from __future__ import annotations
 
 import os
+import subprocess
 import sys
+from collections.abc import Iterator
 
 import pytest
 
 from tornado_rbkit.profiler.external import process
+from tornado_rbkit.profiler.external.engine import EngineError
+from tornado_rbkit.profiler.external.interpreter import Interpreter
 from tornado_rbkit.profiler.external.process import ProcessError, RunningProcess
+from tornado_rbkit.profiler.external.profile import attach
 
 if not sys.platform.startswith("linux"):
     pytest.skip("attach works on Linux only", allow_module_level=True)
@@ -39,3 +44,33 @@ def test_nobody_is_told_to_become_what_he_is(
     monkeypatch.setattr(process, "yama_rule", lambda: "")
     monkeypatch.setattr(os, "geteuid", lambda: user)
     assert process._refusal(1).endswith(text)
+
+
+@pytest.fixture
+def wrapper() -> Iterator[tuple[subprocess.Popen[str], str]]:
+    """A shell that has started Python, and what is said about it."""
+    script = f"{sys.executable} -c 'import os; print(os.getpid(), flush=True); input()'; true"
+    with subprocess.Popen(["sh", "-c", script], stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True) as process:
+        assert process.stdout is not None
+        yield process, f"its child process {process.stdout.readline().strip()} runs Python"
+
+
+def test_a_refusal_names_the_child_that_runs_python(wrapper: tuple[subprocess.Popen[str], str]) -> None:
+    """The pid of a wrapper, such as sudo, a shell script or the starter of a frozen program, is the one people see."""
+    process, text = wrapper
+    with pytest.raises(EngineError, match=f"it does not run CPython .*; {text}$"):
+        attach(process.pid)
+    with pytest.raises(ProcessError, match=f"runs no CPython .*; {text}$"):
+        Interpreter(RunningProcess(process.pid))
+
+
+def test_children_that_run_something_else_are_not_named() -> None:
+    with subprocess.Popen(["sh", "-c", "read line & wait"], stdin=subprocess.PIPE) as process:
+        assert RunningProcess(process.pid).describe_children() == ""
+
+
+def test_of_many_children_some_are_named(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(process, "_descendants", lambda pid: list(range(1, 12)))
+    monkeypatch.setattr(process, "_runs_python", lambda pid: pid > 1)
+    text = RunningProcess(os.getppid()).describe_children()
+    assert text == "its child processes 2, 3, 4, 5, 6, 7, 8, 9 and more run Python"

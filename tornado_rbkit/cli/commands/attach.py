@@ -44,6 +44,9 @@ async def _run(options: argparse.Namespace) -> int:
         return await serve_injected(options, stopped)
     with attach(options.pid) as attachment:
         show_page(attachment.server, options)
+        children = attachment.process.describe_children()
+        if children:  # such as the workers of a web server
+            say(f"{attachment.process}: {children}")
         await _watch(attachment, stopped)
     return 0
 

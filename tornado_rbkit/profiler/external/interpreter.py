@@ -49,7 +49,8 @@ class Interpreter:
         version = _version(process)
         if version is None or version < _OLDEST:
             runs = f"Python {_text(version)}" if version else "no CPython that can be recognized"
-            raise ProcessError(f"{process} runs {runs}; --inject needs Python 3.14 or newer; {_INSTEAD}")
+            instead = (version is None and process.describe_children()) or _INSTEAD
+            raise ProcessError(f"{process} runs {runs}; --inject needs Python 3.14 or newer; {instead}")
         if is_compatible(version, sys.hexversion):
             self._path = sys.executable
             return

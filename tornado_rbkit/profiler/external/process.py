@@ -16,11 +16,13 @@ from typing import Final
 
 from tornado_rbkit.errors import RbkitError
 from tornado_rbkit.profiler.discovery import stat_fields
+from tornado_rbkit.profiler.external.stack_reader.layouts import python_version
 from tornado_rbkit.profiler.external.weights import Use
 
 _MAX_BYTES: Final = 65_536  # of a file in /proc
 _WITH_VALUE: Final = ("-W", "-X", "--check-hash-based-pycs")  # options of Python that take the next argument
 _AS_ROOT: Final = "run attach as root (sudo); in a container, start it with --cap-add=SYS_PTRACE"
+_MAX_CHILDREN: Final = 8  # that a message names
 _KERNEL_THREAD: Final = 0x00200000  # PF_KTHREAD of include/linux/sched.h
 _SYS_PTRACE: Final = 1 << 19  # CAP_SYS_PTRACE of include/uapi/linux/capability.h
 
@@ -93,12 +95,39 @@ class RunningProcess:
         """Return the name of the module in a file, an empty string if there is none."""
         return module_name(file)
 
+    def describe_children(self) -> str:
+        """Return which processes that it has started, directly or not, run Python; an empty string if none does."""
+        found = [str(pid) for pid in _descendants(self.pid) if _runs_python(pid)]
+        if not found:
+            return ""
+        named = ", ".join(found[:_MAX_CHILDREN]) + (" and more" if found[_MAX_CHILDREN:] else "")
+        return f"its child process {named} runs Python" if not found[1:] else f"its child processes {named} run Python"
+
     def working_folder(self) -> str:
         """Return its current folder, an empty string if that cannot be read."""
         try:
             return os.readlink(f"/proc/{self.pid}/cwd")
         except OSError:
             return ""
+
+
+def _descendants(pid: int) -> list[int]:
+    children: dict[int, list[int]] = {}
+    for name in os.listdir("/proc"):
+        fields = stat_fields(name) if name.isdigit() else None
+        if fields is not None:
+            children.setdefault(int(fields[1]), []).append(int(name))
+    found = [pid]
+    for each in found:
+        found += sorted(children.get(each, []))
+    return found[1:]
+
+
+def _runs_python(pid: int) -> bool:
+    try:
+        return python_version(pid) is not None
+    except OSError:  # it has ended, or may not be read
+        return False
 
 
 @lru_cache(maxsize=4096)

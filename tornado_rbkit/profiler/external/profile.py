@@ -128,7 +128,13 @@ def attach(pid: int) -> Attachment:
         BindError: the ports in RBKIT_PUB_PORT and RBKIT_REQ_PORT cannot be used.
     """
     process = RunningProcess(pid)
-    check(process, Program())
+    try:
+        check(process, Program())
+    except EngineError as error:
+        children = process.describe_children()
+        if not children:
+            raise
+        raise EngineError(f"{error}; {children}") from error
     attachment = Attachment(process)
     attachment.server.call(lambda profile: profile.start_cpu_profiling())
     return attachment
