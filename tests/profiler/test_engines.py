@@ -151,7 +151,8 @@ def test_an_engine_that_does_not_work_is_replaced_or_said(
     start: Start, monkeypatch: pytest.MonkeyPatch, tmp_path: Path, engine: str, script: str, reason: str
 ) -> None:
     fake(monkeypatch, tmp_path, script)
-    monkeypatch.setattr(own_process, "_PATIENCE", 1.0)
+    if "sleep" in script:
+        monkeypatch.setattr(own_process, "_PATIENCE", 1.0)
     server, client = start(engine)
     client.ask(b"start_cpu_profiling")
     field = "engine_reason" if engine == "auto" else "trouble"

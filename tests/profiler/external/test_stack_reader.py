@@ -15,6 +15,7 @@ import time
 from collections.abc import Callable
 from glob import glob
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 from hypothesis import given, settings
@@ -173,19 +174,19 @@ def test_a_collection_is_seen(start: Start, interpreter: str) -> None:
     assert stack.is_collecting
 
 
+COMPILED_ANEW = """
+    import sys
+    print("ready", flush=True)
+    for number in range(1000):
+        scope = {"wait": lambda: sys.stdin.readline()}
+        exec(f"def name_{number:03}():\\n wait()\\nname_{number:03}()", scope)
+        print("left", flush=True)
+"""
+
+
 def test_code_that_is_compiled_anew_at_the_same_place_has_its_new_name(start: Start, interpreter: str) -> None:
     """A code object that is freed leaves its address, and its frames' memory, to the next one."""
-    process = start(
-        """
-        import sys
-        print("ready", flush=True)
-        for number in range(1000):
-            scope = {"wait": lambda: sys.stdin.readline()}
-            exec(f"def name_{number:03}():\\n wait()\\nname_{number:03}()", scope)
-            print("left", flush=True)
-        """,
-        interpreter,
-    )
+    process = start(COMPILED_ANEW, interpreter)
     assert process.stdin is not None
     assert process.stdout is not None
     reader, parser = StackReader(process.pid), MojoParser()
@@ -199,6 +200,47 @@ def test_code_that_is_compiled_anew_at_the_same_place_has_its_new_name(start: St
         assert process.stdout.readline() == "left\n"
     assert names == sorted(set(names)), "no name comes twice, or late"
     assert len(names) > 25, "the reader may look between two of them"
+
+
+def test_code_that_was_known_for_long_is_compared_each_tenth_of_a_second(
+    start: Start, interpreter: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Before CPython 3.14 nothing reports that a code object was freed."""
+    process = start(
+        """
+        import sys
+        print("ready", flush=True)
+        def wait():
+            print("waits", flush=True)
+            sys.stdin.readline()
+        for number in range(1000):
+            scope = {"wait": wait}
+            exec(f"def name_{number:03}():\\n wait()\\nname_{number:03}()", scope)
+        """,
+        interpreter,
+    )
+    assert process.stdin is not None
+    assert process.stdout is not None
+    reader, parser = StackReader(process.pid), MojoParser()
+    now = 1000.0
+    monkeypatch.setattr(
+        "tornado_rbkit.profiler.external.stack_reader.reader.time", SimpleNamespace(monotonic=lambda: now)
+    )
+
+    def name() -> str:
+        [stack] = look_again(reader, parser)
+        return next(scope for scope in scopes(stack) if scope.startswith("name_"))
+
+    for number in range(20):
+        assert process.stdout.readline() == "waits\n"
+        until_asleep(process.pid)
+        look_again(reader, parser)  # the names may be those of the code before
+        now += 0.11
+        assert name() == f"name_{number:03}"
+        now += 100
+        assert name() == f"name_{number:03}", "it is known for long now"
+        process.stdin.write("\n")
+        process.stdin.flush()
 
 
 def test_it_ends_with_the_process_and_on_request(start: Start, interpreter: str) -> None:

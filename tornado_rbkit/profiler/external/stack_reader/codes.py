@@ -13,7 +13,7 @@ _KIND_BIT = 2  # in the state of a string; then 3 bits of its kind, whether it i
 _TAGS = 3  # bits of a reference on the stack
 _LONG = 1 << 20  # bytes of a name or of a table of lines
 _TRUST = 0.25  # of the time for which a code object was seen unchanged, it is not compared again
-_MAX_TRUST = 1.0  # seconds
+_MAX_TRUST = 0.1  # seconds
 
 Contents = list[tuple[int, bytes]]
 """Memory that was read: addresses, and what was there."""
@@ -56,7 +56,7 @@ class Codes:
 
     When a code object is freed, another one can take its address. From CPython 3.14 on the interpreter counts the
     freed ones. Before, the memory is compared: at each look in the beginning, and then after a quarter of the time for
-    which it has been seen, at most a second.
+    which it has been seen, at most a tenth of a second.
 
     Attributes:
         generation: the interpreter's count; None before CPython 3.14.
