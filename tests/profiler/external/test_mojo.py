@@ -66,6 +66,13 @@ def places(found: Stack) -> list[tuple[str, str, int]]:
     return [(each.file, each.scope, each.line) for each in found.frames]
 
 
+def test_what_the_system_has_counted_for_a_thread() -> None:
+    use = b"\x0d" + varint(2_500_000_000) + varint(1_000_000) + varint(7)
+    [counted, other] = parsed(DEFINED, stack(1, 7) + use, stack(2, 7))
+    assert counted.use == (2.5, 0.001, 7)
+    assert other.use is None
+
+
 def test_the_example_of_the_description() -> None:
     assert integer(b"\xc3\x02") == -131
 
@@ -167,7 +174,7 @@ def test_one_wrong_byte_is_an_error_or_gives_stacks(
         (b"P42;T0:42", "not MOJO"),
         (b"MOJ\x04", "MOJO 4; supported: 3"),
         (HEAD + b"\x00", "unknown kind 0"),
-        (HEAD + b"\x0d", "unknown kind 13"),
+        (HEAD + b"\x0e", "unknown kind 14"),
         (HEAD + b"\x02\x01\x00tid\0", "thread b'tid'"),
         (HEAD + b"\x02\x01\x00" + b"f" * 17 + b"\0", "thread b'f"),
     ],

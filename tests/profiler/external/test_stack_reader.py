@@ -27,12 +27,13 @@ from tornado_rbkit.profiler.external import stack_reader
 from tornado_rbkit.profiler.external.engine import Stack
 from tornado_rbkit.profiler.external.mojo import MojoParser, integer
 from tornado_rbkit.profiler.external.stack_reader import layouts, output, symbols
+from tornado_rbkit.profiler.external.stack_reader.clocks import Clocks
 from tornado_rbkit.profiler.external.stack_reader.frames import MAX_DEPTH
 from tornado_rbkit.profiler.external.stack_reader.layouts import COOKIE, python_version
 from tornado_rbkit.profiler.external.stack_reader.lines import Lines, deltas, locations
 from tornado_rbkit.profiler.external.stack_reader.memory import Memory, ReadError
-from tornado_rbkit.profiler.external.stack_reader.reader import IsComputing, StackReader
-from tornado_rbkit.profiler.external.stack_reader.sampling import Computing, look_once
+from tornado_rbkit.profiler.external.stack_reader.reader import ReadClock, StackReader
+from tornado_rbkit.profiler.external.stack_reader.sampling import look_once
 
 if not sys.platform.startswith("linux"):
     pytest.skip("the stack reader works on Linux only", allow_module_level=True)
@@ -40,20 +41,20 @@ if not sys.platform.startswith("linux"):
 
 def until_asleep(pid: int) -> None:
     """Wait until the main thread reads its input, a moment after its line was written."""
-    computing = Computing(pid)
+    clocks = Clocks(f"/proc/{pid}/task")
     deadline = time.monotonic() + PATIENCE
-    while computing(pid):
+    while not clocks(pid).startswith(b"\x08"):
         assert time.monotonic() < deadline
 
 
-def look(pid: int, is_computing: IsComputing | None = None) -> list[Stack]:
+def look(pid: int, read_clock: ReadClock | None = None) -> list[Stack]:
     """Return the stacks of one look."""
-    return look_again(StackReader(pid), MojoParser(), is_computing)
+    return look_again(StackReader(pid), MojoParser(), read_clock)
 
 
-def look_again(reader: StackReader, parser: MojoParser, is_computing: IsComputing | None = None) -> list[Stack]:
+def look_again(reader: StackReader, parser: MojoParser, read_clock: ReadClock | None = None) -> list[Stack]:
     """Return the stacks of one look of a reader whose other output the parser has read."""
-    reader.look(0, is_computing)
+    reader.look(0, read_clock)
     stacks = parser.feed(bytes(reader.output.data) + b"\x02\x00\x001\x00")  # a stack ends where the next begins
     reader.output.data.clear()
     assert not any(stack.is_broken for stack in stacks)
@@ -262,8 +263,10 @@ def test_it_ends_with_the_process_and_on_request(start: Start, interpreter: str)
 def test_a_thread_that_sleeps_is_marked_with_the_cpu_clock(start: Start, interpreter: str) -> None:
     process = start(NESTED, interpreter)
     until_asleep(process.pid)
-    [stack] = look(process.pid, Computing(process.pid))
+    [stack] = look(process.pid, Clocks(f"/proc/{process.pid}/task"))
     assert stack.is_idle
+    assert stack.use is not None
+    assert stack.use.seconds > 0
 
 
 AGREEMENT = """

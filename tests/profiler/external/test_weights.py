@@ -2,139 +2,296 @@
 
 from __future__ import annotations
 
-from collections import Counter
-from collections.abc import Sequence
-from typing import Union
+import random
+from collections import Counter, deque
+from collections.abc import Mapping, Sequence
+from typing import NamedTuple
 
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from tornado_rbkit.profiler.external.engine import Frame, Stack
-from tornado_rbkit.profiler.external.weights import MAX_UNSEEN, WAKE_SECONDS, CPUWeights, Look, Use
+from tornado_rbkit.profiler.external.engine import Frame, Stack, Use
+from tornado_rbkit.profiler.external.weights import MAX_UNSEEN, CPUWeights, Look
 
 PACE = 0.001
-WINDOW = 0.05
-PARSE, SCORE, NAP = (Frame("app.py", scope, 1) for scope in ("parse", "score", "nap"))
-ASLEEP = "asleep"
-Seen = Union[Frame, "tuple[Frame, str]"]
+WINDOW = 50
+NAMES = ("parse", "score", "write", "nap")
+FRAMES = {name: Frame("app.py", name, 1) for name in NAMES}
 
 
-class Process:
-    """What the system counts for threads, and the weights of what an engine sees of them."""
+class Program:
+    """Looks at threads, each a millisecond after the one before, and the samples that are reported for them."""
 
     def __init__(self) -> None:
-        self.used: dict[int, Use] = {}
-        self.now = 0.0
-        self.weights = CPUWeights(self.used.get)
+        self.weights = CPUWeights()
         self.reported: Counter[tuple[int, str]] = Counter()
+        self._ticks = 0
 
-    def run(self, *ticks: dict[int, Seen], use: dict[int, tuple[float, int]]) -> None:
-        """Advance the CPU time and the switches of threads, and weigh the looks of that time."""
-        for thread, (seconds, switches) in use.items():
-            before = self.used.get(thread, Use(0.0, 0))
-            self.used[thread] = Use(before.seconds + seconds, before.switches + switches)
-        looks = [[look(thread, seen) for thread, seen in tick.items()] for tick in ticks]
-        self.now += WINDOW
-        counts, unseen = self.weights.weigh(looks, PACE, self.now)
-        for each, count in zip([each for tick in looks for each in tick], counts, strict=True):
-            self.reported[each.stack.thread_id, each.stack.frames[-1].scope] += count
-        for thread, count in unseen.items():
-            self.reported[thread, "unseen"] += count
+    def see(self, *ticks: Mapping[int, tuple[str, bool, Use | None]], count: int = 1) -> None:
+        """Weigh ticks: of each thread where it is, whether it sleeps, and what it has used."""
+        looks = []
+        for tick in ticks:
+            self._ticks += count
+            looks.append([self._look(thread, *seen, count) for thread, seen in tick.items()])
+        samples, unseen = self.weights.weigh(looks, PACE)
+        for look, number in samples:
+            self.reported[look.stack.thread_id, look.payload.decode()] += number
+        for thread, number in unseen.items():
+            self.reported[thread, "unseen"] += number
 
-    def forget(self) -> None:
-        self.reported.clear()
+    def _look(self, thread: int, name: str, is_idle: bool, use: Use | None, count: int) -> Look:
+        stack = Stack(0, thread, (FRAMES[name],), PACE * count, False, False, is_idle, use)
+        return Look(stack, count, self._ticks * PACE, b"" if is_idle else name.encode())
 
     def of(self, thread: int) -> int:
         return sum(count for (each, _), count in self.reported.items() if each == thread)
 
 
-def look(thread: int, seen: Seen) -> Look:
-    frame, is_idle = (seen[0], True) if isinstance(seen, tuple) else (seen, False)
-    return Look(Stack(0, thread, (frame,), PACE, False, False, is_idle), 1, 0.0, b"")
+def test_looks_share_the_cpu_time_by_the_part_of_it_for_which_the_thread_had_a_processor() -> None:
+    program = Program()
+    use = Use(1.0, 1.0, 0)
+    program.see({1: ("nap", True, use)})
+    ticks = []
+    for _ in range(100):
+        ticks.append({1: ("parse", False, use)})
+        use = Use(use.seconds + 0.001, use.waited + 0.003, use.switches + 1)
+        ticks.append({1: ("score", False, use)})
+        use = Use(use.seconds + 0.001, use.waited, use.switches)
+    program.see(*ticks)
+    assert 34 <= program.reported[1, "parse"] <= 46  # of 40, by chance
+    assert 195 < program.of(1) <= 200
 
 
-def napping(process: Process, windows: int, ticks: Sequence[Seen]) -> None:
-    """Let thread 1 parse for 4 ms and nap 100 times in each window of 50 ms."""
-    for _ in range(windows):
-        process.run(*({1: seen} for seen in ticks), use={1: (0.004 + 100 * WAKE_SECONDS, 100)})
+def test_a_thread_whose_clock_is_late_has_run_at_all_looks_since_then() -> None:
+    program = Program()
+    program.see({1: ("parse", False, Use(1.0, 0.0, 1))})
+    for tick in range(100):
+        use = Use(1.0 + 0.004 * tick, 0.0, 1)
+        program.see(*({1: (name, False, use)} for name in NAMES))
+    assert all(90 < count < 110 for count in program.reported.values())
+    assert 390 < program.of(1) <= 400
 
 
-def test_a_thread_that_waits_for_a_processor_after_naps_is_not_said_to_compute_there() -> None:
-    process = Process()
-    seen = [(NAP, ASLEEP)] * 36 + [NAP] * 10 + [PARSE] * 4
-    napping(process, 100, seen)
-    process.forget()
-    napping(process, 1000, seen)
-    share = process.reported[1, "parse"] / process.of(1)
-    assert abs(share - 4 / 4.7) < 0.01
-    assert abs(process.of(1) - 4700) < 50
-
-
-def test_a_thread_that_is_rarely_seen_computing_gets_its_cpu_time_at_the_places_where_it_is() -> None:
-    """As where the engine waits for the processor on which the thread computes."""
-    process = Process()
-    missed = [(NAP, ASLEEP)] * 46 + [NAP] * 4
-    for _ in range(300):
-        napping(process, 4, missed)
-        napping(process, 1, [*missed[:-2], PARSE, SCORE])
-    assert abs(process.of(1) - 1500 * 4.7) < 350
-    assert abs(process.reported[1, "parse"] - process.reported[1, "score"]) < 10
-    assert process.reported[1, "parse"] + process.reported[1, "score"] > 0.8 * process.of(1)
-
-
-def test_threads_that_wait_for_the_gil_do_not_wait_at_a_waiting_place() -> None:
-    """One of ten threads computes at any moment; each is seen asleep nine times as often as running."""
-    process = Process()
-    for window in range(200):
-        ticks = [
-            {thread: PARSE if thread == (tick + window) % 10 else (PARSE, ASLEEP) for thread in range(10)}
-            for tick in range(50)
-        ]
-        process.run(*ticks, use=dict.fromkeys(range(10), (0.005, 10)))
-    assert all(abs(process.of(thread) - 1000) < 20 for thread in range(10))
+def test_a_place_computes_again_as_soon_as_it_does() -> None:
+    """A function that has waited for long, and now computes, was no waiting place."""
+    program = Program()
+    for tick in range(5000):
+        program.see({1: ("parse", True, Use(1.0, 0.0, 1)), 2: ("score", False, Use(0.001 * tick, 0.0, 1))})
+    program.see(*({1: ("parse", False, Use(1.0 + 0.001 * tick, 0.0, 2))} for tick in range(51)))
+    assert abs(program.reported[1, "parse"] - 50) <= 1
 
 
 def test_cpu_time_of_which_nothing_was_seen_is_reported_without_a_stack() -> None:
-    process = Process()
-    for _ in range(400):
-        process.run({1: (NAP, ASLEEP)}, use={1: (0.01, 0)})
-    assert set(process.reported) == {(1, "nap"), (1, "unseen")}
-    assert process.reported[1, "nap"] == 0
-    assert 4000 - 1000 * MAX_UNSEEN - 210 < process.reported[1, "unseen"] <= 4000
+    program = Program()
+    for tick in range(400):
+        program.see({1: ("nap", True, Use(1.0 + 0.01 * tick, 0.0, tick))})
+    assert set(program.reported) == {(1, "unseen")}
+    assert 3990 - 1000 * MAX_UNSEEN <= program.reported[1, "unseen"] <= 3990
 
 
-def test_a_thread_that_is_new_or_has_ended_is_sampled_as_it_was_seen() -> None:
-    process = Process()
-    process.run({1: PARSE}, {1: PARSE}, use={1: (5.0, 100)})
-    process.run({2: PARSE}, use={})
-    assert process.reported == {(1, "parse"): 2, (2, "parse"): 1}
+def test_cpu_time_from_before_the_first_look_is_not_reported() -> None:
+    program = Program()
+    program.see({1: ("parse", False, Use(500.0, 0.0, 1))})
+    program.see({1: ("parse", False, Use(500.002, 0.0, 1))})
+    assert program.reported == {(1, "parse"): 2}
+
+
+def test_a_thread_that_is_seen_once_has_used_what_its_clock_says_and_a_look_more() -> None:
+    program = Program()
+    program.see({0: ("nap", True, Use(1.0, 0.0, 1))})
+    program.see({0: ("nap", True, Use(1.0, 0.0, 1)), 1: ("parse", False, Use(0.002, 0.0, 1))}, count=3)
+    program.see(*({0: ("nap", True, Use(1.0, 0.0, 1))} for _ in range(300)))
+    assert program.reported == {(1, "parse"): 5}
+
+
+def test_a_thread_that_was_there_before_its_first_look_has_used_at_most_the_time_since_the_last_one() -> None:
+    """As a thread of another library that now runs Python for the first time."""
+    program = Program()
+    program.see({0: ("nap", True, Use(1.0, 0.0, 1))})
+    program.see({1: ("parse", False, Use(3600.0, 0.0, 1))})
+    program.see({1: ("parse", False, Use(3600.001, 0.0, 1))})
+    assert program.reported == {(1, "parse"): 2}
 
 
 def test_a_thread_with_the_identifier_of_one_that_has_ended_begins_anew() -> None:
-    process = Process()
-    process.run({1: PARSE}, use={1: (5.0, 100)})
-    process.used.clear()
-    process.run({1: PARSE}, use={1: (0.001, 1)})
-    assert process.reported == {(1, "parse"): 2}
-    process.run({1: PARSE}, use={1: (0.003, 0)})
-    assert process.reported[1, "parse"] == 5
+    program = Program()
+    program.see({1: ("parse", False, Use(5.0, 0.0, 1))})
+    program.see({1: ("parse", False, Use(0.001, 0.0, 1))}, {1: ("parse", False, Use(0.004, 0.0, 1))})
+    assert program.reported == {(1, "parse"): 4}
+
+
+def test_looks_without_clocks_count_as_they_are() -> None:
+    program = Program()
+    program.see({1: ("parse", False, None), 2: ("nap", True, None)}, {1: ("score", False, None)}, count=2)
+    assert program.reported == {(1, "parse"): 2, (1, "score"): 2}
+
+
+def test_a_tick_that_misses_a_thread_changes_nothing() -> None:
+    program = Program()
+    for tick in range(200):
+        everyone = {thread: ("parse", False, Use(1 + tick / 1000, 0.0, 1)) for thread in (0, 1)}
+        program.see(everyone if tick % 2 else {0: everyone[0]})
+    assert program.of(0) - 1 <= program.of(1) <= program.of(0)
 
 
 def test_threads_that_come_and_go_leave_nothing_behind() -> None:
-    process = Process()
-    for thread in range(100):
-        process.run({0: PARSE, thread: PARSE}, use={0: (0.001, 1), thread: (0.001, 1)})
-    assert set(process.weights._accounts) == {0, 99}
+    program = Program()
+    for thread in range(2000):
+        looks = {each: ("parse", False, Use(thread / 1000, 0.0, 1)) for each in (0, thread)}
+        program.see(looks)
+    assert len(program.weights._accounts) < 260
 
 
-seen = st.sampled_from([PARSE, SCORE, NAP, (PARSE, ASLEEP), (NAP, ASLEEP)])
+def test_a_thread_that_waits_for_a_processor_for_long_is_remembered_once() -> None:
+    program = Program()
+    program.see({1: ("parse", False, Use(1.0, 0.0, 1))})
+    program.see(*[{1: ("parse", False, Use(1.0, 0.0, 2))}] * 5000)
+    assert len(program.weights._accounts[1].pending) == 1
 
 
-@given(st.lists(st.tuples(st.lists(seen, min_size=1, max_size=50), st.integers(0, 50), st.integers(0, 500))))
-def test_never_more_is_reported_than_was_used(windows: list[tuple[list[Seen], int, int]]) -> None:
-    process = Process()
-    process.run({1: (NAP, ASLEEP)}, use={1: (1.0, 0)})
-    for ticks, milliseconds, switches in windows:
-        process.run(*({1: each} for each in ticks), use={1: (milliseconds / 1000, switches)})
-    used = 1000 * (process.used[1].seconds - 1.0)
-    assert process.of(1) <= used + 1
+seen = st.tuples(st.sampled_from(NAMES), st.booleans(), *[st.integers(0, 40)] * 3)
+
+
+@given(st.lists(st.lists(seen, max_size=50)))
+def test_never_more_is_reported_than_was_used(windows: list[list[tuple[str, bool, int, int, int]]]) -> None:
+    program = Program()
+    use = Use(1.0, 1.0, 1)
+    program.see({1: ("nap", True, use)})
+    for window in windows:
+        ticks = []
+        for name, is_idle, ran, waited, switches in window:
+            use = Use(use.seconds + ran / 1000, use.waited + waited / 1000, use.switches + switches)
+            ticks.append({1: (name, is_idle, use)})
+        program.see(*ticks)
+    assert program.of(1) <= 1000 * (use.seconds - 1.0) + 1
+
+
+# A simulated machine. Its unit of time is 0.1 ms.
+
+STEP = 0.0001
+SLICE, TICK = 28, 40
+
+
+class Part(NamedTuple):
+    """A part of what a thread repeats: so long it computes in a function, and then it sleeps there."""
+
+    name: str
+    computes: int
+    sleeps: int
+
+
+class Simulated:
+    """A thread of a simulated machine, and its clocks as the system shows them.
+
+    Attributes:
+        true: the time that it has computed in each function.
+        asleep: what it had used when a look saw it asleep.
+    """
+
+    def __init__(self, parts: Sequence[Part]) -> None:
+        self.true: Counter[str] = Counter()
+        self.asleep: Use | None = None
+        self._parts = parts
+        self._at = self._done = self._wakes = 0
+        self._has_slept = False
+        self._ran = self._late = self._waited = self._switches = self._queued = self._rest = 0
+
+    @property
+    def name(self) -> str:
+        return self._parts[self._at].name
+
+    @property
+    def use(self) -> Use:
+        return Use(self._ran * STEP, self._waited * STEP, self._switches)
+
+    def is_asleep(self, now: int) -> bool:
+        return now < self._wakes
+
+    def begin(self, now: int) -> None:
+        """Get a processor, for which it has waited since it woke or lost it."""
+        self._waited += now - max(self._queued, self._wakes)
+        self._switches += 1
+        self._rest = SLICE
+        if self._has_slept:
+            self._next_part()
+
+    def run(self, now: int) -> bool:
+        """Compute for one step; return whether it keeps the processor."""
+        part = self._parts[self._at]
+        self.true[part.name] += 1
+        self._late += 1
+        self._rest -= 1
+        self._done += 1
+        if self._done == part.computes:
+            if part.sleeps:
+                self._wakes, self._has_slept = now + 1 + part.sleeps, True
+            else:
+                self._next_part()
+        keeps = self._rest > 0 and not self._has_slept
+        if not keeps or now % TICK == 0:
+            self._ran, self._late = self._ran + self._late, 0
+            self._queued = now + 1
+        return keeps
+
+    def _next_part(self) -> None:
+        self._at, self._done, self._has_slept = (self._at + 1) % len(self._parts), 0, False
+
+
+def simulate(threads: Sequence[Simulated], others: int, processors: int, steps: int, chance: random.Random) -> Program:
+    """Run threads beside other programs that compute all the time, and look at them every millisecond or so."""
+    program = Program()
+    everyone = [*threads, *(Simulated([Part("other", 1 << 30, 0)]) for _ in range(others))]
+    queue, sleeping, running = deque(everyone), list[Simulated](), list[Simulated]()
+    due, ticks = 10, list[dict[int, tuple[str, bool, "Use | None"]]]()
+    for now in range(steps):
+        for thread in [each for each in sleeping if not each.is_asleep(now)]:
+            sleeping.remove(thread)
+            queue.append(thread)
+        while queue and len(running) < processors:
+            thread = queue.popleft()
+            thread.begin(now)
+            running.append(thread)
+        if now == due:
+            due += chance.randint(8, 12)
+            ticks.append({number: look(thread, now) for number, thread in enumerate(threads)})
+            if len(ticks) == WINDOW:
+                program.see(*ticks)
+                ticks.clear()
+        for thread in list(running):
+            if not thread.run(now):
+                running.remove(thread)
+                (sleeping if thread.is_asleep(now + 1) else queue).append(thread)
+    return program
+
+
+def look(thread: Simulated, now: int) -> tuple[str, bool, Use]:
+    """Return what the stack reader sees."""
+    use = thread.use
+    if thread.is_asleep(now):
+        thread.asleep = use
+    return thread.name, use == thread.asleep, use
+
+
+parts = st.builds(Part, st.sampled_from(NAMES), st.integers(1, 80), st.sampled_from([0, 0, 5, 15, 40, 100]))
+machines = st.tuples(st.lists(st.lists(parts, min_size=2, max_size=4), min_size=1, max_size=4), st.integers(0, 3))
+
+
+@settings(max_examples=12, derandomize=True, deadline=None)
+@given(machines, st.integers(1, 2), st.integers(0, 1000))
+def test_the_shares_of_functions_are_those_of_the_time_for_which_they_have_computed(
+    machine: tuple[list[list[Part]], int], processors: int, seed: int
+) -> None:
+    """Threads that compute, sleep, repeat themselves, and wait for processors that other programs use."""
+    programs, others = machine
+    threads = [Simulated(parts) for parts in programs]
+    program = simulate(threads, others, processors, 20_000, random.Random(seed))
+    true = Counter[str]()
+    for thread in threads:
+        true.update(thread.true)
+    reported = Counter[str]()
+    for (_, name), count in program.reported.items():
+        reported[name] += count
+    differences = {name: reported[name] / reported.total() - true[name] / true.total() for name in [*NAMES, "unseen"]}
+    assert all(abs(difference) < 0.08 for difference in differences.values()), differences
+    unreported = true.total() * STEP - reported.total() * PACE
+    assert -0.01 < unreported < len(threads) * 0.1, "what was used in the last moments is not reported"

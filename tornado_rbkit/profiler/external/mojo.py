@@ -5,7 +5,8 @@ The format is that of the profiler austin, https://github.com/P403n1x87/austin/w
 A stream is ``MOJ``, a version, and events. An event is a byte that says its kind, followed by strings that end with a
 NUL, and integers of seven bits a byte, least significant first; the first byte has six bits and a sign. Strings and
 frames are defined once and then referred to by a key. A stack event begins the stack of a thread; references to its
-frames follow, outermost first, and then the time since the last look.
+frames follow, outermost first, and then the time since the last look. The stack reader adds, as an event of its own,
+what the system has counted for the thread.
 """
 
 from __future__ import annotations
@@ -13,7 +14,7 @@ from __future__ import annotations
 import re
 from typing import Final
 
-from tornado_rbkit.profiler.external.engine import EngineError, EngineFullError, Frame, Stack
+from tornado_rbkit.profiler.external.engine import EngineError, EngineFullError, Frame, Stack, Use
 from tornado_rbkit.profiler.objects import LARGE
 
 VERSION: Final = 3
@@ -38,7 +39,7 @@ _MAGIC: Final = b"MOJ"
 _INTEGER: Final = rb"[\x80-\xff]{0,9}[\x00-\x7f]"
 _TEXT: Final = rb"[^\x00]{0,%d}" % MAX_STRING
 _METADATA, _STACK, _FRAME, _INVALID, _REFERENCE, _KERNEL = range(1, 7)
-_GC, _IDLE, _TIME, _MEMORY, _STRING, _STRING_REFERENCE = range(7, 13)
+_GC, _IDLE, _TIME, _MEMORY, _STRING, _STRING_REFERENCE, _USE = range(7, 14)
 _PATTERNS: Final = {
     kind: re.compile(pattern)
     for kind, pattern in {
@@ -55,6 +56,7 @@ _PATTERNS: Final = {
         _MEMORY: rb"\x0a%b" % _INTEGER,
         _STRING: rb"\x0b(%b)(%b)\x00" % (_INTEGER, _TEXT),
         _STRING_REFERENCE: rb"\x0c%b" % _INTEGER,
+        _USE: rb"\x0d(%b)(%b)(%b)" % (*[_INTEGER] * 3,),
     }.items()
 }
 _KEYS: Final = re.compile(rb"\x05(%b)" % _INTEGER)
@@ -80,6 +82,7 @@ class MojoParser:
         self._frames: dict[bytes, Frame] = {}
         self._runs: dict[bytes, tuple[Frame, ...]] = {}
         self._defined = self._remembered = 0
+        self._use: Use | None = None
         self._begin_stack(None)
 
     def feed(self, data: bytes) -> list[Stack]:
@@ -136,6 +139,8 @@ class MojoParser:
             self._is_collecting = True
         elif kind == _IDLE:
             self._is_idle = True
+        elif kind == _USE:
+            self._use = Use(integer(match[1]) / 1e9, integer(match[2]) / 1e9, integer(match[3]))
         elif kind == _METADATA and match[1] == b"stack_reader":
             self.version = match[2][:20].decode("ascii", "replace")
 
@@ -186,10 +191,11 @@ class MojoParser:
         self._stack_frames: tuple[Frame, ...] = ()
         self._seconds = 0.0
         self._is_broken = self._is_collecting = self._is_idle = False
+        self._use = None
 
     def _stack(self, interpreter: int, thread_id: int) -> Stack:
         flags = (self._is_broken, self._is_collecting, self._is_idle)
-        return Stack(interpreter, thread_id, self._stack_frames, self._seconds, *flags)
+        return Stack(interpreter, thread_id, self._stack_frames, self._seconds, *flags, self._use)
 
 
 def integer(packed: bytes) -> int:

@@ -17,7 +17,6 @@ from typing import Final
 from tornado_rbkit.errors import RbkitError
 from tornado_rbkit.profiler.discovery import stat_fields
 from tornado_rbkit.profiler.external.stack_reader.layouts import python_version
-from tornado_rbkit.profiler.external.weights import Use
 
 _MAX_BYTES: Final = 65_536  # of a file in /proc
 _WITH_VALUE: Final = ("-W", "-X", "--check-hash-based-pycs")  # options of Python that take the next argument
@@ -81,15 +80,10 @@ class RunningProcess:
             return kernel_id, None
         return kernel_id, name.decode("utf-8", "replace").strip()
 
-    def use(self, thread_id: int) -> Use | None:
-        """Return what a thread has used; None if it has ended, or the system does not count it."""
-        fields = _read(self.pid, f"task/{thread_id}/schedstat").split()
-        return Use(int(fields[0]) / 1e9, int(fields[2])) if fields else None
-
     def cpu_seconds(self, thread_id: int) -> float | None:
         """Return the CPU time of a thread; None if it has ended, or the system does not count it."""
-        used = self.use(thread_id)
-        return None if used is None else used.seconds
+        fields = _read(self.pid, f"task/{thread_id}/schedstat").split()
+        return int(fields[0]) / 1e9 if fields else None
 
     def module_name(self, file: str) -> str:
         """Return the name of the module in a file, an empty string if there is none."""

@@ -90,7 +90,7 @@ class ExternalSampler:
         self._states: dict[int, str] = {}
         self._used: dict[int, float] = {}
         self._states_read = 0.0
-        self._weights = CPUWeights(self._process.use)
+        self._weights = CPUWeights()
         self._packed_bytes = 0
         self._tick: dict[tuple[int, int], Stack] = {}
         self._pace = Pace(self.interval)
@@ -272,7 +272,7 @@ class ExternalSampler:
             if self._stopped.is_set():
                 return False
             self._engine = self._make_engine()
-            self._weights = CPUWeights(self._process.use)
+            self._weights = CPUWeights()
             self._engine_name = self._engine.name
             self._engine.start(self.interval, self._clock_type)
             return True
@@ -318,15 +318,14 @@ class ExternalSampler:
         ticks, self._unpublished = self._unpublished, []
         self._update_states({stack.thread_id for tick, _ in ticks for stack in tick})
         seen = [self._looks(tick, moment) for tick, moment in ticks]
-        looks = [look for tick in seen for look in tick]
-        counts = [look.count for look in looks]
-        if self._clock_type == "cpu":
-            counts, unseen = self._weights.weigh(seen, self._pace.interval, self._states_read)
+        if self._clock_type == "wall":
+            samples = [(look, look.count) for tick in seen for look in tick]
+        else:
+            samples, unseen = self._weights.weigh(seen, self._pace.interval)
             for thread, count in unseen.items():
                 self._publish_unseen(thread, count, ticks[-1][1])
-        for look, count in zip(looks, counts, strict=True):
-            if look.payload:
-                self._publish_samples(look.payload, count, look.moment, self._pace.interval * look.count)
+        for look, count in samples:
+            self._publish_samples(look.payload, count, look.moment, self._pace.interval * look.count)
 
     def _looks(self, stacks: list[Stack], moment: float) -> list[Look]:
         """Return the usable looks of one tick, which count for the time that has passed since the last one."""
@@ -341,15 +340,17 @@ class ExternalSampler:
         self._late += int(count) - 1
         if self._batcher.backlog > BACKLOG_EVENTS:
             self._late += 1
+            self._weights = CPUWeights()  # as the looks, the CPU time of this time is not reported
             return []
-        looks = []
+        looks: dict[int, Look] = {}
         for stack in stacks:
             thread = self._thread_facts(stack.thread_id)
-            if thread is not None and stack.frames and not _is_error(stack):
+            # A thread that one interpreter has called from another has two stacks, that of the newer one first.
+            if thread is not None and stack.frames and not _is_error(stack) and stack.thread_id not in looks:
                 payload = b"" if stack.is_idle else self._pack(stack, *thread)
-                looks.append(Look(stack, repeated, moment, payload))
-        self._pace.adapt(0.0, sum(len(look.payload) for look in looks))
-        return looks
+                looks[stack.thread_id] = Look(stack, repeated, moment, payload)
+        self._pace.adapt(0.0, sum(len(look.payload) for look in looks.values()))
+        return list(looks.values())
 
     def _publish_samples(self, payload: bytes, count: int, moment: float, seconds: float) -> None:
         """Publish a stack `count` times, at times that end with `moment` and go back for at most `seconds`."""

@@ -1,47 +1,28 @@
 """Makes the samples of each thread follow the thread's own CPU clock.
 
-A helper outside sees that a thread runs or sleeps. One that runs may in fact wait for a processor, and mostly does so
-just after a nap or a lock, when its stack is still that of the wait. And on a busy machine the helper gets a processor
-most easily while the program computes on none. So samples are weighed: the CPU time that a thread's clock has counted
-is the number of samples that it deserves, and it is shared out between two kinds of places.
-
-Waiting places are those where threads were seen asleep while no thread of the process ran, mostly; so they do not wait
-for the GIL. Their part of the CPU time is what going to sleep and waking up costs. The rest belongs to the computing
-places at which the thread was seen running, and carries over to the next look that sees it at one.
+A helper outside sees that a thread runs or sleeps. One that runs may in fact wait for a processor; on a busy machine
+most do. And the helper itself comes late while others compute. So the looks do not count as they come: a thread gets
+as many samples as its clock has counted CPU time, and the looks that saw it running share them, each by the part of
+the time around it for which the thread had a processor.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass
-from typing import Final, NamedTuple
+import random
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, replace
+from typing import Final
 
-from tornado_rbkit.profiler.external.engine import Frame, Stack
+from tornado_rbkit.profiler.external.engine import Stack, Use
 
 MAX_UNSEEN: Final = 0.25
-"""CPU seconds that carry over to the next look at a computing thread; an engine's output may come 0.15 s late."""
+"""CPU seconds of a thread that wait for a look that sees it running, and are then reported without a stack."""
 
-WAKE_SECONDS: Final = 7e-6
-"""CPU seconds that a thread takes to go to sleep and to wake up; 6 µs for a lock and 14 µs for a nap were measured."""
+_TICK: Final = 0.004
+"""Seconds of running after which a thread's clock is brought up to date, with the usual 250 ticks per second."""
 
-_SPARE: Final = 0.02  # CPU seconds kept for waiting places
-_SMOOTH: Final = 200  # looks
-_CLOCK_SECONDS: Final = 1.0  # between two readings of the clock of a thread that sleeps
-_RUNS: Final = 0.25  # the share of the looks at a place above which it computes
-_MEMORY: Final = 4096  # looks at one place after which older ones count half
-_PLACES: Final = 65_536
-
-
-class Use(NamedTuple):
-    """What the system has counted for one thread.
-
-    Attributes:
-        seconds: its CPU time.
-        switches: how often it was given a processor.
-    """
-
-    seconds: float
-    switches: int
+_ABSENCE: Final = 0.25
+"""Seconds without a look after which a thread has ended; a look may miss some threads while others begin or end."""
 
 
 @dataclass(frozen=True)
@@ -61,160 +42,129 @@ class Look:
     payload: bytes
 
 
-class _Place:
-    """How often threads were seen running at one place, and asleep there while no thread ran."""
-
-    __slots__ = ("asleep", "running")
-
-    def __init__(self) -> None:
-        self.running = self.asleep = 0
-
-    def add(self, is_running: bool) -> None:
-        self.running += is_running
-        self.asleep += not is_running
-        if self.running + self.asleep > _MEMORY:
-            self.running //= 2
-            self.asleep //= 2
-
-    @property
-    def is_waiting(self) -> bool:
-        return self.running < _RUNS * (self.running + self.asleep)
+Sample = tuple[Look, int]
+"""A look, and the number of samples to publish for it."""
 
 
 class _Account:
-    """The CPU time of one thread, in seconds, that has not been reported: at computing and at waiting places.
+    """The CPU time of one thread that has not been reported, and the looks that share it.
 
     Attributes:
-        used: the last reading of its clock.
-        read: when the clock was read.
-        total: its CPU time at computing places since it was first seen.
-        seen: the seconds for which looks saw it running there.
-        owed: fractions of samples, at computing and at waiting places.
+        use: the last reading of its clocks.
+        seconds: its CPU time that has not been reported.
+        seen: the time of the last look at it.
+        pending: looks that saw it running, after which its clocks have not moved.
+        weights: other looks that saw it running, each with the number of samples for which it stands by itself.
+        owed: fractions of samples.
     """
 
-    __slots__ = ("computing", "owed", "read", "seen", "total", "used", "waiting")
+    __slots__ = ("owed", "pending", "seconds", "seen", "use", "weights")
 
-    def __init__(self, used: Use, now: float) -> None:
-        self.used = used
-        self.read = now
-        self.computing = self.waiting = self.total = self.seen = 0.0
-        self.owed = [0.0, 0.0]
+    def __init__(self, use: Use, seconds: float) -> None:
+        self.use = use
+        self.seconds = seconds
+        self.seen = 0.0
+        self.pending: list[Look] = []
+        self.weights: list[tuple[Look, float]] = []
+        self.owed = 0.0
 
-    def update(self, used: Use, now: float) -> None:
-        seconds = used.seconds - self.used.seconds
-        waking = min(seconds, (used.switches - self.used.switches) * WAKE_SECONDS)
-        spare = max(0.0, self.waiting + waking - _SPARE)  # of a thread that was switched while it computed
-        self.waiting += waking - spare
-        self.computing += seconds - waking + spare
-        self.total += seconds - waking + spare
-        self.used, self.read = used, now
+    def add(self, look: Look, use: Use) -> None:
+        if use != self.use:
+            ran, waited = use.seconds - self.use.seconds, use.waited - self.use.waited
+            self._settle(ran / (ran + waited) if ran else 0.0)
+            self.seconds += ran
+            self.use = use
+        self.seen = look.moment
+        if look.stack.is_idle:
+            return
+        if self.pending and self.pending[-1].payload == look.payload:
+            look = replace(look, count=look.count + self.pending.pop().count)
+        self.pending.append(look)
 
-    def report_computing(self, seconds: float, smooth: float) -> float:
-        """Return the CPU time to report for looks at computing places that stand for some seconds.
+    def _settle(self, share: float) -> None:
+        """Weigh the pending looks by the share of the time since then, without sleep, for which the thread ran."""
+        if share:
+            self.weights += [(look, look.count * share) for look in self.pending]
+        self.pending.clear()
 
-        They get what such looks got on average so far, and the rest that is due only bit by bit, over `smooth` seconds
-        of looks: within a short time, looks may all fall on the same part of what the program repeats.
+    def close(self, pace: float) -> None:
+        """Estimate what a thread that has ended has used after its clock was brought up to date for the last time."""
+        lived = self.use.seconds + self.use.waited
+        share = self.use.seconds / lived if lived else 1.0
+        self.seconds += min(_TICK, pace * share * sum(look.count for look in self.pending))
+        self._settle(share)
+
+    def report(self, pace: float, chance: random.Random) -> Iterator[Sample]:
+        """Give the samples of the CPU time that has not been reported, in any order.
+
+        The order is random because what is left of one look is added to the next: the program may repeat itself.
         """
-        self.seen += seconds
-        average = seconds * self.total / self.seen
-        if self.seen > smooth:
-            self.total, self.seen = self.total / 2, self.seen / 2
-        reported = min(self.computing, average + (self.computing - average) * min(1.0, seconds / smooth))
-        self.computing -= reported
-        return reported
+        chance.shuffle(self.weights)
+        total = sum(weight for _, weight in self.weights)
+        for look, weight in self.weights:
+            self.owed += self.seconds / pace * weight / total
+            count = int(self.owed)
+            self.owed -= count
+            yield look, count
+        self.seconds = 0.0
+        self.weights.clear()
 
-    def report_waiting(self, seconds: float) -> float:
-        """Return the CPU time to report for looks at waiting places that stand for some seconds."""
-        reported = min(seconds, self.waiting)
-        self.waiting -= reported
-        return reported
+    def report_unseen(self, pace: float) -> int:
+        """Return the number of samples without a stack."""
+        count = int(self.seconds / pace)
+        self.seconds -= count * pace
+        return count
 
-    def report_unseen(self) -> float:
-        """Return the CPU time to report although no look saw the thread computing."""
-        if self.computing < MAX_UNSEEN:
-            return 0.0
-        reported, self.computing, self.total, self.seen = self.computing, 0.0, 0.0, 0.0
-        return reported
+    @property
+    def is_seen(self) -> bool:
+        """Whether its looks stand for one sample at least."""
+        return sum(weight for _, weight in self.weights) >= 1.0
 
 
 class CPUWeights:
-    """Weighs the looks of one run of an engine. For use by one thread.
+    """Weighs the looks of one run of an engine. For use by one thread."""
 
-    Args:
-        use: returns what a thread has used; None if it has ended.
-    """
-
-    def __init__(self, use: Callable[[int], Use | None]) -> None:
-        self._use = use
-        self._places: dict[Frame, _Place] = {}
+    def __init__(self) -> None:
         self._accounts: dict[int, _Account] = {}
+        self._has_begun = False
+        self._chance = random.Random(0)  # noqa: S311 - no secret
 
-    def weigh(self, ticks: Sequence[Sequence[Look]], pace: float, now: float) -> tuple[list[int], dict[int, int]]:
-        """Return the number of samples for each look, and for each thread the number of samples without a stack.
+    def weigh(self, ticks: Sequence[Sequence[Look]], pace: float) -> tuple[list[Sample], dict[int, int]]:
+        """Return the samples for these looks or earlier ones, and for each thread the number of those without a stack.
 
-        The looks at a thread that is new or has ended, whose CPU time is not known, count as they are.
+        Looks without a reading of the clocks count as they are.
 
         Args:
-            ticks: the looks of each tick since the last call.
+            ticks: the looks of each tick since the last call, one for each thread.
             pace: seconds of CPU time for which one sample stands.
-            now: the time, in seconds.
         """
+        samples: list[Sample] = []
+        now = 0.0
         for tick in ticks:
-            self._learn(tick)
-        looks = [look for tick in ticks for look in tick]
-        threads: dict[int, list[int]] = {look.stack.thread_id: [] for look in looks}
-        for index, look in enumerate(looks):
-            if not look.stack.is_idle:
-                threads[look.stack.thread_id].append(index)
-        accounts, self._accounts = self._accounts, {}
-        counts = [0 if look.stack.is_idle else look.count for look in looks]
+            for look in tick:
+                now = look.moment
+                if look.stack.use is not None:
+                    self._account(look.stack, look.stack.use, pace * look.count).add(look, look.stack.use)
+                elif not look.stack.is_idle:
+                    samples.append((look, look.count))
+            self._has_begun = self._has_begun or bool(tick)
         unseen: dict[int, int] = {}
-        for thread, indexes in threads.items():
-            account = accounts.get(thread)
-            if account is None or indexes or now - account.read >= _CLOCK_SECONDS:
-                used = self._use(thread)
-                if used is None:
-                    continue
-                if account is None or used.seconds < account.used.seconds:  # or another thread has its identifier
-                    self._accounts[thread] = _Account(used, now)
-                    continue
-                account.update(used, now)
-            self._accounts[thread] = account
-            unseen[thread] = self._share_out(account, looks, indexes, counts, pace)
-        return counts, {thread: count for thread, count in unseen.items() if count}
+        for thread, account in list(self._accounts.items()):
+            has_ended = now - account.seen > _ABSENCE
+            if has_ended:
+                account.close(pace)
+                del self._accounts[thread]
+            if account.weights and (has_ended or account.is_seen or account.seconds >= MAX_UNSEEN):
+                samples += account.report(pace, self._chance)
+            elif has_ended or account.seconds >= MAX_UNSEEN:
+                unseen[thread] = account.report_unseen(pace)
+        samples = sorted((each for each in samples if each[1]), key=lambda each: each[0].moment)
+        return samples, {thread: count for thread, count in unseen.items() if count}
 
-    def _learn(self, tick: Sequence[Look]) -> None:
-        runs = any(not look.stack.is_idle for look in tick)
-        for look in tick:
-            if not look.stack.is_idle or not runs:
-                self._place(look.stack).add(runs)
-
-    def _place(self, stack: Stack) -> _Place:
-        frame = stack.frames[-1]
-        place = self._places.get(frame)
-        if place is None:
-            if len(self._places) >= _PLACES:
-                self._places.clear()
-            place = self._places[frame] = _Place()
-        return place
-
-    def _share_out(
-        self, account: _Account, looks: Sequence[Look], indexes: Sequence[int], counts: list[int], pace: float
-    ) -> int:
-        """Set the counts of a thread's running looks to its CPU time; return the number of samples without a stack."""
-        waits = [self._place(looks[index].stack).is_waiting for index in indexes]
-        seen = [0.0, 0.0]
-        for index, is_waiting in zip(indexes, waits, strict=True):
-            seen[is_waiting] += looks[index].count * pace
-        computing, waiting = seen
-        reported = [0.0, account.report_waiting(waiting)]
-        if computing:
-            reported[False] = account.report_computing(computing, _SMOOTH * pace)
-        rest = account.report_unseen()
-        if indexes:
-            reported[not computing] += rest
-        for index, is_waiting in zip(indexes, waits, strict=True):
-            account.owed[is_waiting] += looks[index].count * reported[is_waiting] / seen[is_waiting]
-            counts[index] = int(account.owed[is_waiting])
-            account.owed[is_waiting] -= counts[index]
-        return 0 if indexes else int(rest / pace)
+    def _account(self, stack: Stack, use: Use, passed: float) -> _Account:
+        """Return the account of a thread; a new thread has computed at most since the last tick, `passed` seconds."""
+        account = self._accounts.get(stack.thread_id)
+        if account is None or use.seconds < account.use.seconds:  # another thread has its identifier
+            seconds = min(use.seconds, passed) if self._has_begun else 0.0
+            account = self._accounts[stack.thread_id] = _Account(use, seconds)
+        return account

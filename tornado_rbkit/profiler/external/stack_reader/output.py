@@ -28,11 +28,11 @@ class Output:
         return self._strings[text]
 
     def add(
-        self, head: bytes, places: bytes, is_broken: bool, is_collecting: bool, is_idle: bool, microseconds: int
+        self, head: bytes, places: bytes, is_broken: bool, is_collecting: bool, clock: bytes, microseconds: int
     ) -> None:
-        """Add the stack of a thread."""
-        flags = b"\x04" * is_broken + b"\x07" * is_collecting + b"\x08" * is_idle
-        self.data += head + places + flags + b"\x09" + integer(microseconds)
+        """Add the stack of a thread, and what `Clocks` returned for it."""
+        flags = b"\x04" * is_broken + b"\x07" * is_collecting
+        self.data += head + places + flags + clock + b"\x09" + integer(microseconds)
 
 
 def integer(value: int) -> bytes:

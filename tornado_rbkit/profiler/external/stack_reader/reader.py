@@ -15,8 +15,8 @@ from .output import Output, integer
 _MANY = 10_000  # threads or interpreters; more means that the list is broken
 _ATTEMPTS = 5  # to read a stack that changes meanwhile
 
-IsComputing = Callable[[int], bool]
-"""Tells whether the thread with a native identifier computes."""
+ReadClock = Callable[[int], bytes]
+"""Returns what the thread with a native identifier has used, and whether it sleeps, as events of the output."""
 
 Known = tuple[int, int, Contents, bytes, float]
 """A stack that was read: its innermost frame, its data stack, the memory that was read, the places, and until when it
@@ -44,12 +44,12 @@ class StackReader:
         """Raise ReadError if the process has ended, or has executed another program."""
         self._memory.word(self._layout.first)
 
-    def look(self, microseconds: int, is_computing: IsComputing | None = None) -> bool:
+    def look(self, microseconds: int, read_clock: ReadClock | None = None) -> bool:
         """Add the stacks of all threads to the output; return whether one of them is whole, or there are none.
 
         Args:
             microseconds: the time since the last look.
-            is_computing: tells whether a thread computes; without it, this is not in the output.
+            read_clock: reads what a thread has used; without it, this is not in the output.
 
         Raises:
             ReadError: the process has ended, or its lists have changed meanwhile.
@@ -71,11 +71,10 @@ class StackReader:
             self._codes[address] = codes
             codes.now = time.monotonic()
             head = b"\x02" + integer(self._memory.pid) + integer(identifier)
-            for native_id, places, *flags in self._stacks(address, codes, thread, known, is_computing):
-                is_broken, is_idle = flags
+            for native_id, places, is_broken, clock in self._stacks(address, codes, thread, known, read_clock):
                 broken, whole = broken + is_broken, whole + (not is_broken)
                 name = b"%b%x\x00" % (head, native_id)
-                self.output.add(name, places, is_broken, bool(collecting), is_idle, microseconds)
+                self.output.add(name, places, is_broken, bool(collecting), clock, microseconds)
             address = following
         raise ReadError("there are too many interpreters")
 
@@ -85,9 +84,9 @@ class StackReader:
         codes: Codes,
         thread: int,
         known: dict[int, Known],
-        is_computing: IsComputing | None,
-    ) -> Iterator[tuple[int, bytes, bool, bool]]:
-        """Give each thread's identifier, the references to its places, if they are unknown, and if it sleeps."""
+        read_clock: ReadClock | None,
+    ) -> Iterator[tuple[int, bytes, bool, bytes]]:
+        """Give each thread's identifier, the references to its places, if they are unknown, and what it has used."""
         for _ in range(_MANY):
             if not thread:
                 return
@@ -95,7 +94,7 @@ class StackReader:
                 following, frame, identifier, chunk = self._thread(interpreter, thread)
                 native_id = self._layout.native_id(identifier) if frame and identifier else None
                 if native_id:
-                    is_idle = is_computing is not None and not is_computing(native_id)
+                    clock = b"" if read_clock is None else read_clock(native_id)
                     places = self._stack(codes, thread, known.get(thread), frame, chunk)
                     for _ in range(_ATTEMPTS - 1):
                         if places is not None:
@@ -103,7 +102,7 @@ class StackReader:
                         _, frame, _, chunk = self._thread(interpreter, thread)
                         places = self._stack(codes, thread, None, frame, chunk)
                     if places != b"":
-                        yield native_id, places or b"", places is None, is_idle
+                        yield native_id, places or b"", places is None, clock
             except ReadError:  # the thread has ended
                 return
             thread = following

@@ -8,9 +8,10 @@ import signal
 import sys
 import time
 
+from .clocks import Clocks
 from .memory import ReadError
 from .output import Output
-from .reader import IsComputing, StackReader
+from .reader import ReadClock, StackReader
 
 _FLUSH_SECONDS = 0.05
 _FLUSH_BYTES = 32_768
@@ -18,28 +19,7 @@ _REST = 3  # times as long as a look takes, at least, until the next one
 _LOOKS = 10  # to find one whole stack
 
 
-class Computing:
-    """Tells whether a thread computes, or waits for a processor, at this moment."""
-
-    def __init__(self, pid: int) -> None:
-        self._folder = f"/proc/{pid}/task"
-        self._files: dict[int, int] = {}
-
-    def __call__(self, native_id: int) -> bool:
-        try:
-            if native_id not in self._files:
-                self._files[native_id] = os.open(f"{self._folder}/{native_id}/stat", os.O_RDONLY | os.O_CLOEXEC)
-            return os.pread(self._files[native_id], 512, 0).rpartition(b") ")[2][:1] == b"R"
-        except OSError:  # it has ended
-            self.forget(native_id)
-            return False
-
-    def forget(self, native_id: int) -> None:
-        if native_id in self._files:
-            os.close(self._files.pop(native_id))
-
-
-def sample(reader: StackReader, interval: float, is_computing: IsComputing | None, output: int) -> None:
+def sample(reader: StackReader, interval: float, read_clock: ReadClock | None, output: int) -> None:
     """Look every `interval` seconds, a quarter of it sooner or later, and write to a descriptor, until SIGTERM.
 
     Raises:
@@ -59,7 +39,7 @@ def sample(reader: StackReader, interval: float, is_computing: IsComputing | Non
             now = time.monotonic()
             passed = int((now - began) * 1e6)
             try:
-                reader.look(passed - told, is_computing)
+                reader.look(passed - told, read_clock)
                 told = passed
             except ReadError:
                 reader.check()
@@ -101,7 +81,7 @@ def main(arguments: list[str]) -> int:
         if len(arguments) == 1:
             look_once(reader)
             return 0
-        sample(reader, int(arguments[1]) / 1e6, Computing(pid) if arguments[2] == "cpu" else None, 1)
+        sample(reader, int(arguments[1]) / 1e6, Clocks(f"/proc/{pid}/task") if arguments[2] == "cpu" else None, 1)
     except BrokenPipeError:
         return 0
     except (ReadError, OSError) as error:
