@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import gc
+import inspect
 import itertools
 import sys
 import threading
@@ -26,7 +27,9 @@ Main = Callable[[], Coroutine[Any, Any, None]]
 
 
 @contextmanager
-def loop_thread(main: Main, runner: Callable[[Coroutine[Any, Any, None]], object] = asyncio.run) -> Iterator[None]:
+def loop_thread(
+    main: Main, runner: Callable[[Coroutine[Any, Any, None]], object] = asyncio.run, turns: int = 5
+) -> Iterator[None]:
     """Run a loop on a thread of its own, until the block has ended; it begins when `main` has been suspended once."""
     begun, loops, done = threading.Event(), [], []
 
@@ -34,7 +37,7 @@ def loop_thread(main: Main, runner: Callable[[Coroutine[Any, Any, None]], object
         loops.append(asyncio.get_running_loop())
         done.append(asyncio.Event())
         task = asyncio.create_task(main(), name="main")
-        for _ in range(5):  # turns of the loop, in which the tasks of `main` reach their waits
+        for _ in range(turns):  # turns of the loop, in which the tasks of `main` reach their waits
             await asyncio.sleep(0)
         begun.set()
         await done[0].wait()
@@ -297,13 +300,72 @@ def test_a_subclass_of_task_is_read_without_its_methods(names: tuple[str, ...]) 
         reader.find_loops()
         found = reader.look()
         assert threading.get_ident() not in called_on
+    assert found is not None
     if "done" in names and sys.version_info >= (3, 14):  # asyncio.all_tasks() would call it
-        assert found is None
+        assert found.suspended == []
+        assert reader.trouble is not None
+        assert reader.trouble.endswith("Own overrides a method of asyncio.Task")
     else:
-        assert found is not None
         assert functions(by_name(found)["of an own class"]) == ["forever"]
+        assert reader.trouble is None
     classes.clear()
     gc.collect()  # other tests are to see no such class
+
+
+def of_class(kind: str) -> Callable[..., Any]:
+    """Return a task factory. On Python 3.10 and 3.11 there are no eager tasks, which are tasks of a usual class."""
+    tasks: Any = asyncio.tasks
+    if kind == "eager":
+        return getattr(
+            asyncio, "eager_task_factory", lambda loop, coro, **options: asyncio.Task(coro, loop=loop, **options)
+        )
+    return lambda loop, coro, **options: tasks._PyTask(coro, loop=loop, **options)
+
+
+@pytest.mark.parametrize("kind", ["eager", "written in Python"])
+def test_tasks_of_other_kinds_are_read(kind: str) -> None:
+    async def ends() -> None:
+        pass
+
+    async def main() -> None:
+        loop = asyncio.get_running_loop()
+        loop.set_task_factory(of_class(kind))
+        tasks = [loop.create_task(nested(1), name="waits"), loop.create_task(ends(), name="ended")]
+        await asyncio.gather(*tasks)
+
+    reader = TaskReader()
+    with loop_thread(main):
+        tasks = by_name(look(reader))
+        assert (functions(tasks["waits"]), tasks["waits"].awaits) == (["nested", "nested", "forever"], "Future")
+        assert "ended" not in tasks
+        assert reader.trouble is None
+
+
+if sys.version_info < (3, 14):  # from then on `all_tasks` filters them
+
+    def test_tasks_of_other_classes_are_reported() -> None:
+        called_on: set[int] = set()
+
+        class Other:
+            def done(self) -> bool:
+                called_on.add(threading.get_ident())
+                return True
+
+            def get_loop(self) -> None:
+                called_on.add(threading.get_ident())
+
+        other: Any = Other()
+        asyncio.tasks._register_task(other)
+        reader = TaskReader()
+        try:
+            with loop_thread(lambda: nested(1)):
+                called_on.clear()
+                assert "main" in by_name(look(reader))
+                assert reader.trouble is not None
+                assert reader.trouble.startswith("tasks of classes not derived from asyncio's, such as ")
+                assert threading.get_ident() not in called_on
+        finally:
+            asyncio.tasks._unregister_task(other)
 
 
 def test_many_tasks_are_read_in_parts(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -419,3 +481,142 @@ reader.find_loops()
 print(reader.look(), "asyncio" in sys.modules)
 """
     assert python(script) == "None False\n"
+
+
+async def in_generator(inner: Coroutine[Any, Any, None]) -> None:
+    async def generator() -> AsyncIterator[int]:
+        await inner  # waits
+        yield 1
+
+    async for _ in generator():  # waits
+        pass
+
+
+async def on_entry(inner: Coroutine[Any, Any, None]) -> None:
+    class Context:
+        async def __aenter__(self) -> None:
+            await inner  # waits
+
+        async def __aexit__(self, *error: object) -> None:
+            pass
+
+    async with Context():  # waits
+        pass
+
+
+async def in_turn(inner: Coroutine[Any, Any, None]) -> None:
+    await asyncio.sleep(0)
+    await inner  # waits
+
+
+async def gathered(inner: Coroutine[Any, Any, None]) -> None:
+    await asyncio.gather(asyncio.create_task(inner, name="inner"))  # waits
+
+
+async def waited_for(inner: Coroutine[Any, Any, None]) -> None:
+    await asyncio.wait([asyncio.create_task(inner, name="inner")])  # waits
+
+
+async def shielded(inner: Coroutine[Any, Any, None]) -> None:
+    await asyncio.shield(asyncio.create_task(inner, name="inner"))  # waits
+
+
+async def on_lock() -> None:
+    lock = asyncio.Lock()
+    await lock.acquire()
+    async with lock:  # waits
+        pass
+
+
+async def on_condition() -> None:
+    condition = asyncio.Condition()
+    async with condition:
+        await condition.wait()  # waits
+
+
+async def on_semaphore() -> None:
+    async with asyncio.Semaphore(0):  # waits
+        pass
+
+
+async def on_event() -> None:
+    await asyncio.Event().wait()  # waits
+
+
+async def on_queue() -> None:
+    await asyncio.Queue[int]().get()  # waits
+
+
+async def on_full_queue() -> None:
+    queue = asyncio.Queue[int](1)
+    queue.put_nowait(1)
+    await queue.put(2)  # waits
+
+
+async def on_stream() -> None:
+    await asyncio.StreamReader().readline()  # waits
+
+
+async def on_sleep() -> None:
+    await asyncio.sleep(1000)  # waits
+
+
+async def on_timeout() -> None:
+    await asyncio.wait_for(asyncio.get_running_loop().create_future(), 1000)  # waits
+
+
+async def on_first() -> None:
+    for future in asyncio.as_completed([asyncio.get_running_loop().create_future()]):
+        await future  # waits
+
+
+LEAVES: dict[Callable[[], Coroutine[Any, Any, None]], str] = {
+    on_lock: "acquire",
+    on_condition: "wait",
+    on_semaphore: "acquire",
+    on_event: "wait",
+    on_queue: "get",
+    on_full_queue: "put",
+    on_stream: "_wait_for_data",
+    on_sleep: "sleep",
+    on_timeout: "wait_for",
+    on_first: "get",
+}
+"""The function of asyncio in which each one waits."""
+
+SAME_TASK = [in_generator, on_entry, in_turn]
+NEW_TASK = {gathered: "_GatheringFuture", waited_for: "Future", shielded: "Future"}
+
+
+def expected(function: Callable[..., Any]) -> list[int]:
+    """Return the lines at which a function of this file and those in it wait, outermost first."""
+    lines, first = inspect.getsourcelines(function)
+    found = [first + at for at, line in enumerate(lines) if line.endswith("# waits\n")]
+    return found[::-1]  # what is in it stands first, and is called last
+
+
+@given(st.lists(st.sampled_from([*SAME_TASK, *NEW_TASK]), max_size=8), st.sampled_from(list(LEAVES)))
+@settings(max_examples=40, deadline=None)
+def test_each_task_of_any_graph_of_awaits_waits_at_its_line(wrappers: list[Any], leaf: Any) -> None:
+    async def main() -> None:
+        coroutine = leaf()
+        for wrapper in wrappers[::-1]:
+            coroutine = wrapper(coroutine)
+        await asyncio.wait([asyncio.create_task(coroutine, name="inner")])
+
+    tasks: list[tuple[list[int], str]] = [([], "")]
+    for wrapper in wrappers:
+        tasks[-1][0].extend(expected(wrapper))
+        if wrapper in NEW_TASK:
+            tasks[-1] = (tasks[-1][0], NEW_TASK[wrapper])
+            tasks.append(([], ""))
+    tasks[-1] = ([*tasks[-1][0], *expected(leaf)], "Future")
+    with loop_thread(main, turns=5 + 4 * len(wrappers)):
+        inner = [task for task in look().suspended if task.name == "inner"]
+    found = [([line_number(*at[:2]) for at in task.chain if is_here(at)], task.awaits) for task in inner]
+    assert sorted(found, key=repr) == sorted(tasks, key=repr)
+    assert LEAVES[leaf] in {functions(task)[-1] for task in inner}
+
+
+def is_here(place: Any) -> bool:
+    return not isinstance(place, str) and place[0].co_filename == __file__

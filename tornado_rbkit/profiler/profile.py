@@ -200,6 +200,7 @@ class Profile:
             "snapshot_objects": self.snapshot_objects,
             "memory": {**self.memory.status(), "trouble": self._memory_failure},
             "cpu": self.cpu.status(),
+            "tasks": {"trouble": self._task_waits.trouble},
         }
 
     def handshake(self) -> bytes:

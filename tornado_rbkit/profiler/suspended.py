@@ -8,12 +8,17 @@ again: if the profiler had the last reference to a suspended coroutine, the host
 profiler's thread. (On Python 3.10 frames are kept until they are packed, as in `frames`.) An awaitable is handled by
 the identity of its class, and only attributes that are written in C are read.
 
-Up to Python 3.13 asyncio keeps weak references to all tasks. From Python 3.14 on it lists only the tasks of a given
-event loop. The loops are found in the local variables of the threads' stacks: a function that runs a loop has the loop
-or its main task there. From then on `all_tasks` calls methods of tasks whose classes are not asyncio's own: if a
-subclass of `asyncio.Task` overrides one of them, no task is read. For tasks of classes that are not derived from it,
-`all_tasks` runs Python code, those methods included. If listing the tasks takes longer than the interpreter's switch
-interval, another thread may run meanwhile, and a task that ends in this moment is released by the profiler.
+Tasks are read whose classes are derived from one of asyncio's own two: that written in C, and that written in Python
+(`asyncio.tasks._PyTask`, which nest_asyncio uses), of whose tasks only the instance dicts are read. asyncio keeps weak
+references to all tasks up to Python 3.13, and later to those written in Python. From Python 3.14 on it lists those
+written in C for a given event loop. The loops are found in the local variables of the threads' stacks: a function that
+runs a loop has the loop or its main task there.
+
+Not read are tasks of other classes, and from Python 3.14 on those derived from the class written in C while a subclass
+overrides a method that `all_tasks` calls (`done`, `get_loop`, ``__hash__``, ``__eq__``); `TaskReader.trouble` says so.
+From Python 3.14 on `all_tasks` also runs the Python code of tasks of other classes that `asyncio._register_task` has
+registered. If listing the tasks takes longer than the interpreter's switch interval, another thread may run meanwhile,
+and a task that ends in this moment is released by the profiler.
 
 Reading the frame of a coroutine creates a frame object of about 300 bytes, which lives as long as the coroutine.
 """
@@ -40,7 +45,7 @@ from types import (
 from typing import Any, Final, NamedTuple
 
 from tornado_rbkit.profiler.frames import Place, walks, with_frames
-from tornado_rbkit.profiler.objects import type_dict, type_qualname, type_subclasses
+from tornado_rbkit.profiler.objects import class_name, type_dict, type_qualname, type_subclasses
 from tornado_rbkit.profiler.threads import Flag
 from tornado_rbkit.profiler.uninterrupted import ONCE, run_uninterrupted
 
@@ -105,10 +110,12 @@ class Look(NamedTuple):
 class TaskReader:
     """Reads the suspended tasks of all event loops of this process. For use by one thread.
 
-    A task whose class is not derived from asyncio's own, which is written in C, is not read.
+    Attributes:
+        trouble: which tasks the last look has not read, and why; None if it has read all. Any thread may read it.
     """
 
     def __init__(self) -> None:
+        self.trouble: str | None = None
         self._loops: dict[int, weakref.ref[Any]] = {}  # by the id of the reference
         self._never = Flag()
 
@@ -157,42 +164,116 @@ class TaskReader:
 
         asyncio lists the tasks in an arbitrary order, which hardly changes between two looks.
         """
-        kind = _task_class()
-        if kind is None:
+        families = _families()
+        if not families:
             return None
-        classes = _with_subclasses(kind)
-        if _LISTS_BY_LOOP and any(_CALLED & type_dict(each).keys() for each in classes if each is not kind):
-            return None
+        overriding = _overriding()
         every: list[Any] = []
-        is_read: list[bool] = []
         tasks: list[Any] = []
+        others: list[type] = []
         total: list[int] = []
         chains = _Chains()
-        is_task = _ids(classes).__contains__
+        is_other = map(operator.not_, map(_class_ids(families).__contains__, map(id, map(type, every))))
         calls: list[Iterator[None]] = [
-            map(every.extend, self._registered()),
-            map(is_read.extend, [map(is_task, map(id, map(type, every)))]),
-            map(tasks.extend, [compress(every, is_read)]),
-            map(tasks.__setitem__, [_WHOLE], [compress(tasks, map(operator.not_, map(kind.done, tasks)))]),
+            map(every.extend, self._registered(lists_all=overriding is None)),
+            map(others.extend, [map(type, compress(every, is_other))]),
+            *(call for family in families for call in family.select(every, tasks)),
             map(total.append, map(len, [tasks])),
             map(tasks.__setitem__, [_WHOLE], [islice(islice(tasks, skip, None, step), MAX_TASKS)]),
-            *chains.read(kind, tasks),
-            *(starmap(each.clear, ONCE) for each in (every, tasks)),
+            *(map(family.tasks.__setitem__, [_WHOLE], [family.members(tasks)]) for family in families),
+            *chains.read(families),
+            *(starmap(each.clear, ONCE) for each in (every, tasks, *(family.tasks for family in families))),
         ]
         if _LISTS_BY_LOOP:
             self._never.wait(_SHORT)  # releases the GIL, so that no other thread gets it within the switch interval
         run_uninterrupted(calls)
+        self.trouble = None
+        if overriding is not None:
+            self.trouble = f"tasks are not read, because {class_name(overriding)} overrides a method of asyncio.Task"
+        elif others:
+            self.trouble = (
+                f"tasks of classes not derived from asyncio's, such as {class_name(others[0])}, are not read"
+            )
         return Look(total[0], len(chains.numbers), list(chains.suspended()))
 
-    def _registered(self) -> Iterator[Iterable[Any]]:
+    def _registered(self, *, lists_all: bool) -> Iterator[Iterable[Any]]:
         """Return an iterator over collections of tasks, which lists the tasks when it is advanced."""
-        if _LISTS_BY_LOOP:
-            loops = filterfalse(_is_none, map(weakref.ref.__call__, list(self._loops.values())))
-            return map(sys.modules["_asyncio"].all_tasks, loops)
         tasks: Any = sys.modules["asyncio.tasks"]
-        known = tasks._scheduled_tasks if sys.version_info >= (3, 12) else tasks._all_tasks
+        known = tasks._all_tasks if sys.version_info < (3, 12) else tasks._scheduled_tasks
         references = chain.from_iterable([known.__dict__["data"]])  # the set of a WeakSet
-        return iter([filterfalse(_is_none, map(weakref.ref.__call__, references))])
+        registered = iter([filterfalse(_is_none, map(weakref.ref.__call__, references))])
+        if not (_LISTS_BY_LOOP and lists_all) or "_asyncio" not in sys.modules:
+            return registered
+        loops = filterfalse(_is_none, map(weakref.ref.__call__, list(self._loops.values())))
+        return chain(map(sys.modules["_asyncio"].all_tasks, loops), registered)
+
+
+class _Family:
+    """How the tasks of asyncio's class that is written in C, and of its subclasses, are read.
+
+    Args:
+        kind: the class.
+
+    Attributes:
+        tasks: the tasks that are read, during a look.
+    """
+
+    def __init__(self, kind: Any) -> None:
+        self.tasks: list[Any] = []
+        self.kind = kind
+        self.class_ids = _ids(_with_subclasses(kind))
+
+    def members(self, tasks: list[Any]) -> Iterator[Any]:
+        """Return an iterator over the tasks of this family among others."""
+        return compress(tasks, map(self.class_ids.__contains__, map(id, map(type, tasks))))
+
+    def select(self, every: list[Any], tasks: list[Any]) -> list[Iterator[None]]:
+        """Return calls that add the tasks of this family that are not done to `tasks`."""
+        alive = compress(self.tasks, map(operator.not_, self.done()))
+        return [map(self.tasks.extend, [self.members(every)]), map(tasks.extend, [alive])]
+
+    def done(self) -> Iterator[bool]:
+        return map(self.kind.done, self.tasks)
+
+    def names(self) -> Iterator[str]:
+        return map(self.kind.get_name, self.tasks)
+
+    def coroutines(self) -> Iterator[Any]:
+        return map(self.kind.get_coro, self.tasks)
+
+    def futures(self) -> Iterator[Any]:
+        """Return an iterator over the futures that the tasks wait for, None for a task that does not wait."""
+        return map(self.kind._fut_waiter.__get__, self.tasks)
+
+    def awaiters(self) -> Iterator[Any]:
+        """Return an iterator over the sets of tasks that wait for the tasks, or None; from Python 3.14 on."""
+        return map(self.kind._asyncio_awaited_by.__get__, self.tasks)
+
+
+class _PythonFamily(_Family):
+    """The tasks of asyncio's class that is written in Python: their instance dicts are read."""
+
+    def done(self) -> Iterator[bool]:
+        return map(dict[str, Any].__contains__, self._dicts(), repeat("_state"))  # pending is the class's
+
+    def names(self) -> Iterator[str]:
+        return self._values("_name")
+
+    def coroutines(self) -> Iterator[Any]:
+        return self._values("_coro")
+
+    def futures(self) -> Iterator[Any]:
+        return self._values("_fut_waiter")
+
+    def awaiters(self) -> Iterator[Any]:
+        return self._values("_Future__asyncio_awaited_by")
+
+    def _values(self, name: str) -> Iterator[Any]:
+        return map(dict[str, Any].get, self._dicts(), repeat(name))
+
+    def _dicts(self) -> Iterator[Any]:
+        base: Any = sys.modules["asyncio.futures"]._PyFuture
+        return map(type_dict(base)["__dict__"].__get__, self.tasks)
 
 
 class _Kinds:
@@ -255,23 +336,25 @@ class _Chains:
         self._frames: list[Any] = []
         self._labels: list[str | None] = []
 
-    def read(self, kind: Any, tasks: list[Any]) -> list[Iterator[Any]]:
-        """Return calls for `run_uninterrupted` that read the tasks, of class `kind`, that are in a list by then."""
+    def read(self, families: list[_Family]) -> list[Iterator[Any]]:
+        """Return calls for `run_uninterrupted` that read the tasks that are in the lists of the families by then."""
         awaitables: list[Any] = []
         awaiting: list[Any] = []
-        awaiters = getattr(kind, "_asyncio_awaited_by", None)  # from Python 3.14 on
         running = map(_KINDS.running.get, map(id, map(type, awaitables)), repeat(_ignore))
-        calls: list[Iterator[Any]] = [
-            map(self.numbers.extend, [map(id, tasks)]),
-            map(self._names.extend, [map(kind.get_name, tasks)]),
-            map(self._awaits.extend, [map(type, map(kind._fut_waiter.__get__, tasks))]),
-            map(awaitables.extend, [map(kind.get_coro, tasks)]),
-            map(self._running.extend, [map(next, map(starmap, running, zip(zip(awaitables))))]),
-        ]
-        if awaiters is not None:  # of a set or None
-            sets = map(chain.from_iterable, map(filter, repeat(None), zip(awaiting)))
+        calls: list[Iterator[Any]] = []
+        for family in families:
             calls += [
-                map(awaiting.extend, [map(awaiters.__get__, tasks)]),
+                map(self.numbers.extend, [map(id, family.tasks)]),
+                map(self._names.extend, [family.names()]),
+                map(self._awaits.extend, [map(type, family.futures())]),
+                map(awaitables.extend, [family.coroutines()]),
+            ]
+            if _LISTS_BY_LOOP:
+                calls.append(map(awaiting.extend, [family.awaiters()]))
+        calls.append(map(self._running.extend, [map(next, map(starmap, running, zip(zip(awaitables))))]))
+        if _LISTS_BY_LOOP:
+            sets = map(chain.from_iterable, map(filter, repeat(None), zip(awaiting)))  # of a set or None
+            calls += [
                 map(self._awaited_by.extend, [map(list, map(map, repeat(id), sets))]),
                 starmap(awaiting.clear, ONCE),
             ]
@@ -347,6 +430,30 @@ class _Chains:
 def _task_class() -> Any:
     """Return asyncio's class of tasks, None if asyncio is not imported or not written in C."""
     return getattr(sys.modules.get("_asyncio"), "Task", None) if "asyncio.tasks" in sys.modules else None
+
+
+def _families() -> list[_Family]:
+    """Return asyncio's classes of tasks; none if it is not imported."""
+    if "asyncio.tasks" not in sys.modules:
+        return []
+    kind, of_python = _task_class(), getattr(sys.modules["asyncio.tasks"], "_PyTask", None)
+    return [
+        *([] if kind is None else [_Family(kind)]),
+        *([] if of_python is None else [_PythonFamily(of_python)]),
+    ]
+
+
+def _class_ids(families: list[_Family]) -> set[int]:
+    return {number for family in families for number in family.class_ids}
+
+
+def _overriding() -> type | None:
+    """Return a class of tasks because of which `all_tasks` would run the host's code; None if there is none."""
+    kind = _task_class()
+    if not _LISTS_BY_LOOP or kind is None:
+        return None
+    subclasses = (each for each in _with_subclasses(kind) if each is not kind)
+    return next((each for each in subclasses if _CALLED & type_dict(each).keys()), None)
 
 
 def _ids(classes: Iterable[type]) -> set[int]:

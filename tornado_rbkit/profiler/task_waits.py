@@ -55,6 +55,11 @@ class TaskWaits:
         self._looked_at: float | None = None
         self._due = self._loops_due = 0.0
 
+    @property
+    def trouble(self) -> str | None:
+        """Why some or all tasks are not read; None if all are read. Any thread."""
+        return "the tasks cannot be read; the log has the reason" if self._has_failed else self._reader.trouble
+
     def work(self, *, is_wanted: bool) -> None:
         """Look at the tasks if that is due. Never raises; after an error it does nothing until it was not wanted."""
         if not is_wanted:
