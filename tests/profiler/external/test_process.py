@@ -74,3 +74,22 @@ def test_of_many_children_some_are_named(monkeypatch: pytest.MonkeyPatch) -> Non
     monkeypatch.setattr(process, "_runs_python", lambda pid: pid > 1)
     text = RunningProcess(os.getppid()).describe_children()
     assert text == "its child processes 2, 3, 4, 5, 6, 7, 8, 9 and more run Python"
+
+
+@pytest.mark.parametrize(
+    ("command", "name"),
+    [
+        ("python3|-u|tool/app.py|-m|x", "tool/app.py"),
+        ("/opt/bin/python3.12|-X|dev|-m|uvicorn|app:app", "uvicorn"),
+        ("python|-um|uvicorn", "uvicorn"),
+        ("python|-muvicorn", "uvicorn"),
+        ("python|-Wdefault::m|app.py", "app.py"),
+        ("/v/bin/python|-B|-c|from multiprocessing.spawn import spawn_main; spawn_main(pipe_handle=22, parent_pid=17)",
+         "python -c from multiprocessing.spawn import spawn_main; spawn_main(pip"),
+        ("python|-Ic|\nimport time\ntime.sleep(9)", "python -c import time"),
+        ("python3", "python3"),
+        ("gunicorn: worker [app]", "gunicorn: worker [app]"),
+    ],
+)  # fmt: skip
+def test_a_process_is_named_by_what_it_runs(command: str, name: str) -> None:
+    assert process.program_name(command.replace("|", "\0").encode() + b"\0") == name

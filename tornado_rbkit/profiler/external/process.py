@@ -21,6 +21,7 @@ from tornado_rbkit.profiler.external.stack_reader.layouts import python_version
 _MAX_BYTES: Final = 65_536  # of a file in /proc
 _WITH_VALUE: Final = ("-W", "-X", "--check-hash-based-pycs")  # options of Python that take the next argument
 _AS_ROOT: Final = "run attach as root (sudo); in a container, start it with --cap-add=SYS_PTRACE"
+_MODULE_OR_CODE: Final = re.compile(r"-[bBdEhiIOPqRsStuvVx?]*([cm])(.*)", re.DOTALL)  # other options may precede it
 _MAX_CHILDREN: Final = 8  # that a message names
 _KERNEL_THREAD: Final = 0x00200000  # PF_KTHREAD of include/linux/sched.h
 _SYS_PTRACE: Final = 1 << 19  # CAP_SYS_PTRACE of include/uapi/linux/capability.h
@@ -147,16 +148,17 @@ def module_name(file: str) -> str:
 
 
 def program_name(cmdline: bytes) -> str:
-    """Return a program's script, its module or its first word, from the content of /proc/PID/cmdline."""
+    """Return a program's script, its module, its code or its first word, from the content of /proc/PID/cmdline."""
     words = cmdline.decode("utf-8", "replace").rstrip("\0").split("\0")
-    if not os.path.basename(words[0]).startswith("python"):
+    interpreter = os.path.basename(words[0])
+    if not interpreter.startswith("python"):
         return words[0]
     rest = iter(words[1:])
     for word in rest:
-        if word == "-m":
-            return next(rest, words[0])
-        if word == "-c":
-            break
+        last = _MODULE_OR_CODE.fullmatch(word)
+        if last:
+            text = (last[2] or next(rest, "")).strip().partition("\n")[0]
+            return text if last[1] == "m" and text else f"{interpreter} -{last[1]} {text:.60}"
         if word in _WITH_VALUE:
             next(rest, None)
         elif not word.startswith("-"):
