@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import platform
+import re
 import select
 import signal
 import subprocess
@@ -185,6 +186,19 @@ def test_an_engine_that_is_not_there_is_replaced_or_refused(
     sampler = server.call(lambda profile: profile.cpu)
     monkeypatch.setattr(sampler, "_engine", "external")
     assert client.ask(b"start_cpu_profiling").startswith(b"CPU sampling is off: no interpreter is found")
+
+
+def test_a_python_that_is_not_known_is_the_reason(
+    start: Start, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    """The helper's own message is lost: its error output is not that of the program."""
+    fake(monkeypatch, tmp_path, "exit 1")
+    monkeypatch.setattr("tornado_rbkit.profiler.external.stack_reader.layouts.VERSIONS", ())
+    server, client = start("auto")
+    client.ask(b"start_cpu_profiling")
+    client.events(CPUSample, lambda found: found)
+    reason = rf"stack reader has ended: it runs CPython {EXTERNAL.split()[-1]}; known: 3\.10 to 3\.15"
+    assert re.fullmatch(reason, server.status()["cpu"]["engine_reason"])
 
 
 def test_stacks_that_change_while_they_are_read_end_the_external_engine(

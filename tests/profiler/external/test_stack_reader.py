@@ -463,6 +463,13 @@ def test_symbols_are_where_the_linker_has_put_them() -> None:
     memory.close()
 
 
+def test_glibc_reports_where_a_thread_has_its_identifier() -> None:
+    memory = Memory(os.getpid())
+    known = layouts._THREAD_IDS.get(os.uname().machine)
+    assert layouts._thread_id(memory, symbols.images(memory)) == known or known is None
+    memory.close()
+
+
 def refused(table: bytes, monkeypatch: pytest.MonkeyPatch) -> str:
     """Return why a process with a table is refused."""
     monkeypatch.setattr(layouts, "find_runtime", lambda memory: (0, struct.unpack_from("<I", table, 8)[0], []))

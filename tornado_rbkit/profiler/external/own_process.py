@@ -25,6 +25,8 @@ from tornado_rbkit.profiler.external.engine import EngineError
 from tornado_rbkit.profiler.external.process import ProcessError, RunningProcess, check_system, yama_rule
 from tornado_rbkit.profiler.external.program import Program, ProgramEngine
 from tornado_rbkit.profiler.external.sampler import MAX_ERRORS, ExternalSampler
+from tornado_rbkit.profiler.external.stack_reader.layouts import Layout
+from tornado_rbkit.profiler.external.stack_reader.memory import Memory, ReadError
 from tornado_rbkit.profiler.frames import SamplingError, has_gil
 from tornado_rbkit.profiler.threads import internal_logger, internal_native_ids
 
@@ -72,6 +74,21 @@ class OwnProcess(RunningProcess):
             self._modules_due = time.monotonic() + _NAME_SECONDS
             self._modules = _names_of_modules()
         return self._modules.get(file) or super().module_name(file)
+
+
+def _why_not_read() -> str:
+    """Return why the helper has read no stack: what it has found out, if this process finds it out as well."""
+    try:
+        memory = Memory(os.getpid())
+    except OSError:
+        return _NOT_READ
+    try:
+        Layout(memory)
+    except (OSError, ReadError) as error:
+        return f": {error}"
+    finally:
+        memory.close()
+    return _NOT_READ
 
 
 def _names_of_modules() -> dict[str, str]:
@@ -231,7 +248,7 @@ class OwnSampler:
         status = outside.status()
         reason = None if outside.failure is None else str(outside.failure)
         if reason is not None and reason.endswith("has ended") and not status["looks"]:
-            reason += _NOT_READ
+            reason += _why_not_read()
         if outside.enabled and status["error_share"] > MAX_ERRORS:
             reason = f"{status['error_share']:.0%} of the stacks changed while they were read"
         now = time.monotonic()
