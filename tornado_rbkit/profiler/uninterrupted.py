@@ -68,6 +68,8 @@ class RepeatedCalls:
         internal: the ids of the iterators and of the containers they work on, which are empty between two runs.
     """
 
+    __slots__ = ("_calls", "_enabled", "internal")  # a snapshot would list a dict
+
     def __init__(self, calls: list[Iterator[Any]]) -> None:
         self._enabled: list[bool] = []
         if _ALLOCATIONS_COLLECT:
@@ -78,6 +80,7 @@ class RepeatedCalls:
             calls.append(map(next, map(starmap, restore, repeat(ONCE))))
         self._calls = zip(*calls, strict=False)
         self.internal = _parts(self._calls)
+        self.internal.add(id(self._enabled))
 
     def run(self) -> None:
         """Advance each iterator in turn. After an error, do not call it again."""
