@@ -50,7 +50,7 @@ class FrameCache:
 def packed_place(code: CodeType, lasti: int, namespace: dict[str, Any], frame: FrameType | None = None) -> bytes:
     """Return a `Place` as MessagePack, up to and including the key thread_id."""
     module = dict.get(namespace, "__name__")  # not namespace.get(): a subclass of dict may override it
-    qualname = qualified_name(code, frame)
+    qualname = _qualified_name(code, frame)
     label = f"{module}.{qualname}" if type(module) is str else qualname
     return pack_frame(
         *(code.co_name, label, code.co_filename, line_number(code, lasti)),
@@ -67,7 +67,7 @@ def line_number(code: CodeType, lasti: int) -> int:
     return code.co_firstlineno  # the frame has not run an instruction yet
 
 
-def qualified_name(code: CodeType, frame: FrameType | None) -> str:
+def _qualified_name(code: CodeType, frame: FrameType | None) -> str:
     """Return ``Class.method`` or ``function``, from co_qualname or on Python 3.10 from self or cls."""
     if sys.version_info >= (3, 11):
         return code.co_qualname

@@ -152,18 +152,6 @@ def referents(items: Sequence[Any]) -> list[Any]:
     return [*gc.get_referents(*others), *filter(None, map(_namespace, modules))]
 
 
-def may_be_untracked(item: Any) -> bool:
-    """Return True if the collector may stop tracking a living container with its current content.
-
-    Such containers are tuples of plain values, and up to Python 3.13 dicts of plain values. A tuple that is still
-    being filled may have holes, which only the collector's traversal skips.
-    """
-    cls = type(item)
-    if cls is dict:
-        return DICTS_ARE_UNTRACKED and are_plain(gc.get_referents(item))
-    return cls is tuple and (len(content := gc.get_referents(item)) < len(item) or are_plain(content))
-
-
 DICTS_ARE_UNTRACKED: Final = sys.version_info < (3, 14)
 """Whether a full collection stops tracking a dict that holds only plain values by then (CPython issue 127010)."""
 
