@@ -81,6 +81,16 @@ test("where states are not known, threads wait if the process hardly computes", 
   assert.deepEqual(findStanding(wall, 95).places.map(({ label }) => label), ["compile"]); // subprocess waits by its name
 });
 
+test("a line at which a thread computes all the time that the process does is no wait", () => {
+  const unknown = (label, line) => ({ frames: [at(label, line)], state: null });
+  const wall = record(1000, unknown("score", 4), ...Array(4).fill(unknown("ask", 17))); // score computes
+  assert.deepEqual(findStanding(wall, 20).places.map(({ label }) => label), ["ask"]);
+  const known = record(1000, { frames: [at("score", 4)], state: "running" }, ...Array(4).fill(receive));
+  assert.deepEqual(findStanding(known, 20).places.map(({ label, share }) => [label, share]), [["ask", 0.8]]);
+  const waits = record(1000, { ...waitpid }, ...Array(4).fill(unknown("ask", 17)));
+  assert.deepEqual(findStanding(waits, 25).places.map(({ label }) => label), ["ask", "compile"], "what is known to wait does");
+});
+
 test("nothing is said of waits without the CPU time, samples, or own code that waits", () => {
   assert.equal(findStanding(record(1000, waitpid), null), null);
   assert.equal(findStanding(record(10, waitpid), 5), null);

@@ -9,7 +9,7 @@ const PARKED = 0.95;
 /** The least part of a thread's time at a line that is named. */
 const LEAST_SHARE = 0.1;
 
-/** CPU time of the process, in % of one core, below which a thread that is at a line waits there. */
+/** CPU time of the process, in % of one core, below which a thread that is at a line for longer than that waits there. */
 const HARDLY_COMPUTES = 30;
 
 /**
@@ -80,7 +80,8 @@ export function findCauses(profile, functions) {
 export function findStanding(wall, cpu) {
   if (cpu === null) return null;
   const threads = wall.recentByThread(WINDOW_MS).filter(({ samples }) => samples >= LEAST_LOOKS);
-  const standing = threads.map(({ title, isMain, samples, idle, all }) => ({ title, isMain, samples, places: placesOf(wall.stacks, cpu < HARDLY_COMPUTES ? all : idle, samples) }));
+  const counted = cpu < HARDLY_COMPUTES ? "all" : "idle";
+  const standing = threads.map((thread) => ({ ...thread, places: placesOf(wall.stacks, thread[counted], thread.idle, thread.samples, cpu / 100) }));
   const isParked = (/** @type {{places: {share: number}[]}} */ { places }) => (places[0]?.share ?? 0) >= PARKED;
   const found = standing.filter(({ places }) => places.length);
   found.sort((a, b) => Number(isParked(a)) - Number(isParked(b)) || Number(b.isMain) - Number(a.isMain) || b.samples - a.samples);
@@ -88,18 +89,23 @@ export function findStanding(wall, cpu) {
 }
 
 /**
+ * Return where a thread waits: where it is known to wait, or is for longer than the whole process computes.
+ *
  * @param {Stacks} stacks
  * @param {Map<number, number>} counts By stack.
+ * @param {Map<number, number>} idle Those of them that are known to wait.
  * @param {number} samples
+ * @param {number} computing The part of the time for which the process computes.
  */
-function placesOf(stacks, counts, samples) {
-  /** @type {Map<number, {count: number, inners: Map<string, Place & {self: number}>}>} By frame. */
+function placesOf(stacks, counts, idle, samples, computing) {
+  /** @type {Map<number, {count: number, idle: number, inners: Map<string, Place & {self: number}>}>} By frame. */
   const places = new Map();
   for (const [stack, count] of counts) {
     const own = ownFrame(stacks, stack);
     if (own === null) continue;
-    const place = places.get(own) ?? { count: 0, inners: new Map() };
+    const place = places.get(own) ?? { count: 0, idle: 0, inners: new Map() };
     place.count += count;
+    place.idle += idle.get(stack) ?? 0;
     const inner = stacks.placeOf(stacks.frame[stack]);
     const name = `${inner.label}\0${inner.file}`;
     const one = place.inners.get(name) ?? { ...inner, self: 0 };
@@ -108,12 +114,12 @@ function placesOf(stacks, counts, samples) {
     places.set(own, place);
   }
   return [...places]
+    .filter(([, { count, idle: waits }]) => Math.max(waits, count - computing * samples) >= LEAST_SHARE * samples)
     .map(([frame, { count, inners }]) => {
       const at = stacks.placeOf(frame);
       const inner = mostOf(inners, count);
       return { ...at, share: count / samples, inner: inner === null || inner.label === at.label ? null : inner };
     })
-    .filter(({ share }) => share >= LEAST_SHARE)
     .sort((a, b) => b.share - a.share);
 }
 
