@@ -16,8 +16,8 @@ from websockets.protocol import Protocol, Side
 
 from tests.conftest import until
 from tests.encoded import encode_data
-from tornado_rbkit.bridge.outbox import WRITE_SIZE, Outbox
-from tornado_rbkit.frames import Chunk, Encoding, encode_notice, encode_reply
+from tornado_rbkit.bridge.outbox import WRITE_SIZE, Outbox, _join_small
+from tornado_rbkit.frames import JOIN_LIMIT, Buffer, Chunk, Encoding, encode_notice, encode_reply
 
 BINARY = Encoding()
 KIB = 1024
@@ -437,3 +437,13 @@ async def test_a_ping_written_by_others_never_lands_inside_a_frame(line: Line, s
     assert line.client.messages[0] == b"1" + payload
     last = max(at for at, opcode in enumerate(line.client.opcodes) if opcode is Opcode.CONT)
     assert line.client.opcodes[:last].count(Opcode.PING) > 1, "pings pass between the fragments"
+
+
+def test_small_buffers_are_joined_up_to_the_limit_and_a_large_one_is_not_copied() -> None:
+    large = bytes(2 * JOIN_LIMIT)
+    buffers: list[Buffer] = [*(bytes([number]) * 1000 for number in range(200)), large, b"a", b"b"]
+    joined = _join_small(buffers)
+    assert b"".join(joined) == b"".join(buffers)
+    assert [len(buffer) for buffer in joined[:-3]] == [JOIN_LIMIT // 1000 * 1000] * (200_000 // JOIN_LIMIT)
+    assert joined[-2] is large
+    assert joined[-1] == b"ab"

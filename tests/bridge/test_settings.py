@@ -142,6 +142,7 @@ def test_an_odd_endpoint_is_refused_in_clear_words_or_the_sockets_are_made(optio
         ({"max_clients": True}, "max_clients=True is out of range; allowed: 1 or more (a whole number)"),
         ({"threaded": "yes"}, "threaded='yes' is out of range; allowed: True, False, or an IOLoopThread"),
         ({"stop_when_idle": 1}, "stop_when_idle=1 is out of range; allowed: True or False"),
+        ({"ping_interval": True}, "ping_interval=True is out of range; allowed: 0 or more, finite (seconds)"),
         ({"idle_grace": math.inf}, "idle_grace=inf is out of range; allowed: 0 or more, finite (seconds)"),
         ({"flush_interval": 61}, "flush_interval=61 is out of range; allowed: 0 or more, at most 60 (seconds)"),
         (

@@ -16,6 +16,7 @@ from tests.conftest import Server, ask, until
 from tests.fake_rbkit import FakeRbkit
 from tornado_rbkit import Bridge, RbkitClient, rbkit_routes
 from tornado_rbkit.profiler.discovery import RunningServer
+from tornado_rbkit.upstream.iothread import IOLoopThread
 from tornado_rbkit.web import overview as overviews
 from tornado_rbkit.web.discovered import DiscoveredTargets
 from tornado_rbkit.web.overview import overview, own_figures
@@ -110,18 +111,20 @@ def odd_readlink(plain: Any) -> Any:
     return lambda path: "/elsewhere" if path == "/proc/1/cwd" else plain(path)
 
 
-@linux
-def test_a_process_at_another_machine_has_no_figures_here(monkeypatch: pytest.MonkeyPatch) -> None:
-    class Remote(Bridge):
-        @property
-        def handshake(self) -> Any:
-            return handshake
+class Shaken(Bridge):
+    """A bridge that has the handshake of this process."""
 
-    handshake = type("Facts", (), {"pid": os.getpid(), "pwd": os.getcwd()})
-    assert own_figures(Remote("tcp://127.0.0.1:1", "tcp://127.0.0.1:2")) != {}
-    assert own_figures(Remote("ipc:///run/a", "ipc:///run/b")) != {}
+    @property
+    def handshake(self) -> Any:
+        return type("Facts", (), {"pid": os.getpid(), "pwd": os.getcwd()})
+
+
+@linux
+def test_a_process_at_another_machine_has_no_figures_here() -> None:
+    assert own_figures(Shaken("tcp://127.0.0.1:1", "tcp://127.0.0.1:2")) != {}
+    assert own_figures(Shaken("ipc:///run/a", "ipc:///run/b")) != {}
     for req in ("tcp://10.0.0.1:2", "tcp://127.0.0.1.example:2", "tcp://localhost.example:2"):
-        assert own_figures(Remote("tcp://127.0.0.1:1", req)) == {}
+        assert own_figures(Shaken("tcp://127.0.0.1:1", req)) == {}
 
 
 @linux
@@ -129,14 +132,20 @@ def test_a_discovered_process_has_figures_before_anybody_connects(monkeypatch: p
     listed = [
         RunningServer("mine", os.getpid(), "tcp://127.0.0.1:1", "tcp://127.0.0.1:2", 1.0, here=True),
         RunningServer("of a container", os.getpid(), "tcp://127.0.0.1:3", "tcp://127.0.0.1:4", 1.0),
+        RunningServer("connected", os.getpid(), "tcp://127.0.0.1:5", "tcp://127.0.0.1:6", 1.0),
     ]
     monkeypatch.setattr("tornado_rbkit.web.discovered.list_servers", lambda: listed)
-    targets = DiscoveredTargets(lambda pub, req, thread: Bridge(pub, req, threaded=thread), default_ports=False)
+
+    def make_bridge(pub: str | None, req: str | None, thread: IOLoopThread) -> Bridge:
+        return (Shaken if pub == listed[2].pub else Bridge)(pub, req, threaded=thread)
+
+    targets = DiscoveredTargets(make_bridge, default_ports=False)
     targets.scan()
-    mine, other = overview(targets)["targets"]
+    mine, other, connected = overview(targets)["targets"]
     assert (mine["name"], mine["process"], mine["pid"]) == ("mine", "mine", os.getpid())
     assert mine["rss"] > 1 << 20
     assert (other["process"], other["pid"], other["rss"]) == ("of a container", os.getpid(), None)
+    assert connected["rss"] > 1 << 20, "by the handshake"
 
 
 def test_texts_are_printable_and_everything_is_bounded(monkeypatch: pytest.MonkeyPatch) -> None:
