@@ -110,6 +110,7 @@ class Simulated:
         self.this = threading.get_ident()
         instructions = list(dis.get_instructions(burn))
         self.call = next(each.offset for each in instructions if each.opname.startswith("CALL"))
+        self.jump = next(each.offset for each in instructions if not can_wait(burn.__code__, each.offset))
         self.look(PROMPTLY, waited=False)
 
     def look(self, late: float, *, waited: bool, lasti: int | None = None, ticks: int = 1) -> Due | None:
@@ -183,12 +184,13 @@ def test_where_states_cannot_be_read_every_thread_counts_as_computing(monkeypatc
 @pytest.mark.parametrize("period", [0.0003, 0.0011, 0.005, 0.02])
 @pytest.mark.parametrize("share", [0.3, 0.7])
 @pytest.mark.parametrize("gil", [0.00005, 0.0006])
+@pytest.mark.parametrize("processor", [0.2, 1.0])
 def test_a_place_is_reported_with_its_share_or_the_time_is_reported_without_a_place(
-    monkeypatch: pytest.MonkeyPatch, interval: float | None, period: float, share: float, gil: float
+    monkeypatch: pytest.MonkeyPatch, interval: float | None, period: float, share: float, gil: float, processor: float
 ) -> None:
-    """The thread computes for a part of each period, first at one place, then at another, and waits.
+    """The thread computes for a part of each period, first at one place, a call, then at another, and waits.
 
-    The sampler gets the GIL at once while it waits, else after `gil` seconds, or when the thread begins to wait.
+    While it computes, it has a processor for a part of the time, as on a busy machine. The sampler gets the GIL at once while it waits, else after `gil` seconds, or when the thread begins to wait.
     """
     thread = Simulated(monkeypatch, interval)
     chance = random.Random(1)
@@ -201,12 +203,12 @@ def test_a_place_is_reported_with_its_share_or_the_time_is_reported_without_a_pl
         at = due_at % period
         seen_at = due_at if at >= computing else due_at + min(gil, computing - at)
         late, waited = PROMPTLY + seen_at - due_at, at < computing
-        thread.cpu = int(1e9 * (seen_at // period * computing + min(seen_at % period, computing)))
+        thread.cpu = int(1e9 * processor * (seen_at // period * computing + min(seen_at % period, computing)))
         at = seen_at % period
         begins = seen_at > due_at and at < 1e-12  # rounded: it begins to wait
         place = "waits" if begins or at >= computing - 1e-12 else "one" if at < first else "two"
         thread.states.now = WAITING if place == "waits" else RUNNING
-        due = thread.look(late, waited=waited)
+        due = thread.look(late, waited=waited, lasti=thread.jump if place == "two" else None)
         if due is None:
             told[place] += interval is None
         else:
@@ -290,6 +292,21 @@ def test_waits_for_the_gil_do_not_change_what_a_prompt_look_is(monkeypatch: pyte
     due = thread.look(PROMPTLY, waited=False)
     assert due is not None
     assert (due.seen, due.unseen) == (1, 0), "it is not late"
+
+
+@pytest.mark.parametrize("interval", [None, 0.001])
+def test_a_thread_that_was_just_woken_did_not_hold_the_gil_for_which_a_thread_without_a_clock_kept_the_look_waiting(
+    monkeypatch: pytest.MonkeyPatch, interval: float | None
+) -> None:
+    thread = Simulated(monkeypatch, interval)
+    unseen = 0
+    for _ in range(1000):
+        thread.cpu += 10_000
+        thread.foreign += 5_000_000
+        due = thread.look(0.005, waited=True, ticks=5)
+        assert due is not None
+        unseen += due.unseen
+    assert unseen == pytest.approx(5000 * 0.002, abs=20) if interval is None else unseen <= 10
 
 
 def wait_in_every_way(

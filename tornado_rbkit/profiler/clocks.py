@@ -77,7 +77,9 @@ class ThreadClocks:
         self.several = False
         self.stirred = True
         self._foreign = True  # a thread without a clock was seen at the last look
-        self._others = 0  # nanoseconds of CPU time of all threads but the calling one, as far as is known
+        self._others = self._all_but_own()  # nanoseconds of CPU time of all threads but the calling one, as last read
+        self._unknown = 0  # nanoseconds of it that threads without a clock used before it was last read
+        self._has_read_others = False  # at this look
         self._total = self._most = 1  # nanoseconds of CPU time between the last two looks: of all threads, of one
         self._delay = 0  # nanoseconds for which the last look waited for the GIL or a processor
         self._usual_delay = 1.0  # seconds
@@ -131,6 +133,7 @@ class ThreadClocks:
         self._total, self._most = max(1, total), max(1, most)
         self.several = total - most > _SEVERAL * total
         self._others += total
+        self._has_read_others = False
         self.stirred = bool(total or self._foreign or len(unmoved) < len(self.threads)) or self._others_ran()
         if self.stirred:
             self._foreign = False
@@ -147,11 +150,22 @@ class ThreadClocks:
 
     def _others_ran(self) -> bool:
         """Return True if threads without a clock have run since this was last true."""
-        others = time.process_time_ns() - time.thread_time_ns()
-        if others - self._others <= _STIR:
+        if self._all_but_own() - self._others <= _STIR:
             return False
-        self._others = others
+        self._others = self._all_but_own()
         return True
+
+    def _used_by_others(self) -> int:
+        """Return the CPU time of threads without a clock, the profiler's too, since it was last read: nanoseconds."""
+        if not self._has_read_others:
+            everything = self._all_but_own()
+            self._unknown, self._others = max(0, everything - self._others), everything
+            self._has_read_others = True
+        return self._unknown
+
+    @staticmethod
+    def _all_but_own() -> int:
+        return time.process_time_ns() - time.thread_time_ns()
 
     def _find_delay(self, late: float) -> None:
         """Find out whether another thread kept the calling thread waiting, for the GIL or for a processor."""
@@ -235,11 +249,15 @@ class ThreadClocks:
         If the look was delayed, some thread computed when it was due. As a thread that computes in Python has the GIL,
         it was one of the threads that ran since the look before, each with the probability of its share of the CPU
         time. On the wall clock, the threads that waited for the GIL count as computing too, so the share is the one of
-        the CPU time of the thread that used the most.
+        the CPU time of the thread that used the most. If the look did not wait
+        for the GIL but for a processor, other processes may have computed instead.
         """
         if not self._delay:
             return 0
-        share = thread.used / most * min(1.0, self._total / self._delay)
+        if self._had_to_wait:
+            share = thread.used / (most + self._used_by_others())
+        else:
+            share = thread.used / most * min(1.0, self._total / self._delay)
         return int(ticks * share + _chance.random())
 
     def _find(self, thread_id: int) -> ThreadClock | None:
