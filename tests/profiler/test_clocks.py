@@ -145,6 +145,9 @@ def test_a_thread_that_was_woken_is_not_charged_for_what_it_computed_before_it_w
     """It runs, in the call that waited, but nobody had the GIL when the sampler came."""
     thread = Simulated(monkeypatch, 0.001)
     thread.states.now = RUNNING
+    thread.look(PROMPTLY, waited=False)
+    monkeypatch.setattr(time, "monotonic_ns", lambda: 10**15 + 1000 * thread.cpu)  # after a long time
+    monkeypatch.setattr(clocks, "_chance", SimpleNamespace(random=lambda: 0.1))
     for waited in (False, False, True):
         thread.cpu += 10_000_000
         due = thread.look(PROMPTLY, waited=waited, ticks=20)
@@ -190,7 +193,8 @@ def test_a_place_is_reported_with_its_share_or_the_time_is_reported_without_a_pl
 ) -> None:
     """The thread computes for a part of each period, first at one place, a call, then at another, and waits.
 
-    While it computes, it has a processor for a part of the time, as on a busy machine. The sampler gets the GIL at once while it waits, else after `gil` seconds, or when the thread begins to wait.
+    While it computes, it has a processor for a part of the time, as on a busy machine. The sampler gets the GIL at
+    once while it waits, else after `gil` seconds, or when the thread begins to wait.
     """
     thread = Simulated(monkeypatch, interval)
     chance = random.Random(1)
@@ -198,7 +202,7 @@ def test_a_place_is_reported_with_its_share_or_the_time_is_reported_without_a_pl
     told = Counter[str]()
     first, computing = 0.5 * share * period, share * period
     due_at = 0.0
-    for _ in range(6_000):
+    for _ in range(int(6_000 / processor)):
         due_at += chance.uniform(0.0005, 0.0015)
         at = due_at % period
         seen_at = due_at if at >= computing else due_at + min(gil, computing - at)
@@ -219,7 +223,8 @@ def test_a_place_is_reported_with_its_share_or_the_time_is_reported_without_a_pl
     shares = {name: told[name] / told.total() for name in (*true, "unseen")}
     for name, part in true.items():
         assert shares[name] - 0.03 <= part <= shares[name] + shares["unseen"] + 0.03, (name, shares, true)
-    assert shares["unseen"] <= min(1.0, gil / computing) * computing / whole + 0.03, "no more than the sampler missed"
+    if processor == 1.0:
+        assert shares["unseen"] <= min(1.0, gil / computing) * computing / whole + 0.03, "only what it missed"
 
 
 def test_a_thread_that_did_not_run_is_not_looked_at(monkeypatch: pytest.MonkeyPatch) -> None:

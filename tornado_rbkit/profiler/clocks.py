@@ -29,22 +29,30 @@ _MAX_BLIND_COUNT: Final = 21  # where states of threads cannot be read
 _SEVERAL: Final = 0.1  # of the CPU time between two looks: if one thread used all but less than it, it computes alone
 _PROMPT: Final = 3.0  # times the usual delay: a later tick had to wait for a processor
 _STEADY: Final = 3  # looks in a row
+_NEVER_WAITS: Final = 20  # looks in a row
 _STIR: Final = 20_000  # nanoseconds of CPU time; threads without a clock that used less need not be looked for
 _CREEP: Final = 1e-7  # seconds; the usual delay is the shortest, which may become longer by this at each tick
 
 
 class ThreadClock:
-    """The CPU time of one thread, and what is known of it as long as it does not run again."""
+    """The CPU time of one thread, and what is known of it as long as it does not run again.
 
-    __slots__ = ("clock", "event", "name", "native_id", "owed", "seen", "state", "used")
+    Args:
+        native_id: the kernel's id of the thread.
+        is_new: True if it started since the last look, so that its CPU time is not reported yet.
+    """
 
-    def __init__(self, native_id: int) -> None:
+    __slots__ = ("clock", "event", "name", "native_id", "owed", "runs", "seen", "state", "used")
+
+    def __init__(self, native_id: int, *, is_new: bool) -> None:
         self.native_id = native_id
         self.clock = _clock(native_id)
         self.seen = time.clock_gettime_ns(self.clock)
-        self.used = self.owed = 0
+        self.used = self.owed = self.seen if is_new else 0
         """Nanoseconds of CPU time: between the last two looks, and not reported yet."""
         self.state: str | None = None
+        self.runs = 0
+        """Times in a row that its state was found to be running, on the CPU clock."""
         self.name: str | None = None
         self.event: bytes | None = None
         """The packed stack of the thread, with its name, while it does not run."""
@@ -85,7 +93,9 @@ class ThreadClocks:
         self._usual_delay = 1.0  # seconds
         self._switches = 0
         self._had_to_wait = 0  # looks in a row at which the calling thread had to wait for the GIL
-        self._looked = 0
+        self._looks = 0
+        self._looked = 0  # nanoseconds, of the last look
+        self._passed = 1  # nanoseconds between the last two looks
         self._states: RunStates | None = None
         if HAS_CPU_CLOCK:
             with contextlib.suppress(OSError, ImportError, RuntimeError):  # then every thread counts as computing
@@ -109,7 +119,9 @@ class ThreadClocks:
         if not HAS_CPU_CLOCK:
             return unmoved
         self._find_delay(late)
-        self._looked = time.monotonic_ns()
+        now = time.monotonic_ns()
+        self._passed, self._looked = max(1, now - self._looked), now
+        self._looks += 1
         ended: list[int] = []
         total = most = 0
         read = time.clock_gettime_ns
@@ -204,11 +216,14 @@ class ThreadClocks:
             return Due(thread, None, 0, 0)
         seen = unseen = 0
         state = self._state(thread, innermost)
+        thread.runs = thread.runs + 1 if state == RUNNING else 0
         if state is None:
             seen = min(thread.owed // enough, _MAX_BLIND_COUNT)
             thread.owed %= enough
         elif state == RUNNING:
-            seen = _part(thread.owed / enough, ticks) if self._computed(thread, innermost) else 0
+            part = _part(thread.owed / enough, ticks)
+            computed = self._computed(thread, innermost)
+            seen, unseen = (part, 0) if computed else (0, 0) if computed is False else (0, part)
         elif self._unseen(thread, 1, self._total):
             unseen = _part(thread.owed / enough, ticks)
         elif thread.owed > UNSEEN_SECONDS * 1e9:
@@ -230,18 +245,32 @@ class ThreadClocks:
                 thread.state = WAITING
         return thread.state
 
-    def _computed(self, thread: ThreadClock, innermost: Place) -> bool:
-        """Return False of a thread that may be running only since a wait has ended, so that it computed elsewhere.
+    def _computed(self, thread: ThreadClock, innermost: Place) -> bool | None:
+        """Return whether a running thread computed at its innermost place, None if there or elsewhere.
 
-        It computes at an instruction that cannot wait. In a call, it computes without the GIL if its clock runs on;
-        otherwise it was stopped there after a call, if it had the GIL when the look was due, or was woken.
+        It computes at an instruction that cannot wait. In a call, it was stopped after the call, if it had the GIL
+        when the look was due; or it computes without the GIL, if its clock runs on; or it runs only since a wait has
+        ended. On a busy machine, where the look or the thread may have waited for a processor since, the former is
+        assumed of a thread that was never found waiting of late.
         """
         if not can_wait(innermost[0], innermost[1]):
             return True
-        if self._had_to_wait and self._unseen(thread, 1, self._total):
+        chance = _chance.random()
+        never_waits = thread.runs > _NEVER_WAITS
+        if self._had_to_wait:
+            had_gil = thread.used / (self._total + self._used_by_others())
+            sure = had_gil if never_waits else had_gil * self._busy()
+            return chance < sure or (None if chance < had_gil else False)
+        if never_waits:
             return True
         passed = time.monotonic_ns() - self._looked
-        return (cpu_nanoseconds(thread.native_id) or 0) - thread.seen > passed / 2
+        if (cpu_nanoseconds(thread.native_id) or 0) - thread.seen > passed / 2:
+            return True
+        return None if chance < thread.used / self._passed else False
+
+    def _busy(self) -> float:
+        """Return the part of the delay of the last look in which threads of this process computed, at most 1."""
+        return min(1.0, self._total / self._delay) if self._delay else 1.0
 
     def _unseen(self, thread: ThreadClock, ticks: int, most: int) -> int:
         """Return at how many of the last ticks a thread computed that may have waited at the others.
@@ -249,15 +278,15 @@ class ThreadClocks:
         If the look was delayed, some thread computed when it was due. As a thread that computes in Python has the GIL,
         it was one of the threads that ran since the look before, each with the probability of its share of the CPU
         time. On the wall clock, the threads that waited for the GIL count as computing too, so the share is the one of
-        the CPU time of the thread that used the most. If the look did not wait
-        for the GIL but for a processor, other processes may have computed instead.
+        the CPU time of the thread that used the most. If the
+        look did not wait for the GIL but for a processor, other processes may have computed instead.
         """
         if not self._delay:
             return 0
         if self._had_to_wait:
             share = thread.used / (most + self._used_by_others())
         else:
-            share = thread.used / most * min(1.0, self._total / self._delay)
+            share = thread.used / most * self._busy()
         return int(ticks * share + _chance.random())
 
     def _find(self, thread_id: int) -> ThreadClock | None:
@@ -267,7 +296,7 @@ class ThreadClocks:
             kernel_id = None if thread is None else native_id(thread)
             if kernel_id is not None:
                 with contextlib.suppress(OSError):  # it has ended
-                    known = self.threads[thread_id] = ThreadClock(kernel_id)
+                    known = self.threads[thread_id] = ThreadClock(kernel_id, is_new=self._looks > 1)
         return known
 
 
