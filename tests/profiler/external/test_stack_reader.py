@@ -497,8 +497,8 @@ def test_structures_that_are_not_as_expected_are_refused(
     """A distributor may have added a field, which moves the others."""
     process = start(NESTED, interpreter)
     version = python_version(process.pid)
-    if field == "interpreter.gc" and version is not None and version >= 0x030D0000:
-        return  # the process itself reports this offset
+    if field != "thread.interpreter" and version is not None and version >= 0x030D0000:
+        return  # the process itself reports this offset; threads have a second identifier
     read = layouts.Layout._offsets
 
     def moved(self: layouts.Layout, address: int) -> dict[str, int]:
@@ -567,3 +567,30 @@ def test_lines_are_those_of_the_code(count: int) -> None:
 @given(st.integers(0, (1 << 63) - 1))
 def test_integers_are_those_of_the_format(value: int) -> None:
     assert integer(output.integer(value)) == value
+
+
+def test_threads_of_a_process_that_c_code_has_forked_have_their_identifiers(start: Start, interpreter: str) -> None:
+    """As the workers of uWSGI; Python knows nothing of the fork. The thread that is started later has its own."""
+    parent = start(
+        """
+        import ctypes, os, sys, threading
+
+        def wait():
+            sys.stdin.read()
+
+        if ctypes.CDLL(None).fork() == 0:
+            threading.Thread(target=threading.Event().wait, daemon=True).start()
+            sys.stdout.write("ready\\n%d\\n" % os.getpid())
+            sys.stdout.flush()
+            wait()
+            os._exit(0)
+        os.wait()
+        """,
+        interpreter,
+    )
+    assert parent.stdout is not None
+    child = int(parent.stdout.readline())
+    until_asleep(child)
+    found = {stack.thread_id: scopes(stack) for stack in look(child)}
+    assert found.keys() == {int(name) for name in os.listdir(f"/proc/{child}/task")}
+    assert found[child][-1] == "wait"

@@ -10,6 +10,7 @@ from __future__ import annotations
 import math
 import os
 import struct
+from collections.abc import Callable
 
 from .memory import Fields, Memory, ReadError
 from .symbols import Image, images
@@ -97,6 +98,7 @@ unicode length=16 state=32 ascii_size=40 compact_size=56
 """,
 }  # Include/internal and Include/cpython, for 64-bit release builds
 
+_THREAD = "next:Q interpreter:Q frame:Q %s:Q chunk:Q"
 _THREAD_ID = "_thread_db_pthread_tid"  # of glibc, for libthread_db: a size in bits, a number, and the offset
 _THREAD_IDS = {"x86_64": 720, "aarch64": 208}  # that offset; glibc before 2.34 does not export it
 _MANY = 10_000  # interpreters or threads; more means that the list is broken
@@ -141,10 +143,9 @@ class Layout:
         has_generation = "interpreter.code_generation" in self.at
         fields = "next:Q id:Q threads:Q collecting:i" + " code_generation:Q" * has_generation
         self.interpreter = self.fields("interpreter", fields)
-        self.thread = self.fields("thread", "next:Q interpreter:Q frame:Q native_id:Q chunk:Q")
         self.c_frame = self.at.get("c_frame.frame")
-        self.thread_id = _thread_id(memory, found) if self.version == (3, 10) else None
-        self._check_often()
+        self.thread_id: int | None = None
+        self._identify_threads(found)
 
     def _offsets(self, address: int) -> dict[str, int]:
         if self.version in _TABLES:
@@ -178,20 +179,52 @@ class Layout:
     def _unexpected(self) -> ReadError:
         return ReadError(f"its structures are not those of CPython {self.version[0]}.{self.version[1]}")
 
-    def _check_often(self) -> None:
-        """Raise ReadError if the interpreters and the threads are never as the offsets say; they change meanwhile."""
+    def _identify_threads(self, found: list[Image]) -> None:
+        """Find out where the system's identifiers of the threads are, and check that the structures are as expected.
+
+        From 3.11 on, a thread state has the identifier. In a child that C code has forked without calling
+        PyOS_AfterFork_Child, as uWSGI does, it is that of the parent's thread. The true one is in glibc's thread
+        descriptor, whose address is the identifier that Python uses. 3.10 has only that address.
+        """
+        if self.version == (3, 10):
+            self._read_descriptors("native_id", found)
+            self._check_often(any)
+            return
+        self.at.setdefault("thread.thread_id", self.at["thread.native_id"] - 8)  # the field before it
+        for is_described, enough in ((False, all), (True, any), (False, any)):
+            try:
+                if is_described:
+                    self._read_descriptors("thread_id", found)
+                else:
+                    self.thread, self.thread_id = self.fields("thread", _THREAD % "native_id"), None
+                self._check_often(enough)
+            except ReadError:
+                if not is_described and enough is any:
+                    raise
+            else:
+                return
+
+    def _read_descriptors(self, field: str, found: list[Image]) -> None:
+        self.thread, self.thread_id = self.fields("thread", _THREAD % field), _thread_id(self._memory, found)
+
+    def _check_often(self, enough: Callable[[list[bool]], bool]) -> None:
+        """Raise ReadError if the interpreters and the threads are never as the offsets say; they change meanwhile.
+
+        Args:
+            enough: whether a list, that says of each thread state whether the system knows the thread, will do.
+        """
         for _ in range(_ATTEMPTS):
             try:
-                self._check()
+                self._check(enough)
             except ReadError:
                 self._memory.word(self.first)  # the process may have ended
             else:
                 return
         raise self._unexpected()
 
-    def _check(self) -> None:
+    def _check(self, enough: Callable[[list[bool]], bool]) -> None:
         memory, at = self._memory, self.at
-        are_threads = False
+        known = []
         for interpreter in chain(memory, memory.word(self.first), at["interpreter.next"]):
             if "gc.youngest" in at:  # a pointer to the generation of the youngest objects, of the same structure
                 gc = interpreter + at["interpreter.gc"]
@@ -201,10 +234,8 @@ class Layout:
                 _, owner, _, identifier, _ = self.thread.read(memory, thread)
                 if owner != interpreter:
                     raise self._unexpected()
-                if self._tasks.has(self._own_id(identifier)):
-                    return
-                are_threads = True
-        if are_threads:
+                known.append(self._tasks.has(self._own_id(identifier)))
+        if known and not enough(known):
             raise self._unexpected()
 
     def native_id(self, identifier: int) -> int | None:
