@@ -4,15 +4,17 @@ from __future__ import annotations
 
 import logging
 import sys
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from types import FrameType
 
 import pytest
 
 from tests.fake_rbkit import free_port
-from tests.profiler.conftest import Client
+from tests.profiler.conftest import PATIENCE, Client, internal_thread_names
 from tests.profiler.python import python
 from tornado_rbkit import profiler
-from tornado_rbkit.profiler import lifecycle
+from tornado_rbkit.profiler import lifecycle, threads
+from tornado_rbkit.profiler import server as server_module
 from tornado_rbkit.profiler.batcher import EventBatcher
 from tornado_rbkit.profiler.endpoints import same_endpoint
 from tornado_rbkit.profiler.profile import MAX_PARTS, Profile
@@ -181,6 +183,7 @@ def test_a_server_that_has_died_is_logged_and_can_be_started_again(
 
     server._calls.append(fail)
     server._wake()
+    assert server._thread is not None
     server._thread.join()
     (record,) = [record for record in caplog.records if record.levelno >= logging.ERROR]
     assert record.getMessage() == "the profiler's server has ended; start_server() starts another"
@@ -260,3 +263,105 @@ print("parent")
 def test_the_default_name_says_what_the_process_runs(monkeypatch: pytest.MonkeyPatch, script: str, name: str) -> None:
     monkeypatch.setattr(sys, "argv", [script, "argument"])
     assert lifecycle._default_name() == name
+
+
+def interrupted_at(moment: int, interrupt: Callable[[], object], work: Callable[[], object]) -> bool:
+    """Do some work, and at one of its calls in the profiler what the handler of a signal may do there.
+
+    Returns False if the work has fewer calls.
+    """
+    files = [module.__file__ for module in (lifecycle, server_module, threads)]
+    waited = -1
+
+    def count(frame: FrameType, event: str, argument: object) -> None:
+        nonlocal waited
+        if event == "call" and frame.f_code.co_filename in files:
+            waited += 1
+            if waited == moment:
+                sys.setprofile(None)
+                interrupt()
+                sys.setprofile(count)
+
+    before = sys.getprofile()
+    sys.setprofile(count)
+    try:
+        work()
+    finally:
+        sys.setprofile(before)
+    return waited >= moment
+
+
+def start_and_stop() -> None:
+    profiler.start_server()
+    profiler.stop_server()
+
+
+class Interrupted(Exception):
+    """What the handler of a signal raises."""
+
+
+def fail() -> None:
+    raise Interrupted
+
+
+class TestAtAnyMomentOfStartAndStop:
+    @pytest.fixture(autouse=True)
+    def _nothing_is_left(self) -> Iterator[None]:
+        yield
+        profiler.stop_server()
+        assert profiler.current_server() is None
+        assert internal_thread_names() == set()
+
+    @pytest.mark.parametrize("function", [profiler.start_server, profiler.stop_server])
+    def test_the_handler_of_a_signal_may_start_and_stop_the_server(self, function: Callable[[], object]) -> None:
+        moment = 0
+        while interrupted_at(moment, function, start_and_stop):
+            profiler.stop_server()
+            assert internal_thread_names() == set(), f"at call {moment}"
+            moment += 1
+        assert moment > 20
+
+    def test_the_handler_of_a_signal_may_raise(self) -> None:
+        moment, is_over = 0, False
+        while not is_over:
+            try:
+                is_over = not interrupted_at(moment, fail, start_and_stop)
+            except Interrupted:
+                moment += 1
+            profiler.stop_server()
+            assert internal_thread_names() == set(), f"at call {moment}"
+        assert moment > 20
+
+
+class TestOnAThreadOfTheProfiler:
+    """The host's finalizers may run there."""
+
+    def test_the_server_is_stopped_without_waiting(self, server: profiler.Server) -> None:
+        server.call(lambda _: profiler.stop_server())
+        assert server._thread is not None
+        assert server._thread.join(PATIENCE)
+        assert profiler.current_server() is None
+
+    def test_nothing_is_started_that_would_wait_for_it(self, server: profiler.Server) -> None:
+        with pytest.raises(RuntimeError, match="cannot start the profiler"):
+            server.call(lambda _: profiler.start_server())
+        with pytest.raises(RuntimeError, match="cannot wait"):
+            server.call(lambda _: server.announce())
+
+
+@pytest.mark.filterwarnings("ignore::pytest.PytestUnraisableExceptionWarning")
+@pytest.mark.parametrize("function", ["leave_signals_to_the_host", "original"])
+def test_a_thread_that_cannot_begin_is_reported(function: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    original = threads.original
+
+    def refuse(name: str = "") -> object:
+        if name in ("", "start_new_thread"):
+            raise MemoryError
+        return original(name)
+
+    with monkeypatch.context() as patched:
+        patched.setattr(threads, function, refuse)
+        with pytest.raises((MemoryError, RuntimeError)):
+            profiler.start_server()
+        assert profiler.current_server() is None
+    start_and_stop()

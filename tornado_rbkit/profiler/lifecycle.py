@@ -18,13 +18,16 @@ from tornado_rbkit.profiler.arguments import check_clock, check_interval, check_
 from tornado_rbkit.profiler.cpu import DEFAULT_INTERVAL
 from tornado_rbkit.profiler.profile import Profile
 from tornado_rbkit.profiler.server import Server
+from tornado_rbkit.profiler.threads import on_internal_thread
 
 _log = logging.getLogger(__name__)
 
 _EXIT_SECONDS: Final = 2.0
 """The longest time, in seconds, that the end of the process waits for the server's thread."""
 
-_lock = threading.Lock()
+_lock = threading.RLock()
+"""Reentrant: the handler of a signal, or a finalizer, may start or stop the server while this thread does."""
+
 _server: Server | None = None
 _hooked = False
 _parents: Final[list[Server]] = []
@@ -78,9 +81,11 @@ def start_server(
         AlreadyRunningError: the running server has other endpoints than the given ones.
         BindError: an endpoint is in use, or cannot be bound; the error names it.
         OSError: there are too few file descriptors.
+        RuntimeError: this is a thread of the profiler, which runs a finalizer of the program.
     """
     check_server(pub, req, name)
     engine = chosen_engine(cpu_engine)
+    _check_thread()
     _notice_fork()
     with _lock:
         return _running_at(pub, req) or _start(pub, req, name, cpu_engine=engine)
@@ -127,7 +132,7 @@ def start_profiling(
         ArgumentError: an argument cannot be used; the error names it and says what is allowed.
         AlreadyRunningError: the running server has other endpoints than the given ones.
         SamplingError: sampling the stacks could crash this process, or the engine does not work.
-        RuntimeError: the server was stopped meanwhile.
+        RuntimeError: the server was stopped meanwhile, or this is a thread of the profiler.
         BindError: an endpoint is in use, or cannot be bound; the error names it.
         OSError: there are too few file descriptors.
     """
@@ -135,6 +140,7 @@ def start_profiling(
     check_clock(clock_type)
     check_interval(cpu_sampling_interval)
     engine = chosen_engine(cpu_engine)
+    _check_thread()
     _notice_fork()
     with _lock:
         server = _running_at(pub, req) or _start(pub, req, name, cpu_engine=engine)
@@ -152,16 +158,26 @@ def start_profiling(
     return server
 
 
-def stop_server() -> None:
-    """Stop the server and all measuring; does nothing if there is no server. Any thread except the server's.
+def _check_thread() -> None:
+    if on_internal_thread():
+        raise RuntimeError("a thread of the profiler, which runs a finalizer, cannot start the profiler")
 
-    Waits for the current step of the server's thread: a slice of a snapshot, or a collection.
+
+def stop_server() -> None:
+    """Stop the server and all measuring; does nothing if there is no server. Any thread.
+
+    Waits for the current step of the server's thread: a slice of a snapshot, or a collection. On a thread of the
+    profiler, where a finalizer of the program may run, it does not wait.
     """
     _notice_fork()
-    with _lock:
-        server = _take()
+    if on_internal_thread():  # which another thread may wait for while it holds the lock
+        server = _server
         if server is not None:
             server.stop()
+        return
+    with _lock:
+        if _server is not None:
+            _stop(_server)
 
 
 def current_server() -> Server | None:
@@ -179,25 +195,25 @@ def _stop_at_exit() -> None:
         _log.warning("the profiler is still being started or stopped after %g s; the process ends", _EXIT_SECONDS)
         return
     try:
-        server = _take()
-        if server is not None and not server.stop(max(0.0, deadline - time.monotonic())):
+        if _server is not None and not _stop(_server, max(0.0, deadline - time.monotonic())):
             _log.warning("the profiler's thread is still busy after %g s; the process ends", _EXIT_SECONDS)
     finally:
         _lock.release()
 
 
-def _take() -> Server | None:
+def _stop(server: Server, timeout: float | None = None) -> bool:
+    """Stop a server, and then forget it: where an interrupt ends this, the next call goes on waiting."""
     global _server
-    server, _server = _server, None
-    return server
+    has_ended = server.stop(timeout)
+    if _server is server:  # the handler of a signal may have started another one
+        _server = None
+    return has_ended
 
 
 def _running() -> Server | None:
     """Return the running server; clean up first after a server whose thread ended with an error."""
     if _server is not None and not _server.running:
-        dead = _take()
-        assert dead is not None
-        dead.stop()
+        _stop(_server)
     return _server
 
 
@@ -219,9 +235,16 @@ def _notice_fork() -> None:
 def _start(pub: str | None, req: str | None, name: str | None, family: str = "", *, cpu_engine: str) -> Server:
     global _server
     _hook()
-    _server = Server(pub, req, name or _default_name(), family, partial(Profile, cpu_engine=cpu_engine))
-    _stop_with_multiprocessing()
-    return _server
+    made = Server(pub, req, name or _default_name(), family, partial(Profile, cpu_engine=cpu_engine))
+    try:
+        started = _running_at(pub, req)  # by the handler of a signal, meanwhile
+        if started is None:
+            _server = started = made
+            _stop_with_multiprocessing()
+        return started
+    finally:
+        if _server is not made:
+            made.stop()
 
 
 def _default_name() -> str:
@@ -261,7 +284,7 @@ def _hook() -> None:
 
 def _after_fork_in_child() -> None:
     global _lock, _server
-    _lock = threading.Lock()
+    _lock = threading.RLock()
     server, _server = _server, None
     if server is None:
         return

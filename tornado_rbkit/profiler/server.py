@@ -26,7 +26,7 @@ from tornado_rbkit.profiler.endpoints import (
 )
 from tornado_rbkit.profiler.listeners import Listeners
 from tornado_rbkit.profiler.profile import MAX_PARTS, Outlet, Profile
-from tornado_rbkit.profiler.threads import Flag, InternalThread, forget_threads, internal_logger
+from tornado_rbkit.profiler.threads import Flag, InternalThread, forget_threads, internal_logger, on_internal_thread
 
 _PATIENCE_SECONDS: Final = 1.0
 _HOSTS_TURN_SECONDS: Final = 0.0005
@@ -83,12 +83,8 @@ class Server:
         self._calls: deque[Callable[[], None]] = deque()
         self._stopping = False
         self._stopped = Flag()
-        self._wake_in, self._wake_out = _socket_pair()
-        self._wake_in.setblocking(False)
-        self._wake_out.setblocking(False)
         # These are attributes, not local variables, because the profiler finds its own objects through them, to leave
         # them out.
-        self._context: zmq.Context[Any] = zmq.Context()
         self._poller = zmq.Poller()
         self._sockets: list[tuple[zmq.Socket[bytes], str]] = []
         self._request: list[bytes] = []
@@ -96,15 +92,22 @@ class Server:
         self.pub = self.req = ""
         self._bound = Flag()
         self._bind_error: BaseException | None = None
-        self._thread = InternalThread(self._run, "rbkit-server")
+        self._thread: InternalThread | None = None
+        self._wake_in, self._wake_out = _socket_pair()
+        self._context: zmq.Context[Any] = zmq.Context()
         try:
-            self._bound.wait()
-        except BaseException:  # KeyboardInterrupt
+            self._wake_in.setblocking(False)
+            self._wake_out.setblocking(False)
+            self._thread = InternalThread(self._run, "rbkit-server")
+            while not self._bound.wait(_PATIENCE_SECONDS) and self._thread.is_alive():
+                pass
+            if not self._bound.is_set():
+                raise RuntimeError("the profiler's thread has ended before it began")
+            if self._bind_error is not None:
+                raise self._bind_error
+        except BaseException:  # KeyboardInterrupt, or no thread can be started
             self.stop()
             raise
-        if self._bind_error is not None:
-            self.stop()
-            raise self._bind_error
 
     def __repr__(self) -> str:
         return f"<Server {self.name!r} pub={self.pub} req={self.req}{'' if self.running else ' stopped'}>"
@@ -147,9 +150,11 @@ class Server:
         Waits for the command that is running, which may take a minute for a snapshot of a large heap.
 
         Raises:
-            RuntimeError: the server has stopped.
+            RuntimeError: the server has stopped, or this is a thread of the profiler.
             Exception: any exception that `function` raised.
         """
+        if on_internal_thread():
+            raise RuntimeError("a thread of the profiler cannot wait for the profiler's server")
         results: list[_T] = []
         errors: list[BaseException] = []
         done = Flag()
@@ -205,19 +210,21 @@ class Server:
         return not self._stopped.wait(_HOSTS_TURN_SECONDS)
 
     def stop(self, timeout: float | None = None) -> bool:
-        """Publish the waiting events, close the sockets and join the thread. May be called twice, on any other thread.
+        """Publish the waiting events, close the sockets and join the thread. May be called twice, on any thread.
 
         Args:
             timeout: seconds to wait for the thread; None to wait until it has ended.
 
         Returns:
-            False if the thread had not ended after `timeout`.
+            False if the thread had not ended after `timeout`, or on a thread of the profiler, which does not wait.
         """
         self._stopping = True
         self._stopped.set()
         self._wake()
-        if not self._thread.join(timeout):
+        if on_internal_thread() or (self._thread is not None and not self._thread.join(timeout)):
             return False
+        if not self._sockets:  # the thread has not begun
+            self._context.term()
         self._wake_in.close()
         self._wake_out.close()
         return True
@@ -237,7 +244,7 @@ class Server:
         return self._pid == os.getpid()
 
     def _lives(self) -> bool:
-        return self.belongs_here() and self._thread.is_alive()
+        return self.belongs_here() and self._thread is not None and self._thread.is_alive()
 
     def _wake(self) -> None:
         try:

@@ -34,6 +34,11 @@ def internal_threads() -> set[int]:
     return set(_running)
 
 
+def on_internal_thread() -> bool:
+    """Return whether the calling thread is one of the profiler's. Finalizers of the host may run there."""
+    return original("get_ident")() in _running
+
+
 def internal_native_ids() -> set[int]:
     """Return the system's identifiers of the profiler's running threads. Any thread."""
     return {thread.native_id for thread in list(_running.values())}
@@ -119,14 +124,13 @@ class InternalThread:
         return self._ended.wait(timeout)
 
     def _run(self) -> None:
-        leave_signals_to_the_host()
-        ident = original("get_ident")()
-        self.native_id = original("get_native_id")()
-        _running[ident] = self
-        try:
+        try:  # whatever fails, such as an allocation: others wait for the end
+            leave_signals_to_the_host()
+            self.native_id = original("get_native_id")()
+            _running[original("get_ident")()] = self
             self._target()
         finally:
-            _running.pop(ident, None)
+            _running.pop(original("get_ident")(), None)
             self._ended.set()
 
 
@@ -145,7 +149,7 @@ class InternalLogger(_Adapter):
     def log(self, level: int, msg: object, *args: object, **kwargs: Any) -> None:
         """Log as `logging.Logger.log` does."""
         super().log(level, msg, *args, stacklevel=kwargs.pop("stacklevel", 1) + 1, **kwargs)
-        if original("get_ident")() in _running:
+        if on_internal_thread():
             threading._active.pop(threading.get_ident(), None)  # type: ignore[attr-defined]
 
 
