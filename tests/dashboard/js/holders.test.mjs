@@ -305,6 +305,22 @@ test("few objects are noise beside what grows much more, many are not", () => {
   assert.deepEqual(suspects.map(({ what }) => what), ["Large", "Small"]); // 2 MB, 20 KB and 9 KB
 });
 
+test("the calls that start the program are no suspects, what they hold is", () => {
+  const heapOf = (count, isNew) => {
+    const heap = new Heap();
+    const rows = Array.from({ length: count }, (_, i) => heap.add("Row", { size: 100, id: 1000 + i }));
+    const namespace = heap.add(DICT, { keys: { ROWS: heap.add("list", { items: rows, id: 100 }) }, id: 101 });
+    heap.module("__main__", { SPACE: namespace });
+    if (!isNew) return heap;
+    heap.add("frame", { attributes: { namespace }, label: "tornado_rbkit.cli.main.main", file: "/srv/venv/lib/tornado_rbkit/cli/main.py", line: 60, size: 5000 });
+    heap.add("frame", { label: "runpy._run_code", file: "<frozen runpy>", line: 88, size: 5000 });
+    heap.add("frame", { label: "shop.serve", file: "/srv/shop.py", line: 7, size: 5000 });
+    return heap;
+  };
+  const { suspects } = findSuspects(heapOf(10, false).snapshot(0).hold(), heapOf(400, true).snapshot(10).hold());
+  assert.deepEqual(suspects.map(({ what, file }) => [what, file || null]), [["Row", null], ["serve", "/srv/shop.py"]]);
+});
+
 test("variables of functions that an exception has left are held by the exception, those of the function that caught it are not", () => {
   const heapOf = (count) => {
     const heap = new Heap();

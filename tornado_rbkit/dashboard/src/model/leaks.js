@@ -1,5 +1,6 @@
 // What grows between two snapshots: the ways in which more objects are held, ranked by the growth of what they retain.
 
+import { foldedAs } from "./cpu/functions.js";
 import { NONE } from "./dominators.js";
 import { CONTAINERS, ROOT_CLASSES, TASK_CLASSES, shortName } from "./holders.js";
 
@@ -56,7 +57,7 @@ export function findSuspects(before, after) {
   for (const { way, count, retained } of grown) {
     if (suspects.length >= SHOWN || retained < LEAST_SHARE * grown[0].retained) break;
     if (count < FEW && retained < LEAST_SHARE_OF_FEW * grown[0].retained) continue;
-    if (isBelow(after, way, chosen) || isWrapper(after, { way, count, retained }, grown)) continue;
+    if (isOfTheProfiler(after, way) || isBelow(after, way, chosen) || isWrapper(after, { way, count, retained }, grown)) continue;
     chosen.add(way);
     const suspect = describe(after, way, { count, retained, seconds });
     const first = byHolder.get(suspect.holder);
@@ -76,6 +77,12 @@ function retainedByNew(before, { snapshot, ways, retained, wayParents }) {
   const sums = new Float64Array(wayParents.length);
   for (let i = 0; i < snapshot.objects; i++) if (!before.has(ids[i], classNames[classes[i]])) sums[ways[i]] += retained[i];
   return sums;
+}
+
+/** Return whether a way is a call of the code that starts the program, or of the profiler: the frames of both are new to a snapshot. */
+function isOfTheProfiler({ snapshot, wayExamples }, way) {
+  const example = wayExamples[way];
+  return snapshot.classNames[snapshot.classes[example]] === "frame" && foldedAs("", snapshot.fileNames[snapshot.files[example]] ?? "") !== null;
 }
 
 function isBelow(holders, way, chosen) {
