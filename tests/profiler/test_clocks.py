@@ -423,13 +423,14 @@ def test_a_number_that_is_no_id_of_a_thread_has_no_clock(native_id: int) -> None
     assert clocks.cpu_nanoseconds(native_id) is None
 
 
-def test_the_main_thread_of_a_forked_child_has_a_clock_and_a_name() -> None:
-    """Up to Python 3.13, `threading` keeps the kernel's id that the thread has in the parent."""
-    script = """
-import os, threading
+@pytest.mark.parametrize("fork", ["os.fork()", "ctypes.CDLL(None).fork()"])
+def test_the_main_thread_of_a_forked_child_has_a_clock_and_a_name(fork: str) -> None:
+    """Up to Python 3.13, and later if C code forks, `threading` keeps the id that the thread has in the parent."""
+    script = f"""
+import ctypes, os, threading
 from tornado_rbkit.profiler import clocks
 from tornado_rbkit.profiler.external.own_process import OwnProcess
-if os.fork() == 0:
+if {fork} == 0:
     main = threading.main_thread()
     found = clocks.ThreadClocks()._find(main.ident)
     assert found is not None and found.native_id == os.getpid(), found

@@ -312,12 +312,12 @@ def _part(samples: float, ticks: int) -> int:
 def native_id(thread: threading.Thread) -> int | None:
     """Return the kernel's id of a thread of this process, None if it is not known. Any thread; Linux.
 
-    Up to Python 3.13, the only thread of a forked child keeps the id that it has in the parent. It is the child's main
-    thread, to which the kernel has given the child's pid as id.
+    The only thread of a forked child keeps the id that it has in the parent up to Python 3.13, and later if C code has
+    forked. It is the child's main thread, to which the kernel has given the child's pid as id.
     """
     known: int | None = getattr(thread, "_native_id", None)
     is_main = thread is threading._main_thread  # type: ignore[attr-defined]
-    if is_main and sys.version_info < (3, 14) and not os.path.exists(f"/proc/self/task/{known}"):
+    if is_main and not os.path.exists(f"/proc/self/task/{known}"):
         return os.getpid()
     return known
 
