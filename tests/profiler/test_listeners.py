@@ -50,7 +50,7 @@ print([file for file in files if file.exists()])
 """
 PRINTED = (
     "clients can no longer connect to the profiler: "
-    "less than a sixteenth of the file descriptors is left (ulimit -n)\n"
+    "less than an eighth of the file descriptors is left (ulimit -n)\n"
     "True\nTrue\nb'ok'\nb'ok'\nb'ok'\n[]\n"
 )
 

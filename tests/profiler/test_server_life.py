@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import logging
 import sys
+import tracemalloc
 from collections.abc import Callable, Iterator, Sequence
 from types import FrameType
 
@@ -75,6 +76,7 @@ class TestParts:
         output = python(
             """
 import sys
+import tracemalloc
 from collections.abc import Callable
 from tests.profiler.conftest import Client
 from tornado_rbkit import profiler
@@ -365,3 +367,41 @@ def test_a_thread_that_cannot_begin_is_reported(function: str, monkeypatch: pyte
             profiler.start_server()
         assert profiler.current_server() is None
     start_and_stop()
+
+
+class TestAllocationTracing:
+    def test_is_refused_beside_sub_interpreters_which_it_would_crash(self) -> None:
+        output = python(
+            """
+import tracemalloc
+try:
+    import _interpreters as interpreters
+except ImportError:
+    import _xxsubinterpreters as interpreters
+from tornado_rbkit import profiler
+tracemalloc.stop()  # of -X dev
+server = profiler.start_server()
+def ask():
+    return server.call(lambda profile: profile.answer([b"start_allocation_tracing"])), tracemalloc.is_tracing()
+interpreter = interpreters.create()
+print(ask())
+interpreters.destroy(interpreter)
+print(ask())
+"""
+        )
+        refusal = "allocation tracing is off: tracemalloc can end a process that has sub-interpreters"
+        assert output == f"(b'{refusal}', False)\n(b'ok', True)\n"
+
+    def test_of_the_program_that_began_meanwhile_goes_on(self, server: profiler.Server) -> None:
+        def ask(command: bytes) -> bytes:
+            return server.call(lambda profile: profile.answer([command]))
+
+        assert ask(b"start_allocation_tracing") == b"ok"
+        tracemalloc.stop()
+        tracemalloc.start(5)
+        try:
+            assert b"stays on" in ask(b"stop_allocation_tracing")
+            assert tracemalloc.is_tracing()
+        finally:
+            tracemalloc.stop()
+        assert ask(b"stop_allocation_tracing") == b"ok"

@@ -219,6 +219,17 @@ def has_gil() -> bool:
     return _is_gil_enabled is None or _is_gil_enabled()
 
 
+def has_other_interpreters() -> bool:
+    """Return whether the process has sub-interpreters, whatever their GIL. Any thread."""
+    module = _INTERPRETERS
+    if module is None:
+        try:
+            module = importlib.import_module("_xxsubinterpreters")
+        except ImportError:
+            return False
+    return len(module.list_all()) > 1
+
+
 def _shares_gil(interpreter: Any) -> bool:
     if sys.version_info < (3, 13):  # cannot be looked up
         return False

@@ -55,7 +55,7 @@ def start_server(
 
     A program that closes all descriptors, as daemons do at their start, must call this afterwards: libzmq aborts the
     process if its descriptors are closed. It also does so if no descriptor is left (RLIMIT_NOFILE) for a client that
-    connects to a Unix socket; so the sockets' files are hidden while less than a sixteenth of them is left, which is
+    connects to a Unix socket; so the sockets' files are hidden while less than an eighth of them is left, which is
     looked at ten times a second.
 
     Args:

@@ -25,7 +25,7 @@ if sys.platform != "win32":
 LOOK_SECONDS: Final = 0.1
 """Interval between two looks."""
 
-RESERVE: Final = 1 / 16
+RESERVE: Final = 1 / 8
 """The share of the descriptors that a process may open, RLIMIT_NOFILE, that must be left while clients can connect."""
 
 _LISTING_SHARE: Final = 0.001
@@ -79,7 +79,7 @@ class Listeners:
         for _, endpoint in () if self._hidden else self._sockets:
             os.rename(endpoint.removeprefix("ipc://"), hidden_file(endpoint))
             self._hidden.append(endpoint)
-        self._report("less than a sixteenth of the file descriptors is left (ulimit -n)")
+        self._report("less than an eighth of the file descriptors is left (ulimit -n)")
 
     def _report(self, reason: str) -> None:
         if not self._is_cut_off:
