@@ -22,7 +22,9 @@ import pytest
 
 from tests.profiler.conftest import PATIENCE, Client
 from tornado_rbkit.profiler import clocks, cpu, run_state
+from tornado_rbkit.profiler.batcher import EventBatcher
 from tornado_rbkit.profiler.clocks import Due, ThreadClocks
+from tornado_rbkit.profiler.cpu import CPUSampler
 from tornado_rbkit.profiler.frames import Place, read_stacks
 from tornado_rbkit.profiler.run_state import RUNNING, WAITING, RunStates, can_wait
 from tornado_rbkit.protocol import CPUSample
@@ -312,6 +314,45 @@ def test_a_thread_that_was_just_woken_did_not_hold_the_gil_for_which_a_thread_wi
         assert due is not None
         unseen += due.unseen
     assert unseen == pytest.approx(5000 * 0.002, abs=20) if interval is None else unseen <= 10
+
+
+def test_a_thread_that_started_since_the_last_look_is_charged_for_all_it_computed(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    thread = Simulated(monkeypatch, 0.001)
+    thread.look(PROMPTLY, waited=False)
+    del thread.clocks.threads[thread.this]
+    thread.states.now = RUNNING
+    thread.cpu += 4_000_000
+    due = thread.look(0.004, waited=True, ticks=8)
+    assert due is not None
+    assert (due.seen, due.unseen) == (4, 0)
+
+
+def test_the_time_for_which_a_call_held_the_gil_is_known_from_the_clock_of_its_thread(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    thread = Simulated(monkeypatch, None)
+    held = []
+    for used, late, waited in ((80, 0.08, True), (1, 0.08, True), (80, 0.04, True), (80, 0.08, False)):
+        thread.cpu += used * 1_000_000
+        thread.look(late, waited=waited)
+        held.append(round(thread.clocks.held_nanoseconds / 1e6))
+    assert held == [80, 1, 40, 0], "milliseconds"
+
+
+@pytest.mark.parametrize(("held", "ticks"), [(0, 21), (0.08, 81), (5.0, 101)])
+def test_all_ticks_are_made_up_for_that_a_call_held_the_gil_for(
+    monkeypatch: pytest.MonkeyPatch, held: float, ticks: int
+) -> None:
+    sampler = CPUSampler(EventBatcher())
+    stop = threading.Event()
+    with thread(stop.wait):
+        sampler._tick(1, 0.001)
+        monkeypatch.setattr(ThreadClocks, "held_nanoseconds", int(held * 1e9))
+        made_up = sampler._tick(101, 0.001, late=0.1)[0]
+        stop.set()
+    assert made_up == ticks
 
 
 def wait_in_every_way(

@@ -156,6 +156,11 @@ class ThreadClocks:
         """One thread computed at each of the last looks."""
         return self._had_to_wait >= _STEADY and not self.several
 
+    @property
+    def held_nanoseconds(self) -> int:
+        """The CPU time for which one thread kept the last look waiting for the GIL."""
+        return min(self._most, self._delay) if self._had_to_wait else 0
+
     def forget_waits(self) -> None:
         """Do not count what the calling thread has waited for since the last look."""
         self._switches = resource.getrusage(resource.RUSAGE_THREAD).ru_nvcsw
@@ -297,6 +302,8 @@ class ThreadClocks:
             if kernel_id is not None:
                 with contextlib.suppress(OSError):  # it has ended
                     known = self.threads[thread_id] = ThreadClock(kernel_id, is_new=self._looks > 1)
+                    self._total += known.used
+                    self._others += known.used
         return known
 
 

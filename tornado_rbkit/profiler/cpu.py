@@ -12,10 +12,10 @@ always sampled at the same point of it. If a tick costs so much that the sampler
 as with hundreds of threads or very deep stacks, the ticks become less frequent, and the status says so.
 
 If the sampler wakes late because another thread held the GIL, the stacks it sees are repeated once per missed tick,
-with that tick's timestamp, for at most `MAKE_UP_SECONDS`. Ticks beyond that are lost: when the machine keeps the
-sampler waiting for longer, or an extension's call holds the GIL for longer. Without the repetition, a thread that
-computes for a few milliseconds between waits would be seen computing as little as half as often as it does, because
-the sampler gets the GIL most easily during the waits.
+with that tick's timestamp, for at most `MAKE_UP_SECONDS`, or as long as an extension's call held the GIL by its
+thread's CPU clock. Ticks beyond that are lost: the machine kept the sampler waiting. Without the repetition, a thread
+that computes for a few milliseconds between waits would be seen computing as little as half as often as it does,
+because the sampler gets the GIL most easily during the waits.
 
 A thread that has begun to wait before the sampler got the GIL may have computed when the tick was due. Where, is not
 known, so such a tick is reported as a stack of the single frame ``(between samples)`` and never as the wait: of each
@@ -73,8 +73,11 @@ LEAD: Final = 0.0002
 """Seconds; the switch interval while one thread computes without a pause."""
 
 MAKE_UP_SECONDS: Final = 0.02
-"""The longest delay for which stacks are repeated. In a longer one the system keeps the sampler waiting, and one stack
-would be repeated a hundred times."""
+"""The longest delay for which stacks are repeated, unless a thread computed for longer without giving up the GIL. In a
+longer one the system keeps the sampler waiting, and one stack would be repeated a hundred times."""
+
+MAKE_UP_SAMPLES: Final = 10_000
+"""The most samples that are repeated because one thread has held the GIL."""
 
 SHARE: Final = 0.1
 """The largest share of one processor that the sampler's thread may take, on average."""
@@ -254,11 +257,10 @@ class CPUSampler:
                 self._late += 1
                 self._collections.forget()
                 continue
-            ticks = 1 + min(behind, int(MAKE_UP_SECONDS / interval))
             with hiding():
                 self._switching.suspend()
                 began = time.thread_time()
-                size = self._tick(ticks, interval, late)
+                ticks, size = self._tick(1 + behind, interval, late)
                 self._pace.adapt((time.thread_time() - began) / ticks, size / ticks)
                 lead = self._lower_switch_interval(due)
             self._ticks += 1
@@ -303,11 +305,11 @@ class CPUSampler:
             return max(self.interval / 2, MIN_SWITCH_INTERVAL)
         return MIN_SWITCH_INTERVAL if self._clocks.several else ALONE_SWITCH_INTERVAL
 
-    def _tick(self, ticks: int, interval: float, late: float = 0.0) -> int:
-        """Publish a sample of every thread for each of the last `ticks` ticks; return the bytes of all samples.
+    def _tick(self, ticks: int, interval: float, late: float = 0.0) -> tuple[int, int]:
+        """Publish a sample of every thread for each of the last ticks; return the number of ticks, and of bytes.
 
         Args:
-            ticks: the number of ticks.
+            ticks: the number of ticks that are due; those too long ago are left out, see `MAKE_UP_SECONDS`.
             interval: seconds between two ticks.
             late: seconds since the first of these ticks.
         """
@@ -315,6 +317,8 @@ class CPUSampler:
         by_cpu = self.clock_type == "cpu"
         # before the stacks: a thread that runs in between has run at the next look, too
         unmoved = clocks.look(late, by_cpu)
+        held = min(clocks.held_nanoseconds / 1e9, interval * MAKE_UP_SAMPLES / max(1, len(clocks.threads)))
+        ticks = min(ticks, 1 + int(max(MAKE_UP_SECONDS, held) / interval))
         stacks = self._read_stacks(internal_threads() | unmoved.keys()) if clocks.stirred else {}
         tasks = {} if self._reader is None else self._reader.tasks
         now = time.time()
@@ -331,7 +335,7 @@ class CPUSampler:
             if due.seen:
                 size += self._publish_stack(thread_id, stack, tasks.get(thread_id), due, now, interval)
         self._collections.forget()
-        return size
+        return ticks, size
 
     def _read_stacks(self, skipped: set[int]) -> dict[int, list[Place]]:
         """Return the stacks of the other threads; once a second, look for event loops before."""
