@@ -20,7 +20,9 @@ _LOOKS = 10  # to find one whole stack
 
 
 def sample(reader: StackReader, interval: float, read_clock: ReadClock | None, output: int) -> None:
-    """Look every `interval` seconds, a quarter of it sooner or later, and write to a descriptor, until SIGTERM.
+    """Look once in every `interval` seconds, at a random moment of it, and write to a descriptor, until SIGTERM.
+
+    Moments that are less random would all fall on the same part of what a program repeats with the same period.
 
     Raises:
         ReadError: the process has ended.
@@ -51,7 +53,7 @@ def sample(reader: StackReader, interval: float, read_clock: ReadClock | None, o
                 written = after
             jitter = jitter * 1103515245 + 12345 & 0x7FFFFFFF
             due = max(due + interval, after - interval / 4)
-            time.sleep(max(_REST * (after - now), due + interval * (jitter / 0x7FFFFFFF - 0.5) / 2 - after))
+            time.sleep(max(_REST * (after - now), due + interval * (jitter / 0x7FFFFFFF - 0.5) - after))
     finally:
         write(output, reader.output)
 
