@@ -18,7 +18,8 @@ Nothing is measured until a client or `start_profiling` asks for it.
 - Reachability: `endpoints` binds the sockets and `listeners` keeps them open, `folder` is where `discovery` finds
   servers, and `follow`, with the package `startup`, starts a server in child processes. `arguments` checks arguments,
   and `threads` has the profiler's own threads.
-- `injection` puts the profiler into a running process, where `injected` runs it.
+- `injection` puts the profiler into a running process, where `injected` runs it; `script_request` tells whether the
+  process has taken the script for that.
 - `stacks` samples a block of code without a server, `external` another process; `demo` runs the `workload`.
 
 Of this package, `web` may use `discovery`, `endpoints` and `vitals`, `fleet` may use `folder`, and `cli` and `jupyter`
