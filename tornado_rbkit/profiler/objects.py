@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import _socket
 import gc
+import random
 import sys
 import time
 import weakref
@@ -44,7 +45,7 @@ _namespace: Final[Callable[[Any], Any]] = type_dict(ModuleType)["__dict__"].__ge
 _CONTAINERS: Final = (dict, list, set, tuple, deque)
 _SERVANTS: Final[tuple[type, ...]] = (
     *(CellType, GeneratorType, MethodType, weakref.ref, weakref.WeakSet, array),
-    type(original("allocate_lock")()),
+    *(random.Random, type(original("allocate_lock")())),
     *(type(Path()), msgpack.Packer, _socket.socket, zmq.Context, zmq.Poller, zmq.Socket),
 )
 # by id, because looking up a class in a set would call its metaclass, which may be the host's
