@@ -36,12 +36,13 @@ class Finder:
     It imports nothing, because Python holds the lock of all imports meanwhile: the main thread could wait for that
     with the lock of a module that is imported here.
 
-    Args:
+    Attributes:
         folders: the folder of each package that the profiler needs.
+        found: the packages that the process does not have.
     """
 
     def __init__(self, folders: "dict[str, str]") -> None:
-        self._folders = folders
+        self.folders = folders
         self._get_ident = _original("get_ident")
         self._thread = self._get_ident()
         library = [getattr(sys, "_stdlib_dir", None)]  # None if Python could not determine it
@@ -62,7 +63,7 @@ class Finder:
             if found is not None:
                 return found
         own = _frozen_importlib_external.PathFinder.find_spec(name, path)
-        if path is None and name in self._folders:
+        if path is None and name in self.folders:
             return self._package(name, own)
         if path is None and name in sys.stdlib_module_names:
             self._check_library(name, own)
@@ -77,7 +78,7 @@ class Finder:
                 raise ShadowedError(f"{own.origin} has the name of a package that the profiler needs")
             return own
         self.found.add(name)
-        return _frozen_importlib_external.PathFinder.find_spec(name, [self._folders[name]])
+        return _frozen_importlib_external.PathFinder.find_spec(name, [self.folders[name]])
 
     def _check_library(self, name: str, own: "ModuleSpec | None") -> None:
         library = _frozen_importlib_external.PathFinder.find_spec(name, self._library)
@@ -135,7 +136,7 @@ def _import_and_serve(connection: "Any", finder: Finder) -> None:
             del sys.modules[name]
         version = ".".join(map(str, sys.version_info[:2]))
         text = f"its Python {version} cannot import the profiler ({type(error).__name__}: {error}"[:300] + ")"
-        if isinstance(error, ImportError) and not isinstance(error, ShadowedError):
+        if isinstance(error, ImportError) and (error.name or "").partition(".")[0] in finder.folders:
             text += f"; install tornado_rbkit into {sys.prefix} (pip install -U tornado_rbkit)"
         _refuse(connection, text)
     else:
