@@ -20,12 +20,13 @@ import os
 import socket
 import subprocess
 import sys
+import tempfile
 import threading
 import time
 from collections import Counter
 from collections.abc import Callable
 from functools import partial
-from typing import Any, Final
+from typing import IO, Any, Final
 
 from measure import find_austin
 
@@ -136,6 +137,54 @@ def naps(end: float) -> None:
     in_threads(4, work)
 
 
+def periodic(end: float) -> None:
+    """A thread that computes for 0.3 ms at the beginning of each millisecond, as often as the sampler looks."""
+    due = time.monotonic()
+    while due < end:
+        heavy_and_light(0.0002)
+        due = max(due + 0.001, time.monotonic())
+        time.sleep(max(0.0, due - time.monotonic()))
+
+
+def phases(end: float) -> None:
+    """A function that computes half of the time and then waits, beside one that computes."""
+    middle = (time.monotonic() + end) / 2
+    while time.monotonic() < end:
+        is_late = time.monotonic() > middle
+        noted("either", partial(either, 0.003, computes=not is_late))
+        noted("light", partial(light, 0.0015))
+
+
+def either(seconds: float, computes: bool) -> None:
+    clock = time.thread_time if computes else time.perf_counter
+    end = clock() + seconds
+    while clock() < end:
+        if not computes:
+            time.sleep(seconds / 3)
+
+
+def files(end: float) -> None:
+    data = bytes(100_000)
+    with tempfile.TemporaryFile() as file:
+        while time.monotonic() < end:
+            noted("synced", partial(synced, file, data))
+            noted("light", partial(light, 0.002))
+
+
+def synced(file: IO[bytes], data: bytes) -> None:
+    file.seek(0)
+    file.write(data)
+    file.flush()
+    os.fsync(file.fileno())
+
+
+def short_lives(end: float) -> None:
+    """Threads that live for 5 ms, one after the other."""
+    while time.monotonic() < end:
+        in_threads(1, partial(heavy_and_light, 0.003))
+        time.sleep(0.001)
+
+
 def many_threads(end: float) -> None:
     def work() -> None:
         while time.monotonic() < end:
@@ -145,9 +194,9 @@ def many_threads(end: float) -> None:
     in_threads(50, work)
 
 
-def heavy_and_light() -> None:
-    noted("heavy", partial(heavy, 0.002))
-    noted("light", partial(light, 0.001))
+def heavy_and_light(seconds: float = 0.002) -> None:
+    noted("heavy", partial(heavy, seconds))
+    noted("light", partial(light, seconds / 2))
 
 
 def tasks(end: float) -> None:
@@ -180,6 +229,10 @@ FUNCTIONS: Final = {
     "lock contention": "locked",
     "naps beside a lock": "heavy",
     "50 threads": "heavy",
+    "threads of 5 ms": "heavy",
+    "each millisecond": "heavy",
+    "computes, then waits": "either",
+    "fsync": "synced",
     "asyncio, 2 : 1": "heavy",
 }
 """The function whose share is shown."""
@@ -193,6 +246,10 @@ PROGRAMS: Final[dict[str, Callable[[float], None]]] = {
     "lock contention": contention,
     "naps beside a lock": naps,
     "50 threads": many_threads,
+    "threads of 5 ms": short_lives,
+    "each millisecond": periodic,
+    "computes, then waits": phases,
+    "fsync": files,
     "asyncio, 2 : 1": tasks,
 }
 
