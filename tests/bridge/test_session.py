@@ -264,6 +264,16 @@ class TestAuthorization:
         assert one.closed == [(1008, "not authorized any more (authorize)")]
 
     @pytest.mark.logs_errors
+    async def test_begins_again_for_a_command_that_arrives_while_it_ends(self, seat: MakeSeat) -> None:
+        async def decide(command: str) -> CommandError | None:
+            if command == "first":  # after the task has looked for another command, and before its end is noticed
+                asyncio.get_running_loop().call_soon(one.session.ask, "second")
+            return None
+
+        one = seat(decide=decide)
+        one.session.ask("first")
+        await until(lambda: one.names == ["first", "second"], "both are submitted")
+
     async def test_that_fails_refuses_what_waits_and_continues(self, seat: MakeSeat) -> None:
         results: list[BaseException | None] = [RuntimeError("broken"), None]
 
