@@ -5,6 +5,7 @@ from __future__ import annotations
 import gc
 import subprocess
 import sys
+import threading
 import time
 import tracemalloc
 from collections.abc import Iterator, Sequence
@@ -176,17 +177,27 @@ def test_a_program_can_switch_the_vitals_off() -> None:
 
 
 @pytest.mark.logs_errors
-def test_vitals_that_cannot_be_read_are_off_and_nothing_else(
+def test_vitals_that_cannot_be_read_for_a_while_are_reported_and_come_again(
     server: profiler.Server, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
     def fail() -> Any:
+        failed.set()
         raise MemoryError("the planted fault")
 
-    monkeypatch.setattr(server.call(lambda profile: profile), "read_vitals", fail)
+    failed = threading.Event()
+    monkeypatch.setattr(profile_module, "VITALS_SECONDS", 0.01)
+    patched = pytest.MonkeyPatch()
+    patched.setattr(server.call(lambda profile: profile), "read_vitals", fail)
     with Client(server.pub, server.req) as client:
-        wait_for(server, subscribed=True)
-        assert client.ask(b"trigger_gc") == b"ok"
-    assert [record.getMessage() for record in caplog.records] == ["the vitals cannot be read; they are off"]
+        for _ in range(2):
+            failed.clear()
+            assert failed.wait(PATIENCE)
+        assert b"the vitals cannot be read (MemoryError: the planted fault)" in client.ask(b"handshake")
+        assert server.status()["vitals"] == {"trouble": "the vitals cannot be read (MemoryError: the planted fault)"}
+        patched.undo()
+        client.events(GCStats, len)
+        assert b"vitals" not in client.ask(b"handshake")
+    assert [record.getMessage() for record in caplog.records] == ["the vitals cannot be read; this is logged once"]
 
 
 def test_the_figures_have_rbkits_keys_and_our_own(client: Client) -> None:

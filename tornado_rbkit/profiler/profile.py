@@ -117,6 +117,7 @@ class Profile:
         self._vitals = Vitals()
         self._vitals_due = 0.0
         self._memory_failure: str | None = None
+        self._vitals_failure: str | None = None
         self._has_started_tracing = False
         self._snapshots = 0
         self._walk: Iterator[None] | None = None
@@ -171,10 +172,12 @@ class Profile:
             self._vitals_due = due if due > now else now + VITALS_SECONDS
             try:
                 self.batcher.add(pack_event(EventType.GC_STATS, self.read_vitals()))
-            except Exception:  # noqa: BLE001 - must not affect the host, nor the instruments
-                _log.exception("the vitals cannot be read; they are off")
-                self.gc_stats = False
-                return None
+            except Exception as error:  # noqa: BLE001 - must not affect the host, nor the instruments
+                if self._vitals_failure is None:
+                    _log.exception("the vitals cannot be read; this is logged once")
+                self._vitals_failure = f"the vitals cannot be read ({type(error).__name__}: {error})"
+            else:
+                self._vitals_failure = None
             self._outlet.flush()
         return self._vitals_due - now
 
@@ -201,6 +204,7 @@ class Profile:
             "memory": {**self.memory.status(), "trouble": self._memory_failure},
             "cpu": self.cpu.status(),
             "tasks": {"trouble": self._task_waits.trouble},
+            "vitals": {"trouble": self._vitals_failure},
         }
 
     def handshake(self) -> bytes:
@@ -224,7 +228,7 @@ class Profile:
             facts["cpu_shortest_burst"] = cpu["shortest_burst"]
         if cpu.get("engine_reason"):
             facts["cpu_engine_reason"] = cpu["engine_reason"]  # why that is not the external engine
-        trouble = "; ".join(filter(None, (self._memory_failure, self.cpu.trouble)))
+        trouble = "; ".join(filter(None, (self._memory_failure, self._vitals_failure, self.cpu.trouble)))
         return pack_event(EventType.HANDSHAKE, {**facts, "trouble": trouble} if trouble else facts)
 
     def tracing_facts(self) -> dict[str, int]:
