@@ -100,7 +100,8 @@ test("import machinery and the start of the program are folded into one frame ea
   const load = (name) => [`importlib._bootstrap.${name}`, "<frozen importlib._bootstrap>", 1];
   const start = ["runpy._run_code", "<frozen runpy>", 88];
   const cli = ["tornado_rbkit.cli.main.main", "/venv/lib/python3.11/site-packages/tornado_rbkit/cli/main.py", 5];
-  const cpu = profile([start, cli, "main", load("_find_and_load"), load("_load_unlocked"), "module", load("_find_and_load")], [start, "main"]);
+  const script = ["tornado-rbkit.<module>", "/venv/bin/tornado-rbkit", 8];
+  const cpu = profile([script, cli, start, "main", load("_find_and_load"), load("_load_unlocked"), "module", load("_find_and_load")], [start, "main"]);
   assert.deepEqual(graph(cpu.flame({})), {
     all: [2, 0],
     "all/(program start)": [2, 0],
@@ -110,7 +111,7 @@ test("import machinery and the start of the program are folded into one frame ea
     "all/(program start)/main/(import machinery)/module/(import machinery)": [1, 1],
   });
   assert.deepEqual(cpu.table({}).rows.map(({ label, self, total }) => [label, self, total]), [["main", 1, 2], ["(import machinery)", 1, 1], ["(program start)", 0, 2], ["module", 0, 1]]);
-  assert.match(collapsed(cpu), /runpy._run_code;tornado_rbkit.cli.main.main;main;importlib._bootstrap._find_and_load;importlib/);
+  assert.match(collapsed(cpu), /tornado-rbkit.<module>;tornado_rbkit.cli.main.main;runpy._run_code;main;importlib._bootstrap._find_and_load;importlib/);
   const fold = cpu.functions.findIndex(({ label }) => label === "(import machinery)");
   assert.deepEqual(cpu.details(fold).lines, []);
   assert.deepEqual(cpu.details(fold).callers.map(({ label }) => label), ["main"]);
@@ -158,6 +159,9 @@ test("the kind of code that a file has", () => {
     ["/srv/shop.py", "own"],
     ["/venv/lib/python3.11/site-packages/tornado/web.py", "library"],
     ["/usr/lib/ruby/gems/3.1.0/gems/rack-2.2.4/lib/rack.rb", "library"],
+    ["/venv/bin/gunicorn", "library"],
+    ["C:\\venv\\Scripts\\gunicorn.exe\\__main__.py", "library"],
+    ["/srv/bin/shop.py", "own"],
     ["/usr/lib/python3.11/threading.py", "standard"],
     ["<frozen importlib._bootstrap>", "standard"],
     ["/usr/lib/ruby/3.1.0/set.rb", "standard"],

@@ -11,9 +11,14 @@ export const KINDS = { own: "own code", library: "libraries", standard: "standar
  */
 export function kindOf(file) {
   if (!file || /^<(cfunc|built-in|internal)/.test(file)) return "native";
-  if (/[\\/](site-packages|dist-packages|gems)[\\/]/.test(file)) return "library";
+  if (/[\\/](site-packages|dist-packages|gems)[\\/]/.test(file) || isConsoleScript(file)) return "library";
   if (file.startsWith("<frozen ") || /[\\/]lib(64)?[\\/](python|ruby[\\/])[\d.]+[\\/]/.test(file) || /[\\/]Python\d+[\\/]Lib[\\/]/.test(file)) return "standard";
   return "own";
+}
+
+/** Return whether pip has made a file, which only calls a library: bin/gunicorn, Scripts\gunicorn.exe\__main__.py */
+function isConsoleScript(file) {
+  return /[\\/]bin[\\/][^\\/.]+$|[\\/]Scripts[\\/][^\\/]+\.exe[\\/]__main__\.py$/.test(file);
 }
 
 /** Return whether others in the same method may have the same label: Ruby's blocks, and lambdas, which are rarely longer than a line. */
@@ -23,7 +28,7 @@ export function isOneOfMany(label) {
 
 const FOLDED = [
   { name: "(import machinery)", has: (label, file) => file.startsWith("<frozen importlib") || /[\\/]importlib[\\/]_bootstrap/.test(file) },
-  { name: "(program start)", has: (label, file) => file === "<frozen runpy>" || /[\\/]runpy\.py$/.test(file) || /[\\/]tornado_rbkit[\\/](cli[\\/]|__main__\.py)/.test(file) },
+  { name: "(program start)", has: (label, file) => file === "<frozen runpy>" || /[\\/]runpy\.py$/.test(file) || /[\\/](tornado_rbkit[\\/](cli[\\/]|__main__\.py)|tornado-rbkit(\.exe[\\/]__main__\.py)?$)/.test(file) },
   { name: "(rbkit)", has: (label, file) => /[\\/]tornado_rbkit[\\/]/.test(file) && !/[\\/](workload|demo)\.py$/.test(file) },
 ];
 
