@@ -263,7 +263,6 @@ class TestAuthorization:
         await until(lambda: one.closed, "it is closed")
         assert one.closed == [(1008, "not authorized any more (authorize)")]
 
-    @pytest.mark.logs_errors
     async def test_begins_again_for_a_command_that_arrives_while_it_ends(self, seat: MakeSeat) -> None:
         async def decide(command: str) -> CommandError | None:
             if command == "first":  # after the task has looked for another command, and before its end is noticed
@@ -274,6 +273,7 @@ class TestAuthorization:
         one.session.ask("first")
         await until(lambda: one.names == ["first", "second"], "both are submitted")
 
+    @pytest.mark.logs_errors
     async def test_that_fails_refuses_what_waits_and_continues(self, seat: MakeSeat) -> None:
         results: list[BaseException | None] = [RuntimeError("broken"), None]
 
