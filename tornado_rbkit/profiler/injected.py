@@ -55,7 +55,7 @@ def serve(connection: _socket.socket) -> None:
     if not _hooked:
         _hooked = True
         os.register_at_fork(after_in_child=_after_fork_in_child)
-    InternalThread(partial(_serve, connection), "rbkit-injected")
+    InternalThread(partial(_serve, connection), "rbkit-injected", controls=True)
 
 
 def _serve(connection: _socket.socket) -> None:

@@ -35,8 +35,12 @@ def internal_threads() -> set[int]:
 
 
 def on_internal_thread() -> bool:
-    """Return whether the calling thread is one of the profiler's. Finalizers of the host may run there."""
-    return original("get_ident")() in _running
+    """Return whether the calling thread is one of the profiler's own that does not control it.
+
+    Finalizers of the host may run there, and other threads may wait for it.
+    """
+    thread = _running.get(original("get_ident")())
+    return thread is not None and not thread.controls
 
 
 def internal_native_ids() -> set[int]:
@@ -103,10 +107,12 @@ class InternalThread:
     Args:
         run: the function that the thread runs; it handles its exceptions itself.
         name: the name in `repr`.
+        controls: whether it may start and stop the profiler, as the host's threads do.
     """
 
-    def __init__(self, run: Callable[[], None], name: str) -> None:
+    def __init__(self, run: Callable[[], None], name: str, *, controls: bool = False) -> None:
         self.name = name
+        self.controls = controls
         self.native_id = 0
         self._target = run
         self._ended = Flag()
@@ -149,7 +155,7 @@ class InternalLogger(_Adapter):
     def log(self, level: int, msg: object, *args: object, **kwargs: Any) -> None:
         """Log as `logging.Logger.log` does."""
         super().log(level, msg, *args, stacklevel=kwargs.pop("stacklevel", 1) + 1, **kwargs)
-        if on_internal_thread():
+        if original("get_ident")() in _running:
             threading._active.pop(threading.get_ident(), None)  # type: ignore[attr-defined]
 
 
