@@ -10,6 +10,7 @@ import time
 import tracemalloc
 from collections import Counter
 from collections.abc import Iterator
+from typing import Any
 
 import msgpack
 import pytest
@@ -95,6 +96,32 @@ def test_an_object_tells_its_class_its_size_and_what_it_refers_to(client: Client
     reached = {id(order), *by_id[id(order)].references}
     reached |= {other for key in reached if key in by_id for other in by_id[key].references}
     assert id(order.number) in reached
+
+
+def test_dicts_and_lists_of_every_size_hold_all_that_is_in_them(frozen: None, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(heap, "get_freeze_count", lambda: 0)  # so that nothing else is looked at
+    sizes = [0, 1, 2, 249, 250, 251, 600, 1200]
+    dicts: list[dict[Any, Any]] = [
+        {f"key {number}" if number % 3 else (number, "key"): [number] for number in range(size)}
+        for size in [*sizes, *sizes]  # equal keys are objects of their own
+    ]
+    items: list[Any] = [kind(each.values()) for each in dicts for kind in (list, tuple)]
+    walk = heap.Snapshot(1, [])
+    for _ in walk.walk():
+        pass
+    rows = {row[3]: row for events in walk.messages() for dump in events for row in unpacked(dump)[2]}
+    for each in dicts:
+        row = rows[id(each)]
+        assert row[5] == [*map(id, each.values()), *map(id, each)]
+        assert row[int(Field.KEYS)] == [key if isinstance(key, str) else None for key in each]
+        assert rows.keys() >= set(row[5])
+    for item in filter(None, items):  # nothing refers to the empty tuple but the interpreter
+        assert rows[id(item)][5] == list(map(id, item))
+    assert walk.total == len(rows)
+
+
+def unpacked(dump: bytes) -> dict[int, Any]:
+    return msgpack.unpackb(dump, strict_map_key=False)  # type: ignore[no-any-return]
 
 
 def test_every_object_is_in_it_once(client: Client) -> None:

@@ -341,6 +341,29 @@ def test_classes_that_hold_nothing_have_no_reader() -> None:
     assert reader(int) is None
 
 
+class Sometimes:
+    def __init__(self, *, has_note: bool) -> None:
+        self.items = ["always"]
+        if has_note:
+            self.note = ["sometimes"]
+        self.last = ["always"]
+
+
+def test_instances_with_the_same_attributes_share_the_list_of_names() -> None:
+    """tracemalloc would trace another list for each instance."""
+    full, less = Sometimes(has_note=True), Sometimes(has_note=False)
+    read = InstanceReader(Sometimes)
+    for item in [full, less]:
+        for _ in range(2 * _LOOKS):
+            read(item)
+    shared = read(full)[1]
+    assert read(Sometimes(has_note=True))[1] is shared
+    before = list(shared)
+    assert read(less)[1] != before or shared == ["__dict__"]
+    assert shared == before
+    assert read(full)[1] == before
+
+
 def test_a_snapshot_leads_to_a_leak_by_names() -> None:
     """From the module on, step by step, to the value that a closure keeps."""
     output = python(

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import gc
 import sys
-from collections.abc import Callable, Iterator
-from itertools import chain, islice
+from collections.abc import Callable, Iterable, Iterator
+from itertools import chain, repeat
 from operator import itemgetter
 from types import CodeType, FunctionType, MemberDescriptorType, ModuleType
 from typing import Any, Final
@@ -22,6 +22,7 @@ _PROBED: Final = 20
 """Keys of a dict that are compared with the attributes of an instance, to find out whether it is its __dict__."""
 
 _ABSENT: Final = object()
+_dict_items: Final[Callable[[Any], Iterable[tuple[Any, Any]]]] = dict.items
 _get_attribute: Final = object.__getattribute__
 
 
@@ -39,6 +40,7 @@ class InstanceReader:
         self._known: dict[str, Any] = {}  # found attribute names, and the class's attribute of the same name
         self._absent: dict[str, bool] = {}  # of names that instances have: whether the class has no such attribute
         self._looks = _LOOKS
+        self._last: list[str] = []  # the names of an instance; the list is never changed
 
     @without_lines
     def __call__(self, item: Any) -> tuple[list[Any], list[str] | list[str | None]]:
@@ -48,23 +50,28 @@ class InstanceReader:
     @without_lines
     def _in_order(self, item: Any, held: list[Any]) -> list[str] | None:
         """Return the names of all references but the last, which is the class; None if the order is another one."""
-        names: list[str] = []
+        names = self._last  # usually those of the instance before; tracemalloc would trace another list
         at, last = 0, len(held) - 1
         if last < 0 or held[last] is not self._cls:
             return None
-        for name, get in self._slots:
+        slots, slot = self._slots, 0
+        while slot < len(slots):
+            name, get = slots[slot]
+            slot += 1
             try:
                 value = get(item)
             except AttributeError:
                 continue
             if held[at] is not value:
                 return None
-            names.append(name)
+            if at >= len(names) or names[at] != name:
+                names = [*names[:at], name]
             at += 1
         if at == last - 1 and type(held[at]) is dict:
             if not self._is_dict_of(item, held[at]):
                 return None
-            names.append("__dict__")
+            if at >= len(names) or names[at] != "__dict__":
+                names = [*names[:at], "__dict__"]
             at += 1
         elif at < last:
             for name in self._known:
@@ -75,9 +82,13 @@ class InstanceReader:
                 if value is not self._known[name]:
                     if held[at] is not value:
                         return None
-                    names.append(name)
+                    if at >= len(names) or names[at] != name:
+                        names = [*names[:at], name]
                     at += 1
-        return names if at == last else None
+        if at != last:
+            return None
+        self._last = names if len(names) == at else names[:at]
+        return self._last
 
     def _by_identity(self, item: Any, held: list[Any]) -> list[str | None]:
         names: dict[int, str] = {}
@@ -132,24 +143,25 @@ class InstanceReader:
 
     def _is_dict_of(self, item: Any, found: dict[Any, Any]) -> bool:
         """Return whether a dict that is the only reference of an instance is its __dict__."""
+        left = repeat(None, _PROBED)
         try:
-            pairs = list(islice(dict.items(found), _PROBED))
-        except RuntimeError:
+            for name, value in _dict_items(found):
+                if type(name) is str and value is not found and self._is_absent(name):
+                    return _get_attribute(item, name) is value
+                if next(left, self) is self:
+                    break
+        except (AttributeError, RuntimeError):  # another thread has changed the dict
             return False
-        for name, value in pairs:
-            if type(name) is not str or value is found:
-                continue
-            if name not in self._absent:
-                if len(self._absent) == _CANDIDATES:
-                    self._absent.clear()
-                self._absent[name] = self._plain(name) is _ABSENT
-            if not self._absent[name]:
-                continue
-            try:
-                return _get_attribute(item, name) is value
-            except AttributeError:
-                return False
         return False
+
+    def _is_absent(self, name: str) -> bool:
+        """Return whether the class has no attribute of this name."""
+        found = self._absent.get(name)
+        if found is None:
+            if len(self._absent) == _CANDIDATES:
+                self._absent.clear()
+            found = self._absent[name] = self._plain(name) is _ABSENT
+        return found
 
 
 def slots_of(cls: type) -> Iterator[tuple[str, Callable[[Any], Any]]]:

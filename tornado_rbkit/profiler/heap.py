@@ -32,29 +32,33 @@ import sys
 import time
 import tracemalloc
 from _tracemalloc import _get_object_traceback
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from gc import get_freeze_count, is_tracked
-from itertools import islice, repeat
+from itertools import repeat
 from types import BuiltinMethodType, FrameType, FunctionType, MethodType
 from typing import Any, Final, NamedTuple
 
 from tornado_rbkit.profiler.objects import (
+    HEAP_TYPE,
     ClassNames,
     SliceSize,
     internal_frames,
     internal_ids,
     is_bound_to,
     is_internal,
+    type_flags,
     type_subclasses,
     without_lines,
 )
 from tornado_rbkit.profiler.packing import DumpPacker, pack_dump_head, pack_time
 from tornado_rbkit.profiler.references import (
     NO_REFERENCES,
+    Name,
     References,
     as_name,
     defined_at,
     namer,
+    read_pairs,
     reader,
     running_frames,
 )
@@ -63,11 +67,14 @@ from tornado_rbkit.profiler.threads import hiding
 from tornado_rbkit.profiler.tracked import list_tracked
 from tornado_rbkit.profiler.vitals import resident_bytes
 
-DUMP_OBJECTS: Final = 1000
-"""Objects in one object_space_dump, as in rbkit."""
-
 COLLECTION_DUMPS: Final = 10
 """Dumps in one event_collection: half a megabyte. rbkit sends all dumps in one."""
+
+_KEYS: Final = 2000
+"""Keys of dicts that are remembered."""
+
+_SMALL: Final = 250
+"""The interpreter has integers up to 256; larger ones would be created."""
 
 _SHARDS: Final = 251  # a prime, because ids are multiples of 16
 
@@ -89,6 +96,12 @@ class _Kind(NamedTuple):
 
     is_method: bool
 
+    listed_class: object
+    """The class, if the collector lists it, so that references to it need not be followed; else `Snapshot._mark`."""
+
+    class_id: int
+    """Its id, so that it is not created for each instance."""
+
 
 class Snapshot:
     """One walk over the heap. For use by the server's thread.
@@ -107,7 +120,12 @@ class Snapshot:
         self._bodies: list[bytes] = []
         # Rehashing a single set of a million ids would hold the GIL for 50 ms.
         self._seen: list[set[int]] = [set() for _ in range(_SHARDS)]
-        self._values: list[Any] = []
+        self._mark: list[Any] = []
+        self._is_new(id(self._mark))  # so that no reference leads to it
+        # Each begins with the end of the values, often enough that the list is not resized for each object.
+        self._values: list[Any] = [self._mark] * _SMALL
+        self._value_ids = [0] * _SMALL
+        self._keys: dict[str, tuple[str, int, Name]] = {}  # of dicts: themselves, their ids, and their names
         self._names = ClassNames()
         self._kinds: dict[type | int, _Kind] = {}
         self._packer = DumpPacker()
@@ -124,26 +142,19 @@ class Snapshot:
             tracked = list_tracked()
         # only now, to include objects that another thread of the profiler has just created
         self._internal = internal_ids([*self._roots, self, tracked]) | internal_frames()
-        objects, values = tracked.objects, self._values
-        values.extend(frame for frame in running_frames() if not is_internal(_module_of(frame)))
+        self._begin_with(frame for frame in running_frames() if not is_internal(_module_of(frame)))
         if self._has_frozen:
-            values += [*sys.modules.values(), *_subclasses_of(object)]  # a module may have two names
-        values[:] = [value for value in values if self._is_new(id(value))]
-        at, listed = 0, iter(objects)
-        while at < len(objects) or values:
+            self._begin_with((*sys.modules.values(), *_subclasses_of(object)))  # a module may have two names
+        objects = tracked.objects
+        listed, is_unfinished = iter(objects), True
+        while is_unfinished:
             with size as count:
-                while count > 0 and (at < len(objects) or values):
-                    if values:  # first, because the host is not their only owner until then
-                        added = self._add_values(count)
-                    else:
-                        added = self._add_tracked(listed, count)
-                        at += added
-                    count -= added
+                is_unfinished = self._add_some(listed, count)
             yield
         if self._packer.rows or not self._bodies:
             self._cut()
         del tracked, objects, listed
-        self._seen = []
+        self._seen, self._values, self._value_ids, self._keys = [], [], [], {}
 
     def messages(self) -> Iterator[list[bytes]]:
         """Yield the events of each message after the walk, and drop them from memory."""
@@ -154,67 +165,132 @@ class Snapshot:
             del self._bodies[-COLLECTION_DUMPS:]
             yield [head + body for body in reversed(part)]
 
-    @without_lines
-    def _add_values(self, count: int) -> int:
-        """Pack at most `count` values; return how many."""
-        values = self._values
-        added = min(count, len(values))
-        for _ in repeat(None, added):
-            self._add(values.pop())
-        return added
+    def _begin_with(self, items: Iterable[Any]) -> None:
+        """Remember objects, to pack them before those that are listed."""
+        for item in items:
+            if self._is_new(id(item)):
+                self._values.append(item)
+                self._value_ids.append(id(item))
 
     @without_lines
-    def _add_tracked(self, items: Iterator[Any], count: int) -> int:
-        """Pack at most `count` objects, up to the first one that leads to values; return how many."""
-        values, added = self._values, 0
-        for item in islice(items, count):
-            added += 1
-            # None replaces a tuple that was taken out; a reference may have led to another tuple before
-            is_listed_once = type(item) is not tuple and not self._has_frozen
-            if item is not None and (is_listed_once or self._is_new(id(item))):
-                self._add(item)
-                if values:
-                    break
-        return added
+    def _add_some(self, listed: Iterator[Any], count: int) -> bool:
+        """Pack at most `count` objects; return False if there are no more.
 
-    @without_lines
-    def _add(self, item: Any) -> None:
-        """Pack one object, and remember the plain values that it refers to.
-
-        If tracemalloc is on, it traces every object that is created here and in `references`, which takes longer than
-        everything else; so few are created.
+        If tracemalloc is on, it traces each object that is created here and in what this calls, even an integer above
+        256 or the iterator of a loop, unless the interpreter takes it from a free list. That takes longer than
+        everything else, so few are created.
         """
+        values, ids, mark, has_frozen = self._values, self._value_ids, self._mark, self._has_frozen
+        for _ in repeat(None, count):
+            item = values.pop()  # these first, because the host is not their only owner until then
+            if item is not mark:
+                self._add(item, ids.pop())
+                continue
+            values.append(mark)
+            item = next(listed, listed)
+            if item is listed:
+                return False
+            if item is None:  # it replaces a tuple that was taken out
+                continue
+            object_id = id(item)
+            if (type(item) is tuple or has_frozen) and not self._is_new(object_id):
+                continue  # a reference has led to it before
+            self._add(item, object_id)
+        return True
+
+    @without_lines
+    def _add(self, item: Any, object_id: int) -> None:
+        """Pack one object, and remember the plain values that it refers to."""
         cls = type(item)
         # by id if hashing the class would call its metaclass, which may be the host's
         kind = self._kinds.get(cls if type(cls) is type else id(cls)) or self._learn(item)
-        object_id = id(item)
         if object_id in self._internal or not kind.name or (kind.is_method and is_bound_to(item, self._internal)):
             return
-        references = NO_REFERENCES if kind.read is None else kind.read(item)
+        if cls is dict and (pairs := read_pairs(item)) is not None:
+            self._add_pairs(item, object_id, kind, pairs)
+            return
+        held, field, names = NO_REFERENCES if kind.read is None else kind.read(item)
         label = None if kind.name_of is None else as_name(kind.name_of(item))
         packer = self._packer
-        packer.begin(object_id, kind.name, references, has_label=label is not None)
-        self._follow(references[0])
+        packer.begin(object_id, kind.name, len(held), (field != 0) + (label is not None))
+        self._follow(held, kind)
         file, line = self._place(item) if self._tracing or cls is FunctionType or cls is FrameType else (None, None)
         size = kind.fixed_size or kind.size_of(item)
         if kind.has_values and size is not None:
-            size += size_of_values(references[0])
-        packer.end(references, file, line, size, label)
-        if packer.rows == DUMP_OBJECTS:
+            size += size_of_values(held)
+        packer.describe(file, line, size)
+        if field:
+            packer.add_names(field, names)
+        if label is not None:
+            packer.add_label(label)
+        if packer.is_full():
             self._cut()
 
     @without_lines
-    def _follow(self, held: list[Any]) -> None:
+    def _add_pairs(self, item: Any, object_id: int, kind: _Kind, pairs: list[tuple[Any, Any]]) -> None:
+        """Pack a dict: its values, its keys, and the names that these are."""
+        packer, known, count = self._packer, self._keys, len(pairs)
+        pack = packer.pack
+        packer.begin(object_id, kind.name, 2 * count, 1)
+        at = 0
+        while at < count:
+            self._follow_one(pairs[at][1])
+            at += 1
+        at = 0
+        while at < count:
+            key = pairs[at][0]
+            at += 1
+            found = known.get(key) if type(key) is str else None
+            if found is not None and found[0] is key:
+                pack(found[1])
+            else:
+                self._follow_key(key)
+        file, line = self._place(item) if self._tracing else (None, None)
+        packer.describe(file, line, kind.size_of(item))
+        packer.begin_names(count)
+        at = 0
+        while at < count:
+            key = pairs[at][0]
+            at += 1
+            found = known.get(key) if type(key) is str else None
+            pack(as_name(key) if found is None else found[2])
+        if packer.is_full():
+            self._cut()
+
+    @without_lines
+    def _follow(self, held: list[Any], kind: _Kind) -> None:
         """Pack the ids of references; remember the objects that only references lead to."""
-        pack, seen, values, follows_all = self._packer.pack, self._seen, self._values, self._has_frozen
-        for other in held:
-            other_id = id(other)  # not all in one call: the host can have the GIL in between
-            pack(other_id)
-            if follows_all or not is_tracked(other) or type(other) is tuple:
-                shard = seen[other_id % _SHARDS]
-                if other_id not in shard:
-                    shard.add(other_id)
-                    values.append(other)
+        if len(held) > _SMALL:
+            for other in held:
+                self._follow_one(other)
+            return
+        listed_class, at, count = kind.listed_class, 0, len(held)
+        while at < count:
+            other = held[at]
+            at += 1
+            if other is listed_class:
+                self._packer.pack(kind.class_id)
+            else:
+                self._follow_one(other)
+
+    @without_lines
+    def _follow_one(self, other: Any) -> None:
+        """Follow one reference; in a short function because tracemalloc looks up where in it an object is created."""
+        other_id = id(other)  # not all in one call: the host can have the GIL in between
+        self._packer.pack(other_id)
+        if self._has_frozen or not is_tracked(other) or type(other) is tuple:
+            shard = self._seen[other_id % _SHARDS]
+            if other_id not in shard:
+                shard.add(other_id)
+                self._values.append(other)
+                self._value_ids.append(other_id)
+
+    @without_lines
+    def _follow_key(self, key: Any) -> None:
+        """Follow a reference to a dict's key; remember the key for the dicts that have the same one."""
+        self._follow_one(key)
+        if type(key) is str and len(self._keys) < _KEYS:
+            self._keys.setdefault(key, (key, id(key), as_name(key)))
 
     def _is_new(self, object_id: int) -> bool:
         """Return True the first time that a reference leads to an object."""
@@ -229,7 +305,10 @@ class Snapshot:
         (name,) = self._names.of([cls])
         text = "" if is_internal(name) else name.encode("utf-8", "surrogateescape").decode("utf-8", "replace")
         is_method = cls is MethodType or cls is BuiltinMethodType
-        kind = _Kind(text, reader(cls), namer(cls), *size_reader(item), has_values(cls), is_method)
+        is_listed = type_flags(cls) & HEAP_TYPE and not self._has_frozen
+        listed = cls if is_listed else self._mark
+        about = (text, reader(cls), namer(cls), *size_reader(item), has_values(cls), is_method)
+        kind = _Kind(*about, listed, id(listed))
         self._kinds[cls if type(cls) is type else id(cls)] = kind
         return kind
 

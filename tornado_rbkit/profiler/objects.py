@@ -11,6 +11,7 @@ import weakref
 from array import array
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator, Sequence
+from itertools import repeat
 from pathlib import Path
 from types import BuiltinMethodType, CellType, FrameType, FunctionType, GeneratorType, MethodType, ModuleType
 from typing import Any, Final, TypeVar
@@ -44,7 +45,7 @@ _namespace: Final[Callable[[Any], Any]] = type_dict(ModuleType)["__dict__"].__ge
 
 _CONTAINERS: Final = (dict, list, set, tuple, deque)
 _SERVANTS: Final[tuple[type, ...]] = (
-    *(CellType, GeneratorType, MethodType, weakref.ref, weakref.WeakSet, array),
+    *(CellType, GeneratorType, MethodType, weakref.ref, weakref.WeakSet, array, repeat),
     *(random.Random, type(original("allocate_lock")())),
     *(type(Path()), msgpack.Packer, _socket.socket, zmq.Context, zmq.Poller, zmq.Socket),
 )

@@ -11,11 +11,11 @@ import time
 from collections.abc import Callable, Iterable, Sequence
 from functools import lru_cache
 from itertools import chain, repeat
+from operator import length_hint
 from typing import Any, Final, NamedTuple
 
 import msgpack
 
-from tornado_rbkit.profiler.references import References
 from tornado_rbkit.protocol import EventType, Field
 
 _double = struct.Struct(">d").pack
@@ -54,6 +54,7 @@ _REFERENCES: Final = int(Field.REFERENCES)
 _FILE: Final = int(Field.FILE)
 _LINE: Final = int(Field.LINE)
 _SIZE: Final = int(Field.SIZE)
+_KEYS: Final = int(Field.KEYS)
 _LABEL: Final = int(Field.LABEL)
 
 
@@ -212,6 +213,9 @@ def without_time(sample: bytes) -> bytes:
     return sample[: _SAMPLE_TIMESTAMP.start] + _NO_TIMESTAMP + sample[_SAMPLE_TIMESTAMP.stop :]
 
 
+DUMP_OBJECTS: Final = 1000
+"""Objects in one object_space_dump, as in rbkit."""
+
 _LONG_LIST: Final = 1000
 """Values that are packed in one call."""
 
@@ -224,59 +228,79 @@ class DumpPacker:
     """
 
     def __init__(self) -> None:
-        self.rows = 0
-        """Objects added since the last `take`."""
         self._packer = msgpack.Packer(autoreset=False)
+        self._start()
         self.pack: Callable[[Any], object] = self._packer.pack
         """Packs one value."""
 
-    def begin(self, object_id: int, class_name: str, references: References, *, has_label: bool) -> None:
-        """Begin to pack an object; the id of each object in `references` is packed by `pack` next, and then `end`."""
+    @property
+    def rows(self) -> int:
+        """Objects added since the last `take`."""
+        return DUMP_OBJECTS - 1 - length_hint(self._before_last) + self._is_full
+
+    def begin(self, object_id: int, class_name: str, references: int, more: int) -> None:
+        """Begin to pack an object; the id of each reference is packed by `pack` next.
+
+        Args:
+            object_id: its id.
+            class_name: the name of its class.
+            references: the number of references.
+            more: how many of `add_names` and `add_label` follow `describe`.
+        """
         packer, pack = self._packer, self.pack
-        held, field, _ = references
-        packer.pack_map_header(6 + (field != 0) + has_label)
+        packer.pack_map_header(6 + more)
         pack(_OBJECT_ID)
         pack(object_id)
         pack(_CLASS_NAME)
         pack(class_name)
         pack(_REFERENCES)
-        packer.pack_array_header(len(held))
+        packer.pack_array_header(references)
 
-    def end(
-        self, references: References, file: str | None, line: int | None, size: int | None, label: str | int | None
-    ) -> None:
-        """Pack the rest of the object."""
+    def describe(self, file: str | None, line: int | None, size: int | None) -> None:
+        """Pack where the object was created, and its size in bytes; None if it is not known."""
         pack = self.pack
-        _, field, names = references
         pack(_FILE)
         pack(file)
         pack(_LINE)
         pack(line)
         pack(_SIZE)
         pack(size)
-        if field:
-            pack(field)
-            self._pack_list(names) if type(names) is list else pack(names)
-        if label is not None:
-            pack(_LABEL)
-            pack(label)
-        self.rows += 1
 
-    def _pack_list(self, values: list[Any]) -> None:
-        """Pack a list, a long one value by value, so that the host can have the GIL in between."""
-        if len(values) <= _LONG_LIST:
-            self.pack(values)
+    def add_names(self, field: int, names: Sequence[Any] | int) -> None:
+        """Pack the names of references, a long list name by name, so that the host can have the GIL in between."""
+        self.pack(field)
+        if type(names) is int or len(names) <= _LONG_LIST:  # type: ignore[arg-type]
+            self.pack(names)
             return
-        self._packer.pack_array_header(len(values))
-        for value in values:
-            self.pack(value)
+        self._packer.pack_array_header(len(names))  # type: ignore[arg-type]
+        for name in names:  # type: ignore[union-attr]
+            self.pack(name)
+
+    def begin_names(self, count: int) -> None:
+        """Begin to pack the names of a dict's values; each is packed by `pack` next."""
+        self.pack(_KEYS)
+        self._packer.pack_array_header(count)
+
+    def add_label(self, label: str | int) -> None:
+        """Pack the object's own name."""
+        self.pack(_LABEL)
+        self.pack(label)
+
+    def is_full(self) -> bool:
+        """Count the object that has been packed; return True if `take` is due."""
+        self._is_full = next(self._before_last, True)
+        return self._is_full
 
     def take(self) -> bytes:
         """Return the payload with the objects added so far, and start an empty one."""
         payload = _array_header(self.rows) + bytes(self._packer.bytes())
         self._packer.reset()
-        self.rows = 0
+        self._start()
         return payload
+
+    def _start(self) -> None:
+        self._before_last = repeat(False, DUMP_OBJECTS - 1)  # counting with integers would create them
+        self._is_full = False
 
 
 def pack_dump_head(
