@@ -6,12 +6,14 @@ import random
 from collections import Counter, deque
 from collections.abc import Mapping, Sequence
 from typing import NamedTuple
+from unittest.mock import patch
 
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from tornado_rbkit.profiler.external import weights
 from tornado_rbkit.profiler.external.engine import Frame, Stack, Use
-from tornado_rbkit.profiler.external.weights import MAX_UNSEEN, CPUWeights, Look
+from tornado_rbkit.profiler.external.weights import MAX_UNSEEN, WAKE_SECONDS, CPUWeights, Look
 
 PACE = 0.001
 WINDOW = 50
@@ -41,7 +43,7 @@ class Program:
 
     def _look(self, thread: int, name: str, is_idle: bool, use: Use | None, count: int) -> Look:
         stack = Stack(0, thread, (FRAMES[name],), PACE * count, False, False, is_idle, use)
-        return Look(stack, count, self._ticks * PACE, b"" if is_idle else name.encode())
+        return Look(stack, count, self._ticks * PACE, name.encode())
 
     def of(self, thread: int) -> int:
         return sum(count for (each, _), count in self.reported.items() if each == thread)
@@ -84,9 +86,29 @@ def test_a_place_computes_again_as_soon_as_it_does() -> None:
 def test_cpu_time_of_which_nothing_was_seen_is_reported_without_a_stack() -> None:
     program = Program()
     for tick in range(400):
-        program.see({1: ("nap", True, Use(1.0 + 0.01 * tick, 0.0, tick))})
+        program.see({1: ("nap", True, Use(1.0 + 0.01 * tick, 0.0, 1))})
     assert set(program.reported) == {(1, "unseen")}
     assert 3990 - 1000 * MAX_UNSEEN <= program.reported[1, "unseen"] <= 3990
+
+
+def test_going_to_sleep_and_waking_up_is_charged_to_where_the_thread_sleeps() -> None:
+    """Each nap is seen twice; the second look sees no other nap."""
+    program = Program()
+    use = Use(1.0, 0.0, 0)
+    program.see({1: ("parse", False, use)})
+    for _ in range(100):
+        use = Use(use.seconds + 0.01, use.waited, use.switches + 100)
+        program.see({1: ("nap", True, use)}, {1: ("nap", True, use)}, {1: ("parse", False, use)})
+    assert abs(program.reported[1, "nap"] - 10_000 * WAKE_SECONDS / PACE) < 3
+    assert 995 < program.of(1) <= 1000
+
+
+def test_a_thread_that_is_switched_while_it_computes_has_not_slept() -> None:
+    program = Program()
+    for tick in range(100):
+        program.see({1: ("parse", False, Use(1.0 + tick / 1000, 0.0, 10 * tick))})
+    assert set(program.reported) == {(1, "parse")}
+    assert 95 < program.of(1) <= 99
 
 
 def test_cpu_time_from_before_the_first_look_is_not_reported() -> None:
@@ -284,7 +306,8 @@ def test_the_shares_of_functions_are_those_of_the_time_for_which_they_have_compu
     """Threads that compute, sleep, repeat themselves, and wait for processors that other programs use."""
     programs, others = machine
     threads = [Simulated(parts) for parts in programs]
-    program = simulate(threads, others, processors, 20_000, random.Random(seed))
+    with patch.object(weights, "WAKE_SECONDS", 0.0):  # as on the simulated machine
+        program = simulate(threads, others, processors, 20_000, random.Random(seed))
     true = Counter[str]()
     for thread in threads:
         true.update(thread.true)

@@ -347,9 +347,8 @@ class ExternalSampler:
             thread = self._thread_facts(stack.thread_id)
             # A thread that one interpreter has called from another has two stacks, that of the newer one first.
             if thread is not None and stack.frames and not _is_error(stack) and stack.thread_id not in looks:
-                payload = b"" if stack.is_idle else self._pack(stack, *thread)
-                looks[stack.thread_id] = Look(stack, repeated, moment, payload)
-        self._pace.adapt(0.0, sum(len(look.payload) for look in looks.values()))
+                looks[stack.thread_id] = Look(stack, repeated, moment, self._pack(stack, *thread))
+        self._pace.adapt(0.0, sum(len(look.payload) for look in looks.values() if not look.stack.is_idle))
         return list(looks.values())
 
     def _publish_samples(self, payload: bytes, count: int, moment: float, seconds: float) -> None:
