@@ -316,17 +316,33 @@ def test_a_thread_that_was_just_woken_did_not_hold_the_gil_for_which_a_thread_wi
     assert unseen == pytest.approx(5000 * 0.002, abs=20) if interval is None else unseen <= 10
 
 
-def test_a_thread_that_started_since_the_last_look_is_charged_for_all_it_computed(
-    monkeypatch: pytest.MonkeyPatch,
+@pytest.mark.parametrize("started", [True, False])
+def test_a_thread_that_started_since_the_last_look_is_charged_for_all_it_computed_since_then(
+    monkeypatch: pytest.MonkeyPatch, started: bool
 ) -> None:
+    """Other threads may get a clock late: a thread of C when it asks for its `threading.Thread`."""
     thread = Simulated(monkeypatch, 0.001)
+    moment = 0
+    monkeypatch.setattr(time, "monotonic_ns", lambda: moment)
     thread.look(PROMPTLY, waited=False)
     del thread.clocks.threads[thread.this]
     thread.states.now = RUNNING
-    thread.cpu += 4_000_000
+    thread.cpu += 4_000_000 if started else 3_600_000_000_000
+    moment += 4_000_000
     due = thread.look(0.004, waited=True, ticks=8)
     assert due is not None
-    assert (due.seen, due.unseen) == (4, 0)
+    assert due.seen + due.unseen == 4
+
+
+def test_a_clock_that_goes_back_is_another_threads(monkeypatch: pytest.MonkeyPatch) -> None:
+    thread = Simulated(monkeypatch, None)
+    thread.cpu += 10_000_000
+    before = thread.look(PROMPTLY, waited=False)
+    thread.cpu = 1_000_000
+    after = thread.look(PROMPTLY, waited=False)
+    assert before is not None
+    assert after is not None
+    assert after.thread is not before.thread
 
 
 def test_the_time_for_which_a_call_held_the_gil_is_known_from_the_clock_of_its_thread(

@@ -39,16 +39,17 @@ class ThreadClock:
 
     Args:
         native_id: the kernel's id of the thread.
-        is_new: True if it started since the last look, so that its CPU time is not reported yet.
+        most: nanoseconds since the last look if the thread may have started since then, else 0. It is charged for what
+            it used, up to this.
     """
 
     __slots__ = ("clock", "event", "name", "native_id", "owed", "runs", "seen", "state", "used")
 
-    def __init__(self, native_id: int, *, is_new: bool) -> None:
+    def __init__(self, native_id: int, most: int) -> None:
         self.native_id = native_id
         self.clock = _clock(native_id)
         self.seen = time.clock_gettime_ns(self.clock)
-        self.used = self.owed = self.seen if is_new else 0
+        self.used = self.owed = min(self.seen, most)
         """Nanoseconds of CPU time: between the last two looks, and not reported yet."""
         self.state: str | None = None
         self.runs = 0
@@ -132,7 +133,9 @@ class ThreadClocks:
                 ended.append(thread_id)  # its identifier may already be reused
                 continue
             thread.used = used = now - thread.seen
-            if used:
+            if used < 0:
+                ended.append(thread_id)  # another thread has got its kernel's id
+            elif used:
                 thread.seen = now
                 thread.owed += used
                 thread.state = thread.event = None
@@ -301,7 +304,7 @@ class ThreadClocks:
             kernel_id = None if thread is None else native_id(thread)
             if kernel_id is not None:
                 with contextlib.suppress(OSError):  # it has ended
-                    known = self.threads[thread_id] = ThreadClock(kernel_id, is_new=self._looks > 1)
+                    known = self.threads[thread_id] = ThreadClock(kernel_id, self._passed if self._looks > 1 else 0)
                     self._total += known.used
                     self._others += known.used
         return known
