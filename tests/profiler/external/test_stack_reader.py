@@ -356,6 +356,56 @@ def test_every_place_is_the_one_that_the_process_itself_reports(start: Start, in
     agree()
 
 
+def outermost(pid: int, looks: int) -> list[set[str]]:
+    """Return the outermost functions of the whole stacks of each look at a process that computes."""
+    reader, parser = StackReader(pid), MojoParser()
+    found = []
+    for _ in range(looks):
+        reader.look(0)
+        stacks = parser.feed(bytes(reader.output.data) + b"\x02\x00\x001\x00")
+        reader.output.data.clear()
+        found.append({scopes(stack)[0] for stack in stacks if stack.frames and not stack.is_broken})
+    return found
+
+
+def test_a_coroutine_that_is_just_left_is_not_taken_for_a_whole_stack(start: Start, interpreter: str) -> None:
+    process = start(
+        """
+        import asyncio
+        async def leaf():
+            await asyncio.sleep(0)
+            return sum(number for number in range(50))
+        async def main():
+            while True:
+                await asyncio.gather(*(leaf() for _ in range(20)))
+        print("ready", flush=True)
+        asyncio.run(main())
+        """,
+        interpreter,
+    )
+    found = outermost(process.pid, 1000)
+    assert sum("<module>" in each for each in found) > 900
+    assert not any(each & {"leaf", "main", "<genexpr>", "sleep"} for each in found)
+
+
+def test_a_thread_is_seen_in_nearly_every_look_while_others_come_and_go(start: Start, interpreter: str) -> None:
+    process = start(
+        """
+        import _thread, threading
+        def burn():
+            print("ready", flush=True)
+            while True:
+                pass
+        _thread.start_new_thread(burn, ())
+        while True:
+            threading.Thread(target=sum, args=(range(1000),)).start()
+        """,
+        interpreter,
+    )
+    found = outermost(process.pid, 500)
+    assert sum({"<module>", "burn"} <= each for each in found) > 450
+
+
 def test_a_stack_that_is_too_deep_is_read_from_its_inner_end(start: Start, interpreter: str) -> None:
     process = start(
         """

@@ -12,7 +12,9 @@ from .memory import Memory, ReadError
 MAX_DEPTH = 1000
 """Frames of one stack that are read, innermost first."""
 
-_OWNED_BY_THREAD, _OWNED_BY_GENERATOR, _OWNED_BY_INTERPRETER = 0, 1, 3  # _frameowner; from 3 on frames of C code
+_OWNED_BY_THREAD, _OWNED_BY_FRAME_OBJECT = 0, 2  # _frameowner
+_OWNED_BY_C = (3, 4)  # FRAME_OWNED_BY_INTERPRETER and FRAME_OWNED_BY_CSTACK of 3.14; the latter is 3 before
+_OWNERS = range(5)
 _EXECUTING = 0  # PyFrameState
 _CHUNK = 16_384  # bytes that every piece of a thread's data stack has
 _MANY = 10_000  # pieces of a data stack; more means that the list is broken
@@ -25,6 +27,9 @@ class Frames:
     def __init__(self, memory: Memory, layout: Layout) -> None:
         self._memory = memory
         self._fields = layout.fields("frame", "executable:Q previous:Q instruction:Q owner:b")
+        # A stack that ends at another frame was read when a generator was left, or a function was called.
+        is_3_11 = layout.version == (3, 11)  # which has no frames of C code
+        self._outermost = (_OWNED_BY_THREAD, _OWNED_BY_FRAME_OBJECT) if is_3_11 else _OWNED_BY_C
 
     def walk(self, codes: Codes, frame: int, chunk: int, contents: Contents) -> Iterator[bytes]:
         """Give the references to the places of a stack, innermost first; add the memory that was read to `contents`.
@@ -56,7 +61,9 @@ class Frames:
                     contents.append((base, data))
                 else:
                     contents.append((frame, alone))
-            if owner < _OWNED_BY_INTERPRETER and (executable or depth):  # else it is of C code, or has just ended
+            if owner not in _OWNERS:
+                raise ReadError("a frame of C code has ended")
+            if owner not in _OWNED_BY_C and (executable or depth):  # else it has just ended
                 code = codes.code(executable)
                 place = code.places.get(instruction)
                 if place is None:
@@ -64,8 +71,8 @@ class Frames:
                 depth += 1
                 yield place
             frame = previous
-        if owner == _OWNED_BY_GENERATOR and not frame:
-            raise ReadError("a generator has just been left")
+        if not frame and owner not in self._outermost:
+            raise ReadError("the outer frames are not there")
 
     def _piece(self, frame: int, chunk: int) -> tuple[int, bytes]:
         """Return the piece of the data stack that has a frame, `chunk` or one before it."""
