@@ -164,7 +164,7 @@ def test_the_end_of_the_process_ends_the_command() -> None:
         _, errors = attached.communicate(timeout=60)
         assert (attached.returncode, errors) == (
             0,
-            f"tornado-rbkit: process {target.pid} ({sys.executable}) has ended\n",
+            f"tornado-rbkit: process {target.pid} (python -c def work():) has ended\n",
         )
 
 
