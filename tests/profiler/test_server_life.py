@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import os
 import sys
 import tracemalloc
 from collections.abc import Callable, Iterator, Sequence
@@ -405,3 +406,31 @@ print(ask())
         finally:
             tracemalloc.stop()
         assert ask(b"stop_allocation_tracing") == b"ok"
+
+
+@pytest.mark.skipif(not hasattr(os, "fork"), reason="forks")
+def test_a_child_has_nothing_of_a_server_that_is_started_or_stopped_during_the_fork() -> None:
+    output = python(
+        """
+import os, sys, warnings
+from tests.profiler.test_server_life import interrupted_at, start_and_stop
+from tornado_rbkit import profiler
+from tornado_rbkit.profiler.threads import internal_threads
+
+warnings.simplefilter("ignore", DeprecationWarning)  # of a fork beside threads
+statuses = set()
+
+def fork():
+    pid = os.fork()
+    if not pid:
+        sockets = [name for name in os.listdir("/dev/fd") if os.path.realpath(f"/dev/fd/{name}").count("socket:")]
+        os._exit(bool(internal_threads()) + 2 * bool(profiler.current_server()) + 4 * (len(sockets) > 2))
+    statuses.add(os.waitpid(pid, 0)[1])
+
+moment = 0
+while interrupted_at(moment, fork, start_and_stop):
+    moment += 2
+print(moment > 20, statuses)
+"""
+    )
+    assert output == "True {0}\n"

@@ -190,8 +190,9 @@ def hidden_file(endpoint: str) -> Path:
 
 def remove_files(endpoint: str) -> None:
     """Remove the file of a Unix socket, by either name; libzmq leaves it behind."""
-    for path in (Path(endpoint.removeprefix("ipc://")), hidden_file(endpoint)):
-        remove_file(path)
+    remove_file(Path(endpoint.removeprefix("ipc://")))
+    if os.path.lexists(hidden_file(endpoint)):
+        remove_file(hidden_file(endpoint))
 
 
 def restore(sock: zmq.Socket[bytes], endpoint: str) -> None:

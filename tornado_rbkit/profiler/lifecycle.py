@@ -17,7 +17,7 @@ from tornado_rbkit.errors import RbkitError
 from tornado_rbkit.profiler.arguments import check_clock, check_interval, check_server, chosen_engine
 from tornado_rbkit.profiler.cpu import DEFAULT_INTERVAL
 from tornado_rbkit.profiler.profile import Profile
-from tornado_rbkit.profiler.server import Server
+from tornado_rbkit.profiler.server import Server, abandon_servers
 from tornado_rbkit.profiler.threads import on_internal_thread
 
 _log = logging.getLogger(__name__)
@@ -285,8 +285,5 @@ def _hook() -> None:
 def _after_fork_in_child() -> None:
     global _lock, _server
     _lock = threading.RLock()
-    server, _server = _server, None
-    if server is None:
-        return
-    _parents.append(server)
-    server.abandon()
+    _server = None
+    _parents.extend(abandon_servers())

@@ -44,6 +44,23 @@ _LINGER_MS: Final = 200
 """The longest time that `stop_server` waits for the last messages and the last reply to be sent."""
 
 
+_unstopped: Final[dict[int, Server]] = {}
+"""The servers of this process, from before their threads start until these have ended, by id."""
+
+
+def abandon_servers() -> list[Server]:
+    """Release, in a forked child, the resources of the parent's servers; return the servers.
+
+    Another thread of the parent may have been starting or stopping one.
+    """
+    forget_threads()
+    servers = list(_unstopped.values())
+    _unstopped.clear()
+    for server in servers:
+        server.abandon()
+    return servers
+
+
 class Server:
     """An XPUB and a REP socket on a daemon thread of their own. Created by `start_server`.
 
@@ -96,6 +113,7 @@ class Server:
         self._wake_in, self._wake_out = _socket_pair()
         self._context: zmq.Context[Any] = zmq.Context()
         try:
+            _unstopped[id(self)] = self
             self._wake_in.setblocking(False)
             self._wake_out.setblocking(False)
             self._thread = InternalThread(self._run, "rbkit-server")
@@ -227,6 +245,7 @@ class Server:
             self._context.term()
         self._wake_in.close()
         self._wake_out.close()
+        _unstopped.pop(id(self), None)
         return True
 
     def abandon(self) -> None:
@@ -234,10 +253,9 @@ class Server:
         self._stopping = True
         self._wake_in.close()
         self._wake_out.close()
-        forget_threads()
         self._profile.memory.abandon()
         self._profile.cpu.abandon()
-        release_inherited([self.pub, self.req])
+        release_inherited([endpoint for _, endpoint in self._sockets])
 
     def belongs_here(self) -> bool:
         """Return False in a process forked from the server's, which has a copy of its memory but not its thread."""

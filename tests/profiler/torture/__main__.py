@@ -28,6 +28,8 @@ STARTING = (b"start_cpu_profiling", b"start_memory_profile", b"handshake")
 PATIENCE = 60.0
 """Seconds after its time in which a process must end."""
 
+RESEND_SECONDS = 1.0
+
 REPOSITORY = Path(__file__).parents[3]
 
 
@@ -44,6 +46,7 @@ class Commander:
         self._request.connect(req)
         self.asked = self.answered = self.received = 0
         self._is_waiting = False
+        self._sent = 0.0
         self._waiting = list(STARTING)
 
     def step(self) -> None:
@@ -52,11 +55,14 @@ class Commander:
             self._request.recv()
             self.answered += 1
             self._is_waiting = False
+        elif self._is_waiting and time.monotonic() > self._sent + RESEND_SECONDS:  # by then it may have been restarted
+            self._is_waiting = False
         if not self._is_waiting:
             command = self._waiting.pop() if self._waiting else self._chance.choice(COMMANDS)
             self._request.send_multipart([command] * self._chance.choice([1, 1, 1, 2, 20]))
             self.asked += 1
             self._is_waiting = True
+            self._sent = time.monotonic()
         if self._chance.random() < 0.1:
             self._subscribers.append(self._context.socket(zmq.SUB))
             self._subscribers[-1].subscribe(b"")

@@ -1,7 +1,7 @@
-"""What a host program may do while it is profiled. Each behaviour runs on a thread of its own until the end.
+"""What a host program may do with Python itself while it is profiled; `system` has the rest.
 
-A behaviour raises AssertionError, or lets another exception pass, if anything happens to it that would not happen
-without the profiler.
+Each behaviour runs on a thread of its own until the end. It raises AssertionError, or lets another exception pass, if
+anything happens to it that would not happen without the profiler.
 """
 
 from __future__ import annotations
@@ -13,27 +13,30 @@ import ctypes
 import gc
 import io
 import mmap
-import os
 import random
-import sqlite3
-import subprocess
 import sys
 import threading
 import time
-import tracemalloc
 import types
 import weakref
 from collections.abc import Callable, Iterator
 from typing import Any, Final
 
-from tornado_rbkit import profiler
 from tornado_rbkit.profiler.threads import internal_threads
 
 Runs = Callable[[], bool]
 """Returns False when the behaviour should end."""
 
 BEHAVIOURS: Final[dict[str, Callable[[Runs, random.Random], None]]] = {}
-_HAS_FORK: Final = hasattr(os, "fork")
+
+HOST_SWITCH_INTERVAL: Final = [sys.getswitchinterval()]
+"""The switch interval that the host has set, in seconds."""
+
+ACTIVE: Final[set[str]] = set()
+"""The behaviours of this process."""
+
+ENDPOINTS: Final[list[str]] = []
+"""Of the profiler: PUB and REP."""
 
 
 def behaviour(function: Callable[[Runs, random.Random], None]) -> Callable[[Runs, random.Random], None]:
@@ -464,233 +467,3 @@ def monitoring(runs: Runs, chance: random.Random) -> None:
         tool.set_events(4, 0)
         tool.free_tool_id(4)
     assert not seen, seen
-
-
-@behaviour
-def forks(runs: Runs, chance: random.Random) -> None:
-    """Fork; the child has no profiler, the host's switch interval, and a collector that works."""
-    if not _HAS_FORK:
-        return
-    import warnings
-
-    while runs():
-        with warnings.catch_warnings():
-            warnings.simplefilter("ignore", DeprecationWarning)  # of a fork beside threads
-            pid = os.fork()
-        if pid == 0:
-            status = 1
-            try:
-                status = _check_child()
-            finally:
-                os._exit(status)
-        status = os.waitstatus_to_exitcode(_wait(pid))
-        assert status == 0, f"the child ended with {status}"
-        time.sleep(chance.random() / 50)
-
-
-HOST_SWITCH_INTERVAL: Final = [sys.getswitchinterval()]
-
-
-def _check_child() -> int:
-    if profiler.current_server() is not None:
-        return 11
-    if internal_threads():
-        return 12
-    if "switching" not in ACTIVE and abs(sys.getswitchinterval() - HOST_SWITCH_INTERVAL[0]) > 1e-9:
-        return 13
-    if "collector" not in ACTIVE and not gc.isenabled():
-        return 14
-    if "rbkit" in str(gc.callbacks):
-        return 15
-    return 0
-
-
-ACTIVE: Final[set[str]] = set()
-"""The behaviours of this process."""
-
-
-def _wait(pid: int) -> int:
-    deadline = time.monotonic() + 60
-    while time.monotonic() < deadline:
-        found, status = os.waitpid(pid, os.WNOHANG)
-        if found:
-            return status
-        time.sleep(0.001)
-    os.kill(pid, 6)
-    raise AssertionError("a forked child hangs")
-
-
-@behaviour
-def children(runs: Runs, chance: random.Random) -> None:
-    """Start programs in every way."""
-    while runs():
-        assert subprocess.run(["true"], check=False, close_fds=chance.random() < 0.5).returncode == 0
-        if hasattr(os, "posix_spawn"):
-            pid = os.posix_spawn("/bin/true", ["true"], {})
-            assert os.waitstatus_to_exitcode(_wait(pid)) == 0
-        time.sleep(0.01)
-
-
-@behaviour
-def workers(runs: Runs, chance: random.Random) -> None:
-    """Run functions in processes that multiprocessing forks."""
-    import multiprocessing
-    import warnings
-
-    while runs():
-        with warnings.catch_warnings():
-            warnings.simplefilter("ignore", DeprecationWarning)  # of a fork beside threads
-            process = multiprocessing.get_context("fork").Process(target=Node)
-            process.start()
-        process.join(60)
-        assert process.exitcode == 0, f"a worker ended with {process.exitcode}"
-        process.close()
-        time.sleep(0.05)
-
-
-@behaviour
-def switching(runs: Runs, chance: random.Random) -> None:
-    """Set the switch interval; the value must be there when the profiler was stopped."""
-    while runs():
-        HOST_SWITCH_INTERVAL[:] = [chance.randrange(1000, 9000) / 1e6]
-        sys.setswitchinterval(HOST_SWITCH_INTERVAL[0] + 1e-7)
-        time.sleep(chance.random() / 100)
-
-
-@behaviour
-def tracing(runs: Runs, chance: random.Random) -> None:
-    """Start and stop tracemalloc."""
-    while runs():
-        tracemalloc.start(chance.choice([1, 5, 25]))
-        kept = [Node() for _ in range(100)]
-        tracemalloc.get_object_traceback(kept[0])
-        if chance.random() < 0.1:
-            tracemalloc.take_snapshot()
-        tracemalloc.stop()
-        time.sleep(chance.random() / 20)
-
-
-@behaviour
-def descriptors(runs: Runs, chance: random.Random) -> None:
-    """Use all file descriptors for a while, as a server does whose clients do not leave."""
-    import resource
-
-    soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
-    resource.setrlimit(resource.RLIMIT_NOFILE, (min(1024, hard), hard))
-    while runs():
-        taken = []
-        try:
-            while runs():
-                taken.append(os.open(os.devnull, os.O_RDONLY))
-                if len(taken) % 10 == 0:
-                    time.sleep(0.02)
-        except OSError:
-            time.sleep(chance.random() / 2)
-        finally:
-            for each in taken:
-                os.close(each)
-    resource.setrlimit(resource.RLIMIT_NOFILE, (soft, hard))
-
-
-@behaviour
-def databases(runs: Runs, chance: random.Random) -> None:
-    """Use objects of extension modules."""
-    import decimal
-    import xml.etree.ElementTree as ElementTree
-    import zlib
-
-    lxml: Any = None
-    with contextlib.suppress(ImportError):
-        lxml = __import__("lxml.etree").etree
-    while runs():
-        connection = sqlite3.connect(":memory:")
-        connection.create_function("node", 1, lambda value: len(Node(value).held))
-        connection.execute("create table t (a)")
-        connection.executemany("insert into t values (?)", ((number,) for number in range(100)))
-        assert connection.execute("select sum(node(a)) from t").fetchone() == (100,)
-        connection.close()
-        tree: Any = ElementTree.fromstring("<a>" + "<b c='d'/>" * 100 + "</a>")
-        assert len(tree) == 100
-        if lxml is not None:
-            tree = lxml.fromstring("<a>" + "<b c='d'/>" * 100 + "</a>")
-            assert len(tree.xpath("//b")) == 100
-        assert zlib.decompressobj().decompress(zlib.compress(b"x" * 1000)) == b"x" * 1000
-        decimal.Decimal(1) / 3
-        time.sleep(0.001)
-
-
-def interpreters_module() -> Any:
-    try:
-        return __import__("_interpreters")
-    except ImportError:
-        return __import__("_xxsubinterpreters")
-
-
-@behaviour
-def interpreters(runs: Runs, chance: random.Random) -> None:
-    """Create, run and destroy interpreters, which have a GIL of their own from Python 3.12 on."""
-    module = interpreters_module()
-    run = getattr(module, "exec", None) or module.run_string
-    while runs():
-        made = module.create()
-        run(made, "x = [[] for _ in range(100)]")
-        module.destroy(made)
-        time.sleep(0.05)
-
-
-@behaviour
-def arrays(runs: Runs, chance: random.Random) -> None:
-    """Use NumPy arrays."""
-    numpy: Any = __import__("numpy")
-    while runs():
-        rows = numpy.zeros((100, 100))
-        assert rows[:, 1].base is rows
-        things = numpy.array([Node(), [], None], dtype=object)
-        assert things.size == 3
-        with contextlib.suppress(ValueError):  # documented: while something else refers to it
-            rows.resize((50, 50))
-        time.sleep(0)
-
-
-@behaviour
-def locks(runs: Runs, chance: random.Random) -> None:
-    """Wait for each other in every way of the standard library."""
-    import queue
-
-    waiting: queue.Queue[int] = queue.Queue(3)
-    condition = threading.Condition()
-
-    def consume() -> None:
-        while waiting.get() >= 0:
-            with condition:
-                condition.notify_all()
-
-    consumer = threading.Thread(target=consume)
-    consumer.start()
-    while runs():
-        waiting.put(1)
-        with condition:
-            condition.wait(0.001)
-    waiting.put(-1)
-    consumer.join()
-
-
-@behaviour
-def logs(runs: Runs, chance: random.Random) -> None:
-    """Log while the handlers' locks are taken, and ask what `threading` knows."""
-    import logging
-
-    stream = io.StringIO()
-    handler = logging.StreamHandler(stream)
-    logger = logging.getLogger("torture")
-    logger.addHandler(handler)
-    logger.propagate = False
-    lines = 0
-    while runs():
-        handler.acquire()
-        time.sleep(0.001)
-        handler.release()
-        logger.warning("a line")
-        lines += 1
-    assert stream.getvalue().count("a line") == lines
-    logger.removeHandler(handler)

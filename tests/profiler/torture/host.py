@@ -12,14 +12,15 @@ import os
 import random
 import signal
 import sys
+import tempfile
 import threading
 import time
 import traceback
 import tracemalloc
 from typing import Any
 
-from tests.profiler.torture import behaviours
-from tests.profiler.torture.behaviours import ACTIVE, BEHAVIOURS, HOST_SWITCH_INTERVAL
+from tests.profiler.torture import behaviours, system
+from tests.profiler.torture.behaviours import ACTIVE, BEHAVIOURS, ENDPOINTS, HOST_SWITCH_INTERVAL
 from tornado_rbkit import profiler
 from tornado_rbkit.profiler.threads import internal_threads
 
@@ -56,11 +57,14 @@ class Host:
 
     def run(self) -> int:
         if "interpreters" in self.names:
-            behaviours.interpreters_module().create()  # so that the profiler knows that there are some
+            system.interpreters_module().create()  # so that the profiler knows that there are some
         sys.unraisablehook = self.on_unraisable
         ACTIVE.update(self.names)
         before = self.state()
-        server = profiler.start_server(cpu_engine=self.engine)
+        folder = tempfile.mkdtemp()
+        ENDPOINTS.extend(f"ipc://{folder}/{kind}" for kind in ("pub", "req"))
+        os.environ["RBKIT_CPU_ENGINE"] = self.engine
+        server = profiler.start_server(*ENDPOINTS)
         print(server.pub, server.req, flush=True)
         print(f"{' '.join(self.names)} ({self.engine})", file=sys.stderr, flush=True)
         threads = [
@@ -74,9 +78,10 @@ class Host:
         self.ended.set()
         for thread in threads:
             thread.join()
-        if not server.running:
+        if profiler.current_server() is None:
             self.failures.append("the profiler's server has ended")
         profiler.stop_server()
+        os.rmdir(folder)
         before["switch interval"] = round(HOST_SWITCH_INTERVAL[0], 6)
         if self.state() != before:
             self.failures.append(f"left behind: {self.state()} instead of {before}")
