@@ -1,11 +1,12 @@
-"""Measures the share of a process's resident memory that the sizes of the objects in a heap snapshot add up to.
+"""Measures the share of a process's memory that the sizes of the objects in a heap snapshot add up to: of its resident
+memory, and of that without mapped files, which are the interpreter's and libraries' own (smaps_rollup; Linux).
 
     pip install -e '.[bench]' pandas
     python bench/explained.py
 
 Each program runs in a fresh process and takes the snapshot on another thread. Memory that no object has is not
-explained: the interpreter and libraries themselves, what extensions allocate, and what the allocators keep free. The
-row *nothing* has little else.
+explained: mapped files, what extensions and the interpreter allocate without objects, and what the allocators keep
+free. The row *nothing* has little else.
 """
 
 from __future__ import annotations
@@ -13,6 +14,7 @@ from __future__ import annotations
 import gc
 import importlib
 import json
+import os
 import subprocess
 import sys
 import threading
@@ -23,6 +25,7 @@ import msgpack
 from measure import table
 
 from tornado_rbkit.profiler.heap import Snapshot
+from tornado_rbkit.profiler.vitals import MappedMemory
 from tornado_rbkit.protocol import Field
 
 _WEB: Final = (
@@ -84,10 +87,11 @@ def measure(program: str) -> None:
     facts: dict[str, int] = {}
 
     def take() -> None:
+        mapped = MappedMemory(os.getpid()).read()
         snapshot = Snapshot(1, [])
         for _ in snapshot.walk():
             pass
-        facts.update(resident=0, explained=0)
+        facts.update(resident=0, explained=0, anonymous=mapped["process_anonymous"])
         for events in snapshot.messages():
             for event in events:
                 dump = msgpack.unpackb(event, strict_map_key=False)
@@ -107,13 +111,14 @@ def main() -> None:
     for program in PROGRAMS:
         ended = subprocess.run([sys.executable, __file__, program], capture_output=True, text=True, check=False)
         if ended.returncode:
-            rows.append([program, "", "", ended.stderr.strip().splitlines()[-1]])
+            rows.append([program, "", "", "", "", ended.stderr.strip().splitlines()[-1]])
             continue
         facts = json.loads(ended.stdout)
-        share = f"{100 * facts['explained'] / facts['resident']:.0f} %"
-        rows.append([program, *(f"{facts[key] / 2**20:.0f} MB" for key in ("resident", "explained")), share])
+        shares = [f"{100 * facts['explained'] / facts[key]:.0f} %" for key in ("resident", "anonymous")]
+        sizes = [f"{facts[key] / 2**20:.0f} MB" for key in ("resident", "anonymous", "explained")]
+        rows.append([program, *sizes, *shares])
     print(f"Python {sys.version.split()[0]}\n")
-    print(table(("program", "resident", "explained", "share"), rows))
+    print(table(("program", "resident", "without files", "explained", "share", "share without files"), rows))
 
 
 if __name__ == "__main__":
