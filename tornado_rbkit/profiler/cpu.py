@@ -408,7 +408,7 @@ class SwitchInterval:
     def __init__(self) -> None:
         self._before: float | None = None
         self._ours: tuple[float, ...] = ()
-        """The last values that it has set, or is about to set."""
+        """The value that it has set last; during a change also the value that it is about to set."""
 
     def lower(self, interval: float) -> None:
         """Set it to `interval` seconds, if that is less than the host's; may be called again with another interval."""
@@ -430,8 +430,9 @@ class SwitchInterval:
     def _change(self, interval: float) -> None:
         micros = round(1e6 * interval)
         rounded = 1e-6 * micros  # as sys.getswitchinterval() reports it
-        if rounded != self._ours[-1]:
-            self._ours = (*self._ours[-2:], rounded)
+        if self._ours != (rounded,):
+            self._ours = (*self._ours, rounded)
             # no other thread of the host can set it between the comparison and the change
             is_ours = map(self._ours.__contains__, starmap(sys.getswitchinterval, ONCE))
             any(map(sys.setswitchinterval, compress(((micros + 0.5) / 1e6,), is_ours)))
+            self._ours = (rounded,)

@@ -110,7 +110,8 @@ def torture(seed: int, seconds: float, python: Sequence[str], names: Sequence[st
         process.send_signal(signal.SIGABRT)  # faulthandler prints the stacks
         with contextlib.suppress(subprocess.TimeoutExpired):
             process.wait(10)
-        os.killpg(process.pid, signal.SIGKILL)
+        with contextlib.suppress(ProcessLookupError):
+            os.killpg(process.pid, signal.SIGKILL)  # its children have copies of the pipes
         printed = f"it hangs\n{process.communicate()[1]}"
     if commander is not None:
         printed += f"{commander.answered} of {commander.asked} commands answered, {commander.received} bytes"

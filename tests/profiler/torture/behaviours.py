@@ -6,13 +6,9 @@ anything happens to it that would not happen without the profiler.
 
 from __future__ import annotations
 
-import array
 import asyncio
 import contextlib
-import ctypes
 import gc
-import io
-import mmap
 import random
 import sys
 import threading
@@ -346,32 +342,6 @@ def modules(runs: Runs, chance: random.Random) -> None:
 
 
 @behaviour
-def buffers(runs: Runs, chance: random.Random) -> None:
-    """Resize and close buffers that nobody else uses."""
-
-    class Pair(ctypes.Structure):
-        _fields_ = [("a", ctypes.c_int), ("b", ctypes.py_object)]
-
-    while runs():
-        data = bytearray(100)
-        numbers = array.array("l", range(100))
-        mapped = mmap.mmap(-1, 4096)
-        pair = Pair(1, [])
-        text = io.BytesIO(b"x" * 100)
-        for _ in range(50):
-            data.extend(bytes(chance.randrange(1000)))
-            numbers.append(1)
-            text.write(b"y" * 100)
-            del data[10:]
-        with memoryview(data) as view:
-            assert len(view) == len(data)
-        data.clear()
-        mapped.close()
-        assert pair.a == 1
-        time.sleep(0)
-
-
-@behaviour
 def nested(runs: Runs, chance: random.Random) -> None:
     """Nest lists, tuples, dicts and instances 100,000 deep, and refer to oneself in all ways."""
     while runs():
@@ -419,51 +389,3 @@ def frames(runs: Runs, chance: random.Random) -> None:
             made.gi_frame.clear()  # type: ignore[attr-defined]
         locals()
         sys._getframe().f_locals.get("made")
-
-
-@behaviour
-def tracers(runs: Runs, chance: random.Random) -> None:
-    """Trace and profile this thread; no function of the profiler may be seen on it."""
-    seen: set[str] = set()
-
-    def note(frame: types.FrameType, event: str, argument: Any) -> Any:
-        if "/tornado_rbkit/profiler/" in frame.f_code.co_filename:
-            seen.add(f"{frame.f_code.co_filename}: {frame.f_code.co_name}")
-        return note
-
-    while runs():
-        sys.settrace(note)
-        [Node(Node()) for _ in range(200)]
-        sys.settrace(None)
-        sys.setprofile(note)
-        [Node(Node()) for _ in range(200)]
-        sys.setprofile(None)
-        time.sleep(0.001)
-    assert not seen, seen
-
-
-@behaviour
-def monitoring(runs: Runs, chance: random.Random) -> None:
-    """Monitor all functions; on this thread no function of the profiler may be seen."""
-    tool: Any = getattr(sys, "monitoring", None)
-    if tool is None:
-        return
-    seen: set[str] = set()
-    me = threading.get_ident()
-
-    def note(code: types.CodeType, _: int) -> Any:
-        if threading.get_ident() == me and "/tornado_rbkit/profiler/" in code.co_filename:
-            seen.add(code.co_qualname)  # type: ignore[attr-defined,unused-ignore]
-
-    tool.use_tool_id(4, "torture")
-    tool.register_callback(4, tool.events.PY_START, note)
-    try:
-        while runs():
-            tool.set_events(4, tool.events.PY_START)
-            [Node(Node()) for _ in range(200)]
-            tool.set_events(4, 0)
-            time.sleep(0.001)
-    finally:
-        tool.set_events(4, 0)
-        tool.free_tool_id(4)
-    assert not seen, seen

@@ -1,10 +1,13 @@
-"""What a host program may do with the system and with extension modules; see `behaviours`."""
+"""What a host program may do with the system, the interpreter's hooks and extension modules; see `behaviours`."""
 
 from __future__ import annotations
 
+import array
 import contextlib
+import ctypes
 import gc
 import io
+import mmap
 import os
 import random
 import sqlite3
@@ -13,6 +16,7 @@ import sys
 import threading
 import time
 import tracemalloc
+import types
 from typing import Any
 
 from tests.profiler.torture.behaviours import ACTIVE, ENDPOINTS, HOST_SWITCH_INTERVAL, Node, Runs, behaviour
@@ -248,3 +252,77 @@ def logs(runs: Runs, chance: random.Random) -> None:
         lines += 1
     assert stream.getvalue().count("a line") == lines
     logger.removeHandler(handler)
+
+
+@behaviour
+def buffers(runs: Runs, chance: random.Random) -> None:
+    """Resize and close buffers that nobody else uses."""
+
+    class Pair(ctypes.Structure):
+        _fields_ = [("a", ctypes.c_int), ("b", ctypes.py_object)]
+
+    while runs():
+        data = bytearray(100)
+        numbers = array.array("l", range(100))
+        mapped = mmap.mmap(-1, 4096)
+        pair = Pair(1, [])
+        text = io.BytesIO(b"x" * 100)
+        for _ in range(50):
+            data.extend(bytes(chance.randrange(1000)))
+            numbers.append(1)
+            text.write(b"y" * 100)
+            del data[10:]
+        with memoryview(data) as view:
+            assert len(view) == len(data)
+        data.clear()
+        mapped.close()
+        assert pair.a == 1
+        time.sleep(0)
+
+
+@behaviour
+def tracers(runs: Runs, chance: random.Random) -> None:
+    """Trace and profile this thread; no function of the profiler may be seen on it."""
+    seen: set[str] = set()
+
+    def note(frame: types.FrameType, event: str, argument: Any) -> Any:
+        if "/tornado_rbkit/profiler/" in frame.f_code.co_filename:
+            seen.add(f"{frame.f_code.co_filename}: {frame.f_code.co_name}")
+        return note
+
+    while runs():
+        sys.settrace(note)
+        [Node(Node()) for _ in range(200)]
+        sys.settrace(None)
+        sys.setprofile(note)
+        [Node(Node()) for _ in range(200)]
+        sys.setprofile(None)
+        time.sleep(0.001)
+    assert not seen, seen
+
+
+@behaviour
+def monitoring(runs: Runs, chance: random.Random) -> None:
+    """Monitor all functions; on this thread no function of the profiler may be seen."""
+    tool: Any = getattr(sys, "monitoring", None)
+    if tool is None:
+        return
+    seen: set[str] = set()
+    me = threading.get_ident()
+
+    def note(code: types.CodeType, _: int) -> Any:
+        if threading.get_ident() == me and "/tornado_rbkit/profiler/" in code.co_filename:
+            seen.add(code.co_qualname)  # type: ignore[attr-defined,unused-ignore]
+
+    tool.use_tool_id(4, "torture")
+    tool.register_callback(4, tool.events.PY_START, note)
+    try:
+        while runs():
+            tool.set_events(4, tool.events.PY_START)
+            [Node(Node()) for _ in range(200)]
+            tool.set_events(4, 0)
+            time.sleep(0.001)
+    finally:
+        tool.set_events(4, 0)
+        tool.free_tool_id(4)
+    assert not seen, seen
