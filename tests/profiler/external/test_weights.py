@@ -37,13 +37,13 @@ class Program:
             looks.append([self._look(thread, *seen, count) for thread, seen in tick.items()])
         samples, unseen = self.weights.weigh(looks, PACE)
         for look, number in samples:
-            self.reported[look.stack.thread_id, look.payload.decode()] += number
+            self.reported[look.stack.thread_id, look.stack.frames[0].scope] += number
         for thread, number in unseen.items():
             self.reported[thread, "unseen"] += number
 
     def _look(self, thread: int, name: str, is_idle: bool, use: Use | None, count: int) -> Look:
         stack = Stack(0, thread, (FRAMES[name],), PACE * count, False, False, is_idle, use)
-        return Look(stack, count, self._ticks * PACE, name.encode())
+        return Look(stack, count, self._ticks * PACE, b"" if is_idle else name.encode())
 
     def of(self, thread: int) -> int:
         return sum(count for (each, _), count in self.reported.items() if each == thread)

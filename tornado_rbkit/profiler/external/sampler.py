@@ -325,7 +325,14 @@ class ExternalSampler:
             for thread, count in unseen.items():
                 self._publish_unseen(thread, count, ticks[-1][1])
         for look, count in samples:
-            self._publish_samples(look.payload, count, look.moment, self._pace.interval * look.count)
+            payload = look.payload or self._payload(look.stack)
+            if payload:
+                self._publish_samples(payload, count, look.moment, self._pace.interval * look.count)
+
+    def _payload(self, stack: Stack) -> bytes:
+        """Return the payload of the samples of a stack; nothing if its thread is not to be sampled."""
+        thread = self._thread_facts(stack.thread_id)
+        return b"" if thread is None else self._pack(stack, *thread)
 
     def _looks(self, stacks: list[Stack], moment: float) -> list[Look]:
         """Return the usable looks of one tick, which count for the time that has passed since the last one."""
@@ -347,8 +354,9 @@ class ExternalSampler:
             thread = self._thread_facts(stack.thread_id)
             # A thread that one interpreter has called from another has two stacks, that of the newer one first.
             if thread is not None and stack.frames and not _is_error(stack) and stack.thread_id not in looks:
-                looks[stack.thread_id] = Look(stack, repeated, moment, self._pack(stack, *thread))
-        self._pace.adapt(0.0, sum(len(look.payload) for look in looks.values() if not look.stack.is_idle))
+                payload = b"" if stack.is_idle else self._pack(stack, *thread)
+                looks[stack.thread_id] = Look(stack, repeated, moment, payload)
+        self._pace.adapt(0.0, sum(len(look.payload) for look in looks.values()))
         return list(looks.values())
 
     def _publish_samples(self, payload: bytes, count: int, moment: float, seconds: float) -> None:

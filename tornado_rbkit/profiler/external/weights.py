@@ -14,7 +14,7 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
 from typing import Final
 
-from tornado_rbkit.profiler.external.engine import Stack, Use
+from tornado_rbkit.profiler.external.engine import Frame, Stack, Use
 
 MAX_UNSEEN: Final = 0.25
 """CPU seconds of a thread that wait for a look that sees it running, and are then reported without a stack."""
@@ -37,7 +37,7 @@ class Look:
         stack: the stack, which has frames.
         count: the number of samples for which it stands, from the time since the last tick.
         moment: the time of the last of them (Unix epoch, seconds).
-        payload: the stack as it is published.
+        payload: the stack as it is published; empty for a thread that sleeps, with the CPU clock, which is rarely.
     """
 
     stack: Stack
@@ -60,7 +60,7 @@ class _Account:
         pending: looks that saw it running, after which its clocks have not moved.
         weights: other looks that saw it running, each with the number of samples for which it stands by itself.
         waking: CPU time that it took to go to sleep and to wake up, and that has not been reported.
-        asleep: looks that saw it asleep for the first time since it ran, by payload, with their numbers.
+        asleep: looks that saw it asleep for the first time since it ran, by their frames, with their numbers.
         owed: fractions of samples, of computing and of waking.
     """
 
@@ -73,7 +73,7 @@ class _Account:
         self.pending: list[Look] = []
         self.weights: list[tuple[Look, float]] = []
         self.waking = 0.0
-        self.asleep: dict[bytes, tuple[Look, int]] = {}
+        self.asleep: dict[tuple[Frame, ...], tuple[Look, int]] = {}
         self.owed = [0.0, 0.0]
 
     def add(self, look: Look, use: Use) -> None:
@@ -85,7 +85,7 @@ class _Account:
             self.seconds += ran - waking
             self.use = use
             if look.stack.is_idle:
-                self.asleep[look.payload] = look, self.asleep.get(look.payload, (look, 0))[1] + 1
+                self.asleep[look.stack.frames] = look, self.asleep.get(look.stack.frames, (look, 0))[1] + 1
         self.seen = look.moment
         if look.stack.is_idle:
             return
