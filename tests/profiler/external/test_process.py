@@ -49,7 +49,7 @@ def test_nobody_is_told_to_become_what_he_is(
 @pytest.fixture
 def wrapper() -> Iterator[tuple[subprocess.Popen[str], str]]:
     """A shell that has started Python, and what is said about it."""
-    script = f"{sys.executable} -c 'import os; print(os.getpid(), flush=True); input()'; true"
+    script = f"{sys.executable} -c 'import os, sys; print(os.getpid(), flush=True); sys.stdin.read()'; true"
     with subprocess.Popen(["sh", "-c", script], stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True) as process:
         assert process.stdout is not None
         yield process, f"its child process {process.stdout.readline().strip()} runs Python"
@@ -65,7 +65,12 @@ def test_a_refusal_names_the_child_that_runs_python(wrapper: tuple[subprocess.Po
 
 
 def test_children_that_run_something_else_are_not_named() -> None:
-    with subprocess.Popen(["sh", "-c", "read line & wait"], stdin=subprocess.PIPE) as process:
+    pipe = subprocess.PIPE
+    with subprocess.Popen(["sh", "-c", "cat; true"], stdin=pipe, stdout=pipe, text=True, bufsize=1) as process:
+        assert process.stdin is not None
+        assert process.stdout is not None
+        process.stdin.write("a line that cat repeats\n")
+        process.stdout.readline()
         assert RunningProcess(process.pid).describe_children() == ""
 
 
