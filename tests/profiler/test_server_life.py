@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 import logging
 import os
 import sys
@@ -15,7 +16,7 @@ from tests.fake_rbkit import free_port
 from tests.profiler.conftest import PATIENCE, Client, internal_thread_names
 from tests.profiler.python import python
 from tornado_rbkit import profiler
-from tornado_rbkit.profiler import lifecycle, threads
+from tornado_rbkit.profiler import heap, lifecycle, threads
 from tornado_rbkit.profiler import server as server_module
 from tornado_rbkit.profiler.batcher import EventBatcher
 from tornado_rbkit.profiler.endpoints import same_endpoint
@@ -72,6 +73,18 @@ class TestParts:
         profile._commands[b"count"] = count
         profile.answer([b"count"] * 4)
         assert done == turns + 1
+
+    def test_a_snapshot_that_is_given_up_leaves_nothing_that_runs_when_the_host_drops_it(self) -> None:
+        profile = Profile("x", EventBatcher(), Outlet(0))
+        profile.objectspace_snapshot()
+        profile.close()
+        run: list[str] = []
+        before = sys.getprofile()
+        sys.setprofile(lambda frame, event, argument: run.append(frame.f_code.co_filename))
+        del profile
+        gc.collect()
+        sys.setprofile(before)
+        assert heap.__file__ not in run
 
     def test_the_process_ends_in_the_middle_of_a_request(self) -> None:
         output = python(

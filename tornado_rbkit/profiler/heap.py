@@ -32,7 +32,7 @@ import sys
 import time
 import tracemalloc
 from _tracemalloc import _get_object_traceback
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Generator, Iterable, Iterator
 from gc import get_freeze_count, is_tracked
 from itertools import repeat
 from types import BuiltinMethodType, FrameType, FunctionType, MethodType
@@ -135,7 +135,7 @@ class Snapshot:
         self._internal: set[int] = set()
         self._has_frozen = get_freeze_count() > 0
 
-    def walk(self) -> Iterator[None]:
+    def walk(self) -> Generator[None, None, None]:
         """Visit every object, and yield after each slice, so that the caller can let the host run."""
         size = SliceSize(500)
         with hiding():

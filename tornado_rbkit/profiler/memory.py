@@ -34,7 +34,7 @@ from __future__ import annotations
 
 import gc
 import time
-from collections.abc import Callable, Iterator, Set
+from collections.abc import Callable, Generator, Iterator, Set
 from itertools import compress, repeat
 from operator import eq
 from typing import Any, Final
@@ -123,7 +123,7 @@ class MemoryProfile:
         """Undo, in a forked child, what the parent's profile changed."""
         self._collections.end()
 
-    def last_comparison(self) -> Iterator[None]:
+    def last_comparison(self) -> Generator[None, None, None]:
         """Compare once more, slice by slice, before `stop`, to report the changes since the last tick."""
         if self.enabled:
             if self._tick is not None:

@@ -8,7 +8,7 @@ import os
 import sys
 import time
 import tracemalloc
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Generator, Sequence
 from typing import Any, Final, Protocol
 
 from tornado_rbkit import __version__
@@ -120,7 +120,7 @@ class Profile:
         self._vitals_failure: str | None = None
         self._has_started_tracing = False
         self._snapshots = 0
-        self._walk: Iterator[None] | None = None
+        self._walk: Generator[None, None, None] | None = None
         self._outlet = outlet
         self._commands: dict[bytes, Callable[[], bytes]] = {
             b"handshake": self.handshake,
@@ -337,6 +337,9 @@ class Profile:
 
     def close(self) -> None:
         """Stop measuring. May be called twice."""
+        if self._walk is not None:  # its lists hold it, too: the collector would close it on a thread of the host
+            self._walk.close()
+            self._walk = None
         self.memory.stop()
         self.stop_cpu_profiling()
         self.stop_allocation_tracing()
