@@ -59,8 +59,9 @@ class Commander:
             self._is_waiting = False
         if not self._is_waiting:
             command = self._waiting.pop() if self._waiting else self._chance.choice(COMMANDS)
-            self._request.send_multipart([command] * self._chance.choice([1, 1, 1, 2, 20]))
-            self.asked += 1
+            with contextlib.suppress(zmq.Again):  # nobody is there, while it is restarted
+                self._request.send_multipart([command] * self._chance.choice([1, 1, 1, 2, 20]), zmq.NOBLOCK)
+                self.asked += 1
             self._is_waiting = True
             self._sent = time.monotonic()
         if self._chance.random() < 0.1:
