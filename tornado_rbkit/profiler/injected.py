@@ -7,6 +7,7 @@ receive the log messages of the profiler, which the process does not log.
 from __future__ import annotations
 
 import _socket
+import glob  # noqa: F401 - now, because pathlib of Python 3.15 imports it later, when the finders would be asked
 import json
 import logging
 import os
