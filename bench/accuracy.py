@@ -288,23 +288,24 @@ def run(program: str, clock: str, engine: str, seconds: float, interval: float) 
     child = subprocess.Popen(
         [*command, "--only", program, clock, engine], stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True
     )
-    austin = None
-    if engine == "austin":
-        assert child.stdout is not None
-        child.stdout.readline()
-        mode = "-Ps" if clock == "cpu" else "-P"
-        austin = subprocess.Popen(
-            [find_austin(), mode, f"-i{int(interval * 1e6)}", f"-p{child.pid}"],
-            stdout=subprocess.PIPE,
-            stderr=subprocess.DEVNULL,
-            text=True,
-        )
-        time.sleep(0.5)  # it attaches
-    output, _ = child.communicate("\n")
-    found: dict[str, Any] = json.loads(output)
-    if austin is not None:
-        found["told"] = told_by_austin(austin.communicate()[0], set(found["true"]))
-    return found
+    with tempfile.NamedTemporaryFile("r", encoding="utf-8", errors="replace") as file:  # a pipe could fill up
+        austin = None
+        if engine == "austin":
+            assert child.stdout is not None
+            child.stdout.readline()
+            mode = "-Ps" if clock == "cpu" else "-P"
+            austin = subprocess.Popen(
+                [find_austin(), mode, f"-i{int(interval * 1e6)}", f"-o{file.name}", f"-p{child.pid}"],
+                stdout=subprocess.DEVNULL,
+                stderr=subprocess.DEVNULL,
+            )
+            time.sleep(0.5)  # it attaches
+        output, _ = child.communicate("\n")
+        found: dict[str, Any] = json.loads(output)
+        if austin is not None:
+            austin.wait()
+            found["told"] = told_by_austin(file.read(), set(found["true"]))
+        return found
 
 
 def told_by_austin(output: str, names: set[str]) -> dict[str, float]:
