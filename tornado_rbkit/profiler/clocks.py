@@ -43,7 +43,7 @@ class ThreadClock:
             it used, up to this.
     """
 
-    __slots__ = ("clock", "event", "name", "native_id", "owed", "runs", "seen", "state", "used")
+    __slots__ = ("clock", "event", "name", "native_id", "owed", "runs", "seen", "state", "ticks", "used")
 
     def __init__(self, native_id: int, most: int) -> None:
         self.native_id = native_id
@@ -51,6 +51,8 @@ class ThreadClock:
         self.seen = time.clock_gettime_ns(self.clock)
         self.used = self.owed = min(self.seen, most)
         """Nanoseconds of CPU time: between the last two looks, and not reported yet."""
+        self.ticks = 0
+        """Ticks at which it had CPU time to report, at most `_SPREAD`."""
         self.state: str | None = None
         self.runs = 0
         """Times in a row that its state was found to be running, on the CPU clock."""
@@ -223,17 +225,20 @@ class ThreadClocks:
         if thread.owed < enough:
             return Due(thread, None, 0, 0)
         seen = unseen = 0
+        is_new = thread.ticks < _SPREAD  # it may end before its time is spread
+        thread.ticks = min(_SPREAD, thread.ticks + ticks)
+        part = 1.0 if is_new else min(1.0, ticks / _SPREAD)
         state = self._state(thread, innermost)
         thread.runs = thread.runs + 1 if state == RUNNING else 0
         if state is None:
             seen = min(thread.owed // enough, _MAX_BLIND_COUNT)
             thread.owed %= enough
         elif state == RUNNING:
-            part = _part(thread.owed / enough, ticks)
+            share = _share(thread.owed / enough, part)
             computed = self._computed(thread, innermost)
-            seen, unseen = (part, 0) if computed else (0, 0) if computed is False else (0, part)
+            seen, unseen = (share, 0) if computed else (0, 0) if computed is False else (0, share)
         elif self._unseen(thread, 1, self._total):
-            unseen = _part(thread.owed / enough, ticks)
+            unseen = _share(thread.owed / enough, part)
         elif thread.owed > UNSEEN_SECONDS * 1e9:
             unseen = min(thread.owed // enough, _MAX_COUNT)
         if state is not None:
@@ -310,13 +315,13 @@ class ThreadClocks:
         return known
 
 
-def _part(samples: float, ticks: int) -> int:
-    """Return how many of the samples that a thread has not been given yet are due now.
+def _share(samples: float, part: float) -> int:
+    """Return how many of the samples that a thread has not been given yet are due now, on average a part of them.
 
     A thread that is seen computing at several ticks in a row, and at none before, would get few samples at most of
     these ticks, and many at the first. The places of a program must get the same at each tick.
     """
-    return min(int(samples * min(1.0, ticks / _SPREAD) + _chance.random()), _MAX_COUNT)
+    return min(int(samples * part + _chance.random()), _MAX_COUNT)
 
 
 def native_id(thread: threading.Thread) -> int | None:
