@@ -12,7 +12,8 @@ import struct
 import subprocess
 import sys
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import ExitStack, closing
 from glob import glob
 from pathlib import Path
 from types import SimpleNamespace
@@ -39,17 +40,28 @@ if not sys.platform.startswith("linux"):
     pytest.skip("the stack reader works on Linux only", allow_module_level=True)
 
 
+Open = Callable[[int], StackReader]
+
+
+@pytest.fixture
+def open_reader() -> Iterator[Open]:
+    """Open the reader of a process, and close it after the test."""
+    with ExitStack() as stack:
+        yield lambda pid: stack.enter_context(closing(StackReader(pid)))
+
+
 def until_asleep(pid: int) -> None:
     """Wait until the main thread reads its input, a moment after its line was written."""
-    clocks = Clocks(f"/proc/{pid}/task")
     deadline = time.monotonic() + PATIENCE
-    while not clocks(pid).startswith(b"\x08"):
-        assert time.monotonic() < deadline
+    with closing(Clocks(f"/proc/{pid}/task")) as clocks:
+        while not clocks(pid).startswith(b"\x08"):
+            assert time.monotonic() < deadline
 
 
 def look(pid: int, read_clock: ReadClock | None = None) -> list[Stack]:
     """Return the stacks of one look."""
-    return look_again(StackReader(pid), MojoParser(), read_clock)
+    with closing(StackReader(pid)) as reader:
+        return look_again(reader, MojoParser(), read_clock)
 
 
 def look_again(reader: StackReader, parser: MojoParser, read_clock: ReadClock | None = None) -> list[Stack]:
@@ -185,12 +197,14 @@ COMPILED_ANEW = """
 """
 
 
-def test_code_that_is_compiled_anew_at_the_same_place_has_its_new_name(start: Start, interpreter: str) -> None:
+def test_code_that_is_compiled_anew_at_the_same_place_has_its_new_name(
+    start: Start, interpreter: str, open_reader: Open
+) -> None:
     """A code object that is freed leaves its address, and its frames' memory, to the next one."""
     process = start(COMPILED_ANEW, interpreter)
     assert process.stdin is not None
     assert process.stdout is not None
-    reader, parser = StackReader(process.pid), MojoParser()
+    reader, parser = open_reader(process.pid), MojoParser()
     names: list[str] = []
     for _ in range(50):
         until_asleep(process.pid)
@@ -204,7 +218,7 @@ def test_code_that_is_compiled_anew_at_the_same_place_has_its_new_name(start: St
 
 
 def test_code_that_was_known_for_long_is_compared_each_tenth_of_a_second(
-    start: Start, interpreter: str, monkeypatch: pytest.MonkeyPatch
+    start: Start, interpreter: str, open_reader: Open, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Before CPython 3.14 nothing reports that a code object was freed."""
     process = start(
@@ -222,7 +236,7 @@ def test_code_that_was_known_for_long_is_compared_each_tenth_of_a_second(
     )
     assert process.stdin is not None
     assert process.stdout is not None
-    reader, parser = StackReader(process.pid), MojoParser()
+    reader, parser = open_reader(process.pid), MojoParser()
     now = 1000.0
     monkeypatch.setattr(
         "tornado_rbkit.profiler.external.stack_reader.reader.time", SimpleNamespace(monotonic=lambda: now)
@@ -263,7 +277,8 @@ def test_it_ends_with_the_process_and_on_request(start: Start, interpreter: str)
 def test_a_thread_that_sleeps_is_marked_with_the_cpu_clock(start: Start, interpreter: str) -> None:
     process = start(NESTED, interpreter)
     until_asleep(process.pid)
-    [stack] = look(process.pid, Clocks(f"/proc/{process.pid}/task"))
+    with closing(Clocks(f"/proc/{process.pid}/task")) as clocks:
+        [stack] = look(process.pid, clocks)
     assert stack.is_idle
     assert stack.use is not None
     assert stack.use.seconds > 0
@@ -332,13 +347,15 @@ def programs(draw: st.DrawFn) -> str:
     return "\n".join([*lines, f"{inner}()"])
 
 
-def test_every_place_is_the_one_that_the_process_itself_reports(start: Start, interpreter: str) -> None:
+def test_every_place_is_the_one_that_the_process_itself_reports(
+    start: Start, interpreter: str, open_reader: Open
+) -> None:
     """The code of each program is freed before the next one is compiled."""
     process = start(AGREEMENT, interpreter)
     assert process.stdin is not None
     assert process.stdout is not None
     stdin, stdout = process.stdin, process.stdout
-    reader, parser = StackReader(process.pid), MojoParser()
+    reader, parser = open_reader(process.pid), MojoParser()
 
     @settings(max_examples=100, deadline=None)
     @given(programs())
@@ -358,13 +375,14 @@ def test_every_place_is_the_one_that_the_process_itself_reports(start: Start, in
 
 def outermost(pid: int, looks: int) -> list[set[str]]:
     """Return the outermost functions of the whole stacks of each look at a process that computes."""
-    reader, parser = StackReader(pid), MojoParser()
+    parser = MojoParser()
     found = []
-    for _ in range(looks):
-        reader.look(0)
-        stacks = parser.feed(bytes(reader.output.data) + b"\x02\x00\x001\x00")
-        reader.output.data.clear()
-        found.append({scopes(stack)[0] for stack in stacks if stack.frames and not stack.is_broken})
+    with closing(StackReader(pid)) as reader:
+        for _ in range(looks):
+            reader.look(0)
+            stacks = parser.feed(bytes(reader.output.data) + b"\x02\x00\x001\x00")
+            reader.output.data.clear()
+            found.append({scopes(stack)[0] for stack in stacks if stack.frames and not stack.is_broken})
     return found
 
 
@@ -560,13 +578,12 @@ def test_structures_that_are_not_as_expected_are_refused(
 
 
 def test_a_process_none_of_whose_stacks_can_be_read_is_refused(
-    start: Start, interpreter: str, monkeypatch: pytest.MonkeyPatch
+    start: Start, interpreter: str, open_reader: Open
 ) -> None:
     process = start(NESTED, interpreter)
     until_asleep(process.pid)
-    reader = StackReader(process.pid)
-    look_once(reader)
-    reader = StackReader(process.pid)
+    look_once(open_reader(process.pid))
+    reader = open_reader(process.pid)
     reader._layout.at["object.type"] += 16
     with pytest.raises(ReadError, match="its stacks cannot be read"):
         look_once(reader)

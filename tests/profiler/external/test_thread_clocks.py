@@ -5,6 +5,8 @@ from __future__ import annotations
 import os
 import sys
 import threading
+from collections.abc import Iterator
+from contextlib import closing
 from pathlib import Path
 
 import pytest
@@ -15,9 +17,9 @@ from tornado_rbkit.profiler.external.stack_reader.clocks import Clocks
 class Folder:
     """The folder of a process's threads, as in /proc, with one thread."""
 
-    def __init__(self, path: Path) -> None:
+    def __init__(self, path: Path, clocks: Clocks) -> None:
         self._path = path
-        self._clocks = Clocks(str(path))
+        self._clocks = clocks
         (path / "9").mkdir()
 
     def set(self, state: str, used: str | None) -> bytes:
@@ -27,15 +29,20 @@ class Folder:
         return self._clocks(9)
 
 
+@pytest.fixture
+def folder(tmp_path: Path) -> Iterator[Folder]:
+    with closing(Clocks(str(tmp_path))) as clocks:
+        yield Folder(tmp_path, clocks)
+
+
 @pytest.mark.parametrize(
     ("asleep", "running", "is_idle"),
     [("5 5 5", "5 5 5", True), ("5 5 5", "6 5 5", False), ("5 5 5", "5 5 6", False), ("0 0 0", "0 0 0", False)],
     ids=["without a processor since then", "ran", "was given a processor", "the system does not count"],
 )
 def test_a_thread_that_has_slept_computes_once_it_has_had_a_processor(
-    tmp_path: Path, asleep: str, running: str, is_idle: bool
+    folder: Folder, asleep: str, running: str, is_idle: bool
 ) -> None:
-    folder = Folder(tmp_path)
     assert folder.set("S", asleep).startswith(b"\x08")
     clock = folder.set("R", running)
     assert clock.startswith(b"\x08") == is_idle
@@ -43,8 +50,7 @@ def test_a_thread_that_has_slept_computes_once_it_has_had_a_processor(
     assert folder.set("R", "7 7 7")[:1] == b"\x0d"
 
 
-def test_a_thread_of_a_system_without_schedstat_computes_as_the_system_says(tmp_path: Path) -> None:
-    folder = Folder(tmp_path)
+def test_a_thread_of_a_system_without_schedstat_computes_as_the_system_says(folder: Folder) -> None:
     assert folder.set("S", None) == b"\x08"
     assert folder.set("R", None) == b""
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+from io import FileIO
 
 from .output import integer
 
@@ -23,7 +24,7 @@ class Clocks:
 
     def __init__(self, folder: str) -> None:
         self._folder = folder
-        self._files: dict[str, int] = {}
+        self._files: dict[str, FileIO] = {}
         self._asleep: dict[int, bytes] = {}  # what the thread had used when it was seen asleep
 
     def __call__(self, native_id: int) -> bytes:
@@ -44,15 +45,15 @@ class Clocks:
             if name not in self._files:
                 if len(self._files) >= _FILES:  # of threads that have ended, mostly
                     self.close()
-                self._files[name] = os.open(f"{self._folder}/{name}", os.O_RDONLY | os.O_CLOEXEC)
-            return os.pread(self._files[name], 512, 0)
+                self._files[name] = FileIO(f"{self._folder}/{name}")
+            return os.pread(self._files[name].fileno(), 512, 0)
         except OSError:
             if name in self._files:
-                os.close(self._files.pop(name))
+                self._files.pop(name).close()
             return b""
 
     def close(self) -> None:
         for file in self._files.values():
-            os.close(file)
+            file.close()
         self._files.clear()
         self._asleep.clear()

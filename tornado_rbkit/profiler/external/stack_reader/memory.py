@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import struct
 from collections.abc import Callable, Iterator
+from io import FileIO
 from typing import NamedTuple
 
 _WORD = struct.Struct("<Q")
@@ -41,7 +42,8 @@ class Memory:
 
     def __init__(self, pid: int) -> None:
         self.pid = pid
-        self._file = os.open(f"/proc/{pid}/mem", os.O_RDONLY | os.O_CLOEXEC)
+        self._file = FileIO(f"/proc/{pid}/mem")
+        self._descriptor = self._file.fileno()
 
     def read(self, address: int, size: int) -> bytes:
         """Return `size` bytes.
@@ -50,7 +52,7 @@ class Memory:
             ReadError: there is no such memory.
         """
         try:
-            data = os.pread(self._file, size, address)
+            data = os.pread(self._descriptor, size, address)
         except (OSError, OverflowError) as error:
             raise ReadError("the memory cannot be read") from error
         if len(data) != size:
@@ -75,7 +77,8 @@ class Memory:
                 yield Mapping(begin, end, rights[:2] == "rw", int(offset, 16), path[0] if path else "")
 
     def close(self) -> None:
-        os.close(self._file)
+        """Close the memory. May be called twice."""
+        self._file.close()
 
 
 class Fields:

@@ -33,12 +33,20 @@ class StackReader:
 
     def __init__(self, pid: int) -> None:
         self._memory = Memory(pid)
-        self._layout = Layout(self._memory)
+        try:
+            self._layout = Layout(self._memory)
+        except BaseException:
+            self._memory.close()
+            raise
         frames = FrameObjects if self._layout.version == (3, 10) else Frames
         self._frames = frames(self._memory, self._layout)
         self.output = Output(self._layout.name)
         self._codes: dict[int, Codes] = {}
         self._known: dict[int, Known] = {}
+
+    def close(self) -> None:
+        """Close the memory of the process. May be called twice."""
+        self._memory.close()
 
     def check(self) -> None:
         """Raise ReadError if the process has ended, or has executed another program."""

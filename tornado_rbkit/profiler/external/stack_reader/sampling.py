@@ -7,6 +7,7 @@ import select
 import signal
 import sys
 import time
+from contextlib import closing
 
 from .clocks import Clocks
 from .memory import ReadError
@@ -79,11 +80,11 @@ def main(arguments: list[str]) -> int:
     """Sample a process until it ends; with the process as the only argument, look once. Return the exit status."""
     pid = int(arguments[0])
     try:
-        reader = StackReader(pid)
-        if len(arguments) == 1:
-            look_once(reader)
-            return 0
-        sample(reader, int(arguments[1]) / 1e6, Clocks(f"/proc/{pid}/task") if arguments[2] == "cpu" else None, 1)
+        with closing(StackReader(pid)) as reader, closing(Clocks(f"/proc/{pid}/task")) as clocks:
+            if len(arguments) == 1:
+                look_once(reader)
+            else:
+                sample(reader, int(arguments[1]) / 1e6, clocks if arguments[2] == "cpu" else None, 1)
     except BrokenPipeError:
         return 0
     except (ReadError, OSError) as error:
