@@ -402,7 +402,7 @@ def test_a_coroutine_that_is_just_left_is_not_taken_for_a_whole_stack(start: Sta
         interpreter,
     )
     found = outermost(process.pid, 1000)
-    assert sum("<module>" in each for each in found) > 900
+    assert sum("<module>" in each for each in found) > 500, "most looks find whole stacks"
     assert not any(each & {"leaf", "main", "<genexpr>", "sleep"} for each in found)
 
 
