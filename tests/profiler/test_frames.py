@@ -14,6 +14,7 @@ from types import FrameType
 import pytest
 
 from tornado_rbkit.profiler import frames
+from tornado_rbkit.profiler.frame_cache import packed_place
 from tornado_rbkit.profiler.frames import MAX_DEPTH, Place, read_place, read_stacks
 
 UNWINDING = """
@@ -367,3 +368,15 @@ def test_neither_the_caller_nor_a_thread_that_has_ended_has_a_stack(other: int) 
     assert thread.ident not in stacks
     assert threading.get_ident() not in stacks
     assert other in stacks
+
+
+def test_packing_a_frame_leaves_nothing_in_the_program_s_code_object() -> None:
+    """A tuple of its variables' names would be listed as the program's from then on."""
+    namespace: dict[str, object] = {}
+    exec("class Host:\n def act(cls, names_that_are_new): pass", namespace)
+    host = namespace["Host"]
+    before = set(map(id, gc.get_objects()))
+    packed = packed_place(host.act.__code__, 0, namespace)  # type: ignore[attr-defined]
+    assert b"act" in packed
+    made = [item for item in gc.get_objects() if id(item) not in before and type(item) is tuple]
+    assert not [item for item in made if "names_that_are_new" in item]

@@ -78,7 +78,11 @@ def _qualified_name(code: CodeType, frame: FrameType | None) -> str:
 
 
 def _first_argument(code: CodeType) -> str | None:
-    return code.co_varnames[0] if code.co_argcount and code.co_varnames else None
+    """Return the name of the first argument, without co_varnames, which newer interpreters keep in the code object."""
+    if not code.co_argcount:
+        return None
+    get = getattr(code, "_varname_from_oparg", None)
+    return code.co_varnames[0] if get is None else get(0)
 
 
 def _class_of_first_argument(frame: FrameType) -> type | None:
