@@ -435,6 +435,13 @@ def test_only_at_a_call_can_a_thread_wait() -> None:
     assert seen, "no jump was seen"
 
 
+def note_switch_intervals(stop: threading.Event, seen: set[float]) -> None:
+    """Compute, and note the switch intervals that are set meanwhile, in seconds."""
+    while not stop.is_set():
+        burn(0.001)
+        seen.add(round(sys.getswitchinterval(), 6))
+
+
 @pytest.mark.parametrize("host", [0.005, 0.00005])
 def test_the_sampler_waits_for_the_gil_before_a_tick_is_due_while_one_thread_computes(
     client: Client, host: float, request: pytest.FixtureRequest
@@ -443,14 +450,8 @@ def test_the_sampler_waits_for_the_gil_before_a_tick_is_due_while_one_thread_com
     sys.setswitchinterval(host)
     stop = threading.Event()
     seen: set[float] = set()
-
-    def compute() -> None:
-        while not stop.is_set():
-            burn(0.001)
-            seen.add(round(sys.getswitchinterval(), 6))
-
     client.ask(b"start_cpu_profiling")
-    with thread(compute):
+    with thread(partial(note_switch_intervals, stop, seen)):
         client.events(CPUSample, lambda found: min(host, cpu.LEAD) in seen and len(found) > 200)
         stop.set()
     client.ask(b"stop_cpu_profiling")
@@ -460,12 +461,7 @@ def test_the_sampler_waits_for_the_gil_before_a_tick_is_due_while_one_thread_com
 def test_the_switch_interval_is_longer_while_threads_compute_at_once(client: Client) -> None:
     stop = threading.Event()
     seen: set[float] = set()
-
-    def compute() -> None:
-        while not stop.is_set():
-            burn(0.001)
-            seen.add(round(sys.getswitchinterval(), 6))
-
+    compute = partial(note_switch_intervals, stop, seen)
     host = sys.getswitchinterval()
     client.ask(b"use_cpu_time", b"start_cpu_profiling")
     with thread(compute), thread(compute):

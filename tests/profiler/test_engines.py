@@ -191,7 +191,7 @@ def test_an_engine_that_is_not_there_is_replaced_or_refused(
 def test_a_python_that_is_not_known_is_the_reason(
     start: Start, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:
-    """The helper's own message is lost: its error output is not that of the program."""
+    """The message that the helper prints is lost, because its error output is not the error output of the program."""
     fake(monkeypatch, tmp_path, "exit 1")
     monkeypatch.setattr("tornado_rbkit.profiler.external.stack_reader.layouts.VERSIONS", ())
     server, client = start("auto")

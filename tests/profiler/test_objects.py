@@ -14,7 +14,7 @@ from tornado_rbkit.profiler.objects import SLICE_SECONDS, SliceSize, without_lin
 
 @pytest.mark.parametrize("terms", range(1, 12))
 def test_a_function_without_lines_works_and_fails_at_its_first_line(terms: int) -> None:
-    """Test code of many lengths."""
+    """The sums make code of eleven lengths, because an entry of the table covers eight code units."""
     total = " +\n ".join(["number"] * terms)
     text = f"def function(number):\n try:\n  return 1 / ({total})\n finally:\n  number = 0\n"
     names: dict[str, object] = {}

@@ -592,7 +592,7 @@ def expected(function: Callable[..., Any]) -> list[int]:
     """Return the lines at which a function of this file and those in it wait, outermost first."""
     lines, first = inspect.getsourcelines(function)
     found = [first + at for at, line in enumerate(lines) if line.endswith("# waits\n")]
-    return found[::-1]  # what is in it stands first, and is called last
+    return found[::-1]  # the inner functions stand first in the source, and are called last
 
 
 @given(st.lists(st.sampled_from([*SAME_TASK, *NEW_TASK]), max_size=8), st.sampled_from(list(LEAVES)))

@@ -15,24 +15,16 @@ from collections.abc import Callable, Iterator
 from itertools import repeat, starmap
 from operator import methodcaller
 from types import MethodType
-from typing import Any, Final
+from typing import Final
 
 from tornado_rbkit.profiler.threads import original
+from tornado_rbkit.profiler.uninterrupted import parts_of
 
 START: Final = 0.0
 STOP: Final = 1.0
 
 _KEPT: Final = 100  # collections between two ticks; of more, the last are kept
-_PARTS: Final[tuple[type, ...]] = (
-    map,
-    zip,
-    repeat,
-    starmap,
-    tuple,
-    MethodType,
-    type([].__len__),
-    type(iter([]).__next__),
-)
+_PARTS: Final[tuple[type, ...]] = (map, zip, repeat, starmap, tuple, MethodType, type(iter([]).__next__))
 
 
 class Collections:
@@ -52,7 +44,7 @@ class Collections:
         self._noted: deque[float] = deque()  # phase, time, thread, phase, ...: tuples would be the program's objects
         self._note_start, self._note_stop = self._noter(START), self._noter(STOP)
         self._callback = MethodType(getattr, self)  # called with the name of the phase, and a dict as the default
-        self.internal = _parts_of(self._callback, self._note_start, self._note_stop)
+        self.internal = parts_of((self._callback, self._note_start, self._note_stop), _PARTS)
 
     def _noter(self, phase: float) -> Callable[[], None]:
         clock, thread = starmap(time.time, repeat(())), starmap(original("get_ident"), repeat(()))
@@ -117,16 +109,3 @@ class CollectionTimes:
                 began = self._running.pop(thread, None)
                 if began is not None:
                     self._ended.extend((thread, began, seconds))
-
-
-def _parts_of(*roots: object) -> set[int]:
-    """Return the ids of some functions and iterators written in C, and of their parts."""
-    found: set[int] = set()
-    waiting: list[Any] = list(roots)
-    found.add(id(found))
-    while waiting:
-        item = waiting.pop()
-        if id(item) not in found and type(item) in _PARTS:
-            found.add(id(item))
-            waiting.extend(gc.get_referents(item))
-    return found

@@ -15,7 +15,7 @@ from __future__ import annotations
 
 import gc
 import sys
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator, Sequence
 from itertools import accumulate, chain, compress, count, filterfalse, islice, repeat, starmap, takewhile
 from operator import getitem
 from types import BuiltinMethodType
@@ -47,7 +47,7 @@ def run_uninterrupted(calls: list[Iterator[None]], internal: set[int] | None = N
         calls.append(chain.from_iterable(map(starmap, restore, [ONCE])))
     everything = chain.from_iterable(calls)
     if internal is not None:
-        internal |= _parts(everything)
+        internal |= parts_of([everything])
     try:
         any(everything)
     except BaseException:  # MemoryError
@@ -79,7 +79,7 @@ class RepeatedCalls:
             calls.insert(1, starmap(gc.disable, each))
             calls.append(map(next, map(starmap, restore, repeat(ONCE))))
         self._calls = zip(*calls, strict=False)
-        self.internal = _parts(self._calls)
+        self.internal = parts_of([self._calls])
         self.internal.add(id(self._enabled))
 
     def run(self) -> None:
@@ -92,15 +92,22 @@ class RepeatedCalls:
             raise
 
 
-def _parts(iterator: object) -> set[int]:
-    """Return the ids of an iterator and of its parts before it has started, while its lists are still empty."""
+def parts_of(roots: Iterable[object], kinds: Sequence[type] = _PARTS) -> set[int]:
+    """Return the ids of iterators, and of their parts, before the iterators have started.
+
+    Args:
+        roots: the iterators.
+        kinds: the classes of the parts that are followed.
+
+    Returns:
+        The ids, with that of the set itself.
+    """
     found: set[int] = set()
     found.add(id(found))
-    waiting = [iterator]
-    found.add(id(waiting))
+    waiting = list(roots)
     while waiting:
         item = waiting.pop()
-        if id(item) not in found and type(item) in _PARTS:
+        if id(item) not in found and type(item) in kinds:
             found.add(id(item))
             waiting.extend(gc.get_referents(item))
     return found

@@ -48,7 +48,7 @@ def test_nobody_is_told_to_become_what_he_is(
 
 @pytest.fixture
 def wrapper() -> Iterator[tuple[subprocess.Popen[str], str]]:
-    """A shell that has started Python, and what is said about it."""
+    """Yield a shell that has started Python, and the text that names its child process."""
     script = f"{sys.executable} -c 'import os, sys; print(os.getpid(), flush=True); sys.stdin.read()'; true"
     with subprocess.Popen(["sh", "-c", script], stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True) as process:
         assert process.stdout is not None

@@ -30,7 +30,7 @@ class Program:
         self._ticks = 0
 
     def see(self, *ticks: Mapping[int, tuple[str, bool, Use | None]], count: int = 1) -> None:
-        """Weigh ticks: of each thread where it is, whether it sleeps, and what it has used."""
+        """Weigh ticks. Each has the place of each thread, whether it sleeps, and its use of the processors."""
         looks = []
         for tick in ticks:
             self._ticks += count

@@ -1,7 +1,7 @@
 """Starts tortured processes, and commands their profilers at random.
 
-The process gets each command in turn, and several that are none; subscribers come and go. A process fails that ends
-with another status than 0, or has not ended a minute after its time.
+Each process receives every command, and texts that are no commands, while subscribers connect and disconnect. A
+process fails if it ends with another status than 0, or still runs a minute after its time.
 """
 
 from __future__ import annotations
@@ -50,7 +50,7 @@ class Commander:
         self._waiting = list(STARTING)
 
     def step(self) -> None:
-        """Send a command if the last one was answered; subscribe or leave; read what was published."""
+        """Send a command if the previous one was answered, add or close a subscriber, and read the events."""
         if self._is_waiting and self._request.poll(10):
             self._request.recv()
             self.answered += 1

@@ -19,7 +19,7 @@ from .tasks import Tasks
 VERSIONS = ((3, 10), (3, 11), (3, 12), (3, 13), (3, 14), (3, 15))
 """The versions of CPython whose structures are known."""
 
-KNOWN = "3.10 to 3.15"
+KNOWN = "{}.{} to {}.{}".format(*VERSIONS[0], *VERSIONS[-1])
 
 COOKIE = b"xdebugpy"
 """The beginning of the table."""
