@@ -23,7 +23,7 @@ if sys.platform != "win32":
     import resource
 
 LOOK_SECONDS: Final = 0.1
-"""Interval between two looks."""
+"""Interval between two looks at the descriptors."""
 
 RESERVE: Final = 1 / 8
 """The share of the descriptors that a process may open, RLIMIT_NOFILE, that must be left while clients can connect."""
@@ -50,29 +50,34 @@ class Listeners:
         self._due = 0.0
         self._is_cut_off = False
 
-    def keep_if_due(self) -> float:
-        """Do `keep` from time to time; return the seconds until the next time."""
+    def watch_descriptors(self) -> float:
+        """Hide or show the files if a look at the descriptors is due; return the seconds until the next one."""
         now = time.monotonic()
         if now >= self._due:
             self._due = now + LOOK_SECONDS
-            self.keep()
+            self._keep([])
         return self._due - now if self._sockets else float("inf")
 
     def keep(self) -> None:
         """Listen again where a file was removed; hide the files while there are too few descriptors."""
+        if self._keep(self._restored):
+            self._is_cut_off = False
+
+    def _keep(self, restored: Sequence[tuple[zmq.Socket[Any], str]]) -> bool:
+        """Show the files and restore these sockets; return False if clients cannot connect."""
         try:
             if self._sockets and self._descriptors.are_scarce():
                 self._hide()
-                return
+                return False
             for endpoint in self._hidden:
                 os.rename(hidden_file(endpoint), endpoint.removeprefix("ipc://"))
             self._hidden = []
-            for sock, endpoint in self._restored:
+            for sock, endpoint in restored:
                 restore(sock, endpoint)
         except OSError as error:
             self._report(str(error))
-        else:
-            self._is_cut_off = False
+            return False
+        return True
 
     def _hide(self) -> None:
         """Rename the files; to close the listeners would close the connections."""

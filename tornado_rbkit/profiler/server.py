@@ -222,7 +222,7 @@ class Server:
     def yield_to_host(self) -> bool:
         """Publish what is due and let the host run, in the middle of a snapshot. The server's thread."""
         self._read_subscriptions()
-        self._listeners.keep_if_due()
+        self._listeners.watch_descriptors()
         self._profile.publish_vitals()
         self._publish()
         return not self._stopped.wait(_HOSTS_TURN_SECONDS)
@@ -325,7 +325,7 @@ class Server:
             if until_look <= 0:
                 self._stay_reachable()
                 next_look, until_look = time.monotonic() + _LOOK_SECONDS, _LOOK_SECONDS
-            seconds = min(until_look if seconds is None else seconds, until_look, self._listeners.keep_if_due())
+            seconds = min(until_look if seconds is None else seconds, until_look, self._listeners.watch_descriptors())
             self._poller.poll(math.ceil(1000 * seconds))
             with contextlib.suppress(BlockingIOError):
                 self._wake_out.recv(4096)
