@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import gc
 import importlib.util
+import re
 import sys
 import threading
 import time
@@ -316,7 +317,12 @@ for message in received:
 """,
         RBKIT_CPU_ENGINE=engine,
     )
-    assert {line for line in output.splitlines() if line != "listed dict {}" and line != "told dict"} == set()
+    listed = {line for line in output.splitlines() if line != "listed dict {}" and line != "told dict"}
+    if sys.version_info < (3, 11):  # the sampler may hold a frame of this program when its function returns, see `cpu`
+        listed = {
+            line for line in listed if not re.fullmatch(r"listed frame <.*, code (command|compare|start)>", line)
+        }
+    assert listed == set()
 
 
 def test_a_dump_has_the_shape_of_rbkits(client: Client) -> None:
