@@ -14,7 +14,7 @@ from tests.faults.conftest import Launch
 from tests.faults.serving import Serving
 from tests.faults.steady import SteadyProcess
 from tests.faults.test_clients import undisturbed, until_alone
-from tests.raw import HANDSHAKE, Raw, frame
+from tests.raw import HANDSHAKE, Raw, frame, upgrade_request
 
 HEADER_NAMES = st.sampled_from(
     [
@@ -90,7 +90,8 @@ def frames(draw: st.DrawFn) -> bytes:
 
 
 CASES = st.tuples(requests(), st.lists(frames() | st.binary(max_size=60), max_size=6))
-UPGRADED = st.tuples(st.just(HANDSHAKE), st.lists(frames(), min_size=1, max_size=6))
+COMPRESSED = upgrade_request(Sec_WebSocket_Extensions="permessage-deflate")
+UPGRADED = st.tuples(st.sampled_from([HANDSHAKE, COMPRESSED]), st.lists(frames(), min_size=1, max_size=6))
 
 
 async def test_requests_and_frames_made_up_from_a_seed(launch: Launch, profiler: SteadyProcess, soak: float) -> None:

@@ -18,7 +18,8 @@ from tornado.websocket import websocket_connect
 
 from tests.conftest import Serve, Server, ask, closing, receive, until
 from tests.fake_rbkit import FakeRbkit
-from tornado_rbkit import Access, Bridge, CommandError, IndexHandler, rbkit_routes
+from tests.raw import Raw, frame, upgrade_request
+from tornado_rbkit import Access, Bridge, CommandError, IndexHandler, RbkitWebSocketHandler, rbkit_routes
 
 PAGES = ["/rbkit/", "/rbkit/static/app.js", "/rbkit/status", "/rbkit/targets", "/rbkit/metrics"]
 DOORS = ["/rbkit/ws", "/any/where", *PAGES]
@@ -341,6 +342,42 @@ async def test_what_a_client_sends_does_not_forge_log_lines(
     await ask(connection, "x\nERROR forged")
     await knock(server, "/rbkit/ws", Origin="http://evil\x85ERROR forged")
     assert "\nERROR forged" not in caplog.text
+
+
+@pytest.mark.logs_errors  # Tornado logs what an application's hook raises
+async def test_an_error_of_the_application_does_not_put_the_token_into_the_log(
+    rbkit: FakeRbkit, caplog: pytest.LogCaptureFixture
+) -> None:
+    class Raising(RbkitWebSocketHandler):
+        def open(self, *args: str, **kwargs: str) -> None:
+            raise ZeroDivisionError
+
+    bridge = Bridge(**rbkit.endpoints)
+    access = Access(token="s3cret")
+    server = Server.of(bridge, Application([("/profiler", Raising, {"bridge": bridge, "access": access})]))
+    try:
+        connection = await server.connect("?token=s3cret", path="/profiler")
+        await closing(connection)
+        assert "ZeroDivisionError" in caplog.text
+        assert "GET /profiler" in caplog.text
+        assert "s3cret" not in caplog.text
+    finally:
+        await server.close()
+
+
+@pytest.mark.parametrize("opcode", [0x1, 0x2, 0x8, 0x9, 0xA])
+@pytest.mark.parametrize("fragmented", [False, True])
+async def test_what_cannot_be_decompressed_ends_its_connection_and_is_no_error(
+    serve: Serve, rbkit: FakeRbkit, opcode: int, fragmented: bool
+) -> None:
+    server = await serve(Bridge(**rbkit.endpoints, compression_level=1))
+    async with Raw(server.port) as client:
+        client.writer.write(upgrade_request(Sec_WebSocket_Extensions="permessage-deflate"))
+        assert b"permessage-deflate" in await client.reader.readuntil(b"\r\n\r\n")
+        begin = frame(b"\xff\xff", first=0x40 | opcode) if fragmented else b""
+        client.writer.write(begin + frame(b"\xff\xff", first=0x80 if fragmented else 0xC0 | opcode))
+        await client.end()
+    await until(lambda: not server.bridge.stats()["clients"], "the client has left")
 
 
 class TestOpenMount:

@@ -11,10 +11,12 @@ import re
 from collections.abc import Awaitable, Callable, Collection
 from dataclasses import dataclass, field
 from functools import partial
+from types import TracebackType
 from typing import Any, Final, Literal, TypeAlias, TypedDict
 from urllib.parse import quote, urlsplit
 
 from tornado.httputil import HTTPServerRequest
+from tornado.log import app_log
 from tornado.web import HTTPError, RequestHandler
 
 from tornado_rbkit.deadline import Deadline
@@ -275,6 +277,15 @@ class AccessHandler(RequestHandler):
     def _request_summary(self) -> str:
         """Return the request for a log line, without its query, which may contain a token."""
         return f"{self.request.method} {quote(self.request.path, safe='/%~:@')} ({self.request.remote_ip})"
+
+    def log_exception(
+        self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
+    ) -> None:
+        """Log an uncaught exception; unlike Tornado, without the request's query, which may contain a token."""
+        if isinstance(error, HTTPError):
+            super().log_exception(kind, error, traceback)
+        else:
+            app_log.error("Uncaught exception %s", self._request_summary(), exc_info=error or True)
 
     def write_error(self, status_code: int, **kwargs: Any) -> None:
         """Answer an `AccessDeniedError` in plain text: what was wrong, and which setting changes it."""

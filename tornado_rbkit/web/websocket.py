@@ -6,6 +6,7 @@ import asyncio
 import copy
 import re
 import time
+import zlib
 from collections.abc import Awaitable
 from functools import partial
 from typing import Any, Final
@@ -14,6 +15,7 @@ from urllib.parse import urlsplit
 from tornado.concurrent import Future
 from tornado.escape import json_encode, utf8
 from tornado.httputil import HTTPServerRequest
+from tornado.log import gen_log
 from tornado.routing import Matcher
 from tornado.websocket import WebSocketClosedError, WebSocketHandler
 
@@ -87,7 +89,10 @@ class RbkitWebSocketHandler(AccessHandler, WebSocketHandler):
         self._negotiate_deflate()
         self._encoding = Encoding(escaped=encoding == "escaped", deflate=self._extension is not None)
         self._wrap_hooks()
-        await super().get(*args, **kwargs)
+        try:
+            await super().get(*args, **kwargs)
+        except zlib.error:  # Tornado has closed the connection, but takes it for an error of the server
+            gen_log.debug("Malformed compressed message received", exc_info=True)
 
     def _wrap_hooks(self) -> None:
         """Join and handle pongs even if a subclass overrides `open` or `on_pong` without calling super().
