@@ -283,7 +283,7 @@ class TestReplies:
             rbkit.answering.clear()
             await connection.send("objectspace_snapshot")
             for _ in range(3):
-                await asyncio.wait_for(await connection.ping(), 5)
+                await asyncio.wait_for(await connection.ping(), 60)
             rbkit.answering.set()
             assert await connection.recv() == b"0ok"
 

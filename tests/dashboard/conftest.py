@@ -29,7 +29,7 @@ from tests.browser import open_browser
 from tests.fake_rbkit import FakeRbkit
 from tornado_rbkit import Bridge, rbkit_routes
 
-PATIENCE = 20.0
+PATIENCE = 60.0
 """Seconds until a test fails that waits for something."""
 
 VISIBLE = "[...document.querySelectorAll(arguments[0])].filter(element => element.checkVisibility())"

@@ -49,7 +49,7 @@ async def send_all(server: Serving, head: bytes, piece: bytes, pieces: int) -> b
             for _ in range(pieces):
                 client.writer.write(piece)
                 await client.writer.drain()
-        return await client.end(5)
+        return await client.end()
 
 
 @pytest.mark.parametrize("path", [b"/rbkit/", b"/rbkit/ws", b"/rbkit/static/app.js", b"/nowhere"])
@@ -91,7 +91,7 @@ async def test_headers_are_held_up_to_their_bound(server: Serving) -> None:
         for client in clients:
             client.writer.write(b"a: b\r\n" * 20)
         for client in clients:
-            assert await client.end(10) == b"", "one too many, and the connection is closed"
+            assert await client.end() == b"", "one too many, and the connection is closed"
 
 
 async def test_who_does_not_take_the_response_is_let_go(steady: SteadyProcess, tmp_path: Path) -> None:
@@ -126,7 +126,7 @@ async def test_idle_connections_do_not_keep_a_new_one_out(steady: SteadyProcess,
             clients = [await stack.enter_async_context(Raw(server.port)) for _ in range(200)]
             async with Witness(server.ws) as another:
                 assert await another.ask("trigger_gc") == b"ok"
-            assert await clients[0].end(10) == b"", "the oldest was closed"
+            assert await clients[0].end() == b"", "the oldest was closed"
             assert await viewer.ask("trigger_gc") == b"ok"
             clients[-1].writer.write(HANDSHAKE)
             await clients[-1].until(b" 101 ")

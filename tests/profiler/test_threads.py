@@ -69,7 +69,7 @@ class TestAFlag:
         flag = Flag()
         assert not flag.wait(0.0)
         woken: list[bool] = []
-        threads = [InternalThread(lambda: woken.append(flag.wait(10)), f"waits {at}") for at in range(3)]
+        threads = [InternalThread(lambda: woken.append(flag.wait(60)), f"waits {at}") for at in range(3)]
         flag.set()
         flag.set()
         assert all(thread.join(60) for thread in threads)

@@ -31,7 +31,7 @@ class TestSocketSource:
 
     @staticmethod
     def take(source: SocketSource, sub: zmq.Socket[bytes], *bounds: int) -> tuple[list[bytes], bool]:
-        assert sub.poll(10_000)
+        assert sub.poll(60_000)
         payloads, emptied = source.take(*bounds)
         return [bytes(payload) for payload in payloads], emptied
 
@@ -59,7 +59,7 @@ class TestSocketSource:
         pub.send(bytes(20_000))
         assert self.take(source, sub, 1, 100) == ([bytes(20_000)], False), "the last one may pass the bound"
         pub.send(b"four")
-        assert sub.poll(10_000)
+        assert sub.poll(60_000)
         assert source.take(0, 100) == ([], False), "it was not looked at"
         assert self.take(source, sub, 100, 100) == ([b"four"], True)
 
