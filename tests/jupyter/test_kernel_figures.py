@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
+import errno
 import os
 import subprocess
 import sys
 
+import msgpack
 import pytest
 
-from tests.fake_rbkit import FakeRbkit
+from tests.fake_rbkit import FACTS, FakeRbkit
 from tornado_rbkit.jupyter.kernels import find_target, kernel_figures
 
 KERNEL = "1a2b3c4d-0000-4000-8000-000000000000"
@@ -42,3 +44,31 @@ async def test_figures_that_cannot_be_read_are_none(rbkit: FakeRbkit, monkeypatc
         shown = {name: value for name, value in figures.items() if name not in ("pid", "time")}
         assert set(shown.values()) == {None}
     assert (await kernel_figures(os.getpid(), None))["memory_bytes"] > 10_000_000
+
+
+NOT_FIGURES = {"pid": None, "memory_bytes": None, "cpu_seconds": None, "records_memory": None, "records_cpu": None}
+
+
+@pytest.mark.parametrize("pid", [-1, 0, 1 << 31, 1 << 63])
+async def test_a_pid_that_no_process_has_has_no_figures(rbkit: FakeRbkit, pid: int) -> None:
+    rbkit.handshake = lambda: msgpack.packb({0: 8, 1: 1.0, 2: {**FACTS, "pid": pid}})  # type: ignore[method-assign]
+    figures = await kernel_figures(None, rbkit.req)
+    assert (figures["pid"], figures["memory_bytes"], figures["records_cpu"]) == (pid, None, False)
+
+
+async def test_a_reply_longer_than_any_handshake_is_not_received(
+    rbkit: FakeRbkit, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("tornado_rbkit.jupyter.kernels._REPLY_MS", 300)
+    facts = {**FACTS, "pwd": "x" * 1_000_000}
+    rbkit.handshake = lambda: msgpack.packb({0: 8, 1: 1.0, 2: facts})  # type: ignore[method-assign]
+    assert (await kernel_figures(None, rbkit.req)).items() >= NOT_FIGURES.items()
+
+
+async def test_without_descriptors_there_are_no_figures(rbkit: FakeRbkit, monkeypatch: pytest.MonkeyPatch) -> None:
+    def require_descriptors() -> None:
+        raise OSError(errno.EMFILE, "too few file descriptors are left (ulimit -n)")
+
+    monkeypatch.setattr("tornado_rbkit.jupyter.kernels.require_descriptors", require_descriptors)
+    assert (await kernel_figures(None, rbkit.req)).items() >= NOT_FIGURES.items()
+    assert not rbkit.received

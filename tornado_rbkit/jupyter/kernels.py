@@ -11,9 +11,11 @@ import psutil
 import zmq
 import zmq.asyncio
 
+from tornado_rbkit.endpoints import require_descriptors
 from tornado_rbkit.protocol import DecodeError, Handshake, decode_handshake
 
 _REPLY_MS: Final = 1000
+_MAX_REPLY_BYTES: Final = 64 * 1024  # a handshake has a few hundred
 
 
 def find_target(kernel_id: str, names: Iterable[str]) -> str | None:
@@ -52,16 +54,16 @@ async def _ask(req: str) -> Handshake | None:
 
     Not by the profiler's bridge: this would be a client of it, so that profiling never stopped for want of clients.
     """
-    with zmq.asyncio.Context.instance().socket(zmq.REQ) as socket:
-        socket.linger = 0
-        socket.connect(req)
-        await socket.send(b"handshake")
-        if not await socket.poll(_REPLY_MS):
-            return None
-        try:
-            return decode_handshake(await socket.recv())
-        except DecodeError:
-            return None
+    try:
+        require_descriptors()
+        with zmq.asyncio.Context.instance().socket(zmq.REQ) as socket:
+            socket.linger = 0
+            socket.maxmsgsize = _MAX_REPLY_BYTES
+            socket.connect(req)
+            await socket.send(b"handshake")
+            return decode_handshake(await socket.recv()) if await socket.poll(_REPLY_MS) else None
+    except (DecodeError, OSError, zmq.ZMQError):
+        return None
 
 
 def _read_process(pid: int | None) -> tuple[int | None, float | None]:
@@ -72,5 +74,5 @@ def _read_process(pid: int | None) -> tuple[int | None, float | None]:
         process = psutil.Process(pid)
         times = process.cpu_times()
         return process.memory_info().rss, times.user + times.system
-    except psutil.Error:
+    except (psutil.Error, ValueError):  # psutil raises ValueError for a pid below zero, which a handshake may contain
         return None, None
