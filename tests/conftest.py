@@ -14,7 +14,8 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from hypothesis import HealthCheck, settings
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
 from tornado.httpclient import HTTPRequest
 from tornado.httpserver import HTTPServer
 from tornado.netutil import bind_sockets
@@ -109,6 +110,15 @@ def pytest_xdist_auto_num_workers(config: pytest.Config) -> int | None:
     """
     by_name = not all(Path(argument).is_dir() for argument in config.args)
     return 0 if by_name or config.option.capture == "no" else 1 + (os.cpu_count() or 1)
+
+
+@pytest.fixture(scope="session", autouse=True)
+def hypothesis_has_started() -> None:
+    """Let Hypothesis create what it creates once, before any test compares the objects or the state of the process.
+
+    It does not find the referrers of its generator of random numbers among frozen objects.
+    """
+    settings(max_examples=1, database=None)(given(st.none())(lambda _: None))()
 
 
 @pytest.fixture(autouse=True)

@@ -13,8 +13,6 @@ from typing import Any, TypeVar
 import msgpack
 import pytest
 import zmq
-from hypothesis import given, settings
-from hypothesis import strategies as st
 
 from tornado_rbkit import profiler
 from tornado_rbkit.profiler import batcher, heap, memory, threads
@@ -118,14 +116,8 @@ def runtime(runtime_folder: Path) -> Path:
     return runtime_folder
 
 
-@pytest.fixture(scope="session")
-def hypothesis_has_started() -> None:
-    """Let Hypothesis create its generator of random numbers, whose referrers it does not find among frozen objects."""
-    settings(max_examples=1, database=None)(given(st.none())(lambda _: None))()
-
-
 @pytest.fixture
-def frozen(hypothesis_has_started: None, monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
+def frozen(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
     """Take what pytest and the tests hold out of the collector's lists, and so out of snapshots and comparisons."""
     monkeypatch.setattr(heap, "get_freeze_count", lambda: 0)  # a snapshot does not look for frozen objects
     gc.collect()
