@@ -130,24 +130,26 @@ def body(payload: bytes, encoding: Encoding) -> bytes:
 
 
 @pytest.mark.parametrize("encoding", ENCODINGS, ids=ENCODING_IDS)
-@pytest.mark.parametrize("size", SIZES)
-def test_a_message_of_any_size_arrives_as_it_was(size: int, encoding: Encoding) -> None:
-    payload = noise(size)
-    (chunk,) = encode_data([payload], encoding)
-    (message,) = messages_of(wire([chunk]), encoding)
-    assert message.opcode is (Opcode.TEXT if encoding.escaped else Opcode.BINARY)
-    assert message.data == body(payload, encoding)
+def test_a_message_of_any_size_arrives_as_it_was_in_correct_frames(encoding: Encoding) -> None:
+    for size in SIZES:
+        (chunk,) = encode_data([noise(size)], encoding)
+        received = wire([chunk])
+        (message,) = messages_of(received, encoding)
+        assert message.opcode is (Opcode.TEXT if encoding.escaped else Opcode.BINARY), size
+        assert message.data == body(noise(size), encoding), size
+        assert (chunk.size, chunk.messages) == (len(received), 1), size
+        check_frames(received, encoding)
+        for unit in chunk.units:
+            heads_of(b"".join(bytes(buffer) for buffer in unit))  # whole frames
+            assert sum(map(len, unit)) <= FRAGMENT_SIZE + 16, size
 
 
-@pytest.mark.parametrize("encoding", ENCODINGS, ids=ENCODING_IDS)
-@pytest.mark.parametrize("size", SIZES)
-def test_the_frames_of_a_message_begin_with_its_opcode_and_end_with_fin(size: int, encoding: Encoding) -> None:
-    heads = heads_of(wire(encode_data([noise(size)], encoding)))
-    assert heads[0].opcode == (1 if encoding.escaped else 2)
-    assert {head.opcode for head in heads[1:]} <= {0}, "the others continue it"
+def check_frames(received: bytes, encoding: Encoding) -> None:
+    """Check the headers of the frames of one message by RFC 6455 section 5.4 and RFC 7692 section 6."""
+    heads = heads_of(received)
+    assert [head.opcode for head in heads] == [1 if encoding.escaped else 2] + [0] * (len(heads) - 1)
     assert [head.fin for head in heads] == [False] * (len(heads) - 1) + [True]
-    assert heads[0].rsv == (4 if encoding.deflate else 0), "RSV1 says that a message is compressed"
-    assert {head.rsv for head in heads[1:]} <= {0}, "on the first frame only"
+    assert [head.rsv for head in heads] == [4 if encoding.deflate else 0] + [0] * (len(heads) - 1)
     assert max(head.length for head in heads) <= FRAGMENT_SIZE
     assert min(head.length for head in heads) > 0
 
@@ -160,23 +162,6 @@ def test_a_message_is_fragmented_from_256_kib_on_channel_byte_included(size: int
     (chunk,) = encode_data([noise(size)], BINARY)
     assert len(heads_of(wire([chunk]))) == frames
     assert len(chunk.units) == frames, "between two runs a ping may pass"
-
-
-@pytest.mark.parametrize("encoding", ENCODINGS, ids=ENCODING_IDS)
-@pytest.mark.parametrize("size", SIZES)
-def test_size_and_messages_of_a_chunk_are_those_of_its_bytes(size: int, encoding: Encoding) -> None:
-    (chunk,) = encode_data([noise(size)], encoding)
-    assert chunk.size == len(wire([chunk]))
-    assert chunk.messages == 1
-
-
-@pytest.mark.parametrize("encoding", ENCODINGS, ids=ENCODING_IDS)
-@pytest.mark.parametrize("size", SIZES)
-def test_each_unit_holds_whole_frames(size: int, encoding: Encoding) -> None:
-    (chunk,) = encode_data([noise(size)], encoding)
-    for unit in chunk.units:
-        heads_of(b"".join(bytes(buffer) for buffer in unit))
-        assert sum(map(len, unit)) <= FRAGMENT_SIZE + 16
 
 
 @pytest.mark.parametrize("size", [JOIN_LIMIT + 1, FRAGMENT_SIZE, 5 * FRAGMENT_SIZE])
