@@ -16,34 +16,28 @@ from tests.fake_rbkit import FakeRbkit
 from tests.raw import upgrade_request
 from tornado_rbkit import Bridge
 
-HARMFUL = {
-    "empty text": "",
-    "empty binary": b"",
-    "NUL": b"\0",
-    "NUL first": b"\0handshake",
-    "NUL inside": "handshake\0junk",
-    "two lines": "handshake\ntrigger_gc",
-    "a trailing newline": b"handshake\n",
-    "a carriage return": "handshake\r",
-    "a tab": "handshake\t",
-    "not ASCII": "händshake",
-    "not UTF-8": b"\xff\xfe",
-    "an escape sequence": "\x1b[31mhandshake",
-    "too long": "x" * 257,
-    "much too long": b"x" * 60_000,
-}
+HARMFUL: list[str | bytes] = [
+    "",
+    b"",
+    b"\0handshake",
+    "handshake\ntrigger_gc",
+    "händshake",
+    b"\xff\xfe",
+    "x" * 257,
+    b"x" * 60_000,
+]
 
 
-@pytest.mark.parametrize("allowed", ["the nine", "any"])
-@pytest.mark.parametrize("message", HARMFUL.values(), ids=HARMFUL)
+@pytest.mark.parametrize("rules", [{}, {"commands": "any"}], ids=["default", "any"])
 async def test_harmful_messages_are_answered_and_never_sent_on(
-    serve: Serve, rbkit: FakeRbkit, message: str | bytes, allowed: str
+    serve: Serve, rbkit: FakeRbkit, rules: dict[str, str]
 ) -> None:
-    server = await serve(Bridge(**rbkit.endpoints), **({"commands": "any"} if allowed == "any" else {}))
+    server = await serve(Bridge(**rbkit.endpoints), **rules)
     victim = await server.connected()
     offender = await server.connected()
-    assert (await ask(offender, message)).startswith(b"0error:invalid-command ")
-    assert await ask(offender, "trigger_gc") == b"0ok"
+    for message in HARMFUL:
+        assert (await ask(offender, message)).startswith(b"0error:invalid-command "), message
+        assert await ask(offender, "trigger_gc") == b"0ok"
     assert await ask(victim, "trigger_gc") == b"0ok"
     assert not rbkit.dead
     assert set(rbkit.received) == {b"handshake", b"trigger_gc"}

@@ -19,7 +19,7 @@ from tests.bridge.test_fanout import StalledClient, stall, stalled
 from tests.conftest import Serve, Server, ask, closing, until
 from tests.fake_rbkit import FakeRbkit
 from tests.raw import upgrade_request
-from tornado_rbkit import Bridge, BridgeFullError
+from tornado_rbkit import Bridge
 from tornado_rbkit.bridge.profiler_state import State
 from tornado_rbkit.bridge.session import Session
 
@@ -163,19 +163,16 @@ class TestClose:
     def test_happens_by_itself_when_the_event_loop_ends(self, rbkit: FakeRbkit, kind: bool) -> None:
         program = f"""
             import asyncio, logging, threading
-            from tornado.httpserver import HTTPServer
-            from tornado.netutil import bind_sockets
             from tornado.web import Application
-            from tornado_rbkit import Bridge, RbkitClient, rbkit_routes
+            from tests.conftest import Server
+            from tornado_rbkit import Bridge, rbkit_routes
 
             async def main():
                 bridge = Bridge({rbkit.pub!r}, {rbkit.req!r}, threaded={kind})
-                server = HTTPServer(Application(rbkit_routes(bridge)))
-                sockets = bind_sockets(0, "127.0.0.1")
-                server.add_sockets(sockets)
-                async with RbkitClient(f"ws://127.0.0.1:{{sockets[0].getsockname()[1]}}/rbkit/ws") as client:
+                server = Server.of(bridge, Application(rbkit_routes(bridge)))
+                async with server.client() as client:
                     print(await client.command("start_cpu_profiling"))
-                server.stop()
+                server.http.stop()
 
             logging.getLogger("asyncio").setLevel(logging.ERROR)  # its warnings say how slow the machine is
             asyncio.run(main())
@@ -315,26 +312,23 @@ async def test_profiling_is_stopped_although_the_reply_to_its_start_was_lost(ser
 def test_a_thread_that_was_stopped_too_early_is_an_error_and_no_hang(rbkit: FakeRbkit) -> None:
     program = f"""
         import asyncio
-        from tornado.httpserver import HTTPServer
-        from tornado.netutil import bind_sockets
         from tornado.web import Application
-        from tornado_rbkit import Bridge, IOLoopThread, RbkitClient, rbkit_routes
+        from tests.conftest import Server
+        from tornado_rbkit import Bridge, IOLoopThread, rbkit_routes
 
         async def main():
             thread = IOLoopThread()
             thread.start()
             bridge = Bridge({rbkit.pub!r}, {rbkit.req!r}, threaded=thread)
-            server = HTTPServer(Application(rbkit_routes(bridge)))
-            sockets = bind_sockets(0, "127.0.0.1")
-            server.add_sockets(sockets)
-            async with RbkitClient(f"ws://127.0.0.1:{{sockets[0].getsockname()[1]}}/rbkit/ws") as client:
+            server = Server.of(bridge, Application(rbkit_routes(bridge)))
+            async with server.client() as client:
                 print(await client.command("trigger_gc"))
                 thread.stop()
                 try:
                     await bridge.close()
                 except RuntimeError as error:
                     print(error)
-            server.stop()
+            server.http.stop()
 
         asyncio.run(main())
     """
@@ -349,31 +343,27 @@ def test_a_thread_that_was_stopped_too_early_is_an_error_and_no_hang(rbkit: Fake
 def test_too_few_file_descriptors_refuse_a_client_and_pass(rbkit: FakeRbkit, kind: bool) -> None:
     program = f"""
         import asyncio, logging, os, resource
-        from tornado.httpserver import HTTPServer
-        from tornado.netutil import bind_sockets
         from tornado.web import Application
-        from tornado_rbkit import Bridge, ConnectionLost, RbkitClient, rbkit_routes
+        from tests.conftest import Server
+        from tornado_rbkit import Bridge, ConnectionLost, rbkit_routes
 
         async def main():
             logging.disable(logging.ERROR)  # that it is logged is not what is tested
             bridge = Bridge({rbkit.pub!r}, {rbkit.req!r}, threaded={kind})
-            server = HTTPServer(Application(rbkit_routes(bridge)))
-            sockets = bind_sockets(0, "127.0.0.1")
-            server.add_sockets(sockets)
-            url = f"ws://127.0.0.1:{{sockets[0].getsockname()[1]}}/rbkit/ws"
+            server = Server.of(bridge, Application(rbkit_routes(bridge)))
             _, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
             used = max(map(int, os.listdir("/proc/self/fd")))
             for spare in range(2, 12):  # with most of these libzmq would end the process
                 resource.setrlimit(resource.RLIMIT_NOFILE, (used + 1 + spare, hard))
                 try:
-                    async with RbkitClient(url) as client:
+                    async with server.client() as client:
                         print("answered", await client.command("handshake"))
                 except ConnectionLost as error:
                     print("refused", error.code)
             resource.setrlimit(resource.RLIMIT_NOFILE, (1024, hard))
-            async with RbkitClient(url) as client:
+            async with server.client() as client:
                 print(await client.command("trigger_gc"))
-            server.stop()
+            server.http.stop()
             await bridge.close()
 
         asyncio.run(main())
@@ -382,38 +372,3 @@ def test_too_few_file_descriptors_refuse_a_client_and_pass(rbkit: FakeRbkit, kin
         [sys.executable, "-c", textwrap.dedent(program)], capture_output=True, text=True, timeout=60
     )
     assert finished.stdout == "refused 1013\n" * 10 + "ok\n", finished.stderr
-
-
-class TestOptions:
-    @pytest.mark.parametrize(
-        ("options", "text"),
-        [
-            ({"pub": "http://127.0.0.1:1"}, "pub='http://127.0.0.1:1' is not an endpoint; allowed: tcp://HOST:PORT"),
-            ({"req": "tcp://127.0.0.1"}, "req='tcp://127.0.0.1' is not an endpoint"),
-            ({"req": "tcp://127.0.0.1:70000"}, "is not an endpoint"),
-            ({"pub": "tcp://*:5555"}, "is not an endpoint"),
-            ({"pub": "ipc://"}, "is not an endpoint"),
-            ({"pub": "ipc:///" + "x" * 200}, "is not an endpoint"),
-            ({"pub": "tcp://a!b:5555"}, "is not an endpoint"),
-            ({"connect_timeout": -1}, "connect_timeout=-1 is out of range; allowed: 0 or more"),
-            ({"max_backlog_bytes": 0}, "max_backlog_bytes=0 is out of range; allowed: 1 or more"),
-            ({"stall_timeout": 0}, "stall_timeout=0 is out of range; allowed: more than 0"),
-            ({"max_clients": -3}, "max_clients=-3 is out of range"),
-            ({"idle_grace": float("nan")}, "idle_grace=nan is out of range"),
-            ({"compression_level": 10}, "compression_level=10 is out of range; allowed: 0 (off) to 9"),
-            ({"default_encoding": "base64"}, "default_encoding='base64' is unknown; allowed: binary, escaped"),
-        ],
-    )
-    def test_out_of_range_are_refused_with_what_is_allowed(self, options: dict[str, object], text: str) -> None:
-        with pytest.raises(ValueError) as refused:
-            Bridge(**options)  # type: ignore[arg-type]
-        assert text in str(refused.value)
-
-    @pytest.mark.parametrize(
-        "pub", ["tcp://127.0.0.1:5555", "tcp://[::1]:5555", "tcp://host.example:1", "ipc:///run/x"]
-    )
-    def test_endpoints_may_be_tcp_or_ipc(self, pub: str) -> None:
-        assert Bridge(pub=pub).pub == pub
-
-    def test_a_full_bridge_is_an_error_of_ours(self) -> None:
-        assert issubclass(BridgeFullError, Exception)
