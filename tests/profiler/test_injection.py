@@ -6,11 +6,14 @@
 from __future__ import annotations
 
 import builtins
+import contextlib
+import json
 import os
 import signal
 import socket
 import subprocess
 import sys
+import threading
 import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -395,3 +398,67 @@ def test_the_warning_about_a_fork_beside_threads_is_not_shown(program: Program) 
         assert injected.close()
     _, errors = program.communicate(timeout=60)
     assert (program.returncode, errors) == (0, ""), "warnings are errors in this program"
+
+
+SERVER = {"name": "app", "pub": "ipc:///a.pub", "req": "ipc:///a.req", "family": "", "folder": "", "is_new": True}
+
+
+@pytest.fixture
+def lying(program: Program) -> Iterator[tuple[Injection, socket.socket]]:
+    """A process that sends what it likes in place of its profiler."""
+    ours, its = socket.socketpair()
+    with request(program, Caller(program, blocked=True)) as injected, its:
+        ours.setblocking(False)
+        injected._connection = ours
+        yield injected, its
+
+
+@pytest.mark.parametrize(
+    "line",
+    [
+        *(b"", b"no JSON", b"\xff", b"[" * 50_000, b"1" * 5000, b"null", b"7", b'"log"', b"[]", b"{}", b'["log"]'),
+        *(b'{"log": 1}', b'{"refused": {}}', b'{"log": "", "refused": ""}', b'{"name": "app"}'),
+        *(
+            json.dumps({**SERVER, **odd}).encode()
+            for odd in ({"pub": 1}, {"req": "inproc://x"}, {"name": None}, {"family": 1}, {"is_new": "x"}, {"more": 1})
+        ),
+    ],
+)
+def test_what_no_profiler_sends_is_refused(lying: tuple[Injection, socket.socket], line: bytes) -> None:
+    injected, its = lying
+    its.sendall(line + b"\n")
+    with pytest.raises(ProcessError, match="has sent what no profiler sends"):
+        injected.poll()
+
+
+def test_what_a_profiler_sends_is_taken(lying: tuple[Injection, socket.socket]) -> None:
+    injected, its = lying
+    its.sendall(b'{"log": "a"}\n' * 1000 + json.dumps(SERVER).encode() + b"\n")
+    assert injected.is_connected()
+    assert injected.messages == ["a"] * 100
+    assert injected._facts == SERVER
+
+
+@pytest.mark.parametrize("line", [b"x" * 1000, b'{"log": "x"}\n' * 100], ids=["no end", "log messages"])
+def test_a_process_that_sends_without_end_is_not_received_without_end(
+    lying: tuple[Injection, socket.socket], line: bytes, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    injected, its = lying
+    monkeypatch.setattr(injection, "_STOP_SECONDS", 0.3)
+
+    def send() -> None:
+        with contextlib.suppress(OSError):
+            while True:
+                its.sendall(line)
+
+    sender = threading.Thread(target=send)
+    sender.start()
+    try:
+        with contextlib.suppress(ProcessError):
+            for _ in range(10):
+                injected.is_connected()
+        assert len(injected._received) < 1_000_000
+        assert not injected.close()
+    finally:
+        injected._clean_up()
+        sender.join()

@@ -34,6 +34,7 @@ from typing import Any, Final, NamedTuple
 import msgpack
 import zmq
 
+from tornado_rbkit.endpoints import check_endpoint
 from tornado_rbkit.profiler.discovery import stat_fields
 from tornado_rbkit.profiler.endpoints import accepts
 from tornado_rbkit.profiler.external.interpreter import Interpreter
@@ -58,6 +59,15 @@ _EXECUTION_SECONDS: Final = 5.0
 
 _DESCRIPTORS: Final = 8
 """The file descriptors that a process needs to report what else is missing."""
+
+_MAX_LINE: Final = 65_536
+"""Bytes of a line that the process sends."""
+
+_AT_ONCE: Final = 16
+"""Pieces of at most `_MAX_LINE` bytes that are received at a time, so that a process cannot keep the command busy."""
+
+_MAX_MESSAGES: Final = 100
+"""Log messages that are kept until the caller clears them; further ones are discarded."""
 
 _SPACE: Final = 512
 """MiB of address space for the libraries of the profiler, and for the stacks and the heaps of its threads. A library
@@ -147,22 +157,35 @@ class Injection:
         return server
 
     def _receive(self, connection: socket.socket) -> None:
-        """Receive what has arrived: the facts of the server, or why there is none, and its log messages."""
+        """Receive some of what has arrived: the facts of the server, or why there is none, and its log messages.
+
+        Raises:
+            ProcessError: the process has sent something else.
+        """
         try:
-            while received := connection.recv(65_536):
-                self._received += received
-            self._is_closed = True
+            for _ in range(_AT_ONCE):
+                received = connection.recv(_MAX_LINE)
+                if not received:
+                    self._is_closed = True
+                    return
+                *lines, self._received = (self._received + received).split(b"\n")
+                for line in lines:
+                    self._take(line)
+                if len(self._received) > _MAX_LINE:
+                    raise ProcessError(f"{self.process} has sent a line of more than {_MAX_LINE} bytes")
         except BlockingIOError:
             pass
         except OSError:
             self._is_closed = True
-        *lines, self._received = self._received.split(b"\n")
-        for line in lines:
-            facts = json.loads(line)
-            if "log" in facts:
-                self.messages.append(facts["log"])
-            else:
-                self._facts = facts
+
+    def _take(self, line: bytes) -> None:
+        facts = _facts(line)
+        if facts is None:
+            raise ProcessError(f"{self.process} has sent what no profiler sends: {line[:200]!r}")
+        if "log" not in facts:
+            self._facts = facts
+        elif len(self.messages) < _MAX_MESSAGES:
+            self.messages.append(facts["log"])
 
     @property
     def has_begun(self) -> bool:
@@ -211,11 +234,13 @@ class Injection:
         return True
 
     def _disconnect(self, connection: socket.socket) -> bool:
+        deadline = time.monotonic() + _STOP_SECONDS
         connection.settimeout(_STOP_SECONDS)
         try:
             connection.shutdown(socket.SHUT_WR)
             while connection.recv(65_536):
-                pass
+                if time.monotonic() > deadline:
+                    raise TimeoutError
         except OSError as error:  # any other error: the process has ended
             return not isinstance(error, TimeoutError) or not self.process.is_alive()
         return True
@@ -282,6 +307,20 @@ def inject(pid: int) -> Injection:
     """
     process = RunningProcess(pid)
     return Injection(process, Interpreter(process))
+
+
+def _facts(line: bytes) -> dict[str, Any] | None:
+    """Return what a line says: a server, why there is none, or a log message; None for what no profiler sends."""
+    try:
+        facts: dict[str, Any] = json.loads(line)
+        if facts.keys() in ({"log"}, {"refused"}):
+            return facts if isinstance(next(iter(facts.values())), str) else None
+        *texts, is_new = server = Injected(**facts)
+        check_endpoint(server.pub, "pub")
+        check_endpoint(server.req, "req")
+    except (ValueError, TypeError, AttributeError, RecursionError):
+        return None
+    return facts if all(isinstance(text, str) for text in texts) and isinstance(is_new, bool) else None
 
 
 def _owner(pid: int) -> tuple[int, int]:
