@@ -17,7 +17,9 @@ from websockets.typing import Subprotocol
 
 from tests.conftest import Serve, ask, receive, receive_data
 from tests.fake_rbkit import DATA, FakeRbkit, collection
+from tests.raw import HANDSHAKE, Raw
 from tornado_rbkit import Bridge
+from tornado_rbkit.bridge.profiler_state import State
 from tornado_rbkit.bridge.session import MAX_ESCAPED_REPLY
 
 
@@ -46,6 +48,16 @@ async def test_a_mounted_path_without_the_subprotocol_says_what_to_offer(
     assert refused.value.code == 400
     assert refused.value.response is not None
     assert b"subprotocol 'rbkit'" in refused.value.response.body
+
+
+async def test_a_proxy_that_asks_by_http_1_0_is_told_so(serve: Serve, rbkit: FakeRbkit) -> None:
+    server = await serve(Bridge(**rbkit.endpoints))
+    async with Raw(server.port) as client:
+        client.writer.write(HANDSHAKE.replace(b"HTTP/1.1", b"HTTP/1.0"))
+        answer = await client.end()
+    assert answer.startswith(b"HTTP/1.1 400 ")
+    assert b"proxy_http_version 1.1" in answer
+    assert server.bridge.state is State.IDLE, "nobody has joined"
 
 
 @pytest.mark.parametrize("name", [name for name, messages in RECORDED.items() if messages])

@@ -82,6 +82,11 @@ class RbkitWebSocketHandler(AccessHandler, WebSocketHandler):
         await self.check_request()
         if SUBPROTOCOL not in offered(self.request):
             raise AccessDeniedError(400, f"this WebSocket speaks the subprotocol {SUBPROTOCOL!r}; offer it to connect")
+        if self.request.version == "HTTP/1.0":  # Tornado would answer 101 and close the connection
+            text = (
+                "a WebSocket needs HTTP/1.1, and this request is HTTP/1.0 (a proxy's? nginx: proxy_http_version 1.1)"
+            )
+            raise AccessDeniedError(400, text)
         self._check_origin_is_one()
         encoding = self.get_query_argument("encoding", self.bridge.default_encoding)
         if encoding not in ("binary", "escaped"):
