@@ -5,6 +5,7 @@ from __future__ import annotations
 import itertools
 from collections.abc import Callable
 from typing import Any
+from unittest.mock import Mock
 
 import msgpack
 import pytest
@@ -149,3 +150,23 @@ async def test_a_host_that_floods_is_heard_a_few_times_a_second(
     for number in range(5000):
         fleet._is_flood(f"made-up-{number}")
     assert len(fleet._hellos) <= 2 * targets._MAX_HOSTS
+
+
+async def test_a_host_that_announces_other_targets_all_the_time_gets_few_bridges_at_a_time(
+    fleet: FleetTargets, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    now = 100.0
+    monkeypatch.setattr("tornado_rbkit.fleet.targets.time.monotonic", lambda: now)
+    made = Mock(wraps=fleet._make_bridge)
+    monkeypatch.setattr(fleet, "_make_bridge", made)
+    for number in range(20):
+        fleet.on_hello("loud", hello(*(f"{number}-{at}" for at in range(MAX_TARGETS))))
+        fleet.on_hello("quiet", hello("puma"))
+    assert made.call_count == targets._NEW_AT_ONCE + 1
+    assert "quiet~puma" in fleet
+    for _ in range(MAX_TARGETS // targets._NEW_AT_ONCE):
+        now += targets._CHECK_INTERVAL
+        for host in fleet._hosts.values():
+            host.heard = now
+        fleet.scan()
+    assert {name for name in fleet if name.startswith("loud")} == {f"loud~19-{at}" for at in range(MAX_TARGETS)}

@@ -49,6 +49,7 @@ _LIST_INTERVAL: Final = 1.0  # seconds between two requests for the list of a ho
 _MAX_HELLOS: Final = 20  # of one host within a second; an agent sends one, and five lists at most
 _MAX_HOSTS: Final = 1024
 _MAX_TARGETS: Final = 16384
+_NEW_AT_ONCE: Final = 64  # targets of one host that become entries within `_CHECK_INTERVAL`, at 0.2 ms each
 _JOIN_TIMEOUT: Final = 10.0  # seconds; each connection may take two to close
 
 
@@ -115,7 +116,7 @@ def _bounded(value: Any) -> Any:
 class _Host:
     """A host: `state` is here, late, frozen or gone; times are in monotonic seconds.
 
-    `shown` has the names under which its targets are entries, by target.
+    `shown` is the number of its targets that are entries, and `next_new` the time from which others may become some.
     """
 
     instance: str
@@ -127,7 +128,8 @@ class _Host:
     next_list: float = 0.0
     facts: dict[str, dict[str, Any]] = field(default_factory=dict)
     vitals: Vitals | None = None
-    shown: dict[str, str] = field(default_factory=dict)
+    shown: int = 0
+    next_new: float = 0.0
 
 
 @dataclass
@@ -244,7 +246,7 @@ class FleetTargets(Mapping[str, Bridge]):
                 self._thread.stop()
 
     def scan(self) -> None:
-        """Ask for hosts that are late, and close the bridges of targets that are gone."""
+        """Ask for hosts that are late, show targets that are not shown yet, and close the bridges of those gone."""
         now = time.monotonic()
         for name, host in list(self._hosts.items()):
             if host.gone_at is not None and now - host.gone_at > SHOW_GONE:
@@ -252,6 +254,8 @@ class FleetTargets(Mapping[str, Bridge]):
             elif host.state != "gone" and now - host.heard > LATE_AFTER and not host.asking:
                 host.asking = True
                 self._asking.start(self._ask(name, host), f"asking the host {name}")
+            if host.shown < len(host.facts) and len(self._entries) < _MAX_TARGETS:
+                self._show(name, host)
         for name, entry in list(self._entries.items()):
             if entry.gives_up_at is not None and (now >= entry.gives_up_at or not entry.bridge.watched):
                 self._pool.let_go(self._entries.pop(name).bridge)
@@ -288,7 +292,7 @@ class FleetTargets(Mapping[str, Bridge]):
             host.digest, host.facts = hello.digest, hello.targets
             self._show(host_name, host)
             return
-        if len(host.shown) < len(host.facts):  # there may be room by now
+        if host.shown < len(host.facts):  # there may be room by now
             self._show(host_name, host)
         if hello.digest != host.digest and now >= host.next_list:
             host.next_list = now + _LIST_INTERVAL
@@ -308,38 +312,45 @@ class FleetTargets(Mapping[str, Bridge]):
         return bool(gone)
 
     def _show(self, host_name: str, host: _Host) -> None:
-        """Create a bridge for each announced target of a host, and schedule the removal of its other bridges."""
-        before, host.shown = host.shown, {}
+        """Create bridges for announced targets of a host, and schedule the removal of its other bridges.
+
+        The rest of its targets follows at the next scans, so that a host that announces other targets all the time
+        does not keep the loop busy.
+        """
+        now = time.monotonic()
+        room = _NEW_AT_ONCE if now >= host.next_new else 0
+        known = {entry.target: name for name, entry in self._entries.items() if entry.host == host_name}
+        host.shown = 0
         for target in host.facts:
-            name = before.pop(target, None) or self._name(host_name, target)
-            entry = self._entries.get(name)
-            if entry is not None:
-                entry.gives_up_at = None
+            name = known.pop(target, None)
+            if name is not None:
+                self._entries[name].gives_up_at = None
             elif len(self._entries) >= _MAX_TARGETS:
                 self._throttle.warn(
                     _log, "targets", "there are more than %d targets; the others are not shown", _MAX_TARGETS
                 )
                 continue
+            elif room:
+                room -= 1
+                host.next_new = now + _CHECK_INTERVAL
+                self._add(host_name, target)
             else:
-                bridge = self._make_bridge(FleetEndpoint(self._fleet, host_name, target), self._thread)
-                self._entries[name] = _Entry(host_name, target, bridge)
-                _log.info("found %s", name)
-            host.shown[target] = name
-        for name in before.values():
-            entry = self._entries.get(name)
-            if entry is not None and entry.gives_up_at is None:
+                continue
+            host.shown += 1
+        for name in known.values():
+            entry = self._entries[name]
+            if entry.gives_up_at is None:
                 _log.info("%s has ended", name)
-                entry.gives_up_at = time.monotonic() + FORGET_AFTER
+                entry.gives_up_at = now + FORGET_AFTER
 
-    def _name(self, host: str, target: str) -> str:
-        """Return the name of a target's entry, or a free name: different names may be the same in a path."""
+    def _add(self, host: str, target: str) -> None:
+        """Create a bridge. Its name is free: different names may be the same in a path."""
         plain = f"{self._path_name(host)}~{self._path_name(target)}"
         counted = (f"{plain}-{count}" for count in itertools.count(2))
-        return next(name for name in itertools.chain([plain], counted) if self._is_free(name, host, target))
-
-    def _is_free(self, name: str, host: str, target: str) -> bool:
-        entry = self._entries.get(name)
-        return entry is None or (entry.host, entry.target) == (host, target)
+        name = next(name for name in itertools.chain([plain], counted) if name not in self._entries)
+        bridge = self._make_bridge(FleetEndpoint(self._fleet, host, target), self._thread)
+        self._entries[name] = _Entry(host, target, bridge)
+        _log.info("found %s", name)
 
     async def _ask(self, name: str, host: _Host) -> None:
         """Find out why a host is late."""
