@@ -30,7 +30,9 @@ def speedscope(events: Iterable[Event], name: str) -> Iterator[str]:
     """
     frames: dict[tuple[str, str, int], int] = {}
     threads: dict[int, list[list[int]]] = {}
+    names: dict[int, str] = {}
     for sample in _samples(events):
+        _note_name(sample, names)
         stack = [frames.setdefault((f.label, f.file, f.line), len(frames)) for f in reversed(sample.frames)]
         threads.setdefault(sample.frames[0].thread_id, []).append(stack)
     yield json.dumps(
@@ -44,7 +46,7 @@ def speedscope(events: Iterable[Event], name: str) -> Iterator[str]:
             "profiles": [
                 {
                     "type": "sampled",
-                    "name": f"thread {thread}",
+                    "name": _text(_thread_title(thread, names)),
                     "unit": "none",
                     "startValue": 0,
                     "endValue": len(stacks),
@@ -60,11 +62,16 @@ def speedscope(events: Iterable[Event], name: str) -> Iterator[str]:
 
 def collapsed(events: Iterable[Event], name: str) -> Iterator[str]:
     """Yield the sorted lines that flamegraph.pl and similar tools read: frames from the outside in, and a count."""
-    stacks = Counter(
-        ";".join((f"thread {sample.frames[0].thread_id}", *folded(sample))) for sample in _samples(events)
-    )
-    for stack, count in sorted(stacks.items()):
-        yield f"{stack} {count}"
+    stacks: Counter[tuple[int, tuple[str, ...]]] = Counter()
+    names: dict[int, str] = {}
+    for sample in _samples(events):
+        _note_name(sample, names)
+        stacks[sample.frames[0].thread_id, folded(sample)] += 1
+    lines: Counter[str] = Counter()
+    for (thread, stack), count in stacks.items():
+        lines[";".join((_word(_thread_title(thread, names)), *stack))] += count
+    for line, count in sorted(lines.items()):
+        yield f"{line} {count}"
 
 
 def folded(sample: CPUSample) -> tuple[str, ...]:
@@ -90,12 +97,28 @@ def _samples(events: Iterable[Event]) -> Iterator[CPUSample]:
     return (event for event in events if isinstance(event, CPUSample) and event.frames)
 
 
+def _note_name(sample: CPUSample, names: dict[int, str]) -> None:
+    """Keep the latest name of the sample's thread, if the profiler sends names."""
+    if sample.thread_name is not None:
+        names[sample.frames[0].thread_id] = sample.thread_name
+
+
+def _thread_title(thread: int, names: dict[int, str]) -> str:
+    """Return the thread's id, which is unique, and its name if it is known."""
+    return f"thread {thread} ({names[thread]})" if thread in names else f"thread {thread}"
+
+
 def _one_word(frame: StackFrame) -> str:
     """Return the label, with file and line for Ruby's blocks and lambdas, which share labels."""
     is_one_of_many = frame.label.startswith(_BLOCKS) or frame.label.endswith("<lambda>")
     label = f"{frame.label} ({frame.file}:{frame.line})" if is_one_of_many else frame.label
-    label = _text(label).replace(";", ":")
-    return "".join(character if character.isprintable() else " " for character in label).strip() or "?"
+    return _word(label)
+
+
+def _word(text: str) -> str:
+    """Return a text without the separator of stacks and without characters that are not printable."""
+    text = _text(text).replace(";", ":")
+    return "".join(character if character.isprintable() else " " for character in text).strip() or "?"
 
 
 def _text(text: str) -> str:

@@ -134,7 +134,7 @@ test("in the order of time there are threads only", () => {
 
 test("exported stacks are those of threads", () => {
   const profile = record(5, [group(4, [...sleep, at("shop.fetch", 20)])]);
-  assert.equal(collapsed(profile), "thread 1;__main__.<module>;selectors.EpollSelector.select 500\n");
+  assert.equal(collapsed(profile), "thread 1 (MainThread);__main__.<module>;selectors.EpollSelector.select 500\n");
   assert.equal(JSON.parse(speedscope(profile, "x")).profiles.length, 1);
 });
 

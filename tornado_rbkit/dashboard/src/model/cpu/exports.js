@@ -27,7 +27,7 @@ export function speedscope(profile, name) {
       const counted = order?.length === thread.samples && !thread.isMerged ? order.map((stack) => [stack, 1]) : [...countsOf(thread)].sort(([a], [b]) => a - b);
       return {
         type: "sampled",
-        name: `thread ${thread.id}`,
+        name: titleOf(thread),
         unit: "none",
         startValue: 0,
         endValue: thread.samples,
@@ -49,11 +49,16 @@ export function collapsed({ stacks, threads }) {
   const counts = new Map();
   for (const thread of threads.all) {
     for (const [stack, count] of countsOf(thread)) {
-      const line = [`thread ${thread.id}`, ...stacks.framesOf(stack).map((frame) => word(place(stacks.frames[frame])))].join(";");
+      const line = [word(titleOf(thread)), ...stacks.framesOf(stack).map((frame) => word(place(stacks.frames[frame])))].join(";");
       counts.set(line, (counts.get(line) ?? 0) + count);
     }
   }
   return [...counts].sort(([a], [b]) => byCodePoint(a, b)).map(([line, count]) => `${line} ${count}\n`).join("");
+}
+
+/** Return the thread's id, which is unique, and its name if it is known. @param {import("./threads.js").Thread} thread */
+function titleOf({ id, name }) {
+  return name === null ? `thread ${id}` : `thread ${id} (${name})`;
 }
 
 /** Return the samples of a thread by stack. */
