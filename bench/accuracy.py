@@ -1,14 +1,15 @@
 """Compares the shares that the CPU samplers report with the truth, on programs that know the truth.
 
-    python bench/accuracy.py [--seconds S] [--interval SECONDS] [--engines ENGINE ...]
+    python bench/accuracy.py [--seconds S] [--interval SECONDS] [--engines ENGINE ...] [--busy N]
 
 Every program runs in a fresh process for each clock and each sampler: ours inside the process, ours outside
 (``cpu_engine="external"``), and austin alone, up to Python 3.13. Its functions note how long they ran (wall clock) and
 computed (the thread's CPU clock); the table compares their shares of the noted time with their shares of the samples,
-in percent, as ``reported (true)`` of the same run. The in-process sampler reports a part of the time as
-``(between samples)``, because it does not know where the thread computed; that part is added, in percent of the
-functions' time. So no function may have more than its true share, nor less than its true share without that part:
-``off`` is the largest difference beyond these bounds, in points. Linux.
+in percent, as ``reported (true)`` of the same run. Our samplers report a part of the time as ``(between samples)``,
+because they do not know where the thread computed; that part is added, in percent of the functions' time. So no
+function may have more than its true share, nor less than its true share without that part: ``off`` is the largest
+difference beyond these bounds, in points. With ``--busy``, other programs that compute all the time, each in a session
+of its own, share the processors. Linux.
 """
 
 from __future__ import annotations
@@ -24,7 +25,8 @@ import tempfile
 import threading
 import time
 from collections import Counter
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from functools import partial
 from typing import IO, Any, Final
 
@@ -322,6 +324,19 @@ def told_by_austin(output: str, names: set[str]) -> dict[str, float]:
     return shares(told)
 
 
+@contextmanager
+def busy(programs: int) -> Iterator[None]:
+    """Run programs that compute all the time; sessions share the processors, so each has its own."""
+    command = [sys.executable, "-c", "while True: pass"]
+    spinners = [subprocess.Popen(command, start_new_session=True) for _ in range(programs)]
+    try:
+        yield
+    finally:
+        for spinner in spinners:
+            spinner.kill()
+            spinner.wait()
+
+
 def shares(parts: Counter[str]) -> dict[str, float]:
     return {name: 100 * part / max(1e-9, parts.total()) for name, part in parts.items()}
 
@@ -335,10 +350,17 @@ def main() -> None:
     parser.add_argument(
         "--engines", nargs="+", choices=ENGINES, default=ENGINES[:-1] if sys.version_info >= (3, 14) else ENGINES
     )
+    parser.add_argument("--busy", type=int, default=0, metavar="N", help="other programs that compute all the time")
     options = parser.parse_args()
     if options.only:
         print(json.dumps(measure(*options.only, options.seconds, options.interval)))
         return
+    with busy(options.busy):
+        print_table(options)
+    print("load", *(f"{load:.1f}" for load in os.getloadavg()))
+
+
+def print_table(options: argparse.Namespace) -> None:
     heads = [f"{clock}: {engine}" for clock in ("CPU", "wall") for engine in options.engines]
     print(f"| program | function | {' | '.join(heads)} |")
     print("| --- " * (len(heads) + 2) + "|")
@@ -348,10 +370,9 @@ def main() -> None:
             for engine in options.engines:
                 found = run(program, clock, engine, options.seconds, options.interval)
                 cells.append(f"{found['told'].get(function, 0.0):.0f} ({found['true'][function]:.0f})")
-                if engine == "in-process":
+                if engine != "austin":
                     cells[-1] += f", between {found['between']:.0f}, off {found['off']:.0f}"
         print(f"| {program} | {function} | {' | '.join(cells)} |", flush=True)
-    print("load", *(f"{load:.1f}" for load in os.getloadavg()))
 
 
 if __name__ == "__main__":

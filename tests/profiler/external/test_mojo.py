@@ -67,9 +67,9 @@ def places(found: Stack) -> list[tuple[str, str, int]]:
 
 
 def test_what_the_system_has_counted_for_a_thread() -> None:
-    use = b"\x0d" + varint(2_500_000_000) + varint(1_000_000) + varint(7)
+    use = b"\x0d" + varint(2_500_000_000) + varint(7) + varint(1)
     [counted, other] = parsed(DEFINED, stack(1, 7) + use, stack(2, 7))
-    assert counted.use == (2.5, 0.001, 7)
+    assert counted.use == (2.5, 7, True)
     assert other.use is None
 
 

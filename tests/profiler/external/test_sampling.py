@@ -40,7 +40,7 @@ class Watched:
         self.told: list[float] = []
         self.output = Output("")
 
-    def look(self, microseconds: int, read_clock: object) -> None:
+    def look(self, microseconds: int, clocks: object) -> None:
         if len(self.moments) == LOOKS:
             raise ReadError
         self.moments.append(self.clock.now)

@@ -33,7 +33,7 @@ from tornado_rbkit.profiler.external.stack_reader.frames import MAX_DEPTH
 from tornado_rbkit.profiler.external.stack_reader.layouts import COOKIE, python_version
 from tornado_rbkit.profiler.external.stack_reader.lines import Lines, deltas, locations
 from tornado_rbkit.profiler.external.stack_reader.memory import Memory, ReadError
-from tornado_rbkit.profiler.external.stack_reader.reader import ReadClock, StackReader
+from tornado_rbkit.profiler.external.stack_reader.reader import StackReader
 from tornado_rbkit.profiler.external.stack_reader.sampling import look_once
 
 if not sys.platform.startswith("linux"):
@@ -54,19 +54,19 @@ def until_asleep(pid: int) -> None:
     """Wait until the main thread reads its input, a moment after its line was written."""
     deadline = time.monotonic() + PATIENCE
     with closing(Clocks(f"/proc/{pid}/task")) as clocks:
-        while not clocks(pid).startswith(b"\x08"):
+        while not clocks.after(pid, clocks.before(pid)).startswith(b"\x08"):
             assert time.monotonic() < deadline
 
 
-def look(pid: int, read_clock: ReadClock | None = None) -> list[Stack]:
+def look(pid: int, clocks: Clocks | None = None) -> list[Stack]:
     """Return the stacks of one look."""
     with closing(StackReader(pid)) as reader:
-        return look_again(reader, MojoParser(), read_clock)
+        return look_again(reader, MojoParser(), clocks)
 
 
-def look_again(reader: StackReader, parser: MojoParser, read_clock: ReadClock | None = None) -> list[Stack]:
+def look_again(reader: StackReader, parser: MojoParser, clocks: Clocks | None = None) -> list[Stack]:
     """Return the stacks of one look of a reader whose other output the parser has read."""
-    reader.look(0, read_clock)
+    reader.look(0, clocks)
     stacks = parser.feed(bytes(reader.output.data) + b"\x02\x00\x001\x00")  # a stack ends where the next begins
     reader.output.data.clear()
     assert not any(stack.is_broken for stack in stacks)
@@ -282,6 +282,20 @@ def test_a_thread_that_sleeps_is_marked_with_the_cpu_clock(start: Start, interpr
     assert stack.is_idle
     assert stack.use is not None
     assert stack.use.seconds > 0
+
+
+def test_a_thread_that_computes_is_found_on_a_processor(start: Start, interpreter: str) -> None:
+    """On a busy machine it waits for one at most looks."""
+    process = start("print('ready', flush=True)\nwhile True: pass", interpreter)
+    deadline = time.monotonic() + PATIENCE
+    parser = MojoParser()
+    with closing(StackReader(process.pid)) as reader, closing(Clocks(f"/proc/{process.pid}/task")) as clocks:
+        while True:
+            [stack] = look_again(reader, parser, clocks)
+            assert not stack.is_idle
+            if stack.use is not None and stack.use.is_running:
+                return
+            assert time.monotonic() < deadline
 
 
 AGREEMENT = """

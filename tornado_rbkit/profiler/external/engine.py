@@ -37,20 +37,20 @@ class Frame:
 
 
 class Use(NamedTuple):
-    """What the system has counted for one thread, proc(5) schedstat.
+    """What the system has counted for one thread, proc(5) schedstat, and whether the thread has run at a look.
 
     A clock of a thread that runs is brought up to date at the ticks of the system, every 1 to 10 ms, and when the
     thread gives up the processor.
 
     Attributes:
         seconds: its CPU time.
-        waited: the seconds for which it has waited for a processor; brought up to date when it is given one.
         switches: how often it was given a processor.
+        is_running: whether it had a processor while its stack was read, or had just lost it to the reader.
     """
 
     seconds: float
-    waited: float
     switches: int
+    is_running: bool
 
 
 class Stack(NamedTuple):
@@ -63,9 +63,9 @@ class Stack(NamedTuple):
         seconds: the time since the engine looked at this process before.
         is_broken: whether the stack changed while it was read; its outer frames are missing.
         is_collecting: whether a garbage collection ran in the process.
-        is_idle: whether the thread slept just before its stack was read, or waited for a processor where it had slept;
+        is_idle: whether the thread slept just after its stack was read, or waited for a processor where it had slept;
             known with the clock ``cpu``.
-        use: what the system has counted for the thread just before; known with the clock ``cpu``, on most systems.
+        use: what the system had counted for the thread just before; known with the clock ``cpu``, on most systems.
     """
 
     interpreter: int

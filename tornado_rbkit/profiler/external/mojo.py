@@ -140,7 +140,7 @@ class MojoParser:
         elif kind == _IDLE:
             self._is_idle = True
         elif kind == _USE:
-            self._use = Use(integer(match[1]) / 1e9, integer(match[2]) / 1e9, integer(match[3]))
+            self._use = Use(integer(match[1]) / 1e9, integer(match[2]), bool(integer(match[3])))
         elif kind == _METADATA and match[1] == b"stack_reader":
             self.version = match[2][:20].decode("ascii", "replace")
 

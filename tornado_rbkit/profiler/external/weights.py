@@ -1,26 +1,30 @@
 """Makes the samples of each thread follow the thread's own CPU clock.
 
-A helper outside sees that a thread runs or sleeps. One that runs may in fact wait for a processor; on a busy machine
-most do. And the helper itself comes late while others compute. So the looks do not count as they come: a thread gets
-as many samples as its clock has counted CPU time, and the looks that saw it running share them, each by the part of
-the time around it for which the thread had a processor. What going to sleep and waking up takes, while a look sees the
-thread asleep, is shared by the looks that saw it asleep.
+A helper outside sees a thread at some moments. On a busy machine it sees most threads that want to compute wait for a
+processor, and the helper itself comes late. So the looks do not count as they come: a thread gets as many samples as
+its clock has counted CPU time, and only the looks that found it on a processor share them, each alike, however late
+they were. Where a thread waits for a processor says nothing about where it computes: one that was woken waits where it
+slept. CPU time for which there is no such look is reported without a stack. What going to sleep and waking up takes is
+too short to be seen; it is shared by the looks that saw the thread asleep.
 """
 
 from __future__ import annotations
 
 import random
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from typing import Final
 
 from tornado_rbkit.profiler.external.engine import Frame, Stack, Use
 
 MAX_UNSEEN: Final = 0.25
-"""CPU seconds of a thread that wait for a look that sees it running, and are then reported without a stack."""
+"""CPU seconds of a thread that wait for a look that finds it on a processor, and are then reported without a stack."""
 
-WAKE_SECONDS: Final = 7e-6
-"""CPU seconds that a thread takes to go to sleep and to wake up; 6 µs for a lock and 14 µs for a nap were measured."""
+WAKE_SECONDS: Final = 4e-6
+"""CPU seconds that a thread takes to go to sleep and to wake up, and that looks do not see.
+
+They see the rest. 2 to 7 µs were measured for a lock or a nap, 10 µs for a file.
+"""
 
 _TICK: Final = 0.004
 """Seconds of running after which a thread's clock is brought up to date, with the usual 250 ticks per second."""
@@ -57,64 +61,58 @@ class _Account:
         use: the last reading of its clocks.
         seconds: its CPU time that has not been reported.
         seen: the time of the last look at it.
-        pending: looks that saw it running, after which its clocks have not moved.
-        weights: other looks that saw it running, each with the number of samples for which it stands by itself.
+        running: looks that found it on a processor.
+        latest: the last of them, if its clock has not moved since then.
+        unclocked: the seconds for which those of them stand after which its clock has not moved.
         waking: CPU time that it took to go to sleep and to wake up, and that has not been reported.
         asleep: looks that saw it asleep for the first time since it ran, by their frames, with their numbers.
         owed: fractions of samples, of computing and of waking.
     """
 
-    __slots__ = ("asleep", "owed", "pending", "seconds", "seen", "use", "waking", "weights")
+    __slots__ = ("asleep", "latest", "owed", "running", "seconds", "seen", "unclocked", "use", "waking")
 
     def __init__(self, use: Use, seconds: float) -> None:
         self.use = use
         self.seconds = seconds
-        self.seen = 0.0
-        self.pending: list[Look] = []
-        self.weights: list[tuple[Look, float]] = []
+        self.seen = self.unclocked = 0.0
+        self.running: list[Look] = []
+        self.latest: Look | None = None
         self.waking = 0.0
         self.asleep: dict[tuple[Frame, ...], tuple[Look, int]] = {}
         self.owed = [0.0, 0.0]
 
-    def add(self, look: Look, use: Use) -> None:
-        if use != self.use:
-            ran, waited = use.seconds - self.use.seconds, use.waited - self.use.waited
-            self._settle(ran / (ran + waited) if ran else 0.0)
-            waking = min(ran, WAKE_SECONDS * (use.switches - self.use.switches))
+    def add(self, look: Look, use: Use, passed: float) -> None:
+        """Add a look and a reading of the clocks, `passed` seconds after the last tick."""
+        ran, switches = use.seconds - self.use.seconds, use.switches - self.use.switches
+        if ran or switches:
+            waking = min(ran, WAKE_SECONDS * switches)
             self.waking += waking
             self.seconds += ran - waking
-            self.use = use
+            self.latest, self.unclocked = None, 0.0
             if look.stack.is_idle:
                 self.asleep[look.stack.frames] = look, self.asleep.get(look.stack.frames, (look, 0))[1] + 1
+        self.use = use
         self.seen = look.moment
-        if look.stack.is_idle:
-            return
-        if self.pending and self.pending[-1].payload == look.payload:
-            look = replace(look, count=look.count + self.pending.pop().count)
-        self.pending.append(look)
+        if use.is_running:
+            self.running.append(look)
+            self.latest = look
+            self.unclocked += passed
 
-    def _settle(self, share: float) -> None:
-        """Weigh the pending looks by the share of the time since then, without sleep, for which the thread ran."""
-        if share:
-            self.weights += [(look, look.count * share) for look in self.pending]
-        self.pending.clear()
-
-    def close(self, pace: float) -> None:
+    def close(self) -> None:
         """Estimate what a thread that has ended has used after its clock was brought up to date for the last time."""
-        lived = self.use.seconds + self.use.waited
-        share = self.use.seconds / lived if lived else 1.0
-        self.seconds += min(_TICK, pace * share * sum(look.count for look in self.pending))
-        self._settle(share)
+        self.seconds += min(_TICK, self.unclocked)
+        if self.latest is not None and not self.running:
+            self.running.append(self.latest)
 
     def report(self, pace: float, is_last: bool, chance: random.Random) -> Iterator[Sample]:
-        """Give the samples of the CPU time that has not been reported, in any order, if enough looks can share it."""
-        total = sum(weight for _, weight in self.weights)
-        if total and (is_last or total >= 1.0 or self.seconds >= MAX_UNSEEN):
+        """Give the samples of the CPU time that has not been reported, in any order, if looks can share it."""
+        if self.running:
             if not self.asleep:  # it was switched while it computed
                 self.seconds, self.waking = self.seconds + self.waking, 0.0
-            yield from self._share(0, self.seconds / pace / total, self.weights, chance)
+            running = [(look, 1.0) for look in self.running]
+            yield from self._share(0, self.seconds / pace / len(running), running, chance)
             self.seconds = 0.0
-            self.weights = []
+            self.running = []
         if self.asleep and (is_last or self.waking >= pace):
             asleep = [(look, float(number)) for look, number in self.asleep.values()]
             yield from self._share(1, self.waking / pace / sum(number for _, number in asleep), asleep, chance)
@@ -162,7 +160,8 @@ class CPUWeights:
             for look in tick:
                 now = look.moment
                 if look.stack.use is not None:
-                    self._account(look.stack, look.stack.use, pace * look.count).add(look, look.stack.use)
+                    passed = pace * look.count
+                    self._account(look.stack, look.stack.use, passed).add(look, look.stack.use, passed)
                 elif not look.stack.is_idle:
                     samples.append((look, look.count))
             self._has_begun = self._has_begun or bool(tick)
@@ -170,7 +169,7 @@ class CPUWeights:
         for thread, account in list(self._accounts.items()):
             has_ended = now - account.seen > _ABSENCE
             if has_ended:
-                account.close(pace)
+                account.close()
                 del self._accounts[thread]
             samples += account.report(pace, has_ended, self._chance)
             if has_ended or account.seconds >= MAX_UNSEEN:

@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import math
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 
+from .clocks import Clocks
 from .codes import Codes, Contents, is_unchanged
 from .frames import FrameObjects, Frames
 from .layouts import Layout
@@ -14,9 +15,6 @@ from .output import Output, integer
 
 _MANY = 10_000  # threads or interpreters; more means that the list is broken
 _ATTEMPTS = 5  # to read a stack that changes meanwhile
-
-ReadClock = Callable[[int], bytes]
-"""Returns what the thread with a native identifier has used, and whether it sleeps, as events of the output."""
 
 Known = tuple[int, int, Contents, bytes, float]
 """A stack that was read: its innermost frame, its data stack, the memory that was read, the places, and until when it
@@ -52,16 +50,18 @@ class StackReader:
         """Raise ReadError if the process has ended, or has executed another program."""
         self._memory.word(self._layout.first)
 
-    def look(self, microseconds: int, read_clock: ReadClock | None = None) -> bool:
+    def look(self, microseconds: int, clocks: Clocks | None = None) -> bool:
         """Add the stacks of all threads to the output; return whether one of them is whole, or there are none.
 
         Args:
             microseconds: the time since the last look.
-            read_clock: reads what a thread has used; without it, this is not in the output.
+            clocks: reads what a thread has used; without it, this is not in the output.
 
         Raises:
             ReadError: the process has ended, or its lists have changed meanwhile.
         """
+        if clocks is not None:
+            clocks.begin()
         known, self._known = self._known, {}
         before, self._codes = self._codes, {}
         broken = whole = 0
@@ -79,7 +79,7 @@ class StackReader:
             self._codes[address] = codes
             codes.now = time.monotonic()
             head = b"\x02" + integer(self._memory.pid) + integer(identifier)
-            for native_id, places, is_broken, clock in self._stacks(address, codes, thread, known, read_clock):
+            for native_id, places, is_broken, clock in self._stacks(address, codes, thread, known, clocks):
                 broken, whole = broken + is_broken, whole + (not is_broken)
                 name = b"%b%x\x00" % (head, native_id)
                 self.output.add(name, places, is_broken, bool(collecting), clock, microseconds)
@@ -92,7 +92,7 @@ class StackReader:
         codes: Codes,
         thread: int,
         known: dict[int, Known],
-        read_clock: ReadClock | None,
+        clocks: Clocks | None,
     ) -> Iterator[tuple[int, bytes, bool, bytes]]:
         """Give each thread's identifier, the references to its places, if they are unknown, and what it has used."""
         for _ in range(_MANY):
@@ -102,7 +102,7 @@ class StackReader:
                 following, frame, identifier, chunk = self._thread(interpreter, thread)
                 native_id = self._layout.native_id(identifier) if frame and identifier else None
                 if native_id:
-                    clock = b"" if read_clock is None else read_clock(native_id)
+                    used = b"" if clocks is None else clocks.before(native_id)
                     places = self._stack(codes, thread, known.get(thread), frame, chunk)
                     for _ in range(_ATTEMPTS - 1):
                         if places is not None:
@@ -110,6 +110,7 @@ class StackReader:
                         _, frame, _, chunk = self._thread(interpreter, thread)
                         places = self._stack(codes, thread, None, frame, chunk)
                     if places != b"":
+                        clock = b"" if clocks is None else clocks.after(native_id, used)
                         yield native_id, places or b"", places is None, clock
             except ReadError:  # the thread has ended
                 return

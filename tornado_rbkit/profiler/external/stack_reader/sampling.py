@@ -7,12 +7,12 @@ import select
 import signal
 import sys
 import time
-from contextlib import closing
+from contextlib import closing, suppress
 
 from .clocks import Clocks
 from .memory import ReadError
 from .output import Output
-from .reader import ReadClock, StackReader
+from .reader import StackReader
 
 _FLUSH_SECONDS = 0.05
 _FLUSH_BYTES = 32_768
@@ -20,7 +20,7 @@ _REST = 3  # times as long as a look takes, at least, until the next one
 _LOOKS = 10  # to find one whole stack
 
 
-def sample(reader: StackReader, interval: float, read_clock: ReadClock | None, output: int) -> None:
+def sample(reader: StackReader, interval: float, clocks: Clocks | None, output: int) -> None:
     """Look once in every `interval` seconds, at a random moment of it, and write to a descriptor, until SIGTERM.
 
     Moments that are less random would all fall on the same part of what a program repeats with the same period.
@@ -42,7 +42,7 @@ def sample(reader: StackReader, interval: float, read_clock: ReadClock | None, o
             now = time.monotonic()
             passed = int((now - began) * 1e6)
             try:
-                reader.look(passed - told, read_clock)
+                reader.look(passed - told, clocks)
                 told = passed
             except ReadError:
                 reader.check()
@@ -57,6 +57,16 @@ def sample(reader: StackReader, interval: float, read_clock: ReadClock | None, o
             time.sleep(max(_REST * (after - now), due + interval * (jitter / 0x7FFFFFFF - 0.5) - after))
     finally:
         write(output, reader.output)
+
+
+def _come_first() -> None:
+    """Let the reader be given a processor as soon as it wants one, if that is permitted.
+
+    A reader that has to wait for a processor looks when a thread gives one up, which is no random moment. The niceness
+    has no effect here: sessions, and control groups, share the processors whatever the niceness of their processes.
+    """
+    with suppress(OSError):
+        os.sched_setscheduler(0, os.SCHED_RR, os.sched_param(os.sched_get_priority_min(os.SCHED_RR)))
 
 
 def write(output: int, encoded: Output) -> None:
@@ -84,6 +94,7 @@ def main(arguments: list[str]) -> int:
             if len(arguments) == 1:
                 look_once(reader)
             else:
+                _come_first()
                 sample(reader, int(arguments[1]) / 1e6, clocks if arguments[2] == "cpu" else None, 1)
     except BrokenPipeError:
         return 0
