@@ -2,13 +2,17 @@
 
 from __future__ import annotations
 
+import _thread
 import gc
 import logging
 import os
+import signal
 import sys
 import tracemalloc
 from collections.abc import Callable, Iterator, Sequence
+from operator import methodcaller
 from types import FrameType
+from typing import Any
 
 import pytest
 
@@ -19,8 +23,9 @@ from tornado_rbkit import profiler
 from tornado_rbkit.profiler import heap, lifecycle, threads
 from tornado_rbkit.profiler import server as server_module
 from tornado_rbkit.profiler.batcher import EventBatcher
-from tornado_rbkit.profiler.endpoints import same_endpoint
+from tornado_rbkit.profiler.endpoints import bind_chosen, same_endpoint
 from tornado_rbkit.profiler.profile import MAX_PARTS, Profile
+from tornado_rbkit.profiler.threads import Flag, InternalThread
 from tornado_rbkit.protocol import Handshake, decode
 
 REFUSED = f"a request of 10000 parts was not run; allowed: {MAX_PARTS}. This is logged once"
@@ -419,6 +424,47 @@ print(ask())
         finally:
             tracemalloc.stop()
         assert ask(b"stop_allocation_tracing") == b"ok"
+
+
+def test_an_interrupt_in_the_jump_of_the_loop_that_waits_for_the_sockets_stops_the_server(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """Up to Python 3.13 no handler of the function in which the loop is covers its jump."""
+    begin = Flag()
+    bind = bind_chosen
+
+    def bind_later(*arguments: Any) -> Any:
+        begin.wait()
+        return bind(*arguments)
+
+    class Interrupt:
+        send = _thread.interrupt_main
+        is_sent = property(methodcaller("send"))  # runs no bytecode: the interrupt arrives in the caller
+
+    looks = iter([True])  # the first pass through the loop ends without a jump
+
+    def is_alive(_: InternalThread) -> bool:
+        if next(looks, False):
+            return True
+        begin.set()
+        return not interrupt.is_sent
+
+    def on_signal(*_: object) -> None:
+        raise KeyboardInterrupt("of the host")
+
+    interrupt = Interrupt()
+    monkeypatch.setattr(server_module, "bind_chosen", bind_later)
+    monkeypatch.setattr(server_module, "_PATIENCE_SECONDS", 0.0)
+    monkeypatch.setattr(InternalThread, "is_alive", is_alive)
+    before = signal.signal(signal.SIGINT, on_signal)
+    try:
+        with pytest.raises(KeyboardInterrupt, match="of the host"):
+            profiler.start_server()
+    finally:
+        signal.signal(signal.SIGINT, before)
+        monkeypatch.undo()
+    assert not server_module._unstopped
+    assert not threads.internal_threads()
 
 
 @pytest.mark.skipif(not hasattr(os, "fork"), reason="forks")

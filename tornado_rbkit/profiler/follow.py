@@ -168,13 +168,18 @@ def _one_at_a_time() -> Iterator[None]:
         yield
         return
     try:
-        deadline = time.monotonic() + _LOCK_SECONDS
-        while not _lock(fcntl, descriptor) and time.monotonic() < deadline:
-            Flag().wait(0.005)
+        _wait_for_lock(fcntl, descriptor)
         yield
     finally:
         fcntl.flock(descriptor, fcntl.LOCK_UN)  # also for a child that was forked meanwhile and shares the lock
         os.close(descriptor)
+
+
+def _wait_for_lock(fcntl: Any, descriptor: int) -> None:
+    """Wait for at most `_LOCK_SECONDS`; see `Server._wait_until_bound` for why this is a function."""
+    deadline = time.monotonic() + _LOCK_SECONDS
+    while not _lock(fcntl, descriptor) and time.monotonic() < deadline:
+        Flag().wait(0.005)
 
 
 def _lock(fcntl: Any, descriptor: int) -> bool:

@@ -117,8 +117,7 @@ class Server:
             self._wake_in.setblocking(False)
             self._wake_out.setblocking(False)
             self._thread = InternalThread(self._run, "rbkit-server")
-            while not self._bound.wait(_PATIENCE_SECONDS) and self._thread.is_alive():
-                pass
+            self._wait_until_bound(self._thread)
             if not self._bound.is_set():
                 raise RuntimeError("the profiler's thread has ended before it began")
             if self._bind_error is not None:
@@ -260,6 +259,15 @@ class Server:
     def belongs_here(self) -> bool:
         """Return False in a process forked from the server's, which has a copy of its memory but not its thread."""
         return self._pid == os.getpid()
+
+    def _wait_until_bound(self, thread: InternalThread) -> None:
+        """Wait for the sockets, or for the end of the thread.
+
+        This is a function because an interrupt in the jump of a loop leaves a ``try`` around that loop on Python 3.12
+        and 3.13, past its handlers: their compiler takes a jump for an instruction that cannot raise.
+        """
+        while not self._bound.wait(_PATIENCE_SECONDS) and thread.is_alive():
+            pass
 
     def _lives(self) -> bool:
         return self.belongs_here() and self._thread is not None and self._thread.is_alive()

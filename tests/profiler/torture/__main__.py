@@ -14,7 +14,7 @@ import signal
 import subprocess
 import sys
 import time
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 
 import zmq
@@ -51,8 +51,7 @@ class Commander:
 
     def step(self) -> None:
         """Send a command if the previous one was answered, add or close a subscriber, and read the events."""
-        if self._is_waiting and self._request.poll(10):
-            self._request.recv()
+        if self._is_waiting and self._request.poll(10) and self._receive(self._request):
             self.answered += 1
             self._is_waiting = False
         elif self._is_waiting and time.monotonic() > self._sent + RESEND_SECONDS:  # by then it may have been restarted
@@ -72,9 +71,17 @@ class Commander:
             self._subscribers.pop().close(0)
         for each in self._subscribers:
             for _ in range(100):
-                if not each.poll(0):
+                if not (message := self._receive(each)):
                     break
-                self.received += len(each.recv())
+                self.received += len(message)
+
+    @staticmethod
+    def _receive(sock: zmq.Socket[bytes]) -> bytes:
+        """Return a message; nothing if there is none, also where poll() has seen the reply to an earlier request."""
+        try:
+            return sock.recv(zmq.NOBLOCK)
+        except zmq.Again:
+            return b""
 
     def close(self) -> None:
         self._context.destroy(0)
@@ -108,16 +115,27 @@ def torture(seed: int, seconds: float, python: Sequence[str], names: Sequence[st
     try:
         printed = process.communicate(timeout=PATIENCE)[1]
     except subprocess.TimeoutExpired:
+        waits = "\n".join(system_calls(process.pid))
         process.send_signal(signal.SIGABRT)  # faulthandler prints the stacks
         with contextlib.suppress(subprocess.TimeoutExpired):
             process.wait(10)
         with contextlib.suppress(ProcessLookupError):
             os.killpg(process.pid, signal.SIGKILL)  # its children have copies of the pipes
-        printed = f"it hangs\n{process.communicate()[1]}"
+        printed = f"it hangs\n{waits}\n{process.communicate()[1]}"
     if commander is not None:
         printed += f"{commander.answered} of {commander.asked} commands answered, {commander.received} bytes"
         commander.close()
     return process.returncode == 0, f"{process.returncode}: {printed}"
+
+
+def system_calls(pid: int) -> Iterator[str]:
+    """Give the system call in which each thread of a process, and of the children that it forked, is. Linux."""
+    for task in Path(f"/proc/{pid}/task").glob("*"):
+        with contextlib.suppress(OSError):  # it has ended
+            yield " ".join((task / name).read_text().strip() for name in ("comm", "wchan", "syscall"))
+            for child in (task / "children").read_text().split():
+                yield f"child {child}"
+                yield from system_calls(int(child))
 
 
 def main() -> int:

@@ -74,8 +74,10 @@ class Host:
         ]
         for thread in threads:
             thread.start()
-        self.wait(time.monotonic() + self.seconds)
-        self.ended.set()
+        try:
+            self.wait(time.monotonic() + self.seconds)
+        finally:
+            self.ended.set()  # otherwise the threads, and so the process, would never end
         for thread in threads:
             thread.join()
         if profiler.current_server() is None:
@@ -122,13 +124,17 @@ class Host:
         while time.monotonic() < end:
             try:
                 signal.setitimer(signal.ITIMER_REAL, self.chance.uniform(0.0002, 0.002))
-                self.is_armed = True
-                while time.monotonic() < end:
-                    [behaviours.Node() for _ in range(100)]
-                self.is_armed = False
+                self.allocate(end)
             except Interrupt:
                 self.caught += 1
         signal.setitimer(signal.ITIMER_REAL, 0)
+
+    def allocate(self, end: float) -> None:
+        """Allocate until the end, or an interrupt. Not within the ``try``: see `Server._wait_until_bound`."""
+        self.is_armed = True
+        while time.monotonic() < end:
+            [behaviours.Node() for _ in range(100)]
+        self.is_armed = False
 
     def on_signal(self, *_: object) -> None:
         if self.is_armed:
