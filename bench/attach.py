@@ -3,9 +3,8 @@
     pip install -e '.[bench]'
     python bench/attach.py [--rounds N] [--quick] [--json FILE]
 
-Pairs, as in profiler.py: each round runs every setting once, and a cost is the median of the ratios to the plain run
-of the same round. ``attach`` is the server and its sampler in this process with a subscriber, and what it executes
-as its child; ``austin alone`` writes to a file; ``own engine`` is a server in the measured process. Linux.
+Each tool is switched on and off while one process works, see pairs.py. ``attach`` is the server and its sampler in
+this process with a subscriber, and what it executes as its child; ``austin alone`` writes to a file. Linux.
 """
 
 from __future__ import annotations
@@ -14,12 +13,12 @@ import resource
 import subprocess
 import tempfile
 import time
-from collections import Counter
 from typing import Any, Final
 
 from measure import Report, UnavailableError, find_austin, options
-from profiler import Setting, calibrate, compute_table, measure, summary
-from runs import Subscriber, process, run_served
+from pairs import Setting
+from profiler import measure_pairs
+from runs import Subscriber, Target, count_events
 
 from tornado_rbkit.profiler.external.engine import EngineError
 from tornado_rbkit.profiler.external.process import ProcessError
@@ -32,69 +31,94 @@ def cpu_seconds() -> float:
     return sum(each.ru_utime + each.ru_stime for each in used)
 
 
-def run_attached(work: str, amount: int, tool: dict[str, Any]) -> dict[str, Any]:
-    """Run while `attach` samples the process."""
-    with process(work, amount, tool) as run:
-        pid = run.hear()["pid"]
+class Outside(Target):
+    """A sampler that is another process, or this one."""
+
+    def __init__(self, work: str, tool: dict[str, Any]) -> None:
+        super().__init__(work, tool)
+        self._on = False
+        self._before = self._used = 0.0
+
+    def switch(self, on: bool) -> None:
+        if on == self._on:
+            return
+        self._on = on
+        if on:
+            self._before = cpu_seconds()
+            self.start()
+        else:
+            self.stop()
+            self._used += cpu_seconds() - self._before
+
+    def start(self) -> None:
+        raise NotImplementedError
+
+    def stop(self) -> None:
+        raise NotImplementedError
+
+    def finish(self) -> dict[str, Any]:
+        return super().finish() | {"cpu_outside": self._used}
+
+
+class Attached(Outside):
+    """`attach` samples the process."""
+
+    def __init__(self, work: str, tool: dict[str, Any]) -> None:
+        super().__init__(work, tool)
         try:
-            attachment = attach(pid)
+            self._attachment = self.resources.enter_context(attach(self.run.pid))
         except (EngineError, ProcessError) as error:
             raise UnavailableError(str(error)) from error
-        with attachment:
-            subscriber = Subscriber(attachment.server.pub)
-            attachment.server.call(lambda profile: getattr(profile, tool["clock"])())
-            before = cpu_seconds()
-            facts = run.ask(do="go")
-            facts["rate"] = attachment.server.status()["cpu"]["achieved_rate"]
-            attachment.server.call(lambda profile: profile.stop_cpu_profiling())
-            facts["cpu_outside"] = cpu_seconds() - before
-        run.finish()
-        expected = attachment.server.status()["messages"]
-        deadline = time.monotonic() + 10
-        while not (found := split(subscriber))["messages"] and time.monotonic() < deadline:
-            time.sleep(0.1)
-        subscriber.stop()
-    assert 0 < found["messages"] <= expected
-    facts["messages"], facts["samples"] = found["messages"], found["samples"]
-    facts["split"] = found["heavy"] / found["light"] if found["light"] else None
-    return facts
+        self._server = self._attachment.server
+        self._server.call(lambda profile: profile.stop_cpu_profiling())
+        self._subscriber = Subscriber(self._server.pub)
+        self.resources.callback(self._subscriber.stop)
+
+    def start(self) -> None:
+        self._server.call(lambda profile: getattr(profile, self.tool["clock"])())
+        self._server.call(lambda profile: profile.start_cpu_profiling())
+        while not self._server.status()["cpu"]["achieved_rate"]:
+            time.sleep(0.01)
+
+    def stop(self) -> None:
+        self._server.call(lambda profile: profile.stop_cpu_profiling())
+
+    def work(self, units: int) -> dict[str, Any]:
+        facts = super().work(units)
+        return facts | ({"rate": self._server.status()["cpu"]["achieved_rate"]} if self._on else {})
+
+    def finish(self) -> dict[str, Any]:
+        facts = super().finish()
+        self._subscriber.close(self._server.status()["messages"])
+        kinds, found = count_events(self._subscriber)
+        assert found["heavy"], "no samples arrived"
+        return facts | {"samples": kinds[9], "heavy": found["heavy"], "light": found["light"]}
 
 
-def split(subscriber: Subscriber) -> Counter[str]:
-    """Count the received messages, their samples, and the samples in the two functions of the work."""
-    found = Counter({"messages": len(subscriber.messages)})
-    for event in subscriber.events():
-        if event[0] == 9:
-            found["samples"] += 1
-            found.update({frame[12] for frame in event[2]} & {"heavy", "light"})
-    return found
+class Austin(Outside):
+    """austin samples the process into a file."""
 
+    def __init__(self, work: str, tool: dict[str, Any]) -> None:
+        self._path = find_austin()
+        super().__init__(work, tool)
+        file = self.resources.enter_context(tempfile.NamedTemporaryFile())  # noqa: SIM115 - closed by the stack
+        self._command = [self._path, "-Pb", "-i1000", "-o", file.name, f"-p{self.run.pid}"]
 
-def run_austin(work: str, amount: int, tool: dict[str, Any]) -> dict[str, Any]:
-    """Run while austin samples the process into a file."""
-    austin_path = find_austin()
-    with process(work, amount, tool) as run, tempfile.NamedTemporaryFile() as file:
-        command = [austin_path, "-Pb", "-i1000", "-o", file.name, f"-p{run.hear()['pid']}"]
-        before = cpu_seconds()
-        with subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL) as austin:
-            time.sleep(0.5)
-            facts = run.ask(do="go")
-            austin.terminate()
-        facts["cpu_outside"] = cpu_seconds() - before
-        run.finish()
-    return facts
+    def start(self) -> None:
+        self._austin = subprocess.Popen(self._command, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
+        self.resources.push(self._austin)
+        time.sleep(0.5)
+
+    def stop(self) -> None:
+        self._austin.terminate()
+        self._austin.wait()
 
 
 ATTACHED: Final = (
-    Setting("plain", {"kind": "plain"}),
     Setting("plain again", {"kind": "plain"}),
-    Setting("attach, wall clock, 1 ms", {"kind": "plain", "clock": "use_wall_time"}, run_attached),
-    Setting("attach, cpu clock, 1 ms", {"kind": "plain", "clock": "use_cpu_time"}, run_attached),
-    Setting("austin alone, 1 ms", {"kind": "plain"}, run_austin),
-    Setting("own engine, external, 1 ms", {"kind": "cpu", "interval": 0.001, "engine": "external"}, run_served),
-    Setting("own engine, external, 10 ms", {"kind": "cpu", "interval": 0.01, "engine": "external"}, run_served),
-    Setting("own engine, in-process, 1 ms", {"kind": "cpu", "interval": 0.001}, run_served),
-    Setting("own engine, in-process, 10 ms", {"kind": "cpu", "interval": 0.01}, run_served),
+    Setting("attach, wall clock, 1 ms", {"kind": "plain", "clock": "use_wall_time"}, Attached),
+    Setting("attach, cpu clock, 1 ms", {"kind": "plain", "clock": "use_cpu_time"}, Attached),
+    Setting("austin alone, 1 ms", {"kind": "plain"}, Austin),
 )
 
 
@@ -102,14 +126,7 @@ def main() -> None:
     """Measure and print."""
     arguments = options("Measure what sampling from outside costs.", default_rounds=8).parse_args()
     report = Report(arguments, ("tornado_rbkit", "austin-dist"))
-    units = calibrate("compute", 0.3 if arguments.quick else 2.0, 100)
-    computed, missing = measure("compute", units, ATTACHED, arguments.rounds)
-    results = summary(computed, ATTACHED)
-    report.head()
-    print("Percentages: the median of the rounds (the least … the most)\n")
-    print(compute_table(results))
-    report.missing(missing)
-    report.add("compute", {"units": units, "summary": results, "runs": computed})
+    report.missing(measure_pairs(report, arguments, ATTACHED))
     report.write()
 
 

@@ -3,11 +3,15 @@
     pip install -e '.[bench]'
     python bench/profiler.py [--rounds N] [--quick] [--only PART] [--json FILE]
 
-Every run is a fresh process that does a fixed amount of work. A round runs each setting once, in an order that moves
-on from round to round, and what a setting costs is the median, over the rounds, of its ratio to the plain run of the
-same round; ``plain again`` is the noise. Starting up, attaching and writing the result are not in the times. The
-subscriber is this process: it receives every message while the work runs and looks into them afterwards. Each run is
-checked: samples arrived, and the message counters go from 0 to the last without a gap.
+CPU sampling is switched on and off in one process (see pairs.py), in four pairs a round; ``plain again`` switches
+nothing, so it shows the error of the method.
+
+Memory profiling runs in fresh processes that do a fixed amount of work. A round runs each setting once, in an order
+that moves on from round to round, and what a setting costs is the median, over the rounds, of its ratio to the plain
+run of the same round. Starting up, attaching and writing the result are not in the times.
+
+The subscriber is this process: it receives every message while the work runs and looks into them afterwards. Each run
+is checked: samples arrived, and the message counters go from 0 to the last without a gap.
 
 A peer that is not installed, or may not attach, is left out with the reason. Linux.
 """
@@ -20,8 +24,10 @@ import statistics
 from collections.abc import Callable, Sequence
 from typing import Any, Final, NamedTuple
 
+import pairs
 from measure import Report, Runs, note, options, rounds, table
-from runs import run_heap, run_memray, run_plainly, run_py_spy, run_served
+from pairs import calibrate
+from runs import Served, WithPyinstrument, WithPySpy, run_heap, run_memray, run_plainly, run_served
 from work import LIVING
 
 _HEAP_ROUNDS: Final = 3
@@ -38,18 +44,27 @@ class Setting(NamedTuple):
     """It does one part in so many of the work."""
 
 
+def sampling(engine: str, clock: str, interval: float) -> pairs.Setting:
+    """Return the setting of one of our engines, by the interval in seconds."""
+    tool = {"kind": "cpu", "engine": engine, "clock": clock, "interval": interval}
+    return pairs.Setting(f"{engine}, {clock} clock, {1000 * interval:.0f} ms", tool, Served)
+
+
 COMPUTE: Final = (
-    Setting("plain", {"kind": "plain"}),
-    Setting("plain again", {"kind": "plain"}),
-    Setting("server idle", {"kind": "server"}, run_served),
-    Setting("CPU sampling, wall clock, 10 ms", {"kind": "cpu", "interval": 0.01}, run_served),
-    Setting("CPU sampling, wall clock, 1 ms", {"kind": "cpu", "interval": 0.001}, run_served),
-    Setting("CPU sampling, cpu clock, 10 ms", {"kind": "cpu", "interval": 0.01, "clock": "cpu"}, run_served),
-    Setting("CPU sampling, cpu clock, 1 ms", {"kind": "cpu", "interval": 0.001, "clock": "cpu"}, run_served),
-    Setting("py-spy record, 100 Hz", {"kind": "py-spy", "rate": 100}, run_py_spy),
-    Setting("py-spy record, 1000 Hz", {"kind": "py-spy", "rate": 1000}, run_py_spy),
-    Setting("pyinstrument, 10 ms", {"kind": "pyinstrument", "interval": 0.01}),
-    Setting("pyinstrument, 1 ms", {"kind": "pyinstrument", "interval": 0.001}),
+    pairs.Setting("plain again", {"kind": "plain"}),
+    pairs.Setting("server idle", {"kind": "server"}, Served),
+    *(
+        sampling(engine, clock, interval)
+        for engine in ("in-process", "external")
+        for clock in ("wall", "cpu")
+        for interval in (0.01, 0.001)
+    ),
+)
+PEERS: Final = (
+    pairs.Setting("py-spy record, 100 Hz", {"kind": "py-spy", "rate": 100}, WithPySpy),
+    pairs.Setting("py-spy record, 1000 Hz", {"kind": "py-spy", "rate": 1000}, WithPySpy),
+    pairs.Setting("pyinstrument, 10 ms", {"kind": "pyinstrument", "interval": 0.01}, WithPyinstrument),
+    pairs.Setting("pyinstrument, 1 ms", {"kind": "pyinstrument", "interval": 0.001}, WithPyinstrument),
 )
 
 _PART: Final = "plain, a fifth of the work"
@@ -116,12 +131,6 @@ def measure_heap(objects: int, count: int) -> Runs:
     return results
 
 
-def calibrate(work: str, seconds: float, units: int) -> int:
-    """Return the amount of work that takes `seconds` in a plain process."""
-    took = min(run_plainly(work, units, {"kind": "plain"})["wall"] for _ in range(2))
-    return max(10, round(units * seconds / float(took)))
-
-
 # The tables
 
 
@@ -147,7 +156,7 @@ def text(value: float | None, pattern: str = "{:.2f}") -> str:
 def summary(results: Runs, settings: Sequence[Setting]) -> dict[str, dict[str, Any]]:
     """Return the medians of each setting, and its cost."""
     plain = {setting.name: results[setting.plain] for setting in settings}
-    keys = ("wall", "cpu", "cpu_outside", "rate", "samples", "split", "true_split", "messages", "megabytes")
+    keys = ("wall", "cpu", "samples", "messages", "megabytes")
     return {
         name: {key: known_median(runs, key) for key in keys}
         | {
@@ -166,30 +175,21 @@ def overhead_cells(name: str, facts: dict[str, Any]) -> list[str]:
     return [*cells, cost_text(facts["wall_cost"]), cost_text(facts["cpu_cost"])]
 
 
-def compute_table(results: dict[str, dict[str, Any]]) -> str:
+def sampling_table(results: dict[str, dict[str, Any]]) -> str:
+    """Return the costs of the settings that could be measured."""
     rows = [
         [
-            *overhead_cells(name, facts),
-            text(facts["cpu_outside"], "{:.2f} s"),
+            name,
+            str(facts["wall"]),
+            str(facts["cpu"]),
+            text(facts["cpu_outside"], "{:.0f} %"),
             text(facts["rate"], "{:.0f}/s"),
-            text(facts["samples"], "{:.0f}"),
             text(facts["split"], "{:.2f} : 1"),
         ]
         for name, facts in results.items()
     ]
-    return table(
-        (
-            "setting",
-            "seconds",
-            "wall, % above plain",
-            "CPU of the process, % above plain",
-            "CPU outside",
-            "rate reached",
-            "samples",
-            "split found",
-        ),
-        rows,
-    )
+    heads = ("setting", "wall", "CPU of the process", "CPU outside, of a core", "rate reached", "split found")
+    return table(heads, rows)
 
 
 def allocate_table(results: dict[str, dict[str, Any]]) -> str:
@@ -252,18 +252,26 @@ def main() -> None:
 
 def measure_sampling(report: Report, arguments: argparse.Namespace) -> Runs:
     """Measure and print the cost of CPU sampling; return the settings that could not be measured."""
-    settings = [each for each in COMPUTE if not arguments.only or each.tool["kind"] in ("plain", "server", "cpu")]
-    units = calibrate("compute", 0.3 if arguments.quick else 2.0, 100)
-    computed, missing = measure("compute", units, settings, arguments.rounds)
-    facts = summary(computed, settings)
+    return measure_pairs(report, arguments, COMPUTE if arguments.only else (*COMPUTE, *PEERS))
+
+
+def measure_pairs(report: Report, arguments: argparse.Namespace, settings: Sequence[pairs.Setting]) -> Runs:
+    """Measure and print what the settings cost; return those that could not be measured."""
+    fours = 2 * arguments.rounds
+    units = calibrate("compute", 0.05 if arguments.quick else 0.25, 50)
+    results = pairs.measure("compute", units, settings, fours)
+    facts = {name: pairs.summary(result) for name, result in results.items() if "pairs" in result}
     report.head()
     print(f"load {os.getloadavg()[0]:.2f} after the runs")
-    print("Percentages: the median of the rounds (the least … the most)")
-    print(f"\nCPU: {units} units of pure Python with a call about each microsecond; the true split is 2 : 1, measured")
-    print(f"as {facts['plain']['true_split']:.2f} : 1 in the plain runs\n")
-    print(compute_table(facts))
-    report.add("compute", {"units": units, "summary": facts, "runs": computed})
-    return missing
+    first = next(iter(facts.values()))
+    print(
+        f"\nPure Python with a call about each microsecond; {2 * fours} pairs of windows of {first['seconds']:.2f} s"
+    )
+    print("Percentages: more than without, the median of the pairs (its 95 % interval)")
+    print(f"The true split is 2 : 1, measured as {first['true_split']:.2f} : 1\n")
+    print(sampling_table(facts))
+    report.add("compute", {"units": units, "summary": facts, "runs": results})
+    return {name: [result] for name, result in results.items() if "reason" in result}
 
 
 def measure_memory(report: Report, arguments: argparse.Namespace) -> Runs:

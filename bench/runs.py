@@ -7,6 +7,7 @@ import json
 import os
 import resource
 import shutil
+import signal
 import subprocess
 import sys
 import tempfile
@@ -14,7 +15,7 @@ import threading
 import time
 from collections import Counter
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -89,105 +90,163 @@ class Subscriber:
             yield from msgpack.unpackb(message, strict_map_key=False, unicode_errors="surrogateescape")[2]
 
 
-def run_plainly(work: str, amount: int, tool: dict[str, Any]) -> dict[str, Any]:
-    """Run without a server or a separate peer; the process may run a tool in itself."""
-    if tool["kind"] == "pyinstrument" and importlib.util.find_spec("pyinstrument") is None:
-        raise UnavailableError("not installed")
-    with process(work, amount, tool) as run:
-        run.hear()
-        facts = run.ask(do="go")
-        run.finish()
-    if tool["kind"] == "pyinstrument":
+class Target:
+    """The measured process, which works on request, and the tool that is switched on and off in it meanwhile."""
+
+    def __init__(self, work: str, tool: dict[str, Any], launcher: Sequence[str] = ()) -> None:
+        self.tool = tool
+        self.resources = ExitStack()
+        self.run = self.resources.enter_context(process(work, 0, tool, launcher))
+        self.ready = self.run.hear()
+
+    def __enter__(self) -> Target:
+        return self
+
+    def __exit__(self, *exception: object) -> None:
+        self.resources.close()
+
+    def switch(self, on: bool) -> None:
+        """Switch the tool; return when it is on or off."""
+        self.run.ask(do="switch", on=on)
+
+    def work(self, units: int) -> dict[str, Any]:
+        """Let the process do a fixed amount of work; return what it cost."""
+        return self.run.ask(do="work", units=units)
+
+    def finish(self) -> dict[str, Any]:
+        """End the process; check and return what the tool has found."""
+        facts = self.run.ask(do="end")
+        self.run.finish()
+        return facts
+
+
+class WithPyinstrument(Target):
+    """pyinstrument runs in the process."""
+
+    def __init__(self, work: str, tool: dict[str, Any]) -> None:
+        if importlib.util.find_spec("pyinstrument") is None:
+            raise UnavailableError("not installed")
+        super().__init__(work, tool)
+
+    def finish(self) -> dict[str, Any]:
+        facts = super().finish()
         assert facts["samples"], "pyinstrument took no samples"
-        facts["rate"] = facts["samples"] / facts["wall"]
-        facts["split"] = facts["heavy"] / facts["light"] if facts["light"] else None
-    if tool.get("tracing"):
-        assert facts["traced"], "tracemalloc traced nothing"
-        facts["samples"], facts["saw"] = facts["traced"], "bytes at the peak"
-    return facts
+        return facts
 
 
-def run_served(work: str, amount: int, tool: dict[str, Any]) -> dict[str, Any]:
-    """Run under the profiler's own server, with a subscriber."""
-    with process(work, amount, tool) as run:
-        subscriber = Subscriber(run.hear()["pub"])
-        try:
-            facts = run.ask(do="go")
-            messages = run.hear()["messages"]
-            run.finish()
-            subscriber.close(messages)
-        finally:
-            subscriber.stop()
-    facts["messages"] = messages
-    facts["megabytes"] = sum(map(len, subscriber.messages)) / 1e6
+class Served(Target):
+    """The profiler's own server runs in the process; this process is a subscriber."""
+
+    def __init__(self, work: str, tool: dict[str, Any]) -> None:
+        super().__init__(work, tool)
+        self._subscriber = Subscriber(self.ready["pub"])
+        self.resources.callback(self._subscriber.stop)
+
+    def finish(self) -> dict[str, Any]:
+        facts = super().finish()
+        if self.tool["kind"] == "server":  # each of its servers has counted its messages
+            self._subscriber.stop()
+        else:
+            self._subscriber.close(facts["messages"])
+        kinds, found = count_events(self._subscriber)
+        facts["megabytes"] = sum(map(len, self._subscriber.messages)) / 1e6
+        if self.tool["kind"] == "server":
+            assert set(kinds) <= {6}, "an idle server published more than vitals"
+        elif self.tool["kind"] == "cpu":
+            assert found["heavy"], "no samples arrived"
+            facts |= {"samples": kinds[9], "heavy": found["heavy"], "light": found["light"]}
+        else:
+            assert found["nodes"], "no objects were reported"
+            facts |= {"samples": kinds[0] + kinds[1], "saw": "objects"}
+        return facts
+
+
+def count_events(subscriber: Subscriber) -> tuple[Counter[int], Counter[str]]:
+    """Count the received events by type; and the samples in the functions of the work, and its objects."""
     kinds: Counter[int] = Counter()
     found: Counter[str] = Counter()
     for event in subscriber.events():
         kinds[event[0]] += 1
         if event[0] == 9:
-            names = {frame[12] for frame in event[2]}
-            found.update(names & {"heavy", "light"})
+            found.update({frame[12] for frame in event[2]} & {"heavy", "light"})
         elif event[0] == 0 and event[2][4] == "__main__.Node":
             found["nodes"] += 1
-    if tool["kind"] == "server":
-        assert set(kinds) <= {6}, "an idle server published more than vitals"
-    elif tool["kind"] == "cpu":
-        assert found["heavy"], "no samples arrived"
-        facts["samples"] = kinds[9]
-        facts["rate"] = facts["status"]["cpu"]["achieved_rate"]
-        facts["split"] = found["heavy"] / found["light"] if found["light"] else None
-    else:
-        assert found["nodes"], "no objects were reported"
-        facts["samples"] = kinds[0] + kinds[1]
-        facts["saw"] = "objects"
-    return facts
+    return kinds, found
 
 
-def run_py_spy(work: str, amount: int, tool: dict[str, Any]) -> dict[str, Any]:
-    """Attach py-spy before the work begins, and count its samples."""
-    spy = shutil.which("py-spy", path=os.pathsep.join((str(Path(sys.executable).parent), os.environ.get("PATH", ""))))
-    if spy is None:
-        raise UnavailableError("not installed")
-    with tempfile.TemporaryDirectory() as folder, process(work, amount, tool) as run:
-        file = Path(folder, "samples.txt")
-        command = [spy, "record", "--pid", str(run.hear()["pid"]), "--rate", str(tool["rate"])]
-        command += ["--format", "raw", "--output", str(file)]
-        with subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True) as peer:
-            timer = threading.Timer(PATIENCE_SECONDS, peer.kill)
-            timer.start()
-            try:
-                assert peer.stdout
-                said = []
-                for line in peer.stdout:
-                    said.append(line.strip())
-                    if "Sampling process" in line:
-                        break
-                else:
-                    raise UnavailableError(" ".join(filter(None, said[:3])) or "it ended without a word")
-                facts = run.ask(do="go")
-                run.finish()
-                before = resource.getrusage(resource.RUSAGE_CHILDREN)
-                said += [line.strip() for line in peer.stdout]
-                peer.wait()
-                after = resource.getrusage(resource.RUSAGE_CHILDREN)
-            finally:
-                timer.cancel()
-                if peer.poll() is None:
-                    peer.kill()
-        facts["cpu_outside"] = after.ru_utime + after.ru_stime - before.ru_utime - before.ru_stime
-        found: Counter[str] = Counter()
-        for line in file.read_text().splitlines() if file.exists() else ():
+class WithPySpy(Target):
+    """py-spy samples the process from outside. It is started anew each time."""
+
+    def __init__(self, work: str, tool: dict[str, Any]) -> None:
+        search = os.pathsep.join((str(Path(sys.executable).parent), os.environ.get("PATH", "")))
+        spy = shutil.which("py-spy", path=search)
+        if spy is None:
+            raise UnavailableError("not installed")
+        super().__init__(work, tool)
+        self._file = Path(self.resources.enter_context(tempfile.TemporaryDirectory()), "samples.txt")
+        self._command = [spy, "record", "--pid", str(self.run.pid), "--rate", str(tool["rate"])]
+        self._command += ["--format", "raw", "--output", str(self._file)]
+        self._spy: subprocess.Popen[str] | None = None
+        self._found: Counter[str] = Counter()
+        self._cpu_outside = 0.0
+        self.resources.callback(self._end)
+
+    def switch(self, on: bool) -> None:
+        if not on:
+            self._end()
+        elif self._spy is None:
+            self._start()
+
+    def _start(self) -> None:
+        self._spy = subprocess.Popen(self._command, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True)
+        assert self._spy.stdout
+        reported = []
+        for line in self._spy.stdout:
+            reported.append(line.strip())
+            if "Sampling process" in line:
+                return
+        raise UnavailableError(" ".join(filter(None, reported[:3])) or "it ended without a word")
+
+    def _end(self) -> None:
+        if self._spy is None:
+            return
+        before = resource.getrusage(resource.RUSAGE_CHILDREN)
+        self._spy.send_signal(signal.SIGINT)
+        reported, _ = self._spy.communicate(timeout=PATIENCE_SECONDS)
+        self._spy = None
+        after = resource.getrusage(resource.RUSAGE_CHILDREN)
+        self._cpu_outside += after.ru_utime + after.ru_stime - before.ru_utime - before.ru_stime
+        if not self._file.exists():
+            raise UnavailableError("no samples: " + " ".join(reported.split()))
+        for line in self._file.read_text().splitlines():
             stack, _, count = line.rpartition(" ")
             frames = {frame.partition(" ")[0] for frame in stack.split(";")}
-            found["all"] += int(count)
-            for name in frames & {"heavy", "light"}:
-                found[name] += int(count)
-    if not found["heavy"]:
-        raise UnavailableError("no samples: " + " ".join(filter(None, said)))
-    facts["said"] = [line for line in said if line]
-    facts["samples"] = found["all"]
-    facts["rate"] = found["all"] / facts["wall"]
-    facts["split"] = found["heavy"] / found["light"] if found["light"] else None
+            for name in ("samples", *(frames & {"heavy", "light"})):
+                self._found[name] += int(count)
+        self._file.unlink()
+
+    def finish(self) -> dict[str, Any]:
+        return super().finish() | self._found | {"cpu_outside": self._cpu_outside}
+
+
+def run_plainly(work: str, amount: int, tool: dict[str, Any]) -> dict[str, Any]:
+    """Do the work once in a fresh process, without a server."""
+    return run_once(Target(work, tool), amount)
+
+
+def run_served(work: str, amount: int, tool: dict[str, Any]) -> dict[str, Any]:
+    """Do the work once in a fresh process, under the profiler's own server."""
+    return run_once(Served(work, tool), amount)
+
+
+def run_once(opened: Target, amount: int) -> dict[str, Any]:
+    with opened as target:
+        target.switch(True)
+        facts = target.work(amount)
+        facts |= target.finish()
+    if target.tool.get("tracing"):
+        assert facts["traced"], "tracemalloc traced nothing"
+        facts["samples"], facts["saw"] = facts["traced"], "bytes at the peak"
     return facts
 
 
@@ -199,10 +258,7 @@ def run_memray(work: str, amount: int, tool: dict[str, Any]) -> dict[str, Any]:
     with tempfile.TemporaryDirectory() as folder:
         file = Path(folder, "memray.bin")
         launcher = ["-m", "memray", "run", "--quiet", "--output", str(file), *tool["options"]]
-        with process(work, amount, tool, launcher) as run:
-            run.hear()
-            facts = run.ask(do="go")
-            run.finish()
+        facts = run_once(Target(work, tool, launcher), amount)
         with memray.FileReader(file) as reader:
             facts["samples"] = reader.metadata.total_allocations
         facts["megabytes"] = file.stat().st_size / 1e6

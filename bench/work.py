@@ -97,68 +97,159 @@ def build(objects: int) -> list[Any]:
 _WORK: Final[dict[str, Callable[[int], dict[str, Any]]]] = {"compute": compute, "allocate": allocate}
 
 
-def child(work: str, amount: int, tool: dict[str, Any]) -> None:
-    """Report the server's endpoints, if any; wait for an order, work, and report the cost."""
-    facts: dict[str, Any] = {"pid": os.getpid()}
-    server: Any = None
-    if tool["kind"] in ("server", "cpu", "memory", "snapshot"):
+class Instrument:
+    """A tool that runs in this process and can be switched on and off."""
+
+    def __init__(self, tool: dict[str, Any]) -> None:
+        self.tool = tool
+        self.on = False
+        self.ready: dict[str, Any] = {}
+
+    def switch(self, on: bool) -> None:
+        """Switch it on or off; return when it is."""
+        if on != self.on:
+            self.start() if on else self.stop()
+            self.on = on
+
+    def start(self) -> None:
+        pass
+
+    def stop(self) -> None:
+        pass
+
+    def while_working(self) -> dict[str, Any]:
+        """Return its figures at the end of the work."""
+        return {}
+
+    def end(self) -> dict[str, Any]:
+        """Return what it has found."""
+        return {}
+
+
+class Profiler(Instrument):
+    """The profiler's server, which samples stacks or compares objects while it is on."""
+
+    def __init__(self, tool: dict[str, Any]) -> None:
+        super().__init__(tool)
         from tornado_rbkit import profiler
 
-        engine = tool.get("engine", "in-process")
-        server = profiler.start_server("tcp://127.0.0.1:*", "tcp://127.0.0.1:*", "bench", cpu_engine=engine)
-        facts |= {"pub": server.pub, "req": server.req}
+        self._profiler = profiler
+        self._where = ("tcp://127.0.0.1:*", "tcp://127.0.0.1:*")
+        self._serve()
+        self.ready = {"pub": self._server.pub, "req": self._server.req}
+
+    def _serve(self) -> None:
+        engine = self.tool.get("engine", "in-process")
+        self._server = self._profiler.start_server(*self._where, "bench", cpu_engine=engine)
+
+    def start(self) -> None:
+        self._measure(True)
+        while self.tool["kind"] == "cpu" and not self._server.status()["cpu"]["achieved_rate"]:
+            time.sleep(_TICK_SECONDS)  # the external engine starts a process
+
+    def stop(self) -> None:
+        self._measure(False)
+
+    def _measure(self, on: bool) -> None:
+        self._profiler.start_profiling(
+            enable_object_trace=on and self.tool["kind"] == "memory",
+            enable_gc_stats=self.tool["kind"] == "memory",
+            enable_cpu_profiling=on and self.tool["kind"] == "cpu",
+            clock_type=self.tool.get("clock", "wall"),
+            cpu_sampling_interval=self.tool.get("interval", 0.001),
+        )
+
+    def while_working(self) -> dict[str, Any]:
+        return {"rate": self._server.status()["cpu"]["achieved_rate"]} if self.tool["kind"] == "cpu" else {}
+
+    def end(self) -> dict[str, Any]:
+        self._profiler.stop_server()
+        return {"messages": self._server.status()["messages"]}
+
+
+class IdleServer(Profiler):
+    """The profiler's server, which runs while it is on and has nothing to do."""
+
+    def __init__(self, tool: dict[str, Any]) -> None:
+        super().__init__(tool)
+        self._where = (self._server.pub, self._server.req)
+        self.on = True
+
+    def start(self) -> None:
+        self._serve()
+
+    def stop(self) -> None:
+        self._profiler.stop_server()
+
+
+class Pyinstrument(Instrument):
+    """pyinstrument's profiler."""
+
+    def __init__(self, tool: dict[str, Any]) -> None:
+        super().__init__(tool)
+        from pyinstrument import Profiler
+
+        self._new = Profiler
+        self._found = {"samples": 0, "heavy": 0.0, "light": 0.0}
+
+    def start(self) -> None:
+        self._running = self._new(interval=self.tool["interval"])
+        self._running.start()
+
+    def stop(self) -> None:
+        records = self._running.stop().frame_records
+        self._found["samples"] += len(records)
+        for name in ("heavy", "light"):
+            self._found[name] += sum(
+                seconds for stack, seconds in records if any(frame.startswith(f"{name}\0") for frame in stack)
+            )
+
+    def end(self) -> dict[str, Any]:
+        return self._found
+
+
+_INSTRUMENTS: Final[dict[str, Callable[[dict[str, Any]], Instrument]]] = {
+    "plain": Instrument,
+    "memray": Instrument,
+    "py-spy": Instrument,
+    "server": IdleServer,
+    "cpu": Profiler,
+    "memory": Profiler,
+    "snapshot": Profiler,
+    "pyinstrument": Pyinstrument,
+}
+
+
+def child(work: str, amount: int, tool: dict[str, Any]) -> None:
+    """Report the server's endpoints, if any; do what is ordered: work, switch the tool, end."""
+    instrument = _INSTRUMENTS[tool["kind"]](tool)
     if tool.get("tracing"):
         import tracemalloc
 
         tracemalloc.start()
     if work == "heap":
-        heap_child(amount, facts)
+        heap_child(amount, instrument.ready)
     else:
-        say(**facts)
-        next(orders())
-        say(**timed(_WORK[work], amount, tool, server))
-    if server is not None:
-        from tornado_rbkit import profiler
-
-        profiler.stop_server()
-        say(messages=server.status()["messages"])
-
-
-def timed(work: Callable[[int], dict[str, Any]], amount: int, tool: dict[str, Any], server: Any) -> dict[str, Any]:
-    """Do the work under a tool that runs in this process; return the seconds, and the tool's own figures."""
-    pyinstrument: Any = None
-    if tool["kind"] in ("cpu", "memory"):
-        from tornado_rbkit import profiler
-
-        profiler.start_profiling(
-            enable_object_trace=tool["kind"] == "memory",
-            enable_gc_stats=tool["kind"] == "memory",
-            enable_cpu_profiling=tool["kind"] == "cpu",
-            clock_type=tool.get("clock", "wall"),
-            cpu_sampling_interval=tool.get("interval", 0.001),
-        )
-    elif tool["kind"] == "pyinstrument":
-        from pyinstrument import Profiler
-
-        pyinstrument = Profiler(interval=tool["interval"])
-        pyinstrument.start()
-    wall, cpu = time.perf_counter(), time.process_time()
-    result = work(amount)
-    facts = {"wall": time.perf_counter() - wall, "cpu": time.process_time() - cpu, **result}
-    if server is not None:
-        facts["status"] = server.status()
-    if pyinstrument is not None:
-        records = pyinstrument.stop().frame_records
-        facts["samples"] = len(records)
-        for name in ("heavy", "light"):
-            facts[name] = sum(
-                seconds for stack, seconds in records if any(frame.startswith(f"{name}\0") for frame in stack)
-            )
+        say(**instrument.ready)
+        for order in orders():
+            if order["do"] == "work":
+                say(**timed(_WORK[work], order["units"]), **instrument.while_working())
+            elif order["do"] == "switch":
+                instrument.switch(order["on"])
+                say(on=order["on"])
+            else:
+                break
+    traced = {}
     if tool.get("tracing"):
-        import tracemalloc
+        traced["traced"] = tracemalloc.get_traced_memory()[1]
+    say(**instrument.end(), **traced)
 
-        facts["traced"] = tracemalloc.get_traced_memory()[1]
-    return facts
+
+def timed(work: Callable[[int], dict[str, Any]], units: int) -> dict[str, Any]:
+    """Do the work; return the seconds, on the wall and of this process's CPU time, and the work's own figures."""
+    wall, cpu = time.perf_counter(), time.process_time()
+    result = work(units)
+    return {"wall": time.perf_counter() - wall, "cpu": time.process_time() - cpu, **result}
 
 
 def heap_child(objects: int, facts: dict[str, Any]) -> None:
