@@ -41,8 +41,9 @@ from tornado_rbkit.errors import CommandError
 from tornado_rbkit.fleet import agent as agents
 from tornado_rbkit.fleet import subjects
 from tornado_rbkit.fleet import targets as targets_module
-from tornado_rbkit.fleet.agent import HOST_TARGET, VERSION
+from tornado_rbkit.fleet.agent import HOST_TARGET
 from tornado_rbkit.fleet.framing import WINDOW, Kind
+from tornado_rbkit.fleet.hello import VERSION
 from tornado_rbkit.fleet.link import LinkError, Message
 from tornado_rbkit.fleet.subjects import Watcher
 
@@ -485,7 +486,7 @@ async def test_generated_messages_on_every_subject_harm_nobody(
     server = await machine.served(targets, "fuzzed~puma")
     spoiled = await machine.served(targets, "fuzzed~other")
     raw = await stack.enter_async_context(raw_link(shared_node))
-    watcher = targets._fleet.watcher
+    watcher = targets._control.watcher
     real: dict[str, list[bytes]] = {}
     generated = random.Random(20)
 

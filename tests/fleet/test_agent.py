@@ -15,8 +15,9 @@ from tornado_rbkit import Bridge
 from tornado_rbkit.bridge.profiler_state import State
 from tornado_rbkit.fleet import agent as agents
 from tornado_rbkit.fleet import subjects
-from tornado_rbkit.fleet.agent import MAX_TARGETS, Agent
+from tornado_rbkit.fleet.agent import Agent
 from tornado_rbkit.fleet.framing import WINDOW
+from tornado_rbkit.fleet.hello import MAX_TARGETS
 from tornado_rbkit.fleet.lease import Lease
 from tornado_rbkit.fleet.link import MAX_PAYLOAD, Link, Message
 from tornado_rbkit.fleet.subjects import Subject, Watcher
@@ -44,7 +45,7 @@ class FakeLink(Link):
     async def subscribe(self, subject: str, callback: Callable[[Message], Awaitable[None] | None]) -> None:
         self.subscribed[subject] = callback
 
-    async def publish(self, subject: str, data: bytes) -> None:
+    async def publish(self, subject: str, data: bytes, reply: str = "") -> None:
         if self.failure is not None:
             raise self.failure
         self.published.append((subject, data))

@@ -14,9 +14,9 @@ from hypothesis import strategies as st
 
 from tornado_rbkit import Bridge
 from tornado_rbkit.fleet import subjects, targets
-from tornado_rbkit.fleet.agent import MAX_TARGETS, VERSION
+from tornado_rbkit.fleet.hello import MAX_TARGETS, VERSION, Hello
 from tornado_rbkit.fleet.link import Message
-from tornado_rbkit.fleet.targets import FleetTargets, Hello
+from tornado_rbkit.fleet.targets import FleetTargets
 from tornado_rbkit.web.discovered import path_name
 
 ANYTHING = st.recursive(

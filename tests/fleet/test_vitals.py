@@ -17,11 +17,12 @@ from tests.fleet.conftest import Machine
 from tornado_rbkit import Bridge
 from tornado_rbkit.fleet import agent as agents
 from tornado_rbkit.fleet import subjects, targets
-from tornado_rbkit.fleet.agent import MAX_TARGETS, VERSION, Agent
+from tornado_rbkit.fleet.agent import Agent
+from tornado_rbkit.fleet.hello import MAX_TARGETS, VERSION, Hello
 from tornado_rbkit.fleet.lease import LEASE_SECONDS
 from tornado_rbkit.fleet.link import LinkDownError, Message, NoRespondersError
 from tornado_rbkit.fleet.subjects import Watcher
-from tornado_rbkit.fleet.targets import LOOK_SECONDS, SHOW_GONE, FleetTargets, Hello
+from tornado_rbkit.fleet.targets import LOOK_SECONDS, SHOW_GONE, FleetTargets
 from tornado_rbkit.fleet.vitals import MAX_BYTES, VITALS_INTERVAL, VITALS_TARGET, Vitals
 from tornado_rbkit.web.discovered import path_name
 from tornado_rbkit.web.overview import overview
@@ -252,7 +253,7 @@ async def test_hosts_that_are_silent_are_shown_with_since_when(hosts: Hosts, clo
     for name in ("late", "frozen", "gone", "here"):
         hosts.hello(name, "puma")
     hosts.answers = {"frozen": LinkDownError("no reply"), "gone": NoRespondersError("nobody")}
-    hosts.targets._fleet.link.is_up = True
+    hosts.targets._control.link.is_up = True
     assert set(shown().values()) == {("here", 0.0)}
     clock.time += 2
     hosts.hello("here", "puma")

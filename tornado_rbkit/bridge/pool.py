@@ -14,7 +14,7 @@ class BridgePool:
     """The thread of some bridges, and the bridges that are being closed. Web loop only.
 
     Attributes:
-        thread: the I/O thread, for `Bridge(io_loop_thread=...)`; whoever started the pool stops it.
+        thread: the I/O thread, for `Bridge(threaded=...)`; whoever started the pool stops it.
     """
 
     def __init__(self) -> None:

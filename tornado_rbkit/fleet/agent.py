@@ -21,6 +21,7 @@ from tornado_rbkit.bridge.profiler_state import State
 from tornado_rbkit.bridge.summary import KnowsTargets, describe
 from tornado_rbkit.errors import BridgeFullError, CommandError
 from tornado_rbkit.fleet import subjects
+from tornado_rbkit.fleet.hello import MAX_TARGETS, MAX_TEXT, VERSION, Hello
 from tornado_rbkit.fleet.lease import LEASE_SECONDS, Lease
 from tornado_rbkit.fleet.link import DATA_PATIENCE, MAX_PAYLOAD, Link, LinkError, Message
 from tornado_rbkit.fleet.nats import NatsServers
@@ -32,9 +33,6 @@ from tornado_rbkit.tasks import Tasks
 
 _log = logging.getLogger(__name__)
 
-VERSION: Final = 1
-"""The version of the protocol between agents and bridges."""
-
 HELLO_INTERVAL: Final = 1.0
 """Seconds between two hellos, which show bridges that the agent is running."""
 
@@ -44,10 +42,6 @@ HOST_TARGET: Final = "_host"
 DEFAULT_TARGET: Final = "rbkit"
 """The name of a target without a name: the profiler at rbkit's default ports."""
 
-MAX_TARGETS: Final = 1024
-"""Targets of one host."""
-
-_MAX_TEXT: Final = 256  # characters of a text in a hello
 _LIST_INTERVAL: Final = 0.2  # seconds between two lists of the targets, however many bridges ask
 _MAX_LEASES: Final = 4096
 _MAX_LEASES_OF_BRIDGE: Final = 1024  # of all processes with the same credentials
@@ -188,40 +182,43 @@ class Agent:
 
     async def _say_hello(self, *, with_list: bool) -> None:
         """Announce the host, with the list of its targets if it has changed or was requested."""
-        listed = self._list()
-        digest = hashlib.blake2b(b"".join(listed), digest_size=8).hexdigest()
-        hello: dict[str, Any] = {"v": VERSION, "instance": self.instance, "digest": digest}
+        targets, digest = self._list()
         if with_list or digest != self._digest:
             self._listed_at = time.monotonic()
-            hello["targets"] = [msgpack.unpackb(each) for each in listed]
+            hello = Hello(VERSION, self.instance, digest, targets)
+        else:
+            hello = Hello(VERSION, self.instance, digest)
         try:
-            await self._link.publish(subjects.hello(self.host), msgpack.packb(hello))
+            await self._link.publish(subjects.hello(self.host), hello.pack())
         except LinkError:
             return
         self._digest = digest
 
-    def _list(self) -> list[bytes]:
-        """Return the facts about each target, within the size of a message."""
-        listed: list[bytes] = []
-        size = _MAX_TEXT
+    def _list(self) -> tuple[dict[str, dict[str, Any]], str]:
+        """Return the facts about each target, as many as fit into a message, and their digest."""
+        listed: dict[str, dict[str, Any]] = {}
+        digest = hashlib.blake2b(digest_size=8)
+        size = MAX_TEXT
         for name, bridge in self._named():
             try:
                 subjects.check_fleet_name(name, "the target")
             except ValueError as error:
                 self._throttle.warn(_log, name, "a target is not announced: %s", error)
                 continue
-            listed.append(msgpack.packb(self._describe(name, bridge)))
-            size += len(listed[-1])
-            if size > MAX_PAYLOAD or len(listed) > MAX_TARGETS:
+            facts = self._describe(name, bridge)
+            packed = msgpack.packb({"name": name, **facts})
+            size += len(packed)
+            if size > MAX_PAYLOAD or len(listed) == MAX_TARGETS:
                 text = "%d targets are announced, and no more fit into a hello"
-                self._throttle.warn(_log, "many", text, len(listed) - 1)
-                return listed[:-1]
-        return listed
+                self._throttle.warn(_log, "many", text, len(listed))
+                break
+            listed[name] = facts
+            digest.update(packed)
+        return listed, digest.hexdigest()
 
     def _describe(self, name: str, bridge: Bridge) -> dict[str, Any]:
         known = describe(self._targets, name, bridge)
         return {
-            "name": name,
             "process": _text(known["process"])[: subjects.MAX_NAME],
             "pid": known["pid"],
             "state": known["state"],
@@ -431,7 +428,7 @@ def _is_own_inbox(reply: str, watcher: Watcher) -> bool:
 
 def _text(value: object) -> str:
     """Return a short text that can be encoded; the names of processes may have bytes that are not UTF-8."""
-    return str(value or "")[:_MAX_TEXT].encode("utf-8", "replace").decode()
+    return str(value or "")[:MAX_TEXT].encode("utf-8", "replace").decode()
 
 
 def _whole(value: object) -> int:

@@ -183,14 +183,23 @@ class Link:
             with contextlib.suppress(*_client_errors()):  # the client is replaced
                 await _confirm(client)
 
-    async def publish(self, subject: str, data: bytes) -> None:
-        """Publish; wait if `pending_bytes` are reached.
+    async def publish(self, subject: str, data: bytes, reply: str = "") -> None:
+        """Publish, perhaps with a subject for the reply; wait if `pending_bytes` are reached.
 
         Raises:
             LinkDownError: there is no connection.
             TooLongError: the message has more bytes than the server takes.
         """
-        await self._publish(subject, data)
+        client, lost = self._client, self._lost  # of the same connection: another one may replace it meanwhile
+        if client is None:
+            raise LinkDownError("there is no connection to NATS")
+        if len(data) > client.max_payload:
+            raise TooLongError(f"a message of {len(data)} bytes; allowed: {client.max_payload} (max_payload)")
+        try:
+            await client.publish(subject, data, reply=reply)
+        except _client_errors() as error:
+            lost.set()
+            raise LinkDownError("the connection to NATS is lost") from error
 
     async def request(self, subject: str, data: bytes, timeout: float) -> bytes:
         """Publish, and return the reply.
@@ -202,7 +211,7 @@ class Link:
         future: asyncio.Future[bytes] = asyncio.get_running_loop().create_future()
         self._requests[reply] = subject, future
         try:
-            await self._publish(subject, data, reply)
+            await self.publish(subject, data, reply)
             await _wait_for_any([future], timeout)
             if not future.done():
                 raise RequestTimeoutError(f"no reply within {timeout:g} s")
@@ -211,18 +220,6 @@ class Link:
             del self._requests[reply]
             if future.done() and not future.cancelled():
                 future.exception()  # it may have failed while publishing did: asyncio would log it as never retrieved
-
-    async def _publish(self, subject: str, data: bytes, reply: str = "") -> None:
-        client, lost = self._client, self._lost  # of the same connection: another one may replace it meanwhile
-        if client is None:
-            raise LinkDownError("there is no connection to NATS")
-        if len(data) > client.max_payload:
-            raise TooLongError(f"a message of {len(data)} bytes; allowed: {client.max_payload} (max_payload)")
-        try:
-            await client.publish(subject, data, reply=reply)
-        except _client_errors() as error:
-            lost.set()
-            raise LinkDownError("the connection to NATS is lost") from error
 
     async def _connect(self) -> bool:
         """Create a client; return whether it is connected."""

@@ -9,19 +9,18 @@ import math
 import time
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field
-from typing import Any, Final, NamedTuple
-
-import msgpack
+from typing import Any, Final
 
 from tornado_rbkit.bridge.bridge import Bridge
 from tornado_rbkit.bridge.pool import BridgePool
 from tornado_rbkit.bridge.summary import printable
 from tornado_rbkit.errors import DiscoveryError
 from tornado_rbkit.fleet import subjects
-from tornado_rbkit.fleet.agent import MAX_TARGETS, VERSION
+from tornado_rbkit.fleet.control import ControlConnection
+from tornado_rbkit.fleet.hello import MAX_TARGETS, VERSION, Hello
 from tornado_rbkit.fleet.link import LinkError, Message, NoRespondersError
 from tornado_rbkit.fleet.nats import NatsServers
-from tornado_rbkit.fleet.transport import Fleet, FleetEndpoint
+from tornado_rbkit.fleet.transport import FleetEndpoint
 from tornado_rbkit.fleet.vitals import VITALS_INTERVAL, Vitals
 from tornado_rbkit.log_throttle import LogThrottle
 from tornado_rbkit.tasks import Tasks
@@ -51,65 +50,6 @@ _MAX_HOSTS: Final = 1024
 _MAX_TARGETS: Final = 16384
 _NEW_AT_ONCE: Final = 64  # targets of one host that become entries within `_CHECK_INTERVAL`, at 0.2 ms each
 _JOIN_TIMEOUT: Final = 10.0  # seconds; each connection may take two to close
-
-
-_FACTS: Final = {"process": str, "pid": int, "state": str, "trouble": str, "viewers": int, "recording": list}
-_RECORDED: Final = 3  # kinds of profiling
-_MAX_TEXT: Final = 256  # characters
-
-
-class Hello(NamedTuple):
-    """The announcement of an agent: only what is known, of bounded size.
-
-    Attributes:
-        version: the version of the protocol that it speaks.
-        instance: the agent.
-        digest: of the list of its targets.
-        targets: the facts about each target by name, None without a list.
-    """
-
-    version: int
-    instance: str
-    digest: str
-    targets: dict[str, dict[str, Any]] | None = None
-
-    @classmethod
-    def parse(cls, data: bytes) -> Hello | None:
-        """Return the announcement in a message, None if it is not valid."""
-        try:
-            hello = msgpack.unpackb(data)
-            version, instance, digest = hello["v"], hello["instance"], hello["digest"]
-            targets = hello.get("targets")
-        except (ValueError, TypeError, KeyError, AttributeError, msgpack.UnpackException):
-            return None
-        texts = (instance, digest)
-        if type(version) is not int or not all(type(each) is str and len(each) <= _MAX_TEXT for each in texts):
-            return None
-        if version != VERSION:
-            return cls(version, instance, digest, {})
-        return cls(version, instance, digest, _facts(targets) if isinstance(targets, list) else None)
-
-
-def _facts(targets: list[Any]) -> dict[str, dict[str, Any]]:
-    """Return the facts in the list of a hello, by target."""
-    facts: dict[str, dict[str, Any]] = {}
-    for each in targets[:MAX_TARGETS]:
-        if not isinstance(each, dict) or type(each.get("name")) is not str:
-            continue
-        try:
-            name = subjects.check_fleet_name(each["name"], "the target")
-        except ValueError:
-            continue
-        known = ((key, each.get(key), kind) for key, kind in _FACTS.items())
-        facts[name] = {key: _bounded(value) for key, value, kind in known if type(value) is kind}
-    return facts
-
-
-def _bounded(value: Any) -> Any:
-    """Return a fact, cut to its allowed size."""
-    if isinstance(value, list):
-        return [each[:_MAX_TEXT] for each in value[:_RECORDED] if isinstance(each, str)]
-    return value[:_MAX_TEXT] if isinstance(value, str) else value
 
 
 @dataclass
@@ -167,7 +107,7 @@ class FleetTargets(Mapping[str, Bridge]):
         self._path_name = path_name
         self._pool = BridgePool()
         self._thread = self._pool.thread
-        self._fleet = Fleet(servers, bridge)
+        self._control = ControlConnection(servers, bridge)
         self._hosts: dict[str, _Host] = {}
         self._entries: dict[str, _Entry] = {}
         self._asking = Tasks()
@@ -230,18 +170,18 @@ class FleetTargets(Mapping[str, Bridge]):
         self._loop = asyncio.get_running_loop()
         try:
             self._pool.start()
-            self._thread.io_loop.add_callback(self._fleet.start, self._on_message, self._on_vitals)
-            while self._thread.is_alive() and not self._fleet.failure:
+            self._thread.io_loop.add_callback(self._control.start, self._on_message, self._on_vitals)
+            while self._thread.is_alive() and not self._control.failure:
                 self.scan()
                 await asyncio.sleep(_CHECK_INTERVAL)
-            raise DiscoveryError(self._fleet.failure or "the I/O thread of the bridges' connections has ended")
+            raise DiscoveryError(self._control.failure or "the I/O thread of the bridges' connections has ended")
         finally:
             await self._asking.cancel()  # if the thread has ended, nobody answers them
             bridges = [entry.bridge for entry in self._entries.values()]
             await self._pool.close(bridges)
             try:
                 if self._thread.is_alive():
-                    await asyncio.wait_for(self._on_thread(self._fleet.close()), _JOIN_TIMEOUT)
+                    await asyncio.wait_for(self._on_thread(self._control.close()), _JOIN_TIMEOUT)
             finally:
                 self._thread.stop()
 
@@ -262,7 +202,7 @@ class FleetTargets(Mapping[str, Bridge]):
         if now - self._looked_at < LOOK_SECONDS and now - self._leased_at >= VITALS_INTERVAL:
             self._leased_at = now
             asked = [name for name, host in self._hosts.items() if host.state != "gone"]
-            self._thread.io_loop.add_callback(self._fleet.lease_vitals, asked)
+            self._thread.io_loop.add_callback(self._control.lease_vitals, asked)
 
     def on_hello(self, host_name: str, hello: Hello) -> None:
         """Record the hello of an agent. Of two agents with one name, the first is kept while its hellos arrive."""
@@ -296,7 +236,7 @@ class FleetTargets(Mapping[str, Bridge]):
             self._show(host_name, host)
         if hello.digest != host.digest and now >= host.next_list:
             host.next_list = now + _LIST_INTERVAL
-            self._thread.io_loop.add_callback(self._fleet.ask_for_list, host_name)
+            self._thread.io_loop.add_callback(self._control.ask_for_list, host_name)
 
     def on_vitals(self, host_name: str, vitals: Vitals) -> None:
         """Record the figures of a host's processes, while somebody looks at them."""
@@ -348,7 +288,7 @@ class FleetTargets(Mapping[str, Bridge]):
         plain = f"{self._path_name(host)}~{self._path_name(target)}"
         counted = (f"{plain}-{count}" for count in itertools.count(2))
         name = next(name for name in itertools.chain([plain], counted) if name not in self._entries)
-        bridge = self._make_bridge(FleetEndpoint(self._fleet, host, target), self._thread)
+        bridge = self._make_bridge(FleetEndpoint(self._control, host, target), self._thread)
         self._entries[name] = _Entry(host, target, bridge)
         _log.info("found %s", name)
 
@@ -356,12 +296,12 @@ class FleetTargets(Mapping[str, Bridge]):
         """Find out why a host is late."""
         heard = host.heard
         try:
-            await self._on_thread(self._fleet.ping(name))
+            await self._on_thread(self._control.ping(name))
             state = "late"
         except NoRespondersError:
             state = "gone"
         except LinkError:
-            state = "frozen" if self._fleet.link.is_up else host.state
+            state = "frozen" if self._control.link.is_up else host.state
         finally:
             host.asking = False
         if host.heard != heard or state == host.state or self._hosts.get(name) is not host:

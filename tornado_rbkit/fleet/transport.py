@@ -6,9 +6,8 @@ import asyncio
 import contextlib
 import logging
 import math
-import secrets
 import time
-from collections.abc import Callable, Iterable
+from collections.abc import Callable
 from dataclasses import dataclass, field
 from functools import partial
 from typing import Any, Final
@@ -19,7 +18,7 @@ from tornado.ioloop import IOLoop
 
 from tornado_rbkit.errors import CommandError
 from tornado_rbkit.fleet import subjects
-from tornado_rbkit.fleet.agent import HOST_TARGET
+from tornado_rbkit.fleet.control import LEASE_TIMEOUT, ControlConnection
 from tornado_rbkit.fleet.framing import WINDOW, StreamReceiver
 from tornado_rbkit.fleet.link import (
     DATA_PATIENCE,
@@ -30,12 +29,8 @@ from tornado_rbkit.fleet.link import (
     NoRespondersError,
     RequestTimeoutError,
 )
-from tornado_rbkit.fleet.nats import NatsServers
-from tornado_rbkit.fleet.subjects import Watcher
-from tornado_rbkit.fleet.vitals import VITALS_TARGET
 from tornado_rbkit.frames import Buffer, Encoding
 from tornado_rbkit.protocol import check_reply
-from tornado_rbkit.tasks import Tasks
 from tornado_rbkit.upstream.options import UpstreamOptions
 from tornado_rbkit.upstream.subscriber import Subscriber
 from tornado_rbkit.upstream.types import CommandResult, ConnectionState, TransportListener
@@ -45,82 +40,9 @@ _log = logging.getLogger(__name__)
 LEASE_INTERVAL: Final = 1.0
 """Seconds between two leases of a target."""
 
-LEASE_TIMEOUT: Final = 2.0
-"""Seconds for the reply to a lease; then the agent counts as disconnected."""
-
 _REPLY_GRACE: Final = 1.0  # seconds for the reply to a command after its deadline: the agent refuses it then
-_CLOSE_TIMEOUT: Final = 1.0  # seconds
 _CREDIT_STEP: Final = WINDOW // 4
 """Bytes of new credit that are worth a message."""
-
-
-class Fleet:
-    """A bridge process's control connection to NATS. On the thread of its bridges' connections only.
-
-    Attributes:
-        watcher: the names of this process.
-        link: the control connection: leases, commands and hellos.
-        failure: why the control connection has ended, "" while it has not.
-        tasks: the tasks of this process's connections.
-    """
-
-    def __init__(self, servers: Callable[[], NatsServers | None], bridge: str) -> None:
-        """Describe the connection; `start` opens it. May be called on any thread.
-
-        Args:
-            servers: returns the NATS servers, before each attempt to connect.
-            bridge: the name of the credentials, which is in each subject.
-        """
-        self.watcher = Watcher(subjects.check_fleet_name(bridge, "the name of the bridge"), secrets.token_hex(4))
-        self.servers = servers
-        self.link = Link(servers, f"rbkit bridge {bridge}", inbox=subjects.inbox(bridge), on_change=self._on_change)
-        self.failure = ""
-        self.tasks = Tasks()
-        self._linking = Tasks()
-
-    async def start(self, on_hello: Callable[[Message], None], on_vitals: Callable[[Message], None]) -> None:
-        """Open the connection, and call functions with the hellos of agents and the figures they send."""
-        await self.link.subscribe(subjects.HELLOS, on_hello)
-        await self.link.subscribe(subjects.ALL_VITALS, on_vitals)
-        self._linking.start(self.link.run(), "the connection to NATS", self._on_failure)
-
-    def _on_failure(self, reason: str) -> None:
-        self.failure = reason
-
-    async def who(self) -> None:
-        """Ask all agents for the lists of their targets."""
-        with contextlib.suppress(LinkError):
-            await self.link.publish(subjects.WHO, b"")
-
-    async def ask_for_list(self, host: str) -> None:
-        """Ask one agent for the list of its targets."""
-        with contextlib.suppress(LinkError):
-            await self.link.publish(subjects.watch(host, HOST_TARGET, self.watcher), msgpack.packb({"list": True}))
-
-    async def lease_vitals(self, hosts: Iterable[str]) -> None:
-        """Lease the figures of the processes of some hosts."""
-        with contextlib.suppress(LinkError):
-            for host in hosts:
-                await self.link.publish(subjects.watch(host, VITALS_TARGET, self.watcher), msgpack.packb({}))
-
-    def _on_change(self, up: bool) -> None:
-        if up:
-            self.tasks.start(self.who(), "asking for targets")
-
-    async def ping(self, host: str) -> None:
-        """Ask whether an agent is there.
-
-        Raises:
-            LinkError: there is none, or this cannot be determined.
-        """
-        subject = subjects.watch(host, HOST_TARGET, self.watcher)
-        await self.link.request(subject, msgpack.packb({}), LEASE_TIMEOUT)
-
-    async def close(self) -> None:
-        """Close the connection, after the tasks that end leases."""
-        await self.tasks.wait(_CLOSE_TIMEOUT)
-        await self.tasks.cancel()
-        await self._linking.cancel()
 
 
 @dataclass(frozen=True)
@@ -128,12 +50,12 @@ class FleetEndpoint:
     """A target of an agent. Implements `tornado_rbkit.upstream.types.Endpoint`.
 
     Attributes:
-        fleet: the control connection. A bridge to this endpoint runs on that connection's thread.
+        control: the control connection. A bridge to this endpoint runs on that connection's thread.
         host: the name of the host.
         target: the name of the target there.
     """
 
-    fleet: Fleet = field(repr=False)
+    control: ControlConnection = field(repr=False)
     host: str
     target: str
 
@@ -208,12 +130,12 @@ class FleetTransport:
         on_thread: bool,
     ) -> None:
         """Describe a connection; see `Endpoint.transport` for the arguments."""
-        fleet, host, target = endpoint.fleet, endpoint.host, endpoint.target
-        self._fleet = fleet
+        control, host, target = endpoint.control, endpoint.host, endpoint.target
+        self._control = control
         self._endpoint = endpoint
         self._listener = listener
-        self._lease_subject = subjects.watch(host, target, fleet.watcher)
-        self._stream_subject = subjects.stream(fleet.watcher, host, target)
+        self._lease_subject = subjects.watch(host, target, control.watcher)
+        self._stream_subject = subjects.stream(control.watcher, host, target)
         self._receiver = StreamReceiver(max_message_bytes=options.max_message_bytes)
         self._subscriber = Subscriber(
             io_loop,
@@ -242,12 +164,12 @@ class FleetTransport:
         self._source = _StreamSource(self._receiver, self._grant_if_worthwhile)
         self._subscriber.open(self._source)
         self._data = Link(
-            self._fleet.servers,
-            f"rbkit bridge {self._fleet.watcher.bridge} {self._endpoint.label}",
+            self._control.servers,
+            f"rbkit bridge {self._control.watcher.bridge} {self._endpoint.label}",
             patience=DATA_PATIENCE,
         )
         self._taken = asyncio.Event()
-        label, start = self._endpoint.label, self._fleet.tasks.start
+        label, start = self._endpoint.label, self._control.tasks.start
         self._tasks = [
             start(step, f"the connection to {label}", self._listener.on_failure)
             for step in (self._data.run(), self._keep_lease(), self._keep_credit())
@@ -270,7 +192,7 @@ class FleetTransport:
         for task in self._tasks:
             task.cancel()
         self._fail_command("the bridge has closed the connection")
-        self._fleet.tasks.start(self._end_lease(), "ending a lease")
+        self._control.tasks.start(self._end_lease(), "ending a lease")
 
     def close(self) -> None:
         """Do nothing: the tasks that `stop` has cancelled close the connection for data."""
@@ -305,7 +227,7 @@ class FleetTransport:
         stream, grant = self._receiver.stream, self._receiver.grant
         viewers = self._viewers
         lease = {"instance": self._instance, "stream": stream, "grant": grant, "viewers": viewers}
-        data = await self._fleet.link.request(self._lease_subject, msgpack.packb(lease), LEASE_TIMEOUT)
+        data = await self._control.link.request(self._lease_subject, msgpack.packb(lease), LEASE_TIMEOUT)
         reply = _unpacked(data)
         if "stream" not in reply:
             self._lose()
@@ -320,7 +242,7 @@ class FleetTransport:
 
     async def _end_lease(self) -> None:
         with contextlib.suppress(LinkError):
-            await self._fleet.link.publish(self._lease_subject, msgpack.packb({"end": True}))
+            await self._control.link.publish(self._lease_subject, msgpack.packb({"end": True}))
 
     def _lose(self) -> None:
         """Report that the agent, or the connection to it, is lost."""
@@ -373,7 +295,9 @@ class FleetTransport:
                 continue
             self._granted = grant
             with contextlib.suppress(LinkError):  # the next lease grants it too
-                await self._fleet.link.publish(self._lease_subject, msgpack.packb({"stream": stream, "grant": grant}))
+                await self._control.link.publish(
+                    self._lease_subject, msgpack.packb({"stream": stream, "grant": grant})
+                )
 
     # Commands
 
@@ -405,11 +329,11 @@ class FleetTransport:
             raise CommandError("unavailable", f"{command}: not sent, because the agent of {label} is not connected")
         self._asked = self._instance
         deadline = time.monotonic() + self._clock_offset + timeout
-        watcher = self._fleet.watcher
+        watcher = self._control.watcher
         subject = subjects.command(self._endpoint.host, self._endpoint.target, watcher, command)
         asked = msgpack.packb({"instance": self._instance, "deadline": deadline})
         try:
-            reply = await self._fleet.link.request(subject, asked, timeout + _REPLY_GRACE)
+            reply = await self._control.link.request(subject, asked, timeout + _REPLY_GRACE)
         except ForbiddenError as error:
             raise CommandError("forbidden", f"{command}: {error}") from None
         except RequestTimeoutError:
