@@ -50,21 +50,27 @@ class TestNeverThere:
         assert time.monotonic() - started > 0.25
         assert patience == [0.3]
 
-    async def test_lets_commands_wait_no_longer_than_their_client(self, serve: Serve) -> None:
+    async def test_lets_commands_wait_no_longer_than_their_client(
+        self, serve: Serve, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
         pub, req = (f"tcp://127.0.0.1:{free_port()}" for _ in range(2))
         server = await serve(Bridge(pub, req, connect_timeout=1.5))  # more than ZMQ waits to connect again
         connection = await server.connect()
         await connection.write_message("start_cpu_profiling")
         await closing(connection)
+        monkeypatch.setattr(Session, "await_profiler", lambda *_: None)  # a busy machine takes longer to connect
         with FakeRbkit(pub, req) as rbkit:
             other = await server.connected()
             assert await ask(other, "trigger_gc") == b"0ok"
             assert rbkit.received == [b"handshake", b"trigger_gc"]
 
-    async def test_tries_again_for_the_next_client(self, serve: Serve, threaded: bool) -> None:
+    async def test_tries_again_for_the_next_client(
+        self, serve: Serve, threaded: bool, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
         pub, req = (f"tcp://127.0.0.1:{free_port()}" for _ in range(2))
         server = await serve(Bridge(pub, req, threaded=threaded, connect_timeout=1.5))
         assert (await closing(await server.connect()))[0] == 1013
+        monkeypatch.setattr(Session, "await_profiler", lambda *_: None)
         with FakeRbkit(pub, req):
             assert await ask(await server.connected(), "trigger_gc") == b"0ok"
 
@@ -76,7 +82,7 @@ class TestNeverThere:
 
 async def test_started_after_the_bridge_is_found_within_connect_timeout(serve: Serve, threaded: bool) -> None:
     pub, req = (f"tcp://127.0.0.1:{free_port()}" for _ in range(2))
-    server = await serve(Bridge(pub, req, threaded=threaded, connect_timeout=10))
+    server = await serve(Bridge(pub, req, threaded=threaded, connect_timeout=60))
     connection = await server.connect()
     await connection.write_message("trigger_gc")
     with FakeRbkit(pub, req) as rbkit:

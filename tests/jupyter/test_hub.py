@@ -42,7 +42,7 @@ def test_a_kernel_is_watched_and_commanded_from_its_user_s_browser_alone(server:
     assert errors(browser) == []
 
     target = browser.current_url
-    url = server.log_in(browser, "ben")
+    url = server.log_in(browser, FRAMED)  # whose server the last test needs, too
     browser.get(f"{url}rbkit/")
     find(browser, ".state", "no profiler yet")
     assert errors(browser) == []

@@ -25,7 +25,7 @@ collect_ignore = [
     *([] if sys.version_info >= (3, 11) else ["test_variables.py"]),  # the collector visits the variables there
 ]
 
-PATIENCE = 60.0
+PATIENCE = 240.0
 """Seconds until a test fails that waits for something."""
 
 
