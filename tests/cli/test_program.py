@@ -513,6 +513,27 @@ class TestFollowsChildren:
         assert run("--memory", "--cpu", path).stdout == "(True, True)\nTrue True\n"
         assert run(path).stdout == "(False, False)\nFalse False\n"
 
+    @pytest.mark.skipif(not hasattr(os, "fork"), reason="there is no fork")
+    def test_records_in_a_forked_child_as_in_the_program_and_prints_nothing(self, tmp_path: Path) -> None:
+        text = """
+            import os, time
+            from tornado_rbkit import profiler
+            child = os.fork()
+            if child:
+                os._exit(os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]))
+            while True:
+                server = profiler.current_server()
+                status = server and server.status()
+                if status and status["cpu"]["enabled"] and status["memory"]["enabled"]:
+                    break
+                time.sleep(0.01)
+            print(server.call(lambda profile: profile.cpu.interval), flush=True)
+            os._exit(3)
+        """
+        finished = run("--memory", "--cpu", program(tmp_path, text))
+        assert (finished.returncode, finished.stdout) == (3, "0.01\n"), finished.stderr
+        assert finished.stderr.count("\n") == 1, "nothing but the address of the page is printed"
+
 
 def test_a_server_beside_a_program_ends_when_its_standard_input_cannot_be_read(
     tmp_path: Path, started: list[subprocess.Popen[str]]

@@ -116,7 +116,7 @@ def _follow_forks(followed: Followed) -> None:
             _start_worker(followed)
 
     if hasattr(os, "register_at_fork"):
-        os.register_at_fork(after_in_child=lambda: InternalThread(wait_and_start, "rbkit-follow"))
+        os.register_at_fork(after_in_child=lambda: InternalThread(wait_and_start, "rbkit-follow", controls=True))
 
 
 def _start_worker(followed: Followed) -> None:
