@@ -16,6 +16,7 @@ from tests.profiler.conftest import Client, raw_events
 from tests.profiler.test_suspended import forever, loop_thread, nested
 from tornado_rbkit.profiler import task_waits
 from tornado_rbkit.profiler.batcher import EventBatcher
+from tornado_rbkit.profiler.frames import SamplingError
 from tornado_rbkit.profiler.packing import TaskGroup, pack_frame, pack_suspended_tasks
 from tornado_rbkit.profiler.profile import Profile
 from tornado_rbkit.profiler.task_waits import TaskWaits
@@ -129,6 +130,22 @@ def test_an_error_ends_the_looks_until_they_are_wanted_anew(
     assert [record.getMessage() for record in caplog.records].count(
         "the asyncio tasks cannot be read; they are left out of the CPU profile"
     ) == 2
+    caplog.clear()
+
+
+def test_a_process_whose_threads_cannot_be_read_is_reported_in_one_line(
+    monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    def refuses(*_: object) -> None:
+        raise SamplingError("planted")
+
+    monkeypatch.setattr("tornado_rbkit.profiler.suspended.TaskReader.find_loops", refuses)
+    waits = TaskWaits(EventBatcher())
+    waits.work(is_wanted=True)
+    (record,) = caplog.records
+    assert record.getMessage() == "the tasks cannot be read: planted; they are left out of the CPU profile"
+    assert record.exc_info is None
+    assert waits.trouble == "the tasks cannot be read: planted"
     caplog.clear()
 
 

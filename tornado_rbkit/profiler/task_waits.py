@@ -14,6 +14,7 @@ from typing import Final
 
 from tornado_rbkit.profiler.batcher import EventBatcher
 from tornado_rbkit.profiler.frame_cache import FrameCache
+from tornado_rbkit.profiler.frames import SamplingError
 from tornado_rbkit.profiler.packing import TaskGroup, pack_frame, pack_suspended_tasks
 from tornado_rbkit.profiler.suspended import MAX_CHAIN, MAX_TASKS, Look, SuspendedTask, TaskReader
 from tornado_rbkit.profiler.threads import internal_logger
@@ -45,7 +46,7 @@ class TaskWaits:
 
     def __init__(self, batcher: EventBatcher) -> None:
         self._batcher = batcher
-        self._has_failed = False
+        self._failure: str | None = None
         self._begin()
 
     def _begin(self) -> None:
@@ -58,24 +59,27 @@ class TaskWaits:
     @property
     def trouble(self) -> str | None:
         """Why some or all tasks are not read; None if all are read. Any thread."""
-        return "the tasks cannot be read; the log has the reason" if self._has_failed else self._reader.trouble
+        return self._failure or self._reader.trouble
 
     def work(self, *, is_wanted: bool) -> None:
         """Look at the tasks if that is due. Never raises; after an error it does nothing until it was not wanted."""
         if not is_wanted:
-            if self._looked_at is not None or self._has_failed:
-                self._has_failed = False
+            if self._looked_at is not None or self._failure is not None:
+                self._failure = None
                 self._begin()
             return
         now = time.monotonic()
-        if now < self._due or self._has_failed:
+        if now < self._due or self._failure is not None:
             return
         began = time.thread_time()
         try:
             self._look(now)
+        except SamplingError as error:
+            self._failure = f"the tasks cannot be read: {error}"
+            _log.warning("%s; they are left out of the CPU profile", self._failure)
         except Exception:  # noqa: BLE001 - must not affect the host, nor the instruments
             _log.exception("the asyncio tasks cannot be read; they are left out of the CPU profile")
-            self._has_failed = True
+            self._failure = "the tasks cannot be read; the log has the reason"
         self._due = now + max(LOOK_SECONDS, (time.thread_time() - began) / SHARE)
 
     def _look(self, now: float) -> None:

@@ -57,7 +57,8 @@ class Host:
 
     def run(self) -> int:
         if "interpreters" in self.names:
-            system.interpreters_module().create()  # so that the profiler knows that there are some
+            # So that the profiler knows that there are some. Up to Python 3.12 it ends with the last reference.
+            self.interpreter = system.interpreters_module().create()
         sys.unraisablehook = self.on_unraisable
         ACTIVE.update(self.names)
         before = self.state()
