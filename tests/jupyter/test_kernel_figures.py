@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import errno
 import os
 import subprocess
@@ -72,3 +73,11 @@ async def test_without_descriptors_there_are_no_figures(rbkit: FakeRbkit, monkey
     monkeypatch.setattr("tornado_rbkit.jupyter.kernels.require_descriptors", require_descriptors)
     assert (await kernel_figures(None, rbkit.req)).items() >= NOT_FIGURES.items()
     assert not rbkit.received
+
+
+async def test_requests_at_once_ask_the_profiler_once(rbkit: FakeRbkit) -> None:
+    figures = await asyncio.gather(*(kernel_figures(None, rbkit.req) for _ in range(200)))
+    assert {each["records_cpu"] for each in figures} == {False}
+    assert rbkit.received == [b"handshake"]
+    rbkit.enabled.add("cpu_profiling")
+    assert (await kernel_figures(None, rbkit.req))["records_cpu"] is True, "a later request asks anew"

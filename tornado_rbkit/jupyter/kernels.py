@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import re
 import time
 from collections.abc import Iterable
@@ -16,6 +17,7 @@ from tornado_rbkit.protocol import DecodeError, Handshake, decode_handshake
 
 _REPLY_MS: Final = 1000
 _MAX_REPLY_BYTES: Final = 64 * 1024  # a handshake has a few hundred
+_asking: Final[dict[str, asyncio.Task[Handshake | None]]] = {}  # by endpoint
 
 
 def find_target(kernel_id: str, names: Iterable[str]) -> str | None:
@@ -35,7 +37,7 @@ async def kernel_figures(pid: int | None, req: str | None) -> dict[str, Any]:
         pid: the pid of the kernel, None if it does not run on this machine.
         req: the endpoint where the kernel's profiler takes commands, None if it has no profiler.
     """
-    handshake = None if req is None else await _ask(req)
+    handshake = None if req is None else await _ask_once(req)
     if handshake is not None:
         pid = handshake.pid  # on Windows, the process that the server started is the launcher of a virtual environment
     memory, cpu_seconds = _read_process(pid)
@@ -47,6 +49,15 @@ async def kernel_figures(pid: int | None, req: str | None) -> dict[str, Any]:
         "records_memory": None if handshake is None else handshake.object_trace_enabled,
         "records_cpu": None if handshake is None else handshake.cpu_profiling_enabled,
     }
+
+
+async def _ask_once(req: str) -> Handshake | None:
+    """Ask a profiler; requests at the same time await one reply, so that they do not take all descriptors."""
+    asking = _asking.get(req)
+    if asking is None:
+        asking = _asking[req] = asyncio.create_task(_ask(req))
+        asking.add_done_callback(lambda _: _asking.pop(req))
+    return await asyncio.shield(asking)
 
 
 async def _ask(req: str) -> Handshake | None:
