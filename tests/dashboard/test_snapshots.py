@@ -690,6 +690,18 @@ def test_the_procedure_can_be_stopped(snapshots: Page, script: Script) -> None:
     assert "Stop" not in snapshots.texts("button")
 
 
+def test_a_procedure_that_is_stopped_while_it_collects_takes_no_snapshot(snapshots: Page, script: Script) -> None:
+    script.rbkit.answering.clear()
+    snapshots.click("Find what grows")
+    snapshots.until(lambda: b"trigger_gc" in script.rbkit.received, "it collects")
+    snapshots.click("Stop")
+    snapshots.until(lambda: snapshots.texts(".growth-status") == ["Stopped."], "it is stopped")
+    script.rbkit.answering.set()
+    rest = script.rbkit.received.index(b"trigger_gc") + 1
+    snapshots.until(lambda: len(script.rbkit.received) > rest + 1, "the page asks again, and once more seconds later")
+    assert set(script.rbkit.received[rest:]) == {b"handshake"}
+
+
 def test_a_collection_that_is_refused_is_reported_and_what_grows_is_found_without(
     snapshots: Page, script: Script
 ) -> None:

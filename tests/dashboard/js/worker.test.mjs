@@ -20,7 +20,11 @@ class FakeSocket {
     socket = this;
   }
 
-  send() {}
+  sent = [];
+
+  send(command) {
+    this.sent.push(command);
+  }
 
   close() {
     this.readyState = 2;
@@ -145,10 +149,11 @@ test("odd messages in any order, with requests between them: all are answered, a
   let unreadable = 0;
   for (let round = 0; round < 8; round++) {
     await connect(`tab ${round}`);
+    const { session } = await ask("header");
     for (let n = 0; n < 600; n++) {
       if (random() < 0.7) send(random, n);
       else if (random() < 0.05) tick();
-      else if (random() < 0.05) call("command", random.of(["trigger_gc", "handshake"])); // answered when the socket is closed
+      else if (random() < 0.05) call("command", { name: random.of(["trigger_gc", "handshake"]), session: random.of([session, session, 0]) }); // answered when the socket is closed
       else await ask(...aRequest(random));
       socket.open(); // where the page connects anew
     }
@@ -158,4 +163,16 @@ test("odd messages in any order, with requests between them: all are answered, a
   }
   assert.equal({}.polluted, undefined);
   await ask("open", file("end.rbkit", encode([0, 1, null, collection(0, [])]))); // closes the connection
+});
+
+test("a command goes to the profiler that was in view when it was given, and to no other", async () => {
+  await connect("first");
+  const { session } = await ask("header");
+  const [first, collecting] = [socket, ask("command", { name: "trigger_gc", session })];
+  await connect("second");
+  assert.match(await collecting, /connection was lost/);
+  assert.match(await ask("command", { name: "objectspace_snapshot", session }), /another profiler is in view/);
+  await ask("open", file("end.rbkit", encode([0, 1, null, collection(0, [])])));
+  assert.match(await ask("command", { name: "objectspace_snapshot", session }), /another profiler is in view/);
+  assert.deepEqual([first.sent, socket.sent], [["handshake", "trigger_gc"], ["handshake"]]);
 });

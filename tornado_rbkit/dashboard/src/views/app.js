@@ -8,7 +8,7 @@ import { addressOf, FLEET, FleetView } from "./fleet.js";
 import { MemoryView } from "./memory.js";
 import { ObjectsView } from "./objects.js";
 import { OverviewView } from "./overview.js";
-import { ask, onFailure } from "./rpc.js";
+import { ask, onFailure, sender } from "./rpc.js";
 import { SnapshotsView } from "./snapshots.js";
 import { Processes, Status } from "./status.js";
 import { Targets, areListed } from "./targets.js";
@@ -55,12 +55,12 @@ class Page {
 
   /** @param {HTMLElement} root */
   constructor(root) {
-    const takeSnapshot = () => this.#send(TAKE_SNAPSHOT);
+    const takeSnapshot = (/** @type {import("./rpc.js").Send} */ send) => this.#send(TAKE_SNAPSHOT, send);
     const recordMemory = () => this.#commands.button({ ...MEMORY, label: () => "Record memory now" }, "main");
     this.#snapshots = new SnapshotsView({ takeSnapshot, trace: this.#commands.button(TRACING) });
     const overview = new OverviewView({
       recordMemory: recordMemory(),
-      perform: (command) => this.#perform(command),
+      perform: (command, send) => this.#perform(command, send),
       findGrowth: () => {
         this.#open("snapshots");
         this.#snapshots.growth.find();
@@ -279,15 +279,20 @@ class Page {
     await this.#tick();
   }
 
-  /** @param {string} command */
-  async #send(command) {
+  /**
+   * Do what the user gave as a command.
+   *
+   * @param {string} command
+   * @param {import("./rpc.js").Send | null} send If it is a part of what the user does with one click.
+   */
+  async #send(command, send = null) {
     const isSnapshot = command === TAKE_SNAPSHOT;
     if (isSnapshot) {
       this.#snapshots.asked = true;
       this.#open("snapshots");
       this.#draw();
     }
-    const error = await this.#perform(command);
+    const error = await this.#perform(command, send ?? (await sender()));
     if (error !== null) {
       this.#alerts.show(error);
       if (isSnapshot) this.#snapshots.asked = false;
@@ -299,11 +304,12 @@ class Page {
    * Send the commands of which a command consists; return why any of them was not carried out, null if all were.
    *
    * @param {string} command
+   * @param {import("./rpc.js").Send} send
    */
-  async #perform(command) {
+  async #perform(command, send) {
     const errors = [];
     for (const each of this.#commands.steps(command, this.#header?.facts ?? null)) {
-      const error = await ask("command", each);
+      const error = await send(each);
       if (error !== null) errors.push(`${each}: ${error}`);
     }
     return errors.length ? errors.join("; ") : null;

@@ -1,6 +1,6 @@
 // What grows: the procedure that takes two snapshots with a pause between them, and its answer in sentences.
 
-import { ask } from "./rpc.js";
+import { ask, sender } from "./rpc.js";
 import { h, setText } from "./widgets/dom.js";
 import * as format from "./widgets/format.js";
 
@@ -38,8 +38,8 @@ export class GrowthFinder {
   }
 
   /** Collect garbage if the user wants it; return why it was refused, or null. */
-  async collectFirst() {
-    return this.collect.checked ? ask("command", "trigger_gc") : null;
+  async collectFirst(send) {
+    return this.collect.checked ? send("trigger_gc") : null;
   }
 
   /** End the procedure. */
@@ -50,12 +50,20 @@ export class GrowthFinder {
   /** Take two snapshots with a pause between them, unless this is under way already. */
   async find() {
     if (this.#stopped !== null || this.button.getAttribute("aria-disabled")) return;
-    const stopped = new Promise((resolve) => (this.#stopped = () => resolve(STOPPED)));
+    let isStopped = false;
+    const stopped = new Promise((resolve) => {
+      this.#stopped = () => {
+        isStopped = true;
+        resolve(STOPPED);
+      };
+    });
     this.stop.hidden = false;
     try {
-      const before = await Promise.race([stopped, this.#take("first")]);
+      const send = await sender();
+      const take = (which) => Promise.race([stopped, this.#take(which, send, () => isStopped)]);
+      const before = await take("first");
       const paused = before === STOPPED || (await this.#pause(stopped));
-      const after = paused === STOPPED || before === STOPPED ? STOPPED : await Promise.race([stopped, this.#take("second")]);
+      const after = paused === STOPPED || before === STOPPED ? STOPPED : await take("second");
       setText(this.status, after === STOPPED ? "Stopped." : "");
       if (after !== STOPPED) this.onfound(before, after);
     } catch (error) {
@@ -66,13 +74,14 @@ export class GrowthFinder {
     }
   }
 
-  /** Take a snapshot and return its number. Throws an error that says why there is none. */
-  async #take(which) {
+  /** Take a snapshot, unless the procedure is stopped before, and return its number. Throws an error that says why there is none. */
+  async #take(which, send, isStopped) {
     const known = new Set((await ask("snapshots")).list.map(({ number }) => number));
     setText(this.status, `Collecting garbage before the ${which} snapshot…`);
-    const refused = await this.collectFirst();
+    const refused = await this.collectFirst(send);
+    if (isStopped()) return STOPPED;
     setText(this.status, `Taking the ${which} snapshot…${refused === null ? "" : ` Garbage was not collected: ${refused}.`}`);
-    const error = await ask("command", "objectspace_snapshot");
+    const error = await send("objectspace_snapshot");
     if (error !== null) throw new Error(`The ${which} snapshot was not taken: ${error}.`);
     for (let waited = 0; waited < PATIENCE_SECONDS * 1000; waited += POLL_MS) {
       const { list, incoming } = await ask("snapshots");

@@ -36,7 +36,7 @@ export class OverviewView {
   /**
    * @param {object} options
    * @param {HTMLButtonElement} options.recordMemory Starts the memory profile.
-   * @param {(command: string) => Promise<string | null>} options.perform Sends a command; returns why it was not carried out.
+   * @param {(command: string, send: import("./rpc.js").Send) => Promise<string | null>} options.perform Sends a command; returns why it was not carried out.
    * @param {() => void} options.findGrowth
    * @param {(view: string) => void} options.open Shows another view.
    */

@@ -46,6 +46,20 @@ export function onFailure(report) {
   worker.onerror = ({ message }) => report(message ?? "it could not be loaded");
 }
 
+/** @typedef {(command: string) => Promise<string | null>} Send Sends a command; returns null, or why it was not carried out. */
+
+/**
+ * Return a function that sends commands to the profiler that is in view now, and to no other one that the user goes to
+ * meanwhile. What the user does with one click uses one function.
+ *
+ * @returns {Promise<Send>}
+ */
+export async function sender() {
+  /** @type {Header} */
+  const { session } = await ask("header");
+  return (name) => ask("command", { name, session });
+}
+
 /** Call a method of the worker. Use `Latest` for results that are drawn. */
 export function ask(method, argument) {
   return new Promise((resolve, reject) => {

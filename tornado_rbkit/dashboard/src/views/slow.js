@@ -1,6 +1,6 @@
 // What is slow: the procedure that samples by the wall clock, to see where threads wait, and then by the CPU clock.
 
-import { ask } from "./rpc.js";
+import { ask, sender } from "./rpc.js";
 import { h, setText } from "./widgets/dom.js";
 import * as format from "./widgets/format.js";
 
@@ -23,7 +23,7 @@ export class SlowFinder {
   #isRunning = false;
   #perform;
 
-  /** @param {(command: string) => Promise<string | null>} perform Sends a command; returns why it was not carried out. */
+  /** @param {(command: string, send: import("./rpc.js").Send) => Promise<string | null>} perform Sends a command; returns why it was not carried out. */
   constructor(perform) {
     this.#perform = perform;
   }
@@ -39,11 +39,12 @@ export class SlowFinder {
     this.#isRunning = true;
     const run = ++this.#runs;
     const isOver = () => run !== this.#runs;
+    const send = await sender();
     /** @type {import("./rpc.js").Header} */
     const { facts } = await ask("header");
     const refused =
-      (facts?.clock_type === "wall" ? null : await this.#perform("use_wall_time")) ??
-      (facts?.cpu_profiling_enabled ? null : await this.#perform("start_cpu_profiling"));
+      (facts?.clock_type === "wall" ? null : await this.#perform("use_wall_time", send)) ??
+      (facts?.cpu_profiling_enabled ? null : await this.#perform("start_cpu_profiling", send));
     if (isOver()) return;
     if (refused !== null) {
       this.#end(`The CPU profile was not started: ${refused}.`);
@@ -54,7 +55,7 @@ export class SlowFinder {
       await new Promise((resolve) => setTimeout(resolve, 1000));
       if (isOver()) return;
     }
-    const without = await this.#perform("use_cpu_time");
+    const without = await this.#perform("use_cpu_time", send);
     if (!isOver()) this.#end(without === null ? "" : `The CPU clock was not chosen: ${without}.`);
   }
 

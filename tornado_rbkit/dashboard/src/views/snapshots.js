@@ -8,7 +8,7 @@ import * as format from "./widgets/format.js";
 import { Latest } from "./latest.js";
 import { Members, UNKNOWN_PLACES } from "./members.js";
 import { ObjectDetail } from "./object.js";
-import { ask } from "./rpc.js";
+import { ask, sender } from "./rpc.js";
 import { SnapshotList } from "./snapshotlist.js";
 
 const SILENCE_SECONDS = 5; // without a part of an incoming snapshot
@@ -44,7 +44,7 @@ export class SnapshotsView {
 
   /**
    * @param {object} options
-   * @param {() => Promise<void>} options.takeSnapshot
+   * @param {(send: import("./rpc.js").Send) => Promise<void>} options.takeSnapshot
    * @param {HTMLButtonElement} options.trace Starts or stops tracing allocations.
    */
   constructor({ takeSnapshot, trace }) {
@@ -173,12 +173,13 @@ export class SnapshotsView {
     }
   }
 
-  /** @param {() => Promise<void>} takeSnapshot */
+  /** @param {(send: import("./rpc.js").Send) => Promise<void>} takeSnapshot */
   async #take(takeSnapshot) {
     if (this.take.getAttribute("aria-disabled")) return;
-    const refused = await this.growth.collectFirst();
+    const send = await sender();
+    const refused = await this.growth.collectFirst(send);
     if (refused !== null) this.#tell(`Garbage was not collected: ${refused}.`);
-    await takeSnapshot();
+    await takeSnapshot(send);
   }
 
   /** @param {string} text */

@@ -107,8 +107,9 @@ const methods = {
     connection?.open();
   },
 
-  /** Send a command; return null, or why it was not carried out. */
-  async command(name) {
+  /** Send a command to the profiler of a session, unless another one is followed; return null, or why it was not carried out. */
+  async command({ name, session: meant }) {
+    if (meant !== session.number) return "another profiler is in view by now";
     const to = connection;
     if (to === null) return source ? "this is a file" : "there is no profiler";
     asked++;
