@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dis
+import gc
 import os
 import random
 import resource
@@ -493,3 +494,18 @@ raise SystemExit(os.waitstatus_to_exitcode(os.wait()[1]))
 """
     finished = subprocess.run([sys.executable, "-W", "ignore", "-c", script], capture_output=True, text=True)
     assert finished.returncode == 0, finished.stderr
+
+
+def test_a_second_measurement_of_the_run_states_makes_no_class(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A class would be reported as one that the program has made."""
+    monkeypatch.setattr(run_state, "_ATTEMPTS", 0)
+
+    def classes() -> set[int]:
+        with pytest.raises(OSError, match="cannot be read"):
+            RunStates()
+        return {id(item) for item in gc.get_objects() if issubclass(type(item), type)}
+
+    classes()
+    gc.collect()
+    before = classes()
+    assert classes() <= before

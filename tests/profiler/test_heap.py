@@ -26,6 +26,7 @@ from tornado_rbkit.profiler.batcher import EventBatcher
 from tornado_rbkit.profiler.memory import MemoryProfile
 from tornado_rbkit.profiler.objects import class_name, internal_ids, is_bound_to, is_internal
 from tornado_rbkit.profiler.sizes import has_values, size_function, size_of_values
+from tornado_rbkit.profiler.threads import hiding
 from tornado_rbkit.protocol import EventType, Field, HeapObject, ObjectSpaceDump, message_counter
 
 
@@ -503,3 +504,25 @@ print("most:", after > 0.9 * before or (after, before))
 """
     )
     assert output == "twice: 0\norders: 3010\nmissing: 0\nmost: True\n"
+
+
+def test_what_another_thread_of_the_profiler_releases_after_the_listing_is_left_out(
+    monkeypatch: pytest.MonkeyPatch, frozen: None
+) -> None:
+    held: list[object] = [{"of the profiler": []}]
+    released = id(held[0])
+
+    def release_first(roots: list[object]) -> set[int]:
+        if hiding().acquire(False):
+            held.clear()
+            hiding().release()
+        return internal_ids(roots)
+
+    monkeypatch.setattr(heap, "internal_ids", release_first)
+    walked = heap.Snapshot(1, [held])
+    for _ in walked.walk():
+        pass
+    dumps = [msgpack.unpackb(dump, strict_map_key=False) for events in walked.messages() for dump in events]
+    rows = [row for dump in dumps for row in dump[2]]
+    assert rows
+    assert released not in {row[Field.OBJECT_ID] for row in rows}

@@ -14,6 +14,7 @@ from tornado_rbkit.profiler.batcher import EventBatcher
 from tornado_rbkit.profiler.heap import Snapshot
 from tornado_rbkit.profiler.memory import MemoryProfile
 from tornado_rbkit.profiler.tracked import TUPLES_ARE_RESIZED, list_tracked
+from tornado_rbkit.profiler.uninterrupted import run_uninterrupted
 
 
 def listing() -> Iterator[object]:
@@ -104,3 +105,13 @@ def test_a_snapshot_keeps_the_values_of_no_more_than_one_object(frozen: None) ->
         held.append(sum(sys.getrefcount(holder["key"]) > 2 for holder in holders))
     assert len(held) > 3, "it was walked in one slice"
     assert max(held) <= 1
+
+
+def test_no_id_of_a_released_object_is_left_among_the_internal_ones() -> None:
+    """An object of the host that gets its address would be hidden."""
+    calls: list[Iterator[None]] = [map([].append, [])]
+    internal: set[int] = set()
+    run_uninterrupted(calls, internal)
+    later = [set[int]() for _ in range(100)]  # the first takes the address of the set that was released last
+    assert internal
+    assert not internal & set(map(id, later))

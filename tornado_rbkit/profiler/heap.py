@@ -140,8 +140,8 @@ class Snapshot:
         size = SliceSize(500)
         with hiding():
             tracked = list_tracked()
-        # only now, to include objects that another thread of the profiler has just created
-        self._internal = internal_ids([*self._roots, self, tracked]) | internal_frames()
+            # now, because another thread of the profiler may release some of them later
+            self._internal = internal_ids([*self._roots, self, tracked]) | internal_frames()
         self._begin_with(frame for frame in running_frames() if not is_internal(_module_of(frame)))
         if self._has_frozen:
             self._begin_with((*sys.modules.values(), *_subclasses_of(object)))  # a module may have two names

@@ -14,6 +14,7 @@ from __future__ import annotations
 import opcode
 import os
 import threading
+from array import array
 from functools import lru_cache
 from types import CodeType
 from typing import Any, Final
@@ -38,7 +39,9 @@ _NEVER_WAIT: Final = frozenset(opcode.opmap[name] for name in (*_JUMPS, *_TESTS)
 
 _RUNNING: Final = b"running"  # the content of /proc/self/task/TID/syscall, proc(5)
 _NEAR: Final = 256  # bytes, more than the GIL's fields take
-_ATTEMPTS: Final = 50
+_ATTEMPTS: Final = 400
+"""Enough for a busy machine, where the other thread waits for a processor at most of the looks."""
+
 _HOLD_MICROSECONDS: Final = 200
 _SET_TIMER_SLACK: Final = 29  # sys/prctl.h
 
@@ -61,12 +64,9 @@ class RunStates:
     """
 
     def __init__(self) -> None:
-        import ctypes  # only here, because many profiled processes never need it
-
-        libc = ctypes.PyDLL(None)
-        libc.read.restype = ctypes.c_ssize_t
-        libc.read.argtypes = [ctypes.c_int, ctypes.c_void_p, ctypes.c_size_t]
-        self._buffer: Any = ctypes.create_string_buffer(256)
+        self._libc = libc = _library()
+        self._buffer = array("b", bytes(256))  # a buffer of ctypes would be of a new class
+        self._address = self._buffer.buffer_info()[0]
         self._open, self._read, self._close, self._usleep = libc.open, libc.read, libc.close, libc.usleep
         self._prctl = libc.prctl
         self._futex, self._gil = self._find_gil()
@@ -92,9 +92,9 @@ class RunStates:
         descriptor = self._open(b"/proc/self/task/%d/syscall" % native_id, os.O_RDONLY | os.O_CLOEXEC)
         if descriptor < 0:
             return None
-        size = self._read(descriptor, self._buffer, len(self._buffer))
+        size = self._read(descriptor, self._address, len(self._buffer))
         self._close(descriptor)
-        return None if size <= 0 else self._buffer.raw[:size].split()
+        return None if size <= 0 else self._buffer.tobytes()[:size].split()
 
     def _find_gil(self) -> tuple[bytes, int]:
         """Return the system call, and the address, where a thread waits for the GIL while this thread holds it."""
@@ -121,6 +121,17 @@ class RunStates:
             stop.set()
             thread.join()
         raise OSError("the system calls of threads cannot be read")
+
+
+@lru_cache(maxsize=1)
+def _library() -> Any:
+    """Return the C library, whose functions are of a new class, and so of the host's, each time that it is loaded."""
+    import ctypes  # only here, because many profiled processes never need it
+
+    libc = ctypes.PyDLL(None)
+    libc.read.restype = ctypes.c_ssize_t
+    libc.read.argtypes = [ctypes.c_int, ctypes.c_void_p, ctypes.c_size_t]
+    return libc
 
 
 @lru_cache(maxsize=1)

@@ -47,7 +47,7 @@ def run_uninterrupted(calls: list[Iterator[None]], internal: set[int] | None = N
         calls.append(chain.from_iterable(map(starmap, restore, [ONCE])))
     everything = chain.from_iterable(calls)
     if internal is not None:
-        internal |= parts_of([everything])
+        parts_of([everything], found=internal)
     try:
         any(everything)
     except BaseException:  # MemoryError
@@ -92,17 +92,19 @@ class RepeatedCalls:
             raise
 
 
-def parts_of(roots: Iterable[object], kinds: Sequence[type] = _PARTS) -> set[int]:
+def parts_of(roots: Iterable[object], kinds: Sequence[type] = _PARTS, found: set[int] | None = None) -> set[int]:
     """Return the ids of iterators, and of their parts, before the iterators have started.
 
     Args:
         roots: the iterators.
         kinds: the classes of the parts that are followed.
+        found: a set that receives the ids; another one would leave its own id behind, which an object of the host
+            may get.
 
     Returns:
-        The ids, with that of the set itself.
+        `found`, or a new set, with the ids and its own id.
     """
-    found: set[int] = set()
+    found = set() if found is None else found
     found.add(id(found))
     waiting = list(roots)
     while waiting:
