@@ -346,6 +346,10 @@ async def test_a_command_that_waits_when_the_client_is_closed_raises(server: Ser
     assert [type(result) for result in results] == [ConnectionLost] * 3
 
 
+async def test_a_client_that_was_never_opened_can_be_closed() -> None:
+    await RbkitClient("ws://127.0.0.1/").close()
+
+
 async def test_events_end_when_the_client_is_closed(server: Server) -> None:
     client = server.client()
     async with client:

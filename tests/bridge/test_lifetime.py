@@ -155,6 +155,8 @@ class TestClose:
 
         monkeypatch.setattr(Session, "abort", note)
         server = await serve(Bridge(**rbkit.endpoints))
+        (await server.connected()).close()  # the last client leaves, and another comes
+        await until(lambda: not server.bridge.watched, "it has left")
         await stalled(server, stall)
         await until(lambda: server.bridge.state is State.CONNECTED, "the bridge is connected")
         started = time.monotonic()

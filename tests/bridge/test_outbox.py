@@ -16,6 +16,7 @@ from websockets.protocol import Protocol, Side
 
 from tests.conftest import until
 from tests.encoded import encode_data
+from tornado_rbkit.bridge.backlog import Backlog
 from tornado_rbkit.bridge.outbox import WRITE_SIZE, Outbox, _join_small
 from tornado_rbkit.frames import JOIN_LIMIT, Buffer, Chunk, Encoding, encode_notice, encode_reply
 
@@ -397,6 +398,37 @@ async def test_close_discards_everything_that_waits_and_writes_nothing_more(line
     with pytest.raises(StreamClosedError):
         await line.client.read_until(lambda: False)
     assert line.client.received <= 2 * WRITE_SIZE
+
+
+async def test_close_ends_the_wait_for_replies_and_a_begun_reply_counts_as_no_message(line: Line) -> None:
+    near = line.outbox()
+    near.outbox.send_reply(encode_reply(bytes(3 * MIB), BINARY))
+    waiting = asyncio.ensure_future(near.outbox.drain())
+    await asyncio.sleep(0)
+    assert near.outbox.blocked
+    assert near.outbox.messages_waiting == 0
+    near.outbox.close()
+    await asyncio.wait_for(waiting, 60)
+    assert near.outbox.messages_dropped == 0
+
+
+async def test_nothing_is_scheduled_once_everything_is_sent(line: Line, monkeypatch: pytest.MonkeyPatch) -> None:
+    scheduled: list[object] = []
+    monkeypatch.setattr(line.near.io_loop, "add_callback", lambda callback: scheduled.append(callback))
+    near = line.outbox()
+    near.outbox.send_data([chunk(0, KIB)])
+    near.outbox.send_reply(encode_reply(b"ok", BINARY))
+    assert near.outbox.bytes_waiting == 0
+    assert scheduled == [], "the loop would never rest"
+
+
+def test_a_begun_chunk_of_exactly_the_bound_leaves_no_room_for_others() -> None:
+    begun = Chunk((), 1000, 1)
+    backlog = Backlog(1000)
+    backlog.extend([begun, Chunk((), 100, 1)])
+    assert backlog.take() is begun
+    backlog.trim(begun, begun.size)
+    assert (backlog.size, backlog.dropped) == (1000, 1)
 
 
 async def test_replies_gone_returns_at_once_when_no_reply_waits(line: Line) -> None:

@@ -13,7 +13,7 @@ from tests.conftest import until
 from tornado_rbkit.bridge import session as session_module
 from tornado_rbkit.bridge.session import MAX_ESCAPED_REPLY, MAX_WAITING, Session
 from tornado_rbkit.frames import Chunk, Encoding
-from tornado_rbkit.protocol import CommandError, Notice, parse_command
+from tornado_rbkit.protocol import CLIENT_COUNT, CommandError, Notice, parse_command
 from tornado_rbkit.upstream.types import Batch, CommandResult
 
 BINARY, ESCAPED = Encoding(), Encoding(escaped=True)
@@ -27,6 +27,7 @@ class FakeOutbox:
         self.on_caught_up: Callable[[int], None] = options["on_caught_up"]
         self.replies: list[bytes] = []
         self.notices: dict[str, bytes] = {}
+        self.keeps_place: dict[str, bool] = {}
         self.data: list[Chunk] = []
         self.missed = self.replies_waiting = self.reply_bytes = 0
         self.taken = asyncio.Event()
@@ -37,6 +38,7 @@ class FakeOutbox:
 
     def send_notice(self, kind: str, chunk: Chunk, *, keeps_place: bool = False) -> None:
         self.notices[kind] = payload(chunk)
+        self.keeps_place[kind] = keeps_place
 
     def send_data(self, chunks: list[Chunk]) -> None:
         self.data += chunks
@@ -223,6 +225,12 @@ class TestNotices:
         one.session.notify(Notice("server", "connected"))
         one.outbox.on_caught_up(5)
         assert set(one.outbox.notices.values()) == expected
+
+    async def test_only_a_newer_number_of_clients_keeps_the_place_of_the_older(self, seat: MakeSeat) -> None:
+        one = seat()
+        for notice in (Notice(CLIENT_COUNT, "2"), Notice("server", "connected")):
+            one.session.notify(notice)
+        assert one.outbox.keeps_place == {CLIENT_COUNT: True, "server": False}
 
     async def test_a_batch_is_delivered_in_the_client_s_encoding_with_its_losses(self, seat: MakeSeat) -> None:
         chunk = Chunk(((b"x",),), 1, 1)

@@ -258,8 +258,6 @@ class Session:
     def _on_authorized(self, task: asyncio.Task[None]) -> None:
         """Refuse the waiting commands if the task failed; start another for commands that arrived since it ended."""
         self._authorizing = None
-        if self._left:
-            return
         error = None if task.cancelled() else task.exception()
         if error is not None:
             _log.error("calling `authorize` failed; the commands that wait for it are refused", exc_info=error)
