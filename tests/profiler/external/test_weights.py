@@ -85,9 +85,17 @@ def test_looks_that_find_a_thread_on_a_processor_share_its_cpu_time_alike() -> N
 
 def test_a_look_that_came_late_counts_as_any_other() -> None:
     program = Program()
-    program.see({1: ("parse", False, used(1.0))}, count=100)
-    program.see({1: ("parse", False, used(1.0))}, {1: ("score", False, used(1.02))}, count=1)
-    assert abs(program.reported[1, "score"] - 10) <= 1
+    late, prompt = ({1: (name, False, used(1.02))} for name in ("parse", "score"))
+    program.weigh([({1: ("nap", True, used(1.0))}, 1), (late, 20), (prompt, 1)])
+    assert program.reported == {(1, "parse"): 10, (1, "score"): 10}
+
+
+def test_cpu_time_from_long_before_a_look_is_reported_without_a_stack() -> None:
+    """The look stands for 20 samples, and the thread has computed for a second since the last one."""
+    program = Program()
+    program.see({1: ("parse", False, used(1.0))})
+    program.see({1: ("score", False, used(2.0))}, count=20)
+    assert program.reported == {(1, "score"): 20, (1, "unseen"): 980}
 
 
 def test_a_thread_whose_clock_is_late_has_run_at_all_looks_since_then() -> None:

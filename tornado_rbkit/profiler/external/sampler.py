@@ -19,6 +19,7 @@ from tornado_rbkit.profiler.arguments import check_interval
 from tornado_rbkit.profiler.batcher import BACKLOG_EVENTS, EventBatcher
 from tornado_rbkit.profiler.cpu import BETWEEN_SAMPLES, COLLECTING, DEFAULT_INTERVAL, MAKE_UP_SECONDS, Pace
 from tornado_rbkit.profiler.external.engine import Engine, EngineError, EngineFullError, Frame, Stack
+from tornado_rbkit.profiler.external.moments import Moments
 from tornado_rbkit.profiler.external.process import RunningProcess
 from tornado_rbkit.profiler.external.weights import CPUWeights, Look
 from tornado_rbkit.profiler.frames import MAX_DEPTH
@@ -90,7 +91,7 @@ class ExternalSampler:
         self._states: dict[int, str] = {}
         self._used: dict[int, float] = {}
         self._states_read = 0.0
-        self._weights = CPUWeights()
+        self._weights, self._moments = CPUWeights(), Moments()
         self._packed_bytes = 0
         self._tick: dict[tuple[int, int], Stack] = {}
         self._pace = Pace(self.interval)
@@ -272,7 +273,7 @@ class ExternalSampler:
             if self._stopped.is_set():
                 return False
             self._engine = self._make_engine()
-            self._weights = CPUWeights()
+            self._weights, self._moments = CPUWeights(), Moments()
             self._engine_name = self._engine.name
             self._engine.start(self.interval, self._clock_type)
             return True
@@ -282,7 +283,7 @@ class ExternalSampler:
         try:
             while engine.wait():
                 with hiding():
-                    self._publish(engine.read(), time.time())
+                    self._publish(engine.read())
                 self._engine_name = engine.name
             with hiding():
                 self._publish_ticks()
@@ -294,8 +295,8 @@ class ExternalSampler:
             with self._lock:
                 engine.close()
 
-    def _publish(self, stacks: Sequence[Stack], now: float) -> None:
-        """Publish the ticks that these stacks complete; the engine has read the last one `now` (Unix epoch)."""
+    def _publish(self, stacks: Sequence[Stack]) -> None:
+        """Publish the ticks that these stacks complete."""
         if stacks and self._lost_since is not None:
             self._lost += time.monotonic() - self._lost_since
             self._lost_since = None
@@ -306,11 +307,8 @@ class ExternalSampler:
                 ticks.append(self._tick)
                 self._tick = {}
             self._tick[thread] = stack
-        times = []
-        for tick in reversed(ticks):
-            times.append(now)
-            now -= next(iter(tick.values())).seconds
-        self._unpublished += zip((list(tick.values()) for tick in ticks), reversed(times), strict=True)
+        times = self._moments.date(next(iter(tick.values())).seconds for tick in ticks)
+        self._unpublished += zip((list(tick.values()) for tick in ticks), times, strict=True)
         if time.monotonic() - self._states_read >= _STATE_SECONDS:
             self._publish_ticks()
 

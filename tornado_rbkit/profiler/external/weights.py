@@ -3,9 +3,10 @@
 A helper outside sees a thread at some moments. On a busy machine it sees most threads that want to compute wait for a
 processor, and the helper itself comes late. So the looks do not count as they come: a thread gets as many samples as
 its clock has counted CPU time, and only the looks that found it on a processor share them, each alike, however late
-they were. Where a thread waits for a processor says nothing about where it computes: one that was woken waits where it
-slept. CPU time for which there is no such look is reported without a stack. What going to sleep and waking up takes is
-too short to be seen; it is shared by the looks that saw the thread asleep.
+they were. Where a thread waits for a processor says nothing about where it computes: one that was woken waits where
+it slept. CPU time for which there is no such look, or from longer before a look than the sampler makes up for, is
+reported without a stack. What going to sleep and waking up takes is too short to be seen; it is shared by the looks
+that saw the thread asleep.
 """
 
 from __future__ import annotations
@@ -28,6 +29,9 @@ They see the rest. 2 to 7 µs were measured for a lock or a nap, 10 µs for a fi
 
 _TICK: Final = 0.004
 """Seconds of running after which a thread's clock is brought up to date, with the usual 250 ticks per second."""
+
+_LATE: Final = 0.01
+"""Seconds by which a thread's clock may move at once, with 100 ticks per second."""
 
 _ABSENCE: Final = 0.25
 """Seconds without a look after which a thread has ended; a look may miss some threads while others begin or end."""
@@ -60,6 +64,7 @@ class _Account:
     Attributes:
         use: the last reading of its clocks.
         seconds: its CPU time that has not been reported.
+        unseen: its CPU time for which no look stands, and that has not been reported.
         seen: the time of the last look at it.
         running: looks that found it on a processor.
         latest: the last of them, if its clock has not moved since then.
@@ -69,12 +74,12 @@ class _Account:
         owed: fractions of samples, of computing and of waking.
     """
 
-    __slots__ = ("asleep", "latest", "owed", "running", "seconds", "seen", "unclocked", "use", "waking")
+    __slots__ = ("asleep", "latest", "owed", "running", "seconds", "seen", "unclocked", "unseen", "use", "waking")
 
     def __init__(self, use: Use, seconds: float) -> None:
         self.use = use
         self.seconds = seconds
-        self.seen = self.unclocked = 0.0
+        self.seen = self.unclocked = self.unseen = 0.0
         self.running: list[Look] = []
         self.latest: Look | None = None
         self.waking = 0.0
@@ -82,9 +87,12 @@ class _Account:
         self.owed = [0.0, 0.0]
 
     def add(self, look: Look, use: Use, passed: float) -> None:
-        """Add a look and a reading of the clocks, `passed` seconds after the last tick."""
+        """Add a look that stands for `passed` seconds, and a reading of the clocks."""
         ran, switches = use.seconds - self.use.seconds, use.switches - self.use.switches
         if ran or switches:
+            if ran > passed + _LATE:
+                self.unseen += ran - passed
+                ran = passed
             waking = min(ran, WAKE_SECONDS * switches)
             self.waking += waking
             self.seconds += ran - waking
@@ -132,8 +140,8 @@ class _Account:
 
     def report_unseen(self, pace: float) -> int:
         """Return the number of samples without a stack."""
-        count = int(self.seconds / pace)
-        self.seconds -= count * pace
+        count = int(self.unseen / pace)
+        self.unseen -= count * pace
         return count
 
 
@@ -173,7 +181,8 @@ class CPUWeights:
                 del self._accounts[thread]
             samples += account.report(pace, has_ended, self._chance)
             if has_ended or account.seconds >= MAX_UNSEEN:
-                unseen[thread] = account.report_unseen(pace)
+                account.unseen, account.seconds = account.unseen + account.seconds, 0.0
+            unseen[thread] = account.report_unseen(pace)
         samples = sorted((each for each in samples if each[1]), key=lambda each: each[0].moment)
         return samples, {thread: count for thread, count in unseen.items() if count}
 

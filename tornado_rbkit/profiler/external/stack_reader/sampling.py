@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import fcntl
 import os
 import select
 import signal
@@ -16,6 +17,7 @@ from .reader import StackReader
 
 _FLUSH_SECONDS = 0.05
 _FLUSH_BYTES = 32_768
+_PIPE_BYTES = 1 << 20  # by default the most that is permitted; who reads may have to wait for a processor
 _REST = 3  # times as long as a look takes, at least, until the next one
 _LOOKS = 10  # to find one whole stack
 
@@ -95,6 +97,8 @@ def main(arguments: list[str]) -> int:
                 look_once(reader)
             else:
                 _come_first()
+                with suppress(OSError):
+                    fcntl.fcntl(1, fcntl.F_SETPIPE_SZ, _PIPE_BYTES)
                 sample(reader, int(arguments[1]) / 1e6, clocks if arguments[2] == "cpu" else None, 1)
     except BrokenPipeError:
         return 0
