@@ -109,9 +109,12 @@ def test_two_functions_have_the_shares_that_they_spend(start: Start, attached: A
     began, *before = ask(process)
     samples: list[CPUSample] = []
     changes = 0  # between neighbours; a late look is repeated in many samples, which prove no more than one
+    last: list[str] = []
     while changes < 250:
-        samples += client.events(CPUSample, turns)
-        changes = sum(one != other for one, other in itertools.pairwise(turns(samples)))
+        new = client.events(CPUSample, turns)
+        samples += new
+        changes += sum(one != other for one, other in itertools.pairwise(last + turns(new)))
+        last = turns(new)[-1:]
     ended, *after = ask(process)
     samples += client.events(CPUSample, lambda found: found and found[-1].timestamp / 1000 > ended)
     two, one = (later - sooner for later, sooner in zip(after, before, strict=True))
