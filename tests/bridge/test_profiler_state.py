@@ -106,12 +106,16 @@ class TestEvents:
         profiler.on_idle()
         assert profiler.state is State.IDLE
 
-    def test_batches_are_counted(self) -> None:
+    def test_batches_are_counted_and_foreign_messages_logged_once(self, caplog: pytest.LogCaptureFixture) -> None:
         profiler = connected()
+        profiler.on_batch(Batch({}, 0, messages=1, size=10))
+        assert not caplog.records
         profiler.on_batch(Batch({}, 0, messages=2, size=30, pending=7, missed=1, foreign=1))
-        profiler.on_batch(Batch({}, 0, messages=1, size=10, pending=5))
-        expected = {"messages_in": 3, "bytes_in": 40, "messages_missed": 1, "messages_foreign": 1, "bytes_pending": 5}
+        profiler.on_batch(Batch({}, 0, messages=1, size=10, pending=5, foreign=1))
+        expected = {"messages_in": 4, "bytes_in": 50, "messages_missed": 1, "messages_foreign": 2, "bytes_pending": 5}
         assert expected.items() <= profiler.stats().items()
+        [record] = caplog.records
+        assert "publishes messages that are not rbkit's" in record.getMessage()
 
 
 class TestTrouble:
