@@ -4,7 +4,7 @@
     python bench/profiler.py [--rounds N] [--quick] [--only PART] [--json FILE]
 
 CPU sampling is switched on and off in one process (see pairs.py), in four pairs a round; ``plain again`` switches
-nothing, so it shows the error of the method.
+nothing, so it shows the error of the method; ``only taking the GIL`` is a thread that does nothing else at each tick.
 
 Memory profiling runs in fresh processes that do a fixed amount of work. A round runs each setting once, in an order
 that moves on from round to round, and what a setting costs is the median, over the rounds, of its ratio to the plain
@@ -53,6 +53,7 @@ def sampling(engine: str, clock: str, interval: float) -> pairs.Setting:
 COMPUTE: Final = (
     pairs.Setting("plain again", {"kind": "plain"}),
     pairs.Setting("server idle", {"kind": "server"}, Served),
+    pairs.Setting("only taking the GIL, 1 ms", {"kind": "handover", "interval": 0.001}),
     *(
         sampling(engine, clock, interval)
         for engine in ("in-process", "external")
