@@ -17,6 +17,7 @@ from contextlib import ExitStack, closing
 from glob import glob
 from pathlib import Path
 from types import SimpleNamespace
+from typing import cast
 
 import pytest
 from hypothesis import given, settings
@@ -29,6 +30,7 @@ from tornado_rbkit.profiler.external.engine import Stack
 from tornado_rbkit.profiler.external.mojo import MojoParser, integer
 from tornado_rbkit.profiler.external.stack_reader import layouts, output, symbols
 from tornado_rbkit.profiler.external.stack_reader.clocks import Clocks
+from tornado_rbkit.profiler.external.stack_reader.codes import is_unchanged, joined
 from tornado_rbkit.profiler.external.stack_reader.frames import MAX_DEPTH
 from tornado_rbkit.profiler.external.stack_reader.layouts import COOKIE, python_version
 from tornado_rbkit.profiler.external.stack_reader.lines import Lines, deltas, locations
@@ -296,6 +298,47 @@ def test_a_thread_that_computes_is_found_on_a_processor(start: Start, interprete
             if stack.use is not None and stack.use.is_running:
                 return
             assert time.monotonic() < deadline
+
+
+class Bytes:
+    """Memory from one address on; counts how often it is read."""
+
+    BEGIN = 5000
+
+    def __init__(self, data: bytes) -> None:
+        self.data = data
+        self.reads = 0
+
+    def read(self, address: int, size: int) -> bytes:
+        self.reads += 1
+        at = address - self.BEGIN
+        if at < 0 or at + size > len(self.data):
+            raise ReadError
+        return self.data[at : at + size]
+
+
+@given(st.data(), st.lists(st.tuples(st.integers(0, 9999), st.integers(1, 2000)), max_size=20))
+def test_memory_is_unchanged_if_each_part_that_was_read_is(data: st.DataObject, parts: list[tuple[int, int]]) -> None:
+    """The parts may overlap; what lies between them may change."""
+    memory = Bytes(bytes(12_000))
+    contents = [(Bytes.BEGIN + at, bytes(size)) for at, size in parts]
+    groups = joined(contents)
+    assert is_unchanged(cast(Memory, memory), groups)
+    at = data.draw(st.integers(0, 11_999))
+    memory.data = bytes(at) + b"x" + bytes(11_999 - at)
+    is_read = any(begin <= at < begin + size for begin, size in parts)
+    assert is_unchanged(cast(Memory, memory), groups) == (not is_read)
+
+
+def test_frames_that_lie_near_each_other_are_compared_at_once() -> None:
+    memory = Bytes(bytes(50_000))
+    groups = joined([(Bytes.BEGIN + 416 * frame, bytes(109)) for frame in range(100, 0, -1)])
+    assert is_unchanged(cast(Memory, memory), groups)
+    assert memory.reads == 1
+
+
+def test_memory_that_was_returned_to_the_system_is_changed() -> None:
+    assert not is_unchanged(cast(Memory, Bytes(bytes(50))), joined([(Bytes.BEGIN + 40, bytes(20))]))
 
 
 AGREEMENT = """

@@ -14,6 +14,7 @@ _TAGS = 3  # bits of a reference on the stack
 _LONG = 1 << 20  # bytes of a name or of a table of lines
 _TRUST = 0.25  # of the time for which a code object was seen unchanged, it is not compared again
 _MAX_TRUST = 0.1  # seconds
+_NEAR = 1024  # bytes between the beginnings of two pieces of memory that are read at once
 
 Contents = list[tuple[int, bytes]]
 """Memory that was read: addresses, and what was there."""
@@ -35,7 +36,7 @@ class Code:
         self.lines = lines
         self.places: dict[int, bytes] = {}
         self.due = self._since = since
-        self._contents = contents
+        self._contents = joined(contents)
 
     def is_unchanged(self, memory: Memory, now: float) -> bool:
         """Return whether the process's memory is as it was."""
@@ -43,12 +44,27 @@ class Code:
         return is_unchanged(memory, self._contents)
 
 
-def is_unchanged(memory: Memory, contents: Contents) -> bool:
-    """Return whether the memory still has these contents."""
+def joined(contents: Contents) -> list[Contents]:
+    """Return contents in groups that can each be read at once: what lies between them is small."""
+    groups: list[Contents] = []
+    for address, data in sorted(contents):
+        if not groups or address - groups[-1][-1][0] > _NEAR:
+            groups.append([])
+        groups[-1].append((address, data))
+    return groups
+
+
+def is_unchanged(memory: Memory, groups: list[Contents]) -> bool:
+    """Return whether the memory still has these contents, which `joined` has returned."""
     try:
-        return all(memory.read(address, len(data)) == data for address, data in contents)
+        for group in groups:
+            begin = group[0][0]
+            now = memory.read(begin, max(address + len(data) for address, data in group) - begin)
+            if not all(now.startswith(data, address - begin) for address, data in group):
+                return False
     except ReadError:  # it has been returned to the system
         return False
+    return True
 
 
 class Codes:

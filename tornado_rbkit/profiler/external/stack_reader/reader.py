@@ -7,7 +7,7 @@ import time
 from collections.abc import Iterator
 
 from .clocks import Clocks
-from .codes import Codes, Contents, is_unchanged
+from .codes import Codes, Contents, is_unchanged, joined
 from .frames import FrameObjects, Frames
 from .layouts import Layout
 from .memory import Memory, ReadError
@@ -16,7 +16,7 @@ from .output import Output, integer
 _MANY = 10_000  # threads or interpreters; more means that the list is broken
 _ATTEMPTS = 5  # to read a stack that changes meanwhile
 
-Known = tuple[int, int, Contents, bytes, float]
+Known = tuple[int, int, list[Contents], bytes, float]
 """A stack that was read: its innermost frame, its data stack, the memory that was read, the places, and until when it
 is known."""
 
@@ -145,5 +145,5 @@ class StackReader:
             places = b"".join(reversed(list(self._frames.walk(codes, frame, chunk, contents))))
         except (ReadError, IndexError, UnicodeError):
             return None
-        self._known[thread] = frame, chunk, contents, places, codes.due
+        self._known[thread] = frame, chunk, joined(contents), places, codes.due
         return places
