@@ -7,7 +7,7 @@ import time
 from collections.abc import Callable
 
 import pytest
-from hypothesis import given
+from hypothesis import example, given
 from hypothesis import strategies as st
 
 from tests.bridge.test_fanout import StalledClient, stall, stalled
@@ -123,6 +123,7 @@ class TestDeadline:
 
 
 @given(st.lists(st.tuples(st.booleans(), st.floats(0.01, 30)), max_size=30))
+@example([(False, 9.95), (True, 0.3)])  # a pause that ends just in time
 def test_the_loop_has_run_for_a_while_before_any_deadline_is_over(stretches: list[tuple[bool, float]]) -> None:
     """Time passes in stretches, in which the loop runs or not."""
     loop = ManualLoop()
