@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import asyncio
+import gc
 import logging
 import os
 import re
 import signal
 import sys
 import threading
+import tracemalloc
 from collections.abc import AsyncIterator, Awaitable, Callable, Iterator
 from pathlib import Path
 from typing import Any
@@ -135,6 +137,40 @@ def threaded(request: pytest.FixtureRequest) -> bool:
     """Run a test with the ZMQ sockets on a thread and on the IOLoop."""
     assert isinstance(request.param, bool)
     return request.param
+
+
+@pytest.fixture(autouse=True)
+def the_process_is_left_as_it_was(hypothesis_has_started: None) -> Iterator[None]:
+    """Fail a test that changes what all tests of this process share: later tests would fail, in some orders."""
+    before = _shared_state()
+    yield
+    left = _shared_state()
+    assert {name: (before[name], left[name]) for name in left if left[name] != before[name]} == {}
+
+
+def _shared_state() -> dict[str, object]:
+    return {
+        "collector": (gc.isenabled(), gc.get_threshold(), gc.get_debug(), gc.get_freeze_count() > 0),
+        "gc.callbacks": list(gc.callbacks),
+        "switch interval": sys.getswitchinterval(),
+        "recursion limit": sys.getrecursionlimit(),
+        "trace and profile functions": (sys.gettrace(), sys.getprofile()),
+        "tracemalloc": tracemalloc.is_tracing(),
+        "working folder": os.getcwd(),
+        "environment": {name: value for name, value in os.environ.items() if not name.startswith("PYTEST_")},
+        "sys.path": list(sys.path),
+        "signal handlers": [signal.getsignal(number) for number in _SIGNALS],
+        "logging.disable": logging.root.manager.disable,
+        "filters of loggers": [
+            (name, list(log.filters))
+            for name, log in logging.root.manager.loggerDict.items()
+            if isinstance(log, logging.Logger) and log.filters
+        ],
+        "filters of handlers": [list(handler.filters) for handler in logging.root.handlers if handler.filters],
+    }
+
+
+_SIGNALS = [getattr(signal, name) for name in ("SIGINT", "SIGTERM", "SIGHUP", "SIGCHLD") if hasattr(signal, name)]
 
 
 @pytest.fixture

@@ -177,8 +177,8 @@ class TestStopped:
             await ask(connection, "handshake")
             process.freeze()
             started = time.monotonic()
-            for command in ("trigger_gc", "use_cpu_time", "use_cpu_time", "use_cpu_time"):
-                await connection.write_message(command)
+            commands = ("trigger_gc", "use_cpu_time", "use_cpu_time", "use_cpu_time")
+            await asyncio.gather(*map(connection.write_message, commands))  # all are there when the first is sent
             assert (await next_notice(connection, b"0error")).startswith(b"0error:timeout no reply to trigger_gc")
             for _ in range(3):
                 error = await next_notice(connection, b"0error")

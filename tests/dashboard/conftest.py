@@ -156,11 +156,14 @@ class Page:
         field.send_keys(text)
 
     def choose(self, label: str, option: str) -> None:
-        """Choose the option of a menu that begins with a text."""
-        menu = next(menu for menu in self.all("select") if menu.get_attribute("aria-label") == label)
-        found = [each for each in menu.find_elements(By.TAG_NAME, "option") if each.text.startswith(option)]
-        assert found, f"{option!r} among {[each.text for each in menu.find_elements(By.TAG_NAME, 'option')]}"
-        found[0].click()
+        """Choose the option of a menu that begins with a text, as soon as it can be."""
+
+        def chosen() -> bool:
+            menu = next(menu for menu in self.all("select") if menu.get_attribute("aria-label") == label)
+            next(each for each in menu.find_elements(By.TAG_NAME, "option") if each.text.startswith(option)).click()
+            return True
+
+        self.until(chosen, f"{option} can be chosen as {label}")
 
     def upload(self, label: str, file: Path) -> None:
         self.one(f"input[type=file][aria-label='{label}']").send_keys(str(file))

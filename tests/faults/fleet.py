@@ -259,7 +259,7 @@ async def raw_link(node: Node, name: str = "raw") -> AsyncIterator[Link]:
     link = Link(node.servers, "raw", inbox=subjects.inbox(name), patience=60)
     running = asyncio.create_task(link.run())
     try:
-        await asyncio.wait_for(link.wait_until_up(), 30)
+        await asyncio.wait_for(link.wait_until_up(), 60)
         yield link
     finally:
         running.cancel()
@@ -267,7 +267,7 @@ async def raw_link(node: Node, name: str = "raw") -> AsyncIterator[Link]:
 
 
 async def lease(link: Link, host: str, watcher: Watcher, **asked: Any) -> dict[str, Any]:
-    reply = await link.request(subjects.watch(host, "puma", watcher), msgpack.packb({"stream": 0, **asked}), 30)
+    reply = await link.request(subjects.watch(host, "puma", watcher), msgpack.packb({"stream": 0, **asked}), 60)
     unpacked: dict[str, Any] = msgpack.unpackb(reply)
     return unpacked
 

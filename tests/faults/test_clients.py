@@ -258,7 +258,7 @@ class Line:
 
 async def test_vanished_without_a_goodbye_is_noticed_by_a_ping(launch: Launch, profiler: SteadyProcess) -> None:
     with Line() as line:
-        server = launch(**profiler.endpoints, host="0.0.0.0", ping_interval=1.0, ping_timeout=5.0, stall_timeout=5.0)
+        server = launch(**profiler.endpoints, host="0.0.0.0", ping_interval=5.0, stall_timeout=5.0)
         visit = line.command(sys.executable, "-c", VISITOR, f"ws://{line.host}:{server.port}/rbkit/ws")
         async with undisturbed(server):
             with subprocess.Popen(visit, stdout=subprocess.PIPE, cwd=ROOT) as visitor:

@@ -41,7 +41,7 @@ class Witness:
 
     async def __aenter__(self) -> Witness:
         self.connection: ClientConnection = await connect(
-            self._url, subprotocols=[Subprotocol("rbkit")], max_size=None, compression=None, open_timeout=30
+            self._url, subprotocols=[Subprotocol("rbkit")], max_size=None, compression=None, open_timeout=60
         )
         self._reading = asyncio.create_task(self._read())
         return self
