@@ -180,7 +180,7 @@ def test_the_handlers_hide_nothing_of_jupyter_s() -> None:
     """Names that mean one thing to Jupyter and another to us would be found by nobody else."""
     meant = {"initialize", "get", "write_error", "finish", "check_origin", "head"}
     meant |= {"set_default_headers", "on_connection_close"}  # they call Jupyter's
-    meant |= {"get_login_url", "auth_resource", "_request_summary", "_log"}
+    meant |= {"get_login_url", "auth_resource", "_request_summary", "_log", "log_exception"}
     meant |= {"access", "__module__", "__doc__", "__annotations__", "__firstlineno__", "__static_attributes__"}
     ours = [
         kind
