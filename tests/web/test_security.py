@@ -277,6 +277,28 @@ class TestAuthorize:
         assert server.bridge.stats()["clients"][0]["commands_waiting"] == 0
         assert b"trigger_gc" not in rbkit.received
 
+    async def test_that_answers_several_clients_with_one_future_answers_those_that_stay(
+        self, serve: Serve, rbkit: FakeRbkit
+    ) -> None:
+        looked_up: asyncio.Future[bool] = asyncio.get_running_loop().create_future()
+        asked: list[str] = []
+
+        def authorize(handler: RequestHandler, command: str) -> bool | asyncio.Future[bool]:
+            asked.append(command)
+            return True if command == "handshake" else looked_up
+
+        server = await serve(Bridge(**rbkit.endpoints), authorize=authorize)
+        leaving, staying = await server.connected(), await server.connected()
+        for connection in (leaving, staying):
+            await connection.write_message("trigger_gc")
+        await until(lambda: asked.count("trigger_gc") == 2, "both wait for it")
+        leaving.close()
+        await until(lambda: len(server.bridge.stats()["clients"]) == 1, "one has left")
+        assert await is_open(server, "/rbkit/targets")  # the loop has had its turns
+        looked_up.set_result(True)
+        assert await ask(staying, "use_cpu_time") == b"0ok"
+        assert rbkit.received.count(b"trigger_gc") == 1
+
     async def test_has_the_client_s_certificate_at_the_opening_and_at_each_command(self, rbkit: FakeRbkit) -> None:
         authority = trustme.CA()
         server_side, client_side = ssl.create_default_context(ssl.Purpose.CLIENT_AUTH), ssl.create_default_context()

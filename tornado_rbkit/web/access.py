@@ -182,9 +182,13 @@ class Access:
             answer = _call(self.authorize, handler, command)
             if inspect.isawaitable(answer):
                 asked = _call(asyncio.ensure_future, answer)
-                if not await _done_within(AUTHORIZE_TIMEOUT, asked):
-                    text = f"{command}: `authorize` took longer than {AUTHORIZE_TIMEOUT:g} s"
-                    return CommandError("forbidden", text)
+                try:
+                    if not await _done_within(AUTHORIZE_TIMEOUT, asked):
+                        text = f"{command}: `authorize` took longer than {AUTHORIZE_TIMEOUT:g} s"
+                        return CommandError("forbidden", text)
+                finally:
+                    if asked is not answer:  # a future of the application may have other waiters
+                        asked.cancel()
                 answer = _call(asked.result)
             allowed = _call(bool, answer)
         except Exception as error:  # noqa: BLE001 - application code; its failure must allow nothing
@@ -325,7 +329,7 @@ def _call(function: Callable[..., Any], *arguments: Any) -> Any:
 
 
 async def _done_within(timeout: float, asked: asyncio.Future[Any]) -> bool:
-    """Wait for an answer for at most `timeout` seconds; cancel it if it is late or the caller is cancelled."""
+    """Wait for an answer for at most `timeout` seconds; return whether there is one."""
     is_over: asyncio.Future[None] = asyncio.get_running_loop().create_future()
     deadline = Deadline(timeout, partial(is_over.set_result, None))
     try:
@@ -333,7 +337,6 @@ async def _done_within(timeout: float, asked: asyncio.Future[Any]) -> bool:
         return asked.done()
     finally:
         deadline.cancel()
-        asked.cancel()
 
 
 def _host_name(header: str) -> str | None:
