@@ -3,12 +3,13 @@
     pip install -e '.[bench]'
     python bench/profiler.py [--rounds N] [--quick] [--only PART] [--json FILE]
 
-CPU sampling is switched on and off in one process (see pairs.py), in four pairs a round; ``plain again`` switches
-nothing, so it shows the error of the method; ``only taking the GIL`` is a thread that does nothing else at each tick.
+CPU sampling and memory profiling are switched on and off in one process (see pairs.py), in four pairs a round;
+``plain again`` switches nothing, so it shows the error of the method; ``only taking the GIL`` is a thread that does
+nothing else at each tick.
 
-Memory profiling runs in fresh processes that do a fixed amount of work. A round runs each setting once, in an order
-that moves on from round to round, and what a setting costs is the median, over the rounds, of its ratio to the plain
-run of the same round. Starting up, attaching and writing the result are not in the times.
+The peers of memory profiling run in fresh processes that do a fixed amount of work. A round runs each setting once,
+in an order that moves on from round to round, and what a setting costs is the median, over the rounds, of its ratio to
+the plain run of the same round. Starting up, attaching and writing the result are not in the times.
 
 The subscriber is this process: it receives every message while the work runs and looks into them afterwards. Each run
 is checked: samples arrived, and the message counters go from 0 to the last without a gap.
@@ -25,9 +26,9 @@ from collections.abc import Callable, Sequence
 from typing import Any, Final, NamedTuple
 
 import pairs
-from measure import Report, Runs, note, options, rounds, table
+from measure import Report, Runs, note, options, percentile, rounds, table
 from pairs import calibrate
-from runs import Served, WithPyinstrument, WithPySpy, run_heap, run_memray, run_plainly, run_served
+from runs import Served, WithPyinstrument, WithPySpy, run_heap, run_memray, run_plainly, run_stalls
 from work import LIVING
 
 _HEAP_ROUNDS: Final = 3
@@ -68,13 +69,17 @@ PEERS: Final = (
     pairs.Setting("pyinstrument, 1 ms", {"kind": "pyinstrument", "interval": 0.001}, WithPyinstrument),
 )
 
+MEMORY: Final = (
+    pairs.Setting("plain again", {"kind": "plain"}),
+    pairs.Setting("memory profiling", {"kind": "memory"}, Served),
+)
+
 _PART: Final = "plain, a fifth of the work"
 """What makes the work many times slower does less of it."""
 
-ALLOCATE: Final = (
+ALLOCATE: Final = (  # beside MEMORY
     Setting("plain", {"kind": "plain"}),
     Setting("plain again", {"kind": "plain"}),
-    Setting("memory profiling", {"kind": "memory"}, run_served),
     Setting(_PART, {"kind": "plain"}, plain=_PART, part=5),
     Setting("tracemalloc, 1 frame", {"kind": "plain", "tracing": True}, plain=_PART, part=5),
     Setting("memray run", {"kind": "memray", "options": []}, run_memray, plain=_PART, part=5),
@@ -233,19 +238,39 @@ def heap_table(results: Runs) -> str:
     return table((*heads, "messages", "MB sent", "objects or blocks", "delivers"), rows)
 
 
+def stalls_table(results: dict[str, dict[str, list[float]]]) -> str:
+    def quantiles(gaps: Sequence[float]) -> str:
+        return " / ".join(f"{1000 * percentile(gaps, percent):.0f}" for percent in (50, 90, 100)) + " ms"
+
+    rows = [
+        [name, f"{statistics.median(found['seconds']):.2f}", quantiles(found["stalls"]), quantiles(found["without"])]
+        for name, found in results.items()
+    ]
+    return table(("snapshot", "seconds", "longest gap: median / 90 % / most", "without a snapshot"), rows)
+
+
 def main() -> None:
     """Measure and print."""
     parser = options("Measure what the embedded profiler costs, beside its peers.")
     parser.add_argument(
-        "--only", choices=("sampling", "memory"), help="measure only CPU sampling inside the process, or memory"
+        "--only",
+        choices=("sampling", "memory", "stalls"),
+        help="measure, without peers, only CPU sampling, memory profiling, or the host's stalls by snapshots",
     )
+    parser.add_argument("--objects", type=int, default=1_000_000, help="of the heap (default: %(default)s)")
     arguments = parser.parse_args()
+    if arguments.quick:
+        arguments.objects = 20_000
     report = Report(arguments, _PACKAGES)
     missing: Runs = {}
-    if arguments.only != "memory":
+    if arguments.only in (None, "sampling"):
         missing |= measure_sampling(report, arguments)
-    if arguments.only != "sampling":
-        missing |= measure_memory(report, arguments)
+    if arguments.only in (None, "memory"):
+        measure_memory(report, arguments)
+    if arguments.only == "stalls":
+        measure_stalls(report, arguments)
+    if arguments.only is None:
+        missing |= measure_peers_of_memory(report, arguments)
     report.missing(missing)
     report.add("missing", missing)
     report.write()
@@ -275,9 +300,46 @@ def measure_pairs(report: Report, arguments: argparse.Namespace, settings: Seque
     return {name: [result] for name, result in results.items() if "reason" in result}
 
 
-def measure_memory(report: Report, arguments: argparse.Namespace) -> Runs:
-    """Measure and print the cost of memory profiling and snapshots; return the settings that could not be measured."""
-    objects = 20_000 if arguments.quick else 1_000_000
+def measure_memory(report: Report, arguments: argparse.Namespace) -> None:
+    """Measure and print the cost of memory profiling."""
+    units = calibrate("allocate", 3.0, 300)  # in less, the profile may not afford a comparison
+    fours = 2 * arguments.rounds
+    results = pairs.measure("allocate", units, MEMORY, fours)
+    facts = {name: pairs.summary(result) for name, result in results.items()}
+    report.head()
+    print(f"load {os.getloadavg()[0]:.2f} after the runs")
+    seconds = facts["plain again"]["seconds"]
+    print(f"\nAllocating: {1000 * units:,} nodes of four objects and more in each window, {LIVING:,} of them alive")
+    print(f"at a time; {2 * fours} pairs of windows of {seconds:.2f} s, each after a fifth of the work, in which the")
+    print("objects are listed for the first time.")
+    print("Percentages: more than without, the median of the pairs (its 95 % interval)\n")
+    rows = [
+        [name, str(each["wall"]), str(each["cpu"]), text(each["samples"], "{:,.0f} objects")]
+        for name, each in facts.items()
+    ]
+    print(table(("setting", "wall", "CPU of the process", "reported"), rows))
+    report.add("memory", {"units": units, "summary": facts, "runs": results})
+
+
+def measure_stalls(report: Report, arguments: argparse.Namespace) -> None:
+    """Measure and print the longest gaps that a thread of the host sees while snapshots are taken."""
+    results = {}
+    for name, tool in (("plain", {"kind": "snapshot"}), ("tracemalloc on", {"kind": "snapshot", "tracing": True})):
+        count = 4 * arguments.rounds if name == "plain" else arguments.rounds
+        note(f"stalls, {count} snapshots: {name}")
+        results[name] = run_stalls(arguments.objects, tool, count)
+    report.head()
+    print(f"load {os.getloadavg()[0]:.2f} after the runs")
+    print(f"\nHeap: {arguments.objects:,} objects, a quarter each of strings, lists, dicts and instances;")
+    print("a gap is between two ticks of a thread that sleeps for 1 ms, the longest during each snapshot and")
+    print("during as much time without one\n")
+    print(stalls_table(results))
+    report.add("stalls", {"objects": arguments.objects, "runs": results})
+
+
+def measure_peers_of_memory(report: Report, arguments: argparse.Namespace) -> Runs:
+    """Measure and print the cost of the peers, and of snapshots; return the settings that could not be measured."""
+    objects = arguments.objects
     thousands = calibrate("allocate", 4.0, 300)  # objects are looked at once a second
     allocated, missing = measure("allocate", thousands, ALLOCATE, arguments.rounds)
     heap = measure_heap(objects, min(arguments.rounds, _HEAP_ROUNDS))

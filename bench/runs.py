@@ -234,11 +234,6 @@ def run_plainly(work: str, amount: int, tool: dict[str, Any]) -> dict[str, Any]:
     return run_once(Target(work, tool), amount)
 
 
-def run_served(work: str, amount: int, tool: dict[str, Any]) -> dict[str, Any]:
-    """Do the work once in a fresh process, under the profiler's own server."""
-    return run_once(Served(work, tool), amount)
-
-
 def run_once(opened: Target, amount: int) -> dict[str, Any]:
     with opened as target:
         target.switch(True)
@@ -272,9 +267,7 @@ def run_heap(objects: int, tool: dict[str, Any]) -> dict[str, Any]:
     with process("heap", objects, tool) as run:
         ready = run.hear()
         if tool["kind"] != "snapshot":
-            run.ask(do="mark")
-            time.sleep(1.0)
-            quiet = run.ask(do="read")["stall"]
+            quiet = longest_gap(run, 1.0)
             run.ask(do="mark")
             facts = run.ask(do="snapshot")
             facts |= run.ask(do="read")
@@ -283,23 +276,11 @@ def run_heap(objects: int, tool: dict[str, Any]) -> dict[str, Any]:
             assert facts["traces"] >= objects // 4 * 3, "tracemalloc traced too little"
             return facts | {"quiet": quiet, "built": ready["built"]}
 
-        import zmq
-
         subscriber = Subscriber(ready["pub"])
         try:
-            run.ask(do="mark")
-            time.sleep(1.0)
-            quiet = run.ask(do="read")["stall"]
-            requests: Any
-            with zmq.Context.instance().socket(zmq.REQ) as requests:
-                requests.setsockopt(zmq.LINGER, 0)
-                requests.setsockopt(zmq.RCVTIMEO, int(PATIENCE_SECONDS * 1000))
-                requests.connect(ready["req"])
-                run.ask(do="mark")
-                began = time.perf_counter()
-                requests.send(b"objectspace_snapshot")
-                assert requests.recv() == b"ok"
-                seconds = time.perf_counter() - began
+            quiet = longest_gap(run, 1.0)
+            began = time.perf_counter()
+            seconds = take_snapshot(run, ready["req"])
             facts = run.ask(do="read")
             run.tell(do="stop")
             messages = run.hear()["messages"]
@@ -329,3 +310,47 @@ def run_heap(objects: int, tool: dict[str, Any]) -> dict[str, Any]:
         "quiet": quiet,
         "built": ready["built"],
     }
+
+
+def run_stalls(objects: int, tool: dict[str, Any], count: int) -> dict[str, list[float]]:
+    """Take snapshots of one process; return the seconds and the longest gap of each, and of as long without one."""
+    found: dict[str, list[float]] = {"seconds": [], "stalls": [], "without": []}
+    with process("heap", objects, tool) as run:
+        ready = run.hear()
+        subscriber = Subscriber(ready["pub"])
+        try:
+            for _ in range(count):
+                found["seconds"].append(take_snapshot(run, ready["req"]))
+                found["stalls"].append(run.ask(do="read")["stall"])
+                found["without"].append(longest_gap(run, found["seconds"][-1]))
+                subscriber.messages.clear()  # the next ones would need as much memory again
+            run.tell(do="stop")
+            assert run.hear()["messages"] > count, "nothing was published"
+            run.finish()
+        finally:
+            subscriber.stop()
+    return found
+
+
+def take_snapshot(run: Child, endpoint: str) -> float:
+    """Take a snapshot of a process that has marked the beginning; return the seconds."""
+    import zmq
+
+    requests: Any
+    with zmq.Context.instance().socket(zmq.REQ) as requests:
+        requests.setsockopt(zmq.LINGER, 0)
+        requests.setsockopt(zmq.RCVTIMEO, int(PATIENCE_SECONDS * 1000))
+        requests.connect(endpoint)
+        run.ask(do="mark")
+        began = time.perf_counter()
+        requests.send(b"objectspace_snapshot")
+        assert requests.recv() == b"ok"
+        return time.perf_counter() - began
+
+
+def longest_gap(run: Child, seconds: float) -> float:
+    """Return the longest gap that the process's thread sees while nothing is requested."""
+    run.ask(do="mark")
+    time.sleep(seconds)
+    gap: float = run.ask(do="read")["stall"]
+    return gap

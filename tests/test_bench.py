@@ -90,3 +90,12 @@ def test_sampling_is_measured_by_switching_it_in_one_process(pairs: ModuleType) 
     assert [len(results[name]["pairs"]) for name in names] == [2, 2]
     table = profiler.sampling_table({name: pairs.summary(result) for name, result in results.items()})
     assert re.search(r"in-process, wall clock, 1 ms *\| [-+]\d+\.\d % \(.* … .*\) .*/s", table)
+
+
+def test_stalls_are_measured_beside_as_much_time_without_a_snapshot(pairs: ModuleType) -> None:
+    profiler = importlib.import_module("profiler")
+    found = profiler.run_stalls(4000, {"kind": "snapshot"}, 2)
+    assert {name: len(values) for name, values in found.items()} == {"seconds": 2, "stalls": 2, "without": 2}
+    assert re.search(
+        r"plain *\| \d+\.\d\d *\| \d+ / \d+ / \d+ ms *\| \d+ / \d+ / \d+ ms", profiler.stalls_table({"plain": found})
+    )

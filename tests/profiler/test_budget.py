@@ -28,8 +28,9 @@ class Clocks:
 
 def note(limits: Budget, cost: float) -> None:
     """Note the first listing, and a comparison that spends the first credit."""
-    limits.note(cost)
-    limits.note(cost)
+    for _ in range(2):
+        limits.begin()
+        limits.note(cost)
     limits._credit = 0.0
 
 
@@ -137,6 +138,7 @@ def test_publishing_cpu_samples_of_an_idle_host_does_not_end_the_comparisons(
 
 def test_a_small_idle_program_is_compared_after_the_first_listing_without_delay(clocks: Clocks) -> None:
     limits = Budget()
+    limits.begin()
     clocks.run(0.02, 0.0, 0.02)
     limits.note(limits.charge())
     clocks.run(1.0, 0.0)
@@ -146,6 +148,7 @@ def test_a_small_idle_program_is_compared_after_the_first_listing_without_delay(
 
 def test_objects_that_are_created_at_once_are_not_compared_before_that_is_paid_for(clocks: Clocks) -> None:
     limits = Budget()
+    limits.begin()
     clocks.run(0.02, 0.0, 0.02)
     limits.note(limits.charge())
     clocks.blocks *= 10  # the new objects cost as much each as the first listing, 0.18 s in total
@@ -155,3 +158,26 @@ def test_objects_that_are_created_at_once_are_not_compared_before_that_is_paid_f
     clocks.run(0.19 / SHARE, 0.19 / SHARE)
     limits.accrue()
     assert limits.allows()
+
+
+def test_objects_that_are_created_while_the_first_listing_is_compared_are_paid_for_too(clocks: Clocks) -> None:
+    limits = Budget()
+    limits.begin()
+    clocks.blocks *= 10
+    clocks.run(0.02, 0.0, 0.02)
+    limits.note(limits.charge())
+    clocks.run(1.0, 1.0)
+    limits.accrue()
+    assert not limits.allows()
+
+
+def test_a_comparison_is_overdrawn_until_its_cost_has_accrued(clocks: Clocks) -> None:
+    limits = Budget()
+    note(limits, 0.1)
+    assert not limits.is_overdrawn()
+    clocks.run(0.1, 0.0, 0.1)
+    limits.charge()
+    assert limits.is_overdrawn()
+    clocks.run(0.11 / SHARE, 0.11 / SHARE)
+    limits.accrue()
+    assert not limits.is_overdrawn()

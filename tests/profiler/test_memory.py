@@ -5,6 +5,7 @@ from __future__ import annotations
 import gc
 import sys
 import time
+import weakref
 from collections import Counter
 from collections.abc import Iterable
 from typing import Any
@@ -72,6 +73,33 @@ def test_the_hosts_containers_are_told_in_a_small_heap_too(client: Client) -> No
     wanted = {id(item) for item in (*lists, *dicts)}
     # one at the address of a list that was there before and has gone since is taken for that list
     client.events(ObjCreated, lambda found: len(wanted - {event.object_id for event in found}) < 100)
+
+
+def test_a_tick_that_costs_too_much_pauses_once_it_refers_to_no_object() -> None:
+    batcher = EventBatcher()
+    profile = memory.MemoryProfile(batcher, list)
+    profile.start()
+    try:
+        while profile.status()["ticks"] < 1:
+            profile.work()
+        things = [Leaked() for _ in range(100)]
+        alive = [weakref.ref(thing) for thing in things]
+        profile._tick = profile._begin()
+        profile._budget._credit = -1e9
+        while profile.work() != memory._REST:
+            assert profile.status()["ticks"] < 2, "it has ended without a pause"
+        things.clear()
+        assert not any(thing() for thing in alive)
+        assert profile.work() == memory._REST
+        profile._budget._credit = 1e9
+        while profile.status()["ticks"] < 2:
+            profile.work()
+        messages = batcher.take(time.time(), flush=True)
+        created = [event for message in messages for event in raw_events(message, EventType.OBJ_CREATED)]
+        names = Counter(event[2][4] for event in created)
+        assert names[f"{__name__}.Leaked"] == len(alive)
+    finally:
+        profile.stop()
 
 
 def test_an_id_taken_by_another_class_is_one_that_went_and_one_that_came() -> None:

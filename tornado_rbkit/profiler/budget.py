@@ -24,14 +24,15 @@ class Budget:
 
     CPU time accrues while the process runs, and this thread spends it; publishing takes at most half of it. A
     comparison begins when its expected cost has accrued; no more than that accrues. If it costs more than expected,
-    the next one waits until that has accrued, too.
+    it pauses as soon as it refers to none of the host's objects, until that has accrued, too.
     """
 
     def __init__(self) -> None:
         self._credit = _FIRST_CREDIT  # seconds of CPU time
         self._cost = 0.0  # of the last comparison, if nothing is new
         self._new_cost = 0.0  # of as many objects again that are new
-        self._blocks = 0  # of the interpreter's memory, then; 0 before the first listing
+        self._blocks = 0  # of the interpreter's memory, when it listed the objects; 0 before the first listing ended
+        self._listed_blocks = 0  # when the current one did
         self._wall, self._cpu, self._own = time.monotonic(), time.process_time(), time.thread_time()
 
     def accrue(self) -> None:
@@ -51,11 +52,15 @@ class Budget:
         self._own += spent
         return spent
 
+    def begin(self) -> None:
+        """Note that a comparison lists the objects now; the next one pays for memory that is allocated afterwards."""
+        self._listed_blocks = sys.getallocatedblocks() or 1
+
     def note(self, cost: float) -> None:
         """Note the seconds of CPU time that a comparison, or the first listing, has cost; the next one may differ."""
         self._cost = cost if self._blocks else cost * _FIRST_SHARE
         self._new_cost = cost
-        self._blocks = sys.getallocatedblocks() or 1
+        self._blocks = self._listed_blocks
 
     def allows(self) -> bool:
         """Return whether the next comparison may begin; it is expected to cost more if the memory has grown."""
@@ -63,3 +68,7 @@ class Budget:
         expected = self._cost + self._new_cost * (growth - 1)
         self._credit = min(self._credit, expected)
         return self._credit >= expected
+
+    def is_overdrawn(self) -> bool:
+        """Return whether a comparison has cost more than had accrued, so that the rest of it has to wait."""
+        return self._credit < 0

@@ -70,10 +70,13 @@ class Comparison:
         self._ids = id_array()  # of the other unaligned objects
         self._classes = id_array()
 
-    def steps(self, changes: Changes) -> Iterator[None]:
-        """Compare slice by slice, and note the objects that were created."""
+    def release(self) -> Iterator[None]:
+        """Look at each object slice by slice, and drop the references to it."""
         yield from self._align()
         yield from self._take_tuples()
+
+    def compare(self, changes: Changes) -> Iterator[None]:
+        """Compare slice by slice after `release`, and note the objects that were created."""
         yield from in_slices(self._find_missing())
         yield from in_slices(self._look_up(changes))
         # these are not reported if they are new, but they are known

@@ -26,8 +26,9 @@ Stack frames are not reported either: CPU sampling itself creates frame objects 
 A tick starts by listing all objects, which holds the GIL for longer the more objects there are (see `tracked`), and
 continues in slices of some milliseconds, between which the host has the GIL. It keeps the objects alive that it has
 not yet looked at, except tuples with a single reference. A tick runs every second, or less often, so that ticks, and
-the publishing by the server's thread in between, take a small share of the process's CPU time (see `budget`). This
-does not count waiting for the GIL: during a tick, a host that computes has the GIL half of the time.
+the publishing by the server's thread in between, take a small share of the process's CPU time (see `budget`). A tick
+that costs more than expected pauses as soon as it refers to none of the host's objects. The budget does not count
+waiting for the GIL: during a tick, a host that computes has the GIL half of the time.
 """
 
 from __future__ import annotations
@@ -89,6 +90,7 @@ class MemoryProfile:
         self._interned: dict[str, str] = {}
         self._budget = Budget()
         self._tick: Iterator[None] | None = None
+        self._may_pause = False  # whether the comparison that is under way refers to none of the host's objects
         self._tick_spent = 0.0  # seconds of CPU time, of the comparison that is under way
         self._tick_cost = 0.0  # of the last one
         self._began = 0.0  # when the last one began, on the monotonic clock
@@ -145,6 +147,9 @@ class MemoryProfile:
             self._budget.charge()
             until_due = self._began + TICK_SECONDS - now
             return until_due if until_due > 0 else _REST
+        if self._may_pause and self._budget.is_overdrawn():
+            self._budget.charge()
+            return _REST
         self._step(self._tick)
         return 0.001
 
@@ -182,6 +187,8 @@ class MemoryProfile:
         """List the tracked objects, and return a generator that compares them with the objects of the last tick."""
         collections, self._full_collections = self._full_collections, _full_collections()
         frozen, self._frozen = self._frozen, gc.get_freeze_count()
+        self._may_pause = False
+        self._budget.begin()
         with hiding():
             tracked = list_tracked(self._single)
             self._own = internal_ids(self._internal())  # now, because another thread may release some of them later
@@ -205,7 +212,9 @@ class MemoryProfile:
         """Compare slice by slice and note the differences; the counts are from the start of the last tick."""
         internal = internal_ids([*self._internal(), self, tracked]) | self._own
         comparison = Comparison(tracked, self._known, self._single, internal, self._interned)
-        yield from comparison.steps(changes)
+        yield from comparison.release()
+        self._may_pause = self._ticks > 0  # the first listing publishes nothing, and figures wait for its end
+        yield from comparison.compare(changes)
         frozen_now = gc.get_freeze_count()  # this counts the objects one by one
         if not frozen_now:
             self._aside = set()
@@ -229,7 +238,9 @@ class MemoryProfile:
         found = set(suspects)
         if suspects and some_untracked:
             found = set()
+            self._may_pause = False
             yield from _find_dicts(suspects.keys(), found)
+            self._may_pause = True
             found.difference_update(map(id, comparison.missing))  # these may have the address of an old dict
             changes.note_destroyed(suspects.keys() - found)
         comparison.keep((object_id, suspects[object_id]) for object_id in found)
