@@ -103,6 +103,7 @@ class TestEvents:
         profiler.on_connecting()
         assert self.notices(profiler, events) == notices
         assert profiler.state is state
+        assert profiler.stats()["disconnects"] == notices.count("disconnected")
         profiler.on_idle()
         assert profiler.state is State.IDLE
 

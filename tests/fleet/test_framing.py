@@ -14,12 +14,13 @@ from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, pr
 
 from tests.encoded import encode_data
 from tests.fake_rbkit import collection
-from tornado_rbkit.fleet.framing import MAX_FRAME, WINDOW, Kind, StreamReceiver, StreamSender
+from tornado_rbkit.fleet.framing import WINDOW, Kind, StreamReceiver, StreamSender
 from tornado_rbkit.frames import FRAGMENT_SIZE, LENGTH_SIZE, Encoding
 from tornado_rbkit.upstream.losses import LossCounter
 
 KIB = 1024
 MIB = 1024 * KIB
+MAX_FRAME = FRAGMENT_SIZE + 64 * KIB  # NATS servers take messages of 1 MiB by default
 SIZES = st.sampled_from([0, 100, 2 * KIB, 70 * KIB, FRAGMENT_SIZE - 50, FRAGMENT_SIZE + 1, 700 * KIB, 3 * MIB])
 
 

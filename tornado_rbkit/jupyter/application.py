@@ -18,9 +18,9 @@ from tornado_rbkit.fleet.server import bridge_servers
 from tornado_rbkit.fleet.targets import FLEET_IDLE_GRACE, FleetTargets
 from tornado_rbkit.jupyter.handlers import jupyter_access, jupyter_routes
 from tornado_rbkit.upstream.iothread import IOLoopThread
+from tornado_rbkit.upstream.options import MIB
 from tornado_rbkit.web.discovered import DiscoveredTargets, Endpoints, path_name
 
-_MIB: Final = 1024 * 1024
 _LIMITS: Final = (
     "connect_timeout",
     "max_clients",
@@ -76,7 +76,7 @@ class RbkitExtension(ExtensionApp):
         2.0, help="Seconds within which the profiler must be reached after a client connects."
     ).tag(config=True)
     max_clients = Int(1024, help="Maximum number of clients of one profiler at a time.").tag(config=True)
-    max_backlog_bytes = Int(64 * _MIB, help="Maximum bytes of profiling data that may wait for one client.").tag(
+    max_backlog_bytes = Int(64 * MIB, help="Maximum bytes of profiling data that may wait for one client.").tag(
         config=True
     )
     stall_timeout = Float(
@@ -92,10 +92,10 @@ class RbkitExtension(ExtensionApp):
         True, help="Whether to stop the profiling that was started through this server after the last client left."
     ).tag(config=True)
     max_pending_bytes = Int(
-        32 * _MIB, help="Maximum bytes of profiling data that may wait between a profiler and the web server's loop."
+        32 * MIB, help="Maximum bytes of profiling data that may wait between a profiler and the web server's loop."
     ).tag(config=True)
     max_message_bytes = Int(
-        512 * _MIB,
+        512 * MIB,
         help="Maximum bytes of a message from a profiler; a longer one ends its connection (ZMQ_MAXMSGSIZE).",
     ).tag(config=True)
     compression_level = Int(0, help="Level of permessage-deflate for clients, 1 to 9; 0 for no compression.").tag(
