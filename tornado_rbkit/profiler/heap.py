@@ -3,8 +3,8 @@
 The heap is walked in slices of some milliseconds, between which the host runs, so a snapshot does not show a single
 moment: objects created after its start are included only if they are plain values, and tracked objects that die during
 the walk are kept until its end (and are then released on the server's thread). Two single calls of the interpreter
-hold the GIL for longer than a slice: listing all tracked objects at the start (about 70 ms per million up to
-Python 3.13, see `tracked`, 15 ms from Python 3.14 on), and reading the references of one very large container.
+hold the GIL for longer than a slice: listing all tracked objects at the start (50 to 60 ms per million up to
+Python 3.13, see `tracked`, 20 to 30 ms from Python 3.14 on), and reading the references of one very large container.
 
 The walk refers to a value only until its row is packed, a slice or two after its container's row: the host can then
 resize a NumPy array, which fails while something else refers to the array. (An instance of a subclass that the
