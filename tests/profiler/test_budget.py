@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import sys
 import time
 from dataclasses import dataclass
@@ -181,3 +182,17 @@ def test_a_comparison_is_overdrawn_until_its_cost_has_accrued(clocks: Clocks) ->
     clocks.run(0.11 / SHARE, 0.11 / SHARE)
     limits.accrue()
     assert not limits.is_overdrawn()
+
+
+def test_comparisons_go_on_when_blocks_can_no_longer_be_counted(
+    clocks: Clocks, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """As beside sub-interpreters; see `frames.allocated_blocks`."""
+    limits = Budget()
+    counts = itertools.cycle([1000, None, None])
+    monkeypatch.setattr("tornado_rbkit.profiler.budget.allocated_blocks", lambda: next(counts))
+    for _ in range(10):
+        note(limits, 0.1)
+        clocks.run(10.0, 10.0)
+        limits.accrue()
+        assert limits.allows()

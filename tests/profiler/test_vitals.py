@@ -312,3 +312,34 @@ def test_the_traced_memory_is_told_when_it_is_traced() -> None:
         assert int(Vitals().read(0)["total_memsize"]) > 0
     finally:
         tracemalloc.stop()
+
+
+@pytest.mark.skipif(sys.version_info < (3, 12), reason="all interpreters share a GIL")
+def test_blocks_are_not_counted_beside_interpreters_with_their_own_gil() -> None:
+    """The allocator's memory of such an interpreter is given back to the system while another counts its blocks."""
+    output = python(
+        """
+import sys
+try:
+    import _interpreters as interpreters
+except ImportError:
+    import _xxsubinterpreters as interpreters
+from tornado_rbkit.profiler.vitals import Vitals
+calls = []
+count = sys.getallocatedblocks
+sys.getallocatedblocks = lambda: calls.append(1) or count()
+from tornado_rbkit.profiler.budget import Budget
+def use():
+    budget = Budget()
+    budget.note(0.1)
+    budget.allows()
+    return repr(Vitals().read(0)["heap_live_slots"] or None), len(calls)
+kept = interpreters.create()
+print(*use())
+interpreters.destroy(kept)
+del kept
+blocks, number = use()
+print(int(blocks) > 0, number)
+"""
+    )
+    assert output.split() == ["None", "0", "True", "3"]

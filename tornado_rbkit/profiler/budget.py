@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
-import sys
 import time
 from typing import Final
+
+from tornado_rbkit.profiler.frames import allocated_blocks
 
 SHARE: Final = 0.04
 """The CPU time that comparisons may take, as a share of the CPU time of the rest of the process."""
@@ -31,8 +32,10 @@ class Budget:
         self._credit = _FIRST_CREDIT  # seconds of CPU time
         self._cost = 0.0  # of the last comparison, if nothing is new
         self._new_cost = 0.0  # of as many objects again that are new
-        self._blocks = 0  # of the interpreter's memory, when it listed the objects; 0 before the first listing ended
-        self._listed_blocks = 0  # when the current one did
+        self._is_noted = False
+        # of the interpreter's memory, when the last comparison listed the objects; None if they cannot be counted
+        self._blocks: int | None = None
+        self._listed_blocks: int | None = None  # when the current one did
         self._wall, self._cpu, self._own = time.monotonic(), time.process_time(), time.thread_time()
 
     def accrue(self) -> None:
@@ -54,17 +57,19 @@ class Budget:
 
     def begin(self) -> None:
         """Note that a comparison lists the objects now; the next one pays for memory that is allocated afterwards."""
-        self._listed_blocks = sys.getallocatedblocks() or 1
+        self._listed_blocks = allocated_blocks()
 
     def note(self, cost: float) -> None:
         """Note the seconds of CPU time that a comparison, or the first listing, has cost; the next one may differ."""
-        self._cost = cost if self._blocks else cost * _FIRST_SHARE
+        self._cost = cost if self._is_noted else cost * _FIRST_SHARE
         self._new_cost = cost
+        self._is_noted = True
         self._blocks = self._listed_blocks
 
     def allows(self) -> bool:
         """Return whether the next comparison may begin; it is expected to cost more if the memory has grown."""
-        growth = max(1.0, sys.getallocatedblocks() / self._blocks) if self._blocks else 1.0
+        blocks = allocated_blocks() if self._blocks else None
+        growth = max(1.0, blocks / self._blocks) if blocks and self._blocks else 1.0
         expected = self._cost + self._new_cost * (growth - 1)
         self._credit = min(self._credit, expected)
         return self._credit >= expected

@@ -22,7 +22,8 @@ rbkit's keys; ``''`` if CPython does not provide the figure:
 count                                     collections of all generations
 minor_gc_count                            collections of generations 0 and 1
 major_gc_count                            collections of generation 2 (full ones)
-heap_live_slots                           blocks that the allocator has handed out (`sys.getallocatedblocks`). Counting
+heap_live_slots                           blocks that the allocator has handed out (``''`` beside sub-interpreters,
+                                          where `sys.getallocatedblocks` can end the process). Counting
                                           them takes longer the larger the heap is, with the GIL held, so they are
                                           counted so rarely that it takes a thousandth of the time; the last count is
                                           repeated meanwhile
@@ -50,12 +51,12 @@ from __future__ import annotations
 
 import gc
 import os
-import sys
 import time
 import tracemalloc
 from typing import Any, Final, TypeAlias
 
 from tornado_rbkit.profiler.discovery import stat_fields
+from tornado_rbkit.profiler.frames import allocated_blocks
 
 VITALS_SECONDS: Final = 1.0
 
@@ -94,7 +95,7 @@ class Vitals:
     """The vitals of this process. For use by the server's thread."""
 
     def __init__(self) -> None:
-        self._blocks = 0
+        self._blocks: int | str = UNKNOWN
         self._count_due = 0.0
 
     def read(self, tracked: int) -> Figures:
@@ -116,10 +117,10 @@ class Vitals:
             own["gc_pause_ms"] = int(sum(durations) * 1000)
         return with_all_keys(figures, own)
 
-    def _allocated_blocks(self) -> int:
+    def _allocated_blocks(self) -> int | str:
         began = time.perf_counter()
         if began >= self._count_due:
-            self._blocks = sys.getallocatedblocks()
+            self._blocks = allocated_blocks() or UNKNOWN
             ended = time.perf_counter()
             self._count_due = ended + (ended - began) / _COUNT_SHARE
         return self._blocks
