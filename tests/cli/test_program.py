@@ -514,11 +514,11 @@ class TestFollowsChildren:
         assert run(path).stdout == "(False, False)\nFalse False\n"
 
     @pytest.mark.skipif(not hasattr(os, "fork"), reason="there is no fork")
-    def test_records_in_a_forked_child_as_in_the_program(self, tmp_path: Path) -> None:
+    def test_records_in_a_forked_child_as_in_the_program_and_prints_nothing(self, tmp_path: Path) -> None:
         text = """
             import os, time
             from tornado_rbkit import profiler
-            child = os.fork()
+            child = os.fork() or os.fork()  # Python 3.12 and newer would warn of the profiler's threads
             if child:
                 os._exit(os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]))
             while True:
@@ -532,7 +532,7 @@ class TestFollowsChildren:
         """
         finished = run("--memory", "--cpu", program(tmp_path, text))
         assert (finished.returncode, finished.stdout) == (3, "0.01\n"), finished.stderr
-        assert "has no profiler" not in finished.stderr
+        assert finished.stderr.count("\n") == 1, "nothing but the address of the page is printed"
 
 
 def test_a_server_beside_a_program_ends_when_its_standard_input_cannot_be_read(

@@ -115,8 +115,16 @@ def _follow_forks(followed: Followed) -> None:
         if not Flag().wait(_SETTLE_SECONDS):
             _start_worker(followed)
 
-    if hasattr(os, "register_at_fork"):
-        os.register_at_fork(after_in_child=lambda: InternalThread(wait_and_start, "rbkit-follow", controls=True))
+    if not hasattr(os, "register_at_fork"):
+        return
+    from tornado_rbkit.profiler.startup.bootstrap import hide_fork_warning  # it cannot be imported on Windows
+
+    def after_fork() -> None:
+        hide_fork_warning()  # its text has the pid
+        InternalThread(wait_and_start, "rbkit-follow", controls=True)
+
+    hide_fork_warning()
+    os.register_at_fork(after_in_child=after_fork)
 
 
 def _start_worker(followed: Followed) -> None:

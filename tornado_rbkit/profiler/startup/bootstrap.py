@@ -95,7 +95,7 @@ def start(channel: str, folders: "dict[str, str]") -> None:
         channel: the path of the Unix socket on which the command listens.
         folders: the folder of each package that the profiler needs.
     """
-    _hide_fork_warning()
+    hide_fork_warning()
     _original("start_new_thread")(run, (channel, folders))
 
 
@@ -158,7 +158,7 @@ def _original(name: str) -> "Any":
     return getattr(_thread if eventlet is None else eventlet.original("_thread"), name)
 
 
-def _hide_fork_warning() -> None:
+def hide_fork_warning() -> None:
     """Hide Python's warning about a fork beside other threads, which the profiler's threads would cause.
 
     A filter needs no compiled pattern for an exact text.
