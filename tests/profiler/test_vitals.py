@@ -331,6 +331,7 @@ sys.getallocatedblocks = lambda: calls.append(1) or count()
 from tornado_rbkit.profiler.budget import Budget
 def use():
     budget = Budget()
+    budget.begin()
     budget.note(0.1)
     budget.allows()
     return repr(Vitals().read(0)["heap_live_slots"] or None), len(calls)
