@@ -86,16 +86,16 @@ def test_looks_that_find_a_thread_on_a_processor_share_its_cpu_time_alike() -> N
 def test_a_look_that_came_late_counts_as_any_other() -> None:
     program = Program()
     late, prompt = ({1: (name, False, used(1.02))} for name in ("parse", "score"))
-    program.weigh([({1: ("nap", True, used(1.0))}, 1), (late, 20), (prompt, 1)])
-    assert program.reported == {(1, "parse"): 10, (1, "score"): 10}
+    program.weigh([({1: ("nap", True, used(1.0))}, 1), (late, 20), (prompt, 1), ({1: ("nap", True, used(1.022))}, 1)])
+    assert program.reported == {(1, "parse"): 11, (1, "score"): 11}
 
 
 def test_cpu_time_from_long_before_a_look_is_reported_without_a_stack() -> None:
-    """The look stands for 20 samples, and the thread has computed for a second since the last one."""
+    """20 samples are made up for, and the thread has computed for a second since the last look."""
     program = Program()
     program.see({1: ("parse", False, used(1.0))})
-    program.see({1: ("score", False, used(2.0))}, count=20)
-    assert program.reported == {(1, "score"): 20, (1, "unseen"): 980}
+    program.see({1: ("parse", False, used(2.0))}, count=20)
+    assert program.reported == {(1, "parse"): 20, (1, "unseen"): 980}
 
 
 def test_a_thread_whose_clock_is_late_has_run_at_all_looks_since_then() -> None:
@@ -105,6 +105,17 @@ def test_a_thread_whose_clock_is_late_has_run_at_all_looks_since_then() -> None:
         program.see(*({1: (name, False, used(1.0 + 0.004 * tick))} for name in NAMES))
     assert all(90 < count < 110 for count in program.reported.values())
     assert 390 < program.of(1) <= 400
+
+
+def test_cpu_time_that_a_late_clock_shows_is_of_the_looks_before_it() -> None:
+    """Also if they came in an earlier window, as those at a thread that lives for a few milliseconds may."""
+    program = Program()
+    program.see({1: ("nap", True, used(1.0))})
+    program.see({1: ("parse", False, used(1.0))})
+    program.see({1: ("score", False, used(1.004))})
+    assert program.reported == {(1, "parse"): 4}
+    program.see({1: ("nap", True, used(1.006))})
+    assert program.reported == {(1, "parse"): 4, (1, "score"): 2}
 
 
 def test_a_place_computes_again_as_soon_as_it_does() -> None:

@@ -66,22 +66,21 @@ class _Account:
         seconds: its CPU time that has not been reported.
         unseen: its CPU time for which no look stands, and that has not been reported.
         seen: the time of the last look at it.
-        running: looks that found it on a processor.
-        latest: the last of them, if its clock has not moved since then.
-        unclocked: the seconds for which those of them stand after which its clock has not moved.
+        running: looks that found it on a processor, and after which its clock has moved.
+        unclocked: looks that found it on a processor, after which its clock has not moved.
         waking: CPU time that it took to go to sleep and to wake up, and that has not been reported.
         asleep: looks that saw it asleep for the first time since it ran, by their frames, with their numbers.
         owed: fractions of samples, of computing and of waking.
     """
 
-    __slots__ = ("asleep", "latest", "owed", "running", "seconds", "seen", "unclocked", "unseen", "use", "waking")
+    __slots__ = ("asleep", "owed", "running", "seconds", "seen", "unclocked", "unseen", "use", "waking")
 
     def __init__(self, use: Use, seconds: float) -> None:
         self.use = use
         self.seconds = seconds
-        self.seen = self.unclocked = self.unseen = 0.0
+        self.seen = self.unseen = 0.0
         self.running: list[Look] = []
-        self.latest: Look | None = None
+        self.unclocked: list[Look] = []
         self.waking = 0.0
         self.asleep: dict[tuple[Frame, ...], tuple[Look, int]] = {}
         self.owed = [0.0, 0.0]
@@ -96,21 +95,22 @@ class _Account:
             waking = min(ran, WAKE_SECONDS * switches)
             self.waking += waking
             self.seconds += ran - waking
-            self.latest, self.unclocked = None, 0.0
+            self._settle()
             if look.stack.is_idle:
                 self.asleep[look.stack.frames] = look, self.asleep.get(look.stack.frames, (look, 0))[1] + 1
         self.use = use
         self.seen = look.moment
         if use.is_running:
-            self.running.append(look)
-            self.latest = look
-            self.unclocked += passed
+            self.unclocked.append(look)
 
-    def close(self) -> None:
+    def _settle(self) -> None:
+        self.running += self.unclocked
+        self.unclocked.clear()
+
+    def close(self, pace: float) -> None:
         """Estimate what a thread that has ended has used after its clock was brought up to date for the last time."""
-        self.seconds += min(_TICK, self.unclocked)
-        if self.latest is not None and not self.running:
-            self.running.append(self.latest)
+        self.seconds += min(_TICK, pace * sum(look.count for look in self.unclocked))
+        self._settle()
 
     def report(self, pace: float, is_last: bool, chance: random.Random) -> Iterator[Sample]:
         """Give the samples of the CPU time that has not been reported, in any order, if looks can share it."""
@@ -177,7 +177,7 @@ class CPUWeights:
         for thread, account in list(self._accounts.items()):
             has_ended = now - account.seen > _ABSENCE
             if has_ended:
-                account.close()
+                account.close(pace)
                 del self._accounts[thread]
             samples += account.report(pace, has_ended, self._chance)
             if has_ended or account.seconds >= MAX_UNSEEN:
