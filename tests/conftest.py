@@ -150,7 +150,7 @@ def the_process_is_left_as_it_was(hypothesis_has_started: None) -> Iterator[None
 
 def _shared_state() -> dict[str, object]:
     return {
-        "collector": (gc.isenabled(), gc.get_threshold(), gc.get_debug(), gc.get_freeze_count() > 0),
+        "collector": (gc.isenabled(), gc.get_threshold(), gc.get_debug()),
         "gc.callbacks": list(gc.callbacks),
         "switch interval": sys.getswitchinterval(),
         "recursion limit": sys.getrecursionlimit(),
