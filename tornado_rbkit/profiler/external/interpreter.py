@@ -12,6 +12,7 @@ from tornado_rbkit.profiler.external.stack_reader.layouts import python_version
 
 _OLDEST: Final = 0x030E0000
 _INSTEAD: Final = "leave out --inject to sample it from outside, or start it with `tornado-rbkit run`"
+_NEEDS: Final = "--inject needs Python 3.14 or newer"
 _SECONDS: Final = 30.0
 
 _REMOTE_EXEC: Final = "import sys; sys.remote_exec(int(sys.argv[1]), sys.argv[2])"
@@ -49,8 +50,8 @@ class Interpreter:
         version = _version(process)
         if version is None or version < _OLDEST:
             runs = f"Python {_text(version)}" if version else "no CPython that can be recognized"
-            instead = (version is None and process.describe_children()) or _INSTEAD
-            raise ProcessError(f"{process} runs {runs}; --inject needs Python 3.14 or newer; {instead}")
+            instead = _INSTEAD if version else process.describe_children()  # sampling needs a CPython, too
+            raise ProcessError("; ".join(filter(None, (f"{process} runs {runs}", _NEEDS, instead))))
         if is_compatible(version, sys.hexversion):
             self._path = sys.executable
             return
