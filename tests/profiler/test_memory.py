@@ -82,7 +82,7 @@ def test_a_tick_that_costs_too_much_pauses_once_it_refers_to_no_object() -> None
     try:
         while profile.status()["ticks"] < 1:
             profile.work()
-        things = [Leaked() for _ in range(100)]
+        things = [Leaked() for _ in range(20_000)]
         alive = [weakref.ref(thing) for thing in things]
         profile._tick = profile._begin()
         profile._budget._credit = -1e9
