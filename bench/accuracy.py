@@ -327,7 +327,7 @@ def told_by_austin(output: str, names: set[str]) -> dict[str, float]:
 @contextmanager
 def busy(programs: int) -> Iterator[None]:
     """Run programs that compute all the time; sessions share the processors, so each has its own."""
-    command = [sys.executable, "-c", "while True: pass"]
+    command = [sys.executable, "-c", f"import os\nwhile os.getppid() == {os.getpid()}: pass"]
     spinners = [subprocess.Popen(command, start_new_session=True) for _ in range(programs)]
     try:
         yield
