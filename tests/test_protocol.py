@@ -38,6 +38,7 @@ from tornado_rbkit.protocol import (
     RbkitError,
     UnknownEvent,
     decode,
+    decode_handshake,
     dump_parts,
     is_refused,
     message_counter,
@@ -567,3 +568,8 @@ def test_only_a_client_that_is_not_authorized_is_refused_for_good(
     code: int | None, reason: str | None, refused: bool
 ) -> None:
     assert is_refused(code, reason) is refused
+
+
+def test_a_published_message_is_no_reply_to_handshake() -> None:
+    with pytest.raises(DecodeError, match="the reply to handshake is EventCollection"):
+        decode_handshake(published("cpu")[0])
