@@ -298,23 +298,32 @@ sub.disconnect(pub)
 ask.disconnect(req)
 gc.collect()
 received.clear()
+kept = []  # what is listed, so that nothing else takes its addresses until it is looked up here
+list_tracked = heap.list_tracked
+
+def list_and_keep():
+    tracked = list_tracked()
+    kept.extend(tracked.objects)
+    return tracked
+
+heap.list_tracked = list_and_keep
 before = gc.get_objects()
 ids = set(map(id, before))
+ids.update((id(before), id(ids)))
 start()
 command(b"objectspace_snapshot")
-after = gc.get_objects()
 profiler.stop_server()  # otherwise samples arrive all the time
 listen()
 context.destroy()
-after = {id(item): item for item in after if id(item) not in ids and item is not before and item is not ids}
+new = {id(item): item for item in kept if id(item) not in ids}
 for message in received:
     for event in decode(message).events:
         if isinstance(event, ObjCreated):
             print("told", event.class_name)
         elif isinstance(event, ObjectSpaceDump):
             for item in event.objects:
-                if item.object_id in after:
-                    print("listed", item.class_name, repr(after[item.object_id]))
+                if item.object_id in new:
+                    print("listed", item.class_name, repr(new[item.object_id]))
 """,
         RBKIT_CPU_ENGINE=engine,
     )

@@ -68,10 +68,12 @@ def start_server(
         cpu_engine: what samples the stacks. ``"in-process"``: a thread of this process. ``"external"``: a program
             of this package that reads this process's memory from another process, and is no child of it (Linux,
             CPython 3.10 to 3.15). It slows this process down less and is closer to the truth, but knows no names of
-            tasks, and takes a thread that waits for a processor for one that computes. ``"auto"``: the latter where
-            it works, else the former; the status and the handshake say which, and why. It does not work with musl,
-            under gevent and eventlet, where the system forbids to read the memory, and in a process that adopts
-            orphans, such as PID 1 of a container. If None, RBKIT_CPU_ENGINE, else ``"auto"``.
+            tasks, and takes a thread that waits for a processor for one that computes. Where that is permitted, as
+            for root, it has real-time priority (SCHED_RR), and rests for three quarters of the time at least, so
+            that it sees a busy machine, too, at random moments. ``"auto"``: the latter where it works, else the
+            former; the status and the handshake say which, and why. It does not work with musl, under gevent and
+            eventlet, where the system forbids to read the memory, and in a process that adopts orphans, such as PID
+            1 of a container. If None, RBKIT_CPU_ENGINE, else ``"auto"``.
 
     Returns:
         The server. `Server.pub` and `Server.req` are its actual endpoints.

@@ -128,8 +128,8 @@ class MemoryProfile:
     def last_comparison(self) -> Generator[None, None, None]:
         """Compare once more, slice by slice, before `stop`, to report the changes since the last tick."""
         if self.enabled:
-            if self._tick is not None:
-                yield from self._tick
+            for _ in self._tick or ():  # not `yield from`, by which the end of this generator would end the tick, too
+                yield
             yield from self._begin()
 
     def work(self) -> float | None:
