@@ -262,11 +262,12 @@ context = zmq.Context()
 sub, ask = context.socket(zmq.SUB), context.socket(zmq.REQ)
 sub.subscribe(b"")
 sub.rcvtimeo = 100
-receive, reply = sub.recv, ask.recv  # here, for Python 3.10 makes such an object at each call
+# once, for Python 3.10 makes a bound method at each call, and pyzmq's Socket.send another one, of its base class
+send, reply, receive = super(zmq.Socket, ask).send, ask.recv, sub.recv
 received = []
 
 def command(name):
-    ask.send(name)
+    send(name)
     reply()
 
 def listen():
