@@ -28,7 +28,7 @@ from tornado_rbkit.profiler.external.engine import EngineError, Frame, Stack
 from tornado_rbkit.profiler.external.process import ProcessError, RunningProcess, module_name
 from tornado_rbkit.profiler.external.profile import Attachment, attach
 from tornado_rbkit.profiler.external.sampler import MAX_LOST, ExternalSampler
-from tornado_rbkit.protocol import CPUSample, GCStats, Handshake, decode
+from tornado_rbkit.protocol import CPUSample, EventCollection, GCStats, Handshake, decode
 
 if not sys.platform.startswith("linux"):
     pytest.skip("attach works on Linux only", allow_module_level=True)
@@ -184,11 +184,11 @@ def test_threads_have_samples_in_proportion_to_their_cpu_time(start: Start, atta
         """
     )
     _, client = attached(process.pid)
-    running = RunningProcess(process.pid)
     threads = [int(name) for name in os.listdir(f"/proc/{process.pid}/task") if int(name) != process.pid]
 
     def used() -> Counter[int]:
-        return Counter({thread: round(1e6 * (running.cpu_seconds(thread) or 0)) for thread in threads})
+        nanoseconds = {thread: Path(f"/proc/{process.pid}/task/{thread}/schedstat").read_text() for thread in threads}
+        return Counter({thread: int(text.split()[0]) // 1000 for thread, text in nanoseconds.items()})
 
     client.ask(b"use_cpu_time")
     [first, *_] = client.events(CPUSample, lambda found: len(found) > 500)
@@ -323,7 +323,7 @@ class _LosesSight:
     name = "engine"
     has_ended_well = True
 
-    def start(self, interval: float, clock_type: str) -> None:
+    def start(self, interval: float) -> None:
         frame = Frame("file", "function", 1)
         self._output: list[list[Stack]] = [[Stack(0, 1, (frame,), interval, False, False)] * 2]
 
@@ -351,6 +351,22 @@ def test_an_engine_that_loses_sight_of_the_process_is_replaced_each_time(caplog:
         assert "of the time: engine has lost sight of the process" in str(sampler.trouble)
         sampler.stop()
         assert sampler.status()["lost_share"] < 1
+
+
+def test_a_sample_has_the_state_of_its_own_look() -> None:
+    """Also of a thread that computes and waits by turns."""
+    stack = Stack(0, 1, (Frame("file", "function", 1),), 0.001, is_broken=False, is_collecting=False)
+    collecting = stack._replace(is_collecting=True)
+    looks = [stack, stack._replace(is_idle=True), collecting, collecting._replace(is_idle=True)]
+    batcher = EventBatcher()
+    with subprocess.Popen([sys.executable, "-c", "open(0).read()"], stdin=subprocess.PIPE) as process:
+        sampler = ExternalSampler(batcher, RunningProcess(process.pid), _LosesSight, lambda: None)
+        sampler._publish([*looks, stack])  # the last one completes the look before
+        sampler._publish_ticks()
+    published = map(decode, batcher.take(time.time(), flush=True))
+    events = [event for message in published if isinstance(message, EventCollection) for event in message.events]
+    states = [event.thread_state for event in events if isinstance(event, CPUSample)]
+    assert states == ["running", "waiting", "gc", "waiting"]
 
 
 def test_sampling_ends_with_the_process(start: Start, attached: Attached) -> None:

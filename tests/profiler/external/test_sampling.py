@@ -10,6 +10,7 @@ from typing import cast
 import pytest
 
 from tornado_rbkit.profiler.external.stack_reader import sampling
+from tornado_rbkit.profiler.external.stack_reader.clocks import Clocks
 from tornado_rbkit.profiler.external.stack_reader.memory import ReadError
 from tornado_rbkit.profiler.external.stack_reader.output import Output
 from tornado_rbkit.profiler.external.stack_reader.reader import StackReader
@@ -59,7 +60,7 @@ def watched(monkeypatch: pytest.MonkeyPatch) -> Iterator[Watched]:
     monkeypatch.setattr(sampling, "write", lambda output, data: None)
     before = signal.getsignal(signal.SIGTERM)
     with open(os.devnull, "wb") as output, pytest.raises(ReadError):
-        sampling.sample(cast(StackReader, watched), 0.001, None, output.fileno())
+        sampling.sample(cast(StackReader, watched), 0.001, Clocks("/proc/self/task"), output.fileno())
     yield watched
     signal.signal(signal.SIGTERM, before)
 

@@ -264,7 +264,7 @@ def test_it_ends_with_the_process_and_on_request(start: Start, interpreter: str)
     command = [sys.executable, "-I", "-S", os.path.dirname(stack_reader.__file__)]
     for end in ("process", "request", "reader"):
         process = start(NESTED, interpreter)
-        with subprocess.Popen([*command, str(process.pid), "1000", "wall"], stdout=subprocess.PIPE) as reader:
+        with subprocess.Popen([*command, str(process.pid), "1000"], stdout=subprocess.PIPE) as reader:
             assert reader.stdout is not None
             assert reader.stdout.read(4) == b"MOJ\x03"
             if end == "process":

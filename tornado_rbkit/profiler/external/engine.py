@@ -63,9 +63,8 @@ class Stack(NamedTuple):
         seconds: the time since the engine looked at this process before.
         is_broken: whether the stack changed while it was read; its outer frames are missing.
         is_collecting: whether a garbage collection ran in the process.
-        is_idle: whether the thread slept just after its stack was read, or waited for a processor where it had slept;
-            known with the clock ``cpu``.
-        use: what the system had counted for the thread just before; known with the clock ``cpu``, on most systems.
+        is_idle: whether the thread slept just after its stack was read, or waited for a processor where it had slept.
+        use: what the system had counted for the thread just before; known on most systems.
     """
 
     interpreter: int
@@ -92,8 +91,8 @@ class Engine(Protocol):
     def has_ended_well(self) -> bool:
         """True after `close` if the engine has found that the process ended, rightly or not."""
 
-    def start(self, interval: float, clock_type: str) -> None:
-        """Start to sample every thread every `interval` seconds; with ``cpu``, find out whether it computes or sleeps.
+    def start(self, interval: float) -> None:
+        """Start to sample every thread every `interval` seconds.
 
         Raises:
             EngineError: the engine cannot be started.

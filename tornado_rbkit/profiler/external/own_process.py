@@ -18,7 +18,7 @@ from types import ModuleType
 from typing import Any, Final
 
 from tornado_rbkit.profiler.batcher import EventBatcher
-from tornado_rbkit.profiler.clocks import cpu_nanoseconds, native_id, thread_name
+from tornado_rbkit.profiler.clocks import native_id, thread_name
 from tornado_rbkit.profiler.cpu import CPUSampler
 from tornado_rbkit.profiler.external.detached import check_host, last_error, prctl, start
 from tornado_rbkit.profiler.external.engine import EngineError
@@ -63,10 +63,6 @@ class OwnProcess(RunningProcess):
             if native_id(thread) == kernel_id:
                 return thread.ident, thread_name(thread.ident)
         return kernel_id, None
-
-    def cpu_seconds(self, thread_id: int) -> float | None:
-        used = cpu_nanoseconds(thread_id)
-        return None if used is None else used / 1e9
 
     def module_name(self, file: str) -> str:
         """Return the name under which the program has imported a file."""

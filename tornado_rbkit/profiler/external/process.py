@@ -81,11 +81,6 @@ class RunningProcess:
             return kernel_id, None
         return kernel_id, name.decode("utf-8", "replace").strip()
 
-    def cpu_seconds(self, thread_id: int) -> float | None:
-        """Return the CPU time of a thread; None if it has ended, or the system does not count it."""
-        fields = _read(self.pid, f"task/{thread_id}/schedstat").split()
-        return int(fields[0]) / 1e9 if fields else None
-
     def module_name(self, file: str) -> str:
         """Return the name of the module in a file, an empty string if there is none."""
         return module_name(file)

@@ -36,9 +36,9 @@ class Program:
             raise EngineError(f"{folder} is no folder, so no other process can run it; install the package unpacked")
         self._command = [_find_python(), "-I", "-S", folder]
 
-    def command(self, pid: int, interval: float, clock_type: str) -> list[str]:
+    def command(self, pid: int, interval: float) -> list[str]:
         """Return the command that samples a process every `interval` seconds (see `Engine.start`)."""
-        return [*self._command, str(pid), str(max(1, int(interval * 1e6))), clock_type]
+        return [*self._command, str(pid), str(max(1, int(interval * 1e6)))]
 
     def check_command(self, pid: int) -> list[str]:
         """Return the command that looks at a process once."""
@@ -87,8 +87,8 @@ class ProgramEngine:
     def has_ended_well(self) -> bool:
         return True  # the exit status of a process that is not a child cannot be read
 
-    def start(self, interval: float, clock_type: str) -> None:
-        command = self._program.command(self._process.pid, interval, clock_type)
+    def start(self, interval: float) -> None:
+        command = self._program.command(self._process.pid, interval)
         try:
             self._events = None if _epoll is None else _epoll()
             self._output = self._start(command)

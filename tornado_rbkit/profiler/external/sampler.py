@@ -38,9 +38,7 @@ _PATIENCE: Final = 1.0  # seconds for the last output of an engine
 _REST: Final = 0.05  # seconds before an engine that has ended is replaced
 _ENOUGH_STACKS: Final = 1000  # to judge the share of errors
 _NAME_SECONDS: Final = 1.0  # a name is remembered
-_STATE_SECONDS: Final = 0.05  # between two readings of the CPU times of all threads
-_RUNS: Final = 0.9  # of the time between two looks at it is CPU time
-_WAITS: Final = 0.001
+_BATCH_SECONDS: Final = 0.05  # between two publications
 _CACHE_BYTES: Final = 16 << 20
 _FRAMES: Final = 65_536  # packed frames that are remembered
 _log = internal_logger(__name__)
@@ -88,9 +86,7 @@ class ExternalSampler:
         self._names: dict[int, tuple[int, str | None] | None] = {}
         self._names_due = 0.0
         self._unpublished: list[tuple[list[Stack], float]] = []
-        self._states: dict[int, str] = {}
-        self._used: dict[int, float] = {}
-        self._states_read = 0.0
+        self._published = 0.0
         self._weights, self._moments = CPUWeights(), Moments()
         self._packed_bytes = 0
         self._tick: dict[tuple[int, int], Stack] = {}
@@ -275,7 +271,7 @@ class ExternalSampler:
             self._engine = self._make_engine()
             self._weights, self._moments = CPUWeights(), Moments()
             self._engine_name = self._engine.name
-            self._engine.start(self.interval, self._clock_type)
+            self._engine.start(self.interval)
             return True
 
     def _read_to_the_end(self, engine: Engine) -> EngineError:
@@ -309,12 +305,12 @@ class ExternalSampler:
             self._tick[thread] = stack
         times = self._moments.date(next(iter(tick.values())).seconds for tick in ticks)
         self._unpublished += zip((list(tick.values()) for tick in ticks), times, strict=True)
-        if time.monotonic() - self._states_read >= _STATE_SECONDS:
+        if time.monotonic() - self._published >= _BATCH_SECONDS:
             self._publish_ticks()
 
     def _publish_ticks(self) -> None:
         ticks, self._unpublished = self._unpublished, []
-        self._update_states({stack.thread_id for tick, _ in ticks for stack in tick})
+        self._published = time.monotonic()
         seen = [self._looks(tick, moment) for tick, moment in ticks]
         if self._clock_type == "wall":
             samples = [(look, look.count) for tick in seen for look in tick]
@@ -352,7 +348,7 @@ class ExternalSampler:
             thread = self._thread_facts(stack.thread_id)
             # A thread that one interpreter has called from another has two stacks, that of the newer one first.
             if thread is not None and stack.frames and not _is_error(stack) and stack.thread_id not in looks:
-                payload = b"" if stack.is_idle else self._pack(stack, *thread)
+                payload = b"" if stack.is_idle and self._clock_type == "cpu" else self._pack(stack, *thread)
                 looks[stack.thread_id] = Look(stack, repeated, moment, payload)
         self._pace.adapt(0.0, sum(len(look.payload) for look in looks.values()))
         return list(looks.values())
@@ -369,7 +365,7 @@ class ExternalSampler:
         facts = self._thread_facts(thread)
         if facts is not None:
             payload = pack_stack([BETWEEN_SAMPLES], facts[0], pack_facts(facts[1], None, None))
-            self._publish_samples(payload, count, moment, _STATE_SECONDS)
+            self._publish_samples(payload, count, moment, _BATCH_SECONDS)
 
     def _pack(self, stack: Stack, thread_id: int, name: str | None) -> bytes:
         """Return the payload of a sample."""
@@ -408,29 +404,10 @@ class ExternalSampler:
             self._names[native_id] = self._process.thread(native_id)
         return self._names[native_id]
 
-    def _state(self, stack: Stack) -> str | None:
-        state = RUNNING if self._clock_type == "cpu" else self._states.get(stack.thread_id)
-        return COLLECTING if state == RUNNING and stack.is_collecting else state
-
-    def _update_states(self, threads: set[int]) -> None:
-        """Find out which threads have used the CPU all the time since the last call, or not at all.
-
-        The state of a thread that has done both is not known, as the engine's output comes later than its looks.
-        """
-        now = time.monotonic()
-        elapsed, self._states_read = now - self._states_read, now
-        used, self._used = self._used, {}
-        self._states = {}
-        for thread in threads if self._clock_type == "wall" else ():
-            seconds = self._process.cpu_seconds(thread)
-            if seconds is None:
-                continue
-            self._used[thread] = seconds
-            if thread not in used:
-                continue
-            share = (seconds - used[thread]) / elapsed
-            if share > _RUNS or share < _WAITS:
-                self._states[thread] = RUNNING if share > _RUNS else WAITING
+    def _state(self, stack: Stack) -> str:
+        if stack.is_idle and self._clock_type == "wall":
+            return WAITING
+        return COLLECTING if stack.is_collecting else RUNNING
 
 
 def _is_error(stack: Stack) -> bool:

@@ -24,7 +24,7 @@ _LONGEST_LOOK_MICROSECONDS = 5_000_000  # of real-time priority without a pause 
 _LOOKS = 10  # to find one whole stack
 
 
-def sample(reader: StackReader, interval: float, clocks: Clocks | None, output: int) -> None:
+def sample(reader: StackReader, interval: float, clocks: Clocks, output: int) -> None:
     """Look once in every `interval` seconds, at a random moment of it, and write to a descriptor, until SIGTERM.
 
     Moments that are less random would all fall on the same part of what a program repeats with the same period.
@@ -103,7 +103,7 @@ def main(arguments: list[str]) -> int:
                 _come_first()
                 with suppress(OSError):
                     fcntl.fcntl(1, fcntl.F_SETPIPE_SZ, _PIPE_BYTES)
-                sample(reader, int(arguments[1]) / 1e6, clocks if arguments[2] == "cpu" else None, 1)
+                sample(reader, int(arguments[1]) / 1e6, clocks, 1)
     except BrokenPipeError:
         return 0
     except (ReadError, OSError) as error:
