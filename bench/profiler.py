@@ -282,7 +282,7 @@ def measure_sampling(report: Report, arguments: argparse.Namespace) -> Runs:
 
 
 def measure_pairs(report: Report, arguments: argparse.Namespace, settings: Sequence[pairs.Setting]) -> Runs:
-    """Measure and print what the settings cost; return those that could not be measured."""
+    """Measure and print the costs of the settings; return the settings that could not be measured."""
     fours = 2 * arguments.rounds
     units = calibrate("compute", 0.05 if arguments.quick else 0.25, 50)
     results = pairs.measure("compute", units, settings, fours)

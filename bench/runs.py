@@ -110,7 +110,7 @@ class Target:
         self.run.ask(do="switch", on=on)
 
     def work(self, units: int) -> dict[str, Any]:
-        """Let the process do a fixed amount of work; return what it cost."""
+        """Let the process do a fixed amount of work; return the cost."""
         return self.run.ask(do="work", units=units)
 
     def finish(self) -> dict[str, Any]:

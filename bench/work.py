@@ -20,7 +20,6 @@ LIVING: Final = 50_000
 """Nodes that live at a time while it allocates."""
 
 _TICK_SECONDS: Final = 0.001
-_LEAD_SECONDS: Final = 0.0002  # the sampler's switch interval while one thread computes
 
 
 def leaf(number: int) -> int:
@@ -123,7 +122,7 @@ class Instrument:
         return {}
 
     def end(self) -> dict[str, Any]:
-        """Return what it has found."""
+        """Return its results."""
         return {}
 
 
@@ -187,20 +186,26 @@ class Handover(Instrument):
     """A thread that takes the GIL from the work as the sampler does, and gives it back at once: the least that a
     sampler inside the process costs."""
 
+    def __init__(self, tool: dict[str, Any]) -> None:
+        super().__init__(tool)
+        from tornado_rbkit.profiler.cpu import LEAD
+
+        self._lead = LEAD
+
     def start(self) -> None:
         self._stopping = threading.Lock()
         self._stopping.acquire()
         self._taken, self._began = 0, time.monotonic()
         self._before = sys.getswitchinterval()
-        sys.setswitchinterval(_LEAD_SECONDS)
+        sys.setswitchinterval(self._lead)
         self._thread = threading.Thread(target=self._run)
         self._thread.start()
 
     def _run(self) -> None:
         due = time.monotonic()
-        while not self._stopping.acquire(timeout=max(0.0, due - _LEAD_SECONDS - time.monotonic())):
+        while not self._stopping.acquire(timeout=max(0.0, due - self._lead - time.monotonic())):
             self._taken += 1
-            due = max(due, time.monotonic() - _LEAD_SECONDS) + self.tool["interval"]
+            due = max(due, time.monotonic() - self._lead) + self.tool["interval"]
 
     def stop(self) -> None:
         self._stopping.release()
@@ -251,7 +256,7 @@ _INSTRUMENTS: Final[dict[str, Callable[[dict[str, Any]], Instrument]]] = {
 
 
 def child(work: str, amount: int, tool: dict[str, Any]) -> None:
-    """Report the server's endpoints, if any; do what is ordered: work, switch the tool, end."""
+    """Report the server's endpoints, if any, and obey the orders: work, switch the tool, end."""
     instrument = _INSTRUMENTS[tool["kind"]](tool)
     if tool.get("tracing"):
         import tracemalloc

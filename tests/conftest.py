@@ -116,7 +116,7 @@ def pytest_xdist_auto_num_workers(config: pytest.Config) -> int | None:
 
 @pytest.fixture(scope="session", autouse=True)
 def hypothesis_has_started() -> None:
-    """Let Hypothesis create what it creates once, before any test compares the objects or the state of the process.
+    """Let Hypothesis create its global objects before any test compares the objects or the state of the process.
 
     It does not find the referrers of its generator of random numbers among frozen objects.
     """

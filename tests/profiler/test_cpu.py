@@ -103,8 +103,8 @@ def test_a_function_that_burns_two_thirds_of_the_time_shows_as_two_thirds(client
     counts = Counter(_of_burner(samples, thread))
     # on the wall it is what the turns took, which is not what they burned where the machine has more to do
     share = 2 / 3 if clock == b"use_cpu_time" else seconds["two_thirds"] / seconds.total()
-    # A late look is repeated in many samples, which prove no more than one: what is counted are the changes between
-    # the two. 250 looks at a share of 2/3 have a standard deviation of 3 %; four times that is allowed.
+    # A late look is repeated in many samples, which prove no more than one, so the changes between the two functions
+    # are counted. 250 looks at a share of 2/3 have a standard deviation of 3 %; four times that is allowed.
     assert counts["two_thirds"] / counts.total() == pytest.approx(share, abs=0.12), counts
 
 

@@ -73,8 +73,8 @@ def test_a_snapshot_does_not_contain_the_sets_of_its_walk(client: Client) -> Non
 
 
 def test_nothing_of_a_snapshot_is_left_for_the_next_to_list(client: Client) -> None:
-    snapshot(client)
-    gc.collect()  # what is created only once
+    snapshot(client)  # creates the objects that are created only once
+    gc.collect()
     gc.disable()  # what the collector would free is left too
     try:
         snapshot(client)

@@ -17,7 +17,7 @@ STOPPED = 5_000_000  # nanoseconds, when the thread gave up its last processor
 
 
 class Folder:
-    """Folders as in /proc: that of a process with one thread, and that of the reader's own thread."""
+    """Folders as in /proc: one of a process with one thread, and one of the reader's own thread."""
 
     def __init__(self, path: Path) -> None:
         self._path = path

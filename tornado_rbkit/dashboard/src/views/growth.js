@@ -15,8 +15,8 @@ const LEAST_RATE = 0.1;
 /** The button that finds what grows, and its options. */
 export class GrowthFinder {
   element;
-  /** Ends the procedure; null when it does not run. @type {(() => void) | null} */
-  #stopped = null;
+  /** Ends the procedure; null when it does not run. @type {AbortController | null} */
+  #stopping = null;
 
   /** `onfound(before, after)` is called with the numbers of the two snapshots. */
   constructor({ onfound }) {
@@ -24,7 +24,7 @@ export class GrowthFinder {
     this.button = h("button", { type: "button", class: "main", onclick: () => this.find() }, "Find what grows");
     this.seconds = h("input", { type: "number", min: 1, max: MOST_SECONDS, value: PAUSE_SECONDS, "aria-label": "Seconds between the snapshots" });
     this.collect = h("input", { type: "checkbox", checked: true, "aria-label": "Collect first" });
-    this.stop = h("button", { type: "button", hidden: true, onclick: () => this.#stopped?.() }, "Stop");
+    this.stop = h("button", { type: "button", hidden: true, onclick: () => this.#stopping?.abort() }, "Stop");
     this.status = h("span", { class: "hint growth-status", role: "status" });
     this.element = h(
       "span",
@@ -44,42 +44,36 @@ export class GrowthFinder {
 
   /** End the procedure. */
   forget() {
-    this.#stopped?.();
+    this.#stopping?.abort();
   }
 
   /** Take two snapshots with a pause between them, unless this is under way already. */
   async find() {
-    if (this.#stopped !== null || this.button.getAttribute("aria-disabled")) return;
-    let isStopped = false;
-    const stopped = new Promise((resolve) => {
-      this.#stopped = () => {
-        isStopped = true;
-        resolve(STOPPED);
-      };
-    });
+    if (this.#stopping !== null || this.button.getAttribute("aria-disabled")) return;
+    const { signal } = (this.#stopping = new AbortController());
+    const stopped = new Promise((_, reject) => signal.addEventListener("abort", () => reject(signal.reason)));
     this.stop.hidden = false;
     try {
-      const send = await sender();
-      const take = (which) => Promise.race([stopped, this.#take(which, send, () => isStopped)]);
-      const before = await take("first");
-      const paused = before === STOPPED || (await this.#pause(stopped));
-      const after = paused === STOPPED || before === STOPPED ? STOPPED : await take("second");
-      setText(this.status, after === STOPPED ? "Stopped." : "");
-      if (after !== STOPPED) this.onfound(before, after);
+      const send = await Promise.race([stopped, sender()]);
+      const before = await Promise.race([stopped, this.#take("first", send, signal)]);
+      await Promise.race([stopped, this.#pause(signal)]);
+      const after = await Promise.race([stopped, this.#take("second", send, signal)]);
+      setText(this.status, "");
+      this.onfound(before, after);
     } catch (error) {
-      setText(this.status, /** @type {Error} */ (error).message);
+      setText(this.status, signal.aborted ? "Stopped." : /** @type {Error} */ (error).message);
     } finally {
-      this.#stopped = null;
+      this.#stopping = null;
       this.stop.hidden = true;
     }
   }
 
   /** Take a snapshot, unless the procedure is stopped before, and return its number. Throws an error that says why there is none. */
-  async #take(which, send, isStopped) {
+  async #take(which, send, signal) {
     const known = new Set((await ask("snapshots")).list.map(({ number }) => number));
     setText(this.status, `Collecting garbage before the ${which} snapshot…`);
     const refused = await this.collectFirst(send);
-    if (isStopped()) return STOPPED;
+    signal.throwIfAborted();
     setText(this.status, `Taking the ${which} snapshot…${refused === null ? "" : ` Garbage was not collected: ${refused}.`}`);
     const error = await send("objectspace_snapshot");
     if (error !== null) throw new Error(`The ${which} snapshot was not taken: ${error}.`);
@@ -93,18 +87,15 @@ export class GrowthFinder {
     throw new Error(`Nothing of the ${which} snapshot arrived.`);
   }
 
-  async #pause(stopped) {
+  async #pause(signal) {
     const seconds = Math.min(MOST_SECONDS, Math.max(1, Number(this.seconds.value) || PAUSE_SECONDS));
     for (let left = seconds; left > 0; left--) {
       setText(this.status, `Letting the program run for another ${format.duration(left)}…`);
-      const tick = new Promise((resolve) => setTimeout(resolve, 1000));
-      if ((await Promise.race([stopped, tick])) === STOPPED) return STOPPED;
+      await new Promise((resolve) => setTimeout(resolve, 1000));
+      signal.throwIfAborted();
     }
-    return null;
   }
 }
-
-const STOPPED = Symbol("stopped");
 
 /** The ranked suspects of a comparison; `onopen(id)` is called for an object of a suspect. */
 export class Suspects {
