@@ -1,7 +1,8 @@
 """A fake rbkit server for tests that behaves like a real one, in a thread or in a separate process.
 
 One loop polls the REP socket, runs one command, and sends the queued messages. It answers ``ok`` to unknown commands,
-and its command channel is dead for all clients after an empty request or a request that starts with NUL.
+and its command channel is dead for all clients after an empty request or a request that starts with NUL. Unlike a real
+one it holds what is published until it has a subscriber: a connection that is up may not have subscribed yet.
 """
 
 from __future__ import annotations
@@ -90,7 +91,8 @@ class FakeRbkit:
         self.counter = 0
         self.sent = 0
         self.hwm = hwm
-        self._queue: deque[list[bytes]] = deque()
+        self._queue: deque[tuple[tuple[bytes, ...], bool]] = deque()
+        self._subscriptions = 0
         self._pub, self._req = pub, req
         self._stopped = threading.Event()
         self._bound = threading.Event()
@@ -115,15 +117,15 @@ class FakeRbkit:
     def endpoints(self) -> dict[str, Any]:
         return {"pub": self.pub, "req": self.req}
 
-    def publish(self, *parts: bytes) -> None:
-        """Queue a message unchanged."""
-        self._queue.append(list(parts))
+    def publish(self, *parts: bytes, to_nobody: bool = False) -> None:
+        """Queue a message unchanged; it waits for a subscriber, or else is published though there is none."""
+        self._queue.append((parts, to_nobody))
 
-    def publish_collection(self, padding: int = 0) -> bytes:
+    def publish_collection(self, padding: int = 0, *, to_nobody: bool = False) -> bytes:
         """Queue the next event_collection, and return it."""
         message = collection(self.counter, padding=padding)
         self.counter += 1
-        self.publish(message)
+        self.publish(message, to_nobody=to_nobody)
         return message
 
     def handshake(self) -> bytes:
@@ -140,9 +142,10 @@ class FakeRbkit:
         return packed
 
     def _run(self) -> None:
-        with zmq.Context() as context, context.socket(zmq.PUB) as pub, context.socket(zmq.REP) as rep:
+        with zmq.Context() as context, context.socket(zmq.XPUB) as pub, context.socket(zmq.REP) as rep:
             pub.linger = rep.linger = 0
             pub.sndhwm = self.hwm
+            pub.setsockopt(zmq.XPUB_VERBOSER, 1)
             pub.bind(self._pub)
             rep.bind(self._req)
             self.pub = pub.getsockopt_string(zmq.LAST_ENDPOINT)
@@ -153,13 +156,13 @@ class FakeRbkit:
                     self._stopped.wait(0.002)
                 elif rep.poll(2):
                     self._command(rep)
+                while pub.poll(0):
+                    self._subscriptions += {b"\0": -1, b"\1": 1}.get(pub.recv()[:1], 0)
                 if time.monotonic() - self._last_flush < self.flush_interval:
                     continue
                 self._last_flush = time.monotonic()
-                if self._queue:  # sending alone looks at arrived subscriptions only now and then
-                    pub.getsockopt(zmq.EVENTS)
-                while self._queue:
-                    pub.send_multipart(self._queue.popleft())
+                while self._queue and (self._subscriptions or self._queue[0][1]):
+                    pub.send_multipart(self._queue.popleft()[0])
                     self.sent += 1
 
     def _command(self, rep: zmq.Socket[bytes]) -> None:

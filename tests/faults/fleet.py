@@ -228,10 +228,10 @@ class Bystander:
         self.messages += 1
 
 
-def publish(rbkit: FakeRbkit, published: dict[int, bytes], *, padding: int = 0) -> bytes:
+def publish(rbkit: FakeRbkit, published: dict[int, bytes], *, padding: int = 0, to_nobody: bool = False) -> bytes:
     """Publish a message, and remember it."""
     counter = rbkit.counter
-    published[counter] = message = rbkit.publish_collection(padding=padding)
+    published[counter] = message = rbkit.publish_collection(padding=padding, to_nobody=to_nobody)
     return message
 
 

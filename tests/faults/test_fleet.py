@@ -138,7 +138,7 @@ async def test_an_agent_that_is_frozen_then_killed_and_restarted_loses_no_client
         assert (await client.ask("trigger_gc")).startswith(b"error:unavailable")
         told = client.told
         for _ in range(7):
-            publish(rbkit, published)
+            publish(rbkit, published, to_nobody=True)
         await until(lambda: rbkit.sent == rbkit.counter, "they are published to nobody")
         await processes.start(*command)
         await until(lambda: server.bridge.state is State.CONNECTED, "the agent is found again", timeout=60)
@@ -186,7 +186,7 @@ async def test_the_lease_of_a_bridge_that_is_frozen_or_killed_ends_and_nothing_i
     frames.clear()
     sent = rbkit.sent
     for _ in range(20):
-        rbkit.publish_collection(padding=1000)
+        rbkit.publish_collection(padding=1000, to_nobody=True)
     await until(lambda: rbkit.sent == sent + 20, "they are published to nobody")
     hellos.clear()
     await until(lambda: hellos, "whatever the agent has sent has arrived")

@@ -56,7 +56,7 @@ async def test_a_restarted_agent_is_found_again_and_what_was_lost_is_reported(
     await machine.stop(agent)
     await until(lambda: server.bridge.state is State.DISCONNECTED, "the loss is noticed")
     for _ in range(5):
-        rbkit.publish_collection()
+        rbkit.publish_collection(to_nobody=True)
     await until(lambda: rbkit.sent >= 6, "they are published to nobody")
     await machine.agent({"puma": Bridge(**rbkit.endpoints)})
     await until(lambda: server.bridge.state is State.CONNECTED, "the agent is found again")
