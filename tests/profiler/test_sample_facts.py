@@ -20,8 +20,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from tests.profiler.conftest import Client, raw_events
-from tests.profiler.test_cpu import running
+from tests.profiler.conftest import PATIENCE, Client, raw_events
+from tests.profiler.test_cpu import running, until_asleep
 from tornado_rbkit.profiler.batcher import EventBatcher
 from tornado_rbkit.profiler.collection_times import START, STOP, Collections, CollectionTimes
 from tornado_rbkit.profiler.cpu import CPUSampler
@@ -74,8 +74,9 @@ def planted(stop: threading.Event) -> None:
 
 
 def test_a_sample_has_the_name_of_its_thread_and_the_lines_where_functions_begin() -> None:
-    with running(planted):
-        thread = threading.enumerate()[-1]
+    with running(planted) as (ident,):
+        until_asleep(ident)
+        (thread,) = [each for each in threading.enumerate() if each.ident == ident]
         names = ["first name", "second name"]
         for thread.name in names:
             assert thread.name in one_tick(CPUSampler(EventBatcher()))
@@ -138,22 +139,28 @@ def test_states_tell_a_lock_from_a_wait_and_from_a_computation() -> None:
         "receiving": (lambda: ours.recv(1), "waiting"),
         "computing": (lambda: computing(stop), "running"),
     }
+    expected = {name: state for name, (_, state) in functions.items()}
     threads = [threading.Thread(target=function, name=name) for name, (function, _) in functions.items()]
     sampler = CPUSampler(EventBatcher())
-    seen: Counter[tuple[str, str | None]] = Counter()
+
+    def states() -> dict[str | None, str | None]:
+        time.sleep(0.001)
+        return {name: sample.thread_state for name, sample in one_tick(sampler).items() if name in functions}
+
+    seen: Counter[tuple[str | None, str | None]] = Counter()
     with ours, theirs, lock:
         for thread in threads:
             thread.start()
+        deadline = time.monotonic() + PATIENCE
+        while states() != expected:  # they may have started only now
+            assert time.monotonic() < deadline, "they do not wait"
         for _ in range(50):
-            time.sleep(0.001)
-            states = ((name, sample.thread_state) for name, sample in one_tick(sampler).items())
-            seen.update((name, state) for name, state in states if name in functions)
+            seen.update(states().items())
         stop.set()
         theirs.send(b"x")
     for thread in threads:
         thread.join()
-    for name, (_, state) in functions.items():
-        assert seen[name, state] > 40, seen  # a thread may have started only now
+    assert all(seen[name, state] > 40 for name, state in expected.items()), seen
 
 
 def test_what_a_collection_delayed_is_charged_to_the_collection(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -173,6 +180,7 @@ def test_what_a_collection_delayed_is_charged_to_the_collection(monkeypatch: pyt
 def test_collections_are_recorded_by_thread_until_the_stop() -> None:
     times = CollectionTimes()
     before = list(gc.callbacks)
+    gc.collect()  # so that the next one is not due before the one that is recorded
     times.start()
     began = time.time()
     gc.collect()

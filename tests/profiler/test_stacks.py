@@ -5,12 +5,13 @@ from __future__ import annotations
 import subprocess
 import sys
 import threading
-import time
 from concurrent.futures import ThreadPoolExecutor
 
 import pytest
 
-from tornado_rbkit.profiler.stacks import sampled_stacks
+from tests.profiler.conftest import PATIENCE
+from tests.profiler.test_cpu import until_asleep
+from tornado_rbkit.profiler.stacks import StackCounter, sampled_stacks
 from tornado_rbkit.profiler.threads import internal_threads
 
 INTERRUPTED = """
@@ -36,9 +37,10 @@ while internal_threads():
 """Interrupts a block while it starts, runs or ends; a sampler that is left behind makes it run for ever."""
 
 
-def busy(seconds: float) -> None:
-    end = time.thread_time() + seconds
-    while time.thread_time() < end:
+def busy(stacks: StackCounter) -> None:
+    """Compute until some more samples were taken, of several looks even if each look is repeated for all threads."""
+    enough = stacks._counts.total() + 500
+    while stacks._counts.total() < enough:
         pass
 
 
@@ -46,10 +48,11 @@ def test_the_work_and_the_threads_it_starts_are_seen_and_no_others() -> None:
     stop = threading.Event()
     before = threading.Thread(target=stop.wait)
     before.start()
+    until_asleep(before.ident or 0)
     with sampled_stacks() as stacks:
-        beside = threading.Thread(target=busy, args=(0.2,))
+        beside = threading.Thread(target=busy, args=(stacks,))
         beside.start()
-        busy(0.2)
+        busy(stacks)
         beside.join()
     stop.set()
     before.join()
@@ -64,7 +67,8 @@ def test_the_work_and_the_threads_it_starts_are_seen_and_no_others() -> None:
 
 def test_stacks_that_are_alike_are_counted_once() -> None:
     with sampled_stacks() as stacks:
-        threading.Event().wait(0.2)
+        while stacks._counts.total() < 500:
+            threading.Event().wait(0.1)
     counts = [count for sample, count in stacks.samples() if sample.frames[0].method_name == "wait"]
     assert max(counts) > 1
     assert len(counts) < sum(counts)
@@ -74,14 +78,14 @@ def test_the_threads_of_a_pool_are_seen_while_they_work() -> None:
     with ThreadPoolExecutor(1) as pool:
         ident = pool.submit(threading.get_ident).result()
         with sampled_stacks() as stacks:
-            pool.submit(busy, 0.2).result()
+            pool.submit(busy, stacks).result()
     seen = {frame.method_name for sample, _ in stacks.samples() for frame in sample.frames if frame.thread_id == ident}
     assert "busy" in seen
 
 
 @pytest.mark.skipif(sys.platform == "win32", reason="there is no setitimer")
 def test_an_interrupt_at_any_moment_stops_the_sampler() -> None:
-    subprocess.run([sys.executable, "-c", INTERRUPTED], check=True, timeout=100)
+    subprocess.run([sys.executable, "-c", INTERRUPTED], check=True, timeout=PATIENCE)
 
 
 def test_a_program_that_ends_within_the_block_does_not_wait_for_the_sampler() -> None:

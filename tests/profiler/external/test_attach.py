@@ -353,6 +353,29 @@ def test_an_engine_that_loses_sight_of_the_process_is_replaced_each_time(caplog:
         assert sampler.status()["lost_share"] < 1
 
 
+class _LearnsItsName(_LosesSight):
+    """An engine that knows its version once it has read something."""
+
+    def read(self) -> list[Stack]:
+        self.name = "engine 1.0"
+        return super().read()
+
+
+def test_the_version_of_the_engine_is_known_with_the_first_sample() -> None:
+    names: list[str] = []
+
+    class Batcher(EventBatcher):
+        def add(self, event: bytes) -> None:
+            names.append(sampler.status()["engine"])
+
+    with subprocess.Popen([sys.executable, "-c", "open(0).read()"], stdin=subprocess.PIPE) as process:
+        sampler = ExternalSampler(Batcher(), RunningProcess(process.pid), _LearnsItsName, lambda: None)
+        sampler.start()
+        until(lambda: names, "a sample is published")
+        sampler.stop()
+    assert names[0] == "engine 1.0"
+
+
 def test_a_sample_has_the_state_of_its_own_look() -> None:
     """Also of a thread that computes and waits by turns."""
     stack = Stack(0, 1, (Frame("file", "function", 1),), 0.001, is_broken=False, is_collecting=False)

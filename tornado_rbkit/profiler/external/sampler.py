@@ -279,8 +279,9 @@ class ExternalSampler:
         try:
             while engine.wait():
                 with hiding():
-                    self._publish(engine.read())
-                self._engine_name = engine.name
+                    stacks = engine.read()
+                    self._engine_name = engine.name  # has the version now, also for those who have seen a sample
+                    self._publish(stacks)
             with hiding():
                 self._publish_ticks()
             return EngineError(f"{engine.name} has ended")
