@@ -109,8 +109,8 @@ class Diary:
         self._times: list[float] = []
         self._names: list[str] = []
 
-    def note(self, name: str) -> None:
-        self._times.append(time.time())
+    def note(self, name: str, moment: float | None = None) -> None:
+        self._times.append(time.time() if moment is None else moment)
         self._names.append(name)
 
     def at(self, sample: CPUSample) -> str:
