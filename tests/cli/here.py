@@ -6,8 +6,12 @@ import contextlib
 import io
 import signal
 import subprocess
+from collections.abc import Callable
+from unittest.mock import patch
 
 from tornado_rbkit.cli.main import main
+from tornado_rbkit.recording.recorder import Recorder
+from tornado_rbkit.recording.recording import DATA
 
 _SIGNALS = [number for number in (signal.SIGTERM, signal.SIGINT, getattr(signal, "SIGHUP", None)) if number]
 
@@ -28,3 +32,19 @@ def run_here(*arguments: str) -> subprocess.CompletedProcess[str]:
         for number, handler in handlers.items():
             signal.signal(number, handler)
     return subprocess.CompletedProcess(arguments, status, output.getvalue(), errors.getvalue())
+
+
+def record_until(is_enough: Callable[[bytes], bool], *arguments: str) -> subprocess.CompletedProcess[str]:
+    """Run `record` with some arguments until it has written a published message that is enough, then press Ctrl-C."""
+    write = Recorder.write
+    is_over = False
+
+    def note(self: Recorder, channel: int, command: str | None, payload: bytes) -> None:
+        nonlocal is_over
+        write(self, channel, command, payload)
+        if not is_over and channel == DATA and is_enough(payload):
+            is_over = True
+            signal.raise_signal(signal.SIGINT)
+
+    with patch.object(Recorder, "write", note):
+        return run_here("record", *arguments)

@@ -8,13 +8,15 @@ import select
 import signal
 import subprocess
 import sys
+import time
 from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
 
-from tests.cli.here import run_here
+from tests.cli.here import record_until, run_here
 from tests.cli.test_program import beside, url_in
+from tests.profiler.conftest import PATIENCE
 from tests.profiler.external.conftest import is_sampling
 from tornado_rbkit import RbkitClient
 from tornado_rbkit.profiler import list_servers
@@ -85,7 +87,7 @@ def test_what_is_published_can_be_recorded(
     program: subprocess.Popen[str], command: subprocess.Popen[str], tmp_path: Path
 ) -> None:
     url, output = address(command), tmp_path / "app.rec"
-    recorded = run_here("record", "--cpu", "--seconds", "2", "-o", str(output), "--url", beside(url, "ws"))
+    recorded = record_until(lambda data: b"work" in data, "--cpu", "-o", str(output), "--url", beside(url, "ws"))
     assert recorded.returncode == 0, recorded.stderr
     with output.open("rb") as file:
         seen = {event.frames[0].method_name for event in events(read(file), []) if isinstance(event, CPUSample)}
@@ -117,22 +119,31 @@ def test_a_signal_ends_it_and_the_program_continues(
     assert list_servers() == []
 
 
+def sampling_children(pid: int) -> list[int]:
+    """Return the sampling programs that a process has started."""
+    return [
+        int(child)
+        for listed in Path(f"/proc/{pid}/task").glob("*/children")
+        for child in listed.read_text().split()
+        if is_sampling(Path(f"/proc/{child}"))
+    ]
+
+
 def test_the_sampling_program_ends_with_a_command_that_is_killed(
     program: subprocess.Popen[str], command: subprocess.Popen[str]
 ) -> None:
     address(command)
-    (sampling,) = (
-        int(child)
-        for listed in Path(f"/proc/{command.pid}/task").glob("*/children")
-        for child in listed.read_text().split()
-        if is_sampling(Path(f"/proc/{child}"))
-    )
+    deadline = time.monotonic() + PATIENCE
+    while not (found := sampling_children(command.pid)):  # it is started beside the web server
+        assert time.monotonic() < deadline, "there is no sampling program"
+        time.sleep(0.01)
+    (sampling,) = found
     watched = os.pidfd_open(sampling)
     command.kill()
     try:
         poll = select.poll()
         poll.register(watched, select.POLLIN)
-        assert poll.poll(20_000), "it runs on"
+        assert poll.poll(int(PATIENCE * 1000)), "it runs on"
     finally:
         os.close(watched)
 

@@ -11,7 +11,7 @@ from pathlib import Path
 
 import pytest
 
-from tests.cli.here import run_here
+from tests.cli.here import record_until, run_here
 from tests.fake_rbkit import FakeRbkit
 from tests.faults.serving import serving
 from tornado_rbkit import CommandError, RbkitClient
@@ -78,7 +78,7 @@ def test_own_clients_get_on_with_every_server(rbkit: FakeRbkit, tmp_path: Path, 
         assert refused.stderr.startswith("tornado-rbkit: unknown-command: ")
 
         with publishing(rbkit):
-            recorded = run_here("record", "-o", str(output), "--seconds", "0.5", *client_options)
+            recorded = record_until(bool, "-o", str(output), *client_options)
             asyncio.run(check_client(url, token))
         assert (recorded.returncode, recorded.stderr) == (0, "")
     with output.open("rb") as file:

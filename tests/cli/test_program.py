@@ -444,7 +444,7 @@ class TestFollowsChildren:
         print(wait_for(1) == [sys.argv[0]])
         """.replace("METHOD", method)
         if method == "fork":  # a pool forks its second process when it is needed
-            text = text.replace("print(sum", "pool.submit(time.sleep, 0.5)\n            print(sum")
+            text = text.replace("print(sum", "pool.submit(wait_for, 3)\n            print(sum")
         finished = run(program(tmp_path, FAMILY + text))
         assert finished.returncode == 0, finished.stderr
         assert finished.stdout == ("4950 ['program.py · worker 1', 'program.py · worker 2']\nTrue\n"), finished.stderr

@@ -8,6 +8,7 @@ import sys
 from pathlib import Path
 
 from tests.conftest import without_slowness
+from tests.profiler.conftest import PATIENCE
 
 
 def python(script: str, **environment: str) -> str:
@@ -16,7 +17,7 @@ def python(script: str, **environment: str) -> str:
         [sys.executable, "-X", "dev", "-W", "error", "-c", script],
         capture_output=True,
         text=True,
-        timeout=60,
+        timeout=PATIENCE,
         cwd=Path(__file__).parents[2],
         env={**os.environ, **environment},
     )

@@ -13,6 +13,8 @@ from types import FrameType
 
 import pytest
 
+from tests.profiler.conftest import PATIENCE
+from tests.profiler.test_cpu import until_asleep
 from tornado_rbkit.profiler import frames
 from tornado_rbkit.profiler.frame_cache import packed_place
 from tornado_rbkit.profiler.frames import MAX_DEPTH, Place, read_place, read_stacks
@@ -210,7 +212,7 @@ def survive(program: str, *arguments: str, seconds: float = 0.0) -> None:
     """Run a program in a process of its own: a fault may crash it, or block all of its threads."""
     command = [sys.executable, "-X", "faulthandler", "-c", textwrap.dedent(program), *arguments]
     folder = Path(__file__).parents[2]
-    ended = subprocess.run(command, capture_output=True, text=True, timeout=seconds + 60, cwd=folder)
+    ended = subprocess.run(command, capture_output=True, text=True, timeout=seconds + PATIENCE, cwd=folder)
     assert (ended.returncode, ended.stdout, ended.stderr) == (0, "survived\n", "")
 
 
@@ -349,6 +351,7 @@ def test_a_deep_stack_is_cut_at_its_outer_end() -> None:
     try:
         thread.start()
         ready.wait()
+        until_asleep(thread.ident or 0)
         stack = read_stacks()[thread.ident or 0]
     finally:
         stop.set()

@@ -9,6 +9,8 @@ from pathlib import Path
 
 import pytest
 
+from tests.profiler.conftest import PATIENCE
+
 GREENLETS = """
 import signal, sys, threading, time
 from tests.profiler.conftest import Client
@@ -85,7 +87,7 @@ def test_a_program_of_greenlets_is_profiled_by_real_threads(library: str) -> Non
         [sys.executable, "-c", f"{PATCH[library]}\n{GREENLETS}"],
         capture_output=True,
         text=True,
-        timeout=100,
+        timeout=PATIENCE,
         cwd=Path(__file__).parents[2],
         env=dict(os.environ),
     )

@@ -227,7 +227,10 @@ import ctypes, os, signal, sys, time
 from pathlib import Path
 from tests.profiler.conftest import Client
 from tornado_rbkit import profiler
+from tornado_rbkit.profiler import server as server_module
 from tornado_rbkit.profiler.threads import internal_native_ids
+
+server_module._LOOK_SECONDS = 1e6  # the server's thread sleeps until it is asked something
 
 def fork():
     # Not while the server's thread waits for the GIL: the child's copy of the GIL would be of no use.
@@ -239,7 +242,7 @@ server = profiler.start_server("tcp://127.0.0.1:*", "tcp://127.0.0.1:*", "parent
 profiler.lifecycle._lock.acquire()  # as another thread of the parent's might have it
 child = fork()
 if child == 0:
-    signal.alarm(30)  # a fault is a wait for a thread that is not there
+    signal.alarm(200)  # a fault is a wait for a thread that is not there
     assert not server.running
     try:
         server.call(lambda profile: None)
@@ -258,9 +261,11 @@ assert status == 0, status
 assert [found.name for found in profiler.list_servers()] == ["parent"]
 with Client(server.pub, server.req) as client:
     assert client.ask(b"handshake")
+while server.call(lambda profile: profile._outlet.has_subscribers):
+    pass  # the server's thread does not wake for the end of the connection any more
 child = fork()
 if child == 0:
-    signal.alarm(30)
+    signal.alarm(200)
     sys.exit(0)  # a worker that never asked
 _, status = os.waitpid(child, 0)
 assert status == 0, status

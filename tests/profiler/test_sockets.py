@@ -308,7 +308,7 @@ class TestCleanedAway:
                 for path in gone.get(removed, []):
                     path.unlink()
                 if removed == "folder":
-                    shutil.rmtree(runtime)
+                    server.call(lambda _: shutil.rmtree(runtime))  # on its thread, else files may come back meanwhile
                 wait_until(lambda: runtime.exists() and {*runtime.iterdir()} == there, "the files are back")
                 wait_until(lambda: profiler.list_servers() == listed, "it is found, and accepts connections")
                 wait_until(
@@ -334,9 +334,12 @@ class TestCleanedAway:
     def test_it_comes_back_when_the_folder_can_be_used_again(
         self, runtime: Path, caplog: pytest.LogCaptureFixture
     ) -> None:
-        with started() as server:
+        def replace() -> None:
             shutil.rmtree(runtime)
             runtime.write_text("in the way")
+
+        with started() as server:
+            server.call(lambda _: replace())  # on its thread, else the folder may come back meanwhile
             wait_until(lambda: len(caplog.records) == 2, "it is reported")
             wait_until(lambda: server.file is None, "it is not announced")
             some_looks_later = time.monotonic() + 0.1

@@ -39,7 +39,7 @@ def loop_thread(
         task = asyncio.create_task(main(), name="main")
         for _ in range(turns):  # turns of the loop, in which the tasks of `main` reach their waits
             await asyncio.sleep(0)
-        begun.set()
+        loops[0].call_soon(begun.set)  # once this task is suspended, too
         await done[0].wait()
         task.cancel()
         await asyncio.gather(task, return_exceptions=True)

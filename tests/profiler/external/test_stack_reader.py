@@ -53,15 +53,26 @@ def open_reader() -> Iterator[Open]:
 
 
 def until_asleep(pid: int) -> None:
-    """Wait until the main thread reads its input, a moment after its line was written."""
+    """Wait until no thread has run for a moment; the main thread reads its input some time after it has printed."""
     deadline = time.monotonic() + PATIENCE
-    with closing(Clocks(f"/proc/{pid}/task")) as clocks:
-        while not clocks.after(pid, clocks.before(pid)).startswith(b"\x08"):
-            assert time.monotonic() < deadline
+    before, now = None, asleep(pid)
+    while now is None or now != before:
+        assert time.monotonic() < deadline
+        time.sleep(0.001)
+        before, now = now, asleep(pid)
+
+
+def asleep(pid: int) -> dict[str, str] | None:
+    """Return what each thread of a process has used by now; None if one of them runs."""
+    tasks = list(Path(f"/proc/{pid}/task").iterdir())
+    if any((task / "stat").read_text().rpartition(")")[2].split()[0] != "S" for task in tasks):
+        return None
+    return {task.name: (task / "schedstat").read_text() for task in tasks}
 
 
 def look(pid: int, clocks: Clocks | None = None) -> list[Stack]:
-    """Return the stacks of one look."""
+    """Return the stacks of one look at a process that waits."""
+    until_asleep(pid)
     with closing(StackReader(pid)) as reader:
         return look_again(reader, MojoParser(), clocks)
 

@@ -279,9 +279,7 @@ class ExternalSampler:
         try:
             while engine.wait():
                 with hiding():
-                    stacks = engine.read()
-                    self._engine_name = engine.name  # has the version now, also for those who have seen a sample
-                    self._publish(stacks)
+                    self._publish(self._read(engine))
             with hiding():
                 self._publish_ticks()
             return EngineError(f"{engine.name} has ended")
@@ -291,6 +289,12 @@ class ExternalSampler:
             self._tick = {}
             with self._lock:
                 engine.close()
+
+    def _read(self, engine: Engine) -> Sequence[Stack]:
+        """Return the stacks that an engine has read, and note its name: before its first sample it has the version."""
+        stacks = engine.read()
+        self._engine_name = engine.name
+        return stacks
 
     def _publish(self, stacks: Sequence[Stack]) -> None:
         """Publish the ticks that these stacks complete."""
