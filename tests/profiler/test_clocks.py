@@ -64,19 +64,19 @@ def test_threads_that_compute_are_told_from_threads_that_wait() -> None:
     lock.acquire()
     with ours, theirs, thread(compute) as one, thread(lambda: ours.recv(1)) as two, thread(take) as three:
         ids = [each.native_id or 0 for each in (one, two, three)]
-        computing, seen = Counter[int](), 0
-        deadline = time.monotonic() + 20
-        while seen < 50 and time.monotonic() < deadline:
+        computing = Counter[int]()
+        deadline = time.monotonic() + PATIENCE
+        while any(states.state(native_id) == RUNNING for native_id in ids[1:]):  # they may have started only now
+            assert time.monotonic() < deadline
             time.sleep(0.001)
-            runnable = [states.state(native_id) == RUNNING for native_id in ids]
-            seen += not any(runnable[1:])  # they may have started only now
-            computing.update(at for at, is_runnable in enumerate(runnable) if is_runnable)
+        for _ in range(50):
+            time.sleep(0.001)
+            computing.update(at for at, native_id in enumerate(ids) if states.state(native_id) == RUNNING)
         stop.set()
         theirs.send(b"x")
         lock.release()
-    assert seen == 50
-    assert computing[0] >= seen
-    assert computing[1] + computing[2] < seen
+    assert computing[0] == 50
+    assert computing[1] + computing[2] < 10
 
 
 PROMPTLY = 0.00002  # seconds until a thread is woken
@@ -405,10 +405,13 @@ def test_only_at_a_call_can_a_thread_wait() -> None:
     for each in threads:
         each.start()
     deadline = time.monotonic() + PATIENCE
-    while any(states.state(each.native_id or 0) == RUNNING for each in threads):
-        assert time.monotonic() < deadline
-    stacks = read_stacks()
-    places = [stacks[each.ident or 0][0] for each in threads]
+    while True:  # until they wait, each at its last place
+        stacks = read_stacks()
+        places = [stacks[each.ident or 0][0] for each in threads]
+        waiting = [states.state(each.native_id or 0) != RUNNING for each in threads]
+        if all(waiting) and all(can_wait(code, lasti) for code, lasti, *_ in places):
+            break
+        assert time.monotonic() < deadline, (waiting, places)
     stop.set()
     lock.release()
     os.close(writes)
@@ -417,7 +420,6 @@ def test_only_at_a_call_can_a_thread_wait() -> None:
     for each in threads:
         each.join()
     os.close(reads)
-    assert all(can_wait(code, lasti) for code, lasti, *_ in places), places
 
     def compute() -> None:
         number = 0

@@ -13,7 +13,8 @@ from pathlib import Path
 
 import pytest
 
-from tests.profiler.conftest import Client, runtime
+from tests.profiler.conftest import PATIENCE, Client, runtime
+from tornado_rbkit.profiler.external import child
 from tornado_rbkit.profiler.external.profile import Attachment, attach
 
 __all__ = ["runtime"]
@@ -64,8 +65,9 @@ def start(tmp_path: Path) -> Iterator[Start]:
 
 
 @pytest.fixture
-def attached() -> Iterator[Callable[[int], tuple[Attachment, Client]]]:
+def attached(monkeypatch: pytest.MonkeyPatch) -> Iterator[Callable[[int], tuple[Attachment, Client]]]:
     """Return a function that attaches to a process, with a client; no program may be left afterwards."""
+    monkeypatch.setattr(child, "_PATIENCE", PATIENCE)  # a busy machine may take long to start a program
     attachments: list[tuple[Attachment, Client]] = []
 
     def connect(pid: int) -> tuple[Attachment, Client]:
