@@ -22,7 +22,7 @@ from tornado_rbkit.fleet.hello import MAX_TARGETS, VERSION, Hello
 from tornado_rbkit.fleet.lease import LEASE_SECONDS
 from tornado_rbkit.fleet.link import LinkDownError, Message, NoRespondersError
 from tornado_rbkit.fleet.subjects import Watcher
-from tornado_rbkit.fleet.targets import LOOK_SECONDS, SHOW_GONE, FleetTargets
+from tornado_rbkit.fleet.targets import LOOK_SECONDS, REJOIN_SECONDS, SHOW_GONE, FleetTargets
 from tornado_rbkit.fleet.vitals import MAX_BYTES, VITALS_INTERVAL, VITALS_TARGET, Vitals
 from tornado_rbkit.web.discovered import path_name
 from tornado_rbkit.web.overview import overview
@@ -244,6 +244,24 @@ async def test_what_a_host_sends_is_shown_of_its_own_targets_while_somebody_look
     }
     assert (two["name"], two["state"], two["rss"]) == ("web-2~puma", "idle", None)
     assert [host["targets"] for host in document["hosts"]] == [1, 1]
+
+
+async def test_no_host_is_gone_before_it_can_have_connected_to_a_restarted_server(
+    hosts: Hosts, clock: SimpleNamespace
+) -> None:
+    hosts.hello("web-1", "puma")
+    hosts.answers = {"web-1": NoRespondersError("nobody")}
+    bridge = hosts.targets["web-1~puma"]
+    clock.time += 60
+    hosts.targets._control.link.is_up, hosts.targets._control.link.up_at = True, clock.time
+    await hosts.scan()
+    assert hosts.targets.hosts == {"web-1": "late"}
+    clock.time += REJOIN_SECONDS
+    await hosts.scan()
+    assert hosts.targets["web-1~puma"] is bridge
+    clock.time += 0.1
+    await hosts.scan()
+    assert hosts.targets.hosts == {"web-1": "gone"}
 
 
 async def test_hosts_that_are_silent_are_shown_with_since_when(hosts: Hosts, clock: SimpleNamespace) -> None:

@@ -15,6 +15,7 @@ import logging
 import random
 import re
 import secrets
+import time
 from collections.abc import Awaitable, Callable, Sequence
 from typing import Any, Final, NamedTuple
 
@@ -39,7 +40,10 @@ MAX_PAYLOAD: Final = 512 * 1024
 
 _MAX_QUEUED: Final = 8 * 1024 * 1024  # bytes of messages of one subscription that wait for its callback
 _CONNECT_TIMEOUT: Final = 4.0  # seconds
-_DELAYS: Final = (0.1, 2.0)  # seconds before another attempt, doubling, with jitter: a whole fleet reconnects at once
+LONGEST_DELAY: Final = 2.0
+"""Seconds before another attempt to connect, at most: they double, with jitter, as a whole fleet reconnects at once."""
+
+_FIRST_DELAY: Final = 0.1  # seconds
 _REFUSED_DELAY: Final = 30.0  # seconds after the server refused the credentials
 _CLOSE_TIMEOUT: Final = 2.0  # seconds
 _NEVER: Final = 1e9  # seconds
@@ -102,6 +106,7 @@ class Link:
 
     Attributes:
         is_up: whether there is a connection.
+        up_at: when the last connection came up (monotonic seconds).
         refusal: why the server has refused the credentials, "" if it has not.
     """
 
@@ -127,6 +132,7 @@ class Link:
         """
         require_nats()
         self.is_up = False
+        self.up_at = 0.0
         self.refusal = ""
         self._servers = servers
         self._name = name
@@ -150,17 +156,17 @@ class Link:
 
     async def run(self) -> None:
         """Connect, and connect again whenever the connection is lost, until cancelled."""
-        delay = _DELAYS[0]
+        delay = _FIRST_DELAY
         try:
             while True:
                 if await self._connect():
-                    delay = _DELAYS[0]
+                    delay = _FIRST_DELAY
                     await self._watch()
                     self._set_down()
                 if self.refusal:
                     delay = _REFUSED_DELAY
                 await asyncio.sleep(delay * random.uniform(0.5, 1.0))  # noqa: S311 - no secret
-                delay = min(2 * delay, _DELAYS[1])
+                delay = min(2 * delay, LONGEST_DELAY)
         finally:
             self._set_down()
             while self._closing:  # also if it is cancelled again: a connection would outlive the event loop
@@ -244,7 +250,7 @@ class Link:
             return False
         self.refusal = ""
         self._client, self._lost = client, lost
-        self.is_up = True
+        self.is_up, self.up_at = True, time.monotonic()
         self._up.set()
         _log.info("connected to NATS at %s", without_password(url))
         self._on_change(True)

@@ -18,7 +18,7 @@ from tornado_rbkit.errors import DiscoveryError
 from tornado_rbkit.fleet import subjects
 from tornado_rbkit.fleet.control import ControlConnection
 from tornado_rbkit.fleet.hello import MAX_TARGETS, VERSION, Hello
-from tornado_rbkit.fleet.link import LinkError, Message, NoRespondersError
+from tornado_rbkit.fleet.link import LONGEST_DELAY, LinkError, Message, NoRespondersError
 from tornado_rbkit.fleet.nats import NatsServers
 from tornado_rbkit.fleet.transport import FleetEndpoint
 from tornado_rbkit.fleet.vitals import VITALS_INTERVAL, Vitals
@@ -30,6 +30,9 @@ _log = logging.getLogger(__name__)
 
 LATE_AFTER: Final = 1.3
 """Seconds without a hello after which a host is asked whether it is there."""
+
+REJOIN_SECONDS: Final = LONGEST_DELAY + LATE_AFTER
+"""Seconds after our own connection to NATS came up before which no host counts as gone: the others connect again, too."""
 
 FLEET_IDLE_GRACE: Final = 2.0
 """Seconds for which a bridge keeps the lease of a target after its last client left; the agent has its own grace."""
@@ -299,7 +302,8 @@ class FleetTargets(Mapping[str, Bridge]):
             await self._on_thread(self._control.ping(name))
             state = "late"
         except NoRespondersError:
-            state = "gone"
+            has_rejoined = time.monotonic() - self._control.link.up_at > REJOIN_SECONDS
+            state = "gone" if has_rejoined else "late"
         except LinkError:
             state = "frozen" if self._control.link.is_up else host.state
         finally:
