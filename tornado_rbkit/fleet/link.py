@@ -41,7 +41,7 @@ MAX_PAYLOAD: Final = 512 * 1024
 _MAX_QUEUED: Final = 8 * 1024 * 1024  # bytes of messages of one subscription that wait for its callback
 _CONNECT_TIMEOUT: Final = 4.0  # seconds
 LONGEST_DELAY: Final = 2.0
-"""Seconds before another attempt to connect, at most: they double, with jitter, as a whole fleet reconnects at once."""
+"""Seconds before another attempt to connect, at most; they double, with jitter: a whole fleet reconnects at once."""
 
 _FIRST_DELAY: Final = 0.1  # seconds
 _REFUSED_DELAY: Final = 30.0  # seconds after the server refused the credentials

@@ -32,7 +32,7 @@ LATE_AFTER: Final = 1.3
 """Seconds without a hello after which a host is asked whether it is there."""
 
 REJOIN_SECONDS: Final = LONGEST_DELAY + LATE_AFTER
-"""Seconds after our own connection to NATS came up before which no host counts as gone: the others connect again, too."""
+"""Seconds after our connection to NATS came up, before which no host counts as gone: it reconnects, too."""
 
 FLEET_IDLE_GRACE: Final = 2.0
 """Seconds for which a bridge keeps the lease of a target after its last client left; the agent has its own grace."""
