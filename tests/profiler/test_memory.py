@@ -139,7 +139,7 @@ def test_changes_are_spread_evenly_over_the_time_since_the_comparison_before(
     publication = memory.MemoryProfile(batcher, list)._publish(iter([None]), changes)
     for _ in zip(range(published), publication, strict=False):
         pass
-    publication.close()  # type: ignore[attr-defined]
+    publication.close()
     events = [
         event
         for message in batcher.take(0.0, flush=True)

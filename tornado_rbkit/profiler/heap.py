@@ -142,18 +142,20 @@ class Snapshot:
             tracked = list_tracked()
             # now, because another thread of the profiler may release some of them later
             self._internal = internal_ids([*self._roots, self, tracked]) | internal_frames()
-        self._begin_with(frame for frame in running_frames() if not is_internal(_module_of(frame)))
-        if self._has_frozen:
-            self._begin_with((*sys.modules.values(), *_subclasses_of(object)))  # a module may have two names
         objects = tracked.objects
         listed, is_unfinished = iter(objects), True
-        while is_unfinished:
-            with size as count:
-                is_unfinished = self._add_some(listed, count)
-            yield
-        if self._packer.rows or not self._bodies:
-            self._cut()
-        del tracked, objects, listed
+        try:
+            self._begin_with(frame for frame in running_frames() if not is_internal(_module_of(frame)))
+            if self._has_frozen:
+                self._begin_with((*sys.modules.values(), *_subclasses_of(object)))  # a module may have two names
+            while is_unfinished:
+                with size as count:
+                    is_unfinished = self._add_some(listed, count)
+                yield
+            if self._packer.rows or not self._bodies:
+                self._cut()
+        finally:  # also if it is closed early: on Python 3.10 the list holds this frame, and would outlive it
+            del tracked, objects, listed
         self._seen, self._values, self._value_ids, self._keys = [], [], [], {}
 
     def messages(self) -> Iterator[list[bytes]]:

@@ -89,7 +89,7 @@ class MemoryProfile:
         self._full_collections = self._frozen = 0
         self._interned: dict[str, str] = {}
         self._budget = Budget()
-        self._tick: Iterator[None] | None = None
+        self._tick: Generator[None, None, None] | None = None
         self._may_pause = False  # whether the comparison that is under way refers to none of the host's objects
         self._tick_spent = 0.0  # seconds of CPU time, of the comparison that is under way
         self._tick_cost = 0.0  # of the last one
@@ -117,7 +117,9 @@ class MemoryProfile:
         self.enabled = False
         self._collections.end()
         self._publish_collections()
-        self._tick = None
+        if self._tick is not None:  # a list that holds it, too, might be released on a thread of the host
+            self._tick.close()
+            self._tick = None
         self._known, self._interned, self._tracked = KnownObjects(), {}, 0
         self._single, self._aside, self._untracked = set(), set(), set()
 
@@ -173,7 +175,7 @@ class MemoryProfile:
         is_due = now >= self._began + TICK_SECONDS and self._batcher.backlog < BACKLOG_EVENTS
         return is_due and self._budget.allows()
 
-    def _step(self, tick: Iterator[None]) -> None:
+    def _step(self, tick: Generator[None, None, None]) -> None:
         if next(tick, self) is self:  # the generator, which only yields None, has ended
             self._tick = None
         self._tick_spent += self._budget.charge()
@@ -183,7 +185,7 @@ class MemoryProfile:
             self._spent += self._tick_spent
             self._ticks += 1
 
-    def _begin(self, *, baseline: bool = False) -> Iterator[None]:
+    def _begin(self, *, baseline: bool = False) -> Generator[None, None, None]:
         """List the tracked objects, and return a generator that compares them with the objects of the last tick."""
         collections, self._full_collections = self._full_collections, _full_collections()
         frozen, self._frozen = self._frozen, gc.get_freeze_count()
@@ -197,7 +199,7 @@ class MemoryProfile:
         comparison = self._compare(tracked, changes, collections, frozen)
         return comparison if baseline else self._publish(comparison, changes)
 
-    def _publish(self, comparison: Iterator[None], changes: Changes) -> Iterator[None]:
+    def _publish(self, comparison: Iterator[None], changes: Changes) -> Generator[None, None, None]:
         """Publish the changes after the comparison, also if it is ended early."""
         events = changes.events(self._batcher)
         try:
@@ -208,7 +210,9 @@ class MemoryProfile:
             for _ in events:
                 pass
 
-    def _compare(self, tracked: Tracked, changes: Changes, collections: int, frozen: int) -> Iterator[None]:
+    def _compare(
+        self, tracked: Tracked, changes: Changes, collections: int, frozen: int
+    ) -> Generator[None, None, None]:
         """Compare slice by slice and note the differences; the counts are from the start of the last tick."""
         internal = internal_ids([*self._internal(), self, tracked]) | self._own
         comparison = Comparison(tracked, self._known, self._single, internal, self._interned)

@@ -257,6 +257,7 @@ class Profile:
                     _log.info("the last changes are not reported: comparing takes more than %g s", LAST_SECONDS)
                     break
         finally:
+            self._end_walk()
             self.memory.stop()
         self._outlet.flush()
         return _OK
@@ -272,10 +273,13 @@ class Profile:
         snapshot = Snapshot(self._snapshots, self.internal)
         self.snapshot_objects = 0
         self._walk = snapshot.walk()
-        for _ in self._walk:
-            self.snapshot_objects = snapshot.total
-            if not self._outlet.yield_to_host():
-                return _OK  # the server is being stopped
+        try:
+            for _ in self._walk:
+                self.snapshot_objects = snapshot.total
+                if not self._outlet.yield_to_host():
+                    return _OK  # the server is being stopped
+        finally:
+            self._end_walk()
         for events in snapshot.messages():
             self._outlet.send_all(events)
         self.snapshot_objects = snapshot.total
@@ -337,12 +341,15 @@ class Profile:
 
     def close(self) -> None:
         """Stop measuring. May be called twice."""
-        if self._walk is not None:  # its lists hold it, too: the collector would close it on a thread of the host
-            self._walk.close()
-            self._walk = None
         self.memory.stop()
         self.stop_cpu_profiling()
         self.stop_allocation_tracing()
+
+    def _end_walk(self) -> None:
+        """Close the walk here: its lists hold it, too, and the collector would close it on a thread of the host."""
+        if self._walk is not None:
+            self._walk.close()
+            self._walk = None
 
 
 def _sampler(batcher: EventBatcher, cpu_engine: str) -> Sampler:
