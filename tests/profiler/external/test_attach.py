@@ -113,7 +113,7 @@ def test_two_functions_have_the_shares_that_they_spend(start: Start, attached: A
     began = time.time()
     samples: list[CPUSample] = []
     names: list[str] = []
-    while sum(map(operator.ne, names, names[1:])) < 1500:  # see the test of `cpu` with as many
+    while sum(map(operator.ne, names, names[1:])) < 1000:  # see the test of `cpu` with as many
         new = [each for each in client.events(CPUSample, turns) if turns([each]) and each.timestamp / 1000 > began]
         samples += new
         names += turns(new)
@@ -121,7 +121,7 @@ def test_two_functions_have_the_shares_that_they_spend(start: Start, attached: A
     if clock == b"use_wall_time":
         true = Counter(map(ask(process).at, samples))
         share = true["two_thirds"] / true.total()
-    assert names.count("two_thirds") / len(names) == pytest.approx(share, abs=0.1)
+    assert names.count("two_thirds") / len(names) == pytest.approx(share, abs=0.12)
 
 
 @clocks
