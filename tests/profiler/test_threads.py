@@ -77,6 +77,28 @@ class TestAFlag:
         assert flag.is_set()
         assert flag.wait()
 
+    @pytest.mark.skipif(not sys.platform.startswith("linux"), reason="states are read on Linux")
+    def test_holds_no_object_that_the_collector_lists_while_a_thread_waits(self) -> None:
+        output = python(
+            """
+import gc, time
+from tornado_rbkit.profiler.run_state import RUNNING, RunStates
+from tornado_rbkit.profiler.threads import Flag, InternalThread
+
+flag, seconds, states = Flag(), float("12345.5"), RunStates()
+thread = InternalThread(lambda: flag.wait(seconds), "waits")
+while not thread.native_id or states.state(thread.native_id) == RUNNING:
+    time.sleep(0.001)
+gc.disable()
+items = [item for item in gc.get_objects() if type(item) in (dict, tuple)]
+values = lambda item: item.values() if type(item) is dict else item
+print([item for item in items if item is not globals() and any(value is seconds for value in values(item))])
+flag.set()
+thread.join()
+"""
+        )
+        assert output == "[]\n"
+
     def test_may_be_set_by_many_threads_at_once(self) -> None:
         for _ in range(200):
             flag, start = Flag(), Flag()

@@ -88,7 +88,12 @@ class Flag:
         """Wait for `set`, for at most `timeout` seconds; return False if the time passed without it."""
         try:
             if self._unset:
-                self._lock.acquire(timeout=-1 if timeout is None else max(0.0, timeout))
+                seconds = -1 if timeout is None else max(0.0, timeout)
+                # Each form would make an object that a snapshot lists as the host's on the other versions.
+                if sys.version_info >= (3, 14):
+                    self._lock.acquire(True, seconds)
+                else:
+                    self._lock.acquire(timeout=seconds)
         finally:
             if not self._unset:
                 self._release()  # also where an interrupt arrived with the lock
