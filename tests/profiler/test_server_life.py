@@ -154,6 +154,27 @@ while not server._calls:
 """
         assert python(BUSY + waiting) == "the profiler's thread is still busy after 2 s; the process ends\n"
 
+    @pytest.mark.parametrize("ends_after", [1, 2, 1000])
+    def test_is_delayed_for_no_shorter_time_by_a_pause_of_the_process(
+        self, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture, ends_after: int
+    ) -> None:
+        """The first wait may last as long as the process is stopped, in which its threads do not run either."""
+        waits: list[float] = []
+
+        class Stopping:
+            def belongs_here(self) -> bool:
+                return True
+
+            def stop(self, timeout: float) -> bool:
+                waits.append(timeout)
+                return len(waits) == ends_after
+
+        monkeypatch.setattr(lifecycle, "_server", Stopping())
+        lifecycle._stop_at_exit()
+        monkeypatch.setattr(lifecycle, "_server", None)
+        assert bool(caplog.records) == (ends_after == 1000)
+        assert sum(waits) <= 2.001
+
 
 @pytest.mark.parametrize(
     ("given", "bound"),

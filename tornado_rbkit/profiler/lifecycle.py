@@ -8,7 +8,6 @@ import os
 import re
 import sys
 import threading
-import time
 from functools import partial
 from pathlib import PurePath
 from typing import Final
@@ -23,6 +22,7 @@ from tornado_rbkit.profiler.threads import on_internal_thread
 _log = logging.getLogger(__name__)
 
 _EXIT_SECONDS: Final = 2.0
+_EXIT_PARTS: Final = 20
 """The longest time, in seconds, that the end of the process waits for the server's thread."""
 
 _lock = threading.RLock()
@@ -192,12 +192,13 @@ def current_server() -> Server | None:
 def _stop_at_exit() -> None:
     """Stop the server, delaying the end of the process for at most `_EXIT_SECONDS`."""
     _notice_fork()
-    deadline = time.monotonic() + _EXIT_SECONDS
     if not _lock.acquire(timeout=_EXIT_SECONDS):
         _log.warning("the profiler is still being started or stopped after %g s; the process ends", _EXIT_SECONDS)
         return
     try:
-        if _server is not None and not _stop(_server, max(0.0, deadline - time.monotonic())):
+        # In parts: a pause of the process, in which the server's thread does not run either, ends no more than one.
+        server, seconds = _server, _EXIT_SECONDS / _EXIT_PARTS
+        if server is not None and not any(_stop(server, seconds) for _ in range(_EXIT_PARTS)):
             _log.warning("the profiler's thread is still busy after %g s; the process ends", _EXIT_SECONDS)
     finally:
         _lock.release()
