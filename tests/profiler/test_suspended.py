@@ -20,8 +20,9 @@ from hypothesis import strategies as st
 
 from tests.profiler.python import python
 from tornado_rbkit.profiler import suspended
+from tornado_rbkit.profiler.await_chains import MAX_CHAIN, SuspendedTask
 from tornado_rbkit.profiler.frame_cache import line_number
-from tornado_rbkit.profiler.suspended import Look, SuspendedTask, TaskReader
+from tornado_rbkit.profiler.suspended import Look, TaskReader
 
 Main = Callable[[], Coroutine[Any, Any, None]]
 
@@ -59,7 +60,7 @@ def loop_thread(
 def look(reader: TaskReader | None = None) -> Look:
     """Look twice: what a chain ends in is learned at first."""
     reader = reader or TaskReader()
-    reader.find_loops()
+    reader.loops.find()
     reader.look()
     found = reader.look()
     assert found is not None
@@ -249,8 +250,8 @@ def test_a_loop_is_found_that_a_function_runs_by_itself() -> None:
     reader = TaskReader()
     with loop_thread(lambda: nested(1), run):
         assert "main" in by_name(look(reader))
-    reader.find_loops()
-    reader.find_loops()
+    reader.loops.find()
+    reader.loops.find()
     gc.collect()
     after = reader.look()
     assert after is not None
@@ -297,7 +298,7 @@ def test_a_subclass_of_task_is_read_without_its_methods(names: tuple[str, ...]) 
     with loop_thread(main):
         called_on.clear()
         reader = TaskReader()
-        reader.find_loops()
+        reader.loops.find()
         found = reader.look()
         assert threading.get_ident() not in called_on
     assert found is not None
@@ -376,7 +377,7 @@ def test_many_tasks_are_read_in_parts(monkeypatch: pytest.MonkeyPatch) -> None:
 
     with loop_thread(main):
         reader = TaskReader()
-        reader.find_loops()
+        reader.loops.find()
         parts = [part for skip in range(4) if (part := reader.look(skip, 4))]
         assert [(part.total, part.read) for part in parts] == [(40, 10)] * 4  # the main tasks are two
         names = [task.name for part in parts for task in part.suspended]
@@ -387,8 +388,8 @@ def test_many_tasks_are_read_in_parts(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 def test_a_long_chain_is_cut() -> None:
-    with loop_thread(lambda: nested(suspended.MAX_CHAIN + 5)):
-        assert functions(by_name(look())["main"]) == ["nested"] * suspended.MAX_CHAIN
+    with loop_thread(lambda: nested(MAX_CHAIN + 5)):
+        assert functions(by_name(look())["main"]) == ["nested"] * MAX_CHAIN
 
 
 @given(st.lists(st.integers(0, 12), max_size=12))
@@ -461,7 +462,7 @@ def test_tasks_that_come_and_go_are_read_meanwhile() -> None:
     try:
         with loop_thread(main):
             for _ in range(300):
-                reader.find_loops()
+                reader.loops.find()
                 found = reader.look()
                 assert found is not None
                 ends.update(functions(task)[-1] for task in found.suspended if task.chain)
@@ -477,7 +478,7 @@ def test_without_asyncio_there_is_nothing_to_read() -> None:
 import sys
 from tornado_rbkit.profiler.suspended import TaskReader
 reader = TaskReader()
-reader.find_loops()
+reader.loops.find()
 print(reader.look(), "asyncio" in sys.modules)
 """
     assert python(script) == "None False\n"

@@ -139,7 +139,7 @@ def test_a_process_whose_threads_cannot_be_read_is_reported_in_one_line(
     def refuses(*_: object) -> None:
         raise SamplingError("planted")
 
-    monkeypatch.setattr("tornado_rbkit.profiler.suspended.TaskReader.find_loops", refuses)
+    monkeypatch.setattr("tornado_rbkit.profiler.event_loops.EventLoops.find", refuses)
     waits = TaskWaits(EventBatcher())
     waits.work(is_wanted=True)
     (record,) = caplog.records

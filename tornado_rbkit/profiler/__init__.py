@@ -11,7 +11,8 @@ Nothing is measured until a client or `start_profiling` asks for it.
 
 - Stacks: `frames` reads them and `frame_cache` names them; `clocks` and `run_state` find the threads that compute,
   `tasks` the asyncio tasks that run, and `collection_times` the collections of the garbage collector. `task_waits`
-  publishes where the suspended tasks wait, which `suspended` reads.
+  publishes where the suspended tasks wait, which `suspended` reads with `task_classes`, `await_chains` and
+  `event_loops`.
 - Objects: `tracked` lists them, `objects` and `sizes` inspect them, `references`, `attributes` and `variables` name
   what they hold, all without running the host's code (`uninterrupted`); `comparison` compares two lists, by their
   `alignment` and within a `budget`, and `changes` has the objects created between them.

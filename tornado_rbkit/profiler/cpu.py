@@ -48,11 +48,11 @@ from tornado_rbkit.profiler.arguments import check_interval
 from tornado_rbkit.profiler.batcher import BACKLOG_EVENTS, EventBatcher
 from tornado_rbkit.profiler.clocks import Due, ThreadClocks, thread_name
 from tornado_rbkit.profiler.collection_times import CollectionTimes
+from tornado_rbkit.profiler.event_loops import FIND_SECONDS, EventLoops
 from tornado_rbkit.profiler.frame_cache import FrameCache
 from tornado_rbkit.profiler.frames import Place, SamplingError, StackReader, check_sampling
 from tornado_rbkit.profiler.packing import pack_facts, pack_frame, pack_sample, pack_stack, pack_time
 from tornado_rbkit.profiler.run_state import RUNNING
-from tornado_rbkit.profiler.suspended import TaskReader
 from tornado_rbkit.profiler.threads import Flag, InternalThread, hiding, internal_logger, internal_threads, original
 from tornado_rbkit.profiler.uninterrupted import ONCE
 
@@ -89,7 +89,6 @@ BURST: Final = 3
 """Intervals; of a shorter burst of computing, much is reported as ``(between samples)``."""
 
 _PAUSE_SECONDS: Final = 0.001
-_LOOP_SECONDS: Final = 1.0  # between two searches for event loops
 _SMOOTHING: Final = 0.1
 """The weight of the last tick in the average cost of a tick."""
 
@@ -122,7 +121,7 @@ class CPUSampler:
         self._pause = Flag()  # never set
         self._thread: InternalThread | None = None
         self._frames = FrameCache()
-        self._tasks = TaskReader()
+        self._loops = EventLoops()
         self._loops_due = 0.0
         self._clocks: ThreadClocks | None = None
         self._reader: StackReader | None = None
@@ -340,11 +339,11 @@ class CPUSampler:
     def _read_stacks(self, skipped: set[int]) -> dict[int, list[Place]]:
         """Return the stacks of the other threads; once a second, look for event loops before."""
         if self._reader is None or time.monotonic() >= self._loops_due:
-            self._loops_due = time.monotonic() + _LOOP_SECONDS
-            self._tasks.find_loops()
+            self._loops_due = time.monotonic() + FIND_SECONDS
+            self._loops.find()
             if self._reader is None or not self._reader.reads_tasks:
                 self._reader = StackReader()
-            self._reader.known_loops[:] = self._tasks.loops
+            self._reader.known_loops[:] = self._loops.references
         return self._reader.read(skipped)
 
     def _publish_stack(

@@ -12,11 +12,13 @@ import time
 from collections.abc import Iterator
 from typing import Final
 
+from tornado_rbkit.profiler.await_chains import MAX_CHAIN, SuspendedTask
 from tornado_rbkit.profiler.batcher import EventBatcher
+from tornado_rbkit.profiler.event_loops import FIND_SECONDS
 from tornado_rbkit.profiler.frame_cache import FrameCache
 from tornado_rbkit.profiler.frames import SamplingError
 from tornado_rbkit.profiler.packing import TaskGroup, pack_frame, pack_suspended_tasks
-from tornado_rbkit.profiler.suspended import MAX_CHAIN, MAX_TASKS, Look, SuspendedTask, TaskReader
+from tornado_rbkit.profiler.suspended import MAX_TASKS, Look, TaskReader
 from tornado_rbkit.profiler.threads import internal_logger
 
 LOOK_SECONDS: Final = 0.1
@@ -31,7 +33,6 @@ MAX_GROUPS: Final = 50
 MAX_NAMES: Final = 3
 """The most names of tasks that are published of a group."""
 
-_LOOP_SECONDS: Final = 1.0
 _UNNAMED: Final = re.compile(r"Task-\d+")
 _log = internal_logger(__name__)
 _random: Final = random.Random()  # noqa: S311 - not the host's generator, which it may have seeded
@@ -84,8 +85,8 @@ class TaskWaits:
 
     def _look(self, now: float) -> None:
         if now >= self._loops_due:
-            self._loops_due = now + _LOOP_SECONDS
-            self._reader.find_loops()
+            self._loops_due = now + FIND_SECONDS
+            self._reader.loops.find()
         step = max(1, -(-self._total // MAX_TASKS))
         look = self._reader.look(_random.randrange(step), step)
         seconds = LOOK_SECONDS if self._looked_at is None else now - self._looked_at

@@ -1,7 +1,7 @@
 """Finds the running asyncio tasks, without running any of the host's code.
 
 asyncio keeps the running task of each event loop in a dict, up to Python 3.13; from Python 3.14 on it returns the
-running task of a given loop, which `suspended` has found. A loop of asyncio knows its thread; the thread of another
+running task of a given loop, which `event_loops` has found. A loop of asyncio knows its thread; the thread of another
 loop, such as uvloop's, is not known, nor is the name of a task whose class is not derived from asyncio's own, which is
 written in C.
 """
