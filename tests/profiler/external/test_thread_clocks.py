@@ -98,8 +98,13 @@ def test_a_thread_runs_while_it_has_not_given_up_the_last_processor_that_it_was_
 
 @pytest.mark.parametrize(
     ("began", "waited", "runs"),
-    [(STOPPED, 0, True), (STOPPED + 9_000, 50_000, True), (STOPPED + 90_000, 0, False), (STOPPED, 200_000, False)],
-    ids=["displaced", "displaced a moment before", "stopped before", "the reader waited for the processor"],
+    [
+        pytest.param(STOPPED, 0, True, id="displaced"),
+        pytest.param(STOPPED + 9_000, 50_000, True, id="displaced a moment before"),
+        pytest.param(STOPPED + 90_000, 0, False, id="stopped before"),
+        pytest.param(STOPPED - 9_000, 0, False, id="slept, and was woken after the reader began"),
+        pytest.param(STOPPED, 200_000, False, id="the reader waited for the processor"),
+    ],
 )
 def test_a_thread_has_run_until_the_reader_displaced_it(folder: Folder, began: int, waited: int, runs: bool) -> None:
     folder.set_own(waited=1_000_000, began=1)

@@ -69,13 +69,17 @@ class Clocks:
         return _encode(used, sched is None or is_displaced)
 
     def _has_displaced(self, sched: re.Match[bytes]) -> bool:
-        """Return whether a thread that waits for a processor has stopped when the reader was given one."""
+        """Return whether a thread that waits for a processor has stopped when the reader was given one.
+
+        Later than the reader was given its processor, it was not displaced: it slept while its stack was read, and has
+        been woken since.
+        """
         if not self._is_prompt:
             return False
         if self._began is None:
             own = _SCHED.search(self._read(f"{self._own}/sched"))
             self._began = 0 if own is None else int(own[1] + own[2])
-        return abs(int(sched[1] + sched[2]) - self._began) < _TOGETHER
+        return 0 <= self._began - int(sched[1] + sched[2]) < _TOGETHER
 
     def _read(self, path: str) -> bytes:
         """Return the content of a file, nothing if the thread has ended or the system has no such file."""
