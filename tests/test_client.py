@@ -136,6 +136,40 @@ async def test_a_command_that_is_not_carried_out_raises_the_reason_and_the_text(
         assert isinstance(await soon(client.command("handshake")), Handshake), "the connection goes on"
 
 
+async def test_requests_given_up_on_a_silent_server_are_bounded_until_their_replies_arrive(scripted: Any) -> None:
+    async with RbkitClient(scripted()) as client:
+        for _ in range(client_module._MAX_ABANDONED):
+            asked = asyncio.create_task(client.request("trigger_gc"))
+            await asyncio.sleep(0)
+            asked.cancel()
+            await asyncio.wait([asked])
+        for _ in range(3):
+            with pytest.raises(CommandError, match="256 cancelled requests have no reply") as error:
+                await soon(client.command("trigger_gc"))
+            assert error.value.reason == "busy"
+        assert len(client._asked) == client_module._MAX_ABANDONED
+        client._take(b"0ok")
+        asked = asyncio.create_task(client.request("trigger_gc"))
+        await asyncio.sleep(0)
+        assert len(client._asked) == client_module._MAX_ABANDONED
+        for _ in range(client_module._MAX_ABANDONED - 1):
+            client._take(b"0of another")
+        client._take(b"0its own")
+        assert await soon(asked) == b"its own"
+        assert client._abandoned == 0
+
+
+async def test_requests_given_up_on_a_lost_connection_do_not_count_on_the_next(scripted: Any) -> None:
+    async with RbkitClient(scripted()) as client:
+        asked = [asyncio.create_task(client.request("trigger_gc")) for _ in range(2)]
+        await asyncio.sleep(0)
+        for each in asked:
+            each.cancel()
+        client._fail_pending("lost")  # before the tasks notice that they were cancelled
+        await asyncio.wait(asked)
+        assert client._abandoned == 0
+
+
 async def test_a_command_without_a_reply_raises_timeout(rbkit: FakeRbkit, serve: Serve) -> None:
     server = await serve(Bridge(pub=rbkit.pub, req=rbkit.req, command_timeouts={"trigger_gc": 0.1}))
     async with server.client() as client:

@@ -35,6 +35,8 @@ _FIRST_BACKOFF: Final = 0.1  # seconds, doubled with each failure
 _LAST_BACKOFF: Final = 10.0
 _PING_INTERVAL: Final = 30.0  # seconds; a server that vanished is noticed within two of them
 
+_MAX_ABANDONED: Final = 256  # requests that were cancelled and whose replies have not arrived
+
 _UNAUTHORIZED: Final = (401, 403)
 
 _closing = Tasks()  # connections whose client may have been discarded
@@ -103,6 +105,7 @@ class RbkitClient:
         self._reconnect = reconnect
         self._max_message_size = max_message_size
         self._asked: deque[asyncio.Future[bytes]] = deque()
+        self._abandoned = 0  # cancelled requests among them
         self._inbox = Inbox(max_pending_bytes)
         self._arrived = asyncio.Event()
         self._connection: WebSocketClientConnection | None = None
@@ -174,6 +177,8 @@ class RbkitClient:
     async def request(self, message: str | bytes) -> bytes:
         """Send a message unchanged and return the bytes of the reply, which may be an error.
 
+        While 256 cancelled requests have no reply, nothing is sent, and the reply is ``error:busy``.
+
         Raises:
             ConnectionLost: there is no connection, or it was lost before the reply arrived.
             ValueError: the text cannot be encoded in UTF-8.
@@ -181,14 +186,20 @@ class RbkitClient:
         payload = message.encode() if isinstance(message, str) else message
         if self._connection is None:
             raise self._lost_error()
+        if self._abandoned >= _MAX_ABANDONED:
+            text = f"{_MAX_ABANDONED} cancelled requests have no reply; allowed: {_MAX_ABANDONED} of one client"
+            return CommandError("busy", text).to_reply()
+        asked = self._asked
         reply: asyncio.Future[bytes] = asyncio.get_running_loop().create_future()
-        self._asked.append(reply)
+        asked.append(reply)
         try:
             with contextlib.suppress(WebSocketClosedError):  # the reader learns the reason, and fails the reply
                 await self._connection.write_message(payload, binary=isinstance(message, bytes))
             return await reply
         finally:
             reply.cancel()  # the reply to a cancelled request still arrives, in order, and is ignored
+            if reply.cancelled() and asked is self._asked:
+                self._abandoned += 1
 
     async def events(self) -> AsyncIterator[Event | Gap | Notice]:
         """Yield the decoded events since the connection was opened, until the client is closed.
@@ -295,7 +306,9 @@ class RbkitClient:
             self._put(notice)
         elif self._asked:
             reply = self._asked.popleft()
-            if not reply.done():
+            if reply.cancelled():
+                self._abandoned -= 1
+            else:
                 reply.set_result(payload)
 
     def _put(self, item: bytes | Gap | Notice) -> None:
@@ -303,7 +316,7 @@ class RbkitClient:
         self._arrived.set()
 
     def _fail_pending(self, reason: str) -> None:
-        asked, self._asked = self._asked, deque()
+        asked, self._asked, self._abandoned = self._asked, deque(), 0
         for reply in asked:
             if not reply.done():
                 code = self._lost.code if self._lost else None
