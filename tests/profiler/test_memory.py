@@ -16,7 +16,7 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from tests.fake_rbkit import recorded
-from tests.profiler.conftest import Client, raw_events, shape
+from tests.profiler.conftest import PATIENCE, Client, raw_events, shape
 from tornado_rbkit import profiler
 from tornado_rbkit.profiler import memory
 from tornado_rbkit.profiler.alignment import id_array
@@ -420,7 +420,10 @@ def test_stopping_forgets_everything(client: Client, server: profiler.Server) ->
     assert not own_callbacks(gc.callbacks)
 
 
-def test_stopping_tells_what_came_and_went_since_the_last_tick(client: Client) -> None:
+def test_stopping_tells_what_came_and_went_since_the_last_tick(
+    client: Client, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("tornado_rbkit.profiler.profile.LAST_SECONDS", PATIENCE)
     gone = [Leaked() for _ in range(100)]
     lost = ids(gone)
     client.ask(b"start_memory_profile")
