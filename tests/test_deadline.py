@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import threading
 import time
 from collections.abc import Callable
 
@@ -23,29 +24,43 @@ __all__ = ["line", "stall"]  # fixtures
 class Clock:
     """The monotonic clock and the system clock, which a test sets forward.
 
-    Setting it forward by much between two turns of the loop is what a stopped process sees when it continues.
+    Setting it forward by much between two turns of the loop is what a stopped process sees when it continues. They
+    run by themselves too, but not while `run` sets them forward, nor while this process is stopped or starved.
     """
 
+    STEP = 0.05
+
     def __init__(self) -> None:
-        self._monotonic, self._system = time.monotonic, time.time
-        self._ahead = 0.0
+        self._real = time.monotonic
+        self._lock = threading.Lock()
+        self._seen = self._now = self._real()
+        self._since_epoch = time.time() - self._now
+        self._is_set_forward = False
 
     def monotonic(self) -> float:
-        return self._monotonic() + self._ahead
+        with self._lock:
+            real = self._real()
+            if not self._is_set_forward:
+                self._now += min(real - self._seen, self.STEP)
+            self._seen = real
+            return self._now
 
     def system(self) -> float:
-        return self._system() + self._ahead
+        return self.monotonic() + self._since_epoch
 
     def pause(self, seconds: float) -> None:
         """Let time pass in which the loop does not run."""
-        self._ahead += seconds
+        with self._lock:
+            self._now += seconds
 
     async def run(self, seconds: float) -> None:
         """Let time pass in which the loop runs."""
-        for _ in range(int(seconds / 0.05)):
-            self._ahead += 0.05
+        self._is_set_forward = True
+        for _ in range(int(seconds / self.STEP)):
+            self.pause(self.STEP)
             for _ in range(5):
                 await asyncio.sleep(0)
+        self._is_set_forward = False
 
 
 @pytest.fixture
@@ -181,6 +196,25 @@ class ManualLoop:
 
 
 class TestSlowClient:
+    async def test_that_is_always_behind_and_reads_is_never_stalled(self, clock: Clock, line: Line) -> None:
+        near = line.outbox(stall_timeout=5)
+        for number in range(200):
+            while near.outbox.data_bytes < 4 * MIB:
+                near.outbox.send_data([chunk(number, 100 * KIB)])
+            await line.client.read()
+            await clock.run(0.1)
+        assert near.outbox.data_bytes > 0
+        assert near.stalled == 0
+
+    async def test_that_reads_slowly_makes_progress_and_is_not_stalled(self, clock: Clock, line: Line) -> None:
+        near = line.outbox(stall_timeout=5)
+        near.outbox.send_data([chunk(number, 100 * KIB) for number in range(30)])
+        for _ in range(20):
+            await line.client.read(32 * KIB)
+            await clock.run(1)
+            assert near.outbox.blocked
+        assert near.stalled == 0, "it took some of the data all the time"
+
     async def test_is_not_taken_for_stalled_because_the_server_was_paused(self, clock: Clock, line: Line) -> None:
         near = line.outbox(stall_timeout=5)
         near.outbox.send_data([chunk(0, 4 * MIB)])
@@ -260,7 +294,7 @@ class TestPong:
 async def test_a_profiler_that_answered_while_the_server_was_paused_is_there(
     serve: Serve, rbkit: FakeRbkit, clock: Clock
 ) -> None:
-    server = await serve(Bridge(**rbkit.endpoints, threaded=False, connect_timeout=2))
+    server = await serve(Bridge(**rbkit.endpoints, threaded=False, connect_timeout=3))
     connection = await server.connect()
     clock.pause(60)
     await connection.write_message("trigger_gc")

@@ -323,30 +323,6 @@ async def test_a_client_that_does_not_read_is_reported_once_the_stall_timeout_ha
     assert near.stalled == 1
 
 
-async def test_a_client_that_reads_what_it_is_sent_is_never_reported(line: Line) -> None:
-    near = line.outbox(stall_timeout=0.5)
-    loop = asyncio.get_running_loop()
-    end = loop.time() + 1.2  # of a client that is always behind
-    number = 0
-    while loop.time() < end:
-        if near.outbox.data_bytes < 4 * MIB:
-            near.outbox.send_data([chunk(number, 100 * KIB)])
-            number += 1
-        else:
-            await line.client.read()
-    assert near.outbox.data_bytes > 0
-    assert near.stalled == 0
-
-
-async def test_a_client_that_reads_slowly_makes_progress_and_is_not_stalled(line: Line) -> None:
-    near = line.outbox(stall_timeout=0.4)
-    near.outbox.send_data([chunk(number, 100 * KIB) for number in range(30)])
-    for _ in range(20):
-        await line.client.read(32 * KIB)
-        await asyncio.sleep(0.05)  # the client's slowness: 640 KiB a second
-    assert near.stalled == 0, "it took some of the data all the time"
-
-
 async def test_an_idle_client_is_not_stalled(line: Line) -> None:
     near = line.outbox(stall_timeout=0.02)
     near.outbox.send_data([chunk(0, KIB)])

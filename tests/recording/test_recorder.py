@@ -15,11 +15,14 @@ import pytest
 
 from tests.conftest import Serve, Server, until
 from tests.fake_rbkit import FakeRbkit, collection, rbkit_process
+from tests.test_deadline import Clock, clock
 from tornado_rbkit import Bridge, RbkitError
 from tornado_rbkit.cli.caveats import check_command
 from tornado_rbkit.protocol import Handshake, ObjectSpaceDump, decode_handshake
 from tornado_rbkit.recording.recorder import CPU, LAST_FLUSH_SECONDS, MEMORY, Recorder, RecordingSession
 from tornado_rbkit.recording.recording import DATA, Record, events, read
+
+__all__ = ["clock"]  # a fixture
 
 ROW = {3: 1, 4: "A", 5: [], 6: None, 7: None, 8: 40}
 DUMP = collection(0, [{0: 5, 1: 1.0, 2: [ROW] * 3}])
@@ -110,6 +113,22 @@ async def test_the_wait_for_the_last_messages_ends_with_the_connection(
         assert await asyncio.wait_for(ending, 60) == []
 
 
+async def test_the_last_messages_are_waited_for_although_this_process_was_stopped(
+    serve: Serve, rbkit: FakeRbkit, clock: Clock
+) -> None:
+    server = await serve(Bridge(**rbkit.endpoints, threaded=False))
+    async with Recording(server) as recording:
+        ending = asyncio.create_task(recording.end())
+        await asyncio.sleep(0)
+        message = rbkit.publish_collection()
+        clock.pause(60)
+        await until(lambda: recording.recorder.messages or ending.done(), "the message has arrived")
+        while not ending.done():
+            await clock.run(0.5)
+        assert ending.result() == []
+    assert recording.messages == [message]
+
+
 # Restarts
 
 
@@ -166,11 +185,12 @@ async def test_a_client_gets_none_for_what_the_tagged_rbkit_does_not_send(serve:
 
 
 async def test_a_snapshot_of_the_tagged_rbkit_ends_with_its_message(serve: Serve, tagged: FakeRbkit) -> None:
-    tagged.flush_interval = 0.3
+    tagged.flush_interval = 3600
     server = await serve(Bridge(**tagged.endpoints))
     async with Recording(server) as recording:
         await recording.session.snapshot()
         assert recording.recorder.messages == 0, "it replies before it sends the snapshot"
+        tagged.flush_interval = 0.3
         assert await recording.end() == []
         await until(lambda: recording.recorder.objects, "it is counted")
         assert recording.recorder.progress().endswith(" bytes, 3 objects")

@@ -11,6 +11,7 @@ from typing import BinaryIO, Final
 import msgpack
 
 from tornado_rbkit.client import RbkitClient
+from tornado_rbkit.deadline import Deadline
 from tornado_rbkit.errors import CommandError, DecodeError, RbkitError
 from tornado_rbkit.inbox import Gap
 from tornado_rbkit.protocol import RESTARTED, DumpPart, Notice, decode_handshake, dump_parts
@@ -183,7 +184,11 @@ class RecordingSession:
             commands = ["handshake"]
         errors = await self._recorder.ask_each(self._rbkit, commands)
         if not errors:
-            await asyncio.wait([following], timeout=LAST_FLUSH_SECONDS)
+            flushed = asyncio.Event()
+            deadline = Deadline(LAST_FLUSH_SECONDS, flushed.set)
+            following.add_done_callback(lambda _: flushed.set())
+            await flushed.wait()
+            deadline.cancel()
         return errors
 
     def _on_restart(self) -> None:
