@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import signal
 import sys
 from collections.abc import Iterator
 from pathlib import Path
@@ -16,16 +17,16 @@ from tests.faults.witness import Witness
 from tests.raw import HANDSHAKE, Raw, upgrade_request
 
 PROGRAM = """
-import sys
+import signal, sys
 from tornado_rbkit.cli import listener, main
-listener.REQUEST_TIMEOUT = 1.0
+signal.signal(signal.SIGUSR1, lambda *_: setattr(listener, "REQUEST_TIMEOUT", 1.0))
 sys.exit(main.main())
 """
 
 
 @contextlib.contextmanager
 def serve(profiler: SteadyProcess, folder: Path, *rules: str) -> Iterator[Serving]:
-    """Run `tornado-rbkit -v serve` whose patience is a second."""
+    """Run `tornado-rbkit -v serve`, whose patience with later requests is a second after SIGUSR1."""
     options = ["-v", "serve", "--pub", profiler.pub, "--req", profiler.req, "--port", "0", *rules]
     with serving(folder / "log", [sys.executable, "-X", "dev", "-W", "error", "-c", PROGRAM, *options]) as running:
         yield running
@@ -123,9 +124,11 @@ async def test_the_token_does_not_stand_in_the_log(server: Serving) -> None:
     assert "s3cret" not in server.log
 
 
-async def test_who_takes_forever_to_ask_is_let_go_and_who_watches_is_not(server: Serving) -> None:
+async def test_who_takes_forever_to_ask_is_let_go_and_who_watches_is_not(open_server: Serving) -> None:
+    server = open_server
     before = len(server.log.splitlines())
-    async with Witness(f"{server.ws}?token=s3cret") as viewer, contextlib.AsyncExitStack() as stack:
+    async with Witness(server.ws) as viewer, contextlib.AsyncExitStack() as stack:
+        server.process.send_signal(signal.SIGUSR1)
         slow = [await stack.enter_async_context(Raw(server.port)) for _ in range(60)]
 
         async def trickle(client: Raw, text: bytes) -> None:

@@ -10,13 +10,20 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
+from tornado.netutil import bind_sockets
+from tornado.web import Application
 
-from tests.conftest import until
+from tests.conftest import Server, ask
+from tests.fake_rbkit import FakeRbkit
 from tests.faults.serving import Serving, serving
 from tests.faults.steady import SteadyProcess
 from tests.faults.witness import Witness
 from tests.raw import HANDSHAKE, Raw
-from tornado_rbkit.cli.listener import MAX_BODY_SIZE, MAX_HEADER_SIZE
+from tests.test_deadline import Clock, clock
+from tornado_rbkit import Bridge, rbkit_routes
+from tornado_rbkit.cli.listener import MAX_BODY_SIZE, MAX_HEADER_SIZE, REQUEST_TIMEOUT, BoundedServer
+
+__all__ = ["clock"]  # a fixture
 
 COMMAND = [sys.executable, "-m", "tornado_rbkit"]
 MANY = 100  # connections
@@ -94,22 +101,24 @@ async def test_headers_are_held_up_to_their_bound(server: Serving) -> None:
             assert await client.end() == b"", "one too many, and the connection is closed"
 
 
-async def test_who_does_not_take_the_response_is_let_go(steady: SteadyProcess, tmp_path: Path) -> None:
-    program = (
-        "import sys; from tornado_rbkit.cli import listener, main; "
-        "listener.REQUEST_TIMEOUT = 2.0; sys.exit(main.main())"
-    )
-    options = ["-q", "serve", "--pub", steady.pub, "--req", steady.req, "--port", "0", "--token", "s3cret"]
-    with serving(tmp_path / "log", [sys.executable, "-c", program, *options]) as server:
-        async with Witness(f"{server.ws}?token=s3cret") as viewer, contextlib.AsyncExitStack() as stack:
-            assert await viewer.ask("trigger_gc") == b"ok"
-            at_rest = server.descriptors
-            for _ in range(10):
-                client = await stack.enter_async_context(Raw(server.port))
-                client.writer.write(ASSET * 200)
-            await until(lambda: server.descriptors >= at_rest + 10, "they are connected")
-            await until(lambda: server.descriptors <= at_rest, "they are gone")
-            assert await viewer.ask("trigger_gc") == b"ok", "a WebSocket has no such deadline"
+async def test_who_does_not_take_the_response_is_let_go(rbkit: FakeRbkit, clock: Clock) -> None:
+    bridge = Bridge(**rbkit.endpoints, threaded=False)
+    http = BoundedServer(Application(rbkit_routes(bridge)), max_requests=20)
+    sockets = bind_sockets(0, "127.0.0.1")
+    http.add_sockets(sockets)
+    server = Server(bridge, http, sockets[0].getsockname()[1])
+    viewer = await server.connected()
+    async with contextlib.AsyncExitStack() as stack:
+        for _ in range(10):
+            client = await stack.enter_async_context(Raw(server.port))
+            client.writer.write(ASSET * 200)
+            await client.until(b" 200 ")  # and no further
+        await clock.run(REQUEST_TIMEOUT / 2)
+        assert len(http._requests) == 10
+        while http._requests:
+            await clock.run(1)
+        assert await ask(viewer, "trigger_gc") == b"0ok", "a WebSocket has no such deadline"
+        await server.close()
 
 
 async def test_many_requests_at_once_on_one_connection_keep_nobody_waiting(server: Serving) -> None:
