@@ -14,6 +14,7 @@ from pathlib import Path
 from typing import Any
 
 import msgpack
+import zmq
 
 from tests.fake_rbkit import FakeRbkit
 
@@ -53,6 +54,11 @@ class SteadyRbkit(FakeRbkit):
             return b"ok"
         return super()._run_command(command)
 
+    def _command(self, rep: zmq.Socket[bytes]) -> None:
+        super()._command(rep)
+        if self.dead:
+            print("wedged", flush=True)
+
 
 class SteadyProcess:
     """The process, which publishes at a fixed rate. It is forked from a process that has imported all modules."""
@@ -91,6 +97,10 @@ class SteadyProcess:
         self.send_signal(signal.SIGSTOP)
         while Path(f"/proc/{self.pid}/stat").read_text().rpartition(")")[2].split()[0] != "T":
             time.sleep(0.001)
+
+    def wait_until_wedged(self) -> None:
+        """Return when the process has received an empty request, after which it answers no other."""
+        assert self._read() == "wedged\n"
 
     def send_signal(self, number: int) -> None:
         os.kill(self.pid, number)

@@ -231,8 +231,7 @@ async def test_a_profiler_behind_an_agent_that_is_frozen_killed_and_restarted(
         profiler = FakeRbkitProcess(f"ipc://{folder}/pub", f"ipc://{folder}/req")
         stack.callback(profiler.kill)
         await asyncio.to_thread(profiler.start)
-        timeouts = {"trigger_gc": 0.3, "handshake": 0.3}
-        puma = Bridge(**profiler.endpoints, command_timeouts=timeouts)
+        puma = Bridge(**profiler.endpoints, command_timeouts={"use_cpu_time": 0.3})  # asked while it is frozen
         await at(shared_node, stack).agent({"puma": puma}, "profiled")
         targets = await at(shared_node, stack).bridge()
         server = await at(shared_node, stack).served(targets, "profiled~puma")
@@ -241,7 +240,7 @@ async def test_a_profiler_behind_an_agent_that_is_frozen_killed_and_restarted(
             assert await client.command("trigger_gc") == "ok"
             profiler.freeze()
             with pytest.raises(CommandError) as refused:
-                await client.command("trigger_gc")
+                await client.command("use_cpu_time")
             assert refused.value.reason == "timeout"
             profiler.send_signal(signal.SIGCONT)
             await until(lambda: puma.stats()["trouble"] is None, "it answers again", timeout=60)
@@ -318,8 +317,8 @@ async def test_of_two_agents_with_one_name_one_serves_until_it_ends(
         client = await connected(server)
         raw = await stack.enter_async_context(raw_link(shared_node))
         leases: list[Message] = []
-        await raw.subscribe(subjects.all_leases("twins"), leases.append)
         since = time.monotonic()
+        await raw.subscribe(subjects.all_leases("twins"), leases.append)
         await until(lambda: sum(map(bool, (twin._watched for twin in twins.values()))) == 1, "one gives way", 60)
         (serving,) = (puma for puma, twin in twins.items() if twin._watched)
         (idle,) = (puma for puma in twins if puma is not serving)
@@ -410,8 +409,8 @@ async def test_a_lying_agent_harms_nobody_but_itself(
     liar = LyingAgent(raw, "liar")
     await liar.begin()
     async with bystander(server, rbkit, published) as client:
-        await liar.hello("puma", "x" * 5000, "", "new\nline", 5, None)
         since = time.monotonic()
+        await liar.hello("puma", "x" * 5000, "", "new\nline", 5, None)
         lied_to = await machine.served(targets, "liar~puma")
         assert [name for name in targets if name.startswith("liar")] == ["liar~puma"]
         other = await lied_to.connect()
