@@ -11,6 +11,7 @@ import sys
 import textwrap
 import threading
 import time
+from typing import Any
 
 import pytest
 from tornado.web import RequestHandler
@@ -253,8 +254,10 @@ async def test_commands_are_answered_after_any_number_of_joins_and_leaves_in_a_h
 
 async def test_a_client_that_leaves_during_authorize_does_not_join(serve: Serve, rbkit: FakeRbkit) -> None:
     asked, think = asyncio.Event(), asyncio.Event()
+    connections: list[Any] = []
 
     async def authorize(handler: RequestHandler, command: str) -> bool:
+        connections.append(handler.request.connection)
         asked.set()
         await think.wait()
         return True
@@ -265,7 +268,7 @@ async def test_a_client_that_leaves_during_authorize_does_not_join(serve: Serve,
     await asked.wait()
     writer.close()
     await writer.wait_closed()
-    await asyncio.sleep(0.05)  # for the server to see it go
+    await until(lambda: connections[0].stream.closed(), "the server has seen it go")
     think.set()
     assert await ask(await server.connected(), "trigger_gc") == b"0ok"
     assert len(server.bridge.stats()["clients"]) == 1

@@ -63,14 +63,13 @@ async def by_aiohttp(query: str, port: int, deflate: bool) -> AsyncGenerator[Mes
     url = f"http://127.0.0.1:{port}/rbkit/ws{query}"
     async with (
         aiohttp.ClientSession() as session,
-        session.ws_connect(
-            url, protocols=["rbkit"], max_msg_size=0, compress=15 if deflate else 0, heartbeat=0.1
-        ) as connection,
+        session.ws_connect(url, protocols=["rbkit"], max_msg_size=0, compress=15 if deflate else 0) as connection,
     ):
         assert bool(connection.compress) is deflate
         async for message in connection:
             assert message.type in (aiohttp.WSMsgType.BINARY, aiohttp.WSMsgType.TEXT), message
             yield message.data
+            await connection.ping()
 
 
 async def by_wsproto(query: str, port: int, deflate: bool) -> AsyncGenerator[Message, None]:

@@ -107,7 +107,10 @@ async def test_targets_that_do_not_fit_into_a_hello_are_left_out_and_logged(capl
     assert "1024 targets are announced" in caplog.text
 
 
-async def test_however_many_bridges_ask_the_list_is_sent_a_few_times_a_second(rig: Rig) -> None:
+async def test_however_many_bridges_ask_the_list_is_sent_a_few_times_a_second(
+    rig: Rig, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(agents, "HELLO_INTERVAL", 3600)  # which would be the second list
     running = asyncio.create_task(rig.agent.run())
     await until(lambda: subjects.WHO in rig.link.subscribed, "it is subscribed")
     for _ in range(1000):

@@ -224,12 +224,12 @@ class TestReplay:
         records = [Record(5.0, DATA, None, collection(0)), Record(4005.0, DATA, None, collection(1))]
         with ReplayServer(lambda: records, speed=10_000) as replay:
             server = await serve(Bridge(replay.pub, replay.req))
+            before = time.monotonic()  # and not when the first has arrived, which may be late
             async with server.client() as client:
                 messages = client.messages()
                 await messages.__anext__()
-                first = time.monotonic()
                 await messages.__anext__()
-                assert time.monotonic() - first > 0.3
+                assert time.monotonic() - before >= 0.4
 
     async def test_starts_over_for_a_client_that_comes_after_the_last_has_left(self, serve: Serve) -> None:
         records = [Record(0.0, DATA, None, collection(0)), Record(60.0, DATA, None, collection(1))]
@@ -591,16 +591,16 @@ async def test_snapshots_that_come_at_the_same_time_are_counted_apart() -> None:
 
 
 async def test_counting_a_large_snapshot_leaves_the_loop_its_turns() -> None:
-    """Fail if the loop stands still for half of the time that the counting takes: it has pings to answer."""
+    """Fail if the loop stands still for half of the work that the counting is: it has pings to answer."""
     events = [{0: 5, 1: 1.0, 10: 1, 11: 600_000, 2: [{3: 1, 4: "A", 5: [1] * 5, 6: None, 7: None, 8: 40}] * 1000}]
     payload = collection(0, events * 600)
     recorder = Recorder(io.BytesIO())
     recorder._snapshot_is_due = True
     recorder.write(DATA, None, payload)
-    turns = [time.monotonic()]
+    turns = [time.process_time()]  # which a busy machine does not lengthen
     while recorder.objects == 0:
         await asyncio.sleep(0.001)
-        turns.append(time.monotonic())
+        turns.append(time.process_time())
     assert recorder.progress().endswith(", 600,000 of 600,000 objects")
     longest = max(after - before for before, after in itertools.pairwise(turns))
     assert longest < (turns[-1] - turns[0]) / 2
