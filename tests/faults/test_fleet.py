@@ -41,7 +41,6 @@ from tornado_rbkit.errors import CommandError
 from tornado_rbkit.fleet import agent as agents
 from tornado_rbkit.fleet import subjects
 from tornado_rbkit.fleet import targets as targets_module
-from tornado_rbkit.fleet.agent import HOST_TARGET
 from tornado_rbkit.fleet.framing import WINDOW, Kind
 from tornado_rbkit.fleet.hello import VERSION
 from tornado_rbkit.fleet.link import LinkError, Message
@@ -370,7 +369,7 @@ class LyingAgent:
         assert subject is not None
         if not message.reply:
             return
-        if subject.target == HOST_TARGET:
+        if subject.target == subjects.HOST_TARGET:
             await self._raw.publish(message.reply, b"\x80")
             return
         self.leases += 1

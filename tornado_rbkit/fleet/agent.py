@@ -36,9 +36,6 @@ _log = logging.getLogger(__name__)
 HELLO_INTERVAL: Final = 1.0
 """Seconds between two hellos, which show bridges that the agent is running."""
 
-HOST_TARGET: Final = "_host"
-"""Used in place of a target's name by a bridge that asks whether the agent is running."""
-
 DEFAULT_TARGET: Final = "rbkit"
 """The name of a target without a name: the profiler at rbkit's default ports."""
 
@@ -254,7 +251,7 @@ class Agent:
         A bridge keeps the agent that answered it first. It would otherwise get both streams, each begun anew by the
         lease for the other one.
         """
-        if subject.target == HOST_TARGET:
+        if subject.target == subjects.HOST_TARGET:
             if asked.get("list"):
                 self._list_soon()
             return {}

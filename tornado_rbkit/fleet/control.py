@@ -10,7 +10,6 @@ from typing import Final
 import msgpack
 
 from tornado_rbkit.fleet import subjects
-from tornado_rbkit.fleet.agent import HOST_TARGET
 from tornado_rbkit.fleet.link import Link, LinkError, Message
 from tornado_rbkit.fleet.nats import NatsServers
 from tornado_rbkit.fleet.subjects import Watcher
@@ -64,7 +63,9 @@ class ControlConnection:
     async def ask_for_list(self, host: str) -> None:
         """Ask one agent for the list of its targets."""
         with contextlib.suppress(LinkError):
-            await self.link.publish(subjects.watch(host, HOST_TARGET, self.watcher), msgpack.packb({"list": True}))
+            await self.link.publish(
+                subjects.watch(host, subjects.HOST_TARGET, self.watcher), msgpack.packb({"list": True})
+            )
 
     async def lease_vitals(self, hosts: Iterable[str]) -> None:
         """Lease the figures of the processes of some hosts."""
@@ -82,7 +83,7 @@ class ControlConnection:
         Raises:
             LinkError: there is none, or this cannot be determined.
         """
-        subject = subjects.watch(host, HOST_TARGET, self.watcher)
+        subject = subjects.watch(host, subjects.HOST_TARGET, self.watcher)
         await self.link.request(subject, msgpack.packb({}), LEASE_TIMEOUT)
 
     async def close(self) -> None:

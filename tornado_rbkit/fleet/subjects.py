@@ -20,6 +20,9 @@ HELLOS: Final = "rbkit.hello.*"
 
 ALL_VITALS: Final = "rbkit.vitals.*"
 
+HOST_TARGET: Final = "_host"
+"""Used in place of a target's name by a bridge that asks whether the agent is running."""
+
 
 class Watcher(NamedTuple):
     """One process of a bridge: the name of its credentials, and the token of the process."""
