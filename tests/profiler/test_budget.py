@@ -4,11 +4,11 @@ from __future__ import annotations
 
 import itertools
 import sys
-import time
 from dataclasses import dataclass
 
 import pytest
 
+from tornado_rbkit.profiler import real_time
 from tornado_rbkit.profiler.budget import IDLE_SHARE, SHARE, Budget
 
 
@@ -38,9 +38,9 @@ def note(limits: Budget, cost: float) -> None:
 @pytest.fixture
 def clocks(monkeypatch: pytest.MonkeyPatch) -> Clocks:
     clocks = Clocks()
-    monkeypatch.setattr(time, "monotonic", lambda: clocks.wall)
-    monkeypatch.setattr(time, "process_time", lambda: clocks.cpu)
-    monkeypatch.setattr(time, "thread_time", lambda: clocks.own)
+    monkeypatch.setattr(real_time, "monotonic", lambda: clocks.wall)
+    monkeypatch.setattr(real_time, "process_time", lambda: clocks.cpu)
+    monkeypatch.setattr(real_time, "thread_time", lambda: clocks.own)
     monkeypatch.setattr(sys, "getallocatedblocks", lambda: clocks.blocks)
     return clocks
 

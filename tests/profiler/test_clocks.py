@@ -22,7 +22,7 @@ from types import SimpleNamespace
 import pytest
 
 from tests.profiler.conftest import PATIENCE, Client
-from tornado_rbkit.profiler import clocks, cpu, run_state
+from tornado_rbkit.profiler import clocks, cpu, real_time, run_state
 from tornado_rbkit.profiler.batcher import EventBatcher
 from tornado_rbkit.profiler.clocks import Due, ThreadClocks
 from tornado_rbkit.profiler.cpu import CPUSampler
@@ -105,9 +105,9 @@ class Simulated:
         self.cpu = self.foreign = self.switches = 0
         self.interval = interval
         monkeypatch.setattr(clocks, "run_states", lambda: self.states)
-        monkeypatch.setattr(time, "clock_gettime_ns", lambda clock: self.cpu)
-        monkeypatch.setattr(time, "process_time_ns", lambda: self.cpu + self.foreign)
-        monkeypatch.setattr(time, "thread_time_ns", lambda: 0)
+        monkeypatch.setattr(real_time, "clock_gettime_ns", lambda clock: self.cpu)
+        monkeypatch.setattr(real_time, "process_time_ns", lambda: self.cpu + self.foreign)
+        monkeypatch.setattr(real_time, "thread_time_ns", lambda: 0)
         monkeypatch.setattr(resource, "getrusage", lambda who: SimpleNamespace(ru_nvcsw=self.switches))
         self.clocks = ThreadClocks()
         self.this = threading.get_ident()
@@ -149,7 +149,7 @@ def test_a_thread_that_was_woken_is_not_charged_for_what_it_computed_before_it_w
     thread = Simulated(monkeypatch, 0.001)
     thread.states.now = RUNNING
     thread.look(PROMPTLY, waited=False)
-    monkeypatch.setattr(time, "monotonic_ns", lambda: 10**15 + 1000 * thread.cpu)  # after a long time
+    monkeypatch.setattr(real_time, "monotonic_ns", lambda: 10**15 + 1000 * thread.cpu)  # after a long time
     monkeypatch.setattr(clocks, "_chance", SimpleNamespace(random=lambda: 0.1))
     for waited in (False, False, True):
         thread.cpu += 10_000_000
@@ -157,7 +157,7 @@ def test_a_thread_that_was_woken_is_not_charged_for_what_it_computed_before_it_w
         assert due is not None
         assert (due.seen, due.unseen) == (30 if waited else 0, 0)
     thread.cpu += 10_000_000
-    monkeypatch.setattr(time, "monotonic_ns", lambda: thread.cpu)
+    monkeypatch.setattr(real_time, "monotonic_ns", lambda: thread.cpu)
     monkeypatch.setattr(clocks, "cpu_nanoseconds", lambda native_id: thread.cpu + 1_000)
     due = thread.look(PROMPTLY, waited=False, ticks=20)
     assert due is not None
@@ -324,7 +324,7 @@ def test_a_thread_that_started_since_the_last_look_is_charged_for_all_it_compute
     """Other threads may get a clock late: a thread of C when it asks for its `threading.Thread`."""
     thread = Simulated(monkeypatch, 0.001)
     moment = 0
-    monkeypatch.setattr(time, "monotonic_ns", lambda: moment)
+    monkeypatch.setattr(real_time, "monotonic_ns", lambda: moment)
     thread.look(PROMPTLY, waited=False)
     del thread.clocks.threads[thread.this]
     thread.states.now = RUNNING

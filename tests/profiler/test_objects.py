@@ -33,7 +33,7 @@ def test_the_next_slice_has_as_many_objects_as_take_the_intended_time(
     took: float, count: int, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     times = iter([5.0, 5.0 + took * SLICE_SECONDS])
-    monkeypatch.setattr(objects, "time", SimpleNamespace(perf_counter=lambda: next(times)))
+    monkeypatch.setattr(objects, "real_time", SimpleNamespace(perf_counter=lambda: next(times)))
     size = SliceSize(2000)
     with size as present:
         assert present == 2000

@@ -22,6 +22,7 @@ from hypothesis import strategies as st
 
 from tests.profiler.conftest import PATIENCE, Client, raw_events
 from tests.profiler.test_cpu import running, until_asleep
+from tornado_rbkit.profiler import real_time
 from tornado_rbkit.profiler.batcher import EventBatcher
 from tornado_rbkit.profiler.collection_times import START, STOP, Collections, CollectionTimes
 from tornado_rbkit.profiler.cpu import CPUSampler
@@ -167,7 +168,7 @@ def test_what_a_collection_delayed_is_charged_to_the_collection(monkeypatch: pyt
     sampler = CPUSampler(EventBatcher())
     with running(planted) as (thread,):
         now = time.time()
-        monkeypatch.setattr(time, "time", lambda: now)
+        monkeypatch.setattr(real_time, "time", lambda: now)
         sampler._collections._ended.extend((thread, now - 0.0055, now - 0.0015))
         sampler._collections._ended.extend((threading.get_ident(), now - 1, now))
         sampler._tick(10, 0.001)

@@ -23,6 +23,7 @@ from tests.profiler.conftest import PATIENCE, Client, raw_events
 from tests.profiler.python import python
 from tornado_rbkit import profiler
 from tornado_rbkit.profiler import profile as profile_module
+from tornado_rbkit.profiler import real_time
 from tornado_rbkit.profiler.batcher import EventBatcher
 from tornado_rbkit.profiler.vitals import Vitals, process_figures
 from tornado_rbkit.protocol import EventType, GCStats
@@ -86,7 +87,7 @@ def test_vitals_come_once_a_second_however_late_the_server_wakes(waits: list[flo
     outlet = Audience()
     profile = profile_module.Profile("x", EventBatcher(), outlet)
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(profile_module, "time", SimpleNamespace(monotonic=lambda: now))
+        patch.setattr(profile_module, "real_time", SimpleNamespace(monotonic=lambda: now))
         patch.setattr(profile, "read_vitals", dict)
         for wait in waits:
             due = profile.publish_vitals()
@@ -285,7 +286,7 @@ def test_blocks_are_counted_as_rarely_as_it_takes_long(monkeypatch: pytest.Monke
         now[0] += 0.005
         return len(counts)
 
-    monkeypatch.setattr(time, "perf_counter", lambda: now[0])
+    monkeypatch.setattr(real_time, "perf_counter", lambda: now[0])
     monkeypatch.setattr(sys, "getallocatedblocks", count)
     vitals = Vitals()
     told = []

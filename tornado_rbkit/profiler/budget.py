@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-import time
 from typing import Final
 
+from tornado_rbkit.profiler import real_time
 from tornado_rbkit.profiler.frames import allocated_blocks
 
 SHARE: Final = 0.04
@@ -36,11 +36,11 @@ class Budget:
         # of the interpreter's memory, when the last comparison listed the objects; None if they cannot be counted
         self._blocks: int | None = None
         self._listed_blocks: int | None = None  # when the current one did
-        self._wall, self._cpu, self._own = time.monotonic(), time.process_time(), time.thread_time()
+        self._wall, self._cpu, self._own = real_time.monotonic(), real_time.process_time(), real_time.thread_time()
 
     def accrue(self) -> None:
         """Account for the time since `charge`, when the memory profile begins to work."""
-        wall, cpu, own = time.monotonic(), time.process_time(), time.thread_time()
+        wall, cpu, own = real_time.monotonic(), real_time.process_time(), real_time.thread_time()
         others = cpu - self._cpu - (own - self._own)
         accrued = max(SHARE * others, IDLE_SHARE * (wall - self._wall))
         published = own - self._own  # this thread's work in between; it also publishes CPU samples, and snapshots
@@ -49,7 +49,7 @@ class Budget:
 
     def charge(self) -> float:
         """Charge this thread's CPU time since `accrue`, when the memory profile ends its work; return the seconds."""
-        spent = time.thread_time() - self._own
+        spent = real_time.thread_time() - self._own
         self._credit -= spent
         self._cpu += spent
         self._own += spent

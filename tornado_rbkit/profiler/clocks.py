@@ -7,9 +7,9 @@ import os
 import random
 import sys
 import threading
-import time
 from typing import Final, NamedTuple
 
+from tornado_rbkit.profiler import real_time
 from tornado_rbkit.profiler.frames import Place
 from tornado_rbkit.profiler.run_state import LOCK, RUNNING, WAITING, WAITING_FILES, RunStates, can_wait, run_states
 
@@ -48,7 +48,7 @@ class ThreadClock:
     def __init__(self, native_id: int, most: int) -> None:
         self.native_id = native_id
         self.clock = _clock(native_id)
-        self.seen = time.clock_gettime_ns(self.clock)
+        self.seen = real_time.clock_gettime_ns(self.clock)
         self.used = self.owed = min(self.seen, most)
         """Nanoseconds of CPU time: between the last two looks, and not reported yet."""
         self.ticks = 0
@@ -122,12 +122,12 @@ class ThreadClocks:
         if not HAS_CPU_CLOCK:
             return unmoved
         self._find_delay(late)
-        now = time.monotonic_ns()
+        now = real_time.monotonic_ns()
         self._passed, self._looked = max(1, now - self._looked), now
         self._looks += 1
         ended: list[int] = []
         total = most = 0
-        read = time.clock_gettime_ns
+        read = real_time.clock_gettime_ns
         for thread_id, thread in self.threads.items():
             try:
                 now = read(thread.clock)
@@ -187,7 +187,7 @@ class ThreadClocks:
 
     @staticmethod
     def _all_but_own() -> int:
-        return time.process_time_ns() - time.thread_time_ns()
+        return real_time.process_time_ns() - real_time.thread_time_ns()
 
     def _find_delay(self, late: float) -> None:
         """Find out whether another thread kept the calling thread waiting, for the GIL or for a processor."""
@@ -276,7 +276,7 @@ class ThreadClocks:
             return chance < sure or (None if chance < had_gil else False)
         if never_waits:
             return True
-        passed = time.monotonic_ns() - self._looked
+        passed = real_time.monotonic_ns() - self._looked
         if (cpu_nanoseconds(thread.native_id) or 0) - thread.seen > passed / 2:
             return True
         return None if chance < thread.used / self._passed else False
@@ -340,7 +340,7 @@ def native_id(thread: threading.Thread) -> int | None:
 def cpu_nanoseconds(native_id: int) -> int | None:
     """Return the CPU time of a thread of this process by its kernel's id, None if there is none. Any thread; Linux."""
     try:
-        return time.clock_gettime_ns(_clock(native_id))
+        return real_time.clock_gettime_ns(_clock(native_id))
     except OSError:
         return None
 

@@ -9,7 +9,6 @@ to the host's debuggers and profilers. So the callback consists of functions wri
 from __future__ import annotations
 
 import gc
-import time
 from collections import deque
 from collections.abc import Callable, Iterator
 from itertools import repeat, starmap
@@ -17,6 +16,7 @@ from operator import methodcaller
 from types import MethodType
 from typing import Final
 
+from tornado_rbkit.profiler import real_time
 from tornado_rbkit.profiler.threads import original
 from tornado_rbkit.profiler.uninterrupted import parts_of
 
@@ -47,7 +47,7 @@ class Collections:
         self.internal = parts_of((self._callback, self._note_start, self._note_stop), _PARTS)
 
     def _noter(self, phase: float) -> Callable[[], None]:
-        clock, thread = starmap(time.time, repeat(())), starmap(original("get_ident"), repeat(()))
+        clock, thread = starmap(real_time.monotonic, repeat(())), starmap(original("get_ident"), repeat(()))
         return map(self._noted.extend, zip(repeat(phase), clock, thread, strict=False)).__next__
 
     def begin(self) -> None:
@@ -62,7 +62,7 @@ class Collections:
                 return
 
     def take(self) -> Iterator[tuple[float, float, int]]:
-        """Remove what was noted; give the phase, its time in seconds since the Unix epoch, and the thread."""
+        """Remove what was noted; give the phase, its time of `real_time.monotonic`, and the thread."""
         while self._noted:
             yield self._noted.popleft(), self._noted.popleft(), int(self._noted.popleft())
 
@@ -102,10 +102,11 @@ class CollectionTimes:
         self._ended.clear()
 
     def _take(self) -> None:
+        since_epoch = real_time.time() - real_time.monotonic()
         for phase, seconds, thread in self._collections.take():
             if phase == START:
-                self._running[thread] = seconds
+                self._running[thread] = since_epoch + seconds
             else:
                 began = self._running.pop(thread, None)
                 if began is not None:
-                    self._ended.extend((thread, began, seconds))
+                    self._ended.extend((thread, began, since_epoch + seconds))

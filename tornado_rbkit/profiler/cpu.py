@@ -40,10 +40,10 @@ from __future__ import annotations
 
 import random
 import sys
-import time
 from itertools import compress, starmap
 from typing import Any, Final
 
+from tornado_rbkit.profiler import real_time
 from tornado_rbkit.profiler.arguments import check_interval
 from tornado_rbkit.profiler.batcher import BACKLOG_EVENTS, EventBatcher
 from tornado_rbkit.profiler.clocks import Due, ThreadClocks, thread_name
@@ -167,7 +167,7 @@ class CPUSampler:
         self._failure = None
         self._pace = Pace(self.interval)
         self._ticks = self._late = self._samples = 0
-        self._began = time.monotonic()
+        self._began = real_time.monotonic()
         self._thread = InternalThread(self._run, "rbkit-cpu")
 
     def stop(self) -> None:
@@ -195,7 +195,7 @@ class CPUSampler:
         ``shortest_burst`` is the time of computing between two waits (seconds) below which shares are too coarse.
         """
         enabled = self.enabled
-        seconds = (time.monotonic() if enabled else self._ended) - self._began
+        seconds = (real_time.monotonic() if enabled else self._ended) - self._began
         return {
             "enabled": enabled,
             "engine": "in-process",
@@ -225,7 +225,7 @@ class CPUSampler:
             self._collections.stop()
             self._switching.restore()
             self._frames.clear()
-            self._ended = time.monotonic()
+            self._ended = real_time.monotonic()
 
     def _sample_safely(self, consequence: str) -> bool:
         """Sample until `stop`; return False after an unexpected error."""
@@ -244,11 +244,11 @@ class CPUSampler:
         self._reader = None
         self._clocks = ThreadClocks()
         self._clocks.wake_on_time()
-        due = time.monotonic() + self._pace.interval
+        due = real_time.monotonic() + self._pace.interval
         lead = 0.0
         while not self._wait_for_tick(due, lead):
             interval = self._pace.interval
-            late = max(0.0, time.monotonic() - due)
+            late = max(0.0, real_time.monotonic() - due)
             behind = int(late / interval)
             due += (behind + 0.5 + _jitter.random()) * interval
             self._late += behind
@@ -258,9 +258,9 @@ class CPUSampler:
                 continue
             with hiding():
                 self._switching.suspend()
-                began = time.thread_time()
+                began = real_time.thread_time()
                 ticks, size = self._tick(1 + behind, interval, late)
-                self._pace.adapt((time.thread_time() - began) / ticks, size / ticks)
+                self._pace.adapt((real_time.thread_time() - began) / ticks, size / ticks)
                 lead = self._lower_switch_interval(due)
             self._ticks += 1
 
@@ -268,14 +268,14 @@ class CPUSampler:
         """Wait until a tick is due and this thread has the GIL; return True after `stop`.
 
         Args:
-            due: the time of the tick, of `time.monotonic`.
+            due: the time of the tick, of `real_time.monotonic`.
             lead: seconds before the tick at which to begin to wait for the GIL.
         """
-        now = time.monotonic()
+        now = real_time.monotonic()
         if lead:
             if self._stopped.wait(due - lead - now):
                 return True
-            now = time.monotonic()
+            now = real_time.monotonic()
             if now >= due:
                 return False
             with hiding():  # no other thread had the GIL
@@ -290,7 +290,7 @@ class CPUSampler:
         While one thread computes without a pause, this thread waits for the GIL as long before the tick as the switch
         interval, so the interpreter takes the GIL from the other thread when the tick is due, with fewer wake-ups.
         """
-        if self._clocks is not None and self._clocks.steady and due - time.monotonic() > 1.5 * LEAD:
+        if self._clocks is not None and self._clocks.steady and due - real_time.monotonic() > 1.5 * LEAD:
             self._switching.lower(LEAD)
             lead = sys.getswitchinterval()
             if lead <= LEAD:  # the host has not changed it
@@ -320,7 +320,7 @@ class CPUSampler:
         ticks = min(ticks, 1 + int(max(MAKE_UP_SECONDS, held) / interval))
         stacks = self._read_stacks(internal_threads() | unmoved.keys()) if clocks.stirred else {}
         tasks = {} if self._reader is None else self._reader.tasks
-        now = time.time()
+        now = real_time.time()
         size = 0
         for thread in unmoved.values():
             if thread.event is not None and not by_cpu:
@@ -338,8 +338,8 @@ class CPUSampler:
 
     def _read_stacks(self, skipped: set[int]) -> dict[int, list[Place]]:
         """Return the stacks of the other threads; once a second, look for event loops before."""
-        if self._reader is None or time.monotonic() >= self._loops_due:
-            self._loops_due = time.monotonic() + FIND_SECONDS
+        if self._reader is None or real_time.monotonic() >= self._loops_due:
+            self._loops_due = real_time.monotonic() + FIND_SECONDS
             self._loops.find()
             if self._reader is None or not self._reader.reads_tasks:
                 self._reader = StackReader()

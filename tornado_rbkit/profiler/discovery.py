@@ -14,10 +14,10 @@ import secrets
 import socket
 import stat
 import sys
-import time
 from pathlib import Path
 from typing import Any, Final, NamedTuple
 
+from tornado_rbkit.profiler import real_time
 from tornado_rbkit.profiler.endpoints import accepts, remove_files
 from tornado_rbkit.profiler.folder import prepare_folder, remove_file, runtime_folder, verify_folder
 from tornado_rbkit.profiler.threads import internal_logger
@@ -101,7 +101,7 @@ class Announcement:
         """Write the file again if it was removed, and touch it every hour: cleaners remove old files."""
         try:
             if self.path is not None:
-                if abs(time.time() - self.path.stat().st_mtime) > _TOUCH_SECONDS:
+                if abs(real_time.time() - self.path.stat().st_mtime) > _TOUCH_SECONDS:
                     os.utime(self.path)
                 return
         except OSError:  # the file or its folder was removed

@@ -12,11 +12,11 @@ import json
 import os
 import secrets
 import sys
-import time
 from collections.abc import Iterator
 from pathlib import Path, PurePath
 from typing import Any, Final, NamedTuple
 
+from tornado_rbkit.profiler import real_time
 from tornado_rbkit.profiler.discovery import list_servers
 from tornado_rbkit.profiler.folder import prepare_folder, runtime_folder
 from tornado_rbkit.profiler.lifecycle import current_server, start_family_server, start_profiling
@@ -185,8 +185,8 @@ def _one_at_a_time() -> Iterator[None]:
 
 def _wait_for_lock(fcntl: Any, descriptor: int) -> None:
     """Wait for at most `_LOCK_SECONDS`; see `Server._wait_until_bound` for why this is a function."""
-    deadline = time.monotonic() + _LOCK_SECONDS
-    while not _lock(fcntl, descriptor) and time.monotonic() < deadline:
+    deadline = real_time.monotonic() + _LOCK_SECONDS
+    while not _lock(fcntl, descriptor) and real_time.monotonic() < deadline:
         Flag().wait(0.005)
 
 

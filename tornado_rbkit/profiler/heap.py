@@ -29,7 +29,6 @@ traversal, and sizes through ``__sizeof__`` only if that is not written in Pytho
 from __future__ import annotations
 
 import sys
-import time
 import tracemalloc
 from _tracemalloc import _get_object_traceback
 from collections.abc import Callable, Generator, Iterable, Iterator
@@ -38,6 +37,7 @@ from itertools import repeat
 from types import BuiltinMethodType, FrameType, FunctionType, MethodType
 from typing import Any, Final, NamedTuple
 
+from tornado_rbkit.profiler import real_time
 from tornado_rbkit.profiler.objects import (
     HEAP_TYPE,
     ClassNames,
@@ -115,7 +115,7 @@ class Snapshot:
         self.correlation_id = correlation_id
         self.total = 0
         """The number of objects found so far; the final number after the walk."""
-        self._timestamp = pack_time(time.time())
+        self._timestamp = pack_time(real_time.time())
         self._resident = resident_bytes()  # before the walk, which takes memory itself
         self._bodies: list[bytes] = []
         # Rehashing a single set of a million ids would hold the GIL for 50 ms.

@@ -9,13 +9,13 @@ from __future__ import annotations
 
 import os
 import sys
-import time
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, Final
 
 import zmq
 
+from tornado_rbkit.profiler import real_time
 from tornado_rbkit.profiler.endpoints import hidden_file, restore
 from tornado_rbkit.profiler.threads import internal_logger
 
@@ -52,7 +52,7 @@ class Listeners:
 
     def watch_descriptors(self) -> float:
         """Hide or show the files if a look at the descriptors is due; return the seconds until the next one."""
-        now = time.monotonic()
+        now = real_time.monotonic()
         if now >= self._due:
             self._due = now + LOOK_SECONDS
             self._keep([])
@@ -115,7 +115,7 @@ class Descriptors:
                 return 0
             if counted:
                 return counted
-        began = time.perf_counter()
+        began = real_time.perf_counter()
         if began >= self._due:
             try:
                 self._used = len(os.listdir("/dev/fd"))
@@ -123,6 +123,6 @@ class Descriptors:
                 self._used = 0
             except OSError:
                 return limit
-            ended = time.perf_counter()
+            ended = real_time.perf_counter()
             self._due = ended + (ended - began) / _LISTING_SHARE
         return self._used

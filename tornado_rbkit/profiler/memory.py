@@ -34,12 +34,12 @@ waiting for the GIL: during a tick, a host that computes has the GIL half of the
 from __future__ import annotations
 
 import gc
-import time
 from collections.abc import Callable, Generator, Iterator, Set
 from itertools import compress, repeat
 from operator import eq
 from typing import Any, Final
 
+from tornado_rbkit.profiler import real_time
 from tornado_rbkit.profiler.alignment import KnownObjects
 from tornado_rbkit.profiler.batcher import BACKLOG_EVENTS, EventBatcher
 from tornado_rbkit.profiler.budget import Budget
@@ -106,7 +106,7 @@ class MemoryProfile:
         self.enabled = True
         self._spent, self._ticks = 0.0, 0
         self._collections.begin()
-        self._budget, self._began, self._interval = Budget(), time.monotonic(), TICK_SECONDS
+        self._budget, self._began, self._interval = Budget(), real_time.monotonic(), TICK_SECONDS
         self._tick = self._begin(baseline=True)
         self._tick_spent = self._budget.charge()
 
@@ -140,7 +140,7 @@ class MemoryProfile:
             return None
         self._budget.accrue()
         self._publish_collections()
-        now = time.monotonic()
+        now = real_time.monotonic()
         if self._tick is None and self._is_due(now):
             self._began, self._interval = now, now - self._began
             self._tick_spent = 0.0
@@ -194,7 +194,7 @@ class MemoryProfile:
         with hiding():
             tracked = list_tracked(self._single)
             self._own = internal_ids(self._internal())  # now, because another thread may release some of them later
-        since, self._listed = self._listed, time.time()
+        since, self._listed = self._listed, real_time.time()
         changes = Changes(since, self._listed)
         comparison = self._compare(tracked, changes, collections, frozen)
         return comparison if baseline else self._publish(comparison, changes)

@@ -6,7 +6,6 @@ import _socket
 import gc
 import random
 import sys
-import time
 import weakref
 from array import array
 from collections import deque
@@ -19,6 +18,7 @@ from typing import Any, Final, TypeVar
 import msgpack
 import zmq
 
+from tornado_rbkit.profiler import real_time
 from tornado_rbkit.profiler.collection_times import Collections
 from tornado_rbkit.profiler.threads import hiding, original
 from tornado_rbkit.profiler.tracked import ClassesById, Tracked
@@ -120,11 +120,11 @@ class SliceSize:
         self._began = 0.0
 
     def __enter__(self) -> int:
-        self._began = time.perf_counter()
+        self._began = real_time.perf_counter()
         return self.count
 
     def __exit__(self, *_: object) -> None:
-        took = time.perf_counter() - self._began
+        took = real_time.perf_counter() - self._began
         if took > SLICE_SECONDS:
             self.count = max(100, int(self.count * SLICE_SECONDS / took))
         elif took < SLICE_SECONDS / 2:
@@ -133,11 +133,11 @@ class SliceSize:
 
 def in_slices(pieces: Iterable[object]) -> Iterator[None]:
     """Do the work of an iterator, which gives its pieces, and yield after each slice of `SLICE_SECONDS`."""
-    began = time.perf_counter()
+    began = real_time.perf_counter()
     for _ in pieces:
-        if time.perf_counter() - began > SLICE_SECONDS:
+        if real_time.perf_counter() - began > SLICE_SECONDS:
             yield
-            began = time.perf_counter()
+            began = real_time.perf_counter()
 
 
 def referents(items: Sequence[Any]) -> list[Any]:

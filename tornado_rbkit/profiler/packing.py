@@ -7,7 +7,6 @@ does no I/O; its functions may be called on any thread.
 from __future__ import annotations
 
 import struct
-import time
 from collections.abc import Callable, Iterable, Sequence
 from functools import lru_cache
 from itertools import chain, repeat
@@ -16,6 +15,7 @@ from typing import Any, Final, NamedTuple
 
 import msgpack
 
+from tornado_rbkit.profiler import real_time
 from tornado_rbkit.protocol import EventType, Field
 
 _double = struct.Struct(">d").pack
@@ -100,7 +100,7 @@ def pack_event(kind: EventType, payload: Any) -> bytes:
     return pack(
         {
             int(Field.EVENT_TYPE): int(kind),
-            int(Field.TIMESTAMP): time.time() * 1000.0,
+            int(Field.TIMESTAMP): real_time.time() * 1000.0,
             int(Field.PAYLOAD): payload,
         }
     )

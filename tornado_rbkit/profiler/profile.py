@@ -6,12 +6,12 @@ import contextlib
 import gc
 import os
 import sys
-import time
 import tracemalloc
 from collections.abc import Callable, Generator, Sequence
 from typing import Any, Final, Protocol
 
 from tornado_rbkit import __version__
+from tornado_rbkit.profiler import real_time
 from tornado_rbkit.profiler.batcher import EventBatcher
 from tornado_rbkit.profiler.clocks import HAS_CPU_CLOCK
 from tornado_rbkit.profiler.cpu import CPUSampler
@@ -166,7 +166,7 @@ class Profile:
         """Publish the vitals if they are due; return the seconds until they are due, None if nobody receives them."""
         if not self.gc_stats or not self._outlet.has_subscribers:
             return None
-        now = time.monotonic()
+        now = real_time.monotonic()
         if now >= self._vitals_due:
             due = self._vitals_due + VITALS_SECONDS
             self._vitals_due = due if due > now else now + VITALS_SECONDS
@@ -249,11 +249,11 @@ class Profile:
 
     def stop_memory_profile(self) -> bytes:
         """Publish the changes since the last tick, and stop; the reply is sent afterwards."""
-        deadline = time.monotonic() + LAST_SECONDS
+        deadline = real_time.monotonic() + LAST_SECONDS
         try:
             self._walk = self.memory.last_comparison()
             for _ in self._walk:
-                if time.monotonic() > deadline or not self._outlet.yield_to_host():
+                if real_time.monotonic() > deadline or not self._outlet.yield_to_host():
                     _log.info("the last changes are not reported: comparing takes more than %g s", LAST_SECONDS)
                     break
         finally:

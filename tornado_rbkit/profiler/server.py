@@ -7,7 +7,6 @@ import contextlib
 import math
 import os
 import socket
-import time
 from collections import deque
 from collections.abc import Callable, Sequence
 from pathlib import Path
@@ -16,6 +15,7 @@ from typing import Any, Final, TypeVar
 import zmq
 
 from tornado_rbkit.endpoints import require_descriptors
+from tornado_rbkit.profiler import real_time
 from tornado_rbkit.profiler.batcher import EventBatcher
 from tornado_rbkit.profiler.discovery import Announcement, RunningServer, unique_key
 from tornado_rbkit.profiler.endpoints import (
@@ -93,7 +93,7 @@ class Server:
         self._given = (pub, req)
         self.name = name
         self.family = family
-        self.started = time.time()
+        self.started = real_time.time()
         self._batcher = EventBatcher()
         self._profile = make_profile(name, self._batcher, self)
         self._profile.internal.append(self)
@@ -200,15 +200,15 @@ class Server:
         other subscribers no longer wait for it.
         """
         self._publish()
-        message = self._batcher.collection(events, time.time())  # messages are sent in the order of their numbers
+        message = self._batcher.collection(events, real_time.time())  # messages are sent in the order of their numbers
         self._pub.setsockopt(zmq.XPUB_NODROP, 1)
-        deadline = time.monotonic() + _PATIENCE_SECONDS
+        deadline = real_time.monotonic() + _PATIENCE_SECONDS
         while True:
             try:
                 self._pub.send(message, zmq.NOBLOCK)
                 break
             except zmq.Again:
-                if time.monotonic() > deadline or self._stopped.wait(0.005):
+                if real_time.monotonic() > deadline or self._stopped.wait(0.005):
                     self._pub.setsockopt(zmq.XPUB_NODROP, 0)
                     self._pub.send(message, zmq.NOBLOCK)
                     break
@@ -322,17 +322,17 @@ class Server:
         self._context.term()
 
     def _serve(self) -> None:
-        next_look = time.monotonic() + _LOOK_SECONDS
+        next_look = real_time.monotonic() + _LOOK_SECONDS
         while not self._stopping:
             while self._calls:
                 self._calls.popleft()()
             self._read_subscriptions()
             seconds = self._profile.work()
             self._publish()
-            until_look = next_look - time.monotonic()
+            until_look = next_look - real_time.monotonic()
             if until_look <= 0:
                 self._stay_reachable()
-                next_look, until_look = time.monotonic() + _LOOK_SECONDS, _LOOK_SECONDS
+                next_look, until_look = real_time.monotonic() + _LOOK_SECONDS, _LOOK_SECONDS
             seconds = min(until_look if seconds is None else seconds, until_look, self._listeners.watch_descriptors())
             self._poller.poll(math.ceil(1000 * seconds))
             with contextlib.suppress(BlockingIOError):
@@ -403,5 +403,5 @@ class Server:
                 _log.warning("a request of %d parts was not run; allowed: %d. This is logged once", parts, MAX_PARTS)
 
     def _publish(self, *, flush: bool = False) -> None:
-        for message in self._batcher.take(time.time(), flush=flush):
+        for message in self._batcher.take(real_time.time(), flush=flush):
             self._pub.send(message, zmq.NOBLOCK)

@@ -8,10 +8,10 @@ from __future__ import annotations
 
 import random
 import re
-import time
 from collections.abc import Iterator
 from typing import Final
 
+from tornado_rbkit.profiler import real_time
 from tornado_rbkit.profiler.await_chains import MAX_CHAIN, SuspendedTask
 from tornado_rbkit.profiler.batcher import EventBatcher
 from tornado_rbkit.profiler.event_loops import FIND_SECONDS
@@ -69,10 +69,10 @@ class TaskWaits:
                 self._failure = None
                 self._begin()
             return
-        now = time.monotonic()
+        now = real_time.monotonic()
         if now < self._due or self._failure is not None:
             return
-        began = time.thread_time()
+        began = real_time.thread_time()
         try:
             self._look(now)
         except SamplingError as error:
@@ -81,7 +81,7 @@ class TaskWaits:
         except Exception:  # noqa: BLE001 - must not affect the host, nor the instruments
             _log.exception("the asyncio tasks cannot be read; they are left out of the CPU profile")
             self._failure = "the tasks cannot be read; the log has the reason"
-        self._due = now + max(LOOK_SECONDS, (time.thread_time() - began) / SHARE)
+        self._due = now + max(LOOK_SECONDS, (real_time.thread_time() - began) / SHARE)
 
     def _look(self, now: float) -> None:
         if now >= self._loops_due:
@@ -95,7 +95,7 @@ class TaskWaits:
             return
         self._total = look.total
         groups = sorted(self._groups(look), key=lambda group: -group.tasks)[:MAX_GROUPS]
-        self._batcher.add(pack_suspended_tasks(time.time(), look.total, look.read, 1000 * seconds, groups))
+        self._batcher.add(pack_suspended_tasks(real_time.time(), look.total, look.read, 1000 * seconds, groups))
 
     def _groups(self, look: Look) -> Iterator[TaskGroup]:
         tasks = {task.number: task for task in look.suspended}

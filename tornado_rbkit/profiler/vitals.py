@@ -51,10 +51,10 @@ from __future__ import annotations
 
 import gc
 import os
-import time
 import tracemalloc
 from typing import Any, Final, TypeAlias
 
+from tornado_rbkit.profiler import real_time
 from tornado_rbkit.profiler.discovery import stat_fields
 from tornado_rbkit.profiler.frames import allocated_blocks
 
@@ -111,17 +111,17 @@ class Vitals:
             "total_freed_objects": minor["collected"] + middle["collected"] + major["collected"],
             "total_memsize": tracemalloc.get_traced_memory()[0] if tracemalloc.is_tracing() else UNKNOWN,
         }
-        own = process_figures("self") | {"process_cpu_ms": int(time.process_time() * 1000)}
+        own = process_figures("self") | {"process_cpu_ms": int(real_time.process_time() * 1000)}
         durations: list[Any] = [each.get("duration") for each in statistics]
         if None not in durations:  # seconds
             own["gc_pause_ms"] = int(sum(durations) * 1000)
         return with_all_keys(figures, own)
 
     def _allocated_blocks(self) -> int | str:
-        began = time.perf_counter()
+        began = real_time.perf_counter()
         if began >= self._count_due:
             self._blocks = allocated_blocks() or UNKNOWN
-            ended = time.perf_counter()
+            ended = real_time.perf_counter()
             self._count_due = ended + (ended - began) / _COUNT_SHARE
         return self._blocks
 
@@ -163,7 +163,7 @@ class MappedMemory:
 
     def read(self) -> dict[str, int]:
         """Return the figures, or the previous ones if reading takes long; none if they cannot be read."""
-        began = time.perf_counter()
+        began = real_time.perf_counter()
         if began < self._due:
             return self._figures
         self._figures = dict.fromkeys(_MAPPED.values(), 0)
@@ -175,7 +175,7 @@ class MappedMemory:
                         self._figures[key] += int(line.split()[1]) * 1024
         except OSError:  # it has ended, or the system has no such file
             self._figures = {}
-        ended = time.perf_counter()
+        ended = real_time.perf_counter()
         self._due = ended + (ended - began) / _MAPPED_SHARE
         return self._figures
 

@@ -32,7 +32,7 @@ def test_looks_are_dated_as_soon_as_those_of_which_one_was_read_at_once(
     clock = Clock()
     dated, taken, looked = Moments(), [], 100.0
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(moments, "time", clock)
+        patch.setattr(moments, "real_time", clock)
         for passed, late in [([0.001], 0.0), *reads]:
             for seconds in passed:
                 looked += seconds
@@ -44,7 +44,7 @@ def test_looks_are_dated_as_soon_as_those_of_which_one_was_read_at_once(
 
 def test_a_step_of_the_system_s_clock_is_followed(monkeypatch: pytest.MonkeyPatch) -> None:
     clock = Clock()
-    monkeypatch.setattr(moments, "time", clock)
+    monkeypatch.setattr(moments, "real_time", clock)
     dated = Moments()
     assert dated.date([0.001]) == [pytest.approx(EPOCH + 100)]
     clock.now, clock.stepped = 101.0, -3600.0

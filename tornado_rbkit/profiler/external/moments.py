@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import math
-import time
 from collections.abc import Iterable
+
+from tornado_rbkit.profiler import real_time
 
 
 class Moments:
@@ -28,7 +29,7 @@ class Moments:
         for seconds in passed:
             self._elapsed += seconds
             elapsed.append(self._elapsed)
-        now = time.monotonic()
+        now = real_time.monotonic()
         self._began = min(self._began, now - self._elapsed)
-        began = time.time() - now + self._began
+        began = real_time.time() - now + self._began
         return [began + each for each in elapsed]

@@ -13,10 +13,10 @@ import os
 import signal
 import sys
 import threading
-import time
 from types import ModuleType
 from typing import Any, Final
 
+from tornado_rbkit.profiler import real_time
 from tornado_rbkit.profiler.batcher import EventBatcher
 from tornado_rbkit.profiler.clocks import native_id, thread_name
 from tornado_rbkit.profiler.cpu import CPUSampler
@@ -66,8 +66,8 @@ class OwnProcess(RunningProcess):
 
     def module_name(self, file: str) -> str:
         """Return the name under which the program has imported a file."""
-        if file not in self._modules and time.monotonic() > self._modules_due:
-            self._modules_due = time.monotonic() + _NAME_SECONDS
+        if file not in self._modules and real_time.monotonic() > self._modules_due:
+            self._modules_due = real_time.monotonic() + _NAME_SECONDS
             self._modules = _names_of_modules()
         return self._modules.get(file) or super().module_name(file)
 
@@ -220,7 +220,7 @@ class OwnSampler:
             self._fall_back(str(error), interval)
             return
         self._outside = sampler
-        self._looks, self._watched = 0, time.monotonic()
+        self._looks, self._watched = 0, real_time.monotonic()
         self._inside.interval = interval
         self._deadline = self._new_deadline()
 
@@ -247,7 +247,7 @@ class OwnSampler:
             reason += _why_not_read()
         if outside.enabled and status["error_share"] > MAX_ERRORS:
             reason = f"{status['error_share']:.0%} of the stacks changed while they were read"
-        now = time.monotonic()
+        now = real_time.monotonic()
         stood_still = now - self._watched > _PATIENCE / 2  # this process, whose threads did not run
         self._watched = now
         if status["looks"] != self._looks or stood_still:
@@ -294,7 +294,7 @@ class OwnSampler:
         """Return the time by which the next stack must be there; with the CPU clock, a process that waits has none."""
         if self.clock_type == "cpu":
             return float("inf")
-        return time.monotonic() + _PATIENCE + 2 * self._active.interval
+        return real_time.monotonic() + _PATIENCE + 2 * self._active.interval
 
     def _fall_back(self, reason: str, interval: float) -> None:
         """Sample inside the process.

@@ -10,11 +10,11 @@ rate reached. A stack that changed while it was read is not published.
 
 from __future__ import annotations
 
-import time
 from collections.abc import Callable, Sequence
 from itertools import islice
 from typing import Any, Final
 
+from tornado_rbkit.profiler import real_time
 from tornado_rbkit.profiler.arguments import check_interval
 from tornado_rbkit.profiler.batcher import BACKLOG_EVENTS, EventBatcher
 from tornado_rbkit.profiler.cpu import BETWEEN_SAMPLES, COLLECTING, DEFAULT_INTERVAL, MAKE_UP_SECONDS, Pace
@@ -132,7 +132,7 @@ class ExternalSampler:
         self.failure = None
         self._forget()
         self._stopped = Flag()
-        self._began = time.monotonic()
+        self._began = real_time.monotonic()
         self._thread = InternalThread(self._run, "rbkit-cpu")
 
     def stop(self) -> None:
@@ -174,11 +174,11 @@ class ExternalSampler:
 
     def _lost_share(self) -> float:
         since = self._lost_since
-        lost = self._lost + (time.monotonic() - since if since is not None and self.enabled else 0.0)
+        lost = self._lost + (real_time.monotonic() - since if since is not None and self.enabled else 0.0)
         return lost / max(self._seconds(), _PATIENCE)
 
     def _seconds(self) -> float:
-        return (time.monotonic() if self.enabled else self._ended) - self._began
+        return (real_time.monotonic() if self.enabled else self._ended) - self._began
 
     def _error_share(self) -> float:
         return self._errors / max(self._stacks, _ENOUGH_STACKS)
@@ -219,7 +219,7 @@ class ExternalSampler:
             self.failure = EngineError(f"the sampler failed ({type(error).__name__}: {error})")
             _log.exception("sampling has ended")
         finally:
-            self._ended = time.monotonic()
+            self._ended = real_time.monotonic()
 
     def _sample_to_the_end(self) -> None:
         """Sample with one engine after the other.
@@ -238,7 +238,7 @@ class ExternalSampler:
             failure = self._read_to_the_end(self._engine)
             if self._stopped.is_set() or isinstance(failure, EngineFullError):
                 continue
-            ended = time.monotonic()
+            ended = real_time.monotonic()
             self._stopped.wait(_REST)  # a process that was killed is there for a moment longer
             if not self._process.is_alive():
                 raise EngineError(f"{self._process} has ended")
@@ -299,7 +299,7 @@ class ExternalSampler:
     def _publish(self, stacks: Sequence[Stack]) -> None:
         """Publish the ticks that these stacks complete."""
         if stacks and self._lost_since is not None:
-            self._lost += time.monotonic() - self._lost_since
+            self._lost += real_time.monotonic() - self._lost_since
             self._lost_since = None
         ticks = []
         for stack in stacks:
@@ -310,12 +310,12 @@ class ExternalSampler:
             self._tick[thread] = stack
         times = self._moments.date(next(iter(tick.values())).seconds for tick in ticks)
         self._unpublished += zip((list(tick.values()) for tick in ticks), times, strict=True)
-        if time.monotonic() - self._published >= _BATCH_SECONDS:
+        if real_time.monotonic() - self._published >= _BATCH_SECONDS:
             self._publish_ticks()
 
     def _publish_ticks(self) -> None:
         ticks, self._unpublished = self._unpublished, []
-        self._published = time.monotonic()
+        self._published = real_time.monotonic()
         seen = [self._looks(tick, moment) for tick, moment in ticks]
         if self._clock_type == "wall":
             samples = [(look, look.count) for tick in seen for look in tick]
@@ -401,7 +401,7 @@ class ExternalSampler:
         return packed
 
     def _thread_facts(self, native_id: int) -> tuple[int, str | None] | None:
-        now = time.monotonic()
+        now = real_time.monotonic()
         if now >= self._names_due:
             self._names.clear()  # threads end, and may be given another name
             self._names_due = now + _NAME_SECONDS
