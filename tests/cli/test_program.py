@@ -334,6 +334,16 @@ class TestRun:
         _, errors = process.communicate("\n", timeout=60)
         assert (process.returncode, errors) == (0, "tornado-rbkit: the web server was killed\n")
 
+    def test_ends_where_no_thread_can_be_started_any_more(self, tmp_path: Path) -> None:
+        text = """
+            import atexit, threading
+            def refuse(*_):
+                raise RuntimeError("can't create new thread at interpreter shutdown")
+            atexit.register(setattr, threading.Thread, "start", refuse)  # as Python 3.12.1 does it for all functions
+            """
+        finished = run(program(tmp_path, text))
+        assert (finished.returncode, finished.stderr.count("\n")) == (0, 1), finished.stderr
+
     async def test_ends_its_server_when_the_program_is_killed(
         self, tmp_path: Path, started: list[subprocess.Popen[str]]
     ) -> None:

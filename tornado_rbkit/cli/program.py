@@ -9,15 +9,16 @@ from __future__ import annotations
 import argparse
 import atexit
 import builtins
+import contextlib
 import importlib.util
 import os
 import pkgutil
 import re
 import runpy
 import secrets
+import select
 import subprocess
 import sys
-import threading
 import types
 import webbrowser
 from collections.abc import Callable
@@ -27,7 +28,7 @@ from urllib.parse import quote
 
 from tornado_rbkit.cli.output import say
 from tornado_rbkit.errors import ServerFailedError
-from tornado_rbkit.profiler import Server
+from tornado_rbkit.profiler import Server, real_time
 from tornado_rbkit.profiler.follow import follow, unfollowed
 
 if TYPE_CHECKING:
@@ -216,13 +217,13 @@ def _serve_beside(server: Server | Injected, host: str, port: int) -> str:
         command,
         stdin=subprocess.PIPE,
         stdout=subprocess.PIPE,
-        text=True,
+        bufsize=0,  # so that nothing behind the first line is read with it
         start_new_session=True,  # Ctrl-C must reach only the program
         env={**unfollowed(dict(os.environ)), "RBKIT_TOKEN": token},  # the process list does not show it
     )
     assert process.stdin is not None
     assert process.stdout is not None
-    kind, _, text = process.stdout.readline().rstrip().partition(" ")
+    kind, _, text = process.stdout.readline().decode().rstrip().partition(" ")
     if can_fork:
         process.wait()
     if kind != "ready":
@@ -237,28 +238,36 @@ def _serve_beside(server: Server | Injected, host: str, port: int) -> str:
     return f"{text}?token={quote(token, safe='')}"
 
 
-def _end(process: subprocess.Popen[str], pid: int) -> None:
+def _end(process: subprocess.Popen[bytes], pid: int) -> None:
     """End the web server, and wait until it has closed its standard output."""
     if os.getpid() != pid:
         return  # a forked child's exit is not the end of the program
     assert process.stdin is not None
-    assert process.stdout is not None
     process.stdin.close()
-    output = process.stdout
-    last: list[str] = []
-
-    def read() -> None:
-        with output:
-            last.append(output.read())
-
-    reader = threading.Thread(target=read, daemon=True)
-    reader.start()
-    reader.join(_PATIENCE)
-    status = last[0].strip().removeprefix("status ") if last else "running"
-    if process.returncode is None and last:  # Windows, where it is a child
-        status = str(process.wait())
+    status = _last_line(process).removeprefix("status ")
     if status != "0":
         reason = {"": "was killed", "running": f"is still running after {_PATIENCE:g} s"}.get(
             status, f"ended with status {status}"
         )
         say(f"the web server {reason}")
+
+
+def _last_line(process: subprocess.Popen[bytes]) -> str:
+    """Return what the web server prints at its end, or its exit status on Windows, where it is a child.
+
+    At the end of the process no thread can be started on Python 3.12.0 and 3.12.1.
+    """
+    assert process.stdout is not None
+    if os.name == "nt":
+        with contextlib.suppress(subprocess.TimeoutExpired):
+            return str(process.wait(_PATIENCE))
+        return "running"
+    deadline = real_time.monotonic() + _PATIENCE
+    last = b""
+    with process.stdout as output:
+        while select.select([output], [], [], max(0.0, deadline - real_time.monotonic()))[0]:
+            data = os.read(output.fileno(), 4096)
+            if not data:
+                return last.decode().strip()
+            last += data
+    return "running"
