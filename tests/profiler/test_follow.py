@@ -17,3 +17,20 @@ def test_an_unfollowed_process_has_the_environment_that_the_program_was_given(pa
     followed = {**given, "PYTHONPATH": os.pathsep.join([follow._STARTUP, *paths]), follow.VARIABLE: "[]"}
     assert follow.unfollowed(followed) == given
     assert follow.unfollowed(given) == given
+
+
+def test_nothing_is_said_of_a_child_that_ends_before_its_server_starts(
+    monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    def end(*_: object) -> None:
+        raise RuntimeError("can't create new thread at interpreter shutdown")
+
+    def fail(*_: object) -> None:
+        raise RuntimeError("can't start new thread")
+
+    monkeypatch.setattr(follow, "_start", end)
+    follow._start_worker(follow.Followed("family", "web"))
+    assert not caplog.messages
+    monkeypatch.setattr(follow, "_start", fail)
+    follow._start_worker(follow.Followed("family", "web"))
+    assert caplog.messages == [f"process {os.getpid()} of web has no profiler: can't start new thread"]

@@ -133,6 +133,8 @@ def _start_worker(followed: Followed) -> None:
             if current_server() is None:
                 _start(followed, _worker_name(followed))
     except Exception as error:  # noqa: BLE001 - the program must run as without the profiler
+        if "interpreter shutdown" in str(error):  # the process ends, so no thread can be started any more
+            return
         _log.warning("process %d of %s has no profiler: %s", os.getpid(), followed.name, error)
 
 
