@@ -12,6 +12,7 @@ import time
 import tracemalloc
 from collections import Counter
 from collections.abc import Iterator
+from itertools import pairwise
 from typing import Any
 
 import msgpack
@@ -547,3 +548,19 @@ def test_what_another_thread_of_the_profiler_releases_after_the_listing_is_left_
     rows = [row for dump in dumps for row in dump[2]]
     assert rows
     assert released not in {row[Field.OBJECT_ID] for row in rows}
+
+
+def test_what_a_walk_needs_is_released_in_pieces(monkeypatch: pytest.MonkeyPatch, frozen: None) -> None:
+    monkeypatch.setattr(heap, "get_freeze_count", lambda: 0)  # so that nothing else is looked at
+    monkeypatch.setattr(heap, "in_slices", iter, raising=False)  # the host can run after each piece
+    values = [[str(number)] for number in range(20_000)]
+    walked = heap.Snapshot(1, [])
+    sets, walk = walked._seen, walked.walk()
+    ids, objects = [], []
+    for _ in walk:
+        ids.append(sum(map(len, sets)))
+        objects.append(len(walk.gi_frame.f_locals["objects"]))  # type: ignore[attr-defined]
+    for left, total in ((ids, len(values)), (objects, 2 * len(values))):
+        assert max(left) >= total / 2
+        assert left[-1] == 0
+        assert max(before - after for before, after in pairwise(left)) < total / 3

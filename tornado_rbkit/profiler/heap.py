@@ -42,6 +42,7 @@ from tornado_rbkit.profiler.objects import (
     HEAP_TYPE,
     ClassNames,
     SliceSize,
+    in_slices,
     internal_frames,
     internal_ids,
     is_bound_to,
@@ -77,6 +78,9 @@ _SMALL: Final = 250
 """The interpreter has integers up to 256; larger ones would be created."""
 
 _SHARDS: Final = 251  # a prime, because ids are multiples of 16
+
+_PIECE: Final = 5000
+"""Objects that are released at once after the walk."""
 
 
 class _Kind(NamedTuple):
@@ -154,9 +158,9 @@ class Snapshot:
                 yield
             if self._packer.rows or not self._bodies:
                 self._cut()
+            yield from in_slices(self._release(objects))
         finally:  # also if it is closed early: on Python 3.10 the list holds this frame, and would outlive it
             del tracked, objects, listed
-        self._seen, self._values, self._value_ids, self._keys = [], [], [], {}
 
     def messages(self) -> Iterator[list[bytes]]:
         """Yield the events of each message after the walk, and drop them from memory."""
@@ -166,6 +170,16 @@ class Snapshot:
             part = self._bodies[-COLLECTION_DUMPS:]
             del self._bodies[-COLLECTION_DUMPS:]
             yield [head + body for body in reversed(part)]
+
+    def _release(self, objects: list[Any]) -> Iterator[None]:
+        """Drop what only the walk needs, in pieces: a million ids are a million integers."""
+        self._values, self._value_ids, self._keys = [], [], {}
+        for shard in self._seen:
+            shard.clear()  # the list of all objects refers to the set
+            yield
+        while objects:
+            del objects[-_PIECE:]
+            yield
 
     def _begin_with(self, items: Iterable[Any]) -> None:
         """Remember objects, to pack them before those that are listed."""
