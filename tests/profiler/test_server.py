@@ -17,7 +17,7 @@ from tests.fake_rbkit import free_port, recorded
 from tests.profiler.conftest import PATIENCE, Client, internal_thread_names, shape
 from tests.profiler.python import python
 from tornado_rbkit import profiler
-from tornado_rbkit.profiler.batcher import BATCH_EVENTS, EventBatcher
+from tornado_rbkit.profiler.batcher import BATCH_EVENTS, FLUSH_SECONDS, EventBatcher
 from tornado_rbkit.profiler.packing import pack
 from tornado_rbkit.profiler.threads import internal_threads
 from tornado_rbkit.protocol import COMMANDS, EventCollection, Handshake, RbkitError, decode, message_counter
@@ -404,6 +404,26 @@ def test_batches_have_400_events_or_those_of_a_second() -> None:
         assert decoded.message_counter == counter == message_counter(message[:23])
         assert len(decoded.events) == events
         assert list(msgpack.unpackb(message, strict_map_key=False)) == [0, 1, 9, 2]
+
+
+def test_the_server_sleeps_until_a_batch_is_expected_to_be_full() -> None:
+    batcher = EventBatcher()
+    assert len(batcher.take(1000.0, flush=True)) == 0
+    assert batcher.wait(1000.0) is None, "nothing waits"
+    batcher.add(b"")
+    assert batcher.wait(1000.1) == pytest.approx(0.9), "the rest of the second"
+    for _ in range(BATCH_EVENTS // 4 - 1):
+        batcher.add(b"")
+    assert batcher.take(1000.1) == []
+    assert batcher.wait(1000.1) == pytest.approx(0.3), "a quarter of a batch has come in 0.1 s"
+    assert batcher.wait(1000.99) == FLUSH_SECONDS
+    assert batcher.take(1000.2) == []
+    assert batcher.wait(1000.2) == pytest.approx(0.8), "no more events have come"
+    assert batcher.wait(900.0) == pytest.approx(1.0), "the clock was set back"
+    for _ in range(30 * BATCH_EVENTS):
+        batcher.add(b"")
+    assert len(batcher.take(1000.3)) == 30
+    assert batcher.wait(1000.3) == FLUSH_SECONDS, "many events come"
 
 
 @pytest.mark.parametrize("events", [0, 15, 16, 65_535, 65_536])

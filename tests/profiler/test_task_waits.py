@@ -18,7 +18,8 @@ from tornado_rbkit.profiler import task_waits
 from tornado_rbkit.profiler.batcher import EventBatcher
 from tornado_rbkit.profiler.frames import SamplingError
 from tornado_rbkit.profiler.packing import TaskGroup, pack_frame, pack_suspended_tasks
-from tornado_rbkit.profiler.profile import Profile
+from tornado_rbkit.profiler.profile import WATCH_SECONDS, Profile
+from tornado_rbkit.profiler.suspended import Look, TaskReader
 from tornado_rbkit.profiler.task_waits import TaskWaits
 from tornado_rbkit.protocol import CPUSample, DecodeError, EventCollection, EventType, SuspendedTasks, decode
 from tornado_rbkit.recording.export import collapsed, json_lines, speedscope
@@ -193,6 +194,17 @@ def test_tasks_are_looked_at_while_the_wall_clock_is_sampled_for_a_subscriber(mo
             profile.work()
             seen.append(len(published(batcher)))
     assert seen == [1, 0, 1, 0, 0, 1]
+
+
+def test_the_server_wakes_for_looks_only_while_there_are_tasks(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(task_waits, "LOOK_SECONDS", 0.0)
+    monkeypatch.setattr(task_waits, "SHARE", 1e9)
+    totals = [0, 3, 0]
+    monkeypatch.setattr(TaskReader, "look", lambda *_: Look(totals.pop(0), 0, []))
+    profile = Profile("test", EventBatcher(), Outlet(), "in-process")
+    profile.gc_stats = False
+    profile.cpu = Sampling()  # type: ignore[assignment]
+    assert [profile.work() for _ in range(3)] == [WATCH_SECONDS, 0.0, WATCH_SECONDS]
 
 
 def test_a_client_is_sent_the_looks(client: Client) -> None:

@@ -17,6 +17,9 @@ BATCH_BYTES: Final = 1 << 20
 BATCH_SECONDS: Final = 1.0
 """The longest time that an event waits for its batch to fill."""
 
+FLUSH_SECONDS: Final = 0.05
+"""The shortest time between two looks whether a message is due, while events wait: looking costs CPU time, too."""
+
 BACKLOG_EVENTS: Final = 100_000
 """Events that may wait for the server's thread; above this number, producers skip ticks."""
 
@@ -34,6 +37,9 @@ class EventBatcher:
         self._waiting: deque[bytes | tuple[int, bytes]] = deque()  # events, and runs of events with their number
         self._in_runs = 0  # waiting events, less the number of runs
         self._last_flush = 0.0
+        self._taken = 0.0  # the time of the last call of `take`
+        self._left = 0  # waiting events after it
+        self._rate = 0.0  # events a second before it
 
     def add(self, event: bytes) -> None:
         """Queue one packed event. Any thread."""
@@ -57,13 +63,30 @@ class EventBatcher:
             flush: True to return all waiting events, whatever their age.
         """
         messages = []
+        arrived, passed = self.backlog - self._left, now - self._taken
+        self._rate = arrived / passed if arrived > 0 and passed > 0 else 0.0
         while self.backlog >= BATCH_EVENTS:
             messages.append(self._next(now))
         if flush or not 0 <= now - self._last_flush < BATCH_SECONDS:  # also if the clock was set back
             self._last_flush = now
             while self._waiting:
                 messages.append(self._next(now))
+        self._taken, self._left = now, self.backlog
         return messages
+
+    def wait(self, now: float) -> float | None:
+        """Return the seconds until a message will be due if events arrive as before, None if no event waits.
+
+        Args:
+            now: seconds since the Unix epoch.
+        """
+        backlog = self.backlog
+        if not backlog:
+            return None
+        seconds = BATCH_SECONDS - max(0.0, now - self._last_flush)
+        if self._rate:
+            seconds = min(seconds, (BATCH_EVENTS - backlog) / self._rate)
+        return max(FLUSH_SECONDS, seconds)
 
     def collection(self, events: Sequence[bytes], now: float, count: int | None = None) -> bytes:
         """Return events as one event_collection, ahead of waiting events.

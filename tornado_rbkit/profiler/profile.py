@@ -33,8 +33,8 @@ if sys.platform.startswith("linux"):
 _log = internal_logger(__name__)
 
 PROTOCOL_VERSION: Final = "2.1"
-FLUSH_SECONDS: Final = 0.05
-"""The interval at which due batches are published while events wait."""
+WATCH_SECONDS: Final = 0.25
+"""The interval at which the sampler is watched."""
 
 LAST_SECONDS: Final = 2.0
 """The longest time that a memory profile compares before it stops; clients wait 5 s for the reply."""
@@ -154,12 +154,12 @@ class Profile:
         vitals_due = self.publish_vitals()
         self.cpu.watch()
         samples_waits = self.cpu.enabled and self.cpu.clock_type == "wall"
-        self._task_waits.work(is_wanted=samples_waits and self._outlet.has_subscribers)
+        tasks_due = self._task_waits.work(is_wanted=samples_waits and self._outlet.has_subscribers)
         try:
             due = self.memory.work()
         except Exception as error:  # noqa: BLE001 - must not affect the host or the CPU sampler
             due = self._restart_memory(error)
-        waits = [due, vitals_due, FLUSH_SECONDS if self.cpu.enabled or self.batcher.backlog else None]
+        waits = [due, vitals_due, tasks_due, WATCH_SECONDS if self.cpu.enabled else None]
         return min((seconds for seconds in waits if seconds is not None), default=None)
 
     def publish_vitals(self) -> float | None:

@@ -333,7 +333,8 @@ class Server:
             if until_look <= 0:
                 self._stay_reachable()
                 next_look, until_look = real_time.monotonic() + _LOOK_SECONDS, _LOOK_SECONDS
-            seconds = min(until_look if seconds is None else seconds, until_look, self._listeners.watch_descriptors())
+            waits = (seconds, self._batcher.wait(real_time.time()), until_look, self._listeners.watch_descriptors())
+            seconds = min(each for each in waits if each is not None)
             self._poller.poll(math.ceil(1000 * seconds))
             with contextlib.suppress(BlockingIOError):
                 self._wake_out.recv(4096)

@@ -62,16 +62,22 @@ class TaskWaits:
         """Why some or all tasks are not read; None if all are read. Any thread."""
         return self._failure or self._reader.trouble
 
-    def work(self, *, is_wanted: bool) -> None:
-        """Look at the tasks if that is due. Never raises; after an error it does nothing until it was not wanted."""
+    def work(self, *, is_wanted: bool) -> float | None:
+        """Look at the tasks if that is due; return the seconds until the next look, None if there is no task.
+
+        Never raises; after an error it does nothing until it was not wanted.
+        """
         if not is_wanted:
             if self._looked_at is not None or self._failure is not None:
                 self._failure = None
                 self._begin()
-            return
+            return None
         now = real_time.monotonic()
-        if now < self._due or self._failure is not None:
-            return
+        if now >= self._due and self._failure is None:
+            self._look_safely(now)
+        return max(0.0, self._due - now) if self._total and self._failure is None else None
+
+    def _look_safely(self, now: float) -> None:
         began = real_time.thread_time()
         try:
             self._look(now)

@@ -11,7 +11,7 @@ from tornado_rbkit.profiler.external.engine import EngineError
 from tornado_rbkit.profiler.external.process import RunningProcess
 from tornado_rbkit.profiler.external.program import Program
 from tornado_rbkit.profiler.external.sampler import ExternalSampler
-from tornado_rbkit.profiler.profile import FLUSH_SECONDS, Outlet, Profile
+from tornado_rbkit.profiler.profile import WATCH_SECONDS, Outlet, Profile
 from tornado_rbkit.profiler.server import Server
 from tornado_rbkit.profiler.vitals import Figures, MappedMemory, process_figures, with_all_keys
 
@@ -44,7 +44,9 @@ class ExternalProfile(Profile):
 
     def work(self) -> float | None:
         vitals_due = self.publish_vitals()
-        return FLUSH_SECONDS if self.cpu.enabled or self.batcher.backlog else vitals_due
+        if not self.cpu.enabled:
+            return vitals_due
+        return WATCH_SECONDS if vitals_due is None else min(WATCH_SECONDS, vitals_due)
 
     def read_vitals(self) -> Figures:
         if not self._process.is_alive():
