@@ -6,11 +6,14 @@ import ast
 import ctypes
 import json
 import os
+import re
+import resource
 import shutil
 import signal
 import struct
 import subprocess
 import sys
+import threading
 import time
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack, closing
@@ -28,7 +31,7 @@ from tests.profiler.external.conftest import Start
 from tornado_rbkit.profiler.external import stack_reader
 from tornado_rbkit.profiler.external.engine import Stack
 from tornado_rbkit.profiler.external.mojo import MojoParser, integer
-from tornado_rbkit.profiler.external.stack_reader import layouts, output, symbols
+from tornado_rbkit.profiler.external.stack_reader import layouts, output, sampling, symbols
 from tornado_rbkit.profiler.external.stack_reader.clocks import Clocks
 from tornado_rbkit.profiler.external.stack_reader.codes import is_unchanged, joined
 from tornado_rbkit.profiler.external.stack_reader.frames import MAX_DEPTH
@@ -729,3 +732,34 @@ def test_threads_of_a_process_that_c_code_has_forked_have_their_identifiers(star
     found = {stack.thread_id: scopes(stack) for stack in look(child)}
     assert found.keys() == {int(name) for name in os.listdir(f"/proc/{child}/task")}
     assert found[child][-1] == "wait"
+
+
+def test_a_reader_that_is_refused_real_time_priority_asks_for_short_slices(monkeypatch: pytest.MonkeyPatch) -> None:
+    def refuse(*arguments: object) -> None:
+        raise PermissionError
+
+    found = {}
+
+    def run() -> None:
+        """Change this thread only."""
+        before = slice_of_thread()
+        sampling._come_first()
+        found["before"], found["after"] = before, slice_of_thread()
+        found["policy"] = os.sched_getscheduler(0)
+        found["niceness"] = os.getpriority(os.PRIO_PROCESS, 0)
+
+    monkeypatch.setattr(sampling, "resource", SimpleNamespace(setrlimit=refuse, RLIMIT_RTTIME=resource.RLIMIT_RTTIME))
+    thread = threading.Thread(target=run)
+    thread.start()
+    thread.join()
+    assert found["policy"] == os.SCHED_OTHER
+    assert found["niceness"] == os.getpriority(os.PRIO_PROCESS, 0)
+    has_slices = tuple(map(int, os.uname().release.split(".")[:2])) >= (6, 12)
+    assert found["after"] == (100_000 if has_slices and found["before"] else found["before"])
+
+
+def slice_of_thread() -> int | None:
+    """Return the slice of the calling thread in nanoseconds, None if the system does not tell it."""
+    text = Path("/proc/thread-self/sched").read_text() if os.path.exists("/proc/thread-self/sched") else ""
+    found = re.search(r"se\.slice +: +(\d+)", text)
+    return int(found[1]) if found else None
