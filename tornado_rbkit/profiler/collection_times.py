@@ -62,9 +62,10 @@ class Collections:
                 return
 
     def take(self) -> Iterator[tuple[float, float, int]]:
-        """Remove what was noted; give the phase, its time of `real_time.monotonic`, and the thread."""
+        """Remove what was noted; give the phase, its time in seconds since the Unix epoch, and the thread."""
+        since_epoch = real_time.time() - real_time.monotonic()
         while self._noted:
-            yield self._noted.popleft(), self._noted.popleft(), int(self._noted.popleft())
+            yield self._noted.popleft(), since_epoch + self._noted.popleft(), int(self._noted.popleft())
 
 
 class CollectionTimes:
@@ -102,11 +103,10 @@ class CollectionTimes:
         self._ended.clear()
 
     def _take(self) -> None:
-        since_epoch = real_time.time() - real_time.monotonic()
         for phase, seconds, thread in self._collections.take():
             if phase == START:
-                self._running[thread] = since_epoch + seconds
+                self._running[thread] = seconds
             else:
                 began = self._running.pop(thread, None)
                 if began is not None:
-                    self._ended.extend((thread, began, since_epoch + seconds))
+                    self._ended.extend((thread, began, seconds))
