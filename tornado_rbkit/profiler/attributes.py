@@ -11,6 +11,7 @@ from types import CodeType, FunctionType, MemberDescriptorType, ModuleType
 from typing import Any, Final
 
 from tornado_rbkit.profiler.objects import HEAP_TYPE, referents, type_dict, type_flags, type_mro, without_lines
+from tornado_rbkit.protocol import Field
 
 _CANDIDATES: Final = 500
 """Attribute names of a class that are looked up in an instance."""
@@ -21,6 +22,7 @@ _LOOKS: Final = 5
 _PROBED: Final = 20
 """Keys of a dict that are compared with the attributes of an instance, to find out whether it is its __dict__."""
 
+_ATTRIBUTES: Final = int(Field.ATTRIBUTES)
 _ABSENT: Final = object()
 _dict_items: Final[Callable[[Any], Iterable[tuple[Any, Any]]]] = dict.items
 _get_attribute: Final = object.__getattribute__
@@ -43,9 +45,11 @@ class InstanceReader:
         self._last: list[str] = []  # the names of an instance; the list is never changed
 
     @without_lines
-    def __call__(self, item: Any) -> tuple[list[Any], list[str] | list[str | None]]:
+    def __call__(self, item: Any) -> tuple[list[Any], int, list[Any]]:
+        """Return the references, the field of their names, 0 if none has one, and the names."""
         held = gc.get_referents(item)
-        return held, self._in_order(item, held) or self._by_identity(item, held)
+        names = self._in_order(item, held) or self._by_identity(item, held)
+        return held, _ATTRIBUTES if names else 0, names
 
     @without_lines
     def _in_order(self, item: Any, held: list[Any]) -> list[str] | None:

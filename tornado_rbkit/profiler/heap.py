@@ -196,7 +196,7 @@ class Snapshot:
         256 or the iterator of a loop, unless the interpreter takes it from a free list. That takes longer than
         everything else, so few are created.
         """
-        values, ids, mark, has_frozen = self._values, self._value_ids, self._mark, self._has_frozen
+        values, ids, mark = self._values, self._value_ids, self._mark
         for _ in repeat(None, count):
             item = values.pop()  # these first, because the host is not their only owner until then
             if item is not mark:
@@ -206,18 +206,18 @@ class Snapshot:
             item = next(listed, listed)
             if item is listed:
                 return False
-            if item is None:  # it replaces a tuple that was taken out
-                continue
-            object_id = id(item)
-            if (type(item) is tuple or has_frozen) and not self._is_new(object_id):
-                continue  # a reference has led to it before
-            self._add(item, object_id)
+            if item is not None:  # it replaces a tuple that was taken out
+                self._add(item)
         return True
 
     @without_lines
-    def _add(self, item: Any, object_id: int) -> None:
-        """Pack one object, and remember the plain values that it refers to."""
+    def _add(self, item: Any, object_id: int = 0) -> None:
+        """Pack one object, and remember the plain values that it refers to; a listed one is given without its id."""
         cls = type(item)
+        if not object_id:
+            object_id = id(item)
+            if (cls is tuple or self._has_frozen) and not self._is_new(object_id):
+                return  # a reference has led to it before
         # by id if hashing the class would call its metaclass, which may be the host's
         kind = self._kinds.get(cls if type(cls) is type else id(cls)) or self._learn(item)
         if object_id in self._internal or not kind.name or (kind.is_method and is_bound_to(item, self._internal)):
@@ -230,11 +230,14 @@ class Snapshot:
         packer = self._packer
         packer.begin(object_id, kind.name, len(held), (field != 0) + (label is not None))
         self._follow(held, kind)
-        file, line = self._place(item) if self._tracing or cls is FunctionType or cls is FrameType else (None, None)
         size = kind.fixed_size or kind.size_of(item)
         if kind.has_values and size is not None:
             size += size_of_values(held)
-        packer.describe(file, line, size)
+        if self._tracing or cls is FunctionType or cls is FrameType:
+            self._pack_place(item)
+        else:
+            packer.add_place(None, None)
+        packer.add_size(size)
         if field:
             packer.add_names(field, names)
         if label is not None:
@@ -243,7 +246,7 @@ class Snapshot:
             self._cut()
 
     @without_lines
-    def _add_pairs(self, item: Any, object_id: int, kind: _Kind, pairs: list[tuple[Any, Any]]) -> None:
+    def _add_pairs(self, item: Any, object_id: int, kind: _Kind, pairs: tuple[tuple[Any, Any], ...]) -> None:
         """Pack a dict: its values, its keys, and the names that these are."""
         packer, known, count = self._packer, self._keys, len(pairs)
         pack = packer.pack
@@ -261,8 +264,11 @@ class Snapshot:
                 pack(found[1])
             else:
                 self._follow_key(key)
-        file, line = self._place(item) if self._tracing else (None, None)
-        packer.describe(file, line, kind.size_of(item))
+        if self._tracing:
+            self._pack_place(item)
+        else:
+            packer.add_place(None, None)
+        packer.add_size(kind.size_of(item))
         packer.begin_names(count)
         at = 0
         while at < count:
@@ -329,15 +335,17 @@ class Snapshot:
         return kind
 
     @without_lines
-    def _place(self, item: Any) -> tuple[str | None, int | None]:
-        """Return the file and line where the object was created, if they are known."""
-        # tracemalloc.get_object_traceback() would create objects
-        trace = None if type(item) is FrameType else _get_object_traceback(item)
-        place = trace[0] if trace else defined_at(item)
+    def _pack_place(self, item: Any) -> None:
+        """Pack the file and line where the object was created, if they are known."""
+        trace = _get_object_traceback(item)  # tracemalloc.get_object_traceback() would create objects
+        place = trace[0] if trace and type(item) is not FrameType else defined_at(item)
         if place is None:
-            return None, None
+            self._packer.add_place(None, None)
+            return
         file, line = place
-        return file if file.isascii() else file.encode("utf-8", "surrogateescape").decode("utf-8", "replace"), line
+        if not file.isascii():
+            file = file.encode("utf-8", "surrogateescape").decode("utf-8", "replace")
+        self._packer.add_place(file, line)
 
     def _cut(self) -> None:
         self.total += self._packer.rows

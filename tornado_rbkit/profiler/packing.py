@@ -245,7 +245,7 @@ class DumpPacker:
             object_id: its id.
             class_name: the name of its class.
             references: the number of references.
-            more: how many of `add_names` and `add_label` follow `describe`.
+            more: how many of `add_names` and `add_label` follow `add_place` and `add_size`.
         """
         packer, pack = self._packer, self.pack
         packer.pack_map_header(6 + more)
@@ -256,13 +256,17 @@ class DumpPacker:
         pack(_REFERENCES)
         packer.pack_array_header(references)
 
-    def describe(self, file: str | None, line: int | None, size: int | None) -> None:
-        """Pack where the object was created, and its size in bytes; None if it is not known."""
+    def add_place(self, file: str | None, line: int | None) -> None:
+        """Pack where the object was created; None if it is not known."""
         pack = self.pack
         pack(_FILE)
         pack(file)
         pack(_LINE)
         pack(line)
+
+    def add_size(self, size: int | None) -> None:
+        """Pack the object's size in bytes; None if it is not known."""
+        pack = self.pack
         pack(_SIZE)
         pack(size)
 

@@ -99,7 +99,7 @@ def reader(cls: type) -> Callable[[Any], References] | None:
     flags = type_flags(cls)
     if not flags & HAVE_GC:
         return None
-    return partial(_instance, InstanceReader(cls)) if flags & HEAP_TYPE else _unnamed
+    return InstanceReader(cls).__call__ if flags & HEAP_TYPE else _unnamed
 
 
 def namer(cls: type) -> Callable[[Any], str | None] | None:
@@ -154,7 +154,7 @@ def _unnamed(item: Any) -> References:
 
 
 @without_lines
-def read_pairs(item: dict[Any, Any]) -> list[tuple[Any, Any]] | None:
+def read_pairs(item: dict[Any, Any]) -> tuple[tuple[Any, Any], ...] | None:
     """Return the keys and values of a dict; None if another thread changed it meanwhile, or if there are many.
 
     The interpreter takes small tuples from a free list, so tracemalloc traces fewer objects than in `reader`.
@@ -162,7 +162,7 @@ def read_pairs(item: dict[Any, Any]) -> list[tuple[Any, Any]] | None:
     if len(item) > _PAIRS:
         return None
     try:
-        return [*_dict_items(item)]
+        return tuple(_dict_items(item))
     except RuntimeError:
         return None
 
@@ -272,12 +272,6 @@ def _array(array: type, item: Any) -> References:
             items = chain.from_iterable(items)
         held.extend(items if type(items) is list or type(items) is chain else [items])  # an array without dimensions
     return held, 0, 0
-
-
-@without_lines
-def _instance(read: InstanceReader, item: Any) -> References:
-    held, names = read(item)
-    return held, _ATTRIBUTES if names else 0, names  # type: ignore[return-value]
 
 
 def _array_class() -> type | None:

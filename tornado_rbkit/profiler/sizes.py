@@ -43,7 +43,8 @@ def size_reader(item: Any) -> tuple[Callable[[Any], int | None], int | None]:
 
     def size_of(item: Any) -> int | None:
         try:
-            return int(method(item)) + header
+            size: int = method(item) if not header else method(item) + header
+            return size if type(size) is int else int(size)
         except Exception:  # noqa: BLE001 - as above
             return None
 
