@@ -734,9 +734,12 @@ def test_threads_of_a_process_that_c_code_has_forked_have_their_identifiers(star
     assert found[child][-1] == "wait"
 
 
-def test_a_reader_that_is_refused_real_time_priority_asks_for_short_slices(monkeypatch: pytest.MonkeyPatch) -> None:
+@pytest.mark.parametrize("error", [PermissionError, ValueError])
+def test_a_reader_that_is_refused_real_time_priority_asks_for_short_slices(
+    monkeypatch: pytest.MonkeyPatch, error: type[Exception]
+) -> None:
     def refuse(*arguments: object) -> None:
-        raise PermissionError
+        raise error
 
     found = {}
 

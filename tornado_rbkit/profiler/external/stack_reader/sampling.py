@@ -76,7 +76,7 @@ def _come_first() -> None:
     try:
         resource.setrlimit(resource.RLIMIT_RTTIME, (_LONGEST_LOOK_MICROSECONDS,) * 2)
         os.sched_setscheduler(0, os.SCHED_RR, os.sched_param(os.sched_get_priority_min(os.SCHED_RR)))
-    except OSError:
+    except (OSError, ValueError):  # ValueError if the limit is lower already
         with suppress(ImportError, OSError):
             _ask_for_short_slices()
 
