@@ -12,12 +12,13 @@ from tests.profiler.python import python
 pytestmark = pytest.mark.skipif(sys.platform == "win32", reason="Unix sockets")
 
 EXHAUSTED = """
-import logging, os, resource, socket, sys
+import io, logging, os, resource, socket
 from pathlib import Path
 from tests.profiler.conftest import Client
 from tornado_rbkit import profiler
 
-logging.basicConfig(stream=sys.stdout, format="%(message)s")
+logged = io.StringIO()  # by the server's thread, while the files are renamed already
+logging.basicConfig(stream=logged, format="%(message)s")
 server = profiler.start_server(*ENDPOINTS)
 files = [Path(endpoint.removeprefix("ipc://")) for endpoint in (server.pub, server.req)]
 
@@ -47,11 +48,12 @@ with Client(server.pub, server.req) as client:
     print(client.ask(b"trigger_gc"))
 profiler.stop_server()
 print([file for file in files if file.exists()])
+print(logged.getvalue())
 """
 PRINTED = (
-    "clients can no longer connect to the profiler: "
-    "less than an eighth of the file descriptors is left (ulimit -n)\n"
     "True\nTrue\nb'ok'\nb'ok'\nb'ok'\n[]\n"
+    "clients can no longer connect to the profiler: "
+    "less than an eighth of the file descriptors is left (ulimit -n)\n\n"
 )
 
 
