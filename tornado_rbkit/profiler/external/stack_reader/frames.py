@@ -89,17 +89,20 @@ class FrameObjects:
 
     def __init__(self, memory: Memory, layout: Layout) -> None:
         self._memory = memory
-        self._fields = layout.fields("frame", "previous:Q executable:Q instruction:i state:b")
+        self._fields = layout.fields("frame", "previous:Q executable:Q generator:Q instruction:i state:b")
 
     def walk(self, codes: Codes, frame: int, chunk: int, contents: Contents) -> Iterator[bytes]:
         """Give the references to the places of a stack; see `Frames.walk`."""
         size, unpack = self._fields.size, self._fields.unpack
+        generator = 0
         for _ in range(MAX_DEPTH):
             if not frame:
+                if generator:  # it is being left
+                    raise ReadError("the outer frames are not there")
                 return
             data = self._memory.read(frame, size)
             contents.append((frame, data))
-            previous, executable, instruction, state = unpack(data, 0)
+            previous, executable, generator, instruction, state = unpack(data, 0)
             if state != _EXECUTING:
                 raise ReadError("a frame has just begun or ended")
             code = codes.code(executable)

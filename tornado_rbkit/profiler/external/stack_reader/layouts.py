@@ -72,7 +72,7 @@ _CONSTANTS = {
 runtime interpreters=32
 interpreter next=0 threads=8 id=24 gc=616
 thread next=8 interpreter=16 frame=24 native_id=176 chunk=256
-frame previous=24 executable=32 instruction=96 state=108
+frame previous=24 executable=32 generator=88 instruction=96 state=108
 code first_line=40 file=104 qualname=112 linetable=120
 unicode length=16 state=32 ascii_size=48 compact_size=72
 """,  # the identifier is a pthread_t; instead of a data stack a thread has its number; `co_name` is the only name
