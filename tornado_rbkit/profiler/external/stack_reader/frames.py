@@ -12,7 +12,7 @@ from .memory import Memory, ReadError
 MAX_DEPTH = 1000
 """Frames of one stack that are read, innermost first."""
 
-_OWNED_BY_THREAD, _OWNED_BY_FRAME_OBJECT = 0, 2  # _frameowner
+_OWNED_BY_THREAD, _OWNED_BY_GENERATOR, _OWNED_BY_FRAME_OBJECT = 0, 1, 2  # _frameowner
 _OWNED_BY_C = (3, 4)  # FRAME_OWNED_BY_INTERPRETER and FRAME_OWNED_BY_CSTACK of 3.14; the latter is 3 before
 _OWNERS = range(5)
 _EXECUTING = 0  # PyFrameState
@@ -45,7 +45,7 @@ class Frames:
         """
         size, unpack = self._fields.size, self._fields.unpack
         base, data = chunk, b""
-        depth = owner = 0
+        depth = owner = last = 0
         while frame and depth < MAX_DEPTH:
             at = frame - base
             if not data and 0 < at <= _CHUNK - size:
@@ -68,10 +68,10 @@ class Frames:
                 place = code.places.get(instruction)
                 if place is None:
                     place = codes.place(code, executable, instruction)
-                depth += 1
+                depth, last = depth + 1, owner
                 yield place
             frame = previous
-        if not frame and owner not in self._outermost:
+        if not frame and (owner not in self._outermost or last == _OWNED_BY_GENERATOR):
             raise ReadError("the outer frames are not there")
 
     def _piece(self, frame: int, chunk: int) -> tuple[int, bytes]:
