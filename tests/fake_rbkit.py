@@ -118,7 +118,7 @@ class FakeRbkit:
         return {"pub": self.pub, "req": self.req}
 
     def publish(self, *parts: bytes, to_nobody: bool = False) -> None:
-        """Queue a message unchanged; it waits for a subscriber, or else is published though there is none."""
+        """Queue a message unchanged; it is sent once there is a subscriber, or at once if `to_nobody`."""
         self._queue.append((parts, to_nobody))
 
     def publish_collection(self, padding: int = 0, *, to_nobody: bool = False) -> bytes:

@@ -179,7 +179,7 @@ class TestStopped:
         self, serve: Serve, threaded: bool
     ) -> None:
         with rbkit_process() as process:
-            timeouts = {"trigger_gc": 1.0, "use_cpu_time": 0.1}  # those that wait have expired by then, for certain
+            timeouts = {"trigger_gc": 1.0, "use_cpu_time": 0.1}  # the waiting commands expire first
             server = await serve(Bridge(**process.endpoints, threaded=threaded, command_timeouts=timeouts))
             connection = await server.connected()
             await ask(connection, "handshake")

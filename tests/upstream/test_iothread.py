@@ -41,7 +41,7 @@ class TestContext:
 
         descriptors, threads = await open_and_leave(1)
         await open_and_leave(21)
-        await until(lambda: used()[1] <= threads, f"at most {threads} threads are left")  # those that end are gone
+        await until(lambda: used()[1] <= threads, f"at most {threads} threads are left")
         most = descriptors + 20 * (8 + 2)  # 8 each, and 2 of the profiler, which is in here too
         await until(lambda: used()[0] <= most, f"at most {most} descriptors are left")
         for server in servers:

@@ -13,6 +13,9 @@ from typing import Any, Final
 from tornado_rbkit.profiler.objects import HEAP_TYPE, referents, type_dict, type_flags, type_mro, without_lines
 from tornado_rbkit.protocol import Field
 
+ATTRIBUTES: Final = int(Field.ATTRIBUTES)
+"""The field of an object in a dump that has the names of its references."""
+
 _CANDIDATES: Final = 500
 """Attribute names of a class that are looked up in an instance."""
 
@@ -22,7 +25,6 @@ _LOOKS: Final = 5
 _PROBED: Final = 20
 """Keys of a dict that are compared with the attributes of an instance, to find out whether it is its __dict__."""
 
-_ATTRIBUTES: Final = int(Field.ATTRIBUTES)
 _ABSENT: Final = object()
 _dict_items: Final[Callable[[Any], Iterable[tuple[Any, Any]]]] = dict.items
 _get_attribute: Final = object.__getattribute__
@@ -49,7 +51,7 @@ class InstanceReader:
         """Return the references, the field of their names, 0 if none has one, and the names."""
         held = gc.get_referents(item)
         names = self._in_order(item, held) or self._by_identity(item, held)
-        return held, _ATTRIBUTES if names else 0, names
+        return held, ATTRIBUTES if names else 0, names
 
     @without_lines
     def _in_order(self, item: Any, held: list[Any]) -> list[str] | None:

@@ -39,7 +39,7 @@ class EventLoops:
         self.references: list[weakref.ref[Any]] = []
 
     def find(self) -> None:
-        """Find the event loops that run, and forget those that no longer exist; does nothing up to Python 3.13.
+        """Find the running event loops, and drop the references to deleted loops; do nothing up to Python 3.13.
 
         Raises:
             SamplingError: the stacks of this process cannot be read safely.

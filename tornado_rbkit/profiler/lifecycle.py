@@ -22,8 +22,10 @@ from tornado_rbkit.profiler.threads import on_internal_thread
 _log = logging.getLogger(__name__)
 
 _EXIT_SECONDS: Final = 2.0
-_EXIT_PARTS: Final = 20
 """The longest time, in seconds, that the end of the process waits for the server's thread."""
+
+_EXIT_PARTS: Final = 20
+"""The number of waits that add up to it: a pause of the process, which also stops the server's thread, uses up one."""
 
 _lock = threading.RLock()
 """Reentrant: the handler of a signal, or a finalizer, may start or stop the server while this thread does."""
@@ -196,7 +198,6 @@ def _stop_at_exit() -> None:
         _log.warning("the profiler is still being started or stopped after %g s; the process ends", _EXIT_SECONDS)
         return
     try:
-        # In parts: a pause of the process, in which the server's thread does not run either, ends no more than one.
         server, seconds = _server, _EXIT_SECONDS / _EXIT_PARTS
         if server is not None and not any(_stop(server, seconds) for _ in range(_EXIT_PARTS)):
             _log.warning("the profiler's thread is still busy after %g s; the process ends", _EXIT_SECONDS)

@@ -37,7 +37,7 @@ from types import (
 )
 from typing import Any, Final, TypeAlias
 
-from tornado_rbkit.profiler.attributes import InstanceReader
+from tornado_rbkit.profiler.attributes import ATTRIBUTES, InstanceReader
 from tornado_rbkit.profiler.frames import SamplingError, frames_of_others
 from tornado_rbkit.profiler.objects import (
     HAVE_GC,
@@ -61,7 +61,6 @@ _MAX_KEY: Final = 2**53 - 1
 _PAIRS: Final = 250
 """The most keys of a dict that are read in pairs, which take a hundred bytes each."""
 
-_ATTRIBUTES: Final = int(Field.ATTRIBUTES)
 _KEYS: Final = int(Field.KEYS)
 _CO_OPTIMIZED: Final = 1
 _dict_iter: Final[Callable[[Any], Iterator[Any]]] = dict.__iter__
@@ -221,7 +220,7 @@ def _sequence(item: Any) -> References:
 
 def _module(item: Any) -> References:
     held = referents([item])
-    return held, _ATTRIBUTES, ["__dict__"] * len(held)
+    return held, ATTRIBUTES, ["__dict__"] * len(held)
 
 
 def _class(item: Any) -> References:
@@ -248,7 +247,7 @@ def _method(item: Any) -> References:
 
 
 def _cell(item: Any) -> References:
-    return gc.get_referents(item), _ATTRIBUTES, ["cell_contents"]
+    return gc.get_referents(item), ATTRIBUTES, ["cell_contents"]
 
 
 def _frame(item: Any) -> References:
@@ -256,7 +255,7 @@ def _frame(item: Any) -> References:
     if read is None or not item.f_code.co_flags & _CO_OPTIMIZED:  # other code has a namespace
         return _unnamed(item)
     values, names = read(item)
-    return values, _ATTRIBUTES, list(map(as_name, names))
+    return values, ATTRIBUTES, list(map(as_name, names))
 
 
 def _array(array: type, item: Any) -> References:
@@ -265,7 +264,7 @@ def _array(array: type, item: Any) -> References:
     base = members["base"].__get__(item)
     held = gc.get_referents(item)
     if base is not None:
-        return [base, *held], _ATTRIBUTES, ["base"]
+        return [base, *held], ATTRIBUTES, ["base"]
     if members["dtype"].__get__(item).char == "O":
         items: Any = members["tolist"](item)
         for _ in range(members["ndim"].__get__(item) - 1):
@@ -281,7 +280,7 @@ def _array_class() -> type | None:
 
 
 def _by_identity(held: list[Any], names: dict[int, str]) -> References:
-    return (held, _ATTRIBUTES, list(map(names.get, map(id, held)))) if names else (held, 0, 0)
+    return (held, ATTRIBUTES, list(map(names.get, map(id, held)))) if names else (held, 0, 0)
 
 
 def _function_name(function: Any) -> str:

@@ -90,7 +90,7 @@ class PythonTaskClass(TaskClass):
 
 
 def c_task_class() -> Any:
-    """Return asyncio's class of tasks that is written in C, None if there is none or asyncio is not imported."""
+    """Return asyncio's task class written in C; None if asyncio has only the Python class or is not imported."""
     return getattr(sys.modules.get("_asyncio"), "Task", None) if "asyncio.tasks" in sys.modules else None
 
 
@@ -106,7 +106,7 @@ def task_classes() -> list[TaskClass]:
 
 
 def overriding_class() -> type | None:
-    """Return a subclass with a method that `all_tasks` would call; None if there is none, and up to Python 3.13."""
+    """Return a subclass that overrides a method called by `all_tasks`, if any; always None up to Python 3.13."""
     kind = c_task_class()
     if sys.version_info < (3, 14) or kind is None:
         return None

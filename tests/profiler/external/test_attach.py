@@ -193,7 +193,7 @@ def test_threads_have_samples_in_proportion_to_their_cpu_time(start: Start, atta
         return Counter({thread: int(text.split()[0]) // 1000 for thread, text in nanoseconds.items()})
 
     def moment() -> tuple[float, Counter[int]]:
-        """Return the time, and what was used by then; nothing was used in between."""
+        """Return the time and the CPU time of the threads in microseconds, both read within 10 ms."""
         while True:
             now = time.time()
             found = used()

@@ -27,7 +27,7 @@ class Frames:
     def __init__(self, memory: Memory, layout: Layout) -> None:
         self._memory = memory
         self._fields = layout.fields("frame", "executable:Q previous:Q instruction:Q owner:b")
-        # A stack that ends at another frame was read when a generator was left, or a function was called.
+        # A stack that ends at another frame, or with a generator, was read at a call or when a generator was left.
         is_3_11 = layout.version == (3, 11)  # which has no frames of C code
         self._outermost = (_OWNED_BY_THREAD, _OWNED_BY_FRAME_OBJECT) if is_3_11 else _OWNED_BY_C
 
@@ -45,7 +45,7 @@ class Frames:
         """
         size, unpack = self._fields.size, self._fields.unpack
         base, data = chunk, b""
-        depth = owner = last = 0
+        depth = owner = python_owner = 0
         while frame and depth < MAX_DEPTH:
             at = frame - base
             if not data and 0 < at <= _CHUNK - size:
@@ -68,10 +68,10 @@ class Frames:
                 place = code.places.get(instruction)
                 if place is None:
                     place = codes.place(code, executable, instruction)
-                depth, last = depth + 1, owner
+                depth, python_owner = depth + 1, owner
                 yield place
             frame = previous
-        if not frame and (owner not in self._outermost or last == _OWNED_BY_GENERATOR):
+        if not frame and (owner not in self._outermost or python_owner == _OWNED_BY_GENERATOR):
             raise ReadError("the outer frames are not there")
 
     def _piece(self, frame: int, chunk: int) -> tuple[int, bytes]:
@@ -97,7 +97,7 @@ class FrameObjects:
         generator = 0
         for _ in range(MAX_DEPTH):
             if not frame:
-                if generator:  # it is being left
+                if generator:  # it was read when the generator was left
                     raise ReadError("the outer frames are not there")
                 return
             data = self._memory.read(frame, size)
