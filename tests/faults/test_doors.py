@@ -8,6 +8,7 @@ import signal
 import sys
 from collections.abc import Iterator
 from pathlib import Path
+from urllib.parse import quote
 
 import pytest
 
@@ -22,13 +23,14 @@ from tornado_rbkit.cli import listener, main
 signal.signal(signal.SIGUSR1, lambda *_: setattr(listener, "REQUEST_TIMEOUT", 1.0))
 sys.exit(main.main())
 """
+UNTHROTTLED = f"from tornado_rbkit.cli import main; main.LogThrottleFilter.filter = lambda *_: True\n{PROGRAM}"
 
 
 @contextlib.contextmanager
-def serve(profiler: SteadyProcess, folder: Path, *rules: str) -> Iterator[Serving]:
+def serve(profiler: SteadyProcess, folder: Path, *rules: str, program: str = PROGRAM) -> Iterator[Serving]:
     """Run `tornado-rbkit -v serve`, whose patience with later requests is a second after SIGUSR1."""
     options = ["-v", "serve", "--pub", profiler.pub, "--req", profiler.req, "--port", "0", *rules]
-    with serving(folder / "log", [sys.executable, "-X", "dev", "-W", "error", "-c", PROGRAM, *options]) as running:
+    with serving(folder / "log", [sys.executable, "-X", "dev", "-W", "error", "-c", program, *options]) as running:
         yield running
 
 
@@ -92,17 +94,36 @@ async def test_an_origin_that_is_not_an_origin_is_refused_and_no_error(server: S
         assert b" 403 " in await asyncio.wait_for(client.reader.readuntil(b"\r\n"), 60)
 
 
-async def test_nothing_that_a_stranger_writes_stands_in_the_log_as_it_is(server: Serving) -> None:
-    for text in ("\x1b[31mFORGED", "a\x85FORGED forged", "a\rFORGED", "a\x0bFORGED", "%0aFORGED%20forged"):
-        await answer(server, get(f"/rbkit/{text}", "Host: 127.0.0.1"))
-        await answer(server, get("/rbkit/status", f"Host: {text}"))
-        await answer(server, get("/rbkit/status", "Host: 127.0.0.1", f"Origin: {text}", f"X: {text}"))
-        await answer(server, get(f"/rbkit/ws?encoding={text}", "Host: 127.0.0.1"))
-    async with Witness(f"{server.ws}?token=s3cret") as viewer:
-        for text in ("\x1b[31mFORGED", "a\nFORGED forged", "a\u2028FORGED"):
-            assert (await viewer.ask(text)).startswith(b"error:invalid-command")
-    assert not set(server.log) - set(map(chr, range(32, 127))) - {"\n"}
-    assert not [line for line in server.log.splitlines() if not line.startswith(("INFO ", "WARNING "))]
+async def test_nothing_that_a_stranger_writes_stands_in_the_log_as_it_is(
+    steady: SteadyProcess, tmp_path: Path
+) -> None:
+    texts = ["\x1b[31mFORGED", "a\x85FORGED forged", "a\rFORGED", "a\x0bFORGED", "%0aFORGED%20forged"]
+    texts += ["\xff", "\xe9\xa0"]
+    offer = "Sec-WebSocket-Protocol: rbkit"
+    with serve(steady, tmp_path, "--token", "s3cret", program=UNTHROTTLED) as server:
+        for text in texts:
+            for request in (
+                get(f"/rbkit/{text}", "Host: 127.0.0.1"),
+                get("/rbkit/status", f"Host: {text}"),
+                get("/rbkit/status", "Host: 127.0.0.1", f"Origin: {text}", f"X: {text}"),
+                get("/rbkit/status", "Host: 127.0.0.1", text),
+                get(f"/rbkit/ws?encoding={text}", "Host: 127.0.0.1"),
+                get(f"/rbkit/ws?encoding={text}", "Host: 127.0.0.1", offer),
+                get(f"/rbkit/ws?encoding={quote(text)}", "Host: 127.0.0.1", offer),
+                get("/rbkit/status", "Host: 127.0.0.1").replace("GET", text),
+            ):
+                await answer(server, request)
+            async with Raw(server.port) as client:
+                client.writer.write(upgrade_request(Origin=text, Authorization="Bearer s3cret"))
+                await asyncio.wait_for(client.reader.readuntil(b"\r\n"), 60)
+        async with Witness(f"{server.ws}?token=s3cret") as viewer:
+            for text in ("\x1b[31mFORGED", "a\nFORGED forged", "a\u2028FORGED", "\xff"):
+                assert (await viewer.ask(text)).startswith(b"error:invalid-command")
+        lines = server.log.splitlines()
+        assert all(line.startswith(("INFO ", "WARNING ")) and line.isprintable() for line in lines), server.log
+        assert all(line.isascii() for line in lines if "Malformed HTTP message" not in line), server.log  # Tornado's
+        for told in ("encoding='FORGED forged'", "encoding='\\xff'", "the origin '\\xc3\\xbf'", "/rbkit/%C3%BF"):
+            assert told in server.log, server.log
 
 
 async def test_nothing_of_a_request_becomes_a_header(server: Serving) -> None:

@@ -227,7 +227,7 @@ class Access:
         if host is None or not (is_loopback(host) or host in {_host_name(item) for item in self.allowed_hosts}):
             allowed = ", ".join(["localhost", *self.allowed_hosts])
             setting = "(the setting `allowed_hosts`, --allow-host)"
-            raise AccessDeniedError(403, f"the host {header[:100]!r} is not allowed; allowed: {allowed} {setting}")
+            raise AccessDeniedError(403, f"the host {header[:100]!a} is not allowed; allowed: {allowed} {setting}")
 
     def _check_token(self, handler: RequestHandler, token: str) -> None:
         scheme, _, given = handler.request.headers.get("Authorization", "").partition(" ")

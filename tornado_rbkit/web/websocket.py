@@ -90,7 +90,7 @@ class RbkitWebSocketHandler(AccessHandler, WebSocketHandler):
         self._check_origin_is_one()
         encoding = self.get_query_argument("encoding", self.bridge.default_encoding)
         if encoding not in ("binary", "escaped"):
-            raise AccessDeniedError(400, f"encoding={encoding[:40]!r} is unknown; allowed: binary, escaped")
+            raise AccessDeniedError(400, f"encoding={encoding[:40]!a} is unknown; allowed: binary, escaped")
         self._negotiate_deflate()
         self._encoding = Encoding(escaped=encoding == "escaped", deflate=self._extension is not None)
         self._wrap_hooks()
@@ -128,7 +128,7 @@ class RbkitWebSocketHandler(AccessHandler, WebSocketHandler):
 
     def _origin_refusal(self, origin: str) -> AccessDeniedError:
         return AccessDeniedError(
-            403, f"the origin {origin[:200]!r} is not allowed; add it to the setting `allowed_origins`"
+            403, f"the origin {origin[:200]!a} is not allowed; add it to the setting `allowed_origins`"
         )
 
     def check_origin(self, origin: str) -> bool:
