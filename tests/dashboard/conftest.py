@@ -16,7 +16,12 @@ from typing import Any
 
 import msgpack
 import pytest
-from selenium.common.exceptions import StaleElementReferenceException
+from selenium.common.exceptions import (
+    ElementClickInterceptedException,
+    ElementNotInteractableException,
+    NoSuchElementException,
+    StaleElementReferenceException,
+)
 from selenium.webdriver.chromium.webdriver import ChromiumDriver
 from selenium.webdriver.common.by import By
 from selenium.webdriver.remote.webelement import WebElement
@@ -31,6 +36,12 @@ from tornado_rbkit import Bridge, rbkit_routes
 
 PATIENCE = 60.0
 """Seconds until a test fails that waits for something."""
+
+_NOT_YET = (
+    *(ElementClickInterceptedException, ElementNotInteractableException, NoSuchElementException),
+    *(StaleElementReferenceException, AssertionError, LookupError, StopIteration),
+)
+"""What a look at the page raises if it is drawn anew meanwhile, or if something is not there yet."""
 
 VISIBLE = "[...document.querySelectorAll(arguments[0])].filter(element => element.checkVisibility())"
 
@@ -70,11 +81,11 @@ class Page:
 
     @property
     def state(self) -> str:
-        return self.one(".state").text
+        return self.text_of(".state")
 
     @property
     def text(self) -> str:
-        return self.one("body").text
+        return self.text_of("body")
 
     @property
     def facts(self) -> dict[str, str]:
@@ -92,6 +103,10 @@ class Page:
     def all(self, selector: str) -> list[WebElement]:
         """The visible elements of a selector."""
         return self.script(f"return {VISIBLE}", selector)  # type: ignore[no-any-return]
+
+    def text_of(self, selector: str) -> str:
+        """The text of the first element of a selector; one look, as the page may draw it anew between two."""
+        return self.script("return document.querySelector(arguments[0])?.innerText ?? ''", selector)  # type: ignore[no-any-return]
 
     def texts(self, selector: str) -> list[str]:
         return self.script(f"return {VISIBLE}.map(element => element.innerText)", selector)  # type: ignore[no-any-return]
@@ -115,13 +130,20 @@ class Page:
     def click(self, label: str) -> None:
         """Click a button as soon as it can be."""
 
-        def clicked() -> bool:
-            if self.obstacle(label):
-                return False
-            self.button(label).click()
+        def enabled() -> WebElement:
+            assert not self.obstacle(label)
+            return self.button(label)
+
+        self.press(enabled)
+
+    def press(self, look: str | Callable[[], WebElement]) -> None:
+        """Click what a selector or a look finds; find it again if the page has drawn it anew before the click."""
+
+        def pressed() -> bool:
+            (self.one(look) if isinstance(look, str) else look()).click()
             return True
 
-        self.until(clicked, f"{label} can be clicked")
+        self.until(pressed, f"{look} can be clicked")
 
     def obstacle(self, label: str) -> str | None:
         """Return why a button is disabled, None if it is not."""
@@ -184,8 +206,8 @@ class Page:
             try:
                 if condition():
                     return
-            except (StaleElementReferenceException, StopIteration, AssertionError):
-                pass  # drawn anew while it was looked at, or not there yet
+            except _NOT_YET:
+                pass
             if time.monotonic() > deadline:
                 pytest.fail(f"not within {timeout:g} s: {what}; the page says:\n{self.text}")
             time.sleep(0.02)

@@ -68,14 +68,14 @@ def test_axe_finds_nothing(page: Page, site: Serve, script: Script, scheme: str)
 
 def find_suspects(page: Page) -> None:
     page.until(lambda: len(page.all("[data-number]")) == 3, "all snapshots are there")
-    page.all("[data-number]")[2].click()
+    page.press(lambda: page.all("[data-number]")[2])
     page.choose("Compare with", "snapshot 2")
     page.until(lambda: "300 Order objects in __main__.ORDERS" in page.text, "what grew is said")
 
 
 def open_an_object(page: Page) -> None:
     page.until(lambda: page.all(".columns tbody button"), "classes are listed")
-    page.all(".columns tbody button")[0].click()
+    page.press(lambda: page.all(".columns tbody button")[0])
     page.until(lambda: page.all(".objects tbody button"), "objects are listed")
-    page.all(".objects tbody button")[0].click()
+    page.press(lambda: page.all(".objects tbody button")[0])
     page.until(lambda: "Held by" in page.text, "one is shown")

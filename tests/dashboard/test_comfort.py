@@ -24,7 +24,7 @@ def fill(page: Page, rbkit: FakeRbkit, *names: str) -> None:
         for _, channel, _, message in recorded(name):
             if channel == 1:
                 rbkit.publish(message)
-    page.until(lambda: re.search(r"[1-9]\d* messages", page.one("footer").text), "messages come")
+    page.until(lambda: re.search(r"[1-9]\d* messages", page.text_of("footer")), "messages come")
 
 
 def contrast(page: Page, selector: str) -> float:
@@ -92,14 +92,14 @@ def test_one_bar_has_the_process_its_state_and_the_commands(page: Page, site: Se
     page.open(site(rbkit).url)
     page.until_live()
     assert page.one("header").size["height"] == 44
-    assert page.one("header").text.split("\n") == [
+    assert page.text_of("header").split("\n") == [
         "rbkit", f"fake, pid {os.getpid()}", "live", "Record memory", "Record CPU", "Snapshot", "⋯",
     ]  # fmt: skip
     assert not page.all(".banner")
     assert not page.all(".facts")
-    page.one(".menu:has(.state) summary").click()
-    assert "/srv" in page.one(".facts").text
-    page.one("body").click()
+    page.press(".menu:has(.state) summary")
+    assert "/srv" in page.text_of(".facts")
+    page.press("body")
     assert not page.all(".facts")
 
 
@@ -124,7 +124,7 @@ def test_a_view_without_data_has_the_button_that_starts_it(
 
 def test_views_are_turned_by_the_arrow_keys(page: Page, site: Serve, rbkit: FakeRbkit) -> None:
     page.open(site(rbkit).url)
-    page.one("#tab-memory").click()
+    page.press("#tab-memory")
     for view in ["objects", "snapshots", "cpu", "overview", "memory"]:
         page.driver.switch_to.active_element.send_keys(Keys.ARROW_RIGHT)
         assert page.driver.switch_to.active_element.get_attribute("id") == f"tab-{view}"
@@ -203,7 +203,7 @@ def test_what_is_chosen_is_in_the_address_and_a_link_shows_it(page: Page, site: 
     work = {12: "work", 13: "work", 6: "a.rb", 7: 1, 15: 7}
     script.publish((0.0, 9, [work]), (0.0, 9, [work | {15: 8}]))
     page.until(lambda: page.all("#view-cpu input[type=checkbox]"), "there are samples")
-    page.one("#view-cpu input[type=checkbox]").click()
+    page.press("#view-cpu input[type=checkbox]")
     page.choose("Thread", "8 ")
     page.until(lambda: page.driver.current_url.endswith("#cpu?thread=thread+8&idle=1"), "its choices are there")
     page.click("Objects")
@@ -214,7 +214,7 @@ def test_what_is_chosen_is_in_the_address_and_a_link_shows_it(page: Page, site: 
     page.until_live()
     script.publish((0.0, 0, {3: 1, 4: "Shop::Item"}), (0.0, 0, {3: 2, 4: "Time"}))
     page.until(lambda: [row[0] for row in page.rows("Live objects")] == ["Shop::Item"], "the filter is in force")
-    assert page.one("#view-objects [aria-sort=descending]").text.startswith("allocated")
+    assert page.text_of("#view-objects [aria-sort=descending]").startswith("allocated")
     page.driver.get(f"{url}#cpu?thread=thread+8&idle=1")
     script.publish((0.0, 9, [work]), (0.0, 9, [work | {15: 8}]), (0.0, 9, [work | {15: 8}]))
     page.until(

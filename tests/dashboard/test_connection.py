@@ -88,7 +88,7 @@ def test_a_read_only_server_s_buttons_say_so(page: Page, site: Serve, rbkit: Fak
         assert "read-only" in str(page.obstacle(label))
     page.click("CPU")
     assert "read-only" in str(page.obstacle("CPU clock"))
-    page.button("Snapshot").click()
+    page.press(lambda: page.button("Snapshot"))
     page.click("Ask again")
     assert set(rbkit.received) == {b"handshake"}
 
@@ -139,7 +139,7 @@ def test_one_that_dies_and_comes_back_is_another_process(page: Page, site: Serve
         page.open(site(rbkit).url)
         page.until_live()
         page.click("Record memory")
-        page.until(lambda: "0 messages" not in page.one("footer").text, "it publishes")
+        page.until(lambda: "0 messages" not in page.text_of("footer"), "it publishes")
         before = page.facts["pid"]
         rbkit.kill()
         page.until(lambda: page.state == "waiting for the profiler", "its end is seen")
@@ -194,11 +194,11 @@ def test_the_token_leaves_the_address_and_a_reload_finds_it(page: Page, site: Se
     page.driver.get(f"{server.url}?target=one#objects")
     page.until(lambda: "the token is missing or wrong" in page.text, "it asks for the token")
     page.one("input").send_keys("wrong")
-    page.one("button").click()
+    page.press("button")
     page.until(lambda: page.driver.current_url.count("token=wrong") == 1, "the wrong one is tried")
     page.until(lambda: page.one("input").get_attribute("value") == "", "it asks again")
     page.one("input").send_keys("sec ret")
-    page.one("button").click()
+    page.press("button")
     page.until_live()
     assert page.driver.current_url == f"{server.url}?target=one#objects"
     page.driver.close()
@@ -243,7 +243,7 @@ def test_lengths_that_are_claimed_break_nothing(page: Page, site: Serve, script:
     page.until_live()
     script.rbkit.publish(b"\xdd\x01\xc9\xc3\x80" * 60)
     script.publish((0.0, 0, {3: 1, 4: "Thing"}), (0.0, 0, {3: 2, 4: 5}), (float("nan"), 0, {3: 3, 4: "Thing"}))
-    page.until(lambda: "2 not readable" in page.one("footer").text, "they are counted")
+    page.until(lambda: "2 not readable" in page.text_of("footer"), "they are counted")
     page.until(lambda: page.row("Live objects", "Thing")[0] == "1", "the next is shown")
     assert page.row("Live objects", "5")[0] == "1"
 
@@ -254,7 +254,7 @@ def test_counters_that_fall_again_and_again_are_not_reported_for_each(page: Page
     for number in range(300):
         script.rbkit.counter = 1000 + number if number % 2 else number
         script.publish((0.001 * number, 0, {3: number, 4: "Thing"}))
-    page.until(lambda: "300 messages" in page.one("footer").text, "all have come")
+    page.until(lambda: "300 messages" in page.text_of("footer"), "all have come")
     page.until(lambda: any("message_counter keeps decreasing" in text for text in page.alerts), "it is told")
     assert len(page.alerts) <= 4  # the bridge tells it as well, once
 
@@ -413,7 +413,7 @@ def test_what_cannot_be_read_is_counted_and_the_rest_continues(page: Page, site:
     page.until_live()
     script.rbkit.publish(b"\xc1 is not MessagePack")
     script.publish((0.0, 0, {3: 1, 4: "Thing"}))
-    page.until(lambda: "1 not readable" in page.one("footer").text, "it is counted")
+    page.until(lambda: "1 not readable" in page.text_of("footer"), "it is counted")
     page.click("Objects")
     page.until(lambda: page.row("Live objects", "Thing")[0] == "1", "the next is shown")
 

@@ -38,7 +38,7 @@ def counts(page: Page, samples: int) -> bool:
 def show_idle(page: Page) -> None:
     """Show the samples of idle threads as well."""
     page.until(lambda: page.all("#view-cpu input[type=checkbox]"), "there are samples")
-    page.one("#view-cpu input[type=checkbox]").click()
+    page.press("#view-cpu input[type=checkbox]")
 
 
 def open_ruby(page: Page, site: Serve, rbkit: FakeRbkit) -> list[CPUSample]:
@@ -301,7 +301,7 @@ def test_the_tooltip_is_at_the_pointer_and_within_the_window(page: Page, site: S
             y,
         )
         tip = page.one(".tip").rect
-        assert page.one(".tip b").text == name
+        assert page.text_of(".tip b") == name
         assert 0 <= tip["x"] <= page.script("return innerWidth") - tip["width"]
         assert abs(tip["x"] - x) <= max(12, tip["width"] + 4)
         assert 0 < tip["y"] - y < 30
@@ -396,7 +396,7 @@ def test_the_flame_graph_is_walked_by_keyboard(page: Page, site: Serve, script: 
 
     def told(*keys: str) -> str:
         graph.send_keys(*keys)
-        return page.one(".tip [aria-live=polite]").text
+        return page.text_of(".tip [aria-live=polite]")
 
     assert told(Keys.ARROW_DOWN) == "all"
     assert told(Keys.ARROW_DOWN, Keys.ARROW_DOWN) == "hot"  # the widest
@@ -429,7 +429,7 @@ def test_callers_callees_and_lines_of_a_function(page: Page, site: Serve, script
         "Its lines": [["line 1", "10 ms  25.0 %", "30 ms  75.0 %"], ["line 0", "10 ms  25.0 %", "10 ms  25.0 %"]],
     }
     page.until(lambda: lists(page) == expected, "they are its own")
-    assert "self 20 ms, 50.0 %; total 40 ms, 100.0 %" in page.one("#view-cpu .detail").text
+    assert "self 20 ms, 50.0 %; total 40 ms, 100.0 %" in page.text_of("#view-cpu .detail")
     assert page.texts("#view-cpu .detail button") == ["main", "other", "leaf"]  # what can be followed
 
 
@@ -460,7 +460,7 @@ def lists(page: Page) -> dict[str, list[list[str]]]:
 
 def follow(page: Page, name: str) -> None:
     """Click a function among the callers and callees of another."""
-    next(link for link in page.all("#view-cpu .detail button") if link.text == name).click()
+    page.press(lambda: next(link for link in page.all("#view-cpu .detail button") if link.text == name))
     page.until(lambda: page.texts("#view-cpu .detail h3") == [name], f"{name} is in view")
 
 

@@ -24,7 +24,7 @@ def publish(rbkit: FakeRbkit, *names: str) -> list[bytes]:
 
 def until_all_came(page: Page, messages: list[bytes]) -> None:
     """Wait until the page has these messages: a table that is compared later must not be that of some of them."""
-    page.until(lambda: f"{len(messages)} messages" in page.one("footer").text, "all have come")
+    page.until(lambda: f"{len(messages)} messages" in page.text_of("footer"), "all have come")
 
 
 def records(path: Path) -> list[Record]:
@@ -78,7 +78,7 @@ def test_it_is_opened_again_without_a_profiler(page: Page, site: Serve, rbkit: F
     saved = page.downloaded(f"fake-{page.facts['pid']}.rbkit")
     page.upload("Open session…", saved)
     page.until(lambda: page.state == "from a file", "the file is shown")
-    assert saved.name in page.one(".banner").text
+    assert saved.name in page.text_of(".banner")
     assert page.facts["process"] == "fake"
     page.until(lambda: page.rows("Functions") == live, "it shows the same")
     assert "go back to the live profiler first" in str(page.obstacle("Snapshot"))
@@ -131,9 +131,7 @@ def test_of_a_file_that_was_cut_off_the_rest_is_shown_and_what_it_lacks_is_repor
     )
     page.script("document.querySelectorAll('.alerts button').forEach(button => button.click())")
     assert page.alerts == []
-    assert re.search(
-        r"cut.rbkit is damaged after \d+ messages: it ends in the middle of one", page.one(".banner").text
-    )
+    assert re.search(r"cut.rbkit is damaged after \d+ messages: it ends in the middle of one", page.text_of(".banner"))
     page.click("Snapshots")
     page.until(
         lambda: "incomplete: 1 of 2 arrived, the file ends there" in page.text, "the snapshot's end is not awaited"
@@ -163,8 +161,8 @@ def test_messages_that_were_lost_are_lost_in_the_file_too(page: Page, site: Serv
     script.publish((0.0, 0, {3: 1, 4: "Thing"}))
     script.lose(3)
     script.publish((1.0, 0, {3: 2, 4: "Thing"}))
-    page.until(lambda: "3 missing" in page.one("footer").text, "the loss is told")
+    page.until(lambda: "3 missing" in page.text_of("footer"), "the loss is told")
     page.click("Save session")
     page.upload("Open session…", page.downloaded(f"fake-{page.facts['pid']}.rbkit"))
     page.until(lambda: page.state == "from a file", "the file is shown")
-    page.until(lambda: "3 missing" in page.one("footer").text, "the loss is told again")
+    page.until(lambda: "3 missing" in page.text_of("footer"), "the loss is told again")

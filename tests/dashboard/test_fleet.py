@@ -71,11 +71,11 @@ def test_all_targets_are_shown_and_one_leads_to_its_page_and_back(page: Page, si
         chosen = page.driver.current_url
         assert chosen == f"{server.url}#fleet?filter=web&sort=-name"
 
-        page.one(".fleet tbody a").click()
+        page.press(".fleet tbody a")
         page.until_live()
         assert page.facts["recording"] == "memory"
         assert page.driver.current_url == f"{server.url}?target=web-10#overview"
-        assert page.one("header .target").text == "web-10"
+        assert page.text_of("header .target") == "web-10"
         page.click("Memory")
         page.driver.back()
         page.until(lambda: column(page, "target") == ["web-10", "web-2"], "the filter and the order are as before")
@@ -87,7 +87,7 @@ def test_all_targets_are_shown_and_one_leads_to_its_page_and_back(page: Page, si
         assert page.facts["recording"] == "memory"
         page.driver.refresh()
         page.until_live()
-        page.one("header a").click()
+        page.press("header a")
         page.until(lambda: len(column(page, "target")) == 3, "the link leads to all")
         page.driver.back()
         page.until_live()
@@ -162,7 +162,7 @@ def test_axe_finds_nothing(
     page.driver.execute_cdp_cmd("Runtime.evaluate", {"expression": AXE.read_text()})
     violations = page.script("return axe.run().then(({violations}) => violations)")
     assert [(one["id"], [node["html"] for node in one["nodes"]]) for one in violations] == []
-    page.all(".hosts button")[1].click()
+    page.press(lambda: page.all(".hosts button")[1])
     page.until(lambda: page.one(".fleet input").get_attribute("value") == "frozen~", "a host's targets are asked for")
 
 

@@ -154,7 +154,7 @@ def test_a_value_that_ruby_has_not_is_a_dash(memory: Page, script: Script) -> No
     script.publish(stats(0, 10 << 20), stats(1, 0, total_heap_size="", heap_swept_slots="", count=0))
     memory.until(lambda: tiles(memory)["memory size"] == "0 B", "the figures are there")
     assert tiles(memory)["heap size"] == "–"
-    memory.one("summary").click()
+    memory.press("summary")
     assert memory.row("All figures of the collector", "heap_swept_slots") == ["–"]
     assert memory.row("All figures of the collector", "count") == ["0"]
 
@@ -166,7 +166,7 @@ def test_missing_messages_are_reported_and_shaded(memory: Page, script: Script) 
     script.lose(3)
     script.publish(stats(10, 2 << 20), *born(20.5, 2))
     memory.until(lambda: "3 messages are missing in one place, which is shaded" in memory.text, "they are counted")
-    assert "3 missing" in memory.one("footer").text
+    assert "3 missing" in memory.text_of("footer")
     # From second 0.5 of 20.5 to the tenth, of at least half a minute, in a plot over a hundred pixels high.
     assert all(drawn(memory, chart, "--gap") > 10_000 for chart in range(4))
 
@@ -175,10 +175,10 @@ def test_what_the_server_dropped_is_reported(memory: Page, script: Script, tmp_p
     session = tmp_path / "slow.rbkit"
     records = [[0.0, 1, None, collection(0)], [1.0, 0, None, b"dropped:17"], [2.0, 1, None, collection(18)]]
     session.write_bytes(b"".join(msgpack.packb(record) for record in records))
-    assert "dropped" not in memory.one("footer").text
+    assert "dropped" not in memory.text_of("footer")
     memory.upload("Open session…", session)
     told = "17 missing; 17 of them reported by the server: this page was too slow, or they were lost before it"
-    memory.until(lambda: told in memory.one("footer").text, "they are counted")
+    memory.until(lambda: told in memory.text_of("footer"), "they are counted")
 
 
 def test_a_restart_is_drawn_and_its_figures_are_not_those_of_the_process_before(memory: Page, script: Script) -> None:
@@ -251,7 +251,7 @@ def test_the_range_can_be_chosen_held_and_marked(memory: Page, script: Script) -
 
     memory.click("Pause")
     script.publish(stats(605, 606 << 20))
-    memory.until(lambda: "2 messages" in memory.one("footer").text, "more has come")
+    memory.until(lambda: "2 messages" in memory.text_of("footer"), "more has come")
     held = memory.script("return performance.now()")
     memory.until(lambda: memory.script("return performance.now()") > held + 1100, "it would have been drawn")
     assert seconds_in_view(memory) == (0, 600)
@@ -290,7 +290,7 @@ def test_recorded_ruby_traffic_gives_the_figures_that_python_counts(memory: Page
     figures = next(event.stats for event in reversed(events) if isinstance(event, GCStats))
     for payload in messages:
         script.rbkit.publish(payload)
-    memory.until(lambda: f"{len(messages)} messages" in memory.one("footer").text, "all have come")
+    memory.until(lambda: f"{len(messages)} messages" in memory.text_of("footer"), "all have come")
     live = f"{figures['heap_live_slots']:,}"
     memory.until(lambda: tiles(memory)["live objects"] == live, "the figures are shown")
     seen = {time: rates for time, *rates in legends(memory, 2, PERCENT)}
@@ -298,7 +298,7 @@ def test_recorded_ruby_traffic_gives_the_figures_that_python_counts(memory: Page
     assert [seen[time] for time in sorted(seen)] == [
         [f"{created[second]:,}/s", f"{destroyed[second]:,}/s"] for second in seconds
     ]
-    memory.one("summary").click()
+    memory.press("summary")
     shown = dict(memory.rows("All figures of the collector"))
     assert shown == {name: f"{value:,}" if isinstance(value, int) else "–" for name, value in figures.items()}
 
@@ -356,7 +356,7 @@ def test_the_value_axis_can_fit_the_values_and_its_labels_differ(memory: Page, s
 
     memory.until(lambda: memory.texts("label"), "there is the choice")
     assert len(set(labels())) < 2, "the axis begins at 0"
-    memory.one("#view-memory label input").click()
+    memory.press("#view-memory label input")
     found: set[str] = set()
 
     def look() -> bool:

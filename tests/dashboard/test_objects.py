@@ -234,7 +234,7 @@ def test_many_objects_that_come_and_go_are_distinguished(objects: Page, script: 
                 live[each] = name
                 events += born(0, name, each)
         script.publish(*events)
-        objects.until(lambda done=batch: f"{done + 1} messages" in objects.one("footer").text, "it has come")  # type: ignore[misc]
+        objects.until(lambda done=batch: f"{done + 1} messages" in objects.text_of("footer"), "it has come")  # type: ignore[misc]
     counts = Counter(live.values())
     expected = {name: f"{count:,}" for name, count in counts.items()}
     objects.until(lambda: {row[0]: row[1] for row in objects.rows(TABLE)} == expected, f"they are {expected}")

@@ -114,7 +114,7 @@ def test_where_asyncio_tasks_wait_is_named_and_drawn_with_the_idle_threads(
     page.click("CPU")
     page.until(lambda: "All threads wait" in page.text, "waiting is hidden")
     assert not page.rows("Functions")
-    page.one("#view-cpu input[type=checkbox]").click()
+    page.press("#view-cpu input[type=checkbox]")
     page.until(lambda: page.row("Functions", "asyncio.locks.Lock.acquire"), "the tasks are among what is idle")
 
 

@@ -50,7 +50,7 @@ def test_a_reload_keeps_counts_baseline_and_snapshots_and_counts_what_it_missed(
     page.until(lambda: len(page.texts(".snapshots li")) == 1, "the snapshot is there")
     script.lose(7)
     script.publish((1.0, CREATED, {3: 4, 4: "Thing"}))
-    page.until(lambda: "7 missing" in page.one("footer").text, "what the reload missed is counted")
+    page.until(lambda: "7 missing" in page.text_of("footer"), "what the reload missed is counted")
 
 
 def test_another_tab_and_another_visit_start_over(page: Page, site: Serve, script: Script) -> None:

@@ -61,7 +61,7 @@ def taken(page: Page) -> list[int]:
 
 def choose_class(page: Page, caption: str, name: str) -> None:
     page.until(lambda: name in [row[0] for row in page.rows(caption)], f"{name} is among the classes")
-    link(page, "table", name).click()
+    page.press(lambda: link(page, "table", name))
     page.until(lambda: page.texts(".objects h3") == [name], f"the objects of {name} are shown")
 
 
@@ -84,7 +84,7 @@ def link(page: Page, within: str, text: str) -> Any:
 
 
 def follow(page: Page, within: str, text: str) -> None:
-    link(page, within, text).click()
+    page.press(lambda: link(page, within, text))
     page.until(lambda: page.texts(".detail h3") == [text], f"{text} is shown")
 
 
@@ -140,11 +140,11 @@ def test_the_resident_memory_is_a_bar_of_what_explains_it(snapshots: Page, scrip
     snapshots.until(lambda: described().startswith("Of 71.8 KiB resident memory: "), "its size is said")
     assert "objects in the snapshot 7.2 KiB (10.0 %)" in described()
     assert "64.6 KiB (90.0 %)" in described()
-    assert "tracemalloc is off" in snapshots.one(".account").text
+    assert "tracemalloc is off" in snapshots.text_of(".account")
     script.publish_raw([dump(HEAP, 2) | {18: 73_480, 23: 36_740}])
     until_taken(snapshots, 1, 2)
     snapshots.until(lambda: "more that tracemalloc knows 28.7 KiB (40.0 %)" in described(), "its part is said")
-    assert "tracemalloc is off" not in snapshots.one(".account").text
+    assert "tracemalloc is off" not in snapshots.text_of(".account")
     widths = "return [...document.querySelectorAll('.account-bar span')].map(part => parseFloat(part.style.width))"
     assert snapshots.script(widths) == pytest.approx([10.0, 40.0, 50.0], abs=0.1)
     script.publish_raw([dump(HEAP, 3)])
@@ -163,7 +163,7 @@ def test_objects_are_followed_both_ways(snapshots: Page, script: Script) -> None
     ]
     assert snapshots.texts(".objects > .hint") == ["2 objects."]
     assert snapshots.texts(".ways li") == ["(Module) → Registry → Array 2 objects, 96 B retained"]
-    link(snapshots, "table", "0x50").click()
+    snapshots.press(lambda: link(snapshots, "table", "0x50"))
     snapshots.until(lambda: snapshots.texts(".detail h3") == ["Item 0x50"], "it is shown")
     assert "40 B, 40 B retained, made at …/app/item.rb:3" in snapshots.texts(".detail p")
     assert path(snapshots) == ["Module 0x10", "Registry 0x20", "Array 0x40", "Item 0x50"]
@@ -186,11 +186,11 @@ def test_it_says_what_nothing_or_only_a_cycle_holds(snapshots: Page, script: Scr
     script.publish_raw([dump(HEAP)])
     until_taken(snapshots, 1)
     choose_class(snapshots, CLASSES, "Ring")
-    link(snapshots, "table", "0x71").click()
+    snapshots.press(lambda: link(snapshots, "table", "0x71"))
     snapshots.until(lambda: "Only by a cycle: nothing outside refers to it." in snapshots.text, "it is a cycle")
     assert links(snapshots, "referrers") == ["(unknown) 0x70"]
     choose_class(snapshots, CLASSES, "Module")
-    link(snapshots, "table", "0x10").click()
+    snapshots.press(lambda: link(snapshots, "table", "0x10"))
     held = "Nothing in the snapshot refers to it: the interpreter holds it, or it is garbage."
     snapshots.until(lambda: held in snapshots.text, "it is a root")
 
@@ -206,7 +206,7 @@ def test_progress_is_shown_while_one_comes_in_parts(snapshots: Page, script: Scr
     assert snapshots.all("progress") == []
     assert told not in snapshots.text
     choose_class(snapshots, CLASSES, "Item")
-    link(snapshots, "table", "0x51").click()
+    snapshots.press(lambda: link(snapshots, "table", "0x51"))
     snapshots.until(lambda: path(snapshots)[:1] == ["Module 0x10"], "the parts refer to each other")
 
 
@@ -287,7 +287,7 @@ def test_the_second_is_shown_by_what_it_has_more_than_the_first(snapshots: Page,
     assert "0x2" not in [row[0] for row in snapshots.rows(OBJECTS)]
     snapshots.choose("Compare with", "nothing")
     snapshots.until(lambda: snapshots.row(CLASSES, "Leaky") == ["103", "1.0 KiB", "1.0 KiB", "0"], "it alone is shown")
-    snapshots.all(".snapshots button")[0].click()
+    snapshots.press(lambda: snapshots.all(".snapshots button")[0])
     snapshots.until(lambda: snapshots.row(CLASSES, "Leaky") == ["4", "40 B", "40 B", "0"], "the first is shown")
 
 
@@ -337,7 +337,7 @@ def test_objects_are_grouped_by_the_place_where_they_were_made(snapshots: Page, 
     snapshots.until(lambda: len(snapshots.rows(places)) == 4, "all are listed")
     assert snapshots.row(places, "…/app/item.rb:3") == ["6", "240 B", "Item"]
     assert snapshots.row(places, "(not known)")[0] == "6"
-    link(snapshots, "table", "…/app/item.rb:3").click()
+    snapshots.press(lambda: link(snapshots, "table", "…/app/item.rb:3"))
     snapshots.until(lambda: len(snapshots.rows(OBJECTS)) == 6, "its objects are listed")
 
 
@@ -347,7 +347,7 @@ def test_a_link_shows_the_same_snapshots_class_and_object(snapshots: Page, scrip
         script.publish_raw([part])
     until_taken(snapshots, 1, 2)
     choose_class(snapshots, COMPARED, "Item")
-    link(snapshots, "table", "0x205").click()
+    snapshots.press(lambda: link(snapshots, "table", "0x205"))
     snapshots.until(lambda: snapshots.texts(".detail h3") == ["Item 0x205"], "it is shown")
     snapshots.type("Filter by class name", "it")
     snapshots.click("new")
@@ -387,7 +387,7 @@ def test_one_is_saved_and_loaded_again(snapshots: Page, script: Script) -> None:
     assert "from snapshot-1.rbkit" in snapshots.texts(".snapshots button")[0]
     snapshots.until(lambda: snapshots.rows(CLASSES) == before, "they are the same")
     choose_class(snapshots, CLASSES, "Item")
-    link(snapshots, "table", "0x50").click()
+    snapshots.press(lambda: link(snapshots, "table", "0x50"))
     snapshots.until(lambda: path(snapshots)[:1] == ["Module 0x10"], "their references too")
 
 
@@ -405,7 +405,7 @@ def test_a_file_that_cannot_be_loaded_is_reported(snapshots: Page, tmp_path: Pat
     file = tmp_path / "wrong.rbkit"
     file.write_bytes(content)
     snapshots.upload("Load snapshot…", file)
-    snapshots.until(lambda: told in snapshots.one("section[aria-label=Snapshots] .note").text, "it is told")
+    snapshots.until(lambda: told in snapshots.text_of("section[aria-label=Snapshots] .note"), "it is told")
 
 
 def test_of_a_file_that_was_cut_off_the_whole_snapshots_and_a_piece_are_loaded(
@@ -434,7 +434,7 @@ def test_of_a_long_way_from_a_root_the_ends_are_shown(snapshots: Page, script: S
     script.publish_raw([dump(chain)])
     until_taken(snapshots, 1)
     choose_class(snapshots, CLASSES, "Last")
-    link(snapshots, "table", f"{length:#x}").click()
+    snapshots.press(lambda: link(snapshots, "table", f"{length:#x}"))
     snapshots.until(lambda: path(snapshots), "it is shown")
     assert path(snapshots)[19:22] == ["Link 0x14", "… 49,960", f"Link {length - 19:#x}"]
     assert path(snapshots)[-1] == f"Last {length:#x}"
@@ -466,7 +466,7 @@ def test_recorded_ruby_heap_gives_the_tables_of_python(snapshots: Page, script: 
     assert f"{counts['Shop::Item']} objects, the 200 that retain most are shown" in snapshots.text
     first = snapshots.rows(OBJECTS)[0][0]
     shown = next(each for each in objects if f"{each.object_id:#x}" == first)
-    link(snapshots, "table", f"{shown.object_id:#x}").click()
+    snapshots.press(lambda: link(snapshots, "table", f"{shown.object_id:#x}"))
     snapshots.until(lambda: snapshots.texts(".detail h3") == [named[shown.object_id]], "it is shown")
     assert links(snapshots, "references") == [named[each] for each in shown.references if each in named]
     referrers = [named[each.object_id] for each in objects if shown.object_id in each.references]
@@ -516,7 +516,7 @@ def test_a_leak_in_a_real_program_is_found(page: Page, program: Callable[[str], 
     )
     choose_class(page, COMPARED, "__main__.Session")
     page.until(lambda: page.rows(OBJECTS), "they are listed")
-    link(page, "table", page.rows(OBJECTS)[0][0]).click()
+    page.press(lambda: link(page, "table", page.rows(OBJECTS)[0][0]))
     assert "created while tracemalloc was on" in page.text
     page.until(lambda: path(page), "what holds it is shown")
     assert page.texts(".held-as")[0].startswith("__main__.Registry.sessions[")
@@ -568,10 +568,10 @@ def test_an_object_whose_answer_is_late_is_not_drawn_over_another_class(
     script.publish_raw([dump(HEAP)])
     until_taken(page, 1)
     choose_class(page, CLASSES, "Item")
-    link(page, "table", "0x50").click()
+    page.press(lambda: link(page, "table", "0x50"))
     choose_class(page, CLASSES, "Hash")
     script.publish_raw([{0: EventType.GC_START, 1: 1_795_388_400_000.0}])
-    page.until(lambda: "2 messages" in page.one("footer").text, "a later answer of the worker has come")
+    page.until(lambda: "2 messages" in page.text_of("footer"), "a later answer of the worker has come")
     assert page.texts(".objects h3") == ["Hash"]
     assert page.texts(".detail h3") == []
 
@@ -631,7 +631,7 @@ def test_what_grows_is_found_by_one_button_and_said_in_a_sentence(
     assert any(re.match(r"[\d,]+ str objects in __main__\.SEEN,", each) for each in others)
     assert "Ring" not in page.text.split("compare with")[0], "garbage is collected first"
     count = int(re.findall(r"[\d,]+", sentence)[0].replace(",", ""))
-    page.all(".suspects button.link")[0].click()
+    page.press(lambda: page.all(".suspects button.link")[0])
     page.until(lambda: page.texts(".held-as"), "its holder is shown")
     assert re.fullmatch(r"__main__\.AUDIT\['request \d+'\]", page.texts(".held-as")[0])
     choose_class(page, COMPARED, "__main__.Context")
@@ -671,7 +671,7 @@ def test_without_collecting_first_garbage_is_in_a_column_of_its_own(
 ) -> None:
     page.open(program(GROWING).url, "snapshots")
     page.until_live()
-    page.one("input[aria-label='Collect first']").click()
+    page.press("input[aria-label='Collect first']")
     page.click("Take a snapshot")
     until_taken(page, 1)
     page.until(lambda: page.row(CLASSES, "__main__.Ring"), "there is garbage")
