@@ -13,10 +13,9 @@ from pathlib import Path
 
 import pytest
 from selenium.webdriver.chromium.webdriver import ChromiumDriver
-from selenium.webdriver.common.by import By
 
 from tests.fake_rbkit import free_port
-from tests.jupyter.lab import PATIENCE, JupyterProcess, environment, find
+from tests.jupyter.lab import PATIENCE, JupyterProcess, click, environment, find
 
 CONFIGURATION = """
 c = get_config()
@@ -87,7 +86,7 @@ class Hub(JupyterProcess):
         browser.get(f"{self.url}hub/login")
         find(browser, "#username_input").send_keys(user)
         find(browser, "#password_input").send_keys("secret")
-        browser.find_element(By.CSS_SELECTOR, "#login_submit").click()
+        click(browser, "#login_submit")
         find(browser, ".jp-LauncherCard, #jp-main-dock-panel")
         return f"{self.url}user/{user}/"
 

@@ -11,7 +11,7 @@ import sys
 import time
 import urllib.request
 import venv
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -147,15 +147,24 @@ def lab(folder: Path, *options: str, base_url: str = "/", program: str = "jupyte
             server.stop()
 
 
-def find(browser: ChromiumDriver, css: str, text: str = "") -> Any:
-    """Return the first element of a selector that has a text, once it is there to be seen."""
+def find(
+    browser: ChromiumDriver, css: str, text: str = "", use: Callable[[Any], Any] = lambda element: element
+) -> Any:
+    """Return the first element of a selector that has a text, once it is there to be seen, or what `use` makes of it.
 
-    def seen(_: Any) -> Any:
-        return next(
-            (e for e in browser.find_elements(By.CSS_SELECTOR, css) if e.is_displayed() and text in e.text), None
-        )
+    It is found again if the page draws it anew before it is used.
+    """
 
-    return WebDriverWait(browser, PATIENCE, ignored_exceptions=[Exception]).until(seen, f"{css} with {text!r}")
+    def used(_: Any) -> Any:
+        elements = browser.find_elements(By.CSS_SELECTOR, css)
+        return use(next(each for each in elements if each.is_displayed() and text in each.text))
+
+    return WebDriverWait(browser, PATIENCE, ignored_exceptions=[Exception]).until(used, f"{css} with {text!r}")
+
+
+def click(browser: ChromiumDriver, css: str, text: str = "") -> None:
+    """Click such an element."""
+    find(browser, css, text, lambda element: element.click() or True)
 
 
 def errors(browser: ChromiumDriver) -> list[str]:

@@ -9,7 +9,7 @@ from selenium.webdriver.chromium.webdriver import ChromiumDriver
 from selenium.webdriver.support.ui import WebDriverWait
 
 from tests.jupyter.hub import FRAMED, Hub, hub
-from tests.jupyter.lab import PATIENCE, RUN_ALL, errors, find, write_notebook
+from tests.jupyter.lab import PATIENCE, RUN_ALL, click, errors, find, write_notebook
 
 pytestmark = pytest.mark.timeout(600)  # servers and browsers start, which a busy machine does slowly
 
@@ -31,11 +31,11 @@ def test_a_kernel_is_watched_and_commanded_from_its_user_s_browser_alone(server:
     browser.get(f"{url}lab/tree/Analysis.ipynb")
     find(browser, ".jp-Notebook .jp-CodeCell")
     browser.execute_async_script(RUN_ALL)
-    find(browser, ".jp-OutputArea-output a", "open the dashboard").click()
+    click(browser, ".jp-OutputArea-output a", "open the dashboard")
     switch_to_new_window(browser)
     find(browser, "#page", "Analysis-")
     find(browser, ".state", "live")
-    find(browser, "[data-command=start_cpu_profiling]").click()
+    click(browser, "[data-command=start_cpu_profiling]")
     find(browser, "[data-command=stop_cpu_profiling]")
     browser.refresh()
     find(browser, "[data-command=stop_cpu_profiling]")
@@ -53,7 +53,7 @@ def test_a_kernel_is_watched_and_commanded_from_its_user_s_browser_alone(server:
 def test_the_card_opens_a_browser_tab_where_the_hub_forbids_frames(server: Hub, browser: ChromiumDriver) -> None:
     url = server.log_in(browser, "cid")
     browser.get(f"{url}lab?reset")
-    find(browser, ".jp-LauncherCard", "rbkit dashboard").click()
+    click(browser, ".jp-LauncherCard", "rbkit dashboard")
     switch_to_new_window(browser)
     assert browser.current_url.startswith(f"{url}rbkit/")
     find(browser, ".state", "no profiler yet")
@@ -65,7 +65,7 @@ def test_the_card_opens_a_tab_of_jupyterlab_where_the_administrator_allows_frame
 ) -> None:
     url = server.log_in(browser, FRAMED)
     browser.get(f"{url}lab?reset")
-    find(browser, ".jp-LauncherCard", "rbkit dashboard").click()
+    click(browser, ".jp-LauncherCard", "rbkit dashboard")
     browser.switch_to.frame(find(browser, "iframe[src*='rbkit/']"))
     find(browser, ".state", "no profiler yet")
     assert errors(browser) == []

@@ -10,7 +10,7 @@ import pytest
 from selenium.webdriver import Keys
 from selenium.webdriver.chromium.webdriver import ChromiumDriver
 
-from tests.jupyter.lab import RUN_ALL, TOKEN, Lab, errors, find, lab, write_foreign_kernel, write_notebook
+from tests.jupyter.lab import RUN_ALL, TOKEN, Lab, click, errors, find, lab, write_foreign_kernel, write_notebook
 
 CELLS = [
     "%load_ext tornado_rbkit\n%rbkit start",
@@ -38,7 +38,7 @@ def server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Lab]:
 
 def test_the_launcher_s_card_opens_the_dashboard_in_a_tab(server: Lab, browser: ChromiumDriver) -> None:
     browser.get(f"{server.url}lab?reset&token={TOKEN}")
-    find(browser, ".jp-LauncherCard", "rbkit dashboard").click()
+    click(browser, ".jp-LauncherCard", "rbkit dashboard")
     find(browser, ".lm-TabBar-tab.lm-mod-current", "rbkit dashboard")
     frame = find(browser, "iframe[src*='rbkit/']")
     assert frame.get_attribute("src") == f"{server.url}rbkit/"
@@ -74,7 +74,7 @@ def test_a_notebook_is_profiled_and_its_picture_is_saved(server: Lab, browser: C
     outputs = [output for cell in json.loads(path.read_text())["cells"] for output in cell["outputs"]]
     assert "__main__.&lt;module&gt;" in "".join(outputs[-1]["data"]["image/svg+xml"])
     browser.get(f"{server.url}lab/workspaces/own/tree/Analysis.ipynb")
-    find(browser, ".rbkit-flames label", "__main__.<module>").click()
+    click(browser, ".rbkit-flames label", "__main__.<module>")
     assert browser.find_elements("css selector", ".rbkit-flames :checked")
     unsigned = server.root / "Copy.ipynb"
     unsigned.write_text(path.read_text().replace("str(number)", "str(0)"))
@@ -88,7 +88,7 @@ def test_a_notebook_is_profiled_and_its_picture_is_saved(server: Lab, browser: C
     browser.get(f"{server.url}lab/workspaces/own/tree/Analysis.ipynb")
     find(browser, ".rbkit-flames label")
 
-    find(browser, ".jp-OutputArea-output a", "open the dashboard").click()
+    click(browser, ".jp-OutputArea-output a", "open the dashboard")
     dashboard = find(browser, "iframe[src*='?target=Analysis-']")
     browser.switch_to.frame(dashboard)
     find(browser, ".state", "live")
@@ -103,24 +103,24 @@ def test_the_status_bar_shows_the_active_kernel_and_opens_its_dashboard(server: 
     find(browser, ".jp-Notebook .jp-CodeCell")
     find(browser, "#rbkit-kernel", "no profiler")
     browser.execute_async_script(RUN_ALL)
-    item = find(browser, "#rbkit-kernel button", "not recording")
-    assert re.fullmatch(r"rbkit: \d+ MiB( · CPU \d+ %)? · not recording", item.text)
-    item.click()
+    shown = find(browser, "#rbkit-kernel button", "not recording", lambda item: item.text)
+    assert re.fullmatch(r"rbkit: \d+ MiB( · CPU \d+ %)? · not recording", shown)
+    click(browser, "#rbkit-kernel button", "not recording")
     dashboard = find(browser, "iframe[src*='?target=Ends-']")
     browser.switch_to.frame(dashboard)
     find(browser, ".state", "live")
-    find(browser, "[data-command=start_cpu_profiling]").click()
+    click(browser, "[data-command=start_cpu_profiling]")
     browser.switch_to.default_content()
     find(browser, "#rbkit-kernel", "recording CPU")
     find(browser, "#rbkit-kernel", " %")
     browser.execute_async_script(RUN, "def busy():\n    for number in range(3 * 10**6): str(number)\nbusy()")
     browser.switch_to.frame(dashboard)
-    find(browser, "#tab-cpu").click()
+    click(browser, "#tab-cpu")
     find(browser, "#view-cpu table", "__main__.busy")
     threads = [each.text for each in browser.find_elements("css selector", "[aria-label=Thread] option")]
     [share] = re.findall(r"MainThread \(([\d.]+) %\)", threads[1])
     assert float(share) > 50, "the kernel's idle threads are not counted"
-    functions = find(browser, "#view-cpu table", "__main__.busy").text
+    functions = find(browser, "#view-cpu table", "__main__.busy", use=lambda table: table.text)
     assert "(IPython)" in functions
     assert "run_cell" not in functions, "what runs a cell is folded"
     browser.switch_to.default_content()
@@ -145,6 +145,6 @@ def test_a_kernel_without_tornado_rbkit_is_told_where_to_install_it(server: Lab,
     find(browser, ".jp-Notebook .jp-CodeCell")
     browser.execute_async_script(RUN_ALL)
     find(browser, ".jp-OutputArea-output", "ModuleNotFoundError: No module named 'tornado_rbkit'")
-    find(browser, "#rbkit-kernel button", "no profiler").click()
+    click(browser, "#rbkit-kernel button", "no profiler")
     find(browser, ".jp-Dialog", "must be installed in the environment of the kernel")
     assert errors(browser) == []
