@@ -13,6 +13,7 @@ import pytest
 from tornado_rbkit.profiler.sizes import has_values, size_function, size_of_values, size_reader
 
 COUNT = 2000
+HOLDER = "<holder>"
 
 
 @pytest.fixture
@@ -22,11 +23,17 @@ def tracing() -> Iterator[None]:
     tracemalloc.stop()
 
 
+def traced() -> int:
+    """Return the bytes that this module has allocated, and no other thread."""
+    traces = tracemalloc.take_snapshot().traces
+    return sum(trace.size for trace in traces if trace.traceback[0].filename in (__file__, HOLDER))
+
+
 def holder(attributes: int) -> type:
     """Return a class whose instances have so many attributes, after the first instances."""
     lines = "".join(f"    self.a{number} = None\n" for number in range(attributes))
     names: dict[str, Any] = {}
-    exec(f"class Holder:\n  def __init__(self):\n    pass\n{lines}", names)
+    exec(compile(f"class Holder:\n  def __init__(self):\n    pass\n{lines}", HOLDER, "exec"), names)
     for _ in range(100):
         names["Holder"]()
     return names["Holder"]  # type: ignore[no-any-return]
@@ -39,10 +46,10 @@ if sys.version_info >= (3, 11):  # before, instances have dicts
         cls = holder(attributes)
         assert has_values(cls)
         made: list[Any] = [None] * COUNT
-        before = tracemalloc.get_traced_memory()[0]
+        before = traced()
         for number in range(COUNT):
             made[number] = cls()
-        taken = (tracemalloc.get_traced_memory()[0] - before) / COUNT
+        taken = (traced() - before) / COUNT
         size_of, fixed = size_reader(made[0])
         assert fixed == size_of(made[0]) == sys.getsizeof(made[0])
         assert abs(fixed + size_of_values(gc.get_referents(made[0])) - taken) < 1
