@@ -154,4 +154,4 @@ def test_threads_that_come_and_go_leave_no_files_open() -> None:
         thread.join()
     assert len(os.listdir("/proc/self/fd")) <= before + 512
     clocks.close()
-    assert len(os.listdir("/proc/self/fd")) == before
+    assert len(os.listdir("/proc/self/fd")) <= before
