@@ -428,6 +428,9 @@ async def test_an_authorize_that_raises_refuses_and_only_the_log_says_why(
     assert "log" in text
     assert "a secret" not in text
     assert "a secret of the server" in caplog.text
+    caplog.clear()
+    await knock(Access(authorize=authorize))
+    assert "a secret of the server" in caplog.text, "another mount counts its own"
 
 
 async def test_an_authorize_that_takes_too_long_refuses(knock: Knock, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -25,7 +25,6 @@ from tornado_rbkit.protocol import COMMANDS, VIEW_COMMAND, CommandError, parse_c
 from tornado_rbkit.web.guesses import Guesses
 
 _log = logging.getLogger(__name__)
-_repeats = LogThrottle()  # throttles the log of errors in `authorize`, which a client can cause as often as it likes
 
 Authorize: TypeAlias = Callable[[RequestHandler, str], bool | Awaitable[bool]]
 
@@ -95,6 +94,7 @@ class Access:
     frame_ancestors: str | None = "'self'"
     _guesses: Guesses = field(default_factory=Guesses, init=False, repr=False, compare=False)
     _warned: set[str] = field(default_factory=set, init=False, repr=False, compare=False)
+    _throttle: LogThrottle = field(default_factory=LogThrottle, init=False, repr=False, compare=False)
 
     def __post_init__(self) -> None:
         if self.authorize is not None and not callable(self.authorize):
@@ -192,7 +192,7 @@ class Access:
                 answer = _call(asked.result)
             allowed = _call(bool, answer)
         except Exception as error:  # noqa: BLE001 - application code; its failure must allow nothing
-            count = _repeats.add((self.authorize, type(error)))
+            count = self._throttle.add(repr(type(error)))  # a client can cause it as often as it likes
             if count:
                 _log.exception("authorize raised; %s is refused%s", command, times(count))
             return CommandError("forbidden", f"{command}: `authorize` failed; the server's log has the reason")
