@@ -365,7 +365,8 @@ async def test_what_a_client_sends_does_not_forge_log_lines(
     connection = await server.connected()
     await ask(connection, "x\nERROR forged")
     await knock(server, "/rbkit/ws", Origin="http://evil\x85ERROR forged")
-    assert "\nERROR forged" not in caplog.text
+    assert "evil" in caplog.text
+    assert [line for line in caplog.text.splitlines() if line.startswith("ERROR")] == []
 
 
 @pytest.mark.logs_errors  # Tornado logs what an application's hook raises
