@@ -38,7 +38,7 @@ from tests.fleet.test_commands import shown
 from tornado_rbkit import Bridge, ConnectionLost, RbkitClient
 from tornado_rbkit.bridge.profiler_state import State
 from tornado_rbkit.errors import CommandError
-from tornado_rbkit.fleet import agent as agents
+from tornado_rbkit.fleet import leases as leases_module
 from tornado_rbkit.fleet import subjects
 from tornado_rbkit.fleet import targets as targets_module
 from tornado_rbkit.fleet.framing import WINDOW, Kind
@@ -156,7 +156,7 @@ async def test_the_lease_of_a_bridge_that_is_frozen_or_killed_ends_and_nothing_i
     rbkit: FakeRbkit,
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    monkeypatch.setattr(agents, "LEASE_SECONDS", 3.0)
+    monkeypatch.setattr(leases_module, "LEASE_SECONDS", 3.0)
     puma = Bridge(**rbkit.endpoints, idle_grace=0.1)
     await at(shared_node, stack).agent({"puma": puma}, "watched")
     raw = await stack.enter_async_context(raw_link(shared_node))
@@ -200,7 +200,7 @@ async def test_all_servers_gone_and_back_keep_clients_and_leases_and_repeat_no_c
     targets = await at(node, stack).bridge()
     server = await at(node, stack).served(targets, "web-1~puma")
     async with bystander(server, rbkit, published) as client:
-        (leased,) = agent._watched["puma"].leases.values()
+        (leased,) = agent._leases.of("puma").values()
         assert await client.ask("trigger_gc") == b"ok", "and no handshake is in its way"
         rbkit.answering.clear()
         asking = asyncio.create_task(client.ask("trigger_gc"))
@@ -215,7 +215,7 @@ async def test_all_servers_gone_and_back_keep_clients_and_leases_and_repeat_no_c
         await node.start()
         await until(lambda: server.bridge.state is State.CONNECTED, "it is connected again", timeout=60)
         await client.all_accounted()
-        assert list(agent._watched["puma"].leases.values()) == [leased], "an outage ends no lease"
+        assert list(agent._leases.of("puma").values()) == [leased], "an outage ends no lease"
         assert puma.state is State.CONNECTED
         assert count(rbkit, b"trigger_gc") == 2, "nothing is carried out twice, or after it was refused"
         assert await client.ask("trigger_gc") == b"ok"
@@ -260,7 +260,7 @@ async def test_a_network_that_is_cut_without_a_word_ends_one_lease_and_delays_no
     published: dict[int, bytes],
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    monkeypatch.setattr(agents, "LEASE_SECONDS", 3.0)
+    monkeypatch.setattr(leases_module, "LEASE_SECONDS", 3.0)
     machine = at(shared_node, stack)
     agent = await machine.agent({"puma": Bridge(**rbkit.endpoints)}, "cut-off")
     good = await machine.served(await machine.bridge("good"), "cut-off~puma")
@@ -271,7 +271,7 @@ async def test_a_network_that_is_cut_without_a_word_ends_one_lease_and_delays_no
         wire.cut()
         await client.goes_on(padding=100_000)
         await until(lambda: cut.bridge.state is State.DISCONNECTED, "the loss is noticed", timeout=60)
-        await until(lambda: len(agent._watched["puma"].leases) == 1, "its lease has ended", timeout=60)
+        await until(lambda: len(agent._leases.of("puma")) == 1, "its lease has ended", timeout=60)
         await client.goes_on()
         wire.mend()
         await until(lambda: cut.bridge.state is State.CONNECTED, "it is connected again", timeout=60)
@@ -318,8 +318,10 @@ async def test_of_two_agents_with_one_name_one_serves_until_it_ends(
         leases: list[Message] = []
         since = time.monotonic()
         await raw.subscribe(subjects.all_leases("twins"), leases.append)
-        await until(lambda: sum(map(bool, (twin._watched for twin in twins.values()))) == 1, "one gives way", 60)
-        (serving,) = (puma for puma, twin in twins.items() if twin._watched)
+        await until(
+            lambda: sum(map(bool, (twin._leases.of("puma") for twin in twins.values()))) == 1, "one gives way", 60
+        )
+        (serving,) = (puma for puma, twin in twins.items() if twin._leases.of("puma"))
         (idle,) = (puma for puma in twins if puma is not serving)
         begun = len([message for message in leases if message.reply and ".puma." in message.subject])
         assert begun <= 3 * (time.monotonic() - since) + 3, "they do not take the lease from each other"
@@ -331,7 +333,7 @@ async def test_of_two_agents_with_one_name_one_serves_until_it_ends(
         assert server.bridge.state is State.CONNECTED
         instance = targets._hosts["twins"].instance
         await machine.stop(twins[serving])
-        await until(lambda: twins[idle]._watched, "the other one takes over", timeout=60)
+        await until(lambda: twins[idle]._leases.of("puma"), "the other one takes over", timeout=60)
         await until(lambda: server.bridge.state is State.CONNECTED, "and serves", timeout=60)
         await client.write_message("trigger_gc")
         await until(lambda: count(unasked, b"trigger_gc") == 1, "the other one has the command")
@@ -446,7 +448,7 @@ async def test_a_lying_bridge_harms_nobody_but_itself(
     published: dict[int, bytes],
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    monkeypatch.setattr(agents, "LEASE_SECONDS", 600.0)  # a busy machine may need long for 200 leases
+    monkeypatch.setattr(leases_module, "LEASE_SECONDS", 600.0)  # a busy machine may need long for 200 leases
     machine = at(shared_node, stack)
     puma = Bridge(**rbkit.endpoints)
     agent = await machine.agent({"puma": puma}, "lied-to")
@@ -457,7 +459,7 @@ async def test_a_lying_bridge_harms_nobody_but_itself(
         for number in range(200):
             reply = await lease(raw, "lied-to", Watcher("greedy", str(number)))
             refused += "error" in reply
-        assert len(agent._watched["puma"].leases) == 1 + 64
+        assert len(agent._leases.of("puma")) == 1 + 64
         assert refused == 200 - 64
         watcher = Watcher("greedy", "0")
         stream = (await lease(raw, "lied-to", watcher))["stream"]
@@ -477,7 +479,7 @@ async def test_a_lying_bridge_harms_nobody_but_itself(
         await client.goes_on(padding=500_000, times=12)
         assert client.told == 0
         assert stolen == [], "the agent replies only to the one that asks"
-        leases = agent._watched["puma"].leases
+        leases = agent._leases.of("puma")
         assert all(each.sender.position <= WINDOW for who, each in leases.items() if who.bridge == "greedy")
         assert await client.ask("trigger_gc") == b"ok"
         assert count(rbkit, b"trigger_gc") == 1

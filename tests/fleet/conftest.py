@@ -3,24 +3,57 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import AsyncIterator, Callable
+from collections.abc import AsyncIterator, Awaitable, Callable
 from contextlib import AsyncExitStack
 from pathlib import Path
 from typing import Any
 
+import msgpack
 import pytest
 from tornado.web import Application
 
 from tests.conftest import Server, until
 from tests.fake_rbkit import FakeRbkit
 from tornado_rbkit import Bridge, rbkit_routes
+from tornado_rbkit.fleet import subjects
 from tornado_rbkit.fleet.agent import Agent
+from tornado_rbkit.fleet.link import Link, Message
 from tornado_rbkit.fleet.nats import NatsServers
 from tornado_rbkit.fleet.server import NatsServer, local_servers, start_local_server
 from tornado_rbkit.fleet.targets import FleetTargets
 from tornado_rbkit.web.discovered import path_name
 
 Servers = Callable[[], NatsServers | None]
+
+
+class FakeLink(Link):
+    """A connection that records what is published, and is up until it is told otherwise."""
+
+    def __init__(self) -> None:
+        super().__init__(lambda: None, "test")
+        self.published: list[tuple[str, bytes]] = []
+        self.subscribed: dict[str, Callable[[Message], Awaitable[None] | None]] = {}
+        self.is_up = True
+        self.failure: Exception | None = None
+        self.failed = asyncio.Event()
+
+    async def run(self) -> None:
+        await self.failed.wait()
+        raise OSError("no descriptors")
+
+    async def wait_until_up(self) -> None:
+        return
+
+    async def subscribe(self, subject: str, callback: Callable[[Message], Awaitable[None] | None]) -> None:
+        self.subscribed[subject] = callback
+
+    async def publish(self, subject: str, data: bytes, reply: str = "") -> None:
+        if self.failure is not None:
+            raise self.failure
+        self.published.append((subject, data))
+
+    def hellos(self) -> list[dict[str, Any]]:
+        return [msgpack.unpackb(data) for subject, data in self.published if subject == subjects.hello("web-1")]
 
 
 class Machine:
@@ -92,3 +125,10 @@ async def machine(nats: NatsServer) -> AsyncIterator[Machine]:
 @pytest.fixture
 async def bridge_to_rbkit(rbkit: FakeRbkit) -> Bridge:
     return Bridge(**rbkit.endpoints, idle_grace=0.2)
+
+
+@pytest.fixture
+async def puma(rbkit: FakeRbkit) -> AsyncIterator[Bridge]:
+    bridge = Bridge(**rbkit.endpoints)
+    yield bridge
+    await bridge.close()

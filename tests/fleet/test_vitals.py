@@ -13,17 +13,17 @@ from hypothesis import strategies as st
 
 from tests.conftest import ask, until
 from tests.fake_rbkit import FakeRbkit
-from tests.fleet.conftest import Machine
+from tests.fleet.conftest import FakeLink, Machine
 from tornado_rbkit import Bridge
-from tornado_rbkit.fleet import agent as agents
-from tornado_rbkit.fleet import subjects, targets
-from tornado_rbkit.fleet.agent import Agent
+from tornado_rbkit.fleet import subjects, targets, vitals_publisher
 from tornado_rbkit.fleet.hello import MAX_TARGETS, VERSION, Hello
 from tornado_rbkit.fleet.lease import LEASE_SECONDS
 from tornado_rbkit.fleet.link import LinkDownError, Message, NoRespondersError
 from tornado_rbkit.fleet.subjects import Watcher
 from tornado_rbkit.fleet.targets import LOOK_SECONDS, REJOIN_SECONDS, SHOW_GONE, FleetTargets
-from tornado_rbkit.fleet.vitals import MAX_BYTES, VITALS_INTERVAL, VITALS_TARGET, Vitals
+from tornado_rbkit.fleet.vitals import MAX_BYTES, VITALS_INTERVAL, Vitals
+from tornado_rbkit.fleet.vitals_publisher import VitalsPublisher
+from tornado_rbkit.tasks import Tasks
 from tornado_rbkit.web.discovered import path_name
 from tornado_rbkit.web.overview import overview
 
@@ -90,71 +90,55 @@ def test_a_message_of_all_targets_that_there_may_be_is_taken_and_a_longer_one_is
 @pytest.fixture
 def clock(monkeypatch: pytest.MonkeyPatch) -> SimpleNamespace:
     now = SimpleNamespace(time=1000.0)
-    for module in (agents, targets):
+    for module in (vitals_publisher, targets):
         monkeypatch.setattr(module, "time", SimpleNamespace(monotonic=lambda: now.time))
     return now
 
 
-def leased(agent: Agent, token: str = "one") -> None:
-    subject = subjects.parse(subjects.watch("web-1", VITALS_TARGET, Watcher("b1", token)))
-    assert subject is not None
-    assert agent._lease(subject, {}, is_renewal=False) == {}
-
-
-async def test_an_agent_looks_at_processes_only_while_a_bridge_has_leased_it(
-    clock: SimpleNamespace, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    known = Known({"puma": Bridge(), "": Bridge()})
-    agent = Agent(known, lambda: None, "web-1")
-    sent: list[tuple[str, Vitals | None]] = []
-
-    async def publish(subject: str, data: bytes) -> None:
-        sent.append((subject, Vitals.parse(data, 10)))
-
-    monkeypatch.setattr(agent._link, "publish", publish)
+async def test_an_agent_looks_at_processes_only_while_a_bridge_has_leased_it(clock: SimpleNamespace) -> None:
+    known, link, tasks = Known({"puma": Bridge(), "": Bridge()}), FakeLink(), Tasks()
+    publisher = VitalsPublisher("web-1", known, link, tasks)
 
     async def pass_by(seconds: int) -> None:
         for _ in range(seconds):
             clock.time += 1
-            agent._age(1.0)
-            await agent._send_vitals()
+            publisher.age(1.0)
+            await publisher.publish()
 
     await pass_by(10)
-    assert (known.looks, sent) == (0, [])
-    leased(agent)
-    await agent._tasks.wait()
-    assert sent == [("rbkit.vitals.web-1", Vitals(1010.0, {"puma": FIGURES, "rbkit": FIGURES}))]  # type: ignore[dict-item]
+    assert (known.looks, link.published) == (0, [])
+    publisher.lease(Watcher("b1", "one"))
+    await tasks.wait()
+    ((subject, data),) = link.published
+    assert subject == "rbkit.vitals.web-1"
+    assert Vitals.parse(data, 10) == Vitals(1010.0, {"puma": FIGURES, "rbkit": FIGURES})  # type: ignore[dict-item]
     for _ in range(20):  # renewed, by two processes
-        leased(agent)
-        leased(agent, "two")
-        await agent._tasks.wait()
+        publisher.lease(Watcher("b1", "one"))
+        publisher.lease(Watcher("b1", "two"))
+        await tasks.wait()
         await pass_by(int(VITALS_INTERVAL))
-    assert len(sent) == 1 + 20
+    assert len(link.published) == 1 + 20
     await pass_by(int(LEASE_SECONDS) + 1)
-    before, looks = len(sent), known.looks
+    before, looks = len(link.published), known.looks
     assert before <= 21 + LEASE_SECONDS / VITALS_INTERVAL
     await pass_by(60)
-    assert (len(sent), known.looks) == (before, looks)
-    assert agent._lookers == {}
+    assert (len(link.published), known.looks) == (before, looks)
+    assert publisher._ages == {}
 
 
 async def test_an_agent_that_is_asked_again_and_again_sends_no_faster(
     clock: SimpleNamespace, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    known = Known({"puma": Bridge()})
-    agent = Agent(known, lambda: None, "web-1")
-
-    async def publish(subject: str, data: bytes) -> None:
-        raise LinkDownError("gone")  # which the link notices
-
-    monkeypatch.setattr(agent._link, "publish", publish)
-    monkeypatch.setattr(agents, "_MAX_LEASES", 50)
+    known, link, tasks = Known({"puma": Bridge()}), FakeLink(), Tasks()
+    publisher = VitalsPublisher("web-1", known, link, tasks)
+    link.failure = LinkDownError("gone")  # which the link notices
+    monkeypatch.setattr(vitals_publisher, "MAX_LEASES", 50)
     for number in range(500):
-        leased(agent, str(number))
-        await agent._tasks.wait()
-        await agent._send_vitals()
+        publisher.lease(Watcher("b1", str(number)))
+        await tasks.wait()
+        await publisher.publish()
     assert known.looks == 1
-    assert len(agent._lookers) == 50
+    assert len(publisher._ages) == 50
 
 
 # The bridge

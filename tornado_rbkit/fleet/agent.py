@@ -4,29 +4,25 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
-import hashlib
 import logging
 import math
 import secrets
 import time
-from collections import Counter
 from collections.abc import Callable, Collection, Mapping
-from dataclasses import dataclass, field
 from typing import Any, Final, Literal
 
 import msgpack
 
 from tornado_rbkit.bridge.bridge import Bridge
-from tornado_rbkit.bridge.profiler_state import State
-from tornado_rbkit.bridge.summary import KnowsTargets, describe
 from tornado_rbkit.errors import BridgeFullError, CommandError
 from tornado_rbkit.fleet import subjects
-from tornado_rbkit.fleet.hello import MAX_TARGETS, MAX_TEXT, VERSION, Hello
-from tornado_rbkit.fleet.lease import LEASE_SECONDS, Lease
-from tornado_rbkit.fleet.link import DATA_PATIENCE, MAX_PAYLOAD, Link, LinkError, Message
+from tornado_rbkit.fleet.announcer import Announcer
+from tornado_rbkit.fleet.leases import Leases
+from tornado_rbkit.fleet.link import DATA_PATIENCE, Link, LinkError, Message
 from tornado_rbkit.fleet.nats import NatsServers
 from tornado_rbkit.fleet.subjects import Subject, Watcher
-from tornado_rbkit.fleet.vitals import VITALS_INTERVAL, VITALS_TARGET, Vitals
+from tornado_rbkit.fleet.vitals import VITALS_TARGET
+from tornado_rbkit.fleet.vitals_publisher import VitalsPublisher
 from tornado_rbkit.log_throttle import LogThrottle
 from tornado_rbkit.protocol import COMMANDS, VIEW_COMMAND, parse_command
 from tornado_rbkit.tasks import Tasks
@@ -36,33 +32,12 @@ _log = logging.getLogger(__name__)
 HELLO_INTERVAL: Final = 1.0
 """Seconds between two hellos, which show bridges that the agent is running."""
 
-DEFAULT_TARGET: Final = "rbkit"
-"""The name of a target without a name: the profiler at rbkit's default ports."""
-
-_LIST_INTERVAL: Final = 0.2  # seconds between two lists of the targets, however many bridges ask
-_MAX_LEASES: Final = 4096
-_MAX_LEASES_OF_BRIDGE: Final = 1024  # of all processes with the same credentials
-_MAX_PROCESSES: Final = 64  # with the same credentials, for one target
 _PENDING_BYTES: Final = 4 * 1024 * 1024  # in the client for data; then publishing waits
 _LONG_TICK: Final = 1.5  # seconds counted at most of a tick: the process may have been stopped
 
 
-@dataclass
-class _Watched:
-    """A target with leases, and the connection for its data."""
-
-    bridge: Bridge
-    link: Link
-    running: asyncio.Task[None]
-    leases: dict[Watcher, Lease] = field(default_factory=dict)
-
-
 class Agent:
-    """Announces the targets of a host, and serves them to the bridges that lease them. Web loop only.
-
-    A target without a lease has no client, so its bridge disconnects from the profiler, and stops the profiling that
-    was started through it.
-    """
+    """Announces the targets of a host, and serves them to the bridges that lease them. Web loop only."""
 
     def __init__(
         self,
@@ -86,19 +61,14 @@ class Agent:
         """
         self.host = subjects.check_fleet_name(host, "the name of the host")
         self.instance = secrets.token_hex(8)
-        self._targets = targets
         self._servers = servers
         self._commands = frozenset({VIEW_COMMAND}) if read_only else commands
         self._read_only = read_only
-        self._max_backlog_bytes = max_backlog_bytes
-        self._link = Link(servers, f"rbkit agent {host}")
-        self._watched: dict[str, _Watched] = {}
-        self._lookers: dict[Watcher, float] = {}  # seconds since the last lease of the figures
-        self._vitals_at = -math.inf
-        self._tasks = Tasks()
-        self._listing: asyncio.Task[None] | None = None
-        self._listed_at = -math.inf
-        self._digest = ""
+        link = self._link = Link(servers, f"rbkit agent {host}")
+        tasks = self._tasks = Tasks()
+        self._leases = Leases(host, targets, self._new_link, tasks, max_backlog_bytes=max_backlog_bytes)
+        self._announcer = Announcer(host, self.instance, targets, self._leases.viewers, link, tasks)
+        self._vitals = VitalsPublisher(host, targets, link, tasks)
         self._throttle = LogThrottle()
 
     @property
@@ -114,15 +84,14 @@ class Agent:
         """Serve until cancelled. An error ends it: without its connection or its hellos an agent is of no use."""
         await self._link.subscribe(subjects.all_leases(self.host), self._on_lease)
         await self._link.subscribe(subjects.all_commands(self.host), self._on_command)
-        await self._link.subscribe(subjects.WHO, lambda message: self._list_soon())
+        await self._link.subscribe(subjects.WHO, lambda message: self._announcer.announce_list())
         parts = [asyncio.create_task(self._link.run()), asyncio.create_task(self._tick())]
         try:
             done, _ = await asyncio.wait(parts, return_when=asyncio.FIRST_COMPLETED)
             for part in done:
                 part.result()  # raises the error
         finally:
-            for name in list(self._watched):
-                self._end_all(name)
+            self._leases.end_all()
             for part in parts:
                 part.cancel()
             await asyncio.wait(parts)
@@ -135,101 +104,17 @@ class Agent:
             await asyncio.sleep(HELLO_INTERVAL)
             now = time.monotonic()
             if self._link.is_up:
-                await self._say_hello(with_list=False)
-                self._age(min(now - before, _LONG_TICK))
-                await self._send_vitals()
+                seconds = min(now - before, _LONG_TICK)
+                await self._announcer.announce()
+                self._leases.age(seconds)
+                self._vitals.age(seconds)
+                await self._vitals.publish()
             before = now
 
-    def _age(self, seconds: float) -> None:
-        for name, watched in list(self._watched.items()):
-            for watcher, lease in list(watched.leases.items()):
-                lease.age += seconds
-                if lease.age > LEASE_SECONDS or self._bridge_of(name) is not watched.bridge:
-                    self._end(name, watcher)
-        aged = ((watcher, age + seconds) for watcher, age in self._lookers.items())
-        self._lookers = {watcher: age for watcher, age in aged if age <= LEASE_SECONDS}
-
-    async def _send_vitals(self) -> None:
-        """Publish the figures of the processes if a bridge has leased them and they are due."""
-        now = time.monotonic()
-        if not self._lookers or now - self._vitals_at < VITALS_INTERVAL - HELLO_INTERVAL / 2:
-            return
-        self._vitals_at = now
-        if isinstance(self._targets, KnowsTargets):
-            read = self._targets.figures
-            vitals = Vitals(now, {name: read(name) for name, _ in self._named()[:MAX_TARGETS]})
-            with contextlib.suppress(LinkError):  # the link notices it
-                await self._link.publish(subjects.vitals(self.host), vitals.pack())
-
-    def _on_looker(self, watcher: Watcher) -> None:
-        """Begin or renew a lease of the figures; the first one gets them at once."""
-        if watcher in self._lookers or len(self._lookers) < _MAX_LEASES:
-            self._lookers[watcher] = 0.0
-            if len(self._lookers) == 1:
-                self._tasks.start(self._send_vitals(), "sending the figures of processes")
-
-    def _list_soon(self) -> None:
-        """Announce the list of the targets, once for all bridges that ask within `_LIST_INTERVAL`."""
-        if self._listing is None or self._listing.done():
-            self._listing = self._tasks.start(self._list_in_time(), "announcing the targets")
-
-    async def _list_in_time(self) -> None:
-        await asyncio.sleep(max(0.0, self._listed_at + _LIST_INTERVAL - time.monotonic()))
-        await self._say_hello(with_list=True)
-
-    async def _say_hello(self, *, with_list: bool) -> None:
-        """Announce the host, with the list of its targets if it has changed or was requested."""
-        targets, digest = self._list()
-        if with_list or digest != self._digest:
-            self._listed_at = time.monotonic()
-            hello = Hello(VERSION, self.instance, digest, targets)
-        else:
-            hello = Hello(VERSION, self.instance, digest)
-        try:
-            await self._link.publish(subjects.hello(self.host), hello.pack())
-        except LinkError:
-            return
-        self._digest = digest
-
-    def _list(self) -> tuple[dict[str, dict[str, Any]], str]:
-        """Return the facts about each target, as many as fit into a message, and their digest."""
-        listed: dict[str, dict[str, Any]] = {}
-        digest = hashlib.blake2b(digest_size=8)
-        size = MAX_TEXT
-        for name, bridge in self._named():
-            try:
-                subjects.check_fleet_name(name, "the target")
-            except ValueError as error:
-                self._throttle.warn(_log, name, "a target is not announced: %s", error)
-                continue
-            facts = self._describe(name, bridge)
-            packed = msgpack.packb({"name": name, **facts})
-            size += len(packed)
-            if size > MAX_PAYLOAD or len(listed) == MAX_TARGETS:
-                text = "%d targets are announced, and no more fit into a hello"
-                self._throttle.warn(_log, "many", text, len(listed))
-                break
-            listed[name] = facts
-            digest.update(packed)
-        return listed, digest.hexdigest()
-
-    def _describe(self, name: str, bridge: Bridge) -> dict[str, Any]:
-        known = describe(self._targets, name, bridge)
-        return {
-            "process": _text(known["process"])[: subjects.MAX_NAME],
-            "pid": known["pid"],
-            "state": known["state"],
-            "trouble": _text(known["trouble"]) or None,
-            "recording": known["recording"],
-            "viewers": self._viewers_of(name),
-        }
-
-    def _named(self) -> list[tuple[str, Bridge]]:
-        return [(name or DEFAULT_TARGET, bridge) for name, bridge in self._targets.items()]
-
-    def _bridge_of(self, name: str) -> Bridge | None:
-        bridge = self._targets.get(name)
-        return self._targets.get("") if bridge is None and name == DEFAULT_TARGET else bridge
+    def _new_link(self, target: str) -> Link:
+        return Link(
+            self._servers, f"rbkit agent {self.host} {target}", pending_bytes=_PENDING_BYTES, patience=DATA_PATIENCE
+        )
 
     # Leases
 
@@ -253,20 +138,20 @@ class Agent:
         """
         if subject.target == subjects.HOST_TARGET:
             if asked.get("list"):
-                self._list_soon()
+                self._announcer.announce_list()
             return {}
         if subject.target == VITALS_TARGET:
-            self._on_looker(subject.watcher)
+            self._vitals.lease(subject.watcher)
             return {}
         if asked.get("instance", "") not in ("", self.instance):
             self._throttle.warn(_log, "twin", "another agent has the name %s, or this one was restarted", self.host)
-            self._end(subject.target, subject.watcher)
+            self._leases.end(subject.target, subject.watcher)
             return None
         if asked.get("end"):
-            self._end(subject.target, subject.watcher)
+            self._leases.end(subject.target, subject.watcher)
             return {}
         stream, grant = _whole(asked.get("stream")), _whole(asked.get("grant"))
-        lease = self._find(subject)
+        lease = self._leases.of(subject.target).get(subject.watcher)
         if not is_renewal:
             if lease is not None:
                 lease.sender.grant(stream, grant)
@@ -274,7 +159,7 @@ class Agent:
             return {}
         if lease is None:
             try:
-                lease = self._begin(subject)
+                lease = self._leases.begin(subject.target, subject.watcher)
             except (BridgeFullError, CommandError) as error:
                 return {"error": str(error)}
         lease.age = 0.0
@@ -282,88 +167,8 @@ class Agent:
         lease.sender.lease(stream, grant)
         lease.wake()
         sender = lease.sender
-        viewers = self._viewers_of(subject.target)
+        viewers = self._leases.viewers(subject.target)
         return {"stream": sender.stream, "sent": sender.position, "state": sender.state, "viewers": viewers}
-
-    def _viewers_of(self, name: str) -> int:
-        """Return the number of clients of a target, at all bridges together."""
-        watched = self._watched.get(name)
-        return sum(lease.viewers for lease in watched.leases.values()) if watched is not None else 0
-
-    def _find(self, subject: Subject) -> Lease | None:
-        watched = self._watched.get(subject.target)
-        return None if watched is None else watched.leases.get(subject.watcher)
-
-    def _begin(self, subject: Subject) -> Lease:
-        """Make a bridge a client of a target.
-
-        Raises:
-            BridgeFullError: it cannot join.
-            CommandError: there is no such target, or there are too many leases.
-        """
-        name, watcher = subject.target, subject.watcher
-        bridge = self._bridge_of(name)
-        if bridge is None:
-            raise CommandError("unavailable", f"there is no target {name} on {self.host}")
-        self._check_leases(subject)
-        watched = self._watched.get(name)
-        link = self._new_link(name) if watched is None else watched.link
-        lease = bridge.add(
-            lambda submit: Lease(
-                submit,
-                link,
-                subjects.stream(watcher, self.host, name),
-                name=f"{watcher.bridge} ({watcher.token})",
-                max_backlog_bytes=self._max_backlog_bytes,
-                on_closed=lambda lease: self._end(name, watcher),
-            )
-        )
-        if watched is None:
-            running = self._tasks.start(link.run(), f"the connection for {name}", lambda reason: self._end_all(name))
-            watched = self._watched[name] = _Watched(bridge, link, running)
-        watched.leases[watcher] = lease
-        if bridge.state is State.CONNECTED:
-            lease.on_profiler_connected()
-        _log.info("the bridge %s watches %s", watcher.bridge, name)
-        return lease
-
-    def _check_leases(self, subject: Subject) -> None:
-        """Check that a bridge may have another lease.
-
-        Raises:
-            CommandError: it, or all bridges together, have too many.
-        """
-        of_target = Counter(watcher.bridge for watcher in getattr(self._watched.get(subject.target), "leases", ()))
-        of_all = Counter(watcher.bridge for watched in self._watched.values() for watcher in watched.leases)
-        bridge = subject.watcher.bridge
-        for count, most, what in (
-            (of_target[bridge], _MAX_PROCESSES, f"of processes of {bridge} for one target"),
-            (of_all[bridge], _MAX_LEASES_OF_BRIDGE, f"of {bridge}"),
-            (of_all.total(), _MAX_LEASES, "of one agent"),
-        ):
-            if count >= most:
-                raise CommandError("busy", f"there are {count} leases; allowed: {most} {what}")
-
-    def _new_link(self, name: str) -> Link:
-        return Link(
-            self._servers, f"rbkit agent {self.host} {name}", pending_bytes=_PENDING_BYTES, patience=DATA_PATIENCE
-        )
-
-    def _end(self, name: str, watcher: Watcher) -> None:
-        """End a lease, and close the connection for data after the last one. May be called twice."""
-        watched = self._watched.get(name)
-        lease = watched.leases.pop(watcher, None) if watched is not None else None
-        if watched is None or lease is None:
-            return
-        watched.bridge.leave(lease)
-        if not watched.leases:
-            del self._watched[name]
-            watched.running.cancel()
-
-    def _end_all(self, name: str) -> None:
-        watched = self._watched.get(name)
-        for watcher in list(watched.leases) if watched is not None else ():
-            self._end(name, watcher)
 
     # Commands
 
@@ -394,7 +199,7 @@ class Agent:
         if self._read_only and name != VIEW_COMMAND:
             raise CommandError("forbidden", f"{name[:40]!r} is refused: the agent of {self.host} is read-only")
         command = parse_command(name, self._commands)
-        lease = self._find(subject)
+        lease = self._leases.of(subject.target).get(subject.watcher)
         if lease is None or asked.get("instance") != self.instance:
             raise CommandError("unavailable", f"{command}: the bridge has no lease of {subject.target}; it asks again")
         deadline = asked.get("deadline")
@@ -419,13 +224,8 @@ def _unpacked(data: bytes) -> dict[str, Any] | None:
 
 
 def _is_own_inbox(reply: str, watcher: Watcher) -> bool:
-    """Return whether a reply goes to the bridge that asks: else the agent would send in its own name where it says."""
+    """Return whether a reply goes to the bridge that asks, which cannot make the agent publish anything elsewhere."""
     return reply.startswith(f"{subjects.inbox(watcher.bridge)}.")
-
-
-def _text(value: object) -> str:
-    """Return a short text that can be encoded; the names of processes may have bytes that are not UTF-8."""
-    return str(value or "")[:MAX_TEXT].encode("utf-8", "replace").decode()
 
 
 def _whole(value: object) -> int:

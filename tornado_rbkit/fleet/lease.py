@@ -18,6 +18,9 @@ from tornado_rbkit.upstream.types import Batch, CommandResult
 LEASE_SECONDS: Final = 6.0
 """Seconds without a renewal after which a lease ends; bridges renew it each second."""
 
+MAX_LEASES: Final = 4096
+"""Leases of all bridges together at one agent."""
+
 
 class Lease:
     """Sends one target's messages to one bridge, as fast as it grants credit. Web loop only.
@@ -27,7 +30,7 @@ class Lease:
     Attributes:
         encoding: of the messages.
         sender: the stream.
-        age: seconds without a renewal while the agent was connected to NATS; maintained by the agent.
+        age: seconds without a renewal while the agent was connected to NATS; maintained by `Leases`.
         waiting: number of the bridge's commands without a reply.
         viewers: number of the bridge's own clients.
     """

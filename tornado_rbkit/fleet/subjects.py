@@ -20,6 +20,9 @@ HELLOS: Final = "rbkit.hello.*"
 
 ALL_VITALS: Final = "rbkit.vitals.*"
 
+DEFAULT_TARGET: Final = "rbkit"
+"""The name of a target without a name: the profiler at rbkit's default ports."""
+
 HOST_TARGET: Final = "_host"
 """Used in place of a target's name by a bridge that asks whether the agent is running."""
 
