@@ -44,7 +44,7 @@ class LogThrottleFilter(logging.Filter):
     """Passes only the 1st, 10th, 100th of many equal warnings; for a logging handler.
 
     Warnings are equal if their logger, level, message template and first argument are equal. The first argument is the
-    status in Tornado's warnings about refused requests, and the client's address in warnings about malformed requests.
+    status in warnings about refused requests, and the client's address in warnings about malformed requests.
     """
 
     def __init__(self) -> None:

@@ -50,11 +50,23 @@ async def test_a_mounted_path_without_the_subprotocol_says_what_to_offer(
     assert b"subprotocol 'rbkit'" in refused.value.response.body
 
 
-async def test_a_proxy_that_asks_by_http_1_0_is_told_so(serve: Serve, rbkit: FakeRbkit) -> None:
+@pytest.mark.parametrize(
+    ("sent", "by_proxy"),
+    [
+        (b"HTTP/1.1", b"HTTP/1.0"),
+        (b"Upgrade: websocket\r\n", b""),
+        (b"Upgrade: websocket", b"Upgrade: h2c"),
+        (b"Connection: Upgrade\r\n", b""),
+        (b"Connection: Upgrade", b"Connection: close"),
+    ],
+)
+async def test_a_proxy_that_loses_the_upgrade_is_answered_with_what_to_set(
+    serve: Serve, rbkit: FakeRbkit, sent: bytes, by_proxy: bytes
+) -> None:
     server = await serve(Bridge(**rbkit.endpoints))
     async with Raw(server.port) as client:
-        client.writer.write(HANDSHAKE.replace(b"HTTP/1.1", b"HTTP/1.0"))
-        answer = await client.end()
+        client.writer.write(HANDSHAKE.replace(sent, by_proxy, 1))
+        answer = await asyncio.wait_for(client.reader.readuntil(b'Connection "upgrade")\n'), 60)
     assert answer.startswith(b"HTTP/1.1 400 ")
     assert b"proxy_http_version 1.1" in answer
     assert server.bridge.state is State.IDLE, "nobody has joined"

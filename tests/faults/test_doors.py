@@ -172,6 +172,27 @@ async def test_who_takes_forever_to_ask_is_let_go_and_who_watches_is_not(open_se
     assert len(server.log.splitlines()) - before < 40, "a repeated line is counted, not repeated"
 
 
+async def test_each_reason_of_a_refusal_is_logged_although_others_with_its_status_came_before(
+    open_server: Serving,
+) -> None:
+    local, offer = "Host: 127.0.0.1", "Sec-WebSocket-Protocol: rbkit"
+    refused = {
+        "the host": [get("/rbkit/status", f"Host: {name}.example") for name in "abc"],
+        "the origin": [upgrade_request(Origin=f"http://{name}.example").decode() for name in "abc"],
+        "the subprotocol": [get("/rbkit/ws", local)] * 3,
+        "proxy_set_header Upgrade": [get("/rbkit/ws", local, offer)] * 3,
+        "encoding=": [upgrade_request(f"/rbkit/ws?encoding={name}").decode() for name in "abc"],
+        "no page at this path": [get(f"/{name}", local) for name in "abc"],
+    }
+    for requests in refused.values():
+        for request in requests:
+            async with Raw(open_server.port) as client:
+                client.writer.write(request.encode())
+                assert b" 40" in await asyncio.wait_for(client.reader.readuntil(b"\r\n"), 60)
+    log = open_server.log
+    assert {reason: log.count(reason) for reason in refused} == dict.fromkeys(refused, 1), log
+
+
 async def test_a_flood_of_refusals_is_counted_in_the_log(open_server: Serving) -> None:
     for _ in range(120):
         await answer(open_server, get("/rbkit/status", "Host: evil.example"))

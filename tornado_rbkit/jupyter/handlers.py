@@ -199,4 +199,4 @@ def _action(command: str) -> str:
 
 def _foreign(handler: RequestHandler) -> AccessDeniedError:
     origin = handler.request.headers.get("Origin", "")
-    return AccessDeniedError(403, f"the origin {origin[:200]!a} is not allowed (ServerApp.allow_origin)")
+    return AccessDeniedError(403, "the origin %a is not allowed (ServerApp.allow_origin)", origin[:200])

@@ -16,7 +16,7 @@ from typing import Any, Final, Literal, TypeAlias, TypedDict
 from urllib.parse import quote, urlsplit
 
 from tornado.httputil import HTTPServerRequest
-from tornado.log import app_log
+from tornado.log import app_log, gen_log
 from tornado.web import HTTPError, RequestHandler
 
 from tornado_rbkit.deadline import Deadline
@@ -40,12 +40,21 @@ class AccessDeniedError(HTTPError):
     """The refusal of a request, with a text for the user.
 
     Attributes:
+        text: the complete text.
         delay: seconds to wait before answering, unless the client disconnects first.
     """
 
-    def __init__(self, status_code: int, text: str, delay: float = 0.0) -> None:
-        super().__init__(status_code, text)
-        self.text = text
+    def __init__(self, status_code: int, text: str, *quoted: str, delay: float = 0.0) -> None:
+        """Create a refusal.
+
+        Args:
+            status_code: the HTTP status.
+            text: the reason. Refusals with the same text are counted together in the log.
+            quoted: the parts of the request that ``%a`` in the text stands for.
+            delay: see the attribute.
+        """
+        super().__init__(status_code, text, *quoted)
+        self.text = text % quoted if quoted else text
         self.delay = delay
 
 
@@ -227,7 +236,7 @@ class Access:
         if host is None or not (is_loopback(host) or host in {_host_name(item) for item in self.allowed_hosts}):
             allowed = ", ".join(["localhost", *self.allowed_hosts])
             setting = "(the setting `allowed_hosts`, --allow-host)"
-            raise AccessDeniedError(403, f"the host {header[:100]!a} is not allowed; allowed: {allowed} {setting}")
+            raise AccessDeniedError(403, f"the host %a is not allowed; allowed: {allowed} {setting}", header[:100])
 
     def _check_token(self, handler: RequestHandler, token: str) -> None:
         scheme, _, given = handler.request.headers.get("Authorization", "").partition(" ")
@@ -239,7 +248,7 @@ class Access:
             handler.set_header("WWW-Authenticate", "Bearer")
             delay = self._guesses.add(handler.request.remote_ip) if given else 0.0
             text = "the token is missing or wrong; send ?token= or Authorization: Bearer (--token)"
-            raise AccessDeniedError(401, text, delay)
+            raise AccessDeniedError(401, text, delay=delay)
 
 
 class AccessHandler(RequestHandler):
@@ -285,9 +294,13 @@ class AccessHandler(RequestHandler):
     def log_exception(
         self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
     ) -> None:
-        """Log an uncaught exception; unlike Tornado, without the request's query, which may contain a token."""
+        """Log an uncaught exception; unlike Tornado, without the request's query, which may contain a token.
+
+        The reason of a refusal is in the template, so that a log throttle counts each reason by itself.
+        """
         if isinstance(error, HTTPError):
-            super().log_exception(kind, error, traceback)
+            if error.log_message:
+                gen_log.warning(f"%d %s: {error.log_message}", error.status_code, self._request_summary(), *error.args)
         else:
             app_log.error("Uncaught exception %s", self._request_summary(), exc_info=error or True)
 

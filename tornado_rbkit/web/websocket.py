@@ -82,15 +82,11 @@ class RbkitWebSocketHandler(AccessHandler, WebSocketHandler):
         await self.check_request()
         if SUBPROTOCOL not in offered(self.request):
             raise AccessDeniedError(400, f"this WebSocket speaks the subprotocol {SUBPROTOCOL!r}; offer it to connect")
-        if self.request.version == "HTTP/1.0":  # Tornado would answer 101 and close the connection
-            text = (
-                "a WebSocket needs HTTP/1.1, and this request is HTTP/1.0 (a proxy's? nginx: proxy_http_version 1.1)"
-            )
-            raise AccessDeniedError(400, text)
         self._check_origin_is_one()
         encoding = self.get_query_argument("encoding", self.bridge.default_encoding)
         if encoding not in ("binary", "escaped"):
-            raise AccessDeniedError(400, f"encoding={encoding[:40]!a} is unknown; allowed: binary, escaped")
+            raise AccessDeniedError(400, "encoding=%a is unknown; allowed: binary, escaped", encoding[:40])
+        self._check_upgrade()
         self._negotiate_deflate()
         self._encoding = Encoding(escaped=encoding == "escaped", deflate=self._extension is not None)
         self._wrap_hooks()
@@ -119,6 +115,22 @@ class RbkitWebSocketHandler(AccessHandler, WebSocketHandler):
 
         self.open, self.on_pong = open, on_pong  # type: ignore[method-assign]
 
+    def _check_upgrade(self) -> None:
+        """Check what proxies lose: Tornado would not log the reason, and would disconnect after a 101 to HTTP/1.0."""
+        headers = self.request.headers
+        upgrades = [item.strip().lower() for item in headers.get("Connection", "").split(",")]
+        if (
+            self.request.version == "HTTP/1.0"
+            or headers.get("Upgrade", "").lower() != "websocket"
+            or "upgrade" not in upgrades
+        ):
+            text = (
+                "a WebSocket needs HTTP/1.1 and the headers Upgrade: websocket and Connection: Upgrade (behind nginx: "
+                "proxy_http_version 1.1; proxy_set_header Upgrade $http_upgrade; "
+                'proxy_set_header Connection "upgrade")'
+            )
+            raise AccessDeniedError(400, text)
+
     def _check_origin_is_one(self) -> None:
         origin = self.request.headers.get("Origin", "")
         try:
@@ -128,7 +140,7 @@ class RbkitWebSocketHandler(AccessHandler, WebSocketHandler):
 
     def _origin_refusal(self, origin: str) -> AccessDeniedError:
         return AccessDeniedError(
-            403, f"the origin {origin[:200]!a} is not allowed; add it to the setting `allowed_origins`"
+            403, "the origin %a is not allowed; add it to the setting `allowed_origins`", origin[:200]
         )
 
     def check_origin(self, origin: str) -> bool:
