@@ -23,7 +23,7 @@ _FORMATS: Final[dict[str, Callable[[Iterable[Event], str], Iterator[str]]]] = {
 
 
 def _add_options(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument("file", metavar="FILE", help="recording written by the command record")
+    parser.add_argument("file", metavar="FILE", help="recording of `record`, or of Save session in the dashboard")
     parser.add_argument(
         "--format", choices=sorted(_FORMATS), default="speedscope", help="output format (default: %(default)s)"
     )

@@ -20,10 +20,10 @@ def _add_options(parser: argparse.ArgumentParser) -> None:
         nargs="?",
         choices=["run", "add-host", "add-bridge", "remove"],
         default="run",
-        help="run the server; or write credentials for a host or a bridge, or take them back, which a running server "
-        "follows at once",
+        help="run the server (default), write credentials for a host or a bridge, or revoke them; a running server "
+        "applies a change at once",
     )
-    parser.add_argument("name", nargs="?", help="name of the host or the bridge")
+    parser.add_argument("name", nargs="?", metavar="NAME", help="name of the host or the bridge")
     parser.add_argument(
         "--dir",
         default=str(_default_folder()),
@@ -46,7 +46,7 @@ def _add_options(parser: argparse.ArgumentParser) -> None:
         "default: the address in --listen, localhost and 127.0.0.1)",
     )
     parser.add_argument(
-        "--read-only", action="store_true", help="let the bridge send no commands except handshake (default: all)"
+        "--read-only", action="store_true", help="add a bridge that may send only handshake (default: any command)"
     )
     parser.add_argument(
         "--output", metavar="FILE", help="file for the credentials, which must not exist (default: NAME.creds)"

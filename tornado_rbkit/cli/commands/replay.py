@@ -15,7 +15,7 @@ from tornado_rbkit.recording.replay import ReplayServer
 
 
 def _add_options(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument("file", metavar="FILE", help="recording written by the command record")
+    parser.add_argument("file", metavar="FILE", help="recording of `record`, or of Save session in the dashboard")
     parser.add_argument(
         "--speed",
         type=float,
