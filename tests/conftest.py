@@ -7,8 +7,10 @@ import gc
 import logging
 import os
 import re
+import shutil
 import signal
 import sys
+import tempfile
 import threading
 import tracemalloc
 from collections.abc import AsyncIterator, Awaitable, Callable, Iterator
@@ -110,6 +112,13 @@ Serve = Callable[..., Awaitable[Server]]
 def pytest_addoption(parser: pytest.Parser) -> None:
     parser.addoption("--screenshots", action="store_true", help="make the README's pictures of the dashboard anew")
     parser.addoption("--soak", type=float, default=0.0, metavar="SECONDS", help="how long the faults go on")
+
+
+def pytest_configure(config: pytest.Config) -> None:
+    """Set a runtime folder in which neither the user's programs nor those of other workers announce themselves."""
+    folder = tempfile.mkdtemp(prefix="rbkit-tests-")
+    config.add_cleanup(lambda: shutil.rmtree(folder, ignore_errors=True))
+    os.environ["XDG_RUNTIME_DIR"] = folder
 
 
 def pytest_xdist_auto_num_workers(config: pytest.Config) -> int | None:
