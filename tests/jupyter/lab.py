@@ -131,9 +131,23 @@ class Lab(JupyterProcess):
 
     def get(self, path: str) -> Any:
         """Return a document as JSON."""
-        request = urllib.request.Request(self.url + path, headers={"Authorization": f"token {TOKEN}"})
+        return json.loads(self._request("GET", path))
+
+    def end_kernels(self) -> None:
+        """End all kernels, and return when the extension shows no profiler any more."""
+        for kernel in self.get("api/kernels"):
+            self._request("DELETE", f"api/kernels/{kernel['id']}")
+        deadline = time.monotonic() + PATIENCE
+        while self.get("rbkit/targets"):
+            assert time.monotonic() < deadline, self.log
+            time.sleep(0.1)
+
+    def _request(self, method: str, path: str) -> bytes:
+        headers = {"Authorization": f"token {TOKEN}"}
+        request = urllib.request.Request(self.url + path, headers=headers, method=method)
         with urllib.request.urlopen(request, timeout=PATIENCE) as response:
-            return json.load(response)
+            content: bytes = response.read()
+            return content
 
 
 @contextlib.contextmanager

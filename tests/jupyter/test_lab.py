@@ -29,11 +29,18 @@ for (const {sessionContext} of jupyterapp.shell.widgets("main"))
 
 
 @pytest.fixture(scope="module")
-def server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Lab]:
+def server_of_all(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Lab]:
     folder = tmp_path_factory.mktemp("lab")
     write_foreign_kernel(folder)
     with lab(folder, "--LabApp.expose_app_in_browser=True", base_url="/user/ann/") as server:
         yield server
+
+
+@pytest.fixture
+def server(server_of_all: Lab) -> Iterator[Lab]:
+    """A server without kernels, and so without profilers."""
+    yield server_of_all
+    server_of_all.end_kernels()
 
 
 def test_the_launcher_s_card_opens_the_dashboard_in_a_tab(server: Lab, browser: ChromiumDriver) -> None:
