@@ -334,6 +334,39 @@ class TestRun:
         _, errors = process.communicate("\n", timeout=60)
         assert (process.returncode, errors) == (0, "tornado-rbkit: the web server was killed\n")
 
+    @pytest.mark.skipif(os.name == "nt", reason="Windows has no exec")
+    async def test_keeps_the_page_and_the_name_of_a_program_that_replaces_itself(
+        self, tmp_path: Path, started: list[subprocess.Popen[str]]
+    ) -> None:
+        text = """
+            import os, sys
+            input()
+            if "again" not in sys.argv:
+                os.execv(sys.executable, [sys.executable, sys.argv[0], "again"])
+            """
+        path = program(tmp_path, text)
+        process = start(started, "run", path, stdin=subprocess.PIPE, stderr=subprocess.PIPE)
+        assert process.stderr is not None
+        assert process.stdin is not None
+        url = url_in(process.stderr.readline())
+        (before,) = discovery.list_servers()
+        process.stdin.write("\n")
+        process.stdin.flush()
+        await until(lambda: [each.started for each in discovery.list_servers()] > [before.started], "it runs again")
+        (after,) = discovery.list_servers()
+        assert after == before._replace(started=after.started)
+        async with RbkitClient(beside(url, "ws")) as rbkit:
+            handshake = await rbkit.command("handshake")
+            assert isinstance(handshake, Handshake)
+            assert handshake.process_name == path
+            process.stdin.write("\n")
+            process.stdin.flush()
+            with pytest.raises(ConnectionLost) as lost:
+                async for _ in rbkit.events():
+                    pass
+            assert lost.value.code == 1001
+        assert process.wait(60) == 0
+
     def test_ends_where_no_thread_can_be_started_any_more(self, tmp_path: Path) -> None:
         text = """
             import atexit, threading
@@ -548,8 +581,10 @@ class TestFollowsChildren:
 def test_a_server_beside_a_program_ends_when_its_standard_input_cannot_be_read(
     tmp_path: Path, started: list[subprocess.Popen[str]]
 ) -> None:
+    ended = subprocess.Popen([sys.executable, "-c", ""])
+    ended.wait()
     with (tmp_path / "written").open("w") as written:
-        server = start(started, "serve", "--port", "0", "--until-eof", stdin=written, stderr=subprocess.PIPE)
+        server = start(started, "serve", "--port=0", f"--beside={ended.pid}", stdin=written, stderr=subprocess.PIPE)
     assert "Traceback" not in server.communicate(timeout=60)[1]
     assert server.returncode == 0
 

@@ -432,7 +432,7 @@ def test_a_program_that_is_followed_is_sampled_each_ten_milliseconds(
     monkeypatch: pytest.MonkeyPatch, engine: str
 ) -> None:
     monkeypatch.setenv(ENGINE_VARIABLE, engine)
-    server = follow._start(follow.Followed("family", "name"), "name")
+    server = follow._start(follow.Followed("family", "name", 0), "name")
     try:
         with Client(server.pub, server.req) as client:
             assert client.ask(b"start_cpu_profiling") == b"ok"

@@ -29,8 +29,8 @@ def test_nothing_is_said_of_a_child_that_ends_before_its_server_starts(
         raise RuntimeError("can't start new thread")
 
     monkeypatch.setattr(follow, "_start", end)
-    follow._start_worker(follow.Followed("family", "web"))
+    follow._start_worker(follow.Followed("family", "web", 0))
     assert not caplog.messages
     monkeypatch.setattr(follow, "_start", fail)
-    follow._start_worker(follow.Followed("family", "web"))
+    follow._start_worker(follow.Followed("family", "web", 0))
     assert caplog.messages == [f"process {os.getpid()} of web has no profiler: can't start new thread"]

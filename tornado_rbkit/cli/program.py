@@ -1,7 +1,7 @@
 """Runs a Python program under the profiler, with a web server in a process beside it.
 
-The web server is not a child of the program, which may wait for its children or end them. It ends at the end of its
-standard input, a pipe whose other end this process holds.
+The web server is not a child of the program, which may wait for its children or end them. It ends when the program
+says so on its standard input, a pipe whose other end this process holds, or has ended, which closes the pipe.
 """
 
 from __future__ import annotations
@@ -201,7 +201,7 @@ def show_page(server: Server | Injected, options: argparse.Namespace) -> None:
 
 
 def _serve_beside(server: Server | Injected, host: str, port: int) -> str:
-    """Start a web server that runs until this process closes its standard input; return the URL of its page.
+    """Start a web server that runs until this process ends or calls `_end`; return the URL of its page.
 
     The URL contains the token that the server requires: RBKIT_TOKEN, else a new one.
     """
@@ -209,7 +209,7 @@ def _serve_beside(server: Server | Injected, host: str, port: int) -> str:
     can_fork = hasattr(os, "fork")
     command = [
         *([sys.executable, "-c", _DETACHED] if can_fork else own_module("tornado_rbkit")),
-        *("-q", "serve", "--until-eof", f"--host={host}", "--port", str(port)),
+        *("-q", "serve", f"--beside={os.getpid()}", f"--host={host}", "--port", str(port)),
         *("--pub", server.pub, "--req", server.req),
         *(("--family", server.family, server.name) if server.family else ()),
     ]
@@ -243,6 +243,8 @@ def _end(process: subprocess.Popen[bytes], pid: int) -> None:
     if os.getpid() != pid:
         return  # a forked child's exit is not the end of the program
     assert process.stdin is not None
+    with contextlib.suppress(OSError):  # it was killed
+        process.stdin.write(b"end")
     process.stdin.close()
     status = _last_line(process).removeprefix("status ")
     if status != "0":

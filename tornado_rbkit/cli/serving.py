@@ -16,7 +16,7 @@ from tornado.web import Application
 from tornado_rbkit.bridge.bridge import Bridge
 from tornado_rbkit.cli.listener import BoundedServer, Listener
 from tornado_rbkit.cli.options import access_settings, bridge_settings, token_of
-from tornado_rbkit.cli.stopping import stop_at_eof, stop_signals
+from tornado_rbkit.cli.stopping import stop_signals, stop_with_program
 from tornado_rbkit.upstream.iothread import IOLoopThread
 from tornado_rbkit.web.access import AccessDeniedError, AccessHandler, is_loopback
 from tornado_rbkit.web.routes import rbkit_routes
@@ -36,7 +36,7 @@ def bridge_to(
 async def serve_until_stopped(
     options: argparse.Namespace, bridges: Bridge | Mapping[str, Bridge], ended: asyncio.Future[Any] | None = None
 ) -> int:
-    """Serve until a signal arrives, standard input ends (`until_eof`), or `ended` is done; return the exit status.
+    """Serve until a signal arrives, the program ends (`beside`), or `ended` is done; return the exit status.
 
     Raises:
         ValueError: an option is out of its range.
@@ -59,8 +59,8 @@ async def serve_until_stopped(
     stopped, _ = stop_signals()
     if ended is not None:
         ended.add_done_callback(lambda _: stopped.set())
-    if getattr(options, "until_eof", False):
-        stop_at_eof(stopped)
+    if getattr(options, "beside", None) is not None:
+        stop_with_program(stopped, options.beside)
     host = f"[{options.host}]" if ":" in options.host else options.host
     path = f"/{options.prefix.strip('/')}/".replace("//", "/")
     print(f"ready http://{host}:{sockets[0].getsockname()[1]}{path}", flush=True)

@@ -1,4 +1,4 @@
-"""Stops a running command on a signal, or at the end of its standard input."""
+"""Stops a running command on a signal, or with the program beside which it runs."""
 
 from __future__ import annotations
 
@@ -8,7 +8,12 @@ import os
 import signal
 import sys
 import threading
+import time
+from typing import Final
 
+from tornado_rbkit.profiler.discovery import is_dead, process_started
+
+_POLL_SECONDS: Final = 0.2
 _HANGUP = getattr(signal, "SIGHUP", None)  # the terminal was closed; Windows has no SIGHUP
 
 
@@ -39,14 +44,24 @@ async def pause(stopped: asyncio.Event, seconds: float) -> None:
         await asyncio.wait_for(stopped.wait(), seconds)
 
 
-def stop_at_eof(stopped: asyncio.Event) -> None:
-    """Set the event when standard input ends, because the process at its other end has exited."""
+def stop_with_program(stopped: asyncio.Event, pid: int) -> None:
+    """Set the event when a program says on standard input that it ends, or has ended without saying so.
+
+    Standard input also ends when the program closes all its files or calls exec, as reloaders do: then the program is
+    watched until it ends. Windows has no exec.
+    """
     loop = asyncio.get_running_loop()
+    started = process_started(pid)
 
     def wait() -> None:
+        said = b""
         with contextlib.suppress(OSError):  # a standard input that cannot be read counts as ended
-            while os.read(sys.stdin.fileno(), 4096):  # not sys.stdin, whose lock this thread would hold at exit
-                pass
+            while data := os.read(
+                sys.stdin.fileno(), 4096
+            ):  # not sys.stdin, whose lock this thread would hold at exit
+                said = data
+        while not said and os.name != "nt" and not is_dead(pid, started):
+            time.sleep(_POLL_SECONDS)
         loop.call_soon_threadsafe(stopped.set)
 
     threading.Thread(target=wait, daemon=True).start()

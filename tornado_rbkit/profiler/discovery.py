@@ -25,6 +25,7 @@ from tornado_rbkit.profiler.threads import internal_logger
 _MAX_BYTES: Final = 65_536
 _MAX_NAME: Final = 200  # characters; names appear in lists, logs and paths
 _LATEST: Final = 1 << 36  # seconds since the epoch, in the year 4147, which `datetime` can represent
+_PF_EXITING: Final = 0x4  # in the flags of /proc/PID/stat (proc(5), linux/sched.h)
 _TOUCH_SECONDS: Final = 3600.0  # systemd-tmpfiles removes files after 10 days, macOS after 3
 _log = internal_logger(__name__)
 
@@ -72,7 +73,7 @@ def list_servers() -> list[RunningServer]:
         if facts is None or server is None:
             continue
         is_here = _is_here(facts, here)
-        if is_here and _is_dead(server.pid, facts.get("process_started")):
+        if is_here and is_dead(server.pid, facts.get("process_started")):
             _remove(path, server)
         elif accepts(server.req):
             found.append(server._replace(here=is_here))
@@ -115,7 +116,7 @@ class Announcement:
 
     def _write(self) -> None:
         server = self._server
-        facts = {**server._asdict(), "process_started": _process_started(server.pid), **_namespace()}
+        facts = {**server._asdict(), "process_started": process_started(server.pid), **_namespace()}
         del facts["here"]  # for whoever lists it to find out
         try:
             folder = runtime_folder()
@@ -145,9 +146,15 @@ class Announcement:
                 _remove(path, _parse(facts))
 
 
-def unique_key() -> str:
-    """Return a unique name for the files of one server; another PID namespace may have a process with the same pid."""
-    return f"{os.getpid()}-{secrets.token_hex(4)}"
+def unique_key(family: str = "") -> str:
+    """Return a unique name for the files of one server; another PID namespace may have a process with the same pid.
+
+    In a followed program it is the same for all programs that one process executes, so that its clients find it again.
+
+    Args:
+        family: see `RunningServer`.
+    """
+    return f"{os.getpid()}-{family[:8] or secrets.token_hex(4)}"
 
 
 def _read(path: Path) -> dict[str, Any] | None:
@@ -203,8 +210,13 @@ def _is_here(facts: dict[str, Any], here: dict[str, Any]) -> bool:
     return here["pid_namespace"] is not None and all(facts.get(name) == value for name, value in here.items())
 
 
-def _is_dead(pid: int, process_started: object) -> bool:
-    """Return whether the process that wrote a file here has certainly ended."""
+def is_dead(pid: int, process_started: object) -> bool:
+    """Return whether a process of this PID namespace has certainly ended, or is ending and has closed its files.
+
+    Args:
+        pid: its pid.
+        process_started: its start time from `process_started`; None if that is not known.
+    """
     if os.name == "nt":  # os.kill(pid, 0) would end it
         return False
     try:
@@ -214,10 +226,13 @@ def _is_dead(pid: int, process_started: object) -> bool:
     except PermissionError:
         pass  # the process is another user's, or a security module forbids the call
     fields = stat_fields(pid)
-    return fields is not None and (fields[0] in (b"Z", b"X") or process_started not in (None, int(fields[19])))
+    if fields is None:
+        return False
+    is_ending = fields[0] in (b"Z", b"X") or int(fields[6]) & _PF_EXITING != 0
+    return is_ending or process_started not in (None, int(fields[19]))
 
 
-def _process_started(pid: int) -> int | None:
+def process_started(pid: int) -> int | None:
     """Return when a process started, in clock ticks since the boot; None if that cannot be determined."""
     fields = stat_fields(pid)
     return None if fields is None else int(fields[19])

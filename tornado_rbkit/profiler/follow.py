@@ -51,12 +51,14 @@ class Followed(NamedTuple):
     Attributes:
         family: identifies the program's processes among all others.
         name: the program.
+        pid: its first process, which keeps its name and its endpoints when it calls exec, as reloaders do.
         cpu: whether to sample stacks from the start.
         memory: whether to profile memory from the start.
     """
 
     family: str
     name: str
+    pid: int
     cpu: bool = False
     memory: bool = False
 
@@ -74,7 +76,7 @@ def follow(name: str, *, cpu: bool = False, memory: bool = False) -> Server:
         BindError: the port in RBKIT_PUB_PORT or RBKIT_REQ_PORT is not a port.
         OSError: there are too few file descriptors.
     """
-    followed = Followed(secrets.token_hex(8), name, cpu, memory)
+    followed = Followed(secrets.token_hex(8), name, os.getpid(), cpu, memory)
     server = _start(followed, name)
     paths = [_STARTUP, *filter(None, [os.environ.get("PYTHONPATH")])]
     os.environ["PYTHONPATH"] = os.pathsep.join(paths)
@@ -104,10 +106,10 @@ def start_in_child() -> None:
 def _followed() -> Followed | None:
     try:
         facts: Any = json.loads(os.environ.get(VARIABLE, ""))
-        family, name, cpu, memory = facts
+        family, name, pid, cpu, memory = facts
+        return Followed(str(family), str(name), int(pid), cpu is True, memory is True)
     except (ValueError, TypeError):
         return None
-    return Followed(str(family), str(name), cpu is True, memory is True)
 
 
 def _follow_forks(followed: Followed) -> None:
@@ -131,7 +133,7 @@ def _start_worker(followed: Followed) -> None:
     try:
         with _one_at_a_time():
             if current_server() is None:
-                _start(followed, _worker_name(followed))
+                _start(followed, followed.name if os.getpid() == followed.pid else _worker_name(followed))
     except Exception as error:  # noqa: BLE001 - the program must run as without the profiler
         if "interpreter shutdown" in str(error):  # the process ends, so no thread can be started any more
             return

@@ -88,7 +88,7 @@ class Server:
         make_profile: Callable[[str, EventBatcher, Outlet], Profile] = Profile,
     ) -> None:
         require_descriptors()
-        self._key = unique_key()
+        self._key = unique_key(family)
         self._pid = os.getpid()
         self._given = (pub, req)
         self.name = name

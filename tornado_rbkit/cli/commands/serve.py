@@ -32,7 +32,7 @@ def _add_options(parser: argparse.ArgumentParser) -> None:
     )
     add_profiler_options(parser, "client", "clients of this server started")
     add_nats_options(parser, "bridge", "default: only the profilers of this machine")
-    parser.add_argument("--until-eof", action="store_true", help=argparse.SUPPRESS)  # for the child process of run
+    parser.add_argument("--beside", type=int, metavar="PID", help=argparse.SUPPRESS)  # for the server process of run
     parser.add_argument("--family", nargs=2, metavar=("ID", "NAME"), help=argparse.SUPPRESS)  # likewise
     add_server_options(parser)
 
