@@ -367,6 +367,20 @@ class TestRun:
             assert lost.value.code == 1001
         assert process.wait(60) == 0
 
+    @pytest.mark.skipif(not sys.platform.startswith("linux"), reason="processes are looked up in /proc")
+    @pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGKILL])
+    async def test_leaves_no_files_of_processes_that_signals_have_ended(
+        self, tmp_path: Path, started: list[subprocess.Popen[str]], runtime_folder: Path, number: signal.Signals
+    ) -> None:
+        process = start(started, "run", program(tmp_path, "input()"), stdin=subprocess.PIPE, stderr=subprocess.PIPE)
+        assert process.stderr is not None
+        process.stderr.readline()
+        server = web_server(process)
+        process.send_signal(number)
+        assert process.wait(60) == -number
+        await until(lambda: not Path(f"/proc/{server}").exists(), "the web server has ended")
+        assert list(runtime_folder.iterdir()) == []
+
     def test_ends_where_no_thread_can_be_started_any_more(self, tmp_path: Path) -> None:
         text = """
             import atexit, threading

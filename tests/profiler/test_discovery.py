@@ -70,6 +70,14 @@ def test_the_file_of_a_killed_process_is_ignored_and_removed(runtime: Path) -> N
     assert list(runtime.iterdir()) == []
 
 
+@linux
+def test_a_server_that_starts_removes_the_files_of_killed_processes(runtime: Path) -> None:
+    script = "import os; from tornado_rbkit import profiler; profiler.start_server(); os._exit(0)"
+    for _ in range(3):
+        python(script)
+    assert len({path.stem for path in runtime.iterdir()}) == 1
+
+
 def announced(folder: Path, **changed: object) -> Path:
     """Write a file as a server of this process would, but for some facts; return its path."""
     server = profiler.RunningServer("announced", 1, "tcp://127.0.0.1:1", "tcp://127.0.0.1:1", 1.0)

@@ -121,7 +121,7 @@ class Announcement:
         try:
             folder = runtime_folder()
             prepare_folder(folder)
-            self._remove_older(folder)
+            self._remove_ended(folder)
             partial = folder / f".{self._key}.partial"
             partial.unlink(missing_ok=True)
             descriptor = os.open(partial, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600)
@@ -137,13 +137,20 @@ class Announcement:
             self.path = path
             self._reported = False
 
-    def _remove_older(self, folder: Path) -> None:
-        """Remove the files of earlier servers in a process with this pid, whose program called exec or was killed."""
+    def _remove_ended(self, folder: Path) -> None:
+        """Remove the files of ended processes, and of earlier servers in a process with this pid, which called exec.
+
+        Otherwise a service whose workers end by signals would leave files behind for as long as nobody lists them.
+        """
         here = _namespace()
-        for path in folder.glob(f"{self._key.partition('-')[0]}-*.json"):
+        own = self._key.partition("-")[0]
+        for path in folder.glob("*.json"):
             facts = _read(path)
-            if facts is not None and _is_here(facts, here) and path.stem != self._key:
-                _remove(path, _parse(facts))
+            server = None if facts is None else _parse(facts)
+            if facts is None or server is None or not _is_here(facts, here) or path.stem == self._key:
+                continue
+            if path.stem.partition("-")[0] == own or is_dead(server.pid, facts.get("process_started")):
+                _remove(path, server)
 
 
 def unique_key(family: str = "") -> str:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 import asyncio
+import contextlib
 from typing import TYPE_CHECKING
 
 from tornado_rbkit.bridge.bridge import Bridge
@@ -11,6 +12,7 @@ from tornado_rbkit.cli.command import Command
 from tornado_rbkit.cli.fleet import add_nats_options
 from tornado_rbkit.cli.options import add_profiler_options, add_server_options, bridge_settings, named_targets
 from tornado_rbkit.cli.serving import bridge_to, serve_until_stopped
+from tornado_rbkit.profiler.discovery import list_servers
 from tornado_rbkit.profiler.folder import check_chosen_folder
 from tornado_rbkit.web.discovered import DiscoveredTargets, Endpoints, path_name
 
@@ -95,7 +97,11 @@ async def _serve_discovered(options: argparse.Namespace) -> int:
         default_ports=not fixed,  # if targets are given by name, a profiler at the default ports must be given as well
         family=family,
     )
-    return await _serve_followed(options, targets)
+    try:
+        return await _serve_followed(options, targets)
+    finally:
+        with contextlib.suppress(OSError):
+            list_servers()  # removes the files of the processes that signals have ended, as a pool ends its workers
 
 
 async def _serve_followed(options: argparse.Namespace, targets: DiscoveredTargets | FleetTargets) -> int:
