@@ -291,6 +291,25 @@ async def test_a_newer_delivery_replaces_an_older_one_where_that_has_not_come() 
     assert len(ends) == 1
 
 
+async def test_a_delivery_replaced_while_its_last_client_is_served_leaves_the_newer_one() -> None:
+    fan_out = FanOut()
+    log: list[tuple[str, int]] = []
+    ends: list[str] = []
+
+    def replaces(session: Any) -> None:
+        log.append(("older", session))
+        fan_out.begin(
+            [1, 2],  # type: ignore[list-item]
+            deliveries(log, "newer"),
+            key="server",
+            done=lambda seconds: ends.append("newer"),
+        )
+
+    fan_out.begin([0], replaces, key="server", done=lambda seconds: ends.append("older"))  # type: ignore[list-item]
+    await until(lambda: ends, "one has ended")
+    assert (log, ends) == ([("older", 0), ("newer", 1), ("newer", 2)], ["newer"])
+
+
 async def test_a_delivery_that_raises_does_not_stop_the_others() -> None:
     fan_out = FanOut()
     log: list[tuple[str, int]] = []
