@@ -61,23 +61,23 @@ async def _run(options: argparse.Namespace) -> int:
 async def _serve(agent: Agent, targets: DiscoveredTargets, local: LocalServer | None) -> int:
     """Run an agent until a signal arrives, or a part of it ends."""
     stopped, _ = stop_signals()
-    following, running = asyncio.create_task(targets.follow()), asyncio.create_task(agent.run())
-    parts = [following, running]
+    following = asyncio.create_task(targets.follow())
+    parts = [asyncio.create_task(agent.run())]
     if local is not None:
         parts.append(asyncio.create_task(local.keep(lambda: agent.is_up)))
     stopping, ready = asyncio.create_task(stopped.wait()), asyncio.create_task(agent.wait_until_up())
     try:
-        await asyncio.wait([*parts, stopping, ready], return_when=asyncio.FIRST_COMPLETED)
+        await asyncio.wait([following, *parts, stopping, ready], return_when=asyncio.FIRST_COMPLETED)
         if ready.done():
             print(f"ready {agent.host} {len(targets)} targets", flush=True)
-        done, _ = await asyncio.wait([*parts, stopping], return_when=asyncio.FIRST_COMPLETED)
+        done, _ = await asyncio.wait([following, *parts, stopping], return_when=asyncio.FIRST_COMPLETED)
         for part in done - {stopping}:
             part.result()  # raises the exception that ended it
         return 0
     finally:
-        for task in (running, stopping, ready, *parts[2:]):
+        for task in (*parts, stopping, ready):
             task.cancel()
-        await asyncio.wait([running, stopping, ready, *parts[2:]])  # leases end before the bridges are closed
+        await asyncio.wait([*parts, stopping, ready])  # leases end before the bridges are closed
         following.cancel()
         await asyncio.wait([following])
 
