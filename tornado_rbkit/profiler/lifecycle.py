@@ -57,8 +57,8 @@ def start_server(
 
     A program that closes all descriptors, as daemons do at their start, must call this afterwards: libzmq aborts the
     process if its descriptors are closed. It also does so if no descriptor is left (RLIMIT_NOFILE) for a client that
-    connects to a Unix socket; so the sockets' files are hidden while less than an eighth of them is left, which is
-    looked at ten times a second.
+    connects to a Unix socket; so the sockets' files are hidden while less than an eighth of the descriptors is left,
+    which is checked ten times a second.
 
     Args:
         pub: the endpoint of the PUB socket; if None, the port in RBKIT_PUB_PORT on 127.0.0.1 if that is set, else a
@@ -67,15 +67,17 @@ def start_server(
         req: the same for the REP socket; its variable is RBKIT_REQ_PORT.
         name: the process name that clients see; if None, the name of the notebook, the script, the package of
             ``python -m``, or the interpreter.
-        cpu_engine: what samples the stacks. ``"in-process"``: a thread of this process. ``"external"``: a program
-            of this package that reads this process's memory from another process, and is no child of it (Linux,
-            CPython 3.10 to 3.15). It slows this process down less and is closer to the truth, but knows no names of
-            tasks, and takes a thread that waits for a processor for one that computes. Where that is permitted, as
-            for root, it has real-time priority (SCHED_RR), and rests for three quarters of the time at least, so
-            that it sees a busy machine, too, at random moments. ``"auto"``: the latter where it works, else the
-            former; the status and the handshake say which, and why. It does not work with musl, under gevent and
-            eventlet, where the system forbids to read the memory, and in a process that adopts orphans, such as PID
-            1 of a container. If None, RBKIT_CPU_ENGINE, else ``"auto"``.
+        cpu_engine: what samples the stacks. ``"in-process"``: a thread of this process. ``"external"``: another
+            process, not a child of this one, that reads this process's memory (Linux, CPython 3.10 to 3.15).
+            ``"auto"``: external where that works, else in-process; the status and the handshake say which, and why.
+            If None, RBKIT_CPU_ENGINE, else ``"auto"``.
+
+            The external engine slows this process down less and is more accurate, but it does not know the names of
+            tasks, and it counts a thread that waits for a processor as computing. Where the system permits it, as
+            for root, it runs with real-time priority (SCHED_RR), so that it also samples a busy machine at random
+            moments; it rests for at least three quarters of the time. It does not work with musl, under gevent and
+            eventlet, where the system forbids reading the memory, and in a process that adopts orphans, such as PID
+            1 of a container.
 
     Returns:
         The server. `Server.pub` and `Server.req` are its actual endpoints.

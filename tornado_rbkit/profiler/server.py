@@ -64,7 +64,7 @@ def abandon_servers() -> list[Server]:
 class Server:
     """An XPUB and a REP socket on a daemon thread of their own. Created by `start_server`.
 
-    XPUB is PUB, and reports subscriptions.
+    An XPUB socket is a PUB socket that also reports subscriptions.
 
     Its attributes and `status` may be used on any thread.
 
