@@ -17,6 +17,7 @@ from pathlib import Path, PurePath
 from typing import Any, Final, NamedTuple
 
 from tornado_rbkit.profiler import real_time
+from tornado_rbkit.profiler.cpu import RUN_INTERVAL
 from tornado_rbkit.profiler.discovery import list_servers
 from tornado_rbkit.profiler.folder import prepare_folder, runtime_folder
 from tornado_rbkit.profiler.lifecycle import current_server, start_family_server, start_profiling
@@ -27,9 +28,6 @@ _log = internal_logger(__name__)
 
 VARIABLE: Final = "RBKIT_FOLLOW"
 _STARTUP: Final = str(Path(__file__).with_name("startup"))
-
-SAMPLING_INTERVAL: Final = 0.01
-"""Seconds between two samples inside the program, which costs it a tenth of what the default of a server costs."""
 
 _SETTLE_SECONDS: Final = 0.2
 """Seconds after a fork until the child gets a server: many children only call exec, or end immediately."""
@@ -135,19 +133,21 @@ def _start_worker(followed: Followed) -> None:
             if current_server() is None:
                 _start(followed, followed.name if os.getpid() == followed.pid else _worker_name(followed))
     except Exception as error:  # noqa: BLE001 - the program must run as without the profiler
-        if "interpreter shutdown" in str(error):  # the process ends, so no thread can be started any more
+        # Python 3.12 starts no thread any more while the main thread waits for others at the end of the process. It
+        # raises a plain RuntimeError, and neither `sys.is_finalizing()` nor the main thread's `is_alive()` tells yet.
+        if "interpreter shutdown" in str(error):
             return
         _log.warning("process %d of %s has no profiler: %s", os.getpid(), followed.name, error)
 
 
 def _start(followed: Followed, name: str) -> Server:
     server = start_family_server(name, followed.family)
-    server.call(lambda profile: setattr(profile.cpu, "interval", SAMPLING_INTERVAL))
+    server.call(lambda profile: setattr(profile.cpu, "interval", RUN_INTERVAL))
     if followed.cpu or followed.memory:
         start_profiling(
             enable_object_trace=followed.memory,
             enable_cpu_profiling=followed.cpu,
-            cpu_sampling_interval=SAMPLING_INTERVAL,
+            cpu_sampling_interval=RUN_INTERVAL,
         )
     return server
 

@@ -14,7 +14,7 @@ import os
 from functools import partial
 from typing import Any, Final
 
-from tornado_rbkit.profiler.follow import SAMPLING_INTERVAL
+from tornado_rbkit.profiler.cpu import RUN_INTERVAL
 from tornado_rbkit.profiler.lifecycle import current_server, start_server, stop_server
 from tornado_rbkit.profiler.server import Server
 from tornado_rbkit.profiler.threads import InternalThread, original
@@ -90,7 +90,7 @@ def _enter() -> Server:
             except BaseException:
                 _end_reports()
                 raise
-            server.call(lambda profile: setattr(profile.cpu, "interval", SAMPLING_INTERVAL))
+            server.call(lambda profile: setattr(profile.cpu, "interval", RUN_INTERVAL))
             _commands[server] = 0
         if server in _commands:
             _commands[server] += 1
