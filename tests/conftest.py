@@ -228,6 +228,16 @@ def without_slowness(errors: str) -> str:
     return re.sub(r"(?m)^(WARNING )?Executing <.* took [\d.]+ seconds.*\n", "", errors)
 
 
+class Clock:
+    """The module `time` for a test, which advances its monotonic clock."""
+
+    def __init__(self) -> None:
+        self.now = 1000.0
+
+    def monotonic(self) -> float:
+        return self.now
+
+
 async def until(condition: Callable[[], object], what: str, timeout: float = 60.0) -> None:
     """Wait until a condition is true; fail with the expected state `what`."""
     loop = asyncio.get_running_loop()

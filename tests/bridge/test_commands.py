@@ -9,6 +9,7 @@ from functools import partial
 
 import pytest
 
+from tests.conftest import Clock
 from tornado_rbkit.bridge import commands
 from tornado_rbkit.bridge.commands import MAX_WAITING, CommandQueue
 from tornado_rbkit.protocol import CommandError
@@ -58,16 +59,6 @@ def desk() -> Desk:
     desk = Desk()
     desk.queue.resume()
     return desk
-
-
-class Clock:
-    """A clock that a test advances."""
-
-    def __init__(self) -> None:
-        self.now = 1000.0
-
-    def monotonic(self) -> float:
-        return self.now
 
 
 @pytest.fixture

@@ -8,7 +8,6 @@ import select
 import signal
 import subprocess
 import sys
-import time
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -16,8 +15,8 @@ import pytest
 
 from tests.cli.here import record_until, run_here
 from tests.cli.test_program import beside, url_in
-from tests.profiler.conftest import PATIENCE
-from tests.profiler.external.conftest import is_sampling
+from tests.profiler.conftest import PATIENCE, wait_until
+from tests.profiler.external.conftest import children
 from tornado_rbkit import RbkitClient
 from tornado_rbkit.profiler import list_servers
 from tornado_rbkit.protocol import CPUSample, Handshake
@@ -119,25 +118,12 @@ def test_a_signal_ends_it_and_the_program_continues(
     assert list_servers() == []
 
 
-def sampling_children(pid: int) -> list[int]:
-    """Return the sampling programs that a process has started."""
-    return [
-        int(child)
-        for listed in Path(f"/proc/{pid}/task").glob("*/children")
-        for child in listed.read_text().split()
-        if is_sampling(Path(f"/proc/{child}"))
-    ]
-
-
 def test_the_sampling_program_ends_with_a_command_that_is_killed(
     program: subprocess.Popen[str], command: subprocess.Popen[str]
 ) -> None:
     address(command)
-    deadline = time.monotonic() + PATIENCE
-    while not (found := sampling_children(command.pid)):  # it is started beside the web server
-        assert time.monotonic() < deadline, "there is no sampling program"
-        time.sleep(0.01)
-    (sampling,) = found
+    # It is started beside the web server.
+    (sampling,) = wait_until(lambda: children(command.pid), "the sampling program runs")
     watched = os.pidfd_open(sampling)
     command.kill()
     try:

@@ -11,7 +11,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from tests.conftest import ask, until
+from tests.conftest import Clock, ask, until
 from tests.fake_rbkit import FakeRbkit
 from tests.fleet.conftest import FakeLink, Machine
 from tornado_rbkit import Bridge
@@ -88,20 +88,20 @@ def test_a_message_of_all_targets_that_there_may_be_is_taken_and_a_longer_one_is
 
 
 @pytest.fixture
-def clock(monkeypatch: pytest.MonkeyPatch) -> SimpleNamespace:
-    now = SimpleNamespace(time=1000.0)
+def clock(monkeypatch: pytest.MonkeyPatch) -> Clock:
+    clock = Clock()
     for module in (vitals_publisher, targets):
-        monkeypatch.setattr(module, "time", SimpleNamespace(monotonic=lambda: now.time))
-    return now
+        monkeypatch.setattr(module, "time", clock)
+    return clock
 
 
-async def test_an_agent_looks_at_processes_only_while_a_bridge_has_leased_it(clock: SimpleNamespace) -> None:
+async def test_an_agent_looks_at_processes_only_while_a_bridge_has_leased_it(clock: Clock) -> None:
     known, link, tasks = Known({"puma": Bridge(), "": Bridge()}), FakeLink(), Tasks()
     publisher = VitalsPublisher("web-1", known, link, tasks)
 
     async def pass_by(seconds: int) -> None:
         for _ in range(seconds):
-            clock.time += 1
+            clock.now += 1
             publisher.age(1.0)
             await publisher.publish()
 
@@ -127,7 +127,7 @@ async def test_an_agent_looks_at_processes_only_while_a_bridge_has_leased_it(clo
 
 
 async def test_an_agent_that_is_asked_again_and_again_sends_no_faster(
-    clock: SimpleNamespace, monkeypatch: pytest.MonkeyPatch
+    clock: Clock, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     known, link, tasks = Known({"puma": Bridge()}), FakeLink(), Tasks()
     publisher = VitalsPublisher("web-1", known, link, tasks)
@@ -177,27 +177,27 @@ class Hosts:
 
 
 @pytest.fixture
-async def hosts(clock: SimpleNamespace, monkeypatch: pytest.MonkeyPatch) -> Hosts:
+async def hosts(clock: Clock, monkeypatch: pytest.MonkeyPatch) -> Hosts:
     return Hosts(monkeypatch)
 
 
-async def test_hosts_are_asked_for_figures_only_while_somebody_looks(hosts: Hosts, clock: SimpleNamespace) -> None:
+async def test_hosts_are_asked_for_figures_only_while_somebody_looks(hosts: Hosts, clock: Clock) -> None:
     for _ in range(40):
         hosts.hello("web-1", "puma")
         await hosts.scan()
-        clock.time += 0.25
+        clock.now += 0.25
     assert hosts.asked == []
     for _ in range(40):
         hosts.hello("web-1", "puma")
         hosts.targets.look()
         await hosts.scan()
-        clock.time += 0.25
+        clock.now += 0.25
     assert hosts.asked == [["web-1"]] * 5, "once in two seconds"
     hosts.asked.clear()
     for _ in range(40):
         hosts.hello("web-1", "puma")
         await hosts.scan()
-        clock.time += 0.25
+        clock.now += 0.25
     assert len(hosts.asked) <= LOOK_SECONDS / VITALS_INTERVAL
 
 
@@ -230,25 +230,23 @@ async def test_what_a_host_sends_is_shown_of_its_own_targets_while_somebody_look
     assert [host["targets"] for host in document["hosts"]] == [1, 1]
 
 
-async def test_no_host_is_gone_before_it_can_have_connected_to_a_restarted_server(
-    hosts: Hosts, clock: SimpleNamespace
-) -> None:
+async def test_no_host_is_gone_before_it_can_have_connected_to_a_restarted_server(hosts: Hosts, clock: Clock) -> None:
     hosts.hello("web-1", "puma")
     hosts.answers = {"web-1": NoRespondersError("nobody")}
     bridge = hosts.targets["web-1~puma"]
-    clock.time += 60
-    hosts.targets._control.link.is_up, hosts.targets._control.link.up_at = True, clock.time
+    clock.now += 60
+    hosts.targets._control.link.is_up, hosts.targets._control.link.up_at = True, clock.now
     await hosts.scan()
     assert hosts.targets.hosts == {"web-1": "late"}
-    clock.time += REJOIN_SECONDS
+    clock.now += REJOIN_SECONDS
     await hosts.scan()
     assert hosts.targets["web-1~puma"] is bridge
-    clock.time += 0.1
+    clock.now += 0.1
     await hosts.scan()
     assert hosts.targets.hosts == {"web-1": "gone"}
 
 
-async def test_hosts_that_are_silent_are_shown_with_since_when(hosts: Hosts, clock: SimpleNamespace) -> None:
+async def test_hosts_that_are_silent_are_shown_with_since_when(hosts: Hosts, clock: Clock) -> None:
     def shown() -> dict[str, tuple[str, float]]:
         return {host["name"]: (host["state"], host["seconds"]) for host in overview(hosts.targets)["hosts"]}
 
@@ -257,32 +255,32 @@ async def test_hosts_that_are_silent_are_shown_with_since_when(hosts: Hosts, clo
     hosts.answers = {"frozen": LinkDownError("no reply"), "gone": NoRespondersError("nobody")}
     hosts.targets._control.link.is_up = True
     assert set(shown().values()) == {("here", 0.0)}
-    clock.time += 2
+    clock.now += 2
     hosts.hello("here", "puma")
     await hosts.scan()
     assert shown() == {"late": ("late", 2.0), "frozen": ("frozen", 2.0), "gone": ("gone", 2.0), "here": ("here", 0.0)}
     assert "gone~puma" not in hosts.targets or hosts.targets._entries["gone~puma"].gives_up_at is not None
-    clock.time += 100
+    clock.now += 100
     assert shown()["gone"] == ("gone", 102.0)
     hosts.hello("frozen", "puma")
     assert shown()["frozen"] == ("here", 0.0)
-    clock.time += SHOW_GONE
+    clock.now += SHOW_GONE
     await hosts.scan()
     assert "gone" not in shown()
 
 
 async def test_a_host_that_is_gone_makes_room_for_one_that_is_here(
-    hosts: Hosts, clock: SimpleNamespace, monkeypatch: pytest.MonkeyPatch
+    hosts: Hosts, clock: Clock, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(targets, "_MAX_HOSTS", 3)
     hosts.answers = {name: NoRespondersError("nobody") for name in "ab"}
     for name in "abc":
         hosts.hello(name, "puma")
-    clock.time += 2
+    clock.now += 2
     hosts.hello("c", "puma")
     hosts.hello("a", "puma")
     await hosts.scan()  # b is gone
-    clock.time += 2
+    clock.now += 2
     hosts.hello("c", "puma")
     await hosts.scan()  # and a
     hosts.hello("d", "puma")

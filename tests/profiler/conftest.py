@@ -19,6 +19,7 @@ from tornado_rbkit.profiler import batcher, heap, memory, threads
 from tornado_rbkit.protocol import Event, EventCollection, decode
 
 _E = TypeVar("_E")
+_T = TypeVar("_T")
 
 collect_ignore = [
     *([] if sys.version_info >= (3, 14) else ["test_remote_exec.py"]),
@@ -27,6 +28,15 @@ collect_ignore = [
 
 PATIENCE = 240.0
 """Seconds until a test fails that waits for something."""
+
+
+def wait_until(condition: Callable[[], _T], what: str) -> _T:
+    """Wait until a condition is true, and return its value; fail with the expected state `what`."""
+    deadline = time.monotonic() + PATIENCE
+    while not (found := condition()):
+        assert time.monotonic() < deadline, f"not within {PATIENCE:g} s: {what}"
+        time.sleep(0.005)
+    return found
 
 
 class Client:

@@ -21,7 +21,7 @@ from types import SimpleNamespace
 
 import pytest
 
-from tests.profiler.conftest import PATIENCE, Client
+from tests.profiler.conftest import PATIENCE, Client, wait_until
 from tornado_rbkit.profiler import clocks, cpu, real_time, run_state
 from tornado_rbkit.profiler.batcher import EventBatcher
 from tornado_rbkit.profiler.clocks import Due, ThreadClocks
@@ -65,10 +65,8 @@ def test_threads_that_compute_are_told_from_threads_that_wait() -> None:
     with ours, theirs, thread(compute) as one, thread(lambda: ours.recv(1)) as two, thread(take) as three:
         ids = [each.native_id or 0 for each in (one, two, three)]
         computing = Counter[int]()
-        deadline = time.monotonic() + PATIENCE
-        while any(states.state(native_id) == RUNNING for native_id in ids[1:]):  # they may have started only now
-            assert time.monotonic() < deadline
-            time.sleep(0.001)
+        # They may have started only now.
+        wait_until(lambda: all(states.state(native_id) != RUNNING for native_id in ids[1:]), "they wait")
         for _ in range(50):
             time.sleep(0.001)
             computing.update(at for at, native_id in enumerate(ids) if states.state(native_id) == RUNNING)

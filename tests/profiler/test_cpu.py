@@ -20,7 +20,7 @@ import msgpack
 import pytest
 
 from tests.fake_rbkit import recorded
-from tests.profiler.conftest import PATIENCE, Client, internal_thread_names, raw_events, shape
+from tests.profiler.conftest import PATIENCE, Client, internal_thread_names, raw_events, shape, wait_until
 from tornado_rbkit import profiler
 from tornado_rbkit.profiler import clocks
 from tornado_rbkit.profiler.batcher import EventBatcher
@@ -82,10 +82,7 @@ def sleeper(stop: threading.Event) -> None:
 
 def until_asleep(*threads: int) -> None:
     """Wait until threads wait in `Event.wait`: they may reach it long after they were started."""
-    deadline = time.monotonic() + PATIENCE
-    while not all(map(_is_asleep, threads)):
-        assert time.monotonic() < deadline, "they do not wait"
-        time.sleep(0.001)
+    wait_until(lambda: all(map(_is_asleep, threads)), "they wait")
 
 
 def _is_asleep(thread: int) -> bool:
@@ -381,10 +378,7 @@ def test_nothing_is_sampled_after_the_stop(client: Client, server: profiler.Serv
 def test_the_switch_interval_is_the_hosts_again_after_sampling(client: Client) -> None:
     before = sys.getswitchinterval()
     client.ask(b"start_cpu_profiling")
-    deadline = time.monotonic() + PATIENCE
-    while sys.getswitchinterval() > 0.0005:  # during a sample it is the host's
-        assert time.monotonic() < deadline
-        time.sleep(0.001)
+    wait_until(lambda: sys.getswitchinterval() <= 0.0005, "it is the profiler's")  # during a sample it is the host's
     client.ask(b"stop_cpu_profiling")
     assert sys.getswitchinterval() == before
 

@@ -10,7 +10,6 @@ import signal
 import subprocess
 import sys
 import threading
-import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
@@ -18,7 +17,7 @@ from typing import Any
 import msgpack
 import pytest
 
-from tests.profiler.conftest import PATIENCE, Client, internal_thread_names
+from tests.profiler.conftest import PATIENCE, Client, internal_thread_names, wait_until
 from tests.profiler.python import python
 from tests.profiler.test_cpu import burner, running, sleeper
 from tornado_rbkit import profiler
@@ -53,7 +52,7 @@ def start() -> Iterator[Start]:
         client.__exit__(None, None, None)
     profiler.stop_server()
     assert internal_thread_names() == set()
-    until(lambda: not helpers(), "the helper ends")
+    wait_until(lambda: not helpers(), "the helper ends")
 
 
 @pytest.fixture(autouse=True)
@@ -74,13 +73,6 @@ def helpers(pid: int | None = None) -> list[int]:
         if b"".join(words[3:4]).endswith(b"stack_reader") and words[4] == target:
             found.append(int(entry.name))
     return found
-
-
-def until(condition: Callable[[], object], what: str) -> None:
-    deadline = time.monotonic() + PATIENCE
-    while not condition():
-        assert time.monotonic() < deadline, f"not within {PATIENCE:g} s: {what}"
-        time.sleep(0.01)
 
 
 engines = pytest.mark.parametrize("engine", ["in-process", "external", "auto"])
@@ -157,7 +149,7 @@ def test_an_engine_that_does_not_work_is_replaced_or_said(
     server, client = start(engine)
     client.ask(b"start_cpu_profiling")
     field = "engine_reason" if engine == "auto" else "trouble"
-    until(lambda: reason in str(server.status()["cpu"][field]), reason)
+    wait_until(lambda: reason in str(server.status()["cpu"][field]), reason)
     status = server.status()["cpu"]
     if engine == "auto":
         client.events(CPUSample, lambda found: found)
@@ -207,7 +199,7 @@ def test_stacks_that_change_while_they_are_read_end_the_external_engine(
     monkeypatch.setattr("tornado_rbkit.profiler.external.sampler._is_error", lambda stack: True)
     server, client = start("auto")
     client.ask(b"start_cpu_profiling")
-    until(lambda: server.status()["cpu"]["engine"] == "in-process", "it falls back")
+    wait_until(lambda: server.status()["cpu"]["engine"] == "in-process", "it falls back")
     assert "of the stacks changed while they were read" in server.status()["cpu"]["engine_reason"]
     client.events(CPUSample, lambda found: found)
 
@@ -224,11 +216,11 @@ def test_a_helper_that_stops_working_is_replaced_or_said(
     monkeypatch.setattr(own_process, "_PATIENCE", 1.0)
     server.call(lambda profile: setattr(profile.cpu, "_deadline", 0.0))  # it was set with more patience
     field = "engine_reason" if engine == "auto" else "trouble"
-    until(lambda: server.status()["cpu"][field] == "no stack was read within a second", "it is noticed")
+    wait_until(lambda: server.status()["cpu"][field] == "no stack was read within a second", "it is noticed")
     assert server.status()["cpu"]["engine"] == ("in-process" if engine == "auto" else EXTERNAL)
     if engine == "external":
         os.kill(helper, signal.SIGCONT)
-        until(lambda: server.status()["cpu"]["trouble"] is None, "it works again")
+        wait_until(lambda: server.status()["cpu"]["trouble"] is None, "it works again")
 
 
 def test_the_clock_may_change_and_the_engine_may_stop_and_start(start: Start) -> None:
@@ -246,7 +238,7 @@ def test_the_clock_may_change_and_the_engine_may_stop_and_start(start: Start) ->
             client.events(CPUSample, lambda found: "waiting" in states(found))
             client.ask(b"stop_cpu_profiling")
             assert not server.status()["cpu"]["enabled"]
-            until(lambda: not helpers(), "the helper ends")
+            wait_until(lambda: not helpers(), "the helper ends")
 
 
 def test_the_helper_is_no_child_of_the_program() -> None:
@@ -284,9 +276,9 @@ def test_a_process_forked_while_the_helper_starts_keeps_no_sampler_alive(
             client.ask(b"start_cpu_profiling")
             client.events(CPUSample, lambda found: found)
             os.kill(helpers()[0], signal.SIGKILL)
-            until(lambda: server.status()["cpu"]["losses"] == 1, "its end is noticed")
+            wait_until(lambda: server.status()["cpu"]["losses"] == 1, "its end is noticed")
             client.ask(b"stop_cpu_profiling")
-            until(lambda: not helpers(), "the helper ends")
+            wait_until(lambda: not helpers(), "the helper ends")
     finally:
         for copy in copies:
             os.close(copy)

@@ -14,13 +14,13 @@ import socket
 import subprocess
 import sys
 import threading
-import time
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from pathlib import Path
 from typing import IO
 
 import pytest
 
+from tests.profiler.conftest import wait_until
 from tornado_rbkit.profiler import injection, list_servers
 from tornado_rbkit.profiler.external.process import ProcessError, RunningProcess
 from tornado_rbkit.profiler.injection import Injected, Injection
@@ -141,23 +141,10 @@ def request(program: Program, caller: Caller | None = None) -> Injection:
     return Injection(RunningProcess(program.pid), caller or Caller(program))  # type: ignore[arg-type]
 
 
-def wait_for(condition: Callable[[], object], what: str) -> None:
-    deadline = time.monotonic() + 60
-    while not condition():
-        assert time.monotonic() < deadline, what
-        time.sleep(0.01)
-
-
 def server_of(request: Injection) -> Injected:
-    found: list[Injected | None] = [None]
-
-    def poll() -> bool:
-        found[0] = request.poll()
-        return found[0] is not None
-
-    wait_for(poll, "the profiler runs")
-    assert found[0] is not None
-    return found[0]
+    server = wait_until(request.poll, "the profiler runs")
+    assert server is not None
+    return server
 
 
 def threads(program: Program) -> int:
@@ -174,7 +161,7 @@ def test_the_profiler_runs_until_the_end_of_the_injection_and_leaves_nothing(pro
         assert threads(program) > 1
         assert injected.close()
     assert list_servers() == []
-    wait_for(lambda: threads(program) == 1, "its threads have ended")
+    wait_until(lambda: threads(program) == 1, "its threads have ended")
     _, errors = program.communicate("modules\n", timeout=60)
     assert (program.returncode, errors) == (0, "")
 
@@ -182,7 +169,7 @@ def test_the_profiler_runs_until_the_end_of_the_injection_and_leaves_nothing(pro
 def test_the_profiler_ends_with_a_command_that_is_killed(program: Program) -> None:
     with request(program) as injected:
         server_of(injected)
-    wait_for(lambda: list_servers() == [], "the profiler has ended")
+    wait_until(lambda: list_servers() == [], "the profiler has ended")
     assert program.poll() is None
 
 
@@ -232,7 +219,7 @@ def test_a_profiler_that_does_not_start_is_reported(held: int, monkeypatch: pyte
             pytest.raises(ProcessError, match=r"its profiler did not start: .*RBKIT_PUB_PORT"),
         ):
             server_of(injected)
-        wait_for(lambda: threads(program) == 1, "its threads have ended")
+        wait_until(lambda: threads(program) == 1, "its threads have ended")
         program.kill()
 
 
@@ -245,7 +232,7 @@ def test_a_withdrawn_script_starts_nothing(program: Program, tmp_path: Path) -> 
         assert injected.close()
     assert caller.scripts[1:] == [os.devnull]
     assert [program.ask(script) for script in (os.devnull, str(kept))] == ["executed", "executed"]
-    wait_for(lambda: threads(program) == 1, "its thread has ended")
+    wait_until(lambda: threads(program) == 1, "its thread has ended")
     assert list_servers() == []
     assert program.ask("modules") == "[]"
 
@@ -253,7 +240,7 @@ def test_a_withdrawn_script_starts_nothing(program: Program, tmp_path: Path) -> 
 def test_a_script_that_has_connected_too_late_starts_nothing(program: Program) -> None:
     with request(program) as injected:
         assert injected.close(), "it was not accepted yet"
-    wait_for(lambda: threads(program) == 1, "its thread has ended")
+    wait_until(lambda: threads(program) == 1, "its thread has ended")
     assert program.ask("modules") == "[]"
 
 
@@ -278,7 +265,7 @@ def test_the_end_of_the_process_is_noticed_beside_a_fork(program: Program) -> No
         server_of(injected)
         child = int(program.ask("fork"))
         program.kill()
-        wait_for(lambda: not injected.is_connected(), "the process has ended")
+        wait_until(lambda: not injected.is_connected(), "the process has ended")
         assert injected.close()
     os.kill(child, signal.SIGKILL)
 
@@ -287,7 +274,7 @@ def test_another_program_in_the_process_is_noticed(program: Program) -> None:
     with request(program) as injected:
         server_of(injected)
         program.tell("exec")
-        wait_for(lambda: not injected.is_connected(), "it has called exec")
+        wait_until(lambda: not injected.is_connected(), "it has called exec")
         assert injected.process.is_alive()
         assert injected.close()
 
@@ -302,7 +289,7 @@ def test_a_process_that_ends_before_it_runs_the_profiler_is_reported(program: Pr
 def test_it_is_said_what_the_main_thread_does_instead(program: Program) -> None:
     with request(program, Caller(program, blocked=True)) as injected:
         reason = "its main thread waits in a system call or for a lock, in work (app.py:7)"
-        wait_for(lambda: injected.obstacle().startswith(reason), "it waits for its standard input")
+        wait_until(lambda: injected.obstacle().startswith(reason), "it waits for its standard input")
         program.send_signal(signal.SIGSTOP)
         os.waitpid(program.pid, os.WUNTRACED)
         assert injected.obstacle() == f"it is stopped (kill -CONT {program.pid} continues it)"
@@ -335,7 +322,7 @@ def test_a_module_that_hides_one_of_the_profilers_is_not_executed(program: Progr
         with pytest.raises(ProcessError, match=rf"{tmp_path}/{name}\.py has the name of a (module|package)"):
             server_of(injected)
         assert injected.close()
-    wait_for(lambda: threads(program) == 1, "its thread has ended")
+    wait_until(lambda: threads(program) == 1, "its thread has ended")
     assert program.communicate("modules\n", timeout=60) == ("[]\n", "")
 
 

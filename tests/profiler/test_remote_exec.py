@@ -7,13 +7,13 @@ import re
 import signal
 import subprocess
 import sys
-import time
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import IO
 
 import pytest
 
+from tests.profiler.conftest import wait_until
 from tornado_rbkit import RbkitClient
 from tornado_rbkit.profiler import list_servers
 from tornado_rbkit.protocol import CPUSample, Handshake, ObjectSpaceDump
@@ -68,13 +68,6 @@ def interrupt(process: Popen) -> tuple[int, str]:
     return process.returncode, errors
 
 
-def wait_for(condition: Callable[[], object], what: str) -> None:
-    deadline = time.monotonic() + 60
-    while not condition():
-        assert time.monotonic() < deadline, what
-        time.sleep(0.01)
-
-
 def printed(process: Popen) -> tuple[str, str]:
     assert process.poll() is None, "it runs on"
     process.kill()
@@ -96,7 +89,7 @@ async def test_the_page_has_the_full_profiler_of_the_process() -> None:
                     break
         assert interrupt(attached) == (0, "")
         assert list_servers() == []
-        wait_for(lambda: len(os.listdir(f"/proc/{target.pid}/task")) == 1, "its threads have ended")
+        wait_until(lambda: len(os.listdir(f"/proc/{target.pid}/task")) == 1, "its threads have ended")
         assert printed(target) == ("", "")
 
 
@@ -134,7 +127,7 @@ def test_a_killed_command_leaves_no_profiler() -> None:
     with program(COMPUTING) as target, command(target.pid) as attached:
         url_of(attached)
         attached.kill()
-        wait_for(lambda: list_servers() == [], "the profiler has ended")
+        wait_until(lambda: list_servers() == [], "the profiler has ended")
         assert printed(target) == ("", "")
 
 

@@ -11,13 +11,13 @@ import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
 
 from tests.fake_rbkit import free_port
-from tests.profiler.conftest import PATIENCE, Client
+from tests.profiler.conftest import Client, wait_until
 from tests.profiler.python import python
 from tornado_rbkit import profiler
 from tornado_rbkit.endpoints import MAX_IPC_PATH
@@ -45,13 +45,6 @@ def files(*servers: profiler.Server) -> list[Path]:
 def answers(server: profiler.Server | profiler.RunningServer) -> bool:
     with Client(server.pub, server.req) as client:
         return client.ask(b"trigger_gc") == b"ok"
-
-
-def wait_until(condition: Callable[[], object], what: str) -> None:
-    deadline = time.monotonic() + PATIENCE
-    while not condition():
-        assert time.monotonic() < deadline, f"not within {PATIENCE:g} s: {what}"
-        time.sleep(0.01)
 
 
 def kill_process(script: str) -> str:

@@ -12,20 +12,11 @@ from hypothesis import given
 from hypothesis import strategies as st
 from tornado.web import Application
 
-from tests.conftest import Server, until
+from tests.conftest import Clock, Server, until
 from tests.raw import Raw, upgrade_request
 from tornado_rbkit import Bridge, rbkit_routes
 from tornado_rbkit.web import guesses
 from tornado_rbkit.web.guesses import FIRST_DELAY, FREE, MAX_DELAY, Guesses
-
-
-class Clock:
-    """What `time.monotonic` is in a test."""
-
-    now = 1000.0
-
-    def monotonic(self) -> float:
-        return self.now
 
 
 @pytest.fixture

@@ -82,13 +82,13 @@ def attached(monkeypatch: pytest.MonkeyPatch) -> Iterator[Callable[[int], tuple[
     assert children() == [], "a sampling program was left behind"
 
 
-def children() -> list[int]:
-    """Return the sampling programs that this process has started."""
+def children(pid: int | None = None) -> list[int]:
+    """Return the sampling programs that a process has started, by default this one."""
     found = []
     for entry in Path("/proc").glob("[0-9]*"):
         with contextlib.suppress(FileNotFoundError, ProcessLookupError):  # it ends meanwhile
             fields = (entry / "stat").read_bytes().rpartition(b")")[2].split()
-            if int(fields[1]) == os.getpid() and is_sampling(entry):
+            if int(fields[1]) == (pid or os.getpid()) and is_sampling(entry):
                 found.append(int(entry.name))
     return found
 

@@ -18,7 +18,7 @@ from pathlib import Path
 
 import pytest
 
-from tests.profiler.conftest import PATIENCE, Client
+from tests.profiler.conftest import PATIENCE, Client, wait_until
 from tests.profiler.external.conftest import Start, children
 from tests.profiler.test_cpu import Diary
 from tornado_rbkit.profiler import list_servers
@@ -92,13 +92,6 @@ def ask(process: subprocess.Popen[str]) -> Diary:
     for moment, name in json.loads(process.stdout.readline()):
         diary.note(name, moment)
     return diary
-
-
-def until(condition: Callable[[], object], what: str) -> None:
-    deadline = time.monotonic() + PATIENCE
-    while not condition():
-        assert time.monotonic() < deadline, f"not within {PATIENCE:g} s: {what}"
-        time.sleep(0.01)
 
 
 clocks = pytest.mark.parametrize("clock", [b"use_wall_time", b"use_cpu_time"])
@@ -358,10 +351,10 @@ def test_an_engine_that_loses_sight_of_the_process_is_replaced_each_time(caplog:
     with subprocess.Popen([sys.executable, "-c", "open(0).read()"], stdin=subprocess.PIPE) as process:
         sampler = ExternalSampler(EventBatcher(), RunningProcess(process.pid), _LosesSight, lambda: None)
         sampler.start()
-        until(lambda: sampler.status()["losses"] > 3, "it is replaced")
+        wait_until(lambda: sampler.status()["losses"] > 3, "it is replaced")
         assert sampler.enabled
         assert caplog.text.count("is started again") == 1, "it is logged once"
-        until(lambda: sampler.status()["lost_share"] > MAX_LOST, "the time without an engine is counted")
+        wait_until(lambda: sampler.status()["lost_share"] > MAX_LOST, "the time without an engine is counted")
         assert "of the time: engine has lost sight of the process" in str(sampler.trouble)
         sampler.stop()
         assert sampler.status()["lost_share"] < 1
@@ -385,7 +378,7 @@ def test_the_version_of_the_engine_is_known_with_the_first_sample() -> None:
     with subprocess.Popen([sys.executable, "-c", "open(0).read()"], stdin=subprocess.PIPE) as process:
         sampler = ExternalSampler(Batcher(), RunningProcess(process.pid), _LearnsItsName, lambda: None)
         sampler.start()
-        until(lambda: names, "a sample is published")
+        wait_until(lambda: names, "a sample is published")
         sampler.stop()
     assert names[0] == "engine 1.0"
 
@@ -411,7 +404,7 @@ def test_sampling_ends_with_the_process(start: Start, attached: Attached) -> Non
     attachment, client = attached(process.pid)
     client.events(CPUSample, lambda found: found)
     process.kill()
-    until(lambda: attachment.failure is not None, "the end of the process is noticed")
+    wait_until(lambda: attachment.failure is not None, "the end of the process is noticed")
     assert not attachment.process.is_alive(), "a zombie is no process"
     assert "has ended" in str(attachment.failure)
     handshake = decode(client.ask(b"handshake"))
@@ -456,7 +449,7 @@ def test_a_process_that_executes_something_else_is_not_sampled_any_more(start: S
     assert process.stdin is not None
     process.stdin.write("\n")
     process.stdin.flush()
-    until(lambda: attachment.failure is not None, "it is noticed")
+    wait_until(lambda: attachment.failure is not None, "it is noticed")
     assert attachment.process.is_alive()
     assert "it does not run CPython 3.10 to 3.15" in str(attachment.failure)
 
@@ -467,12 +460,12 @@ def test_the_program_is_started_again_once(start: Start, attached: Attached, cap
     client.events(CPUSample, lambda found: found)
     [first] = children()
     os.kill(first, signal.SIGKILL)
-    until(lambda: "has ended; it is started again" in caplog.text, "its end is noticed")
+    wait_until(lambda: "has ended; it is started again" in caplog.text, "its end is noticed")
     looks = attachment.server.status()["cpu"]["looks"]
-    until(lambda: attachment.server.status()["cpu"]["looks"] > looks, "it is started again")
+    wait_until(lambda: attachment.server.status()["cpu"]["looks"] > looks, "it is started again")
     [second] = children()
     os.kill(second, signal.SIGKILL)
-    until(lambda: attachment.failure is not None, "its second end is noticed")
+    wait_until(lambda: attachment.failure is not None, "its second end is noticed")
     assert attachment.trouble is not None
     assert attachment.server.status()["cpu"]["engine"] + " has ended" in attachment.trouble
     handshake = decode(client.ask(b"handshake"))
@@ -590,7 +583,7 @@ def test_output_that_is_not_mojo_ends_sampling_with_the_reason(
     process = start(SLEEPER)
     fake(monkeypatch, tmp_path, '[ "$#" = 4 ] || exec yes')
     attachment, _ = attached(process.pid)
-    until(lambda: attachment.failure is not None, "it is noticed")
+    wait_until(lambda: attachment.failure is not None, "it is noticed")
     assert str(attachment.failure) == "the stack reader's output is not MOJO"
     assert caplog.text.count("it is started again") == 1
 

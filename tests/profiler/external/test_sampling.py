@@ -9,6 +9,7 @@ from typing import cast
 
 import pytest
 
+from tests.conftest import Clock
 from tornado_rbkit.profiler.external.stack_reader import sampling
 from tornado_rbkit.profiler.external.stack_reader.clocks import Clocks
 from tornado_rbkit.profiler.external.stack_reader.memory import ReadError
@@ -19,13 +20,8 @@ LOOKS = 5000
 LOOK_SECONDS = 0.00005
 
 
-class Clock:
+class SleepingClock(Clock):
     """A clock on which nothing takes time except looks and sleep."""
-
-    now = 100.0
-
-    def monotonic(self) -> float:
-        return self.now
 
     def sleep(self, seconds: float) -> None:
         assert seconds >= 0
@@ -35,7 +31,7 @@ class Clock:
 class Watched:
     """Notes when it looks, and how long it says that this is after the look before."""
 
-    def __init__(self, clock: Clock) -> None:
+    def __init__(self, clock: SleepingClock) -> None:
         self.clock = clock
         self.moments: list[float] = []
         self.told: list[float] = []
@@ -54,7 +50,7 @@ class Watched:
 
 @pytest.fixture
 def watched(monkeypatch: pytest.MonkeyPatch) -> Iterator[Watched]:
-    clock = Clock()
+    clock = SleepingClock()
     monkeypatch.setattr(sampling, "time", clock)
     watched = Watched(clock)
     monkeypatch.setattr(sampling, "write", lambda output, data: None)

@@ -26,7 +26,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from tests.profiler.conftest import PATIENCE
+from tests.profiler.conftest import PATIENCE, wait_until
 from tests.profiler.external.conftest import Start
 from tornado_rbkit.profiler.external import stack_reader
 from tornado_rbkit.profiler.external.engine import Stack
@@ -55,14 +55,15 @@ def open_reader() -> Iterator[Open]:
         yield lambda pid: stack.enter_context(closing(StackReader(pid)))
 
 
-def until_asleep(pid: int) -> None:
+def until_idle(pid: int) -> None:
     """Wait until no thread has run for a moment; the main thread reads its input some time after it has printed."""
-    deadline = time.monotonic() + PATIENCE
-    before, now = None, asleep(pid)
-    while now is None or now != before:
-        assert time.monotonic() < deadline
+
+    def is_idle() -> bool:
+        before = asleep(pid)
         time.sleep(0.001)
-        before, now = now, asleep(pid)
+        return before is not None and asleep(pid) == before
+
+    wait_until(is_idle, "no thread runs")
 
 
 def asleep(pid: int) -> dict[str, str] | None:
@@ -75,7 +76,7 @@ def asleep(pid: int) -> dict[str, str] | None:
 
 def look(pid: int, clocks: Clocks | None = None) -> list[Stack]:
     """Return the stacks of one look at a process that waits."""
-    until_asleep(pid)
+    until_idle(pid)
     with closing(StackReader(pid)) as reader:
         return look_again(reader, MojoParser(), clocks)
 
@@ -113,7 +114,7 @@ NESTED = """
 
 def test_a_stack_is_whole_where_c_code_has_called_python(start: Start, interpreter: str) -> None:
     process = start(NESTED, interpreter)
-    until_asleep(process.pid)
+    until_idle(process.pid)
     [stack] = look(process.pid)
     assert scopes(stack)[:6] == ["<module>", "<lambda>", "call", "__init__", "steps", "key"]
     assert stack.frames[5].scope == ("key" if "3.10" in interpreter else "Job.key")
@@ -223,7 +224,7 @@ def test_code_that_is_compiled_anew_at_the_same_place_has_its_new_name(
     reader, parser = open_reader(process.pid), MojoParser()
     names: list[str] = []
     for _ in range(50):
-        until_asleep(process.pid)
+        until_idle(process.pid)
         stacks = look_again(reader, parser)
         names += [scope for stack in stacks for scope in scopes(stack) if scope.startswith("name_")]
         process.stdin.write("\n")
@@ -264,7 +265,7 @@ def test_code_that_was_known_for_long_is_compared_each_tenth_of_a_second(
 
     for number in range(20):
         assert process.stdout.readline() == "waits\n"
-        until_asleep(process.pid)
+        until_idle(process.pid)
         look_again(reader, parser)  # the names may be those of the code before
         now += 0.11
         assert name() == f"name_{number:03}"
@@ -292,7 +293,7 @@ def test_it_ends_with_the_process_and_on_request(start: Start, interpreter: str)
 
 def test_a_thread_that_sleeps_is_marked_with_the_cpu_clock(start: Start, interpreter: str) -> None:
     process = start(NESTED, interpreter)
-    until_asleep(process.pid)
+    until_idle(process.pid)
     with closing(Clocks(f"/proc/{process.pid}/task")) as clocks:
         [stack] = look(process.pid, clocks)
     assert stack.is_idle
@@ -434,7 +435,7 @@ def test_every_place_is_the_one_that_the_process_itself_reports(
         stdin.write(json.dumps(program) + "\n")
         stdin.flush()
         expected = [tuple(place) for place in json.loads(stdout.readline())]
-        until_asleep(process.pid)
+        until_idle(process.pid)
         [stack] = look_again(reader, parser)
         assert [(frame.file, frame.scope, frame.line) for frame in stack.frames] == expected
         stdin.write("\n")
@@ -509,7 +510,7 @@ def test_a_stack_that_is_too_deep_is_read_from_its_inner_end(start: Start, inter
         """,
         interpreter,
     )
-    until_asleep(process.pid)
+    until_idle(process.pid)
     [stack] = look(process.pid)
     assert [frame.line for frame in stack.frames] == [6] * (MAX_DEPTH - 1) + [8]
 
@@ -652,7 +653,7 @@ def test_a_process_none_of_whose_stacks_can_be_read_is_refused(
     start: Start, interpreter: str, open_reader: Open
 ) -> None:
     process = start(NESTED, interpreter)
-    until_asleep(process.pid)
+    until_idle(process.pid)
     look_once(open_reader(process.pid))
     reader = open_reader(process.pid)
     reader._layout.at["object.type"] += 16
@@ -728,7 +729,7 @@ def test_threads_of_a_process_that_c_code_has_forked_have_their_identifiers(star
     )
     assert parent.stdout is not None
     child = int(parent.stdout.readline())
-    until_asleep(child)
+    until_idle(child)
     found = {stack.thread_id: scopes(stack) for stack in look(child)}
     assert found.keys() == {int(name) for name in os.listdir(f"/proc/{child}/task")}
     assert found[child][-1] == "wait"
