@@ -181,6 +181,15 @@ def test_a_runtime_folder_that_cannot_be_used_is_refused_by_every_command(
     assert finished.stdout == ""
 
 
+@pytest.mark.parametrize("folder", ["file", "file/below"])
+def test_a_folder_of_a_hub_that_cannot_be_used_is_refused_with_its_option(folder: str, tmp_path: Path) -> None:
+    (tmp_path / "file").touch()
+    finished = run_here("hub", "--dir", str(tmp_path / folder), "add-host", "web-1")
+    assert finished.returncode == 2
+    assert finished.stderr.startswith(f"tornado-rbkit: {tmp_path / folder} ")
+    assert finished.stderr.endswith("; set --dir\n")
+
+
 def test_a_program_that_starts_the_profiler_itself_is_told_of_the_folder_and_continues(tmp_path: Path) -> None:
     (tmp_path / "file").touch()
     code = "from tornado_rbkit import profiler; print(profiler.start_server('ipc://*', 'ipc://*').running)"

@@ -52,7 +52,7 @@ class Hub:
             if importlib.util.find_spec(module) is None:
                 raise HubError(f"{module} is not installed; pip install 'tornado_rbkit[hub]'")
         self.folder = folder.absolute()
-        prepare_folder(self.folder)
+        prepare_folder(self.folder, "--dir")
 
     @property
     def config(self) -> Path:

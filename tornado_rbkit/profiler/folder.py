@@ -71,8 +71,12 @@ def check_chosen_folder() -> None:
         prepare_folder(runtime_folder())
 
 
-def prepare_folder(folder: Path) -> None:
+def prepare_folder(folder: Path, setting: str = DIRECTORY_VARIABLE) -> None:
     """Create the folder and its missing parents with the mode 0700.
+
+    Args:
+        folder: the runtime folder, or another one that only its user may write to.
+        setting: what chooses the folder, for the errors.
 
     Raises:
         RuntimeFolderError: the folder cannot be used.
@@ -83,14 +87,14 @@ def prepare_folder(folder: Path) -> None:
     except FileExistsError:
         pass  # verify_folder reports what is there
     except OSError as error:
-        text = f"{folder} cannot be made ({error.strerror}); set {DIRECTORY_VARIABLE}"
+        text = f"{folder} cannot be made ({error.strerror}); set {setting}"
         raise RuntimeFolderError(text) from error
-    verify_folder(folder)
+    verify_folder(folder, setting)
     if not os.access(folder, os.R_OK | os.W_OK | os.X_OK):
         raise RuntimeFolderError(f"{folder} cannot be written to; chmod it 700")
 
 
-def verify_folder(folder: Path) -> None:
+def verify_folder(folder: Path, setting: str = DIRECTORY_VARIABLE) -> None:
     """Check that the folder belongs to this user and that nobody else may write to it.
 
     Raises:
@@ -101,9 +105,9 @@ def verify_folder(folder: Path) -> None:
         return
     status = folder.lstat()
     if not stat.S_ISDIR(status.st_mode):
-        raise RuntimeFolderError(f"{folder} is not a folder (a link is not followed); set {DIRECTORY_VARIABLE}")
+        raise RuntimeFolderError(f"{folder} is not a folder (a link is not followed); set {setting}")
     if status.st_uid != os.getuid():
-        raise RuntimeFolderError(f"{folder} belongs to user {status.st_uid}; set {DIRECTORY_VARIABLE}")
+        raise RuntimeFolderError(f"{folder} belongs to user {status.st_uid}; set {setting}")
     if status.st_mode & 0o022:
         raise RuntimeFolderError(f"{folder} may be written by others (mode {status.st_mode & 0o777:o}); chmod it 700")
 
