@@ -17,6 +17,7 @@ import threading
 import time
 import traceback
 import tracemalloc
+import warnings
 from typing import Any
 
 from tests.profiler.torture import behaviours, system
@@ -56,6 +57,9 @@ class Host:
         return [name for name in names if "interpreters" not in names or name not in WITHOUT_INTERPRETERS]
 
     def run(self) -> int:
+        # Not around each fork: from Python 3.14 on a child deadlocks that leaves a block of `warnings.catch_warnings`
+        # and was forked while another thread held the lock of `warnings`, which stays locked in the child.
+        warnings.filterwarnings("ignore", "This process .* is multi-threaded", DeprecationWarning)
         if "interpreters" in self.names:
             # So that the profiler knows that there are some. Up to Python 3.12 it ends with the last reference.
             self.interpreter = system.interpreters_module().create()

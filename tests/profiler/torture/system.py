@@ -27,12 +27,8 @@ from tornado_rbkit.profiler.threads import internal_threads
 @behaviour
 def forks(runs: Runs, chance: random.Random) -> None:
     """Fork; the child has no profiler, the host's switch interval, and a collector that works."""
-    import warnings
-
     while runs():
-        with warnings.catch_warnings():
-            warnings.simplefilter("ignore", DeprecationWarning)  # of a fork beside threads
-            pid = os.fork()
+        pid = os.fork()
         if pid == 0:
             status = 1
             try:
@@ -93,13 +89,10 @@ def children(runs: Runs, chance: random.Random) -> None:
 def workers(runs: Runs, chance: random.Random) -> None:
     """Run functions in processes that multiprocessing forks."""
     import multiprocessing
-    import warnings
 
     while runs():
-        with warnings.catch_warnings():
-            warnings.simplefilter("ignore", DeprecationWarning)  # of a fork beside threads
-            process = multiprocessing.get_context("fork").Process(target=Node)
-            process.start()
+        process = multiprocessing.get_context("fork").Process(target=Node)
+        process.start()
         process.join(60)
         assert process.exitcode == 0, f"a worker ended with {process.exitcode}"
         process.close()
