@@ -240,7 +240,7 @@ def chrome(tmp_path_factory: pytest.TempPathFactory) -> Iterator[ChromiumDriver]
 
 @pytest.fixture
 def browser(chrome: ChromiumDriver) -> Iterator[ChromiumDriver]:
-    """A browser with one window, in which there is nothing."""
+    """A browser with one window, in which there is nothing, and without cookies, which all ports share."""
     first = chrome.current_window_handle
     yield chrome
     for window in set(chrome.window_handles) - {first}:
@@ -248,6 +248,7 @@ def browser(chrome: ChromiumDriver) -> Iterator[ChromiumDriver]:
         chrome.close()
     chrome.switch_to.window(first)
     chrome.get("about:blank")
+    chrome.execute_cdp_cmd("Network.clearBrowserCookies", {})
     chrome.get_log("browser")  # type: ignore[no-untyped-call]  # what is read is gone
 
 

@@ -82,6 +82,7 @@ class Hub(JupyterProcess):
 
     def log_in(self, browser: ChromiumDriver, user: str) -> str:
         """Log in with the form, as a person does, and return the address of the user's running server."""
+        browser.get("about:blank")  # the page of another user asks on, and would be refused without the cookies
         browser.execute_cdp_cmd("Network.clearBrowserCookies", {})
         browser.get(f"{self.url}hub/login")
         find(browser, "#username_input").send_keys(user)
