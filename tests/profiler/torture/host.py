@@ -57,8 +57,8 @@ class Host:
         return [name for name in names if "interpreters" not in names or name not in WITHOUT_INTERPRETERS]
 
     def run(self) -> int:
-        # Not around each fork: from Python 3.14 on a child deadlocks that leaves a block of `warnings.catch_warnings`
-        # and was forked while another thread held the lock of `warnings`, which stays locked in the child.
+        # Not around each fork: on Python 3.14, not 3.15, a child hangs that leaves `warnings.catch_warnings` and was
+        # forked while another thread held the lock of `warnings`, which stays locked in the child.
         warnings.filterwarnings("ignore", "This process .* is multi-threaded", DeprecationWarning)
         if "interpreters" in self.names:
             # So that the profiler knows that there are some. Up to Python 3.12 it ends with the last reference.
