@@ -95,6 +95,7 @@ def test_a_notebook_is_profiled_and_its_picture_is_saved(server: Lab, browser: C
     browser.get(f"{server.url}lab/workspaces/own/tree/Analysis.ipynb")
     find(browser, ".rbkit-flames label")
 
+    find(browser, "#rbkit-kernel", "rbkit")  # until then the extension is being loaded, and a link opens a browser tab
     click(browser, ".jp-OutputArea-output a", "open the dashboard")
     dashboard = find(browser, "iframe[src*='?target=Analysis-']")
     browser.switch_to.frame(dashboard)
