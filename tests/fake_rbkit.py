@@ -83,6 +83,7 @@ class FakeRbkit:
         self.received: list[bytes] = []
         self.enabled: set[str] = set()
         self.clock_type = "wall"
+        self.pid = os.getpid()
         self.snapshot: bytes = collection(0, [{0: 5, 1: 1.0, 10: 1, 11: 0, 2: []}])
         self.reply: dict[bytes, bytes] = {}
         self.answering = threading.Event()
@@ -131,7 +132,7 @@ class FakeRbkit:
     def handshake(self) -> bytes:
         facts = {
             **FACTS,
-            "pid": os.getpid(),
+            "pid": self.pid,
             "object_trace_enabled": int("memory_profile" in self.enabled),
             "cpu_profiling_enabled": int("cpu_profiling" in self.enabled),
             "clock_type": self.clock_type,

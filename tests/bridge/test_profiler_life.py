@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import signal
 import time
 from collections.abc import Callable
@@ -12,11 +13,13 @@ import zmq
 from tornado.websocket import WebSocketClientConnection
 
 from tests.conftest import Serve, ask, closing, receive, receive_data, until
-from tests.fake_rbkit import FakeRbkit, free_port, rbkit_process
+from tests.fake_rbkit import FakeRbkit, collection, free_port, rbkit_process
 from tornado_rbkit import Bridge, EndpointError
 from tornado_rbkit.bridge.profiler_state import State
 from tornado_rbkit.bridge.session import Session
+from tornado_rbkit.frames import Buffer
 from tornado_rbkit.protocol import message_counter
+from tornado_rbkit.upstream.source import SocketSource
 from tornado_rbkit.upstream.types import ConnectionState
 
 
@@ -142,6 +145,49 @@ async def test_restarted_on_the_same_ports_is_reported_and_continues_without_rec
         assert not facts["object_trace_enabled"]
         assert await ask(connection, "start_memory_profile") == b"0ok"
         assert message_counter(await receive_data(connection)) == 0, "the new process counts from 0"
+
+
+async def test_a_process_replaced_while_messages_of_the_one_before_are_taken_is_told_before_its_own(
+    serve: Serve, monkeypatch: pytest.MonkeyPatch, threaded: bool
+) -> None:
+    """A loop that is slow takes messages of both before it has seen that the connection was lost."""
+    pub, req = (f"tcp://127.0.0.1:{free_port()}" for _ in range(2))
+    take = SocketSource.take
+    replaced: list[FakeRbkit] = []
+    with contextlib.ExitStack() as stack:
+        rbkit = stack.enter_context(FakeRbkit(pub, req))
+
+        def take_slowly(source: SocketSource, max_bytes: int, max_messages: int) -> tuple[list[Buffer], bool]:
+            payloads, emptied = take(source, max_bytes, max_messages)
+            if not replaced and any(message_counter(payload) == 51 for payload in payloads):
+                replaced.append(rbkit)
+                rbkit.stop()
+                successor = FakeRbkit(pub, req)
+                successor.pid += 1
+                stack.enter_context(successor).publish_collection()
+                while message_counter(payloads[-1]) != 0:
+                    more, emptied = take(source, max_bytes, max_messages)
+                    payloads += more
+            return payloads, emptied
+
+        monkeypatch.setattr(SocketSource, "take", take_slowly)
+        server = await serve(Bridge(pub, req, threaded=threaded))
+        connection = await server.connected()
+        rbkit.counter = 50
+        for _ in range(2):
+            rbkit.publish_collection()
+        received: list[str | bytes] = []
+        while received[-1:] != [b"1" + collection(0)]:
+            received.append(await receive(connection))
+        await until(lambda: server.bridge.stats()["handshake"]["pid"] != rbkit.pid, "the bridge knows the new process")
+        await connection.write_message("trigger_gc")
+        while received[-1] != b"0ok":
+            received.append(await receive(connection))
+    before = received[: received.index(b"1" + collection(0))]
+    assert [message for message in received if message[:1] == b"1"] == [b"1" + collection(n) for n in (50, 51, 0)]
+    told = [b"0server:disconnected", b"0server:connected", b"0server:restarted"]
+    assert [message for message in received if message[:7] == b"0server"] == told
+    assert set(told) < set(before)
 
 
 async def test_a_counter_that_begins_again_tells_a_restart_under_the_same_pid(serve: Serve, threaded: bool) -> None:

@@ -126,6 +126,7 @@ class Pacing:
         self.encodings: list[tuple[set[Encoding], int]] = []
         self.delivered_at: list[float] = []
         self.sent: list[bytes] = []
+        self.on_delivered: Callable[[], None] = lambda: None
         self.subscriber = Subscriber(
             cast(IOLoop, self.loop),
             self.deliver,
@@ -144,6 +145,7 @@ class Pacing:
         self.encodings.append((set(batch.chunks), batch.generation))
         for encoding, chunks in batch.chunks.items():
             self.chunks[encoding] += chunks
+        self.on_delivered()
 
     @property
     def phase(self) -> Phase:

@@ -122,6 +122,24 @@ class TestInEachPhase:
         assert pacing.received() == pacing.sent
         assert not any(batch.missed or batch.restarted for batch in pacing.batches)
 
+    def test_a_connection_found_lost_at_a_delivery_is_a_reason_to_look_again(
+        self, phase: Phase, on_thread: bool
+    ) -> None:
+        pacing = PHASES[phase](on_thread)
+
+        def lose() -> None:
+            pacing.on_delivered = lambda: None
+            pacing.sent.append(message(len(pacing.sent)))
+            pacing.source.arrive(pacing.sent[-1])
+            pacing.source.signalled = False
+            pacing.subscriber.reset_counter()
+
+        pacing.on_delivered = lose
+        pacing.arrive(message(len(pacing.sent)))
+        pacing.settle()
+        assert pacing.received() == pacing.sent
+        assert not any(batch.missed or batch.restarted for batch in pacing.batches)
+
     def test_close_ends_all_waiting(self, phase: Phase, on_thread: bool) -> None:
         pacing = PHASES[phase](on_thread)
         before = len(pacing.batches)

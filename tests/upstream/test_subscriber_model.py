@@ -124,6 +124,18 @@ class AnyOrder(RuleBasedStateMachine):
         self.pacing.subscriber.reset_counter()
 
     @rule()
+    def lose_connection_during_the_next_delivery(self) -> None:
+        """libzmq connects again there, which takes away the signal of what has arrived."""
+
+        def lose() -> None:
+            self.pacing.on_delivered = lambda: None
+            self.publish([("next", 20)], 0)
+            self.pacing.source.signalled = False
+            self.lose_connection()
+
+        self.pacing.on_delivered = lose
+
+    @rule()
     def io_loop_sees_the_signal(self) -> None:
         self.pacing.source.signal()
 

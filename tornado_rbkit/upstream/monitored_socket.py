@@ -83,6 +83,10 @@ class MonitoredSocket:
         self._monitor = ZMQStream(monitor, io_loop)
         self._monitor.on_recv(self._on_event)
 
+    def handle_event(self) -> bool:
+        """Handle the next event of the monitor if the loop has not come to it; return whether there was one."""
+        return bool(self._monitor.flush(zmq.POLLIN, limit=1))
+
     def stop(self) -> None:
         """Stop receiving the monitor's events."""
         self._monitor.stop_on_recv()

@@ -17,7 +17,7 @@ from tornado_rbkit.upstream.options import UpstreamOptions
 from tornado_rbkit.upstream.requester import Requester
 from tornado_rbkit.upstream.source import SocketSource
 from tornado_rbkit.upstream.subscriber import Subscriber
-from tornado_rbkit.upstream.types import ConnectionState, TransportListener
+from tornado_rbkit.upstream.types import Batch, ConnectionState, TransportListener
 
 MAX_REPLY_BYTES: Final = 16 * 1024 * 1024
 """Bytes. Replies are never dropped, and 32 may wait for one client. rbkit's longest reply is a handshake."""
@@ -104,13 +104,14 @@ class ProfilerSockets:
         self._io_loop = io_loop
         self._context = context
         self._options = options
+        self._on_batch = listener.on_batch
         self._on_connection = listener.on_connection
         self._on_failure = listener.on_failure
         self._sockets: list[MonitoredSocket] = []
         self._max_reply_bytes = min(options.max_message_bytes, MAX_REPLY_BYTES)
         self.subscriber = Subscriber(
             io_loop,
-            listener.on_batch,
+            self._deliver,
             on_thread=on_thread,
             flush_interval=options.flush_interval,
             rcvhwm=options.rcvhwm,
@@ -163,6 +164,16 @@ class ProfilerSockets:
         monitored = MonitoredSocket(self._context(), kind, endpoint, self._io_loop, options, self._on_change)
         self._sockets.append(monitored)
         return monitored.socket
+
+    def _deliver(self, batch: Batch) -> None:
+        """Deliver a batch, but report before it that the connection to the process before was lost.
+
+        A slow loop takes messages of both processes before it comes to the monitors' events. They are handled in turn,
+        as the loop does, so that both sockets are reported as connected once.
+        """
+        while batch.restarted and sum([socket.handle_event() for socket in self._sockets]):
+            pass
+        self._on_batch(batch)
 
     def _on_change(self) -> None:
         sub, *others = self._sockets

@@ -75,7 +75,8 @@ class Subscriber:
 
         Args:
             io_loop: the source's loop; only its timers are used.
-            deliver: passes a batch to the clients, on their thread; must not block, raise or call back.
+            deliver: passes a batch to the clients, on their thread; must not block or raise, and may call nothing here
+                but `reset_counter`.
             on_thread: whether `io_loop` is not the clients' loop.
             flush_interval: seconds of rest after the source was emptied, while many messages arrive.
             rcvhwm: number of messages for which the source has room.
@@ -96,6 +97,7 @@ class Subscriber:
         self._sent: Batch | None = None
         self._handed_over_at = self._rests_until = float("-inf")  # by the clock
         self._timer: object | None = None
+        self._must_look = False  # whether the source may have messages although it signals none
 
     def open(self, source: Source) -> None:
         """Begin to receive messages from a source, on `io_loop`."""
@@ -119,8 +121,9 @@ class Subscriber:
         and the socket does not become readable again for those messages.
         """
         self._losses.reset()
+        self._must_look = True
         if self.phase is Phase.LISTENING:
-            self._wait(Phase.RESTING, self._flush_interval)
+            self._wait(Phase.LISTENING)
 
     def close(self) -> None:
         """Stop receiving. Does not close the source's socket. May be called twice."""
@@ -143,6 +146,11 @@ class Subscriber:
 
     def _wait(self, phase: Phase, seconds: float = 0.0) -> None:
         """Enter a phase. Only this method watches the source and sets the timer."""
+        if phase is Phase.LISTENING and self._must_look:
+            phase, seconds = Phase.RESTING, self._flush_interval
+        if self._timer is not None:
+            self._io_loop.remove_timeout(self._timer)
+            self._timer = None
         if self.phase is Phase.LISTENING and phase is not Phase.LISTENING:
             self._source.unwatch()
         elif phase is Phase.LISTENING and self.phase is not Phase.LISTENING:
@@ -203,6 +211,7 @@ class Subscriber:
         """Take up to one batch from the source; return whether messages arrived and whether the source is now
         empty."""
         budget = min(self._encoder.payload_bytes, self._max_pending - self._encoder.pending_bytes)
+        self._must_look = False
         payloads, emptied = self._source.take(budget, MAX_MESSAGES)
         self._losses.count(payloads, wanted=bool(self._encoder.encodings))
         self._encoder.add(payloads)
