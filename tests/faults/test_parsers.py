@@ -241,7 +241,7 @@ def read(request: pytest.FixtureRequest) -> Read:
 async def test_every_size_is_read_as_it_was_published(rbkit: FakeRbkit, read: Read, deflate: bool, query: str) -> None:
     payloads = [*TEXT, *BINARY[-1:]] if query else BINARY
     pinging = not (deflate and read is by_wsproto)
-    bridge = Bridge(**rbkit.endpoints, compression_level=int(deflate))
+    bridge = Bridge(**rbkit.endpoints, compression_level=int(deflate), ping_interval=15.0 if pinging else 0.0)
     mount = {"bridge": bridge}
     handler = Pinging if pinging else RbkitWebSocketHandler
     http = HTTPServer(Application([("/rbkit/ws", handler, mount), ("/rbkit/status", StatusHandler, mount)]))
