@@ -92,6 +92,23 @@ def test_an_exception_in_the_search_for_objects_is_raised(monkeypatch: pytest.Mo
     assert not tracemalloc.is_tracing()
 
 
+@pytest.mark.parametrize(
+    "shape", ["bytes(1000)", "[bytes(1000)]", "{1: bytes(1000)}", "(bytes(1000), 1)", "{1: {2: (bytes(1000), 1)}}"]
+)
+def test_values_are_kept_in_whatever_holds_them(shape: str) -> None:
+    """Up to Python 3.13 the collector does not track a dict or a tuple of plain values.
+
+    What comes from a free list has no trace: up to 2,000 tuples of a length (PyTuple_MAXFREELIST), and fewer others.
+    """
+    memory = run(f"held.extend({shape} for _ in range(6000))", held=[])
+    assert 3950 < memory.classes["bytes"].kept_objects <= 6020
+
+
+def test_values_are_kept_in_a_variable_that_is_older() -> None:
+    memory = run("held.update((number, bytes(1000)) for number in range(500))", held={})
+    assert memory.classes["bytes"].kept_objects == pytest.approx(500, abs=20)
+
+
 def test_memory_that_lives_on_is_kept_for_its_line_and_by_its_class() -> None:
     class Order:
         def __init__(self) -> None:

@@ -313,15 +313,19 @@ class MemoryTracer:
             if id(item) in self._old:
                 self._reused.append(self._old.pop(id(item)))
         variables = self._frame.f_globals
-        holders = [variables, *filter(gc.is_tracked, variables.values()), *created]
+        holders = [variables, *variables.values(), *created]
         seen: set[int] = set()
-        for start in range(0, len(holders), _AT_ONCE):
-            for item in referents(holders[start : start + _AT_ONCE]):
+        while holders:
+            some = holders[-_AT_ONCE:]
+            del holders[-_AT_ONCE:]
+            for item in referents(some):
                 if (type(item) is tuple or not gc.is_tracked(item)) and id(item) not in seen:
                     seen.add(id(item))
                     trace = _get_object_traceback(item)
                     if trace is not None and self._has_cell(trace):
                         created.append(item)
+                        if type(item) is dict or type(item) is tuple:  # of plain values, as an instance's dict may be
+                            holders.append(item)
         return objects, created, seen
 
     def _count_freed(self, alive: set[int], classes: dict[str, ClassMemory]) -> None:
