@@ -4,12 +4,15 @@ from __future__ import annotations
 
 import itertools
 import sys
+from collections.abc import Generator
 from dataclasses import dataclass
 
 import pytest
 
-from tornado_rbkit.profiler import real_time
+from tornado_rbkit.profiler import budget, real_time
+from tornado_rbkit.profiler.batcher import EventBatcher
 from tornado_rbkit.profiler.budget import IDLE_SHARE, SHARE, Budget
+from tornado_rbkit.profiler.memory import MemoryProfile
 
 
 @dataclass
@@ -57,7 +60,6 @@ def spent_of(clocks: Clocks, cost: float, *, host: float, seconds: float) -> flo
             clocks.run(cost, cost * host, cost)
             assert limits.charge() == pytest.approx(cost)
             spent += cost
-        limits.charge()
     return spent
 
 
@@ -133,8 +135,35 @@ def test_publishing_cpu_samples_of_an_idle_host_does_not_end_the_comparisons(
     for _ in range(210):
         clocks.run(0.1 / IDLE_SHARE / 100, 0.0, 0.1 / IDLE_SHARE / 100 * publishing)
         limits.accrue()
-        limits.charge()
     assert limits.allows()
+
+
+@pytest.mark.parametrize("look", [0.0, 0.002, 0.005, 0.03])
+def test_looks_that_cost_more_than_what_accrues_meanwhile_do_not_end_the_comparisons(
+    clocks: Clocks, monkeypatch: pytest.MonkeyPatch, look: float
+) -> None:
+    """As where the processor's caches are cold after each rest."""
+    profile = MemoryProfile(EventBatcher(), list)
+    begin = profile._begin
+
+    def begin_at_a_cost(**options: bool) -> Generator[None, None, None]:
+        clocks.run(0.06, 0.0, 0.06)
+        return begin(**options)
+
+    def count_at_a_cost() -> int:
+        clocks.run(look, 0.0, look)
+        return clocks.blocks
+
+    monkeypatch.setattr(profile, "_begin", begin_at_a_cost)
+    monkeypatch.setattr(budget, "allocated_blocks", count_at_a_cost)
+    profile.start()
+    try:
+        while profile.status()["ticks"] < 5:
+            clocks.run(profile.work() or 0.0, 0.0)
+            assert clocks.wall < 5 * (0.06 + look) / (IDLE_SHARE / 2) + 10
+        assert clocks.wall > 3 * 0.06 / IDLE_SHARE
+    finally:
+        profile.stop()
 
 
 def test_a_small_idle_program_is_compared_after_the_first_listing_without_delay(clocks: Clocks) -> None:

@@ -23,9 +23,10 @@ _FIRST_SHARE: Final = 0.25
 class Budget:
     """Decides when the next comparison may begin. For use by the server's thread.
 
-    CPU time accrues while the process runs, and this thread spends it; publishing takes at most half of it. A
-    comparison begins when its expected cost has accrued; no more than that accrues. If it costs more than expected,
-    it pauses as soon as it refers to none of the host's objects, until that has accrued, too.
+    CPU time accrues while the process runs, and this thread spends it. Publishing, and looking whether a comparison may
+    begin, take at most half of it: where memory is slow after a rest, each look costs milliseconds. A comparison begins
+    when its expected cost has accrued; no more than that accrues. If it costs more than expected, it pauses as soon as
+    it refers to none of the host's objects, until that has accrued, too.
     """
 
     def __init__(self) -> None:
@@ -39,16 +40,16 @@ class Budget:
         self._wall, self._cpu, self._own = real_time.monotonic(), real_time.process_time(), real_time.thread_time()
 
     def accrue(self) -> None:
-        """Account for the time since `charge`, when the memory profile begins to work."""
+        """Account for the time since the last call or `charge`, when the memory profile begins to work."""
         wall, cpu, own = real_time.monotonic(), real_time.process_time(), real_time.thread_time()
         others = cpu - self._cpu - (own - self._own)
         accrued = max(SHARE * others, IDLE_SHARE * (wall - self._wall))
-        published = own - self._own  # this thread's work in between; it also publishes CPU samples, and snapshots
-        self._credit += max(accrued - published, accrued / 2)
+        other_work = own - self._own  # this thread's in between; it also publishes CPU samples, and snapshots
+        self._credit += max(accrued - other_work, accrued / 2)
         self._wall, self._cpu, self._own = wall, cpu, own
 
     def charge(self) -> float:
-        """Charge this thread's CPU time since `accrue`, when the memory profile ends its work; return the seconds."""
+        """Charge this thread's CPU time since `accrue`, for a slice of a comparison; return the seconds."""
         spent = real_time.thread_time() - self._own
         self._credit -= spent
         self._cpu += spent

@@ -146,11 +146,9 @@ class MemoryProfile:
             self._tick_spent = 0.0
             self._tick = self._begin()
         if self._tick is None:
-            self._budget.charge()
             until_due = self._began + TICK_SECONDS - now
             return until_due if until_due > 0 else _REST
         if self._may_pause and self._budget.is_overdrawn():
-            self._budget.charge()
             return _REST
         self._step(self._tick)
         return 0.001
