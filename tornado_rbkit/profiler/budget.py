@@ -23,10 +23,10 @@ _FIRST_SHARE: Final = 0.25
 class Budget:
     """Decides when the next comparison may begin. For use by the server's thread.
 
-    CPU time accrues while the process runs, and this thread spends it. Publishing, and looking whether a comparison may
-    begin, take at most half of it: where memory is slow after a rest, each look costs milliseconds. A comparison begins
-    when its expected cost has accrued; no more than that accrues. If it costs more than expected, it pauses as soon as
-    it refers to none of the host's objects, until that has accrued, too.
+    CPU time accrues while the process runs, and this thread spends it. Publishing, and looking whether a comparison
+    may begin, take at most half of it: where memory is slow after a rest, each look costs milliseconds. A comparison
+    begins when its expected cost has accrued; no more than that accrues. If it costs more than expected, it pauses as
+    soon as it refers to none of the host's objects, until that has accrued, too.
     """
 
     def __init__(self) -> None:
