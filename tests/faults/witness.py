@@ -67,6 +67,10 @@ class Witness:
         """Return when a notice about the profiler has arrived `count` times."""
         await until(lambda: self._open() and self.notices[notice] >= count, f"{count} times {notice}", timeout)
 
+    async def until_accounted(self, timeout: float = 60.0) -> None:
+        """Return when each missing message is reported: a client that was too slow learns it once it has caught up."""
+        await until(lambda: self._open() and self.missing <= self.told, "each loss is told", timeout)
+
     def _open(self) -> bool:
         assert self._reading is not None
         if self._reading.done():
