@@ -193,7 +193,7 @@ def test_a_folder_of_a_hub_that_cannot_be_used_is_refused_with_its_option(folder
 def test_a_program_that_starts_the_profiler_itself_is_told_of_the_folder_and_continues(tmp_path: Path) -> None:
     (tmp_path / "file").touch()
     code = "from tornado_rbkit import profiler; print(profiler.start_server('ipc://*', 'ipc://*').running)"
-    environment = os.environ | {"RBKIT_RUNTIME_DIR": str(tmp_path / "file")}
+    environment = os.environ | {"RBKIT_RUNTIME_DIR": str(tmp_path / "file"), "TMPDIR": str(tmp_path)}  # for libzmq
     finished = subprocess.run(
         [sys.executable, "-c", code], capture_output=True, text=True, timeout=60, env=environment
     )
