@@ -108,8 +108,9 @@ async def test_what_is_not_zmq_is_reported_and_the_profiler_is_found_again_after
         with speak(talk)(profiler.pub), speak(talk)(profiler.req):
 
             def told(status: dict[str, Any]) -> bool:
-                return "not an rbkit server" in status["trouble"] and all(
-                    f"{endpoint} (" in status["trouble"] for endpoint in (profiler.pub, profiler.req)
+                trouble = status["trouble"] or ""  # none while it is taken for a profiler
+                return "not an rbkit server" in trouble and all(
+                    f"{endpoint} (" in trouble for endpoint in (profiler.pub, profiler.req)
                 )
 
             await asyncio.to_thread(server.until, told, "the status names what is not rbkit's")

@@ -446,11 +446,18 @@ def test_every_place_is_the_one_that_the_process_itself_reports(
 
 
 def outermost(pid: int, looks: int) -> list[set[str]]:
-    """Return the outermost functions of the whole stacks of each look at a process that computes."""
+    """Return the outermost functions of the whole stacks of each look at a process that computes.
+
+    It has computed between two looks: otherwise many may see the one state in which it waits for a processor.
+    """
     parser = MojoParser()
     found = []
+    clock = (~pid << 3) | 2  # of all its threads, see clock_getcpuclockid(3)
     with closing(StackReader(pid)) as reader:
         for _ in range(looks):
+            before = time.clock_gettime_ns(clock)
+            while time.clock_gettime_ns(clock) == before:
+                os.sched_yield()
             reader.look(0)
             stacks = parser.feed(bytes(reader.output.data) + b"\x02\x00\x001\x00")
             reader.output.data.clear()
