@@ -106,7 +106,10 @@ class Page:
 
     def text_of(self, selector: str) -> str:
         """The text of the first element of a selector; one look, as the page may draw it anew between two."""
-        return self.script("return document.querySelector(arguments[0])?.innerText ?? ''", selector)  # type: ignore[no-any-return]
+        text: str | None = self.script("return document.querySelector(arguments[0])?.innerText", selector)
+        if text is None:
+            raise NoSuchElementException(selector)
+        return text
 
     def texts(self, selector: str) -> list[str]:
         return self.script(f"return {VISIBLE}.map(element => element.innerText)", selector)  # type: ignore[no-any-return]
