@@ -14,6 +14,7 @@ import secrets
 import socket
 import stat
 import sys
+from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import Any, Final, NamedTuple
 
@@ -65,18 +66,12 @@ def list_servers() -> list[RunningServer]:
         names = os.listdir(folder)
     except FileNotFoundError:
         return []
-    here = _namespace()
     found = []
-    for path in (folder / name for name in names if name.endswith(".json")):
-        facts = _read(path)
-        server = None if facts is None else _parse(facts)
-        if facts is None or server is None:
-            continue
-        is_here = _is_here(facts, here)
-        if is_here and is_dead(server.pid, facts.get("process_started")):
+    for path, server, has_ended in _announced(folder / name for name in names if name.endswith(".json")):
+        if has_ended:
             _remove(path, server)
         elif accepts(server.req):
-            found.append(server._replace(here=is_here))
+            found.append(server)
     found.sort(key=lambda server: server.started)
     newest = {server.req: server for server in found}  # the file of an earlier process may still name the endpoint
     return [server for server in found if newest[server.req] is server]
@@ -142,14 +137,10 @@ class Announcement:
 
         Otherwise a service whose workers end by signals would leave files behind for as long as nobody lists them.
         """
-        here = _namespace()
-        own = self._key.partition("-")[0]
-        for path in folder.glob("*.json"):
-            facts = _read(path)
-            server = None if facts is None else _parse(facts)
-            if facts is None or server is None or not _is_here(facts, here) or path.stem == self._key:
-                continue
-            if path.stem.partition("-")[0] == own or is_dead(server.pid, facts.get("process_started")):
+        pid = self._key.partition("-")[0]
+        others = (path for path in folder.glob("*.json") if path.stem != self._key)
+        for path, server, has_ended in _announced(others):
+            if has_ended or (server.here and path.stem.partition("-")[0] == pid):
                 _remove(path, server)
 
 
@@ -162,6 +153,17 @@ def unique_key(family: str = "") -> str:
         family: see `RunningServer`.
     """
     return f"{os.getpid()}-{family[:8] or secrets.token_hex(4)}"
+
+
+def _announced(paths: Iterable[Path]) -> Iterator[tuple[Path, RunningServer, bool]]:
+    """Yield each readable file, its server, and whether the server's process has certainly ended."""
+    here = _namespace()
+    for path in paths:
+        facts = _read(path)
+        server = None if facts is None else _parse(facts)
+        if facts is not None and server is not None:
+            server = server._replace(here=_is_here(facts, here))
+            yield path, server, server.here and is_dead(server.pid, facts.get("process_started"))
 
 
 def _read(path: Path) -> dict[str, Any] | None:
