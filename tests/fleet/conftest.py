@@ -27,7 +27,7 @@ Servers = Callable[[], NatsServers | None]
 
 
 class FakeLink(Link):
-    """A connection that records what is published, and is up until it is told otherwise."""
+    """A link that records published messages, and is connected unless a test changes `is_up`."""
 
     def __init__(self) -> None:
         super().__init__(lambda: None, "test")

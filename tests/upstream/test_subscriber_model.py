@@ -125,7 +125,7 @@ class AnyOrder(RuleBasedStateMachine):
 
     @rule()
     def lose_connection_during_the_next_delivery(self) -> None:
-        """libzmq connects again there, which takes away the signal of what has arrived."""
+        """Reconnecting in libzmq clears the signal of the messages that have arrived."""
 
         def lose() -> None:
             self.pacing.on_delivered = lambda: None

@@ -56,9 +56,8 @@ def stop_with_program(stopped: asyncio.Event, pid: int) -> None:
     def wait() -> None:
         said = b""
         with contextlib.suppress(OSError):  # a standard input that cannot be read counts as ended
-            while data := os.read(
-                sys.stdin.fileno(), 4096
-            ):  # not sys.stdin, whose lock this thread would hold at exit
+            descriptor = sys.stdin.fileno()  # not sys.stdin, whose lock this thread would hold at exit
+            while data := os.read(descriptor, 4096):
                 said = data
         while not said and os.name != "nt" and not is_dead(pid, started):
             time.sleep(_POLL_SECONDS)

@@ -1,4 +1,4 @@
-"""The hellos of an agent: what it announces of its host, and when."""
+"""Announces the host and the targets of an agent in hello messages."""
 
 from __future__ import annotations
 
