@@ -205,7 +205,7 @@ def test_a_process_that_cannot_import_the_profiler_is_not_changed(
         ):
             server_of(injected)
     assert program.ask("modules") == "[]"
-    assert threads(program) == 1
+    wait_until(lambda: threads(program) == 1, "the thread that tried has ended")
     with request(program) as injected:
         assert server_of(injected).is_new, "it can be tried again"
         assert injected.close()
