@@ -2,7 +2,8 @@
 
 One loop polls the REP socket, runs one command, and sends the queued messages. It answers ``ok`` to unknown commands,
 and its command channel is dead for all clients after an empty request or a request that starts with NUL. Unlike a real
-one it holds what is published until it has a subscriber: a connection that is up may not have subscribed yet.
+one it holds what is published until it has a subscriber, as a connection that is up may not have subscribed yet, and
+loses nothing if the subscriber is late, unless a test asks for a high-water mark.
 """
 
 from __future__ import annotations
@@ -63,7 +64,7 @@ class FakeRbkit:
         pub: str = "tcp://127.0.0.1:*",
         req: str = "tcp://127.0.0.1:*",
         *,
-        hwm: int = 1000,
+        hwm: int = 0,
         tagged: bool = False,
         flush_interval: float = 0.0,
     ) -> None:
@@ -71,7 +72,7 @@ class FakeRbkit:
 
         Args:
             pub, req: its endpoints.
-            hwm: the high-water mark of its PUB socket.
+            hwm: the high-water mark of its PUB socket: 0 for none, 1,000 in rbkit.
             tagged: whether it is rbkit v0.1.10 as tagged in 2015: it replies before it carries a command out, its
                 handshake has four fields, a snapshot is one event without numbers, strings are raw, and CPU commands
                 do nothing.

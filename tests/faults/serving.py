@@ -135,7 +135,8 @@ async def _main() -> None:
     options = json.loads(sys.argv[1])
     host = options.pop("host", "127.0.0.1")
     send_buffer, certificate = options.pop("send_buffer", None), options.pop("certificate", None)
-    bridge = Bridge(**{"connect_timeout": 60.0, **options})  # a busy machine may take longer than 2 s
+    # On a busy machine reaching the profiler may take longer than 2 s, and a client that loses nothing may be late.
+    bridge = Bridge(**{"connect_timeout": 60.0, "max_backlog_bytes": 512 << 20, **options})
     tls = None
     if certificate is not None:
         tls = ssl.create_default_context(ssl.Purpose.CLIENT_AUTH)
