@@ -5,6 +5,7 @@ from __future__ import annotations
 import gc
 import importlib.util
 import itertools
+import math
 import re
 import sys
 import threading
@@ -13,6 +14,7 @@ import tracemalloc
 from collections import Counter
 from collections.abc import Iterator
 from itertools import pairwise
+from types import SimpleNamespace
 from typing import Any
 
 import msgpack
@@ -24,6 +26,7 @@ from tests.profiler.python import python
 from tests.profiler.test_memory import Touchy
 from tornado_rbkit import profiler
 from tornado_rbkit.profiler import batcher, endpoints, heap
+from tornado_rbkit.profiler import server as server_module
 from tornado_rbkit.profiler.objects import internal_ids
 from tornado_rbkit.profiler.sizes import has_values, size_function, size_of_values
 from tornado_rbkit.profiler.threads import hiding
@@ -150,8 +153,17 @@ def short_queue(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(endpoints, "HIGH_WATER_MARK", 1)
 
 
-def test_a_subscriber_that_reads_slowly_gets_all_of_it(short_queue: None, server: profiler.Server) -> None:
-    """With queues of one message on both sides, most of a snapshot finds them full."""
+def test_a_subscriber_that_reads_slowly_gets_all_of_it(
+    short_queue: None, server: profiler.Server, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """With queues of one message on both sides, most of a snapshot finds them full.
+
+    The clock is one of a machine that is paused for ten seconds again and again.
+    """
+    pauses = itertools.count(step=10)
+    clock = SimpleNamespace(monotonic=lambda: time.monotonic() + next(pauses), time=time.time)
+    monkeypatch.setattr(server_module, "real_time", clock)
+    monkeypatch.setattr(server_module, "_FULL_WAITS", math.inf)  # a thread of the client may get no processor
     heap = [[number] for number in range(1000, 81_000)]
     pause = threading.Event()
     server.call(lambda profile: setattr(profile, "gc_stats", False))  # which are not repeated for a full queue

@@ -29,6 +29,8 @@ from tornado_rbkit.profiler.profile import MAX_PARTS, Outlet, Profile
 from tornado_rbkit.profiler.threads import Flag, InternalThread, forget_threads, internal_logger, on_internal_thread
 
 _PATIENCE_SECONDS: Final = 1.0
+_FULL_WAITS: Final = 200
+_FULL_SECONDS: Final = 0.005
 _HOSTS_TURN_SECONDS: Final = 0.0005
 _T = TypeVar("_T")
 _socket_pair: Final[Any] = getattr(_socket, "socketpair", socket.socketpair)  # gevent does not replace the former
@@ -196,19 +198,20 @@ class Server:
         """Publish packed events in one message, waiting for subscribers with a full queue. The server's thread.
 
         ZMQ_XPUB_NODROP makes the socket refuse a message that a subscriber's high-water mark would make it drop.
-        If a subscriber takes nothing for `_PATIENCE_SECONDS`, the socket drops messages for it as usual, and the
-        other subscribers no longer wait for it.
+        If a subscriber takes nothing during `_FULL_WAITS` waits, the socket drops messages for it as usual, and the
+        other subscribers no longer wait for it. The time is not measured: a paused machine pauses subscribers too.
         """
         self._publish()
         message = self._batcher.collection(events, real_time.time())  # messages are sent in the order of their numbers
         self._pub.setsockopt(zmq.XPUB_NODROP, 1)
-        deadline = real_time.monotonic() + _PATIENCE_SECONDS
+        waits = 0
         while True:
             try:
                 self._pub.send(message, zmq.NOBLOCK)
                 break
             except zmq.Again:
-                if real_time.monotonic() > deadline or self._stopped.wait(0.005):
+                waits += 1
+                if waits > _FULL_WAITS or self._stopped.wait(_FULL_SECONDS):
                     self._pub.setsockopt(zmq.XPUB_NODROP, 0)
                     self._pub.send(message, zmq.NOBLOCK)
                     break
