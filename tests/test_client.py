@@ -560,12 +560,14 @@ async def test_a_handshake_that_is_invalid_is_a_decode_error(scripted: Any) -> N
 
 
 class Policy(Scripted):
-    """Closes at once with the code and the reason that its query names; counts who came."""
+    """Sends what its query says and closes, with the code and the reason that are in there too; counts who came."""
 
     came = 0
 
     async def open(self) -> None:
         type(self).came += 1
+        if message := self.get_argument("message", ""):
+            await self.write_message(message.encode(), binary=True)
         self.close(int(self.get_argument("code")), self.get_argument("reason"))
 
 
@@ -618,8 +620,16 @@ async def test_with_reconnect_a_token_that_is_refused_later_ends_it(rbkit: FakeR
         assert caught.value.code == 401
 
 
-async def test_the_pause_before_the_next_attempt_grows_until_a_message_has_come(
-    policy: str, monkeypatch: pytest.MonkeyPatch
+@pytest.mark.parametrize(
+    ("message", "expected"),
+    [
+        ("", [0.1, 0.2, 0.4, 0.8, 1.6, 3.2, 6.4, 10.0, 10.0]),
+        ("0client_count:7", [0.1, 0.2, 0.4, 0.8, 1.6, 3.2, 6.4, 10.0, 10.0]),  # also who is closed then gets a notice
+        ("1data", [0.1] * 9),
+    ],
+)
+async def test_the_pause_before_the_next_attempt_grows_until_a_message_of_the_profiler_has_come(
+    policy: str, monkeypatch: pytest.MonkeyPatch, message: str, expected: list[float]
 ) -> None:
     pauses: list[float] = []
     sleep = asyncio.sleep
@@ -633,9 +643,9 @@ async def test_the_pause_before_the_next_attempt_grows_until_a_message_has_come(
 
     monkeypatch.setattr(asyncio, "sleep", noted)
     monkeypatch.setattr("random.uniform", lambda low, high: high)
-    async with RbkitClient(f"{policy}?code=1013&reason=full", reconnect=True) as client:
-        await take(client.messages(), 9)
-    assert pauses[:9] == [0.1, 0.2, 0.4, 0.8, 1.6, 3.2, 6.4, 10.0, 10.0]
+    async with RbkitClient(f"{policy}?code=1013&reason=full&message={message}", reconnect=True) as client:
+        await take(client.messages(), 18 if message else 9)
+    assert pauses[:9] == expected
 
 
 # Cancellation

@@ -270,8 +270,8 @@ class RbkitClient:
         try:
             while True:
                 while (message := await connection.read_message()) is not None:
-                    self._take(_to_binary(message))
-                    backoff = _FIRST_BACKOFF
+                    if self._take(_to_binary(message)):
+                        backoff = _FIRST_BACKOFF
                 connection.close()  # already closed, but Tornado warns if close() was not called
                 self._connection = None
                 self._lose(ConnectionLost(self._url, connection.close_code, connection.close_reason or ""))
@@ -298,18 +298,21 @@ class RbkitClient:
     def _should_reconnect(self) -> bool:
         return self._reconnect and not self._closed and not (self._lost and self._lost.is_final)
 
-    def _take(self, message: bytes) -> None:
+    def _take(self, message: bytes) -> bool:
+        """Take a message in; return whether it is more than a notice, which also a client gets that is closed then."""
         channel, payload = message[:1], message[1:]
         if channel == Channel.DATA.value:
             self._put(payload)
         elif notice := parse_notice(payload):
             self._put(notice)
+            return False
         elif self._asked:
             reply = self._asked.popleft()
             if reply.cancelled():
                 self._abandoned -= 1
             else:
                 reply.set_result(payload)
+        return True
 
     def _put(self, item: bytes | Gap | Notice) -> None:
         self._inbox.put(item)
