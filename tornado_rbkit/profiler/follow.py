@@ -20,7 +20,7 @@ from tornado_rbkit.profiler import real_time
 from tornado_rbkit.profiler.cpu import RUN_INTERVAL
 from tornado_rbkit.profiler.discovery import list_servers
 from tornado_rbkit.profiler.folder import prepare_folder, runtime_folder
-from tornado_rbkit.profiler.lifecycle import current_server, start_family_server, start_profiling
+from tornado_rbkit.profiler.lifecycle import current_server, start_profiling, start_run_server
 from tornado_rbkit.profiler.server import Server
 from tornado_rbkit.profiler.threads import Flag, InternalThread, internal_logger
 
@@ -141,8 +141,7 @@ def _start_worker(followed: Followed) -> None:
 
 
 def _start(followed: Followed, name: str) -> Server:
-    server = start_family_server(name, followed.family)
-    server.call(lambda profile: setattr(profile.cpu, "interval", RUN_INTERVAL))
+    server = start_run_server(name, followed.family)
     if followed.cpu or followed.memory:
         start_profiling(
             enable_object_trace=followed.memory,

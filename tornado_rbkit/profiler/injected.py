@@ -14,8 +14,7 @@ import os
 from functools import partial
 from typing import Any, Final
 
-from tornado_rbkit.profiler.cpu import RUN_INTERVAL
-from tornado_rbkit.profiler.lifecycle import current_server, start_server, stop_server
+from tornado_rbkit.profiler.lifecycle import current_server, start_run_server, stop_server
 from tornado_rbkit.profiler.server import Server
 from tornado_rbkit.profiler.threads import InternalThread, original
 
@@ -86,11 +85,10 @@ def _enter() -> Server:
             _logger.addHandler(_reports)
             _logger.propagate = False
             try:
-                server = start_server()
+                server = start_run_server()
             except BaseException:
                 _end_reports()
                 raise
-            server.call(lambda profile: setattr(profile.cpu, "interval", RUN_INTERVAL))
             _commands[server] = 0
         if server in _commands:
             _commands[server] += 1

@@ -14,7 +14,7 @@ from typing import Final
 
 from tornado_rbkit.errors import RbkitError
 from tornado_rbkit.profiler.arguments import check_clock, check_interval, check_server, chosen_engine
-from tornado_rbkit.profiler.cpu import DEFAULT_INTERVAL
+from tornado_rbkit.profiler.cpu import DEFAULT_INTERVAL, RUN_INTERVAL
 from tornado_rbkit.profiler.profile import Profile
 from tornado_rbkit.profiler.server import Server, abandon_servers
 from tornado_rbkit.profiler.threads import on_internal_thread
@@ -97,8 +97,12 @@ def start_server(
         return _running_at(pub, req) or _start(pub, req, name, cpu_engine=engine)
 
 
-def start_family_server(name: str, family: str) -> Server:
-    """Start the server of one process of a program that is followed into its children; see `follow`. Any thread.
+def start_run_server(name: str | None = None, family: str = "") -> Server:
+    """Start the server as the commands ``run`` and ``attach --inject`` do, with their sampling interval. Any thread.
+
+    Args:
+        name: as in `start_server`.
+        family: identifies a program that is followed into its children; see `follow`.
 
     Raises:
         BindError: the port in RBKIT_PUB_PORT or RBKIT_REQ_PORT is not a port.
@@ -106,7 +110,9 @@ def start_family_server(name: str, family: str) -> Server:
     """
     _notice_fork()
     with _lock:
-        return _running_at(None, None) or _start(None, None, name, family, cpu_engine=chosen_engine(None))
+        return _running_at(None, None) or _start(
+            None, None, name, family, cpu_engine=chosen_engine(None), interval=RUN_INTERVAL
+        )
 
 
 def start_profiling(
@@ -238,10 +244,20 @@ def _notice_fork() -> None:
         _after_fork_in_child()
 
 
-def _start(pub: str | None, req: str | None, name: str | None, family: str = "", *, cpu_engine: str) -> Server:
+def _start(
+    pub: str | None,
+    req: str | None,
+    name: str | None,
+    family: str = "",
+    *,
+    cpu_engine: str,
+    interval: float = DEFAULT_INTERVAL,
+) -> Server:
     global _server
     _hook()
-    made = Server(pub, req, name or _default_name(), family, partial(Profile, cpu_engine=cpu_engine))
+    made = Server(
+        pub, req, name or _default_name(), family, partial(Profile, cpu_engine=cpu_engine, interval=interval)
+    )
     try:
         started = _running_at(pub, req)  # by the handler of a signal, meanwhile
         if started is None:

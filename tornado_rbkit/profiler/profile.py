@@ -14,7 +14,7 @@ from tornado_rbkit import __version__
 from tornado_rbkit.profiler import real_time
 from tornado_rbkit.profiler.batcher import EventBatcher
 from tornado_rbkit.profiler.clocks import HAS_CPU_CLOCK
-from tornado_rbkit.profiler.cpu import CPUSampler
+from tornado_rbkit.profiler.cpu import DEFAULT_INTERVAL, CPUSampler
 from tornado_rbkit.profiler.frames import SamplingError, has_other_interpreters
 from tornado_rbkit.profiler.heap import Snapshot
 from tornado_rbkit.profiler.memory import MemoryProfile
@@ -100,15 +100,24 @@ class Profile:
         batcher: receives the events.
         outlet: sends a snapshot's messages.
         cpu_engine: as in `start_server`.
+        interval: seconds between two samples, unless `cpu.start` is given others.
     """
 
-    def __init__(self, name: str, batcher: EventBatcher, outlet: Outlet, cpu_engine: str = "auto") -> None:
+    def __init__(
+        self,
+        name: str,
+        batcher: EventBatcher,
+        outlet: Outlet,
+        cpu_engine: str = "auto",
+        interval: float = DEFAULT_INTERVAL,
+    ) -> None:
         self.name = name
         self.pid = os.getpid()
         self.batcher = batcher
         self.memory = MemoryProfile(batcher, lambda: self.internal)
         self.internal: list[object] = [self, pack_facts, variable_reader]  # two that keep what they have returned
         self.cpu: Sampler = _sampler(batcher, cpu_engine)
+        self.cpu.interval = interval
         self._task_waits = TaskWaits(batcher)
         self.snapshot_objects = 0
         """The number of objects in the last snapshot, or found so far by the running snapshot."""
