@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dis
 import gc
+import itertools
 import os
 import random
 import resource
@@ -28,6 +29,7 @@ from tornado_rbkit.profiler.clocks import Due, ThreadClocks
 from tornado_rbkit.profiler.cpu import CPUSampler
 from tornado_rbkit.profiler.frames import Place, read_stacks
 from tornado_rbkit.profiler.run_state import RUNNING, WAITING, RunStates, can_wait
+from tornado_rbkit.profiler.threads import Flag, InternalThread
 from tornado_rbkit.protocol import CPUSample
 
 pytestmark = pytest.mark.skipif(not sys.platform.startswith("linux"), reason="threads have CPU clocks on Linux")
@@ -494,6 +496,40 @@ raise SystemExit(os.waitstatus_to_exitcode(os.wait()[1]))
 """
     finished = subprocess.run([sys.executable, "-W", "ignore", "-c", script], capture_output=True, text=True)
     assert finished.returncode == 0, finished.stderr
+
+
+def test_the_gil_is_found_however_late_the_thread_computes_that_waits_for_it(monkeypatch: pytest.MonkeyPatch) -> None:
+    """And is not taken for what a thread shows that waits for its memory."""
+    looks, has_processor = itertools.count(), Flag()
+    call = RunStates._call
+
+    class Wait(Flag):
+        def wait(self, timeout: float | None = None) -> bool:
+            if next(looks) == 2 * run_state._ATTEMPTS:
+                has_processor.set()
+            return super().wait(timeout)
+
+    def begin_late(run: Callable[[], None], name: str) -> InternalThread:
+        def later() -> None:
+            has_processor.wait()
+            run()
+
+        return InternalThread(later, name)
+
+    calls = itertools.count()
+    monkeypatch.setattr(run_state, "Flag", Wait)
+    monkeypatch.setattr(run_state, "InternalThread", begin_late)
+    monkeypatch.setattr(
+        RunStates, "_call", lambda *thread: [b"-1", b"0x1", b"0x2"] if next(calls) < 5 else call(*thread)
+    )
+    found = RunStates()
+    assert (found._futex, found._is_gil(run_state.run_states()._gil)) == (run_state.run_states()._futex, True)
+
+
+def test_a_thread_that_waits_for_its_memory_computes(monkeypatch: pytest.MonkeyPatch) -> None:
+    states = run_state.run_states()
+    monkeypatch.setattr(states, "_call", lambda native_id: [b"-1", b"0x7ffe5d2ad478", b"0x7f0eb7d0bc8a"])
+    assert states.state(1) == RUNNING
 
 
 def test_a_second_measurement_of_the_run_states_makes_no_class(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -19,7 +19,7 @@ from functools import lru_cache
 from types import CodeType
 from typing import Any, Final
 
-from tornado_rbkit.profiler.threads import Flag, InternalThread, original
+from tornado_rbkit.profiler.threads import Flag, InternalThread
 
 RUNNING: Final = "running"
 WAITING: Final = "waiting"
@@ -38,9 +38,10 @@ _TESTS: Final = tuple(f"POP_JUMP_BACKWARD_IF_{test}" for test in ("FALSE", "TRUE
 _NEVER_WAIT: Final = frozenset(opcode.opmap[name] for name in (*_JUMPS, *_TESTS) if name in opcode.opmap)
 
 _RUNNING: Final = b"running"  # the content of /proc/self/task/TID/syscall, proc(5)
+_OUTSIDE: Final = b"-1"  # its beginning for a thread that is blocked in no system call, as while its memory is read
 _NEAR: Final = 256  # bytes, more than the GIL's fields take
 _ATTEMPTS: Final = 400
-"""Enough for a busy machine, where the other thread waits for a processor at most of the looks."""
+"""Looks at the other thread, each after it has computed. On a busy machine it waits for a processor at most."""
 
 _HOLD_MICROSECONDS: Final = 200
 _SET_TIMER_SLACK: Final = 29  # sys/prctl.h
@@ -76,9 +77,12 @@ class RunStates:
         self._prctl(_SET_TIMER_SLACK, 1, 0, 0, 0)  # a sandbox may refuse it
 
     def state(self, native_id: int) -> str:
-        """Return `RUNNING` of a thread that computes, waits for the GIL or has ended, else `LOCK` or `WAITING`."""
+        """Return `RUNNING` of a thread that computes, waits for the GIL or has ended, else `LOCK` or `WAITING`.
+
+        A thread that is blocked outside of system calls computes: it waits for memory, or for a processor.
+        """
         call = self._call(native_id)
-        if call is None or call == [_RUNNING]:
+        if call is None or call[0] in (_RUNNING, _OUTSIDE):
             return RUNNING
         if call[0] != self._futex:
             return WAITING
@@ -99,24 +103,26 @@ class RunStates:
     def _find_gil(self) -> tuple[bytes, int]:
         """Return the system call, and the address, where a thread waits for the GIL while this thread holds it."""
         stop = Flag()
-        ids: list[int] = []
+        turns = [0]
 
         def compute() -> None:
-            ids.append(original("get_native_id")())
             while not stop.is_set():
-                pass
+                turns[0] += 1
 
         thread = InternalThread(compute, "rbkit-calibration")
         try:
-            for _ in range(_ATTEMPTS):
+            attempts = seen = 0
+            while attempts < _ATTEMPTS and thread.is_alive():
                 stop.wait(0.0005)  # the thread starts, or continues
-                if ids:
-                    self._usleep(_HOLD_MICROSECONDS)  # holds the GIL
-                    call = self._call(ids[0])
-                    if call is None:
-                        break
-                    if len(call) > 2:
-                        return call[0], int(call[1], 16)
+                if turns[0] == seen:  # it waits for a processor
+                    continue
+                attempts, seen = attempts + 1, turns[0]
+                self._usleep(_HOLD_MICROSECONDS)  # holds the GIL
+                call = self._call(thread.native_id)
+                if call is None:
+                    break
+                if len(call) > 2 and call[0] != _OUTSIDE:
+                    return call[0], int(call[1], 16)
         finally:
             stop.set()
             thread.join()
