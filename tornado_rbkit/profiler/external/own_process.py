@@ -32,8 +32,9 @@ from tornado_rbkit.profiler.threads import internal_logger, internal_native_ids
 
 _log = internal_logger(__name__)
 
-_PATIENCE: Final = 1.0  # seconds without a stack, after the time that the program's output takes
-_NO_STACK: Final = "no stack was read within a second"
+_PATIENCE: Final = 10.0  # seconds without a stack: on a busy machine the helper may have to wait for a processor
+_LONGEST_STEP: Final = 0.5  # seconds; this process was paused in a longer time between two calls of `watch`
+_NO_STACK: Final = "no stack was read for a while"
 _NOT_READ: Final = " before it has read a stack; the system may forbid that (in a container, --cap-add=SYS_PTRACE)"
 _NAME_SECONDS: Final = 1.0  # between two looks at the imported modules
 _PR_SET_PTRACER: Final = 0x59616D61  # prctl(2)
@@ -163,7 +164,7 @@ class OwnSampler:
         self._reason: str | None = None
         self._slow: str | None = None
         self._has_started = False
-        self._deadline = self._watched = 0.0
+        self._watched = self._waited = 0.0
         self._looks = 0
 
     @property
@@ -178,7 +179,7 @@ class OwnSampler:
     @clock_type.setter
     def clock_type(self, clock_type: str) -> None:
         self._inside.clock_type = self._active.clock_type = clock_type
-        self._deadline = self._new_deadline()
+        self._waited = 0.0
 
     @property
     def interval(self) -> float:
@@ -220,9 +221,8 @@ class OwnSampler:
             self._fall_back(str(error), interval)
             return
         self._outside = sampler
-        self._looks, self._watched = 0, real_time.monotonic()
+        self._looks, self._watched, self._waited = 0, real_time.monotonic(), 0.0
         self._inside.interval = interval
-        self._deadline = self._new_deadline()
 
     def stop(self) -> None:
         """Stop sampling. May be called twice."""
@@ -247,13 +247,12 @@ class OwnSampler:
             reason += _why_not_read()
         if outside.enabled and status["error_share"] > MAX_ERRORS:
             reason = f"{status['error_share']:.0%} of the stacks changed while they were read"
-        now = real_time.monotonic()
-        stood_still = now - self._watched > _PATIENCE / 2  # this process, whose threads did not run
-        self._watched = now
-        if status["looks"] != self._looks or stood_still:
+        passed, self._watched = real_time.monotonic() - self._watched, real_time.monotonic()
+        self._waited += min(passed, _LONGEST_STEP)
+        if status["looks"] != self._looks or self.clock_type == "cpu":  # on which a process that waits has no stacks
             self._slow = None if status["looks"] != self._looks else self._slow
-            self._looks, self._deadline = status["looks"], self._new_deadline()
-        elif outside.enabled and now > self._deadline:
+            self._looks, self._waited = status["looks"], 0.0
+        elif outside.enabled and self._waited > _PATIENCE + 2 * self.interval:
             if self._engine == "external":  # it may be slow on a busy machine
                 self._slow = _NO_STACK
                 return
@@ -289,12 +288,6 @@ class OwnSampler:
     def _patched(self) -> str:
         patches = {"gevent.monkey": "gevent", "eventlet.patcher": "eventlet"}
         return next((name for module, name in patches.items() if module in sys.modules), "")
-
-    def _new_deadline(self) -> float:
-        """Return the time by which the next stack must be there; with the CPU clock, a process that waits has none."""
-        if self.clock_type == "cpu":
-            return float("inf")
-        return real_time.monotonic() + _PATIENCE + 2 * self._active.interval
 
     def _fall_back(self, reason: str, interval: float) -> None:
         """Sample inside the process.
