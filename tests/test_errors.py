@@ -39,7 +39,7 @@ def test_every_error_is_named_so_and_described(error: type[BaseException]) -> No
 
 @pytest.mark.parametrize("error", [error for error in ERRORS if issubclass(error, RbkitError)], ids=str)
 def test_wrong_arguments_end_a_command_with_2_and_failures_with_1(error: type[RbkitError]) -> None:
-    of_arguments = {"ArgumentError", "EndpointError", "RecordingError", "RuntimeFolderError"}
+    of_arguments = {"ArgumentError", "BindError", "EndpointError", "RecordingError", "RuntimeFolderError"}
     of_arguments |= {"CredentialsError", "FleetExtraMissingError", "HubError"}
     assert error.exit_status == (2 if error.__name__ in of_arguments else 1)
 

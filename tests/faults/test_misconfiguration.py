@@ -152,6 +152,17 @@ def test_a_wrong_port_in_the_environment_is_named(variable: str, monkeypatch: py
     assert variable in finished.stderr
 
 
+@pytest.mark.parametrize("variable", ["RBKIT_PUB_PORT", "RBKIT_REQ_PORT"])
+def test_a_wrong_port_in_the_environment_is_named_by_a_profiler(
+    variable: str, places: dict[str, str], tmp_path: Path
+) -> None:
+    line = f"tornado-rbkit: {variable} must be a port, 1 to 65535: 7e3\n"
+    finished = run(["run", places["SCRIPT"]], tmp_path, **{variable: "7e3"})
+    assert (finished.returncode, finished.stdout, finished.stderr) == (2, "", line)
+    finished = run(["demo", "--port", "0"], tmp_path, **{variable: "7e3"})
+    assert finished.stderr == line + "tornado-rbkit: the process of the demo did not start\n"
+
+
 @pytest.mark.usefixtures("here")
 @pytest.mark.parametrize("command", [["list"], ["serve", "--port", "0"], ["demo", "--port", "0"], ["run", "SCRIPT"]])
 @pytest.mark.parametrize(
@@ -215,7 +226,7 @@ def capital(text: str, places: dict[str, str]) -> tuple[str, str]:
     return next(((name, place) for name, place in places.items() if name in text), ("\0", ""))
 
 
-def run(arguments: list[str], folder: Path) -> subprocess.CompletedProcess[str]:
+def run(arguments: list[str], folder: Path, **variables: str) -> subprocess.CompletedProcess[str]:
     plain = {name: value for name, value in os.environ.items() if not name.startswith("RBKIT_")}
-    environment = {**plain, "RBKIT_RUNTIME_DIR": str(folder / "runtime")}
+    environment = {**plain, "RBKIT_RUNTIME_DIR": str(folder / "runtime"), **variables}
     return subprocess.run([*COMMAND, *arguments], capture_output=True, text=True, timeout=60, env=environment)

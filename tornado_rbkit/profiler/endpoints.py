@@ -46,10 +46,16 @@ _log = internal_logger(__name__)
 class BindError(RbkitError, OSError):
     """An endpoint cannot be bound; `endpoint` names it, `errno` and `reason` say why."""
 
+    exit_status = 2
+
     def __init__(self, number: int, reason: str, endpoint: str) -> None:
-        super().__init__(number, f"{reason}: {endpoint}")
+        super().__init__(number, reason)
         self.reason = reason
         self.endpoint = endpoint
+
+    def __str__(self) -> str:
+        """Return the text without the number, which says less than `reason`."""
+        return f"{self.reason}: {self.endpoint}"
 
 
 def bind_chosen(
@@ -81,7 +87,7 @@ def bind_chosen(
         except BindError as error:
             if error.errno != errno.EADDRINUSE:
                 raise
-            _log.warning("the profiler takes another socket, which `tornado-rbkit list` shows: %s", error.strerror)
+            _log.warning("the profiler takes another socket, which `tornado-rbkit list` shows: %s", error)
     reasons = []
     for find_folder in _FOLDERS if _UNIX_SOCKETS else ():
         try:
