@@ -170,8 +170,10 @@ async def test_a_hub_with_a_key_for_each_host_and_bridge(commands: Commands, rbk
         ),
         (
             ["serve", "--creds", "b.creds"],
-            "--creds and --ca are not used without the URL of a server; allowed: --nats",
+            "--creds, --ca and --insecure are not used without the URL of a server; allowed: --nats",
         ),
+        (["serve", "--insecure"], "--creds, --ca and --insecure are not used without the URL of a server; allowed"),
+        (["agent", "--nats", "nats://127.0.0.1", "--host-name", ""], "host '' is not valid; allowed: 1 to 64 bytes"),
         (["agent", "--creds", "h.creds"], "h.creds is not used without the URL of a server; allowed: --nats URL"),
         (["agent", "--ca", "ca.pem"], "ca.pem is not used without the URL of a server; allowed: --nats URL (--ca)"),
         (["hub", "--dir", ".", "--listen", "4222"], "'4222' is not HOST:PORT (--listen)"),

@@ -34,7 +34,7 @@ async def _run(options: argparse.Namespace) -> int:
     require_nats()
     servers = agent_servers(options)
     named = servers.credentials.name if servers is not None else ""
-    host = options.host_name or named or socket.gethostname()
+    host = options.host_name if options.host_name is not None else named or socket.gethostname()
     if named not in ("", host):
         raise ValueError(f"the credentials are those of {named}, not of {host} (--host-name)")
     fixed = named_targets(options)

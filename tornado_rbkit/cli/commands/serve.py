@@ -56,8 +56,10 @@ Behind nginx: set Host $http_host, Upgrade $http_upgrade and Connection upgrade,
 async def _run(options: argparse.Namespace) -> int:
     if options.nats is not None:
         return await _serve_fleet(options)
-    if options.creds is not None or options.ca is not None:
-        raise ValueError("--creds and --ca are not used without the URL of a server; allowed: --nats URL with them")
+    if options.creds is not None or options.ca is not None or options.insecure:
+        raise ValueError(
+            "--creds, --ca and --insecure are not used without the URL of a server; allowed: --nats URL with them"
+        )
     if options.family or (options.pub is None and options.req is None):
         return await _serve_discovered(options)
     if options.targets:
