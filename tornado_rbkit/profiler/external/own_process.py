@@ -32,9 +32,9 @@ from tornado_rbkit.profiler.threads import internal_logger, internal_native_ids
 
 _log = internal_logger(__name__)
 
-_PATIENCE: Final = 10.0  # seconds without a stack: on a busy machine the helper may have to wait for a processor
+_PATIENCE: Final = 1.0  # seconds without a stack, while this process had a processor
 _LONGEST_STEP: Final = 0.5  # seconds; this process was paused in a longer time between two calls of `watch`
-_NO_STACK: Final = "no stack was read for a while"
+_NO_STACK: Final = "no stack was read within a second"
 _NOT_READ: Final = " before it has read a stack; the system may forbid that (in a container, --cap-add=SYS_PTRACE)"
 _NAME_SECONDS: Final = 1.0  # between two looks at the imported modules
 _PR_SET_PTRACER: Final = 0x59616D61  # prctl(2)
