@@ -420,6 +420,14 @@ class TestOpenMount:
         for part in ("192.0.2.7", "`token`", "`authorize`", "`read_only`"):
             assert part in line
 
+    async def test_is_warned_about_without_text_that_the_client_may_choose(
+        self, serve: Serve, rbkit: FakeRbkit, caplog: pytest.LogCaptureFixture
+    ) -> None:
+        server = await serve(Bridge(**rbkit.endpoints))
+        assert await is_open(server, "/rbkit/status", X_Forwarded_For="fe80::1%\x85ERROR this is not true")
+        (line,) = [record.getMessage() for record in caplog.records if "can view and command" in record.getMessage()]
+        assert "such as fe80::1, can" in line
+
     async def test_is_warned_about_where_the_connection_is_from_another_machine(
         self, rbkit: FakeRbkit, caplog: pytest.LogCaptureFixture
     ) -> None:

@@ -220,7 +220,8 @@ class Access:
         if self._warned or self.authorize is not None or self.read_only:
             return
         forwarded = request.headers.get("X-Forwarded-For", "").split(",")
-        remote = next(filter(_is_remote, map(str.strip, (request.remote_ip or "", *forwarded))), None)
+        addresses = (part.strip().partition("%")[0] for part in (request.remote_ip or "", *forwarded))
+        remote = next(filter(_is_remote, addresses), None)  # without the zone, which may be any text
         if remote is not None:
             self._warned.add(remote)
             _log.warning(
