@@ -43,8 +43,8 @@ class Client:
             if self._chance.random() < 0.05:
                 await asyncio.sleep(self._chance.random() / 50)
 
-    async def write(self) -> None:
-        while True:
+    async def write(self, stopped: asyncio.Event) -> None:
+        while not stopped.is_set():
             await asyncio.sleep(self._chance.random() / 20)
             self.connection.ping()
             if self._chance.random() < 0.2 and self.commands - self.replies < 20:
@@ -104,7 +104,9 @@ async def burst_for(
             await stack.enter_async_context(connection)
             clients.append(Client(connection, published, random.Random(chance.random())))
             connection.send(b"handshake")
-        tasks = [asyncio.create_task(act) for client in clients for act in (client.read(), client.write())]
+        stopped = asyncio.Event()
+        acts = [act for client in clients for act in (client.read(), client.write(stopped))]
+        tasks = [asyncio.create_task(act) for act in acts]
 
         def failed() -> bool:
             for task in tasks:
@@ -137,6 +139,7 @@ async def burst_for(
                     what = f"in silence another of {len(published)} messages arrives after {behind}"
                     await until(more, what)
                 await asyncio.sleep(chance.choice([0, 0.001, 0.02]))
+            stopped.set()
             await until(
                 lambda: (
                     failed()
