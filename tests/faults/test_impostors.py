@@ -141,6 +141,9 @@ async def test_a_rep_that_answers_nonsense_and_a_pub_of_noise_are_passed_on_and_
                     pub.send(noise.randbytes(noise.randrange(300)))
                     await asyncio.sleep(0.002)
                 assert not asking.result().startswith(b"error:")
+            while viewer.foreign <= 50:  # the subscription may come after the first replies
+                pub.send(noise.randbytes(noise.randrange(300)))
+                await asyncio.sleep(0.002)
             status = await asyncio.to_thread(lambda: server.status)
             assert "is not rbkit" in status["trouble"]
             assert status["messages_foreign"] == status["messages_in"] > 50
@@ -153,18 +156,26 @@ async def test_a_message_past_the_bound_costs_its_connection_and_no_memory(launc
     server = launch(**endpoints, max_message_bytes=32 << 20)
     with bound(zmq.PUB, endpoints["pub"]) as pub, FakeRep(endpoints["req"]):
         async with Witness(server.ws, foreign=True) as viewer:
-            await asyncio.to_thread(server.until, lambda status: status["answers"], "it is connected")
+            await publish_until_received(pub, b"small", viewer)
             before = server.memory
             huge = bytes(500 << 20)
             pub.send(huge, copy=False)
             await viewer.until_told("disconnected")
             await viewer.until_told("connected")
             assert server.memory_peak < before + (64 << 20)
+            await publish_until_received(pub, b"small", viewer)
             allowed = bytes(30 << 20)
-            while not viewer.foreign:  # a PUB socket sends nothing before it knows of the subscription
-                pub.send(allowed)
-                await asyncio.sleep(0.2)
+            pub.send(allowed)
+            await asyncio.to_thread(server.until, lambda status: status["bytes_in"] >= len(allowed), "it arrives")
     assert "max_message_bytes" in server.log
+
+
+async def publish_until_received(pub: zmq.Socket[bytes], message: bytes, viewer: Witness) -> None:
+    """Publish a message until it arrives: a PUB socket sends nothing before it knows of the subscription."""
+    before = viewer.foreign
+    while viewer.foreign == before:
+        pub.send(message)
+        await asyncio.sleep(0.2)
 
 
 async def test_a_reply_over_its_bound_is_invalid_and_takes_no_memory(launch: Launch) -> None:
