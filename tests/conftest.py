@@ -37,9 +37,11 @@ from tornado_rbkit.protocol import parse_notice
 sys.dont_write_bytecode = False
 os.environ.pop("PYTHONDONTWRITEBYTECODE", None)
 
-# A job in the background ignores Ctrl-C, and so would the programs that tests interrupt.
+# A job in the background ignores Ctrl-C, one under nohup the end of its terminal, and so would the tests' programs.
 if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:
     signal.signal(signal.SIGINT, signal.default_int_handler)
+if hasattr(signal, "SIGHUP"):
+    signal.signal(signal.SIGHUP, signal.SIG_DFL)
 
 # Examples have no time limit: a busy machine takes long for any of them.
 settings.register_profile("any-machine", deadline=None, suppress_health_check=[HealthCheck.too_slow])
