@@ -27,9 +27,9 @@ from tornado.web import Application
 from tornado.websocket import WebSocketClientConnection, websocket_connect
 
 from tests.fake_rbkit import FakeRbkit
+from tests.patient import patient
 from tornado_rbkit import Bridge, RbkitClient, rbkit_routes
 from tornado_rbkit.bridge.profiler_state import State
-from tornado_rbkit.bridge.settings import BridgeSettings
 from tornado_rbkit.protocol import parse_notice
 
 # The tests start hundreds of interpreters, and each of them would compile the whole package. The test processes are
@@ -51,14 +51,11 @@ settings.load_profile("any-machine")
 class Server:
     """A mounted bridge. `url` is the URL of the HTTP server, `ws` the URL of its WebSocket.
 
-    Clients are given up if the profiler is not there after a minute, or the time that is set. The default of 2 s is
-    for people: a busy machine may take longer.
+    The bridge waits a minute for its profiler, or the time that is set.
     """
 
     def __init__(self, bridge: Bridge, http: HTTPServer, port: int) -> None:
-        if bridge._settings.connect_timeout == BridgeSettings.connect_timeout:
-            object.__setattr__(bridge._settings, "connect_timeout", 60.0)
-        self.bridge = bridge
+        self.bridge = patient(bridge)
         self.http = http
         self.port = port
         self.url = f"http://127.0.0.1:{port}"

@@ -22,6 +22,7 @@ from tornado.websocket import WebSocketClientConnection, WebSocketHandler
 
 from tests.conftest import Serve, Server, until
 from tests.fake_rbkit import FakeRbkit, collection, free_port
+from tests.patient import patient
 from tornado_rbkit import Bridge, ConnectionLost, DecodeError, Gap, RbkitClient, RbkitError, rbkit_routes
 from tornado_rbkit import client as client_module
 from tornado_rbkit.client import _abort, _with_binary_encoding
@@ -423,7 +424,7 @@ class Comeback:
         self._rbkit = rbkit
 
     def start(self, **access: Any) -> None:
-        self.bridge = Bridge(pub=self._rbkit.pub, req=self._rbkit.req)
+        self.bridge = patient(Bridge(pub=self._rbkit.pub, req=self._rbkit.req))
         self._http = HTTPServer(Application(rbkit_routes(self.bridge, **access)))
         self._http.listen(self.port, "127.0.0.1")
 

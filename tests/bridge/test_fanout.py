@@ -20,6 +20,7 @@ from websockets.typing import Subprotocol
 
 from tests.conftest import Serve, Server, ask, receive, receive_data, until
 from tests.fake_rbkit import FakeRbkit, collection
+from tests.patient import patient
 from tests.raw import frame, upgrade_request
 from tornado_rbkit import Bridge, rbkit_routes
 from tornado_rbkit.frames import Buffer
@@ -252,11 +253,11 @@ class TestSlowClient:
         server = await serve(Bridge(**rbkit.endpoints, threaded=threaded, stall_timeout=1.0, ping_interval=0.5))
         slow = await stalled(server, stall)
         fast = await server.connected()
+        assert len(server.bridge.stats()["clients"]) == 2
         started = time.monotonic()
         for _ in range(20):
             message = rbkit.publish_collection(MIB)
             assert await receive_data(fast) == message
-        await until(lambda: len(server.bridge.stats()["clients"]) == 2, "both are there")
         await until(lambda: server.bridge.stats()["messages_dropped"] > 0, "it is given up")
         with pytest.raises(EOFError) as closed:
             await slow.read_to_the_end()
@@ -418,7 +419,7 @@ async def test_tls_carries_large_messages_and_slow_readers(rbkit: FakeRbkit, thr
     server_side, client_side = ssl.create_default_context(ssl.Purpose.CLIENT_AUTH), ssl.create_default_context()
     authority.issue_cert("127.0.0.1").configure_cert(server_side)
     authority.configure_trust(client_side)
-    bridge = Bridge(**rbkit.endpoints, threaded=threaded)
+    bridge = patient(Bridge(**rbkit.endpoints, threaded=threaded))
     http = HTTPServer(Application(rbkit_routes(bridge)), ssl_options=server_side)
     sockets = bind_sockets(0, "127.0.0.1")
     http.add_sockets(sockets)

@@ -14,6 +14,7 @@ import pytest
 from tornado.httpclient import AsyncHTTPClient
 
 from tests.fake_rbkit import FakeRbkit, collection
+from tests.patient import PATIENT
 from tornado_rbkit import RbkitClient
 
 SIZE = 53_000_000
@@ -24,7 +25,7 @@ pytestmark = pytest.mark.skipif(not Path("/proc/self/clear_refs").exists(), reas
 @pytest.fixture
 def server(rbkit: FakeRbkit) -> Iterator[tuple[int, int]]:
     """A stand-alone server as a process: its pid and port."""
-    command = [sys.executable, "-m", "tornado_rbkit", "serve", "--pub", rbkit.pub, "--req", rbkit.req, "--port", "0"]
+    command = [sys.executable, *PATIENT, "serve", "--pub", rbkit.pub, "--req", rbkit.req, "--port", "0"]
     process = subprocess.Popen(command, stdout=subprocess.PIPE, text=True)
     assert process.stdout is not None
     ready = re.fullmatch(r"ready http://127\.0\.0\.1:(\d+)/rbkit/\n", process.stdout.readline())

@@ -11,7 +11,7 @@ import signal
 import socket
 import subprocess
 import sys
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -20,12 +20,13 @@ import pytest
 from tests.cli.here import run_here
 from tests.conftest import without_slowness
 from tests.fake_rbkit import FakeRbkit, free_port
+from tests.patient import PATIENT
 from tests.raw import upgrade_request
 from tornado_rbkit import ConnectionLost, RbkitClient
 from tornado_rbkit.protocol import Handshake
 
 COMMAND = [sys.executable, "-m", "tornado_rbkit"]
-STRICT = [sys.executable, "-X", "dev", "-W", "error", "-m", "tornado_rbkit"]
+STRICT = [sys.executable, "-X", "dev", "-W", "error"]
 ENVIRONMENT = {name: value for name, value in os.environ.items() if not name.startswith("RBKIT_")}
 
 
@@ -74,11 +75,11 @@ class Serving:
 def serving(rbkit: FakeRbkit) -> Iterator[Any]:
     """Return a function that starts `serve` for the fake rbkit on a free port."""
     with contextlib.ExitStack() as stack:
-        yield lambda *options: start(stack, rbkit, *options)
+        yield lambda *options, **program: start(stack, rbkit, *options, **program)
 
 
-def start(stack: contextlib.ExitStack, rbkit: FakeRbkit, *options: str) -> Serving:
-    command = [*STRICT, "serve", "--pub", rbkit.pub, "--req", rbkit.req, "--port", "0", *options]
+def start(stack: contextlib.ExitStack, rbkit: FakeRbkit, *options: str, program: Sequence[str] = PATIENT) -> Serving:
+    command = [*STRICT, *program, "serve", "--pub", rbkit.pub, "--req", rbkit.req, "--port", "0", *options]
     pipe = subprocess.PIPE
     process = stack.enter_context(subprocess.Popen(command, stdout=pipe, stderr=pipe, text=True, env=ENVIRONMENT))
     stack.callback(process.kill)
@@ -240,7 +241,7 @@ def test_targets_are_served_by_name(rbkit: FakeRbkit, tmp_path: Path) -> None:
     environment = {**ENVIRONMENT, "RBKIT_RUNTIME_DIR": str(tmp_path / "runtime")}
     with FakeRbkit() as other:
         targets = [f"--target={name}={each.pub},{each.req}" for name, each in (("web-1", rbkit), ("web-2", other))]
-        command = [*COMMAND, "-q", "serve", "--port", "0", *targets]
+        command = [sys.executable, *PATIENT, "-q", "serve", "--port", "0", *targets]
         with subprocess.Popen(command, stdout=subprocess.PIPE, text=True, env=environment) as process:
             try:
                 url = Serving(process).ws.replace("/ws", "/web-2/ws")
@@ -299,7 +300,7 @@ def test_send_to_a_server_that_is_not_there_gives_one_line_and_status_1() -> Non
 
 
 def test_send_to_a_profiler_that_is_not_there_gives_one_line_and_status_1(serving: Any, rbkit: FakeRbkit) -> None:
-    server = serving("--req", f"tcp://127.0.0.1:{free_port()}")
+    server = serving("--req", f"tcp://127.0.0.1:{free_port()}", program=["-m", "tornado_rbkit"])
     assert_one_line(run_here("send", "handshake", "--url", server.ws), 1, "rbkit server is not running at", "1013")
 
 

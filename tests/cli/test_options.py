@@ -23,6 +23,7 @@ from tornado.httpclient import AsyncHTTPClient, HTTPClientError, HTTPRequest
 from tornado.websocket import websocket_connect
 
 from tests.fake_rbkit import FakeRbkit
+from tests.patient import PATIENT
 
 VALUES: dict[str, list[Any]] = {
     "token": [None, "s3cret"],
@@ -133,7 +134,7 @@ class Serving:
         arguments += [f"--allow-host={name}" for name in options["allow_host"]]
         arguments += [f"--allow-origin={name}" for name in options["allow_origin"]]
         self.log = folder / "log"
-        command = [sys.executable, "-m", "tornado_rbkit", "serve", *arguments]
+        command = [sys.executable, *PATIENT, "serve", *arguments]
         environment = {name: value for name, value in os.environ.items() if not name.startswith("RBKIT_")}
         with self.log.open("w") as errors:
             self.process = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=errors, text=True, env=environment)

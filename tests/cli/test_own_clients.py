@@ -14,11 +14,12 @@ import pytest
 from tests.cli.here import record_until, run_here
 from tests.fake_rbkit import FakeRbkit
 from tests.faults.serving import serving
+from tests.patient import PATIENT
 from tornado_rbkit import CommandError, RbkitClient
 from tornado_rbkit.protocol import GCEndSweep
 from tornado_rbkit.recording.recording import DATA, read
 
-COMMAND = [sys.executable, "-W", "error", "-m", "tornado_rbkit"]  # in -X dev asyncio reports what is slow
+COMMAND = [sys.executable, "-W", "error", *PATIENT]  # in -X dev asyncio reports what is slow
 OPTIONS = {
     "default": [],
     "escaped": ["--encoding", "escaped"],

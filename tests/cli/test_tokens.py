@@ -12,6 +12,7 @@ import pytest
 from tests.cli.here import run_here
 from tests.fake_rbkit import FakeRbkit
 from tests.faults.serving import serving
+from tests.patient import PATIENT
 from tornado_rbkit.cli.main import parse
 from tornado_rbkit.cli.options import token_of
 
@@ -121,7 +122,7 @@ def test_the_environment_opens_what_the_environment_closes(
 ) -> None:
     """`serve` and `send` that share RBKIT_TOKEN, and a `send` without it."""
     monkeypatch.setenv("RBKIT_TOKEN", "s3cret")
-    command = [sys.executable, "-m", "tornado_rbkit", "serve", "--pub", rbkit.pub, "--req", rbkit.req, "--port", "0"]
+    command = [sys.executable, *PATIENT, "serve", "--pub", rbkit.pub, "--req", rbkit.req, "--port", "0"]
     with serving(tmp_path / "log", command) as server:
         assert run_here("send", "trigger_gc", "--url", server.ws).stdout == "ok\n"
         monkeypatch.delenv("RBKIT_TOKEN")

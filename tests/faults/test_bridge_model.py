@@ -22,6 +22,7 @@ from tornado.web import Application
 from tests.conftest import until
 from tests.fake_rbkit import FakeRbkit, collection, free_port
 from tests.faults.strict import StrictClient
+from tests.patient import patient
 from tornado_rbkit import Bridge, rbkit_routes
 
 T = TypeVar("T")
@@ -102,7 +103,9 @@ class BridgeMachine(RuleBasedStateMachine):
         self.compresses = bool(options["compression_level"])
         self._new_profiler()
         timeouts = {"trigger_gc": 0.2, "handshake": 0.2, "use_cpu_time": 0.2}
-        self.bridge = Bridge(self.rbkit.pub, self.rbkit.req, command_timeouts=timeouts, idle_grace=0.05, **options)
+        self.bridge = patient(
+            Bridge(self.rbkit.pub, self.rbkit.req, command_timeouts=timeouts, idle_grace=0.05, **options)
+        )
         self.server = HTTPServer(Application(rbkit_routes(self.bridge)))
         [sock] = bind_sockets(0, "127.0.0.1")
         self.server.add_socket(sock)

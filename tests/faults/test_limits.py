@@ -18,6 +18,7 @@ from tests.fake_rbkit import FakeRbkit
 from tests.faults.serving import Serving, serving
 from tests.faults.steady import SteadyProcess
 from tests.faults.witness import Witness
+from tests.patient import PATIENT
 from tests.raw import HANDSHAKE, Raw
 from tests.test_deadline import Clock, clock
 from tornado_rbkit import Bridge, rbkit_routes
@@ -25,7 +26,7 @@ from tornado_rbkit.cli.listener import MAX_BODY_SIZE, MAX_HEADER_SIZE, REQUEST_T
 
 __all__ = ["clock"]  # a fixture
 
-COMMAND = [sys.executable, "-m", "tornado_rbkit"]
+COMMAND = [sys.executable, *PATIENT]
 MANY = 100  # connections
 CHUNK = b"10000\r\n" + b"x" * 0x10000 + b"\r\n"
 MULTIPART = b"Content-Type: multipart/form-data; boundary=b\r\n"

@@ -30,6 +30,7 @@ from wsproto.extensions import PerMessageDeflate
 import tornado_rbkit.dashboard
 from tests.conftest import until
 from tests.fake_rbkit import FakeRbkit
+from tests.patient import patient
 from tornado_rbkit import Bridge, RbkitWebSocketHandler, StatusHandler
 from tornado_rbkit.bridge.profiler_state import State
 from tornado_rbkit.frames import FRAGMENT_SIZE, JOIN_LIMIT
@@ -241,7 +242,7 @@ def read(request: pytest.FixtureRequest) -> Read:
 async def test_every_size_is_read_as_it_was_published(rbkit: FakeRbkit, read: Read, deflate: bool, query: str) -> None:
     payloads = [*TEXT, *BINARY[-1:]] if query else BINARY
     pinging = not (deflate and read is by_wsproto)
-    bridge = Bridge(**rbkit.endpoints, compression_level=int(deflate), ping_interval=15.0 if pinging else 0.0)
+    bridge = patient(Bridge(**rbkit.endpoints, compression_level=int(deflate), ping_interval=15.0 if pinging else 0.0))
     mount = {"bridge": bridge}
     handler = Pinging if pinging else RbkitWebSocketHandler
     http = HTTPServer(Application([("/rbkit/ws", handler, mount), ("/rbkit/status", StatusHandler, mount)]))

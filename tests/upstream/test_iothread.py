@@ -175,7 +175,7 @@ class TestFork:
 
             thread = IOLoopThread()
             thread.start()
-            bridge = Bridge({rbkit.pub!r}, {rbkit.req!r}, threaded=thread)
+            bridge = patient(Bridge({rbkit.pub!r}, {rbkit.req!r}, threaded=thread))
             if not os.fork():
                 logging.disable(logging.WARNING)
                 asyncio.run(visit(bridge))
@@ -207,7 +207,7 @@ class TestFork:
                 server.stop()
 
             def make():
-                return Bridge({rbkit.pub!r}, {rbkit.req!r})
+                return patient(Bridge({rbkit.pub!r}, {rbkit.req!r}))
 
             bridge = make() if {made!r} == "before" else None
             try:
@@ -230,6 +230,7 @@ def in_a_child(program: str) -> list[str]:
         from tornado.httpserver import HTTPServer
         from tornado.netutil import bind_sockets
         from tornado.web import Application
+        from tests.patient import patient
         from tornado_rbkit import Bridge, ConnectionLost, IOLoopThread, RbkitClient, rbkit_routes
         sys.stdout.reconfigure(write_through=True)
     """

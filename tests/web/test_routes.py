@@ -14,6 +14,7 @@ from tornado.websocket import WebSocketError, WebSocketHandler
 
 from tests.conftest import Serve, Server, ask, receive, until
 from tests.fake_rbkit import FakeRbkit
+from tests.patient import patient
 from tornado_rbkit import (
     Access,
     Bridge,
@@ -148,7 +149,7 @@ class TestSeveralProfilers:
             one.reply[b"trigger_gc"], two.reply[b"trigger_gc"] = b"one", b"two"
             bridges = {
                 "web-1": Bridge(**one.endpoints, threaded=thread),
-                "web-2": Bridge(**two.endpoints, threaded=thread),
+                "web-2": patient(Bridge(**two.endpoints, threaded=thread)),
             }
             server = Server.of(bridges["web-1"], Application(rbkit_routes(bridges)))
             first = await server.connect(path="/rbkit/web-1/ws")
