@@ -25,6 +25,7 @@ from tests.cli.here import run_here
 from tests.conftest import Serve, until
 from tests.fake_rbkit import DATA as RECORDINGS
 from tests.fake_rbkit import FakeRbkit, collection
+from tests.patient import PATIENT
 from tornado_rbkit import Bridge, RbkitClient
 from tornado_rbkit.bridge.profiler_state import State
 from tornado_rbkit.cli.progress import Progress
@@ -371,7 +372,7 @@ class TestCommandLine:
         assert json.loads(output.read_text())["profiles"][0]["samples"] == [[0, 1]]
 
         process = subprocess.Popen(
-            [sys.executable, "-m", "tornado_rbkit", "replay", str(path), "--port", "0"],
+            [sys.executable, *PATIENT, "replay", str(path), "--port", "0"],
             stdout=subprocess.PIPE,
             text=True,
         )
@@ -444,17 +445,32 @@ class TestCommandLine:
     async def test_a_second_ctrl_c_ends_record_with_what_was_recorded_whole(
         self, serve: Serve, rbkit: FakeRbkit, tmp_path: Path
     ) -> None:
+        program = """
+import sys
+from tornado_rbkit.cli.main import main
+from tornado_rbkit.recording.recorder import Recorder
+
+def write(recorder, channel, command, payload, write=Recorder.write):
+    write(recorder, channel, command, payload)
+    print(command, file=sys.stderr, flush=True)
+
+Recorder.write = write
+sys.exit(main())
+"""
         server = await serve(Bridge(**rbkit.endpoints, command_timeouts={"stop_memory_profile": 300}))
         path = tmp_path / "session.rbkit"
         process = await asyncio.create_subprocess_exec(
-            *(sys.executable, "-W", "error", "-m", "tornado_rbkit"),
+            *(sys.executable, "-W", "error", "-c", program),
             *("record", "--url", server.ws, "-o", str(path), "--memory"),
             stdout=subprocess.PIPE,
             stderr=subprocess.PIPE,
         )
-        await until(lambda: "memory_profile" in rbkit.enabled, "it records", 60)
+        assert process.stderr is not None
+        for written in (b"handshake\n", b"start_memory_profile\n"):
+            assert await process.stderr.readline() == written
         published = [rbkit.publish_collection(padding=1000) for _ in range(3)]
-        await until(lambda: server.bridge.stats()["messages_sent"] == 3, "the messages are sent")
+        for _ in published:
+            assert await process.stderr.readline() == b"None\n"
         rbkit.answering.clear()
         process.send_signal(signal.SIGINT)
         await until(lambda: rbkit.received[-1] == b"stop_memory_profile", "it waits for a reply")
