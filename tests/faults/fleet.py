@@ -21,6 +21,7 @@ from tornado.websocket import WebSocketClientConnection
 
 from tests.conftest import Server, until
 from tests.fake_rbkit import FakeRbkit, free_port
+from tests.patient import PATIENT
 from tornado_rbkit.bridge.profiler_state import State
 from tornado_rbkit.fleet import subjects
 from tornado_rbkit.fleet.link import Link
@@ -29,7 +30,7 @@ from tornado_rbkit.fleet.server import NatsServer, NatsServerError, find_program
 from tornado_rbkit.fleet.subjects import Watcher
 from tornado_rbkit.protocol import message_counter, parse_notice
 
-COMMAND = [sys.executable, "-m", "tornado_rbkit"]
+COMMAND = [sys.executable, *PATIENT]
 
 
 def freeze(pid: int) -> None:

@@ -33,18 +33,24 @@ from tests.faults.fleet import (
     raw_link,
     running_node,
 )
-from tests.fleet.conftest import Machine
+from tests.fleet.conftest import FOREVER, Machine, patient_fleet
 from tests.fleet.test_commands import shown
 from tornado_rbkit import Bridge, ConnectionLost, RbkitClient
 from tornado_rbkit.bridge.profiler_state import State
 from tornado_rbkit.errors import CommandError
-from tornado_rbkit.fleet import leases as leases_module
+from tornado_rbkit.fleet import control as control_module
 from tornado_rbkit.fleet import subjects
 from tornado_rbkit.fleet import targets as targets_module
+from tornado_rbkit.fleet import transport as transport_module
+from tornado_rbkit.fleet.agent import Agent
 from tornado_rbkit.fleet.framing import WINDOW, Kind
 from tornado_rbkit.fleet.hello import VERSION
-from tornado_rbkit.fleet.link import LinkError, Message
+from tornado_rbkit.fleet.link import PATIENCE, LinkError, Message
 from tornado_rbkit.fleet.subjects import Watcher
+
+__all__ = ["patient_fleet"]  # a fixture
+
+pytestmark = pytest.mark.usefixtures("patient_fleet")
 
 RAW = Watcher("raw", "one")
 needs_signals = pytest.mark.skipif(sys.platform == "win32", reason="needs SIGSTOP")
@@ -82,6 +88,19 @@ def at(node: Node, stack: AsyncExitStack) -> Machine:
     return Machine(stack, node.servers)
 
 
+def expire(agent: Agent, bridge: str = "") -> None:
+    """Let the time of the leases of `puma`, or those of one bridge, pass; each renewal begins it anew."""
+    for watcher, leased in agent._leases.of("puma").items():
+        if bridge in ("", watcher.bridge):
+            leased.age = FOREVER
+
+
+def shorten_leases(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Let an agent that does not reply count as disconnected; one that is only late replies before."""
+    for module in (control_module, transport_module):
+        monkeypatch.setattr(module, "LEASE_TIMEOUT", 10.0)
+
+
 def count(rbkit: FakeRbkit, command: bytes) -> int:
     return rbkit.received.count(command)
 
@@ -99,6 +118,7 @@ async def test_an_agent_that_is_frozen_then_killed_and_restarted_loses_no_client
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     monkeypatch.setattr(targets_module, "FORGET_AFTER", 600.0)  # a busy machine may need long to start a process
+    shorten_leases(monkeypatch)
     command = ("agent", "--nats", shared_node.url, "--host-name", "frozen", f"--target=puma={rbkit.pub},{rbkit.req}")
     agent, _ = await processes.start(*command)
     targets = await at(shared_node, stack).bridge(command_timeouts={"trigger_gc": 3600})
@@ -154,11 +174,15 @@ async def test_the_lease_of_a_bridge_that_is_frozen_or_killed_ends_and_nothing_i
     stack: AsyncExitStack,
     processes: Processes,
     rbkit: FakeRbkit,
-    monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    monkeypatch.setattr(leases_module, "LEASE_SECONDS", 3.0)
     puma = Bridge(**rbkit.endpoints, idle_grace=0.1)
-    await at(shared_node, stack).agent({"puma": puma}, "watched")
+    agent = await at(shared_node, stack).agent({"puma": puma}, "watched")
+
+    def is_over() -> bool:
+        """Return whether the lease that is not renewed has ended, once its time has passed for the agent."""
+        expire(agent)
+        return puma.state is State.IDLE
+
     raw = await stack.enter_async_context(raw_link(shared_node))
     frames: list[Message] = []
     await raw.subscribe("rbkit.to.>", frames.append)
@@ -169,7 +193,7 @@ async def test_the_lease_of_a_bridge_that_is_frozen_or_killed_ends_and_nothing_i
             client = await stack.enter_async_context(RbkitClient(ws))
             assert await client.command("start_memory_profile") == "ok"
     freeze(bridge.pid)
-    await until(lambda: puma.state is State.IDLE, "its lease has ended", timeout=60)
+    await until(is_over, "its lease has ended", timeout=60)
     assert rbkit.received[-1] == b"stop_memory_profile", "what was started through it is stopped"
     os.kill(bridge.pid, signal.SIGCONT)
     await until(lambda: puma.state is State.CONNECTED, "it has another lease", timeout=60)
@@ -178,7 +202,7 @@ async def test_the_lease_of_a_bridge_that_is_frozen_or_killed_ends_and_nothing_i
         rbkit.publish_collection(padding=1000)
         await asyncio.sleep(0.05)
     bridge.kill()
-    await until(lambda: puma.state is State.IDLE, "its lease has ended", timeout=60)
+    await until(is_over, "its lease has ended", timeout=60)
     hellos: list[Message] = []
     await raw.subscribe(subjects.hello("watched"), hellos.append)
     await until(lambda: hellos, "what was sent before has arrived")
@@ -258,20 +282,25 @@ async def test_a_network_that_is_cut_without_a_word_ends_one_lease_and_delays_no
     stack: AsyncExitStack,
     rbkit: FakeRbkit,
     published: dict[int, bytes],
-    monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    monkeypatch.setattr(leases_module, "LEASE_SECONDS", 3.0)
     machine = at(shared_node, stack)
     agent = await machine.agent({"puma": Bridge(**rbkit.endpoints)}, "cut-off")
     good = await machine.served(await machine.bridge("good"), "cut-off~puma")
     wire = await stack.enter_async_context(Wire(shared_node.port))
     far = await Machine(stack, wire.servers).bridge("far")
+    far._control.link._patience = PATIENCE
     cut = await machine.served(far, "cut-off~puma")
+
+    def is_over() -> bool:
+        """Return whether the lease that is not renewed has ended, once its time has passed for the agent."""
+        expire(agent, "far")
+        return len(agent._leases.of("puma")) == 1
+
     async with bystander(good, rbkit, published) as client, bystander(cut, rbkit, published) as lost:
         wire.cut()
         await client.goes_on(padding=100_000)
         await until(lambda: cut.bridge.state is State.DISCONNECTED, "the loss is noticed", timeout=60)
-        await until(lambda: len(agent._leases.of("puma")) == 1, "its lease has ended", timeout=60)
+        await until(is_over, "its lease has ended", timeout=60)
         await client.goes_on()
         wire.mend()
         await until(lambda: cut.bridge.state is State.CONNECTED, "it is connected again", timeout=60)
@@ -305,8 +334,9 @@ async def test_fifty_agents_that_reconnect_at_once_are_all_there_again(
 
 
 async def test_of_two_agents_with_one_name_one_serves_until_it_ends(
-    shared_node: Node, stack: AsyncExitStack, rbkit: FakeRbkit, published: dict[int, bytes]
+    shared_node: Node, stack: AsyncExitStack, rbkit: FakeRbkit, monkeypatch: pytest.MonkeyPatch
 ) -> None:
+    shorten_leases(monkeypatch)
     machine = at(shared_node, stack)
     with FakeRbkit() as twin_rbkit:
         pumas = {rbkit: Bridge(**rbkit.endpoints), twin_rbkit: Bridge(**twin_rbkit.endpoints)}
@@ -446,9 +476,7 @@ async def test_a_lying_bridge_harms_nobody_but_itself(
     stack: AsyncExitStack,
     rbkit: FakeRbkit,
     published: dict[int, bytes],
-    monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    monkeypatch.setattr(leases_module, "LEASE_SECONDS", 600.0)  # a busy machine may need long for 200 leases
     machine = at(shared_node, stack)
     puma = Bridge(**rbkit.endpoints)
     agent = await machine.agent({"puma": puma}, "lied-to")
@@ -537,7 +565,7 @@ async def test_generated_messages_on_every_subject_harm_nobody(
             odd.clear()
             await client.goes_on(padding=1000)
         assert agent.is_up
-        assert targets.hosts["fuzzed"] == "here"
+        await until(lambda: targets.hosts["fuzzed"] == "here", "the host is here", timeout=60)
         assert await client.ask("trigger_gc") == b"ok"
         since = rbkit.counter
 

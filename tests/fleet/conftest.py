@@ -14,8 +14,10 @@ from tornado.web import Application
 
 from tests.conftest import Server, until
 from tests.fake_rbkit import FakeRbkit
+from tests.patient import patient
 from tornado_rbkit import Bridge, rbkit_routes
-from tornado_rbkit.fleet import subjects
+from tornado_rbkit.fleet import agent as agents
+from tornado_rbkit.fleet import control, leases, subjects, transport
 from tornado_rbkit.fleet.agent import Agent
 from tornado_rbkit.fleet.link import Link, Message
 from tornado_rbkit.fleet.nats import NatsServers
@@ -24,6 +26,19 @@ from tornado_rbkit.fleet.targets import FleetTargets
 from tornado_rbkit.web.discovered import path_name
 
 Servers = Callable[[], NatsServers | None]
+FOREVER = 3600.0  # seconds
+
+
+@pytest.fixture
+def patient_fleet(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Let no connection and no lease end because a process or the NATS server was late."""
+    assert Link.__init__.__kwdefaults__ is not None
+    monkeypatch.setitem(Link.__init__.__kwdefaults__, "patience", FOREVER)
+    for module in (agents, transport):
+        monkeypatch.setattr(module, "DATA_PATIENCE", FOREVER)
+    for module in (control, transport):
+        monkeypatch.setattr(module, "LEASE_TIMEOUT", FOREVER)
+    monkeypatch.setattr(leases, "LEASE_SECONDS", FOREVER)
 
 
 class FakeLink(Link):
@@ -66,16 +81,19 @@ class Machine:
 
     async def agent(self, targets: dict[str, Bridge], host: str = "web-1", **options: Any) -> Agent:
         """Run an agent, until the test ends or `stop` is called with it."""
+        for bridge in targets.values():
+            patient(bridge)
         agent = Agent(targets, self.servers, host, **options)
         self._run(agent.run(), agent, lambda: [bridge.close() for bridge in targets.values()])
         await asyncio.wait_for(agent.wait_until_up(), 60)
         return agent
 
     async def bridge(self, name: str = "b1", **options: Any) -> FleetTargets:
-        """Run the targets of a bridge, until the test ends; a busy machine may take long to connect."""
-        options = {"connect_timeout": 60.0, **options}
+        """Run the targets of a bridge, until the test ends."""
         targets = FleetTargets(
-            lambda endpoint, thread: Bridge(endpoint=endpoint, threaded=thread, stop_when_idle=False, **options),
+            lambda endpoint, thread: patient(
+                Bridge(endpoint=endpoint, threaded=thread, stop_when_idle=False, **options)
+            ),
             self.servers,
             name,
             path_name,
@@ -117,18 +135,18 @@ async def nats(runtime_folder: Path) -> AsyncIterator[NatsServer]:
 
 
 @pytest.fixture
-async def machine(nats: NatsServer) -> AsyncIterator[Machine]:
+async def machine(nats: NatsServer, patient_fleet: None) -> AsyncIterator[Machine]:
     async with AsyncExitStack() as stack:
         yield Machine(stack, local_servers)
 
 
 @pytest.fixture
 async def bridge_to_rbkit(rbkit: FakeRbkit) -> Bridge:
-    return Bridge(**rbkit.endpoints, idle_grace=0.2)
+    return patient(Bridge(**rbkit.endpoints, idle_grace=0.2))
 
 
 @pytest.fixture
 async def puma(rbkit: FakeRbkit) -> AsyncIterator[Bridge]:
-    bridge = Bridge(**rbkit.endpoints)
+    bridge = patient(Bridge(**rbkit.endpoints))
     yield bridge
     await bridge.close()

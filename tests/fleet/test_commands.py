@@ -18,12 +18,13 @@ import pytest
 
 from tests.conftest import until
 from tests.fake_rbkit import FakeRbkit
+from tests.patient import PATIENT
 from tornado_rbkit import CommandError, RbkitClient
 from tornado_rbkit.cli.main import main
 from tornado_rbkit.fleet.hub import Hub
 from tornado_rbkit.fleet.server import local_servers
 
-COMMAND = [sys.executable, "-m", "tornado_rbkit"]
+COMMAND = [sys.executable, *PATIENT]
 
 
 class Commands:

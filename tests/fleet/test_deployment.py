@@ -26,6 +26,7 @@ from tornado.websocket import WebSocketClientConnection, WebSocketClosedError, w
 from tests.conftest import Server, ask, closing, receive_data, until
 from tests.fake_rbkit import FakeRbkit
 from tests.fleet.conftest import Machine
+from tests.patient import patient
 from tornado_rbkit import Bridge, rbkit_routes
 from tornado_rbkit.cli.fleet import URL_VARIABLE
 from tornado_rbkit.cli.main import parse
@@ -34,6 +35,8 @@ from tornado_rbkit.fleet.nats import NatsServers
 from tornado_rbkit.fleet.server import NatsServer, find_program
 from tornado_rbkit.fleet.subjects import permissions_of_bridge, permissions_of_host
 from tornado_rbkit.profiler.folder import DIRECTORY_VARIABLE, prepare_folder
+
+pytestmark = pytest.mark.usefixtures("patient_fleet")
 
 ROOT: Final = Path(__file__).parents[2]
 README: Final = (ROOT / "tornado_rbkit" / "fleet" / "README.md").read_text(encoding="utf-8")
@@ -288,7 +291,7 @@ class Proxied:
         self._ca = str(certificate / "ca.pem")
 
     def request(self, url: str) -> HTTPRequest:
-        return HTTPRequest(url, headers={"Authorization": f"Bearer {TOKEN}"}, ca_certs=self._ca, request_timeout=10)
+        return HTTPRequest(url, headers={"Authorization": f"Bearer {TOKEN}"}, ca_certs=self._ca, request_timeout=60)
 
     async def viewer(self, target: str) -> WebSocketClientConnection:
         """Connect as the page does: again until there is a bridge."""
@@ -318,7 +321,7 @@ TARGETS: Final = [f"web-{number}~puma" for number in range(10)]
 async def proxied(request: pytest.FixtureRequest, certificate: Path, rbkit: FakeRbkit) -> AsyncIterator[Proxied]:
     needs(request.param)
     command_for, check_option = PROXIES[request.param]
-    bridges = [{target: Bridge(**rbkit.endpoints, threaded=False) for target in TARGETS} for _ in range(2)]
+    bridges = [{target: patient(Bridge(**rbkit.endpoints, threaded=False)) for target in TARGETS} for _ in range(2)]
     servers = [
         Server.of(named[TARGETS[0]], Application(rbkit_routes(named, token=TOKEN, anywhere=False)))
         for named in bridges

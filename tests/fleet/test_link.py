@@ -18,6 +18,7 @@ import pytest
 
 from tests.conftest import until
 from tornado_rbkit.fleet.link import (
+    PATIENCE,
     FleetExtraMissingError,
     Link,
     LinkDownError,
@@ -46,7 +47,7 @@ class Links:
         self._stack = stack
 
     async def up(self, **options: object) -> Link:
-        link = Link(local_servers, "test", **options)  # type: ignore[arg-type]
+        link = Link(local_servers, "test", **{"patience": 3600, **options})  # type: ignore[arg-type]
         task = asyncio.create_task(link.run())
 
         async def stop() -> None:
@@ -117,7 +118,7 @@ async def test_another_client_takes_over_when_the_server_was_replaced(links: Lin
 async def test_a_frozen_server_is_noticed_and_what_was_refused_is_never_carried_out(
     links: Links, nats: NatsServer
 ) -> None:
-    agent, bridge = await links.up(), await links.up(inbox="_INBOX_b1")
+    agent, bridge = await links.up(patience=PATIENCE), await links.up(inbox="_INBOX_b1", patience=PATIENCE)
     asked = await echo(agent, "a.echo")
     os.kill(nats.pid, signal.SIGSTOP)
     try:

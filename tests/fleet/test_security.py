@@ -27,6 +27,8 @@ from tornado_rbkit.fleet.nats import Credentials, NatsServers
 from tornado_rbkit.fleet.subjects import Watcher
 from tornado_rbkit.protocol import Handshake
 
+pytestmark = pytest.mark.usefixtures("patient_fleet")
+
 USERS = {"h1": "host", "h2": "host", "b1": "bridge", "b2": "bridge", "reader": "bridge", "stranger": "bridge"}
 B1 = Watcher("b1", "one")
 
@@ -100,7 +102,7 @@ async def test_without_the_right_key_nobody_connects(fleet: Fleet, who: str, cap
 
 async def test_without_tls_nobody_gets_a_byte(fleet: Fleet) -> None:
     parts = urlsplit(fleet.url)
-    with socket.create_connection((str(parts.hostname), parts.port or 0), 10) as plain:
+    with socket.create_connection((str(parts.hostname), parts.port or 0), 60) as plain:
         plain.sendall(b'CONNECT {"verbose":true}\r\nPING\r\n')
         try:
             received = await asyncio.to_thread(plain.recv, 1000)
