@@ -75,7 +75,7 @@ async def test_a_message_too_long_for_a_command_closes_with_1009(serve: Serve, r
 async def test_a_flood_of_commands_is_answered_one_by_one_and_disturbs_nobody(
     serve: Serve, rbkit: FakeRbkit, threaded: bool
 ) -> None:
-    server = await serve(Bridge(**rbkit.endpoints, threaded=threaded, command_timeouts={"trigger_gc": 60}))
+    server = await serve(Bridge(**rbkit.endpoints, threaded=threaded, command_timeouts={"trigger_gc": 3600}))
     flooder, bystander = await server.connected(), await server.connected()
     assert await receive(flooder) == b"0client_count:2"
     rbkit.answering.clear()  # so that all of them wait for the first
@@ -96,7 +96,7 @@ async def test_a_flood_of_commands_is_answered_one_by_one_and_disturbs_nobody(
 
 
 async def test_all_clients_together_may_have_256_commands_waiting(serve: Serve, rbkit: FakeRbkit) -> None:
-    server = await serve(Bridge(**rbkit.endpoints))
+    server = await serve(Bridge(**rbkit.endpoints, command_timeouts={"trigger_gc": 3600}))
     await ask(await server.connected(), "handshake")
     async with contextlib.AsyncExitStack() as stack:
         clients = [

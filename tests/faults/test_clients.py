@@ -21,6 +21,7 @@ from tests.faults.conftest import Launch
 from tests.faults.serving import ROOT, Serving, serving
 from tests.faults.steady import SteadyProcess
 from tests.faults.witness import Witness
+from tests.patient import PATIENT
 from tests.raw import HANDSHAKE, Raw, frame
 
 
@@ -112,7 +113,7 @@ async def test_a_thousand_at_once_are_all_served(launch: Launch, profiler: Stead
 @pytest.mark.timeout(300)
 async def test_thousands_of_connects_in_a_row_leave_nothing(profiler: SteadyProcess, tmp_path: Path) -> None:
     options = ["serve", "--port", "0", "--pub", profiler.pub, "--req", profiler.req]
-    with serving(tmp_path / "log", [sys.executable, "-m", "tornado_rbkit", *options]) as server:
+    with serving(tmp_path / "log", [sys.executable, *PATIENT, *options]) as server:
         async with undisturbed(server):
             await asyncio.to_thread(connect_in_a_row, server.port, 1000)
             await until_alone(server, 3)
@@ -260,15 +261,14 @@ async def test_vanished_without_a_goodbye_is_noticed_by_a_ping(launch: Launch, p
     with Line() as line:
         server = launch(**profiler.endpoints, host="0.0.0.0", ping_interval=5.0, stall_timeout=5.0)
         visit = line.command(sys.executable, "-c", VISITOR, f"ws://{line.host}:{server.port}/rbkit/ws")
-        async with undisturbed(server):
-            with subprocess.Popen(visit, stdout=subprocess.PIPE, cwd=ROOT) as visitor:
-                try:
-                    assert visitor.stdout is not None
-                    assert await asyncio.to_thread(visitor.stdout.readline) == b"watching\n"
-                    line.cut(visitor)
-                    await until_alone(server, 3)
-                finally:
-                    visitor.kill()
+        with subprocess.Popen(visit, stdout=subprocess.PIPE, cwd=ROOT) as visitor:
+            try:
+                assert visitor.stdout is not None
+                assert await asyncio.to_thread(visitor.stdout.readline) == b"watching\n"
+                line.cut(visitor)
+                await until_alone(server, 0)
+            finally:
+                visitor.kill()
 
 
 async def until_alone(server: Serving, count: int) -> None:

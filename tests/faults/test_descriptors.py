@@ -14,9 +14,10 @@ from tests.conftest import until, without_slowness
 from tests.faults.serving import serving
 from tests.faults.steady import SteadyProcess
 from tests.faults.witness import Witness
+from tests.patient import PATIENT
 from tests.raw import Raw
 
-COMMAND = [sys.executable, "-X", "dev", "-W", "error", "-m", "tornado_rbkit"]
+COMMAND = [sys.executable, "-X", "dev", "-W", "error", *PATIENT]
 
 
 async def test_connected_clients_continue_and_new_ones_wait(profiler: SteadyProcess, tmp_path: Path) -> None:
@@ -38,7 +39,8 @@ async def test_connected_clients_continue_and_new_ones_wait(profiler: SteadyProc
             async with Witness(server.ws) as another:
                 await another.goes_on()
             assert viewer.missing == viewer.told == 0
-        assert without_slowness(server.log).count("\n") == 2, server.log  # and that it demands no token
+        once = [line for line in without_slowness(server.log).splitlines() if "times in short succession" not in line]
+        assert len(once) == 2, server.log  # and that it demands no token
 
 
 def test_a_look_for_processes_that_fails_is_not_taken_for_their_end(tmp_path: Path) -> None:

@@ -20,10 +20,11 @@ from tests.faults.conftest import Launch
 from tests.faults.serving import serving
 from tests.faults.steady import SteadyProcess
 from tests.faults.witness import Witness
+from tests.patient import PATIENT
 from tornado_rbkit import RbkitClient
 from tornado_rbkit.recording.recording import read
 
-COMMAND = [sys.executable, "-X", "dev", "-W", "error", "-m", "tornado_rbkit"]
+COMMAND = [sys.executable, "-X", "dev", "-W", "error", *PATIENT]
 
 
 async def is_recording(url: str) -> bool:
@@ -74,7 +75,7 @@ async def test_serve_whose_terminal_is_closed_says_goodbye_unless_it_is_to_stay(
             if nohup:
                 await viewer.goes_on()
             else:
-                assert await asyncio.to_thread(server.process.wait, 10) == 0
+                assert await asyncio.to_thread(server.process.wait, 60) == 0
                 await viewer.connection.wait_closed()
                 assert viewer.connection.close_code == 1001
 
@@ -93,7 +94,7 @@ def is_waited_for(status: dict[str, Any]) -> bool:
 
 
 async def test_send_that_is_interrupted_says_nothing(launch: Launch, profiler: SteadyProcess) -> None:
-    server = launch(**profiler.endpoints)
+    server = launch(**profiler.endpoints, command_timeouts={"trigger_gc": 3600})
     async with Witness(server.ws) as viewer:
         await viewer.goes_on()
         profiler.freeze()

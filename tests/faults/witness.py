@@ -41,7 +41,12 @@ class Witness:
 
     async def __aenter__(self) -> Witness:
         self.connection: ClientConnection = await connect(
-            self._url, subprotocols=[Subprotocol("rbkit")], max_size=None, compression=None, open_timeout=60
+            self._url,
+            subprotocols=[Subprotocol("rbkit")],
+            max_size=None,
+            compression=None,
+            open_timeout=60,
+            ping_interval=None,  # a server that is late is not gone
         )
         self._reading = asyncio.create_task(self._read())
         return self
