@@ -14,13 +14,15 @@ import socket
 import subprocess
 import sys
 import threading
+import time
 from collections.abc import Iterator
 from pathlib import Path
+from types import SimpleNamespace
 from typing import IO
 
 import pytest
 
-from tests.profiler.conftest import wait_until
+from tests.profiler.conftest import PATIENCE, wait_until
 from tornado_rbkit.profiler import injection, list_servers
 from tornado_rbkit.profiler.external.process import ProcessError, RunningProcess
 from tornado_rbkit.profiler.injection import Injected, Injection
@@ -33,6 +35,13 @@ if not sys.platform.startswith("linux"):
 import resource
 
 pytestmark = pytest.mark.usefixtures("runtime_folder")
+
+
+@pytest.fixture(autouse=True)
+def patient(monkeypatch: pytest.MonkeyPatch) -> None:
+    """On a busy machine the process may take longer to stop its profiler."""
+    monkeypatch.setattr(injection, "_STOP_SECONDS", PATIENCE)
+
 
 PROGRAM = """
 import os, sys
@@ -376,6 +385,17 @@ def test_a_script_without_effect_is_reported_and_not_withdrawn(
             server_of(injected)
         assert injected.close()
     assert len(caller.scripts) == 1
+
+
+def test_a_pause_of_the_machine_is_no_time_without_effect(program: Program, monkeypatch: pytest.MonkeyPatch) -> None:
+    now = 1000.0
+    monkeypatch.setattr(injection, "time", SimpleNamespace(monotonic=lambda: now, sleep=time.sleep))
+    with request(program, Caller(program, blocked=True)) as injected:
+        monkeypatch.setattr(ScriptRequest, "was_taken", lambda self: True)
+        for _ in range(5):
+            assert injected.poll() is None
+            now += 100.0
+        assert injected.close()
 
 
 def test_the_warning_about_a_fork_beside_threads_is_not_shown(program: Program) -> None:

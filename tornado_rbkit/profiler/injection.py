@@ -18,7 +18,6 @@ from __future__ import annotations
 
 import contextlib
 import json
-import math
 import os
 import re
 import socket
@@ -56,6 +55,9 @@ _READ_SECONDS: Final = 0.2
 
 _EXECUTION_SECONDS: Final = 5.0
 """Seconds in which a process that has taken a script has started the thread that connects."""
+
+_LONGEST_STEP: Final = 0.5
+"""Seconds that count between two looks at a process; in a longer time the machine was paused, with the process."""
 
 _DESCRIPTORS: Final = 8
 """The file descriptors that a process needs to report what else is missing."""
@@ -104,7 +106,7 @@ class Injection:
         self._is_closed = False
         self._request: ScriptRequest | None = None
         self._threads = _threads(process.pid)
-        self._refused_at = math.inf
+        self._looked = self._without_effect = 0.0
         _check_limits(process)
         self._listener = socket.socket(socket.AF_UNIX)
         self._listener.setblocking(False)
@@ -209,12 +211,12 @@ class Injection:
 
     def _check_effect(self) -> None:
         """Raise ProcessError if the process has executed the script without starting the thread that connects."""
+        passed, self._looked = time.monotonic() - self._looked, time.monotonic()
         if self._request is None or not self._request.was_taken() or not _threads(self.process.pid) <= self._threads:
-            self._refused_at = math.inf
+            self._without_effect = 0.0
             return
-        now = time.monotonic()
-        self._refused_at = min(self._refused_at, now + _EXECUTION_SECONDS)
-        if now > self._refused_at:
+        self._without_effect += min(passed, _LONGEST_STEP)
+        if self._without_effect > _EXECUTION_SECONDS:
             raise ProcessError(
                 f"{self.process} has executed the script without effect: an audit hook, a trace function or a limit "
                 "has refused it; its standard error may say which one"
