@@ -16,6 +16,7 @@ from tests.bridge.test_outbox import KIB, MIB, Line, chunk, line
 from tests.conftest import Serve, ask, receive, until
 from tests.fake_rbkit import FakeRbkit
 from tornado_rbkit import Bridge
+from tornado_rbkit.bridge.session import Session
 from tornado_rbkit.deadline import Deadline
 
 __all__ = ["line", "stall"]  # fixtures
@@ -299,6 +300,29 @@ async def test_a_profiler_that_answered_while_the_server_was_paused_is_there(
     clock.pause(60)
     await connection.write_message("trigger_gc")
     assert await asyncio.wait_for(connection.read_message(), 60) == b"0ok"
+
+
+async def test_a_bridge_that_was_paused_while_it_closed_cuts_no_client_off_and_stops_the_profiling(
+    serve: Serve, rbkit: FakeRbkit, clock: Clock, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    aborted: list[Session] = []
+    monkeypatch.setattr(Session, "abort", aborted.append)
+    server = await serve(Bridge(**rbkit.endpoints, threaded=False))
+    connection = await server.connected()
+    assert await ask(connection, "start_cpu_profiling") == b"0ok"
+    rbkit.answering.clear()
+    closing = asyncio.create_task(server.bridge.close())
+    await asyncio.sleep(0)
+    clock.pause(60)
+    await until(lambda: rbkit.received[-1] == b"stop_cpu_profiling", "the command is under way")
+    clock.pause(60)
+    for _ in range(20):
+        await asyncio.sleep(0)
+    assert not closing.done()
+    rbkit.answering.set()
+    await closing
+    assert server.bridge.stats()["last_commands"][-1]["outcome"] == "ok"
+    assert aborted == []
 
 
 class TestCommand:

@@ -4,13 +4,27 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import Callable
-from typing import Final
+from functools import partial
+from typing import Any, Final
 
 _GRACE: Final = 0.1
 """Seconds the loop must run after a pause of the process before everything that arrived meanwhile has been handled."""
 
 _MAX_STARTS: Final = 10
 """A loop that is late this many times in a row was not paused: its turns are long."""
+
+
+async def done_within(seconds: float, *futures: asyncio.Future[Any]) -> bool:
+    """Wait until all futures are done, but not longer than a `Deadline`; return whether they are."""
+    waiting = asyncio.ensure_future(asyncio.wait(futures))
+    is_over: asyncio.Future[None] = asyncio.get_running_loop().create_future()
+    deadline = Deadline(seconds, partial(is_over.set_result, None))
+    try:
+        await asyncio.wait([waiting, is_over], return_when=asyncio.FIRST_COMPLETED)
+        return all(future.done() for future in futures)
+    finally:
+        deadline.cancel()
+        waiting.cancel()
 
 
 class Deadline:

@@ -251,7 +251,8 @@ class Bridge:
     async def close(self) -> None:
         """Close all clients with 1001, stop profiling that was started here, and close the connection.
 
-        May be called twice. It takes at most two seconds, one of which is for clients that do not answer.
+        May be called twice. It takes at most two seconds, one of which is for clients that do not answer; while this
+        process is paused, they do not pass.
         """
         if self._closing is None:
             self._closing = asyncio.create_task(self._close())

@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 import asyncio
-import contextlib
 import logging
 from collections import Counter
 from collections.abc import Callable, Iterator
 from typing import Any, Final, Protocol, TypeVar
 
+from tornado_rbkit.deadline import done_within
 from tornado_rbkit.frames import Encoding
 from tornado_rbkit.log_throttle import LogThrottle
 from tornado_rbkit.protocol import Notice
@@ -140,8 +140,9 @@ class Clients:
     async def wait_until_empty(self, timeout: float) -> None:
         """Wait until all clients have left, but at most `timeout` seconds."""
         if self._clients:
-            with contextlib.suppress(asyncio.TimeoutError):
-                await asyncio.wait_for(self._empty.wait(), timeout)
+            emptying = asyncio.create_task(self._empty.wait())
+            await done_within(timeout, emptying)
+            emptying.cancel()
 
     def _count(self, client: Client, totals: Counter[str]) -> None:
         totals.update({name: getattr(client.outbox, name) for name in _TOTALS})

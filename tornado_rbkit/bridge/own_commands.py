@@ -10,6 +10,7 @@ from tornado.process import task_id
 
 from tornado_rbkit.bridge.commands import CommandQueue
 from tornado_rbkit.bridge.profiler_state import ProfilerState, State
+from tornado_rbkit.deadline import done_within
 from tornado_rbkit.upstream.types import CommandResult
 
 _log = logging.getLogger(__name__)
@@ -51,7 +52,7 @@ class OwnCommands:
             stopped.append(asyncio.get_running_loop().create_future())
             self._commands.submit(command, stopped[-1].set_result, self, first=True)
         if stopped:
-            await asyncio.wait(stopped, timeout=timeout)
+            await (asyncio.wait(stopped) if timeout is None else done_within(timeout, *stopped))
 
     def _probe(self) -> None:
         if not self._commands:

@@ -10,7 +10,6 @@ import logging
 import re
 from collections.abc import Awaitable, Callable, Collection
 from dataclasses import dataclass, field
-from functools import partial
 from types import TracebackType
 from typing import Any, Final, Literal, TypeAlias, TypedDict
 from urllib.parse import quote, urlsplit
@@ -19,7 +18,7 @@ from tornado.httputil import HTTPServerRequest
 from tornado.log import app_log, gen_log
 from tornado.web import HTTPError, RequestHandler
 
-from tornado_rbkit.deadline import Deadline
+from tornado_rbkit.deadline import done_within
 from tornado_rbkit.log_throttle import LogThrottle, times
 from tornado_rbkit.protocol import COMMANDS, VIEW_COMMAND, CommandError, parse_command
 from tornado_rbkit.web.guesses import Guesses
@@ -192,7 +191,7 @@ class Access:
             if inspect.isawaitable(answer):
                 asked = _call(asyncio.ensure_future, answer)
                 try:
-                    if not await _done_within(AUTHORIZE_TIMEOUT, asked):
+                    if not await done_within(AUTHORIZE_TIMEOUT, asked):
                         text = f"{command}: `authorize` took longer than {AUTHORIZE_TIMEOUT:g} s"
                         return CommandError("forbidden", text)
                 finally:
@@ -340,17 +339,6 @@ def _call(function: Callable[..., Any], *arguments: Any) -> Any:
         raise
     except BaseException as error:
         raise RuntimeError(f"`authorize` raised {error!r}") from error
-
-
-async def _done_within(timeout: float, asked: asyncio.Future[Any]) -> bool:
-    """Wait for an answer for at most `timeout` seconds; return whether there is one."""
-    is_over: asyncio.Future[None] = asyncio.get_running_loop().create_future()
-    deadline = Deadline(timeout, partial(is_over.set_result, None))
-    try:
-        await asyncio.wait([asked, is_over], return_when=asyncio.FIRST_COMPLETED)
-        return asked.done()
-    finally:
-        deadline.cancel()
 
 
 def _host_name(header: str) -> str | None:
