@@ -1,44 +1,62 @@
-"""Bridges that are patient with a busy machine: their default time limits are for people.
+"""Time limits for a busy machine in place of the defaults, which are for people.
 
-``python PATH_OF_THIS_FILE COMMAND...`` runs a command of tornado-rbkit whose bridges are patient.
+``python PATH_OF_THIS_FILE COMMAND...`` runs a command of tornado-rbkit with them.
 """
 
 from __future__ import annotations
 
+import os
 import sys
+from typing import TYPE_CHECKING
 
-from tornado_rbkit import Bridge
-from tornado_rbkit.bridge import commands
-from tornado_rbkit.bridge.settings import BridgeSettings
-from tornado_rbkit.fleet.link import Link
-from tornado_rbkit.protocol import COMMANDS
+if TYPE_CHECKING:
+    from tornado_rbkit import Bridge
 
 PATIENT = [__file__]
-"""The arguments of Python that run tornado-rbkit with patient bridges."""
+"""The arguments of Python that run tornado-rbkit with these limits."""
 
 PATIENCE = 60.0
-"""Seconds that a bridge waits for its profiler, unless a test sets a time."""
+"""Seconds that a bridge waits for its profiler, and a program for its web server, unless a test sets a time."""
 
 
 def patient(bridge: Bridge) -> Bridge:
     """Raise the default time limits of a bridge, and return it."""
+    from tornado_rbkit.bridge.settings import BridgeSettings
+    from tornado_rbkit.protocol import COMMANDS
+
     if bridge._settings.connect_timeout == BridgeSettings.connect_timeout:
         object.__setattr__(bridge._settings, "connect_timeout", PATIENCE)
     bridge._commands._timeouts = {**dict.fromkeys(COMMANDS, PATIENCE), **bridge._commands._timeouts}
     return bridge
 
 
-def raise_defaults() -> None:
+def _raise_defaults_of_a_server() -> None:
     """Raise the default time limits of all bridges, and of all connections to NATS, of this process."""
+    from tornado_rbkit import Bridge
+    from tornado_rbkit.bridge import commands
+    from tornado_rbkit.fleet.link import Link
+
     for function, limit in ((Bridge.__init__, "connect_timeout"), (Link.__init__, "patience")):
         assert function.__kwdefaults__ is not None
         function.__kwdefaults__[limit] = PATIENCE
     vars(commands)["DEFAULT_COMMAND_TIMEOUT"] = PATIENCE
 
 
+def _raise_defaults_of_a_program() -> None:
+    """Raise the time limit of a program's web server, and give that server these limits too."""
+    from tornado_rbkit.cli import program
+
+    module = "runpy.run_module('tornado_rbkit', run_name='__main__', alter_sys=True)"
+    assert module in program._DETACHED
+    server = program._DETACHED.replace(module, f"runpy.run_path({__file__!r}, run_name='__main__')")
+    vars(program).update(_PATIENCE=PATIENCE, _DETACHED=server)
+
+
 if __name__ == "__main__":
     from tornado_rbkit.cli.main import main
 
-    del sys.path[0]  # the folder of the tests
-    raise_defaults()
+    sys.path[0] = os.getcwd()  # as with python -m, and not the folder of the tests
+    _raise_defaults_of_a_program()
+    if "run" not in sys.argv:  # its program must not have a web server's modules
+        _raise_defaults_of_a_server()
     sys.exit(main())

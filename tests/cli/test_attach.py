@@ -15,6 +15,7 @@ import pytest
 
 from tests.cli.here import record_until, run_here
 from tests.cli.test_program import beside, url_in
+from tests.patient import PATIENT
 from tests.profiler.conftest import PATIENCE, wait_until
 from tests.profiler.external.conftest import children
 from tornado_rbkit import RbkitClient
@@ -54,7 +55,7 @@ def program(tmp_path: Path) -> Iterator[subprocess.Popen[str]]:
 @pytest.fixture
 def command(program: subprocess.Popen[str]) -> Iterator[subprocess.Popen[str]]:
     """The command, attached to the program."""
-    line = [sys.executable, "-m", "tornado_rbkit", "attach", str(program.pid)]
+    line = [sys.executable, *PATIENT, "attach", str(program.pid)]
     with subprocess.Popen(line, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True) as process:
         yield process
         process.kill()
@@ -158,7 +159,7 @@ def test_a_program_may_be_attached_to_beside_its_own_profiler(tmp_path: Path) ->
     with subprocess.Popen([sys.executable, str(path)], stdin=pipe, stdout=pipe, text=True) as program:
         assert program.stdout is not None
         assert program.stdout.readline() == "ready\n"
-        line = [sys.executable, "-m", "tornado_rbkit", "attach", str(program.pid)]
+        line = [sys.executable, *PATIENT, "attach", str(program.pid)]
         with subprocess.Popen(line, stderr=pipe, text=True) as command:
             address(command)
             assert [server.pid for server in list_servers()] == [program.pid] * 2

@@ -25,6 +25,7 @@ from tornado.simple_httpclient import HTTPStreamClosedError
 from tests.cli.here import run_here
 from tests.conftest import Serve, ask, closing, receive, until
 from tests.fake_rbkit import FakeRbkit
+from tests.patient import PATIENT
 from tornado_rbkit import Bridge, RbkitClient
 from tornado_rbkit.client import ConnectionLost
 from tornado_rbkit.profiler import discovery
@@ -45,9 +46,7 @@ def started() -> Iterator[list[subprocess.Popen[str]]]:
 
 
 def start(started: list[subprocess.Popen[str]], *command: str, **options: Any) -> subprocess.Popen[str]:
-    process = subprocess.Popen(
-        [sys.executable, "-m", "tornado_rbkit", *command], stdout=subprocess.PIPE, text=True, **options
-    )
+    process = subprocess.Popen([sys.executable, *PATIENT, *command], stdout=subprocess.PIPE, text=True, **options)
     started.append(process)
     return process
 
@@ -85,7 +84,7 @@ def program(folder: Path, text: str) -> str:
 
 def run(*command: str, **options: Any) -> subprocess.CompletedProcess[str]:
     return subprocess.run(
-        [sys.executable, "-m", "tornado_rbkit", "run", *command], capture_output=True, text=True, timeout=60, **options
+        [sys.executable, *PATIENT, "run", *command], capture_output=True, text=True, timeout=60, **options
     )
 
 
