@@ -214,6 +214,7 @@ def test_a_late_sample_is_reported_for_each_tick_it_missed(clock: str, monkeypat
     sampler = CPUSampler(batcher)
     sampler.clock_type, sampler.interval = clock, 0.001
     with running(sleeper, burner) as (sleeping, burning):
+        until_asleep(sleeping)
         sampler._tick(1, sampler.interval)
         batcher.take(0.0, flush=True)
         end = _cpu_seconds(burning) + 0.02
