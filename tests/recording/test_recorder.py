@@ -84,10 +84,10 @@ class Recording:
 
 
 @pytest.mark.parametrize("on_before", [False, True], ids=["started by it", "on before"])
-async def test_what_rbkit_sends_after_the_stop_is_recorded(serve: Serve, on_before: bool) -> None:
+async def test_what_rbkit_sends_after_the_stop_is_recorded(serve: Serve, on_before: bool, clock: Clock) -> None:
     with FakeRbkit(flush_interval=0.3) as rbkit:
         rbkit.enabled |= {"cpu_profiling"} if on_before else set()
-        server = await serve(Bridge(**rbkit.endpoints))
+        server = await serve(Bridge(**rbkit.endpoints, threaded=False))
         async with Recording(server, CPU) as recording:
             assert rbkit.sent == 0
             queued = [rbkit.publish_collection() for _ in range(3)]
@@ -145,7 +145,7 @@ async def test_profiling_is_started_again_after_a_restart_of_the_process(
             await until(lambda: recording.recorder.messages, "the first process is profiled")
             process.kill()
             process.start()
-            await until(lambda: "was restarted" in caplog.text, "the restart is noticed", 30)
+            await until(lambda: "was restarted" in caplog.text, "the restart is noticed")
             before = recording.recorder.messages
             await until(lambda: recording.recorder.messages > before, "the second process is profiled")
             assert await recording.end() == []
@@ -184,9 +184,11 @@ async def test_a_client_gets_none_for_what_the_tagged_rbkit_does_not_send(serve:
     assert (dump.correlation_id, dump.complete_message_count, len(dump.objects)) == (None, None, 3)
 
 
-async def test_a_snapshot_of_the_tagged_rbkit_ends_with_its_message(serve: Serve, tagged: FakeRbkit) -> None:
+async def test_a_snapshot_of_the_tagged_rbkit_ends_with_its_message(
+    serve: Serve, tagged: FakeRbkit, clock: Clock
+) -> None:
     tagged.flush_interval = 3600
-    server = await serve(Bridge(**tagged.endpoints))
+    server = await serve(Bridge(**tagged.endpoints, threaded=False))
     async with Recording(server) as recording:
         await recording.session.snapshot()
         assert recording.recorder.messages == 0, "it replies before it sends the snapshot"
