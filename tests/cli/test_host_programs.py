@@ -17,7 +17,7 @@ from typing import NamedTuple, TypeVar
 import pytest
 
 from tests.fake_rbkit import free_port
-from tests.profiler.conftest import Client
+from tests.profiler.conftest import Client, wait_until
 from tornado_rbkit.profiler import RunningServer, list_servers
 from tornado_rbkit.protocol import CPUSample, Handshake, decode
 
@@ -154,7 +154,7 @@ class Host(NamedTuple):
         assert self.process.wait(_PATIENCE) == 0, self.output.read_text()
         output = self.output.read_text()
         assert not [line for line in output.splitlines() if line.startswith(("Traceback", "Exception"))], output
-        assert list_servers() == []
+        wait_until(lambda: not list_servers(), "the processes of the program have ended, too")
 
 
 @pytest.fixture(params=["run", "two-lines"])
