@@ -25,6 +25,7 @@ from websockets.typing import Subprotocol
 from tests.conftest import until
 from tests.encoded import encode_data
 from tests.fake_rbkit import FakeRbkit
+from tests.patient import patient
 from tornado_rbkit import Bridge, rbkit_routes
 from tornado_rbkit.bridge.outbox import Outbox
 from tornado_rbkit.frames import Buffer, Chunk, Encoding, encode_notice, encode_reply, escape
@@ -376,13 +377,14 @@ class Watcher:
 @pytest.mark.parametrize("secure", [False, True], ids=["tcp", "tls"])
 @pytest.mark.parametrize("buffers", [4 * KIB, None], ids=["small buffers", "default buffers"])
 async def test_every_byte_arrives_while_both_sides_ping(
-    rbkit: FakeRbkit, threaded: bool, secure: bool, buffers: int | None
+    rbkit: FakeRbkit, threaded: bool, secure: bool, buffers: int | None, monkeypatch: pytest.MonkeyPatch
 ) -> None:
+    monkeypatch.setattr("tornado_rbkit.bridge.bridge._CLOSE_GRACE", 60.0)  # for the watchers' threads
     authority = trustme.CA()
     server_side, client_side = ssl.create_default_context(ssl.Purpose.CLIENT_AUTH), ssl.create_default_context()
     authority.issue_cert("127.0.0.1").configure_cert(server_side)
     authority.configure_trust(client_side)
-    bridge = Bridge(**rbkit.endpoints, threaded=threaded, ping_interval=0.005, compression_level=1)
+    bridge = patient(Bridge(**rbkit.endpoints, threaded=threaded, ping_interval=0.005, compression_level=1))
     bridge.ping_timeout = 60  # nobody is closed for a late pong here
     http = HTTPServer(Application(rbkit_routes(bridge)), ssl_options=server_side if secure else None)
     listeners = bind_sockets(0, "127.0.0.1")
