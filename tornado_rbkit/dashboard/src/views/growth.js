@@ -1,5 +1,6 @@
 // What grows: the procedure that takes two snapshots with a pause between them, and its answer in sentences.
 
+import { countdown } from "./countdown.js";
 import { ask, sender } from "./rpc.js";
 import { h, setText } from "./widgets/dom.js";
 import * as format from "./widgets/format.js";
@@ -89,11 +90,11 @@ export class GrowthFinder {
 
   async #pause(signal) {
     const seconds = Math.min(MOST_SECONDS, Math.max(1, Number(this.seconds.value) || PAUSE_SECONDS));
-    for (let left = seconds; left > 0; left--) {
-      setText(this.status, `Letting the program run for another ${format.duration(left)}…`);
-      await new Promise((resolve) => setTimeout(resolve, 1000));
+    for await (const left of countdown(seconds)) {
       signal.throwIfAborted();
+      setText(this.status, `Letting the program run for another ${format.duration(left)}…`);
     }
+    signal.throwIfAborted();
   }
 }
 

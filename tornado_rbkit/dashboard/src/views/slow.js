@@ -1,5 +1,6 @@
 // What is slow: the procedure that samples by the wall clock, to see where threads wait, and then by the CPU clock.
 
+import { countdown } from "./countdown.js";
 import { ask, sender } from "./rpc.js";
 import { h, setText } from "./widgets/dom.js";
 import * as format from "./widgets/format.js";
@@ -50,11 +51,11 @@ export class SlowFinder {
       this.#end(`The CPU profile was not started: ${refused}.`);
       return;
     }
-    for (let left = WALL_SECONDS; left > 0; left--) {
-      setText(this.status, `Looking for another ${format.duration(left)} at where threads wait…`);
-      await new Promise((resolve) => setTimeout(resolve, 1000));
+    for await (const left of countdown(WALL_SECONDS)) {
       if (isOver()) return;
+      setText(this.status, `Looking for another ${format.duration(left)} at where threads wait…`);
     }
+    if (isOver()) return;
     const without = await this.#perform("use_cpu_time", send);
     if (!isOver()) this.#end(without === null ? "" : `The CPU clock was not chosen: ${without}.`);
   }
