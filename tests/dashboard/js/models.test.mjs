@@ -323,6 +323,21 @@ test("a path through a linked list of a hundred thousand is shown by its ends", 
   assert.equal(path.omitted, count - 40);
 });
 
+test("a snapshot is given up after a minute in which the page looked each second, however long the page was paused", (t) => {
+  let clock = 0;
+  t.mock.method(performance, "now", () => clock);
+  const session = new Session();
+  session.publish(collection(0, [dump(1, 2, [heapObject(1, "A")])]));
+  clock += 3600 * 1000;
+  session.checkIncoming(); // before what arrived meanwhile is read
+  session.publish(collection(1, [dump(1, 2, [heapObject(2, "A")])]));
+  session.publish(collection(2, [dump(2, 2, [heapObject(1, "A")])]));
+  for (let second = 0; second < 59; second++) session.checkIncoming();
+  assert.deepEqual(session.snapshots.map(({ objects }) => objects), [2]);
+  session.checkIncoming();
+  assert.deepEqual(session.snapshots.map(({ objects }) => objects), [2, 1]);
+});
+
 test("the number of incomplete snapshots is bounded", () => {
   const session = new Session();
   for (let i = 0; i < 1000; i++) session.publish(collection(i, [dump(i, 2, [heapObject(1, "A")])]));

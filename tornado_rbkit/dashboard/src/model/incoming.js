@@ -110,7 +110,7 @@ export class IncomingSnapshot {
   traced = null; // bytes, by tracemalloc
   /** @type {string | null} */
   ending = null; // why the rest did not arrive
-  #addedAt = 0; // ms
+  silentSeconds = 0; // calls of `waitASecond` since the last part
   #ids = new Column(Float64Array);
   #classes = new Column(Uint32Array);
   #sizes = new Column(Float64Array);
@@ -143,9 +143,9 @@ export class IncomingSnapshot {
     return this.objects + this.unreadable + this.omitted >= this.expected;
   }
 
-  /** Seconds since the last part arrived. */
-  get silentSeconds() {
-    return (performance.now() - this.#addedAt) / 1000;
+  /** Count a second of silence. Where the browser or the machine was paused, the clock would count that time, too. */
+  waitASecond() {
+    this.silentSeconds++;
   }
 
   /**
@@ -155,7 +155,7 @@ export class IncomingSnapshot {
    * @param {BlobPart[]} record
    */
   add({ expected, objects, unreadable, resident = null, traced = null }, record) {
-    this.#addedAt = performance.now();
+    this.silentSeconds = 0;
     if (this.records.at(-1) !== record) this.records.push(record);
     this.expected = expected;
     this.resident = resident;

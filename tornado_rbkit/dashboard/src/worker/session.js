@@ -142,8 +142,9 @@ export class Session {
     this.#abandon("the connection was lost");
   }
 
-  /** Give up snapshots of which nothing has arrived for too long. */
+  /** Give up snapshots of which nothing has arrived for too long; to be called every second. */
   checkIncoming() {
+    for (const incoming of this.incoming.values()) incoming.waitASecond();
     this.#abandon(`then nothing for ${SNAPSHOT_PATIENCE_SECONDS} s`, (incoming) => incoming.silentSeconds >= SNAPSHOT_PATIENCE_SECONDS);
   }
 
