@@ -5,6 +5,7 @@ anything, and the Content-Security-Policy speaks there.
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import json
 import subprocess
 import sys
@@ -33,6 +34,7 @@ from tornado.web import Application
 from tests.browser import open_browser
 from tests.fake_rbkit import FakeRbkit
 from tornado_rbkit import Bridge, rbkit_routes
+from tornado_rbkit.protocol import COMMANDS
 
 PATIENCE = 60.0
 """Seconds until a test fails that waits for something."""
@@ -42,6 +44,27 @@ _NOT_YET = (
     *(StaleElementReferenceException, AssertionError, LookupError, StopIteration),
 )
 """What a look at the page raises if it is drawn anew meanwhile, or if something is not there yet."""
+
+TICKED = """
+const seconds = new BroadcastChannel("seconds");
+self.setInterval = (act) => (seconds.onmessage = ({ data }) => { while (data--) act(); });
+"""
+"""Have a second of the page's worker pass with `Page.tick`, and at no other time."""
+
+STAY = """
+const plain = setTimeout;
+window.setTimeout = (act, ms, ...more) => plain(act, ms === 15_000 ? 1e9 : ms, ...more);
+"""
+"""Have the page's alerts stay until they are dismissed: a test may look late."""
+
+HOLD = """
+const [plain, held] = [setTimeout, []];
+window.setTimeout = (act, ms, ...more) => ms === 1000 ? held.push(act) : plain(act, ms, ...more);
+window.goOn = () => {
+    window.setTimeout = plain;
+    for (const act of held) act();
+};
+"""
 
 VISIBLE = "[...document.querySelectorAll(arguments[0])].filter(element => element.checkVisibility())"
 
@@ -71,13 +94,22 @@ class Page:
                 }
             };
         """
-        source = {"source": wrapped % json.dumps(code)}
-        script = driver.execute_cdp_cmd("Page.addScriptToEvaluateOnNewDocument", source)
         try:
-            self.open(url, view)
+            with scripted(driver, wrapped % json.dumps(code)):
+                self.open(url, view)
         finally:
-            driver.execute_cdp_cmd("Page.removeScriptToEvaluateOnNewDocument", script)
             driver.execute_cdp_cmd("Page.setBypassCSP", {"enabled": False})
+
+    def tick(self, seconds: int) -> None:
+        """Let seconds of the worker of a page pass that was opened with `TICKED`."""
+        self.script("(window.seconds ??= new BroadcastChannel('seconds')).postMessage(arguments[0])", seconds)
+
+    @contextlib.contextmanager
+    def held(self) -> Iterator[None]:
+        """Hold the pauses of the page's procedures, such as that between two snapshots, until the end of a block."""
+        self.script(HOLD)
+        yield
+        self.script("goOn()")
 
     @property
     def state(self) -> str:
@@ -231,6 +263,16 @@ class Page:
         self.until(lambda: self.state == "live" and "pid" in self.facts, "the page is live")
 
 
+@contextlib.contextmanager
+def scripted(driver: ChromiumDriver, code: str) -> Iterator[None]:
+    """Run a script first in each document that the current tab opens in a block."""
+    script = driver.execute_cdp_cmd("Page.addScriptToEvaluateOnNewDocument", {"source": code})
+    try:
+        yield
+    finally:
+        driver.execute_cdp_cmd("Page.removeScriptToEvaluateOnNewDocument", script)
+
+
 @pytest.fixture(scope="session")
 def chromium(tmp_path_factory: pytest.TempPathFactory) -> Iterator[ChromiumDriver]:
     with open_browser(tmp_path_factory.mktemp("chromium")) as driver:
@@ -249,7 +291,13 @@ def page(chromium: ChromiumDriver, site: Serve, tmp_path: Path) -> Iterator[Page
     chromium.execute_cdp_cmd("Browser.setDownloadBehavior", behaviour)
     chromium.get_log("browser")  # type: ignore[no-untyped-call]  # of pages before
     opened = Page(chromium, downloads)
-    yield opened
+    first = chromium.current_window_handle
+    with scripted(chromium, STAY):
+        yield opened
+        for window in set(chromium.window_handles) - {first}:
+            chromium.switch_to.window(window)
+            chromium.close()
+        chromium.switch_to.window(first)
     chromium.execute_cdp_cmd("Emulation.clearDeviceMetricsOverride", {})
     chromium.execute_cdp_cmd("Emulation.setEmulatedMedia", {"features": []})
     messages = [entry["message"] for entry in chromium.get_log("browser")]  # type: ignore[no-untyped-call]
@@ -318,7 +366,11 @@ def site() -> Iterator[Serve]:
         access: dict[str, Any] | None = None,
         **several: Any,
     ) -> Site:
-        bridges = {name: one.endpoints | (options or {}) for name, one in ({"": rbkit} if rbkit else several).items()}
+        patient = {"connect_timeout": PATIENCE, "command_timeouts": dict.fromkeys(COMMANDS, PATIENCE)}
+        bridges = {
+            name: {**patient, **one.endpoints, **(options or {})}
+            for name, one in ({"": rbkit} if rbkit else several).items()
+        }
         started.append(Site(bridges, prefix, access or {}).start())
         return started[-1]
 

@@ -11,6 +11,7 @@ import sys
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
+import psutil
 import pytest
 
 from tests.dashboard.conftest import Page
@@ -64,12 +65,22 @@ def is_for_readme(request: pytest.FixtureRequest) -> bool:
     return bool(request.config.getoption("--screenshots"))
 
 
-def first_suspect(page: Page, url: str, pause: str) -> list[str]:
-    """Press one button, and return the sentence of the first suspect and its evidence."""
+def first_suspect(
+    page: Page, url: str, pause: str, figure: Callable[[psutil.Process], float], more: float
+) -> list[str]:
+    """Press one button, and return the sentence of the first suspect and its evidence.
+
+    The second snapshot is taken once a figure of the process is larger by `more`: by then it has done its work.
+    """
     page.open(url, "snapshots")
     page.until_live()
+    process = psutil.Process(int(page.facts["pid"]))
     page.type("Seconds between the snapshots", pause)
-    page.click("Find what grows")
+    with page.held():
+        page.click("Find what grows")
+        page.until(lambda: "Letting the program run" in page.text, "the first snapshot is taken", PATIENCE)
+        before = figure(process)
+        page.until(lambda: figure(process) > before + more, "the program has done its work", PATIENCE)
     page.until(lambda: page.texts(".suspects li"), "it is said what grows", PATIENCE)
     page.until(lambda: page.rows("Classes, compared"), "the classes are listed")
     return page.texts(".suspects li")[0].split("\n", 1)
@@ -78,7 +89,13 @@ def first_suspect(page: Page, url: str, pause: str) -> list[str]:
 def test_a_service_that_keeps_its_requests_is_explained(
     page: Page, run: Callable[[str], str], take: Callable[[str], None], request: pytest.FixtureRequest
 ) -> None:
-    sentence, evidence = first_suspect(page, run("shop_web.py"), PAUSE[is_for_readme(request)])
+    sentence, evidence = first_suspect(
+        page,
+        run("shop_web.py"),
+        PAUSE[is_for_readme(request)],
+        lambda process: process.num_ctx_switches().voluntary,  # each request waits some times
+        200,
+    )
     kept = r"[\d,]+ closures in __main__\.AUDIT, [\d.]+ [KM]iB retained, \+[\d.]+/s, made at shop_web\.py:\d+"
     assert re.fullmatch(kept, sentence)
     assert re.search(r"__main__\.AUDIT\['\w+'\] → remember\.<locals>\.finish → context → OrderContext\.body", evidence)
@@ -88,10 +105,20 @@ def test_a_service_that_keeps_its_requests_is_explained(
 def test_a_program_that_keeps_arrays_is_explained(
     page: Page, run: Callable[[str], str], take: Callable[[str], None], request: pytest.FixtureRequest
 ) -> None:
-    sentence, evidence = first_suspect(page, run("frames.py"), PAUSE[is_for_readme(request)])
+    sentence, evidence = first_suspect(
+        page,
+        run("frames.py"),
+        PAUSE[is_for_readme(request)],
+        lambda process: process.memory_info().rss,
+        2 * 4_000_000,  # two reports
+    )
     assert re.match(r"\d+ Report objects in __main__\.RESULTS, [\d.]+ MiB retained, \+[\d.]+", sentence)
     assert re.search(r"__main__\.RESULTS\['report \d+'\] → Report\.frame → ndarray 3\.8 MiB", evidence)
     take("frames")
+
+
+def messages(page: Page) -> int:
+    return int(page.text_of("footer").split()[0].replace(",", ""))
 
 
 def share(page: Page, function: str) -> float:
@@ -106,8 +133,11 @@ def test_a_worker_that_waits_for_a_lock_is_explained(
 ) -> None:
     page.open(run("worker.py"))
     page.until_live()
-    page.click("Find what is slow")
     lock = r"threads wait (for a lock in|at the same line of) __main__\.index worker\.py:\d+.* held over line \d+"
+    with page.held():
+        page.click("Find what is slow")
+        page.until(lambda: "waits at __main__.index" in page.text, "there are samples by the wall clock", PATIENCE)
+        page.until(lambda: messages(page) > 20, "of enough time", PATIENCE)
     page.until(lambda: re.search(lock, page.text), "the lock is named", PATIENCE)
     page.until(lambda: share(page, "normalise"), "and what computes", PATIENCE)
     if is_for_readme(request):  # a test may run on a machine that is too busy for true figures
