@@ -15,7 +15,7 @@ import pytest
 from selenium.webdriver.common.action_chains import ActionChains
 from selenium.webdriver.common.keys import Keys
 
-from tests.dashboard.conftest import Page, Script, Serve
+from tests.dashboard.conftest import TICKED, Page, Script, Serve
 from tests.fake_rbkit import FakeRbkit, recorded
 from tornado_rbkit.protocol import CPUSample, EventCollection, decode
 from tornado_rbkit.recording.export import collapsed, speedscope
@@ -361,6 +361,26 @@ def test_with_the_cpu_clock_samples_are_counted(page: Page, site: Serve, script:
     page.until(lambda: page.rows("Functions") == [], "samples of different clocks are not added up")
     publish(script, stack("main"), stack("main"))
     page.until(lambda: page.row("Functions", "main")[0] == "2  100.0 %", "they are no times")
+
+
+def test_the_profile_of_another_clock_is_shown_though_it_has_as_many_samples(
+    page: Page, site: Serve, script: Script
+) -> None:
+    page.open_with(site(script.rbkit).url, "cpu", TICKED)
+    page.until_live()
+    publish(script, stack("main", "waits"), stack("main", "waits"))
+    page.until(lambda: shown(page) == {"waits": (2, 2), "main": (0, 2)}, "samples of wall time")
+    # The tab is left, and comes back after another client has chosen the clock.
+    page.script("Object.defineProperty(document, 'hidden', {configurable: true, get: () => true})")
+    script.rbkit.clock_type = "cpu"
+    asked = len(script.rbkit.received)
+    page.tick(5)
+    page.until(lambda: len(script.rbkit.received) > asked, "the page has asked")
+    publish(script, stack("main", "computes"), stack("main", "computes"))
+    page.until(lambda: script.rbkit.sent == 2, "all is sent")
+    page.script("delete document.hidden")
+    page.until(lambda: page.facts["clock"] == "cpu", "the clock is seen")
+    until_shown(page, {"computes": (2, 2), "main": (0, 2)})
 
 
 def test_a_clock_chosen_while_ruby_records_starts_the_profile_again(page: Page, site: Serve, script: Script) -> None:

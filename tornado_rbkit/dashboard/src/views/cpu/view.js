@@ -139,7 +139,7 @@ export class CpuView {
       setText(byTask, isBlind ? `${GROUPS.task} (needs --cpu-engine in-process)` : GROUPS.task);
       this.#drawTime(data.strip);
       this.#summarize(data);
-      const drawnFor = JSON.stringify([process, this.#query, this.#path, this.order.value, this.group.value, this.#function]);
+      const drawnFor = JSON.stringify([process, data.profile, this.#query, this.#path, this.order.value, this.group.value, this.#function]);
       const another = drawnFor !== this.#drawnFor;
       if (data.samples !== this.#samples || another) {
         this.#samples = data.samples;
