@@ -14,7 +14,7 @@ from tornado.httpserver import HTTPServer
 from tornado.netutil import bind_sockets
 from tornado.web import Application, RequestHandler
 
-from tests.dashboard.conftest import TICKED, Page, Script, Serve
+from tests.dashboard.conftest import TICKED, Page, Script, Serve, scripted
 from tests.fake_rbkit import FakeRbkit, rbkit_process
 from tornado_rbkit import AssetHandler, Bridge, IndexHandler, RbkitWebSocketHandler, StatusHandler
 from tornado_rbkit.protocol import COMMANDS, TRACING_COMMANDS
@@ -446,3 +446,27 @@ async def test_the_page_can_be_mounted_by_itself(page: Page, rbkit: FakeRbkit) -
     http.stop()
     await bridge.close()
     await http.close_all_connections()
+
+
+SILENT_LIST = """
+const [every, ask] = [setInterval, fetch];
+window.setInterval = (act, ms) => every(() => { act(); if (ms === 5000) window.passed++; }, ms / 50);
+window.asked = [];
+window.fetch = (url, options) => {
+    if (!window.silent || !String(url).startsWith("targets")) return ask(url, options);
+    asked.push(options?.signal instanceof AbortSignal);
+    return new Promise(() => {});
+};
+"""
+"""Have a server that is `silent` answer no request for its list, and time pass faster."""
+
+
+def test_a_list_of_profilers_that_is_not_answered_is_not_asked_for_again_and_again(
+    page: Page, site: Serve, rbkit: FakeRbkit
+) -> None:
+    with scripted(page.driver, SILENT_LIST):
+        page.open(site(one=rbkit).url)
+    page.until_live()
+    page.script("window.silent = true; window.passed = 0")
+    page.until(lambda: page.script("return passed") > 20, "it was time to ask twenty times")
+    assert page.script("return asked") == [True], "one request, which ends"

@@ -4,6 +4,8 @@ import { query } from "./address.js";
 import { h, isPlainClick, setText } from "./widgets/dom.js";
 import * as format from "./widgets/format.js";
 
+const PATIENCE_MS = 10_000;
+
 export class Targets {
   /** The way to all profilers, if there are several, and the name of the one in view. */
   elements;
@@ -12,6 +14,7 @@ export class Targets {
   /** @type {string[]} */
   names = [];
   #all;
+  #isAsking = false;
   #name = h("span", { class: "target", hidden: true });
 
   /** @param {{onleave: () => void}} options Called when the user goes to all profilers. */
@@ -26,16 +29,19 @@ export class Targets {
     this.elements = [this.#all, this.#name];
   }
 
-  /** Ask the server for the names; return whether it answered. */
+  /** Ask the server for the names, unless an answer is awaited; return whether it answered. */
   async find() {
-    if (!areListed()) return false;
+    if (!areListed() || this.#isAsking) return false;
+    this.#isAsking = true;
     try {
-      const answer = await fetch(`targets${query}`);
+      const answer = await request("targets");
       if (!answer.ok) return false; // the WebSocket is refused as well and reports why
       this.names = (await answer.json()).map((/** @type {{name: string}} */ { name }) => name);
       return true;
     } catch {
       return false; // the server is unreachable, which the connection's state shows
+    } finally {
+      this.#isAsking = false;
     }
   }
 
@@ -43,7 +49,7 @@ export class Targets {
   async areAbsent() {
     if (this.names.length || !areListed()) return false;
     try {
-      const answer = await fetch(`status${query}`);
+      const answer = await request("status");
       const { targets } = answer.ok ? await answer.json() : {};
       return targets !== undefined && !Object.keys(targets).length;
     } catch {
@@ -76,6 +82,15 @@ export class Targets {
     this.#all.href = address;
     setText(this.#name, this.target ?? "");
   }
+}
+
+/**
+ * Request a document of the server; a connection that is dead without a close ends it after a while.
+ *
+ * @param {string} path
+ */
+function request(path) {
+  return fetch(`${path}${query}`, { signal: AbortSignal.timeout(PATIENCE_MS) });
 }
 
 /** Return whether the server lists its profilers. */
