@@ -380,6 +380,14 @@ test("restarts in a file are detected by its own times, not by the speed of read
   assert.deepEqual(session.processes.map(({ objects }) => objects.rows({}).rows.map(({ name }) => name)), [["Process1"], ["Process2"], ["Process3"]]);
 });
 
+test("restarts are detected by the times of the messages, which arrive at once after a pause", () => {
+  const session = new Session();
+  for (const [process, at] of [[1, 0], [2, 5], [3, 10], [4, 7]]) {
+    for (let i = 0; i < 10; i++) session.publish(collection(i, [created(i, `Process${process}`)], (START + at) * 1000));
+  }
+  assert.deepEqual(session.processes.map(({ objects }) => objects.rows({}).rows.map(({ name }) => name)), [["Process1"], ["Process2"], ["Process3"], ["Process4"]]);
+});
+
 test("losses are detected again after the bridge reported a restart", () => {
   const session = new Session();
   for (const counter of [5, 0, 5, 0]) session.publish(collection(counter, [created(counter, "Thing")]));

@@ -21,7 +21,8 @@ const MAX_INCOMING = 8;
 // The parts of a snapshot arrive within about a second of each other; a debugger may stop the process for longer.
 const SNAPSHOT_PATIENCE_SECONDS = 60;
 
-// Counters that decrease more often do not mean restarts: publishers share the endpoint, or one does not count.
+// Counters that decrease more often, by the messages' own times, do not mean restarts: publishers share the endpoint, or
+// one does not count. Messages that waited arrive at once.
 const RESTART_SECONDS = 1;
 
 let sessions = 0;
@@ -91,7 +92,7 @@ export class Session {
     if (message.unreadable) this.#count(message.unreadable, "A part of a message could not be read: rbkit does not write such messages");
     const previousTime = this.lastTime;
     this.lastTime = message.time ?? previousTime;
-    this.#follow(message.counter, seconds ?? this.recording.seconds, previousTime);
+    this.#follow(message.counter, seconds ?? (this.lastTime ?? 0) / 1000, previousTime);
     const before = this.timeline.setBack;
     for (const event of message.events) this.#take(event, record);
     if (this.timeline.setBack > before) this.#say("The profiled process's clock was set back: chart data with later times was removed.");
@@ -320,7 +321,7 @@ export class Session {
   }
 
   #fall(counter, now) {
-    const isRestart = now - this.#fellAt >= RESTART_SECONDS;
+    const isRestart = Math.abs(now - this.#fellAt) >= RESTART_SECONDS; // the clock may have been set back
     this.#fellAt = now;
     if (isRestart) {
       this.restart();
