@@ -44,6 +44,9 @@ _EDGES: Final = [
     os.path.expandvars(r"%PROGRAMFILES(X86)%\Microsoft\Edge\Application\msedge.exe"),
 ]
 
+SCRIPT_SECONDS: Final = 110
+"""How long a script may take, such as one that waits for the start of a kernel; the client gives up after 120."""
+
 Options = TypeVar("Options", ChromeOptions, EdgeOptions)
 
 _failure: str | None = None
@@ -55,6 +58,7 @@ def open_browser(folder: Path) -> Iterator[ChromiumDriver]:
     """Run a browser with a profile in `folder`, which must not exist; skip the test where there is no browser."""
     driver = _start(folder)
     try:
+        driver.set_script_timeout(SCRIPT_SECONDS)
         yield driver
     finally:
         driver.quit()

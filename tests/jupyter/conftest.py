@@ -205,8 +205,12 @@ async def jupyter(
     tmp_path: Path,
     monkeypatch: pytest.MonkeyPatch,
 ) -> AsyncIterator[StartJupyter]:
-    """Return what starts a server: `await jupyter(pub=..., req=...)` with settings of the extension."""
+    """Return what starts a server: `await jupyter(pub=..., req=...)` with settings of the extension.
+
+    It waits for profilers for a minute: the times of people are too short for a busy machine.
+    """
     monkeypatch.setenv("RBKIT_RUNTIME_DIR", str(tmp_path / "rbkit"))
+    monkeypatch.setattr("tornado_rbkit.jupyter.kernels._REPLY_MS", 60_000)
     threads = set(threading.enumerate())
     servers: list[Jupyter] = []
 
@@ -218,7 +222,7 @@ async def jupyter(
                 **(server or {}),
             },
             IdentityProvider={"token": TOKEN},
-            RbkitExtension=settings,
+            RbkitExtension={"connect_timeout": 60.0, **settings},
         )
         servers.append(Jupyter(jp_configurable_serverapp(config=config), http_server_port[0]))
         await asyncio.sleep(0)  # for the callback that starts the extension

@@ -24,7 +24,7 @@ c.Authenticator.allow_all = True
 c.JupyterHub.spawner_class = "simple"
 c.SimpleLocalProcessSpawner.home_dir_template = {homes!r} + "/{{username}}"
 c.Spawner.cmd = [{python!r}, "-m", "jupyterhub.singleuser"]
-c.Spawner.args = ["--allow-root", "--LabApp.expose_app_in_browser=True"]
+c.Spawner.args = ["--allow-root", "--LabApp.expose_app_in_browser=True", "--RbkitExtension.connect_timeout=60"]
 c.Spawner.environment = {{
     **{variables!r},
     "RBKIT_RUNTIME_DIR": lambda spawner: {homes!r} + "/" + spawner.user.name + "/rbkit",

@@ -21,8 +21,9 @@ def server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Hub]:
 
 
 def switch_to_new_window(browser: ChromiumDriver) -> None:
+    first = browser.current_window_handle
     WebDriverWait(browser, PATIENCE).until(lambda browser: len(browser.window_handles) == 2)
-    browser.switch_to.window(browser.window_handles[-1])
+    browser.switch_to.window(next(window for window in browser.window_handles if window != first))
 
 
 def test_a_kernel_is_watched_and_commanded_from_its_user_s_browser_alone(server: Hub, browser: ChromiumDriver) -> None:
@@ -55,8 +56,8 @@ def test_the_card_opens_a_browser_tab_where_the_hub_forbids_frames(server: Hub, 
     browser.get(f"{url}lab?reset")
     click(browser, ".jp-LauncherCard", "rbkit dashboard")
     switch_to_new_window(browser)
-    assert browser.current_url.startswith(f"{url}rbkit/")
     find(browser, ".state", "no profiler yet")
+    assert browser.current_url.startswith(f"{url}rbkit/")
     assert errors(browser) == []
 
 

@@ -17,6 +17,12 @@ from tornado_rbkit.jupyter.kernels import find_target, kernel_figures
 KERNEL = "1a2b3c4d-0000-4000-8000-000000000000"
 
 
+@pytest.fixture(autouse=True)
+def patience(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Wait a minute for an answer, not the second that is for people."""
+    monkeypatch.setattr("tornado_rbkit.jupyter.kernels._REPLY_MS", 60_000)
+
+
 @pytest.mark.parametrize(
     ("names", "found"),
     [

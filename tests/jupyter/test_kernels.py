@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import json
 import os
 import re
@@ -16,28 +17,42 @@ import pytest
 from tests.conftest import ask, closing, receive, receive_data, until
 from tests.fake_rbkit import FakeRbkit
 from tests.jupyter.conftest import Jupyter, Kernel, StartJupyter
+from tests.jupyter.lab import SEEN
 from tornado_rbkit.protocol import EventCollection, Handshake, decode
 
 BUSY = """%%rbkit
-import threading, time
-def busy(seconds):
-    end = time.perf_counter() + seconds
-    while time.perf_counter() < end:
-        pass
+import threading
+def busy():
+    for number in range(10**5):
+        str(number)
     return "done"
-beside = threading.Thread(target=busy, args=(0.3,))
-beside.start()
-busy(0.3)
-beside.join()
-busy(0)
+def work(label):
+    while not seen(label):
+        busy()
+def beside():
+    work("__main__.beside")
+def before():
+    work("__main__.before")
+thread = threading.Thread(target=beside)
+thread.start()
+before()
+thread.join()
+busy()
 """
 
+WORK = """
+def work():
+    return [str(number) for number in range(10**5)]
+while not seen("__main__.work"):
+    work()
+""".strip()
 
 AWAITS = """%%rbkit
 async def busy():
-    await asyncio.sleep(0.01)
-    for number in range(2 * 10**6):
-        str(number)
+    while not seen("__main__.busy"):
+        await asyncio.sleep(0.001)
+        for number in range(10**5):
+            str(number)
 await asyncio.gather(busy(), busy())
 asyncio.get_running_loop() is loop
 """
@@ -99,8 +114,9 @@ async def test_it_is_found_by_its_notebook_s_name_and_watched(jupyter: StartJupy
         assert " objects, sent to the connected viewers" in await kernel.text("%rbkit snapshot")
         [again] = await kernel.run("%rbkit start")
         assert again["data"] == shown, "a second start shows where the first one is"
+        end = asyncio.create_task(closing(connection))  # a server awaits for 5 s that its close frame is read
         assert await kernel.run("%rbkit stop") == []
-        assert await closing(connection) == (1001, "server shutting down")
+        assert await end == (1001, "server shutting down")
         assert "no profiler runs" in await kernel.text("%rbkit status")
 
 
@@ -166,7 +182,7 @@ async def test_it_is_found_again_by_its_viewers_when_it_restarts(jupyter: StartJ
 async def test_a_cell_s_flame_graph_is_a_picture(jupyter: StartJupyter) -> None:
     server = await jupyter()
     async with server.kernel() as kernel:
-        await kernel.run("%load_ext tornado_rbkit")
+        await kernel.run(f"%load_ext tornado_rbkit\n{SEEN}")
         *_, result, picture = await kernel.run(BUSY)
         assert "done" in str(result)
         svg = picture["data"]["image/svg+xml"]
@@ -202,7 +218,7 @@ async def test_a_cell_that_fails_has_its_own_error_and_a_flame_graph(jupyter: St
 async def test_a_profiled_cell_runs_as_any_cell_does(jupyter: StartJupyter) -> None:
     server = await jupyter()
     async with server.kernel() as kernel:
-        await kernel.run("%load_ext tornado_rbkit\nimport asyncio\nloop = asyncio.get_running_loop()")
+        await kernel.run(f"%load_ext tornado_rbkit\n{SEEN}\nimport asyncio\nloop = asyncio.get_running_loop()")
         kinds = [output["kind"] for output in await kernel.run("%%rbkit\n1 + 1;")]
         assert kinds == ["display_data"], "a trailing semicolon keeps the result quiet"
         outputs = await kernel.run(AWAITS)
@@ -222,14 +238,12 @@ async def test_a_profiled_cell_runs_as_any_cell_does(jupyter: StartJupyter) -> N
 async def test_options_choose_the_interval_the_clock_and_where_the_profile_goes(jupyter: StartJupyter) -> None:
     server = await jupyter()
     async with server.kernel() as kernel:
-        await kernel.run("%load_ext tornado_rbkit")
+        await kernel.run(f"%load_ext tornado_rbkit\n{SEEN}")
         clock = "cpu" if sys.platform == "linux" else "wall"
-        work = "for number in range(10**6):\n    str(number)\n"
-        assert await kernel.run(f"%%rbkit -i 2ms -c {clock} -o profile -q\n{work}") == []
+        assert await kernel.run(f"%%rbkit -i 2ms -c {clock} -o profile -q\n{WORK}") == []
         [output] = await kernel.run("profile")
         page = output["data"]["text/html"]
-        assert "for number in range(10**6):" in page
-        assert re.search(r"<td>[\d.]+ %</td><td>[\d.]+ %</td><td>3</td><td[^>]*>\xa0{4}str\(number\)</td>", page)
+        assert re.search(r"<td>[\d.]+ %</td><td>[\d.]+ %</td><td>3</td><td[^>]*>\xa0{4}return \[str", page)
 
 
 async def test_the_memory_of_a_cell_is_shown_and_the_cell_runs_as_any_does(jupyter: StartJupyter) -> None:
