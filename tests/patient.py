@@ -31,15 +31,17 @@ def patient(bridge: Bridge) -> Bridge:
 
 
 def _raise_defaults_of_a_server() -> None:
-    """Raise the default time limits of all bridges, and of all connections to NATS, of this process."""
+    """Raise the default time limits of all bridges, connections to NATS and injections of this process."""
     from tornado_rbkit import Bridge
     from tornado_rbkit.bridge import commands
     from tornado_rbkit.fleet.link import Link
+    from tornado_rbkit.profiler import injection
 
     for function, limit in ((Bridge.__init__, "connect_timeout"), (Link.__init__, "patience")):
         assert function.__kwdefaults__ is not None
         function.__kwdefaults__[limit] = PATIENCE
     vars(commands)["DEFAULT_COMMAND_TIMEOUT"] = PATIENCE
+    vars(injection)["_STOP_SECONDS"] = PATIENCE
 
 
 def _raise_defaults_of_a_program() -> None:

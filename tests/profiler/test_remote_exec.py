@@ -13,19 +13,14 @@ from typing import IO
 
 import pytest
 
-from tests.profiler.conftest import PATIENCE, wait_until
+from tests.patient import PATIENT
+from tests.profiler.conftest import wait_until
 from tornado_rbkit import RbkitClient
 from tornado_rbkit.profiler import list_servers
 from tornado_rbkit.protocol import CPUSample, Handshake, ObjectSpaceDump
 
 pytestmark = pytest.mark.usefixtures("runtime_folder")
 
-COMMAND = f"""
-from tornado_rbkit.cli.main import main
-from tornado_rbkit.profiler import injection
-injection._STOP_SECONDS = {PATIENCE}  # on a busy machine the process may take longer
-raise SystemExit(main())
-"""
 COMPUTING = "def work():\n while True: sum(range(1000))\nprint('ready', flush=True)\nwork()"
 BLOCKED = "print('ready', flush=True)\nwhile input(): print('line', flush=True)"
 
@@ -50,7 +45,7 @@ def program(code: str, *options: str) -> Iterator[Popen]:
 
 
 def command(pid: int) -> Popen:
-    return Popen("-c", COMMAND, "attach", "--inject", str(pid))
+    return Popen(*PATIENT, "attach", "--inject", str(pid))
 
 
 def stream(pipe: IO[str] | None) -> IO[str]:
