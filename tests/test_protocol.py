@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 import random
 from collections import Counter
-from collections.abc import Collection
+from collections.abc import Collection, Iterator
 from types import UnionType
 from typing import Any, Literal, Union, get_args, get_origin, get_type_hints
 
@@ -13,7 +13,7 @@ import msgpack
 import pytest
 from hypothesis import given
 
-from tests.fake_rbkit import collection, recorded
+from tests.fake_rbkit import FACTS, collection, recorded
 from tests.odd_values import FRAME, messages
 from tornado_rbkit.protocol import (
     COMMANDS,
@@ -264,6 +264,53 @@ def test_what_decode_returns_has_the_types_that_it_promises(payload: bytes) -> N
     except DecodeError:
         return
     assert conforms(message, type(message)), message
+
+
+TASKS_OF_A_LOOK = {25: 3, 26: 2, 27: 1.5, 2: [{25: 2, 4: "sleep", 28: ["one", "two"], 2: [FRAME]}]}
+WHOLE = [
+    *(
+        {0: 7, 1: 1.0, 9: 0, 2: [event]}
+        for event in (
+            {0: 0, 1: 1.0, 2: {3: 1, 4: "A"}},
+            {0: 1, 1: 1.0, 2: {3: 1}},
+            {0: 5, 1: 1.0, 10: 1, 11: 2, 2: [{3: 1, 4: "A", 5: [2, 3], 6: "a.py", 7: 3, 8: 40}]},
+            {0: 6, 1: 1.0, 2: {"count": 1, "mode": "x"}},
+            {0: 9, 1: 1.0, 24: TASKS_OF_A_LOOK, 2: [{**FRAME, 19: "main", 20: "task", 21: "running", 22: 1}]},
+            {0: 77, 1: 1.0, 2: None},
+        )
+    ),
+    {0: 8, 1: 1.0, 2: {**FACTS, "allocation_tracing_enabled": 0}},
+]
+
+
+def replacements(value: Any, by: object) -> Iterator[Any]:
+    """Yield a value as often as it has parts, itself among them, each time with another part replaced."""
+    yield by
+    if isinstance(value, dict):
+        for key, item in value.items():
+            yield from ({**value, key: other} for other in replacements(item, by))
+    elif isinstance(value, list):
+        for at, item in enumerate(value):
+            yield from ([*value[:at], other, *value[at + 1 :]] for other in replacements(item, by))
+
+
+@pytest.mark.parametrize("odd", [None, True, 7, 1.5, "x", b"x", [], [b"x"], [[]], {}, {1: 1}], ids=repr)
+def test_one_value_of_another_type_is_a_decode_error_or_one_that_may_stand_there(odd: object) -> None:
+    for whole in WHOLE:
+        decode(msgpack.packb(whole))
+        for message in replacements(whole, odd):
+            try:
+                decoded = decode(msgpack.packb(message))
+            except DecodeError:
+                continue
+            assert conforms(decoded, type(decoded)), message
+
+
+def test_a_thread_and_its_task_and_state_are_in_its_innermost_frame() -> None:
+    innermost = {**FRAME, 19: "main", 20: "task", 21: "running"}
+    samples = [{0: 9, 1: 1.0, 2: frames} for frames in ([innermost, FRAME], [FRAME, innermost])]
+    events = decode_collection(collection(0, samples)).events
+    assert [event[2:5] for event in events] == [("main", "task", "running"), (None, None, None)]
 
 
 @pytest.mark.parametrize("key", [12, 13, 6, 7, 14, 15])
