@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import sys
 from collections.abc import Sequence
+from types import SimpleNamespace
 from typing import Any
 
 import msgpack
@@ -108,6 +109,19 @@ def test_only_the_largest_groups_are_published(monkeypatch: pytest.MonkeyPatch) 
 
     with loop_thread(main):
         assert [group.tasks for group in one_look().groups] == [3, 2]
+
+
+def test_a_pause_of_the_machine_is_no_time_for_which_tasks_have_waited(monkeypatch: pytest.MonkeyPatch) -> None:
+    now = 1000.0
+    clock = SimpleNamespace(monotonic=lambda: now, time=lambda: 0.0, thread_time=lambda: 0.0)
+    monkeypatch.setattr(task_waits, "real_time", clock)
+    batcher = EventBatcher()
+    waits = TaskWaits(batcher)
+    with loop_thread(handler):
+        for passed in (0.1, 0.15, 60.0, 0.1):
+            now += passed
+            waits.work(is_wanted=True)
+    assert [look.milliseconds for look in published(batcher)] == pytest.approx([100, 150, 200, 100])
 
 
 def test_an_error_ends_the_looks_until_they_are_wanted_anew(

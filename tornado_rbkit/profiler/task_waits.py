@@ -1,7 +1,8 @@
 """Publishes where the suspended asyncio tasks wait, in groups of tasks that wait at the same place.
 
 The server's thread looks at the tasks, whatever samples the stacks of the threads. If there are many tasks, each look
-reads a part of them, beginning at a random one.
+reads a part of them, beginning at a random one. A look stands for the time since the one before, but for no more than
+twice the time that was intended: in a longer time the machine was paused, or the server's thread was busy.
 """
 
 from __future__ import annotations
@@ -95,7 +96,8 @@ class TaskWaits:
             self._reader.loops.find()
         step = max(1, -(-self._total // MAX_TASKS))
         look = self._reader.look(_random.randrange(step), step)
-        seconds = LOOK_SECONDS if self._looked_at is None else now - self._looked_at
+        began = now - LOOK_SECONDS if self._looked_at is None else self._looked_at
+        seconds = min(now - began, 2 * max(LOOK_SECONDS, self._due - began))
         self._looked_at = now
         if look is None or not (look.total or self._total):
             return
