@@ -30,7 +30,7 @@ def patient(bridge: Bridge) -> Bridge:
     return bridge
 
 
-def _raise_defaults_of_a_server() -> None:
+def raise_defaults_of_a_server() -> None:
     """Raise the default time limits of all bridges, connections to NATS and injections of this process."""
     from tornado_rbkit import Bridge
     from tornado_rbkit.bridge import commands
@@ -60,5 +60,5 @@ if __name__ == "__main__":
     sys.path[0] = os.getcwd()  # as with python -m, and not the folder of the tests
     _raise_defaults_of_a_program()
     if "run" not in sys.argv:  # its program must not have a web server's modules
-        _raise_defaults_of_a_server()
+        raise_defaults_of_a_server()
     sys.exit(main())

@@ -42,7 +42,7 @@ async def test_status_tells_state_facts_clients_and_figures(serve: Serve, rbkit:
     assert figures["answers"] is True
     last = figures["last_commands"][-1]  # type: ignore[index]
     assert (last["command"], last["outcome"]) == ("trigger_gc", "ok")
-    assert 0 < last["seconds"] < 5
+    assert 0 < last["seconds"] < 60
     escaped, binary = figures["clients"]  # type: ignore[misc]
     assert (escaped["encoding"], binary["encoding"]) == ("escaped", "binary")  # type: ignore[has-type]
     assert escaped["bytes_sent"] > binary["bytes_sent"] > len(message)  # type: ignore[has-type]

@@ -19,7 +19,9 @@ from tests.raw import HANDSHAKE, Raw, upgrade_request
 
 PROGRAM = """
 import signal, sys
+from tests.patient import raise_defaults_of_a_server
 from tornado_rbkit.cli import listener, main
+raise_defaults_of_a_server()
 signal.signal(signal.SIGUSR1, lambda *_: setattr(listener, "REQUEST_TIMEOUT", 1.0))
 sys.exit(main.main())
 """
