@@ -117,7 +117,6 @@ async def test_an_agent_that_is_frozen_then_killed_and_restarted_loses_no_client
     published: dict[int, bytes],
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    monkeypatch.setattr(targets_module, "FORGET_AFTER", 600.0)  # a busy machine may need long to start a process
     shorten_leases(monkeypatch)
     command = ("agent", "--nats", shared_node.url, "--host-name", "frozen", f"--target=puma={rbkit.pub},{rbkit.req}")
     agent, _ = await processes.start(*command)

@@ -18,6 +18,7 @@ from tests.patient import patient
 from tornado_rbkit import Bridge, rbkit_routes
 from tornado_rbkit.fleet import agent as agents
 from tornado_rbkit.fleet import control, leases, subjects, transport
+from tornado_rbkit.fleet import targets as fleet_targets
 from tornado_rbkit.fleet.agent import Agent
 from tornado_rbkit.fleet.link import Link, Message
 from tornado_rbkit.fleet.nats import NatsServers
@@ -39,6 +40,7 @@ def patient_fleet(monkeypatch: pytest.MonkeyPatch) -> None:
     for module in (control, transport):
         monkeypatch.setattr(module, "LEASE_TIMEOUT", FOREVER)
     monkeypatch.setattr(leases, "LEASE_SECONDS", FOREVER)
+    monkeypatch.setattr(fleet_targets, "FORGET_AFTER", FOREVER)
 
 
 class FakeLink(Link):
