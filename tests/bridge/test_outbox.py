@@ -6,6 +6,7 @@ import asyncio
 import gc
 import random
 import socket
+import weakref
 from collections.abc import AsyncIterator, Callable
 from typing import Any
 
@@ -386,6 +387,18 @@ async def test_close_ends_the_wait_for_replies_and_a_begun_reply_counts_as_no_me
     near.outbox.close()
     await asyncio.wait_for(waiting, 60)
     assert near.outbox.messages_dropped == 0
+
+
+async def test_no_timer_holds_an_outbox_that_was_closed_while_its_client_took_nothing() -> None:
+    line = Line()
+    outbox = line.outbox().outbox
+    outbox.send_data([chunk(number, 100 * KIB) for number in range(10)])
+    held = weakref.ref(outbox)
+    line.close()
+    del line, outbox
+    await asyncio.sleep(0)
+    gc.collect()
+    assert held() is None
 
 
 async def test_nothing_is_scheduled_once_everything_is_sent(line: Line, monkeypatch: pytest.MonkeyPatch) -> None:
