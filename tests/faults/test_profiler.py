@@ -13,8 +13,8 @@ from tests.faults.conftest import Launch
 from tests.faults.steady import SteadyProcess
 from tests.faults.witness import witnesses
 
-SHORT = {"command_timeouts": {"use_cpu_time": 0.5}}
-"""For a command that is sent only while there can be no reply: a busy machine takes longer for others."""
+SHORT = {"command_timeouts": {"use_cpu_time": 0.5, "handshake": 20.0}}
+"""For a command that is sent only while there can be no reply; it may wait behind a handshake of the bridge."""
 
 
 async def test_killed_and_restarted_many_times_under_load_loses_no_viewer_and_no_byte(
