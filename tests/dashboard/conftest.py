@@ -33,8 +33,8 @@ from tornado.web import Application
 
 from tests.browser import open_browser
 from tests.fake_rbkit import FakeRbkit
+from tests.patient import PATIENT, patient
 from tornado_rbkit import Bridge, rbkit_routes
-from tornado_rbkit.protocol import COMMANDS
 
 PATIENCE = 60.0
 """Seconds until a test fails that waits for something."""
@@ -333,7 +333,7 @@ class Site:
 
     async def _serve(self) -> None:
         self._loop, self._stopped = asyncio.get_running_loop(), asyncio.Event()
-        bridges = {name: Bridge(**options) for name, options in self._bridges.items()}
+        bridges = {name: patient(Bridge(**options)) for name, options in self._bridges.items()}
         routes = rbkit_routes(bridges.get("") or bridges, self._prefix, **self._access)
         application = Application(routes, log_function=lambda handler: self.requests.append(handler.request))
         http = HTTPServer(application)
@@ -366,11 +366,7 @@ def site() -> Iterator[Serve]:
         access: dict[str, Any] | None = None,
         **several: Any,
     ) -> Site:
-        patient = {"connect_timeout": PATIENCE, "command_timeouts": dict.fromkeys(COMMANDS, PATIENCE)}
-        bridges = {
-            name: {**patient, **one.endpoints, **(options or {})}
-            for name, one in ({"": rbkit} if rbkit else several).items()
-        }
+        bridges = {name: one.endpoints | (options or {}) for name, one in ({"": rbkit} if rbkit else several).items()}
         started.append(Site(bridges, prefix, access or {}).start())
         return started[-1]
 
@@ -416,7 +412,7 @@ class Program:
     def __init__(self, code: str, folder: Path) -> None:
         path = folder / "program.py"
         path.write_text(code)
-        command = [sys.executable, "-m", "tornado_rbkit", "run", str(path)]
+        command = [sys.executable, *PATIENT, "run", str(path)]
         pipe = subprocess.PIPE
         self._process = subprocess.Popen(command, stdin=pipe, stdout=pipe, stderr=pipe, text=True)
         assert self._process.stderr is not None

@@ -17,6 +17,7 @@ from selenium.webdriver.common.keys import Keys
 
 from tests.dashboard.conftest import TICKED, Page, Script, Serve
 from tests.fake_rbkit import FakeRbkit, recorded
+from tests.patient import PATIENT
 from tornado_rbkit.protocol import CPUSample, EventCollection, decode
 from tornado_rbkit.recording.export import collapsed, speedscope
 
@@ -680,7 +681,7 @@ def program(tmp_path: Path) -> Iterator[str]:
     """A program that spends two thirds of its time in one function, run by `tornado-rbkit run`: the address."""
     script = tmp_path / "shop.py"
     script.write_text(PROGRAM)
-    command = [sys.executable, "-m", "tornado_rbkit", "run", str(script)]
+    command = [sys.executable, *PATIENT, "run", str(script)]
     with subprocess.Popen(command, stderr=subprocess.PIPE, text=True) as process:
         try:
             assert process.stderr is not None

@@ -16,6 +16,7 @@ import pytest
 
 from tests.dashboard.conftest import Page
 from tests.dashboard.test_cpu import flame
+from tests.patient import PATIENT
 
 PICTURES = Path(__file__).parent / "screenshots"
 PROGRAMS = Path(__file__).parent / "programs"
@@ -34,7 +35,7 @@ def run(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Callable[[s
     started: list[subprocess.Popen[str]] = []
 
     def start(name: str) -> str:
-        command = [sys.executable, "-m", "tornado_rbkit", "run", str(PROGRAMS / name)]
+        command = [sys.executable, *PATIENT, "run", str(PROGRAMS / name)]
         started.append(subprocess.Popen(command, stderr=subprocess.PIPE, text=True, cwd="/"))
         assert started[0].stderr is not None
         return started[0].stderr.readline().removeprefix("tornado-rbkit: ").strip()

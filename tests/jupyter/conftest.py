@@ -49,6 +49,7 @@ from traitlets.config import Config
 
 from tests.browser import open_browser
 from tests.conftest import closing, until
+from tests.patient import PATIENCE
 from tornado_rbkit.jupyter.application import RbkitExtension
 
 TOKEN = "s3cret"
@@ -207,10 +208,11 @@ async def jupyter(
 ) -> AsyncIterator[StartJupyter]:
     """Return what starts a server: `await jupyter(pub=..., req=...)` with settings of the extension.
 
-    It waits for profilers for a minute: the times of people are too short for a busy machine.
+    It waits for profilers as long as a busy machine may need.
     """
     monkeypatch.setenv("RBKIT_RUNTIME_DIR", str(tmp_path / "rbkit"))
-    monkeypatch.setattr("tornado_rbkit.jupyter.kernels._REPLY_MS", 60_000)
+    monkeypatch.setattr("tornado_rbkit.bridge.commands.DEFAULT_COMMAND_TIMEOUT", PATIENCE)
+    monkeypatch.setattr("tornado_rbkit.jupyter.kernels._REPLY_MS", 1000 * PATIENCE)
     threads = set(threading.enumerate())
     servers: list[Jupyter] = []
 
@@ -222,7 +224,7 @@ async def jupyter(
                 **(server or {}),
             },
             IdentityProvider={"token": TOKEN},
-            RbkitExtension={"connect_timeout": 60.0, **settings},
+            RbkitExtension={"connect_timeout": PATIENCE, **settings},
         )
         servers.append(Jupyter(jp_configurable_serverapp(config=config), http_server_port[0]))
         await asyncio.sleep(0)  # for the callback that starts the extension

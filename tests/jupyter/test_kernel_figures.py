@@ -12,6 +12,7 @@ import msgpack
 import pytest
 
 from tests.fake_rbkit import FACTS, FakeRbkit
+from tests.patient import PATIENCE
 from tornado_rbkit.jupyter.kernels import find_target, kernel_figures
 
 KERNEL = "1a2b3c4d-0000-4000-8000-000000000000"
@@ -19,8 +20,8 @@ KERNEL = "1a2b3c4d-0000-4000-8000-000000000000"
 
 @pytest.fixture(autouse=True)
 def patience(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Wait a minute for an answer, not the second that is for people."""
-    monkeypatch.setattr("tornado_rbkit.jupyter.kernels._REPLY_MS", 60_000)
+    """Wait for an answer as long as a busy machine may need."""
+    monkeypatch.setattr("tornado_rbkit.jupyter.kernels._REPLY_MS", 1000 * PATIENCE)
 
 
 @pytest.mark.parametrize(

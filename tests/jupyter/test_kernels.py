@@ -18,6 +18,7 @@ from tests.conftest import ask, closing, receive, receive_data, until
 from tests.fake_rbkit import FakeRbkit
 from tests.jupyter.conftest import Jupyter, Kernel, StartJupyter
 from tests.jupyter.lab import SEEN
+from tests.patient import PATIENCE
 from tornado_rbkit.protocol import EventCollection, Handshake, decode
 
 BUSY = """%%rbkit
@@ -156,7 +157,10 @@ async def test_it_is_forgotten_when_it_is_killed(jupyter: StartJupyter, not_kept
         assert await server.knock(f"rbkit/{name}/ws") == 404
 
 
-async def test_it_is_found_again_by_its_viewers_when_it_restarts(jupyter: StartJupyter) -> None:
+async def test_it_is_found_again_by_its_viewers_when_it_restarts(
+    jupyter: StartJupyter, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("tornado_rbkit.web.discovered.KEEP_SECONDS", PATIENCE)  # a busy machine starts kernels slowly
     server = await jupyter()
     async with server.kernel() as kernel:
         await start(kernel)
