@@ -23,6 +23,7 @@ def sample(*places: tuple[str, str, int]) -> CPUSample:
     return CPUSample(0.0, [StackFrame(name, f"__main__.{name}", file, line, False, 1) for name, file, line in places])
 
 
+CLOSURE = "ipykernel.ipkernel.IPythonKernel._initialize_thread_hooks.<locals>.run_closure"
 RUN_CODE = "IPython.core.interactiveshell.InteractiveShell.run_code"
 
 
@@ -49,6 +50,11 @@ RUN_CODE = "IPython.core.interactiveshell.InteractiveShell.run_code"
             ["zmq.poll", "__main__.worker", "threading.Thread.run"],
             ["zmq.poll", "__main__.worker", "threading.Thread.run"],
         ),
+        *(
+            (["__main__.worker", "threading.Thread.run", closure], ["__main__.worker", "threading.Thread.run"])
+            for closure in (CLOSURE, "ipykernel.ipkernel.run_closure")
+        ),
+        (["ipykernel.iostream.IOPubThread._thread_main", "threading.Thread.run", CLOSURE], None),
     ],
 )
 def test_the_frames_of_the_kernel_are_left_out(labels: list[str], kept: list[str] | None) -> None:

@@ -193,8 +193,8 @@ async def test_a_cell_s_flame_graph_is_a_picture(jupyter: StartJupyter) -> None:
         bars = {
             str(title.text).partition(":")[0] for title in ET.fromstring(svg).iter("{http://www.w3.org/2000/svg}title")
         }
-        assert {"all", "__main__.<module>", "__main__.busy"} <= bars
-        assert "threading.Thread.run" in bars, "threads that the cell started are in it"
+        assert {"all", "__main__.<module>", "__main__.before", "__main__.busy"} <= bars
+        assert "__main__.beside" in bars, "threads that the cell started are in it"
         assert not any("run_cell" in bar or "run_code" in bar for bar in bars), "what ran the cell is not in it"
         assert "<script" not in svg
         assert "__main__.busy" in picture["data"]["text/plain"]

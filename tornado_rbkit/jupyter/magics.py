@@ -338,7 +338,7 @@ def _of_the_cell(sample: CPUSample) -> CPUSample | None:
         if runner is not None:
             outermost = len(labels) - 1 - labels[::-1].index(runner)
             frames = frames[:outermost] or frames[:1]
-    outer = next((label for label in reversed(labels[: len(frames)]) if not label.startswith("threading.")), "")
+    outer = next((label for label in reversed(labels[: len(frames)]) if not _RUNS_A_THREAD.match(label)), "")
     if outer.startswith(_KERNEL):
         return None
     return sample._replace(frames=[frame for frame in frames if not frame.label.startswith(_SHELL)])
@@ -348,6 +348,9 @@ _THIS_CELL: Final = "this-cell"
 _MEMORY: Final = "memory"
 _SHELL: Final = ("ipykernel.", "IPython.")
 _KERNEL: Final = (*_SHELL, "zmq.")
+_RUNS_A_THREAD: Final = re.compile(r"threading\.|ipykernel\.ipkernel\.(.*\.)?run_closure$")
+"""The outer functions of a thread; ipykernel 6 replaces `threading.Thread.run` by a closure that calls it."""
+
 _RUNNERS: Final = (
     "IPython.core.interactiveshell.InteractiveShell.run_code",
     "asyncio.events.Handle._run",
