@@ -14,6 +14,7 @@ from collections.abc import AsyncIterator, Awaitable, Callable, Iterator
 from pathlib import Path
 from typing import Any
 
+import ipykernel.kernelspec  # noqa: F401 - ipykernel 6 sets a variable of the environment when a server imports it
 import pytest
 from jupyter_server.serverapp import ServerApp
 from pytest_jupyter.jupyter_core import (  # noqa: F401
