@@ -10,11 +10,11 @@ import pytest
 
 from tests.conftest import ask, closing, receive_data, until
 from tests.fake_rbkit import FakeRbkit
-from tests.fleet.conftest import Machine, machine, nats
+from tests.fleet.conftest import Machine, machine, nats, patient_fleet
 from tests.jupyter.conftest import StartJupyter
 from tornado_rbkit import Bridge
 
-__all__ = ["machine", "nats"]
+__all__ = ["machine", "nats", "patient_fleet"]  # fixtures
 
 
 async def test_data_and_commands_pass(jupyter: StartJupyter, rbkit: FakeRbkit) -> None:
