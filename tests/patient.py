@@ -31,19 +31,20 @@ def patient(bridge: Bridge) -> Bridge:
 
 
 def raise_defaults_of_a_server() -> None:
-    """Raise the default time limits of all bridges, of the fleet and of injections of this process."""
+    """Raise the default time limits of all bridges, of the fleet and of attachments of this process."""
     from tornado_rbkit import Bridge
     from tornado_rbkit.bridge import commands
     from tornado_rbkit.fleet import targets
     from tornado_rbkit.fleet.link import Link
     from tornado_rbkit.profiler import injection
+    from tornado_rbkit.profiler.external import child
 
     for function, limit in ((Bridge.__init__, "connect_timeout"), (Link.__init__, "patience")):
         assert function.__kwdefaults__ is not None
         function.__kwdefaults__[limit] = PATIENCE
     vars(commands)["DEFAULT_COMMAND_TIMEOUT"] = PATIENCE
     vars(targets)["FORGET_AFTER"] = PATIENCE
-    vars(injection)["_STOP_SECONDS"] = PATIENCE
+    vars(injection)["_STOP_SECONDS"] = vars(child)["_PATIENCE"] = PATIENCE
 
 
 def _raise_defaults_of_a_program() -> None:
