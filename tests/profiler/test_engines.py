@@ -224,6 +224,21 @@ def test_a_helper_that_stops_working_is_replaced_or_said(
         wait_until(lambda: server.status()["cpu"]["trouble"] is None, "it works again")
 
 
+def test_a_helper_that_cannot_end_because_it_gets_no_processor_does_not_delay_the_program(
+    start: Start, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    _, client = start("external")
+    client.ask(b"start_cpu_profiling")
+    client.events(CPUSample, lambda found: found)
+    [helper] = helpers()
+    os.kill(helper, signal.SIGSTOP)
+    with monkeypatch.context() as patch:
+        patch.setattr(own_process.DetachedEngine, "_kill", lambda self, number: None)
+        assert client.ask(b"stop_cpu_profiling") == b"ok"
+    assert helpers() == [helper]
+    os.kill(helper, signal.SIGKILL)
+
+
 class Silent:
     """An external sampler whose engine has read some stacks, and reads no more."""
 

@@ -20,6 +20,7 @@ NAME: Final = "stack reader"
 _FOLDER: Final = os.path.dirname(stack_reader.__file__)
 _CHUNK: Final = 1 << 16  # the capacity of a pipe
 _EXIT_SECONDS: Final = 1.0
+_LOOK_SECONDS: Final = 0.25
 _epoll: Final[Any] = getattr(select, "epoll", None)  # here, because gevent and eventlet remove it; Linux has it
 
 
@@ -76,7 +77,7 @@ class ProgramEngine:
         self._pidfd: int | None = None
         self._events: Any = None
         self._data = b""
-        self._is_stopping = False
+        self._is_stopping = self._is_killed = False
         self._parser = MojoParser()
 
     @property
@@ -125,14 +126,17 @@ class ProgramEngine:
         return bool(self._data)
 
     def _next_output(self) -> bytes:
-        """Wait for output and return it; return nothing once the program has closed it, or has ended.
+        """Wait for output and return it; return nothing once the program has closed it, has ended, or was killed.
 
+        A program that was killed ends when it is given a processor, which may take long.
         Nothing that the collector knows exists while this waits: neither `hiding` nor the class would hide it from the
         memory profile.
         """
         assert self._output is not None
         if self._pidfd is not None:
-            self._events.poll()  # the list of events is dropped at once
+            while not self._events.poll(_LOOK_SECONDS):  # the list of events is dropped at once
+                if self._is_killed:
+                    return b""
         try:
             return os.read(self._output, _CHUNK)
         except BlockingIOError:  # only the program's end has come
@@ -144,7 +148,7 @@ class ProgramEngine:
 
     def stop(self) -> None:
         self._kill(signal.SIGKILL if self._is_stopping else signal.SIGTERM)
-        self._is_stopping = True
+        self._is_killed, self._is_stopping = self._is_stopping, True
 
     def close(self) -> None:
         if self._output is not None:
