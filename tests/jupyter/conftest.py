@@ -9,6 +9,7 @@ import asyncio
 import contextlib
 import logging
 import socket
+import tempfile
 import threading
 from collections.abc import AsyncIterator, Awaitable, Callable, Iterator
 from pathlib import Path
@@ -26,7 +27,6 @@ from pytest_jupyter.jupyter_core import (  # noqa: F401
     jp_environ,
     jp_home_dir,
     jp_kernel_dir,
-    jp_runtime_dir,
     jp_system_config_path,
     jp_system_jupyter_path,
 )
@@ -50,6 +50,7 @@ from traitlets.config import Config
 
 from tests.browser import open_browser
 from tests.conftest import closing, until
+from tests.jupyter.lab import KERNEL_MANAGER
 from tests.patient import PATIENCE
 from tornado_rbkit.jupyter.application import RbkitExtension
 
@@ -184,6 +185,13 @@ async def jp_asyncio_loop() -> asyncio.AbstractEventLoop:
 
 
 @pytest.fixture
+def jp_runtime_dir() -> Iterator[Path]:
+    """A folder with a short path, since those of the kernels' sockets are limited."""
+    with tempfile.TemporaryDirectory(prefix="jp") as folder:
+        yield Path(folder)
+
+
+@pytest.fixture
 def own_logging(caplog: pytest.LogCaptureFixture) -> Iterator[None]:
     """Restore the loggers of Tornado and of the package, which a server takes over; errors of the package are seen."""
     taken = [logging.getLogger("tornado"), logging.getLogger("tornado_rbkit")]
@@ -225,6 +233,7 @@ async def jupyter(
                 **(server or {}),
             },
             IdentityProvider={"token": TOKEN},
+            KernelManager=KERNEL_MANAGER,
             RbkitExtension={"connect_timeout": PATIENCE, **settings},
         )
         servers.append(Jupyter(jp_configurable_serverapp(config=config), http_server_port[0]))

@@ -8,6 +8,7 @@ import os
 import site
 import subprocess
 import sys
+import tempfile
 import time
 import urllib.request
 import venv
@@ -35,6 +36,9 @@ context.ready
   .then(() => done());
 """
 """Runs the notebook that is open, once its kernel is there; for a JupyterLab with expose_app_in_browser."""
+
+KERNEL_MANAGER = {"transport": "ipc"} if sys.platform == "linux" else {}
+"""How kernels listen: another process may take a port that Jupyter has chosen before the kernel listens there."""
 
 SEEN = """
 from tornado_rbkit.profiler.stacks import StackCounter
@@ -65,7 +69,7 @@ def environment(folder: Path) -> dict[str, str]:
         "IPYTHONDIR": str(folder / "ipython"),
         "JUPYTER_CONFIG_DIR": str(folder / "config"),
         "JUPYTER_DATA_DIR": str(folder / "data"),
-        "JUPYTER_RUNTIME_DIR": str(folder / "runtime"),
+        "JUPYTER_RUNTIME_DIR": tempfile.mkdtemp(prefix="jp", dir=os.environ.get("XDG_RUNTIME_DIR")),  # a short path
         "JUPYTER_CONFIG_PATH": str(_INSTALLED / "etc" / "jupyter"),
         "JUPYTER_PATH": str(_INSTALLED / "share" / "jupyter"),
         "RBKIT_RUNTIME_DIR": str(folder / "rbkit"),
@@ -135,6 +139,7 @@ class Lab(JupyterProcess):
             f"--ServerApp.root_dir={self.root}",
             f"--IdentityProvider.token={TOKEN}",
             "--RbkitExtension.connect_timeout=60",
+            *(f"--KernelManager.{name}={value}" for name, value in KERNEL_MANAGER.items()),
             *options,
         ]
         url = f"http://127.0.0.1:{port}{base_url}"
