@@ -4,11 +4,14 @@ from __future__ import annotations
 
 import asyncio
 import gc
+import itertools
 import random
 import socket
 import weakref
 from collections.abc import AsyncIterator, Callable
+from types import SimpleNamespace
 from typing import Any
+from unittest.mock import Mock
 
 import pytest
 from tornado.iostream import IOStream, StreamClosedError
@@ -17,6 +20,7 @@ from websockets.protocol import Protocol, Side
 
 from tests.conftest import until
 from tests.encoded import encode_data
+from tornado_rbkit.bridge import outbox as outbox_module
 from tornado_rbkit.bridge.backlog import Backlog
 from tornado_rbkit.bridge.outbox import WRITE_SIZE, Outbox, _join_small
 from tornado_rbkit.frames import JOIN_LIMIT, Buffer, Chunk, Encoding, encode_notice, encode_reply
@@ -331,6 +335,44 @@ async def test_an_idle_client_is_not_stalled(line: Line) -> None:
     await asyncio.sleep(0.1)  # five times the time-out
     assert not near.outbox.blocked
     assert near.stalled == 0
+
+
+async def test_the_stall_timeout_begins_again_with_what_a_client_takes(
+    line: Line, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    now = due = 1000.0
+    deadline = Mock()
+    monkeypatch.setattr(outbox_module, "time", SimpleNamespace(monotonic=lambda: now))
+    monkeypatch.setattr(outbox_module, "Deadline", deadline)
+    near = line.outbox(stall_timeout=60.0)
+    near.outbox.send_data([chunk(0, 16 * MIB)])
+
+    def has_taken() -> bool:
+        return near.outbox._progress_at == now
+
+    for seconds, taken in [(60.0, 1001.0), (15.0, 1070.0), (55.0, None)]:
+        [(given, check)] = [call.args for call in deadline.call_args_list]
+        assert given == seconds
+        deadline.reset_mock()
+        if taken is not None:
+            now = taken
+            await line.client.read_until(has_taken)
+        now = due = due + seconds
+        check()
+        assert near.stalled == (taken is None)
+    deadline.assert_not_called()
+
+
+async def test_64_kib_are_enough_to_count_as_something_taken(line: Line, monkeypatch: pytest.MonkeyPatch) -> None:
+    clock = itertools.count()
+    monkeypatch.setattr(outbox_module, "time", SimpleNamespace(monotonic=lambda: next(clock)))
+    near = line.outbox()
+    near.outbox.send_data([chunk(0, 16 * MIB)])
+    progress = set()
+    while line.client.received < 4 * MIB:
+        await line.client.read(16 * KIB)
+        progress.add(near.outbox._progress_at)
+    assert len(progress) >= 4 * MIB / (64 * KIB) / 2, "two may be counted together"
 
 
 # The end
