@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import threading
 import time
 from collections.abc import Awaitable, Callable, Iterator
 from functools import partial
@@ -21,7 +22,7 @@ from tests.upstream.pacing import (
 )
 from tornado_rbkit import Bridge, frames
 from tornado_rbkit.frames import Buffer
-from tornado_rbkit.upstream import encoder
+from tornado_rbkit.upstream import encoder, upstream
 from tornado_rbkit.upstream.iothread import IOLoopThread
 
 
@@ -107,15 +108,23 @@ class TestOverSockets:
     ) -> None:
         size = 64 * 1024 * 1024
         done = 0
+        closing = threading.Event()
 
         def count(payload: Buffer) -> Iterator[memoryview]:
             nonlocal done
             for piece in slices(payload):
+                if threaded and done > size // 4:
+                    closing.wait()  # this thread may be given a processor while the one that closes waits for one
                 yield piece
                 done += len(piece)
 
-        slices = frames._slices
+        def begin_closing(connection: upstream._Connection) -> None:
+            begin(connection)
+            closing.set()
+
+        slices, begin = frames._slices, upstream._Connection.begin_closing
         monkeypatch.setattr(frames, "_slices", count)
+        monkeypatch.setattr(upstream._Connection, "begin_closing", begin_closing)
         server = await serve(Bridge(**rbkit.endpoints, threaded=threaded, compression_level=9))
         async with websockets_connect(
             server.ws + ("?encoding=escaped" if encoding == "escaped" else ""),
