@@ -23,10 +23,13 @@ from tornado.websocket import WebSocketClientConnection, WebSocketHandler
 from tests.conftest import Serve, Server, until
 from tests.fake_rbkit import FakeRbkit, collection, free_port
 from tests.patient import patient
+from tests.test_deadline import Clock, clock
 from tornado_rbkit import Bridge, ConnectionLost, DecodeError, Gap, RbkitClient, RbkitError, rbkit_routes
 from tornado_rbkit import client as client_module
 from tornado_rbkit.client import _abort, _with_binary_encoding
 from tornado_rbkit.protocol import COMMANDS, TRACING_COMMANDS, CommandError, GCEndSweep, Handshake, Notice
+
+__all__ = ["clock"]  # a fixture
 
 
 @pytest.fixture
@@ -636,11 +639,8 @@ async def test_the_pause_before_the_next_attempt_grows_until_a_message_of_the_pr
     sleep = asyncio.sleep
 
     async def noted(seconds: float) -> None:
-        if seconds > 10:  # Tornado's, between two pings
-            await sleep(seconds)
-        else:
-            pauses.append(seconds)
-            await sleep(0)
+        pauses.append(seconds)
+        await sleep(0)
 
     monkeypatch.setattr(asyncio, "sleep", noted)
     monkeypatch.setattr("random.uniform", lambda low, high: high)
@@ -726,6 +726,17 @@ async def test_nothing_is_left_of_a_client_that_was_cancelled_after_any_turn_of_
     await until(is_clean, f"no client, at most {tasks} tasks and {files} descriptors")
 
 
+async def accept_upgrade(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+    head = await reader.readuntil(b"\r\n\r\n")
+    key = re.search(rb"Sec-WebSocket-Key: (\S+)", head, re.IGNORECASE)
+    assert key
+    accept = b64encode(sha1(key[1] + b"258EAFA5-E914-47DA-95CA-C5AB0DC85B11").digest())
+    writer.write(
+        b"HTTP/1.1 101 Switching Protocols\r\nUpgrade: websocket\r\nConnection: Upgrade\r\n"
+        b"Sec-WebSocket-Accept: " + accept + b"\r\n\r\n"
+    )
+
+
 async def test_closing_that_is_cancelled_cuts_the_connection(monkeypatch: pytest.MonkeyPatch) -> None:
     """A server that confirms no close is waited for up to 5 s, but not when the wait is cancelled."""
     cut: list[object] = []
@@ -738,14 +749,7 @@ async def test_closing_that_is_cancelled_cuts_the_connection(monkeypatch: pytest
     gone = asyncio.Event()
 
     async def deaf(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
-        head = await reader.readuntil(b"\r\n\r\n")
-        key = re.search(rb"Sec-WebSocket-Key: (\S+)", head, re.IGNORECASE)
-        assert key
-        accept = b64encode(sha1(key[1] + b"258EAFA5-E914-47DA-95CA-C5AB0DC85B11").digest())
-        writer.write(
-            b"HTTP/1.1 101 Switching Protocols\r\nUpgrade: websocket\r\nConnection: Upgrade\r\n"
-            b"Sec-WebSocket-Accept: " + accept + b"\r\n\r\n"
-        )
+        await accept_upgrade(reader, writer)
         with contextlib.suppress(ConnectionError):
             await reader.read()
         writer.close()
@@ -763,6 +767,58 @@ async def test_closing_that_is_cancelled_cuts_the_connection(monkeypatch: pytest
         assert client._reader is not None
         await soon(asyncio.wait([client._reader]))
         assert cut == [connection], "not by the end of the 5 s"
+
+
+class RawEnd:
+    """The server's end of a client's connection, whose frames a test writes."""
+
+    url: str
+    reader: asyncio.StreamReader
+    writer: asyncio.StreamWriter
+
+    async def accept(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        self.reader, self.writer = reader, writer
+        await accept_upgrade(reader, writer)
+
+    async def ping(self, clock: Clock) -> None:
+        """Let time pass until the client's next ping has come."""
+        frame = asyncio.ensure_future(self.reader.readexactly(6))
+        while not frame.done():
+            await clock.run(1)
+        assert frame.result()[:2] == b"\x89\x80"
+
+
+@pytest.fixture
+async def end() -> AsyncIterator[RawEnd]:
+    end = RawEnd()
+    async with await asyncio.start_server(end.accept, "127.0.0.1", 0) as server:
+        end.url = f"ws://127.0.0.1:{server.sockets[0].getsockname()[1]}/"
+        yield end
+        end.writer.close()
+
+
+async def test_a_pong_behind_data_that_came_while_this_process_was_stopped_counts(end: RawEnd, clock: Clock) -> None:
+    async with RbkitClient(end.url) as client:
+        for number in range(3):
+            await end.ping(clock)
+            end.writer.write(b"".join(b"\x82\x021%d" % number for _ in range(50)) + b"\x8a\x00")
+            clock.pause(60)
+            await clock.run(1)
+            assert client._connection is not None, "it was taken for lost"
+        messages = client.messages()
+        assert [await anext(messages) for _ in range(150)] == [b"%d" % (n // 50) for n in range(150)]
+        end.writer.close()  # else closing would wait for an answer, by this clock
+
+
+async def test_a_server_that_answers_no_ping_is_lost(end: RawEnd, clock: Clock) -> None:
+    async with RbkitClient(end.url) as client:
+        await end.ping(clock)
+        lost = asyncio.ensure_future(anext(client.messages()))
+        await clock.run(25)
+        assert not lost.done()
+        await clock.run(10)
+        with pytest.raises(ConnectionLost):
+            await soon(lost)
 
 
 @pytest.mark.parametrize("reply", [b"server:puma 6.4", b"dropped:1000000", b"client_count:7", b"error:busy no"])

@@ -21,7 +21,7 @@ ALLOWED = {
     "tasks": set[str](),
     "endpoints": {"errors"},
     "inbox": {"protocol"},
-    "client": {"errors", "protocol", "inbox", "tasks"},
+    "client": {"deadline", "errors", "protocol", "inbox", "tasks"},
     "upstream": {*BASE, "frames"},
     "bridge": {*BASE, "frames", "upstream"},
     "fleet": {*BASE, "frames", "upstream", "bridge", "profiler.folder"},

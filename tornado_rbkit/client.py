@@ -15,6 +15,7 @@ from tornado.httpclient import HTTPClientError, HTTPRequest
 from tornado.iostream import UnsatisfiableReadError
 from tornado.websocket import WebSocketClientConnection, WebSocketClosedError, WebSocketError, websocket_connect
 
+from tornado_rbkit.deadline import Deadline
 from tornado_rbkit.inbox import Gap, Inbox
 from tornado_rbkit.protocol import (
     SUBPROTOCOL,
@@ -248,7 +249,6 @@ class RbkitClient:
                 HTTPRequest(self._binary_url, headers=self._headers),
                 subprotocols=[SUBPROTOCOL],
                 max_message_size=self._max_message_size,
-                ping_interval=_PING_INTERVAL,
             )
         )
         try:
@@ -269,9 +269,14 @@ class RbkitClient:
         backoff = _FIRST_BACKOFF
         try:
             while True:
-                while (message := await connection.read_message()) is not None:
-                    if self._take(_to_binary(message)):
-                        backoff = _FIRST_BACKOFF
+                pings = _Pings(connection)
+                try:
+                    while (message := await connection.read_message()) is not None:
+                        pings.heard()
+                        if self._take(_to_binary(message)):
+                            backoff = _FIRST_BACKOFF
+                finally:
+                    pings.stop()
                 connection.close()  # already closed, but Tornado warns if close() was not called
                 self._connection = None
                 self._lose(ConnectionLost(self._url, connection.close_code, connection.close_reason or ""))
@@ -324,6 +329,39 @@ class RbkitClient:
             if not reply.done():
                 code = self._lost.code if self._lost else None
                 reply.set_exception(ConnectionLost(self._url, code, reason))
+
+
+class _Pings:
+    """Pings a server every `_PING_INTERVAL`, and cuts the connection if nothing has arrived since the last ping.
+
+    Tornado's own pings cut off a server whose pong waits behind data that this process, stopped or busy, has not read.
+    """
+
+    def __init__(self, connection: WebSocketClientConnection) -> None:
+        self._connection = connection
+        self._is_awaiting = False
+        connection.on_pong = lambda data: self.heard()  # type: ignore[method-assign]
+        self._start()
+
+    def heard(self) -> None:
+        """Record that something has arrived."""
+        self._is_awaiting = False
+
+    def stop(self) -> None:
+        """Send no more pings."""
+        self._deadline.cancel()
+
+    def _start(self) -> None:
+        self._deadline = Deadline(_PING_INTERVAL, self._on_time)
+
+    def _on_time(self) -> None:
+        if self._is_awaiting:
+            _abort(self._connection)
+            return
+        self._is_awaiting = True
+        with contextlib.suppress(WebSocketClosedError):  # the reader learns the reason
+            self._connection.ping()
+        self._start()
 
 
 def _as_latin_1(text: str) -> str:
