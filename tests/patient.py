@@ -48,13 +48,15 @@ def raise_defaults_of_a_server() -> None:
 
 
 def _raise_defaults_of_a_program() -> None:
-    """Raise the time limit of a program's web server, and give that server these limits too."""
+    """Raise the time limits of a program's end, and give its web server these limits too."""
     from tornado_rbkit.cli import program
+    from tornado_rbkit.profiler import lifecycle
 
     module = "runpy.run_module('tornado_rbkit', run_name='__main__', alter_sys=True)"
     assert module in program._DETACHED
     server = program._DETACHED.replace(module, f"runpy.run_path({__file__!r}, run_name='__main__')")
     vars(program).update(_PATIENCE=PATIENCE, _DETACHED=server)
+    vars(lifecycle)["_EXIT_SECONDS"] = PATIENCE
 
 
 if __name__ == "__main__":
