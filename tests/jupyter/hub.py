@@ -15,7 +15,7 @@ import pytest
 from selenium.webdriver.chromium.webdriver import ChromiumDriver
 
 from tests.fake_rbkit import free_port
-from tests.jupyter.lab import PATIENCE, JupyterProcess, click, environment, find
+from tests.jupyter.lab import PATIENCE, PATIENT_OPTIONS, JupyterProcess, click, environment, find
 
 CONFIGURATION = """
 c = get_config()
@@ -24,10 +24,11 @@ c.Authenticator.allow_all = True
 c.JupyterHub.spawner_class = "simple"
 c.SimpleLocalProcessSpawner.home_dir_template = {homes!r} + "/{{username}}"
 c.Spawner.cmd = [{python!r}, "-m", "jupyterhub.singleuser"]
-c.Spawner.args = ["--allow-root", "--LabApp.expose_app_in_browser=True", "--RbkitExtension.connect_timeout=60"]
+c.Spawner.args = {arguments!r}
 c.Spawner.environment = {{
     **{variables!r},
     "RBKIT_RUNTIME_DIR": lambda spawner: {homes!r} + "/" + spawner.user.name + "/rbkit",
+    "JUPYTER_RUNTIME_DIR": lambda spawner: {runtime!r} + "/" + spawner.user.name,
 }}
 c.Spawner.start_timeout = c.Spawner.http_timeout = {patience!r}
 c.JupyterHub.bind_url = "http://127.0.0.1:{port}/"
@@ -56,12 +57,15 @@ class Hub(JupyterProcess):
     def __init__(self, folder: Path, proxy: str) -> None:
         self._homes = folder / "homes"
         own = environment(folder)
-        for private in ("JUPYTER_CONFIG_DIR", "JUPYTER_DATA_DIR", "JUPYTER_RUNTIME_DIR", "XDG_RUNTIME_DIR"):
+        runtime = own.pop("JUPYTER_RUNTIME_DIR")
+        for private in ("JUPYTER_CONFIG_DIR", "JUPYTER_DATA_DIR", "XDG_RUNTIME_DIR"):
             del own[private]  # each user's are below the home
         variables = {name: value for name, value in own.items() if name.startswith("JUPYTER_")}
         port = free_port()
         text = CONFIGURATION.format(
             homes=str(self._homes),
+            runtime=runtime,
+            arguments=["--allow-root", "--LabApp.expose_app_in_browser=True", *PATIENT_OPTIONS],
             python=sys.executable,
             framed=FRAMED,
             policy=_POLICY,

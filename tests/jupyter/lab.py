@@ -40,6 +40,12 @@ context.ready
 KERNEL_MANAGER = {"transport": "ipc"} if sys.platform == "linux" else {}
 """How kernels listen: another process may take a port that Jupyter has chosen before the kernel listens there."""
 
+PATIENT_OPTIONS = [
+    "--RbkitExtension.connect_timeout=60",
+    *(f"--KernelManager.{name}={value}" for name, value in KERNEL_MANAGER.items()),
+]
+"""Options of a server on a busy machine."""
+
 SEEN = """
 from tornado_rbkit.profiler.stacks import StackCounter
 samples, add = [], StackCounter.add
@@ -138,8 +144,7 @@ class Lab(JupyterProcess):
             f"--ServerApp.base_url={base_url}",
             f"--ServerApp.root_dir={self.root}",
             f"--IdentityProvider.token={TOKEN}",
-            "--RbkitExtension.connect_timeout=60",
-            *(f"--KernelManager.{name}={value}" for name, value in KERNEL_MANAGER.items()),
+            *PATIENT_OPTIONS,
             *options,
         ]
         url = f"http://127.0.0.1:{port}{base_url}"
