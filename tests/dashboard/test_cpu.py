@@ -696,20 +696,21 @@ def test_a_real_program_s_hot_function_has_its_share(program: str, page: Page) -
     page.open(program, "cpu")
     page.until_live()
     page.click("Record CPU")
-    page.until(lambda: sum(own for own, _ in shown(page).values()) > 1000, "a thousand samples are there")
+
+    def samples(method: str) -> int:
+        """Return the samples of a method, of all rows with its name."""
+        rows = page.rows("Functions", exact=True)
+        return sum(number(row[2]) for row in rows if row[0].endswith(method))
+
+    page.until(lambda: samples("hot") + samples("warm") > 1000, "a thousand samples are there")
     engines = ("stack reader", "in-process")
     page.until(lambda: page.facts["sampler"].startswith(engines), "what samples is said")
     by_task = page.script("return [...document.querySelectorAll('option')].find(({value}) => value === 'task').text")
     assert by_task.endswith("(needs --cpu-engine in-process)") != page.facts["sampler"].startswith("in-process")
 
-    def share() -> float:
-        table = shown(page)
-        hot, warm = (
-            next(whole for name, (_, whole) in table.items() if name.endswith(end)) for end in ("hot", "warm")
-        )
-        return hot / (hot + warm)
-
     # A pause of the machine is as many samples of one function, which later ones outnumber.
-    page.until(lambda: 0.55 < share() < 0.78, "the program's share is seen")
+    page.until(
+        lambda: 0.55 < samples("hot") / (samples("hot") + samples("warm")) < 0.78, "the program's share is seen"
+    )
     page.click("Stop CPU")
     page.until(lambda: page.facts["recording"] == "nothing", "it is stopped")
