@@ -37,8 +37,8 @@ def string(key: int, value: str) -> bytes:
     return b"\x0b" + varint(key) + text(value)
 
 
-def frame(key: int, file: int, scope: int, line: int) -> bytes:
-    return b"\x03" + b"".join(map(varint, (key, file, scope, line, line, 1, 2)))
+def frame(key: int, file: int, scope: int, line: int, definition_line: int = 1) -> bytes:
+    return b"\x03" + b"".join(map(varint, (key, file, scope, line, definition_line, 1, 2)))
 
 
 def stack(thread: int, *keys: int, interpreter: int = 0, micros: int = 1000, idle: bool = False) -> bytes:
@@ -99,9 +99,11 @@ def test_a_reference_to_nothing_makes_a_broken_stack() -> None:
 
 
 def test_a_place_that_is_defined_again_is_the_same_object_unless_it_differs() -> None:
-    first, same, other = parsed(DEFINED, stack(1, 7, 8), DEFINED, stack(1, 7, 8), frame(8, 1, 3, 21), stack(1, 7, 8))
-    assert all(one is another for one, another in zip(first.frames, same.frames, strict=True))
-    assert [each.line for each in other.frames] == [10, 21]
+    again = [DEFINED, frame(8, 1, 3, 21), frame(8, 1, 3, 21, 20)]
+    first, *others = parsed(DEFINED, stack(1, 7, 8), *(part for each in again for part in (each, stack(1, 7, 8))))
+    assert all(one is another for one, another in zip(first.frames, others[0].frames, strict=True))
+    found = [[(each.line, each.definition_line) for each in stack.frames] for stack in others]
+    assert found == [[(10, 1), (20, 1)], [(10, 1), (21, 1)], [(10, 1), (21, 20)]]
 
 
 @st.composite

@@ -119,6 +119,7 @@ def test_a_stack_is_whole_where_c_code_has_called_python(start: Start, interpret
     assert scopes(stack)[:6] == ["<module>", "<lambda>", "call", "__init__", "steps", "key"]
     assert stack.frames[5].scope == ("key" if "3.10" in interpreter else "Job.key")
     assert [frame.line for frame in stack.frames[:6]] == [14, 14, 12, 5, 7, 10]
+    assert [frame.definition_line for frame in stack.frames[:6]] == [1, 14, 11, 4, 6, 8]
     assert {os.path.basename(frame.file) for frame in stack.frames[:6]} == {"target.py"}
 
 
@@ -364,7 +365,8 @@ AGREEMENT = """
         found = []
         while frame:
             code = frame.f_code
-            found.append([code.co_filename, getattr(code, "co_qualname", code.co_name), frame.f_lineno or 0])
+            name = getattr(code, "co_qualname", code.co_name)
+            found.append([code.co_filename, name, frame.f_lineno or 0, code.co_firstlineno])
             frame = frame.f_back
         return json.dumps(found[::-1])
     def wait():
@@ -437,7 +439,8 @@ def test_every_place_is_the_one_that_the_process_itself_reports(
         expected = [tuple(place) for place in json.loads(stdout.readline())]
         until_idle(process.pid)
         [stack] = look_again(reader, parser)
-        assert [(frame.file, frame.scope, frame.line) for frame in stack.frames] == expected
+        places = [(frame.file, frame.scope, frame.line, frame.definition_line) for frame in stack.frames]
+        assert places == expected
         stdin.write("\n")
         stdin.flush()
         assert stdout.readline() == "done\n"

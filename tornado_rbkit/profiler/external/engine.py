@@ -26,14 +26,16 @@ class Frame:
         file: the file name of the code.
         scope: the qualified name of the function; up to Python 3.10 its plain name.
         line: the line number, 0 if unknown.
+        definition_line: the number of the line where the function begins, 0 if unknown.
     """
 
-    __slots__ = ("file", "line", "scope")
+    __slots__ = ("definition_line", "file", "line", "scope")
 
-    def __init__(self, file: str, scope: str, line: int) -> None:
+    def __init__(self, file: str, scope: str, line: int, definition_line: int = 0) -> None:
         self.file = file
         self.scope = scope
         self.line = line
+        self.definition_line = definition_line
 
 
 class Use(NamedTuple):

@@ -6,7 +6,8 @@ A stream is ``MOJ``, a version, and events. An event is a byte that says its kin
 NUL, and integers of seven bits a byte, least significant first; the first byte has six bits and a sign. Strings and
 frames are defined once and then referred to by a key. A stack event begins the stack of a thread; references to its
 frames follow, outermost first, and then the time since the last look. The stack reader adds, as an event of its own,
-what the system has counted for the thread.
+what the system has counted for the thread. In place of the last line of a frame's statement it writes the line where
+the function begins.
 """
 
 from __future__ import annotations
@@ -45,8 +46,8 @@ _PATTERNS: Final = {
     for kind, pattern in {
         _METADATA: rb"\x01(%b)\x00(%b)\x00" % (_TEXT, _TEXT),
         _STACK: rb"\x02%b(%b)(%b)\x00" % (_INTEGER, _INTEGER, _TEXT),
-        # key, file, scope, line; then last line, column, last column
-        _FRAME: rb"\x03(%b)(%b)(%b)(%b)(?:%b){3}" % (*[_INTEGER] * 4, _INTEGER),
+        # key, file, scope, line, first line of the function; then column, last column
+        _FRAME: rb"\x03(%b)(%b)(%b)(%b)(%b)(?:%b){2}" % (*[_INTEGER] * 5, _INTEGER),
         _INVALID: rb"\x04",
         _REFERENCE: rb"(?:\x05%b)+" % _INTEGER,  # the references of a whole stack at once
         _KERNEL: rb"\x06%b\x00" % _TEXT,
@@ -130,7 +131,8 @@ class MojoParser:
                 stacks.append(self._stack(*self._thread))
             self._begin_stack((integer(match[1]), _thread_id(match[2])))
         elif kind == _FRAME:
-            self._define_frame(match[1], match[2], match[3], max(0, integer(match[4])))
+            lines = [max(0, integer(each)) for each in match.groups()[3:]]
+            self._define_frame(match[1], match[2], match[3], *lines)
         elif kind == _STRING:
             self._define_string(match[1], match[2])
         elif kind == _INVALID:
@@ -150,13 +152,14 @@ class MojoParser:
             self._count(len(text))
             self._strings[key] = string
 
-    def _define_frame(self, key: bytes, file_key: bytes, scope_key: bytes, line: int) -> None:
+    def _define_frame(self, key: bytes, file_key: bytes, scope_key: bytes, line: int, definition_line: int) -> None:
         """Define a frame; a repeated definition makes no other frame."""
         file, scope = (self._strings.get(each, _UNKNOWN.scope) for each in (file_key, scope_key))
         known = self._frames.get(key)
-        if known is None or (known.file, known.scope, known.line) != (file, scope, line):
+        place = (file, scope, line, definition_line)
+        if known is None or (known.file, known.scope, known.line, known.definition_line) != place:
             self._count(0)
-            self._frames[key] = Frame(file, scope, line)
+            self._frames[key] = Frame(*place)
             if known is not None:
                 self._runs.clear()
 

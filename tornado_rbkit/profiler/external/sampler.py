@@ -394,7 +394,9 @@ class ExternalSampler:
             module = self._process.module_name(frame.file)
             label = f"{module}.{frame.scope}" if module else frame.scope
             name = frame.scope.rpartition(".")[2]
-            packed = pack_frame(name, label, frame.file, frame.line, singleton=False)
+            packed = pack_frame(
+                name, label, frame.file, frame.line, singleton=False, definition_line=frame.definition_line or None
+            )
             if len(self._packed_frames) >= _FRAMES:
                 self._packed_frames.clear()
             self._packed_frames[frame] = packed

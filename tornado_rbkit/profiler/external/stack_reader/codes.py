@@ -111,7 +111,7 @@ class Codes:
         else:
             begin = (executable & ~_TAGS) + self._at.get("code.instructions", 0)
             offset = 2 * instruction if self._is_3_10 else instruction - begin
-            place = self._output.place(code.file, code.scope, code.lines.line(offset))
+            place = self._output.place(code.file, code.scope, code.lines.line(offset), code.lines.first)
         code.places[instruction] = place
         return place
 

@@ -21,7 +21,7 @@ class Lines:
     """
 
     def __init__(self, table: bytes, line: int, entries: Entries) -> None:
-        self._first = line
+        self.first = line
         self._ends: list[int] = []
         self._lines: list[int] = []
         for end, each in entries(table, line):
@@ -34,7 +34,7 @@ class Lines:
         Before the first instruction it is the first line, as in `PyCode_Addr2Line`.
         """
         if offset < 0:
-            return self._first
+            return self.first
         entry = bisect_right(self._ends, offset)
         return self._lines[entry] if entry < len(self._lines) else 0
 

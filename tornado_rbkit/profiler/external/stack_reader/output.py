@@ -9,15 +9,15 @@ class Output:
     def __init__(self, version: str) -> None:
         self.data = bytearray(b"MOJ\x03\x01%b\x00%b\x00" % (b"stack_reader", version.encode()))
         self._strings: dict[str, bytes] = {}
-        self._places: dict[tuple[str, str, int], bytes] = {}
+        self._places: dict[tuple[str, str, int, int], bytes] = {}
 
-    def place(self, file: str, scope: str, line: int) -> bytes:
-        """Return the reference to a place."""
-        place = (file, scope, line)
+    def place(self, file: str, scope: str, line: int, first_line: int) -> bytes:
+        """Return the reference to a line of a function that begins in its first line."""
+        place = (file, scope, line, first_line)
         if place not in self._places:
             key = integer(len(self._places))
             names = self._string(file) + self._string(scope)
-            self.data += b"\x03" + key + names + integer(line) + b"\x00\x00\x00"
+            self.data += b"\x03" + key + names + integer(line) + integer(first_line) + b"\x00\x00"
             self._places[place] = b"\x05" + key
         return self._places[place]
 
