@@ -305,7 +305,8 @@ async def test_profiling_is_stopped_although_the_reply_to_its_start_was_lost(ser
     cut = False
     assert rbkit.enabled == {"memory_profile"}
     await until(lambda: server.bridge.state is State.CONNECTED, "it is connected again")
-    await until(lambda: server.bridge.stats()["handshake"]["object_trace_enabled"], "it knows of the profiling")
+    bridge = server.bridge
+    await until(lambda: bridge.handshake and bridge.handshake.object_trace_enabled, "it knows of the profiling")
     connection.close()
     while await connection.read_message() is not None:
         pass  # Tornado sees the goodbye only behind the notices

@@ -179,7 +179,8 @@ async def test_a_process_replaced_while_messages_of_the_one_before_are_taken_is_
         received: list[str | bytes] = []
         while received[-1:] != [b"1" + collection(0)]:
             received.append(await receive(connection))
-        await until(lambda: server.bridge.stats()["handshake"]["pid"] != rbkit.pid, "the bridge knows the new process")
+        bridge, pid = server.bridge, rbkit.pid + 1
+        await until(lambda: bridge.handshake and bridge.handshake.pid == pid, "the bridge knows the new process")
         await connection.write_message("trigger_gc")
         while received[-1] != b"0ok":
             received.append(await receive(connection))
