@@ -7,6 +7,7 @@ import csv
 import gc
 import linecache
 import sys
+import threading
 import traceback
 import tracemalloc
 from _tracemalloc import _get_object_traceback
@@ -126,6 +127,26 @@ def test_memory_that_lives_on_is_kept_for_its_line_and_by_its_class() -> None:
     memory = run("held.clear()\n", held=held)
     assert memory.classes[name].freed_objects == pytest.approx(5000, abs=20)
     assert memory.classes[name].kept_objects == 0
+
+
+def test_an_object_whose_address_another_thread_has_used_again_is_freed() -> None:
+    class Order: ...
+
+    class Other: ...
+
+    held: list[Any] = [Order() for _ in range(5000)]
+    others: list[Other] = []
+
+    def refill() -> None:
+        thread = threading.Thread(target=lambda: others.extend(Other() for _ in range(5000)))
+        thread.start()
+        thread.join()
+
+    addresses = set(map(id, held))
+    memory = run("held.clear()\nrefill()\n", held=held, refill=refill)
+    assert len(addresses.intersection(map(id, others))) > 1000
+    [freed] = [one.freed_objects for name, one in memory.classes.items() if name.endswith("Order")]
+    assert freed == pytest.approx(5000, abs=20)
 
 
 def test_a_function_of_the_cell_has_its_own_lines_and_another_s_memory_counts_for_the_call() -> None:

@@ -257,7 +257,8 @@ async def test_the_memory_of_a_cell_is_shown_and_the_cell_runs_as_any_does(jupyt
         outputs = await kernel.run("%%rbkit memory -o memory\nkept = [bytes(10**6) for _ in range(8)]\nlen(kept)")
         result, shown = outputs
         assert result["data"]["text/plain"] == "8"
-        assert re.search(r"<td>7\.6 MiB</td><td></td><td>7\.6 MiB</td><td>2</td>", shown["data"]["text/html"])
+        row = r"<td>7\.6 MiB</td><td>(1\.\d KiB)?</td><td>7\.6 MiB</td><td>2</td>"  # a comprehension frees about 1 KiB
+        assert re.search(row, shown["data"]["text/html"])
         assert "7.6 MiB kept" in shown["data"]["text/plain"]
         assert await kernel.text("print(memory.lines[2].kept > 8 * 10**6)") == "True\n"
         half = (

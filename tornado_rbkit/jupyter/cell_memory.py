@@ -215,6 +215,7 @@ class MemoryTracer:
         self._line = self._start = frame.f_lineno
         self._bytes = self._peak = 0
         self._previous: Any = None  # the host's trace function
+        self._names = _Names()
         self._old: dict[int, str] = {}
         self._reused: list[str] = []  # classes of old objects whose addresses new objects have
         self._resident = resident_bytes()
@@ -227,8 +228,7 @@ class MemoryTracer:
         """
         if tracemalloc.is_tracing():
             raise TracingError("tracemalloc is on already; tracemalloc.stop() ends it")
-        names = _Names()
-        self._old = {id(item): names[type(item)] for item in list_tracked().objects if item is not None}
+        self._old = {id(item): self._names[type(item)] for item in list_tracked().objects if item is not None}
         self._previous = sys.gettrace()
         try:
             tracemalloc.start(_FRAMES)
@@ -309,9 +309,6 @@ class MemoryTracer:
         objects = list_tracked().objects
         own = {id(self._old), id(self._lines), id(objects)}
         created = [item for item in compress(objects, map(self._is_new, objects)) if id(item) not in own]
-        for item in created:  # an old object at the same address has died
-            if id(item) in self._old:
-                self._reused.append(self._old.pop(id(item)))
         variables = self._frame.f_globals
         holders = [variables, *variables.values(), *created]
         seen: set[int] = set()
@@ -336,11 +333,18 @@ class MemoryTracer:
                 classes.setdefault(name, ClassMemory()).freed_objects = count
 
     def _is_new(self, item: Any) -> bool:
-        """Return whether the cell created an object; without a trace (see `heap`), whether its address is new."""
+        """Return whether the cell created an object; without a trace (see `heap`), whether it is at a new address.
+
+        An old object has died if there is one with a trace, or of another class, at its address.
+        """
         trace = _get_object_traceback(item)
-        if trace is None:  # items without a trace may be None (see `tracked`)
-            return gc.is_tracked(item) and id(item) not in self._old
-        return self._has_cell(trace)
+        if trace is None and not gc.is_tracked(item):  # items without a trace may be None (see `tracked`)
+            return False
+        old = self._old.get(id(item))
+        if old is not None and (trace is not None or old != self._names[type(item)]):
+            self._reused.append(self._old.pop(id(item)))
+            old = None
+        return old is None if trace is None else self._has_cell(trace)
 
     def _has_cell(self, trace: Sequence[tuple[str, int]]) -> bool:
         """Return whether the cell is in a traceback; without a generator, whose memory would be traced."""
