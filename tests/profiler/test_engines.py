@@ -22,7 +22,7 @@ from tests.profiler.conftest import PATIENCE, Client, internal_thread_names, wai
 from tests.profiler.python import python
 from tests.profiler.test_cpu import burner, running, sleeper
 from tornado_rbkit import profiler
-from tornado_rbkit.profiler import follow
+from tornado_rbkit.profiler import follow, running_time
 from tornado_rbkit.profiler.arguments import ENGINE_VARIABLE
 from tornado_rbkit.profiler.batcher import EventBatcher
 from tornado_rbkit.profiler.external import detached, own_process, program
@@ -266,7 +266,7 @@ def test_the_engine_stays_while_a_process_gets_no_processor(
     """The helper for a second, or this process again and again, and its threads with it."""
     now = 1000.0
     monkeypatch.undo()  # the patience of the other tests
-    monkeypatch.setattr(own_process, "real_time", SimpleNamespace(monotonic=lambda: now))
+    monkeypatch.setattr(running_time, "real_time", SimpleNamespace(monotonic=lambda: now))
     sampler, silent = own_process.OwnSampler(EventBatcher(), "external"), Silent()
     sampler._outside = silent  # type: ignore[assignment]
     for _ in range(3):

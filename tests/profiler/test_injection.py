@@ -14,7 +14,6 @@ import socket
 import subprocess
 import sys
 import threading
-import time
 from collections.abc import Iterator
 from pathlib import Path
 from types import SimpleNamespace
@@ -23,7 +22,7 @@ from typing import IO
 import pytest
 
 from tests.profiler.conftest import PATIENCE, wait_until
-from tornado_rbkit.profiler import injection, list_servers
+from tornado_rbkit.profiler import injection, list_servers, running_time
 from tornado_rbkit.profiler.external.process import ProcessError, RunningProcess
 from tornado_rbkit.profiler.injection import Injected, Injection
 from tornado_rbkit.profiler.script_request import ScriptRequest
@@ -389,7 +388,7 @@ def test_a_script_without_effect_is_reported_and_not_withdrawn(
 
 def test_a_pause_of_the_machine_is_no_time_without_effect(program: Program, monkeypatch: pytest.MonkeyPatch) -> None:
     now = 1000.0
-    monkeypatch.setattr(injection, "time", SimpleNamespace(monotonic=lambda: now, sleep=time.sleep))
+    monkeypatch.setattr(running_time, "real_time", SimpleNamespace(monotonic=lambda: now))
     with request(program, Caller(program, blocked=True)) as injected:
         monkeypatch.setattr(ScriptRequest, "was_taken", lambda self: True)
         for _ in range(5):

@@ -18,7 +18,7 @@ Nothing is measured until a client or `start_profiling` asks for it.
   `alignment` and within a `budget`, and `changes` has the objects created between them.
 - Reachability: `endpoints` binds the sockets and `listeners` keeps them open, `folder` is where `discovery` finds
   servers, and `follow`, with the package `startup`, starts a server in child processes. `arguments` checks arguments,
-  `threads` has the profiler's own threads, and `real_time` the clocks.
+  `threads` has the profiler's own threads, `real_time` the clocks, and `running_time` measures without pauses.
 - `injection` puts the profiler into a running process, where `injected` runs it; `script_request` tells whether the
   process has taken the script for that.
 - `stacks` samples a block of code without a server, `external` another process; `demo` runs the `workload`.

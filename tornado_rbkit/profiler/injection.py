@@ -38,6 +38,7 @@ from tornado_rbkit.profiler.discovery import stat_fields
 from tornado_rbkit.profiler.endpoints import accepts
 from tornado_rbkit.profiler.external.interpreter import Interpreter
 from tornado_rbkit.profiler.external.process import ProcessError, RunningProcess, read_status
+from tornado_rbkit.profiler.running_time import RunningTime
 from tornado_rbkit.profiler.script_request import ScriptRequest
 
 _BOOTSTRAP: Final = Path(__file__).with_name("startup") / "bootstrap.py"
@@ -55,9 +56,6 @@ _READ_SECONDS: Final = 0.2
 
 _EXECUTION_SECONDS: Final = 5.0
 """Seconds in which a process that has taken a script has started the thread that connects."""
-
-_LONGEST_STEP: Final = 0.5
-"""Seconds that count between two looks at a process; in a longer time the machine was paused, with the process."""
 
 _DESCRIPTORS: Final = 8
 """The file descriptors that a process needs to report what else is missing."""
@@ -106,7 +104,7 @@ class Injection:
         self._is_closed = False
         self._request: ScriptRequest | None = None
         self._threads = _threads(process.pid)
-        self._looked = self._without_effect = 0.0
+        self._without_effect = RunningTime()
         _check_limits(process)
         self._listener = socket.socket(socket.AF_UNIX)
         self._listener.setblocking(False)
@@ -211,12 +209,11 @@ class Injection:
 
     def _check_effect(self) -> None:
         """Raise ProcessError if the process has executed the script without starting the thread that connects."""
-        passed, self._looked = time.monotonic() - self._looked, time.monotonic()
+        self._without_effect.look()
         if self._request is None or not self._request.was_taken() or not _threads(self.process.pid) <= self._threads:
-            self._without_effect = 0.0
+            self._without_effect.seconds = 0.0
             return
-        self._without_effect += min(passed, _LONGEST_STEP)
-        if self._without_effect > _EXECUTION_SECONDS:
+        if self._without_effect.seconds > _EXECUTION_SECONDS:
             raise ProcessError(
                 f"{self.process} has executed the script without effect: an audit hook, a trace function or a limit "
                 "has refused it; its standard error may say which one"

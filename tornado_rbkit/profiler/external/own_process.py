@@ -28,12 +28,12 @@ from tornado_rbkit.profiler.external.sampler import MAX_ERRORS, ExternalSampler
 from tornado_rbkit.profiler.external.stack_reader.layouts import Layout
 from tornado_rbkit.profiler.external.stack_reader.memory import Memory, ReadError
 from tornado_rbkit.profiler.frames import SamplingError, has_gil
+from tornado_rbkit.profiler.running_time import RunningTime
 from tornado_rbkit.profiler.threads import internal_logger, internal_native_ids
 
 _log = internal_logger(__name__)
 
 _PATIENCE: Final = 1.0  # seconds without a stack, while this process had a processor
-_LONGEST_STEP: Final = 0.5  # seconds; this process was paused in a longer time between two calls of `watch`
 _NO_STACK: Final = "no stack was read within a second"
 _NOT_READ: Final = " before it has read a stack; the system may forbid that (in a container, --cap-add=SYS_PTRACE)"
 _NAME_SECONDS: Final = 1.0  # between two looks at the imported modules
@@ -164,7 +164,7 @@ class OwnSampler:
         self._reason: str | None = None
         self._slow: str | None = None
         self._has_started = False
-        self._watched = self._waited = 0.0
+        self._silence = RunningTime()  # since the last stack
         self._looks = 0
 
     @property
@@ -179,7 +179,7 @@ class OwnSampler:
     @clock_type.setter
     def clock_type(self, clock_type: str) -> None:
         self._inside.clock_type = self._active.clock_type = clock_type
-        self._waited = 0.0
+        self._silence.seconds = 0.0
 
     @property
     def interval(self) -> float:
@@ -221,7 +221,7 @@ class OwnSampler:
             self._fall_back(str(error), interval)
             return
         self._outside = sampler
-        self._looks, self._watched, self._waited = 0, real_time.monotonic(), 0.0
+        self._looks, self._silence = 0, RunningTime()
         self._inside.interval = interval
 
     def stop(self) -> None:
@@ -247,12 +247,12 @@ class OwnSampler:
             reason += _why_not_read()
         if outside.enabled and status["error_share"] > MAX_ERRORS:
             reason = f"{status['error_share']:.0%} of the stacks changed while they were read"
-        passed, self._watched = real_time.monotonic() - self._watched, real_time.monotonic()
-        self._waited += min(passed, _LONGEST_STEP)
-        if status["looks"] != self._looks or self.clock_type == "cpu":  # on which a process that waits has no stacks
-            self._slow = None if status["looks"] != self._looks else self._slow
-            self._looks, self._waited = status["looks"], 0.0
-        elif outside.enabled and self._waited > _PATIENCE + 2 * self.interval:
+        self._silence.look()
+        if status["looks"] != self._looks:
+            self._looks, self._silence.seconds, self._slow = status["looks"], 0.0, None
+        elif self.clock_type == "cpu":  # a process that waits has no stacks
+            self._silence.seconds = 0.0
+        elif outside.enabled and self._silence.seconds > _PATIENCE + 2 * self.interval:
             if self._engine == "external":  # it may be slow on a busy machine
                 self._slow = _NO_STACK
                 return
