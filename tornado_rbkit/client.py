@@ -304,7 +304,10 @@ class RbkitClient:
         return self._reconnect and not self._closed and not (self._lost and self._lost.is_final)
 
     def _take(self, message: bytes) -> bool:
-        """Take a message in; return whether it is more than a notice, which also a client gets that is closed then."""
+        """Take a message; return whether it is data or a reply.
+
+        The server sends notices also to a client whose connection it closes at once.
+        """
         channel, payload = message[:1], message[1:]
         if channel == Channel.DATA.value:
             self._put(payload)

@@ -19,7 +19,7 @@ from tornado_rbkit import CommandError, RbkitClient
 from tornado_rbkit.protocol import GCEndSweep
 from tornado_rbkit.recording.recording import DATA, read
 
-COMMAND = [sys.executable, "-W", "error", *PATIENT]  # in -X dev asyncio reports what is slow
+COMMAND = [sys.executable, "-W", "error", *PATIENT]  # not -X dev, with which asyncio logs slow callbacks
 OPTIONS = {
     "default": [],
     "escaped": ["--encoding", "escaped"],

@@ -20,7 +20,7 @@ from tornado_rbkit import AssetHandler, Bridge, IndexHandler, RbkitWebSocketHand
 from tornado_rbkit.protocol import COMMANDS, TRACING_COMMANDS
 
 HANDSHAKE_SECONDS = 5
-"""Seconds after which the page asks what is recorded."""
+"""Seconds between two handshakes that the page sends."""
 
 
 def test_it_says_who_is_profiled_and_what_is_recorded(page: Page, site: Serve, rbkit: FakeRbkit) -> None:

@@ -335,7 +335,7 @@ class MemoryTracer:
     def _is_new(self, item: Any) -> bool:
         """Return whether the cell created an object; without a trace (see `heap`), whether it is at a new address.
 
-        An old object has died if there is one with a trace, or of another class, at its address.
+        Also note that the old object at its address has died, if this one has a trace or another class.
         """
         trace = _get_object_traceback(item)
         if trace is None and not gc.is_tracked(item):  # items without a trace may be None (see `tracked`)

@@ -41,7 +41,7 @@ _RUNNING: Final = b"running"  # the content of /proc/self/task/TID/syscall, proc
 _OUTSIDE: Final = b"-1"  # its beginning for a thread that is blocked in no system call, as while its memory is read
 _NEAR: Final = 256  # bytes, more than the GIL's fields take
 _ATTEMPTS: Final = 400
-"""Looks at the other thread, each after it has computed. On a busy machine it waits for a processor at most."""
+"""Looks at the other thread, each after it has computed. On a busy machine it often waits for a processor then."""
 
 _HOLD_MICROSECONDS: Final = 200
 _SET_TIMER_SLACK: Final = 29  # sys/prctl.h

@@ -29,8 +29,8 @@ from tornado_rbkit.profiler.profile import MAX_PARTS, Outlet, Profile
 from tornado_rbkit.profiler.threads import Flag, InternalThread, forget_threads, internal_logger, on_internal_thread
 
 _PATIENCE_SECONDS: Final = 1.0
-_FULL_WAITS: Final = 200
-_FULL_SECONDS: Final = 0.005
+_FULL_WAITS: Final = 200  # for a subscriber with a full queue
+_FULL_SECONDS: Final = 0.005  # of one wait
 _HOSTS_TURN_SECONDS: Final = 0.0005
 _T = TypeVar("_T")
 _socket_pair: Final[Any] = getattr(_socket, "socketpair", socket.socketpair)  # gevent does not replace the former

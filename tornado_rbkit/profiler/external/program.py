@@ -20,7 +20,7 @@ NAME: Final = "stack reader"
 _FOLDER: Final = os.path.dirname(stack_reader.__file__)
 _CHUNK: Final = 1 << 16  # the capacity of a pipe
 _EXIT_SECONDS: Final = 1.0
-_LOOK_SECONDS: Final = 0.25
+_LOOK_SECONDS: Final = 0.25  # between two looks whether the program was killed
 _epoll: Final[Any] = getattr(select, "epoll", None)  # here, because gevent and eventlet remove it; Linux has it
 
 

@@ -18,6 +18,9 @@ class Lines:
         table: its table of locations.
         line: its first line.
         entries: the function that reads the table: `locations` from CPython 3.11 on, `deltas` for 3.10.
+
+    Attributes:
+        first: its first line.
     """
 
     def __init__(self, table: bytes, line: int, entries: Entries) -> None:
